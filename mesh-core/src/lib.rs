@@ -1,0 +1,40 @@
+//! The meaning of the mesh: what a service, an identity, a route and a policy
+//! *are*, and every yes and no that is decided from them.
+//!
+//! Nothing here waits, reads a clock or opens anything: time is an argument,
+//! state is an immutable [`Snapshot`], and randomness is passed in. The proxy,
+//! `meshctl why` and the simulation all call the same functions.
+//!
+//! In reading order:
+//! - [`name`]: the names of things; a value that exists is well formed.
+//! - [`service`]: services, endpoints, routes, gateways, links.
+//! - [`identity`]: certificates and the one function that verifies a peer.
+//! - [`snapshot`]: the view that decisions are made from, and how it changes.
+//! - [`route`]: which backends a request may go to.
+//! - [`balance`]: which endpoint of a backend it goes to.
+//! - [`path`]: how bytes get to that endpoint.
+//! - [`authorize`]: whether a caller may pass; the only maker of a `Permit`.
+//! - [`reason`]: the stable codes of everything that can be refused.
+//! - [`wire`]: from and to the messages of `mesh-api`.
+
+pub mod authorize;
+pub mod balance;
+pub mod identity;
+pub mod name;
+pub mod path;
+pub mod reason;
+pub mod route;
+pub mod service;
+pub mod snapshot;
+pub mod wire;
+
+pub use authorize::{Denied, DenyReason, Permit, RequestHead, ServerPolicy, authorize};
+pub use identity::{Allowed, PeerIdentity, TrustBundle, TrustBundles, VerifyError, verify_peer};
+pub use name::{
+    EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain,
+};
+pub use path::Path;
+pub use reason::Reason;
+pub use route::{NoRoute, route};
+pub use service::{Endpoint, Gateway, Health, Link, Locality, Protocol, Service, ServicePort};
+pub use snapshot::{Rejected, Revision, Snapshot, apply};

@@ -1,0 +1,224 @@
+//! What a snapshot is made of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    authorize::ServerPolicy,
+    name::{EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain},
+};
+
+/// What a port speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// Not declared; the first bytes of a connection decide.
+    #[default]
+    Detect,
+    /// HTTP/1.x or HTTP/2.
+    Http,
+    /// HTTP/2 only.
+    Grpc,
+    /// Opaque bytes.
+    Tcp,
+}
+
+/// What is known of an endpoint's ability to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// Its checks pass.
+    Healthy,
+    /// Its checks fail.
+    Unhealthy,
+    /// Nobody has reported lately; it is used like a healthy one and judged by
+    /// outcomes.
+    #[default]
+    Unknown,
+    /// Serves what it has and takes nothing new.
+    Draining,
+}
+
+impl Health {
+    /// Whether new traffic may go there while anything better is in reach.
+    pub fn is_usable(self) -> bool {
+        matches!(self, Health::Healthy | Health::Unknown)
+    }
+}
+
+/// Where a workload runs; empty parts are unknown and equal nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
+pub struct Locality {
+    /// E.g. `eu-west`.
+    pub region: Arc<str>,
+    /// E.g. `eu-west-1a`.
+    pub zone: Arc<str>,
+    /// E.g. the host name.
+    pub host: Arc<str>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Unique in the service.
+    pub name: PortName,
+    /// What clients dial.
+    pub number: u16,
+    /// What it speaks.
+    pub protocol: Protocol,
+}
+
+/// A name with ports, backed by endpoints of one or more sites.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// `<name>.<namespace>`.
+    pub name: ServiceName,
+    /// At least one.
+    pub ports: Vec<ServicePort>,
+    /// All endpoints that are known, of every site and health, sorted by
+    /// (site, id).
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Linked sites that may call it.
+    pub exported_to: BTreeSet<SiteName>,
+    /// Linked sites whose endpoints are merged in.
+    pub imported_from: BTreeSet<SiteName>,
+    /// The address its name resolves to for captured traffic.
+    pub virtual_address: Option<IpAddr>,
+    /// In order of precedence; empty sends everything to the service itself.
+    pub routes: Vec<Route>,
+    /// Who may call it; used by the proxies of its endpoints.
+    pub policy: ServerPolicy,
+}
+
+impl Service {
+    /// The port with this name.
+    pub fn port(&self, name: &str) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.name.as_str() == name)
+    }
+
+    /// The port with this number.
+    pub fn port_number(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+}
+
+/// One place to send bytes for one port of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Unique in its site.
+    pub id: EndpointId,
+    /// The service it backs.
+    pub service: ServiceName,
+    /// The port it backs.
+    pub port: PortName,
+    /// Where it runs.
+    pub site: SiteName,
+    /// Who answers there.
+    pub identity: SpiffeId,
+    /// Its proxy's inbound listener; `None` if only a session that the node
+    /// dialled leads there.
+    pub address: Option<SocketAddr>,
+    /// Where the application listens, for its own proxy.
+    pub target: SocketAddr,
+    /// Region, zone, host.
+    pub locality: Locality,
+    /// Relative share of new traffic; 0 is none.
+    pub weight: u32,
+    /// As last reported.
+    pub health: Health,
+    /// The machine it runs on.
+    pub node: Option<NodeId>,
+    /// Gateways of its site that hold a session of the node.
+    pub via: BTreeSet<GatewayId>,
+}
+
+/// One rule that sends requests to backends (Gateway API HTTPRoute rule).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Unique in the service.
+    pub name: Arc<str>,
+    /// Any may match; none matches everything.
+    pub matches: Vec<RouteMatch>,
+    /// What takes the requests, by weight.
+    pub backends: Backends,
+    /// Deadline of the whole request.
+    pub request_timeout: Option<Duration>,
+}
+
+/// All given parts must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RouteMatch {
+    /// The path of the request target, without its query.
+    pub path: Option<PathMatch>,
+    /// Exact, case-sensitive (RFC 9110 section 9.1).
+    pub method: Option<http::Method>,
+    /// Exact values.
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+}
+
+/// Gateway API HTTPPathMatch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(Arc<str>),
+    /// Whole path elements: `/a` matches `/a` and `/a/b`, not `/ab`.
+    Prefix(Arc<str>),
+}
+
+/// Weighted targets of a route. The weights' sum fits in a `u64`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backends(pub Vec<Backend>);
+
+/// One weighted target of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Which service.
+    pub service: ServiceName,
+    /// Which of its ports.
+    pub port: PortName,
+    /// Relative share; 0 is none.
+    pub weight: u32,
+}
+
+/// A proxy at a site's border.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// Unique in its site.
+    pub id: GatewayId,
+    /// Whose border it is.
+    pub site: SiteName,
+    /// `host:port` of QUIC listeners.
+    pub quic_addresses: Vec<Arc<str>>,
+    /// `host:port` of TLS/TCP listeners.
+    pub tls_addresses: Vec<Arc<str>>,
+}
+
+/// Which transports a link may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinkTransport {
+    /// QUIC where it works, TLS/TCP elsewhere.
+    #[default]
+    Raced,
+    /// QUIC or nothing.
+    Quic,
+    /// TLS/TCP or nothing.
+    Tls,
+}
+
+/// The relation to one other site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The other site.
+    pub site: SiteName,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// Whether this side opens the tunnels.
+    pub dial: bool,
+    /// Which transports it may use.
+    pub transport: LinkTransport,
+}
+
+/// The parts of a snapshot that are shared by id.
+pub type Map<K, V> = BTreeMap<K, Arc<V>>;

@@ -1,0 +1,17 @@
+//! How a process of the mesh starts, reports and stops.
+//!
+//! - [`drain`]: stop accepting, then stop; who spawns, joins.
+//! - [`config`]: YAML with unknown keys refused by file, line and nearest key.
+//! - [`logs`]: journald where systemd started us, stderr elsewhere.
+//! - [`admin`]: `/metrics /live /ready` over plain HTTP.
+//! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines.
+//! - [`clock`]: the only place that reads one.
+//!
+//! It knows nothing of meshes, identities or policy.
+
+pub mod admin;
+pub mod clock;
+pub mod config;
+pub mod drain;
+pub mod logs;
+pub mod systemd;

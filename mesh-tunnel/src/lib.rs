@@ -1,0 +1,26 @@
+//! Authenticated, multiplexed sessions between nodes of the mesh.
+//!
+//! In reading order:
+//! - [`net`]: binding and dialling, real or simulated.
+//! - [`tls`]: certificates held, peers verified, configurations made of both.
+//! - [`session`]: one tunnel; streams opened by either side, each begun by a
+//!   `Connect` that names its target.
+//! - [`dial`]: QUIC raced against TLS/TCP towards one gateway.
+//! - [`listen`]: the gateway's door: tunnels, and the join stream.
+//! - [`control`]: gRPC to federation, directly or through a gateway.
+//!
+//! This crate never decides who may do what beyond verifying certificates: it
+//! hands `Connect` headers to its caller, who answers yes or no.
+
+pub mod control;
+pub mod dial;
+pub mod listen;
+pub mod net;
+pub mod session;
+pub mod tls;
+
+pub use dial::{DialError, Dialer, GatewayAddresses};
+pub use listen::{Door, Doors};
+pub use net::{Io, Listener, Net, RealNet, Stream};
+pub use session::{IncomingStream, OpenError, Session, Transport, TunnelStream};
+pub use tls::{Credentials, Svid, Trust};

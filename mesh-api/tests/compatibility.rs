@@ -83,7 +83,10 @@ fn nothing_on_the_wire_changed_or_vanished() {
         return;
     }
     let added: Vec<_> = now.difference(&locked).collect();
-    assert!(added.is_empty(), "not in wire.lock yet, rerun with ISTHMUS_WIRE_LOCK=write: {added:#?}");
+    assert!(
+        added.is_empty(),
+        "not in wire.lock yet, rerun with ISTHMUS_WIRE_LOCK=write: {added:#?}"
+    );
 }
 
 #[test]

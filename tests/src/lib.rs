@@ -1,1 +1,4 @@
+//! What several test rings share: a simulated network and certificates.
 
+pub mod pki;
+pub mod sim;

@@ -18,7 +18,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Crate → outside crates it must never link, directly.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("mesh-api", &["tokio", "hyper", "quinn", "rustls"]),
-    ("mesh-core", &["tokio", "hyper", "quinn", "rustls", "tonic", "sled", "kube", "socket2", "rand"]),
+    (
+        "mesh-core",
+        &["tokio", "hyper", "quinn", "rustls", "tonic", "sled", "kube", "socket2", "rand"],
+    ),
     ("mesh-runtime", &["mesh-api", "mesh-core", "rustls", "quinn", "tonic", "kube"]),
     ("mesh-tunnel", &["sled", "kube", "clap"]),
     ("edge-proxy", &["sled", "kube", "rcgen"]),

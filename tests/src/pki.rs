@@ -1,0 +1,102 @@
+//! Certificate authorities of made-up sites.
+
+use mesh_core::{NodeId, SpiffeId, TrustBundle, TrustDomain};
+use mesh_tunnel::Svid;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+
+const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+/// A root and an issuing CA, as federation makes them.
+pub struct Ca {
+    /// Whose CA it is.
+    pub trust_domain: TrustDomain,
+    /// The root, DER.
+    pub root: CertificateDer<'static>,
+    /// The issuing CA, DER.
+    pub issuing: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    /// A fresh CA.
+    pub fn new(trust_domain: &str) -> Self {
+        let trust_domain: TrustDomain = trust_domain.parse().expect("a trust domain");
+        let root_key = KeyPair::generate().expect("a key");
+        let root_params = ca_params(&format!("{trust_domain} root"), 1);
+        let root = root_params.self_signed(&root_key).expect("a root");
+        let root_issuer = Issuer::new(root_params, root_key);
+        let key = KeyPair::generate().expect("a key");
+        let params = ca_params(&format!("{trust_domain} issuing"), 0);
+        let issuing = params.signed_by(&key, &root_issuer).expect("an issuing CA");
+        Self {
+            trust_domain,
+            root: root.der().clone(),
+            issuing: issuing.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// Its bundle.
+    pub fn bundle(&self) -> TrustBundle {
+        TrustBundle {
+            trust_domain: self.trust_domain.clone(),
+            sequence: 1,
+            roots: vec![self.root.clone()],
+        }
+    }
+
+    /// `spiffe://<this>/ns/<namespace>/sa/<account>`, valid for a day.
+    pub fn workload(&self, namespace: &str, account: &str, node: Option<&NodeId>) -> Svid {
+        let id = SpiffeId::workload(&self.trust_domain, namespace, account).expect("an id");
+        self.sign(&id, node)
+    }
+
+    /// The gateway of this domain.
+    pub fn gateway(&self) -> Svid {
+        self.sign(&SpiffeId::gateway(&self.trust_domain), None)
+    }
+
+    /// Signs any identity, also one of another domain: what a hostile CA does.
+    pub fn sign(&self, id: &SpiffeId, node: Option<&NodeId>) -> Svid {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(node) = node {
+            params.distinguished_name.push(DnType::CommonName, node.as_str());
+        }
+        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().expect("ASCII"))];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let now = UnixTime::now();
+        let (from, until) = validity(now);
+        (params.not_before, params.not_after) = (from, until);
+        let leaf = params.signed_by(&key, &self.issuer).expect("a leaf");
+        Svid {
+            id: id.clone(),
+            chain: vec![leaf.der().clone(), self.issuing.clone()],
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            not_after: UnixTime::since_unix_epoch(
+                std::time::Duration::from_secs(now.as_secs()) + DAY,
+            ),
+        }
+    }
+}
+
+fn validity(now: UnixTime) -> (time::OffsetDateTime, time::OffsetDateTime) {
+    let now = time::OffsetDateTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
+    (now - std::time::Duration::from_secs(600), now + DAY)
+}
+
+fn ca_params(name: &str, path_len: u8) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}

@@ -1,0 +1,174 @@
+//! `mesh_tunnel::Net` over turmoil: whole meshes in one process, with the
+//! network's faults under the test's command.
+//!
+//! The real proxy and tunnel code runs unchanged; time is turmoil's. Keep link
+//! latency fixed: random latency per datagram looks like loss to QUIC.
+
+use std::{
+    fmt, io,
+    io::IoSliceMut,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use mesh_tunnel::net::{BoxFuture, Io, Listener, Net, Stream};
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The network of the current simulation; usable inside turmoil hosts only.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SimNet;
+
+impl Net for SimNet {
+    fn bind(
+        &self,
+        addr: SocketAddr,
+        _shared: bool,
+    ) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
+        Box::pin(async move {
+            let listener = turmoil::net::TcpListener::bind(addr).await?;
+            Ok(Box::new(SimListener(listener)) as Box<dyn Listener>)
+        })
+    }
+
+    fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
+        Box::pin(async move {
+            let stream = turmoil::net::TcpStream::connect(addr).await?;
+            Ok(Box::new(SimStream(stream)) as Stream)
+        })
+    }
+
+    fn udp(
+        &self,
+        addr: SocketAddr,
+        _shared: bool,
+    ) -> BoxFuture<'_, io::Result<Arc<dyn AsyncUdpSocket>>> {
+        Box::pin(async move {
+            let socket = turmoil::net::UdpSocket::bind(addr).await?;
+            Ok(Arc::new(SimUdp(socket)) as Arc<dyn AsyncUdpSocket>)
+        })
+    }
+
+    /// Names are turmoil's host names.
+    fn resolve<'a>(&'a self, host_port: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move {
+            if let Ok(addr) = host_port.parse() {
+                return Ok(vec![addr]);
+            }
+            let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "not host:port");
+            let (host, port) = host_port.rsplit_once(':').ok_or_else(invalid)?;
+            let port = port.parse().map_err(|_| invalid())?;
+            Ok(vec![SocketAddr::new(turmoil::lookup(host), port)])
+        })
+    }
+}
+
+struct SimListener(turmoil::net::TcpListener);
+
+impl Listener for SimListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, SocketAddr)>> {
+        Box::pin(async move {
+            let (stream, peer) = self.0.accept().await?;
+            Ok((Box::new(SimStream(stream)) as Stream, peer))
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+struct SimStream(turmoil::net::TcpStream);
+
+impl Io for SimStream {}
+
+impl AsyncRead for SimStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for SimStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+struct SimUdp(turmoil::net::UdpSocket);
+
+impl fmt::Debug for SimUdp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SimUdp")
+    }
+}
+
+/// Simulated sockets have no send queue.
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncUdpSocket for SimUdp {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        match self.0.try_send_to(transmit.contents, transmit.destination) {
+            Ok(_) => Ok(()),
+            // A datagram to a host that is down is lost, like any other.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.0.try_recv_from(&mut bufs[0]) {
+                Ok((len, addr)) => {
+                    meta[0] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
+                    return Poll::Ready(Ok(1));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut readable = std::pin::pin!(self.0.readable());
+                    ready!(readable.as_mut().poll(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}

@@ -6,7 +6,11 @@ use std::sync::Arc;
 use mesh_core::{PeerIdentity, SiteName, TrustDomain};
 use tonic::transport::Channel;
 
-use crate::{net::{Net, Stream}, session::Session, tls::Credentials};
+use crate::{
+    net::{Net, Stream},
+    session::Session,
+    tls::Credentials,
+};
 
 /// How to get to federation.
 #[derive(Clone)]

@@ -5,7 +5,11 @@ use std::{io, net::SocketAddr, sync::Arc};
 use mesh_api::v1::Hello;
 use mesh_core::Allowed;
 
-use crate::{net::{Net, Stream}, session::Session, tls::Credentials};
+use crate::{
+    net::{Net, Stream},
+    session::Session,
+    tls::Credentials,
+};
 
 /// Where and as whom to listen.
 #[derive(Debug, Clone)]

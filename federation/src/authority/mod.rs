@@ -1,0 +1,298 @@
+//! The durable truth of a site: an append-only log, and the state it folds to.
+//!
+//! Every change is a *decision*: a function of the newest state that answers
+//! with events or with a refusal. Decisions are taken one after another, so a
+//! token with one use left lets in one node however many ask at once. A commit
+//! returns when its events are on the disk, and readers see only such states.
+
+pub mod state;
+pub mod store;
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use arc_swap::ArcSwap;
+use mesh_api::v1::{AuthorityRecord, Revision as WireRevision, SiteCreated, authority_record::Event};
+use mesh_core::Revision;
+use tokio::sync::{oneshot, watch};
+
+use crate::clock::Clock;
+
+pub use state::{FoldError, State};
+pub use store::{MemoryStore, Store, StoreError};
+
+/// Decisions that may wait for the disk at once; more are refused rather than
+/// kept in memory while a disk hangs.
+const MAX_WAITING: usize = 4096;
+
+/// Why a commit did not happen. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError<E> {
+    /// The decision was no.
+    #[error(transparent)]
+    Refused(E),
+    /// The decision was yes, and could not be made durable.
+    #[error("{0}")]
+    Store(StoreError),
+    /// Too many commits wait for the disk.
+    #[error("{MAX_WAITING} changes wait for the disk of the state directory; try again")]
+    Busy,
+    /// Federation is going away.
+    #[error("federation is stopping; try again")]
+    Stopping,
+}
+
+/// The decisions, the log and the state of one site. Clones share it.
+#[derive(Clone)]
+pub struct Authority {
+    shared: Arc<Shared>,
+    // Dropped with the last clone, which ends the writer.
+    _writer: Arc<StopWriter>,
+}
+
+struct Shared {
+    store: Box<dyn Store>,
+    clock: Clock,
+    durable: ArcSwap<State>,
+    revision: watch::Sender<Revision>,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+/// What is decided and not yet durable.
+struct Queue {
+    /// What the log holds once the batch that is being written is durable.
+    base: State,
+    /// The base and all waiting records.
+    newest: State,
+    waiting: Vec<AuthorityRecord>,
+    callers: Vec<Caller>,
+    stopping: bool,
+}
+
+struct StopWriter(Arc<Shared>);
+
+impl Drop for StopWriter {
+    fn drop(&mut self) {
+        self.0.queue().stopping = true;
+        self.0.wake.notify_one();
+    }
+}
+
+impl Queue {
+    /// Appends events as records. If one of them cannot follow the others the
+    /// queue is as before.
+    fn add(&mut self, actor: &str, at_unix_ms: i64, events: Vec<Event>) -> Result<(), FoldError> {
+        let before = self.waiting.len();
+        for event in events {
+            let Revision { epoch, n } = self.newest.revision;
+            let record = AuthorityRecord {
+                revision: Some(WireRevision { epoch, n: n + 1 }),
+                at_unix_ms,
+                actor: actor.to_owned(),
+                event: Some(event),
+            };
+            if let Err(error) = self.newest.fold(&record) {
+                self.waiting.truncate(before);
+                self.newest = self.base.clone();
+                return self.waiting.iter().try_for_each(|r| self.newest.fold(r)).and(Err(error));
+            }
+            self.waiting.push(record);
+        }
+        Ok(())
+    }
+
+    /// Hands everything that waits to the writer.
+    fn take(&mut self) -> Batch {
+        self.base = self.newest.clone();
+        Batch {
+            records: std::mem::take(&mut self.waiting),
+            callers: std::mem::take(&mut self.callers),
+            state: self.base.clone(),
+        }
+    }
+
+    /// Goes back to what is durable; answers whoever waited on top of it.
+    fn roll_back(&mut self, durable: &State) -> Vec<Caller> {
+        self.base = durable.clone();
+        self.newest = durable.clone();
+        self.waiting.clear();
+        std::mem::take(&mut self.callers)
+    }
+}
+
+/// Waits for its part of a batch.
+type Caller = oneshot::Sender<Result<(), StoreError>>;
+
+/// What one `fdatasync` makes durable.
+struct Batch {
+    records: Vec<AuthorityRecord>,
+    callers: Vec<Caller>,
+    state: State,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is nothing in it.
+    #[error("there is no site here yet; make one with `meshctl site init <name>`")]
+    NoSite,
+    /// The writer thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl Authority {
+    /// Begins the log of a new site in an empty store. The epoch is random.
+    pub fn create(store: &dyn Store, clock: &Clock, site: SiteCreated) -> Result<(), StoreError> {
+        let record = AuthorityRecord {
+            revision: Some(WireRevision { epoch: rand::random(), n: 1 }),
+            at_unix_ms: clock.unix_ms(),
+            actor: "federation".into(),
+            event: Some(Event::SiteCreated(site)),
+        };
+        store.commit(&[record])
+    }
+
+    /// Folds the whole log and starts the writer.
+    pub fn open(store: impl Store, clock: Clock) -> Result<Self, OpenError> {
+        let mut state = State::default();
+        store.replay(&mut |record| state.fold(record))?;
+        if state.site.is_none() {
+            return Err(OpenError::NoSite);
+        }
+        let shared = Arc::new(Shared {
+            store: Box::new(store),
+            clock,
+            revision: watch::Sender::new(state.revision),
+            durable: ArcSwap::from_pointee(state.clone()),
+            queue: Mutex::new(Queue {
+                base: state.clone(),
+                newest: state,
+                waiting: Vec::new(),
+                callers: Vec::new(),
+                stopping: false,
+            }),
+            wake: Condvar::new(),
+        });
+        let writer = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("authority-log".into())
+            .spawn(move || write_batches(&writer))
+            .map_err(OpenError::Thread)?;
+        Ok(Self { _writer: Arc::new(StopWriter(Arc::clone(&shared))), shared })
+    }
+
+    /// The newest durable state.
+    pub fn state(&self) -> Arc<State> {
+        self.shared.durable.load_full()
+    }
+
+    /// The log's lineage.
+    pub fn epoch(&self) -> u64 {
+        self.shared.durable.load().revision.epoch
+    }
+
+    /// Wakes after every durable change.
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.shared.revision.subscribe()
+    }
+
+    /// The clock that records are stamped with.
+    pub fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
+    /// Takes a decision on the newest state, and returns its answer when its
+    /// events are durable and visible in [`Authority::state`].
+    ///
+    /// `actor` is a SPIFFE ID, `local:<uid>` or `federation`. The decision
+    /// runs under a lock: it may compute, and must not wait. It sees decisions
+    /// that are not durable yet; should the disk refuse those, this one is
+    /// refused too.
+    pub async fn commit<T, E>(
+        &self,
+        actor: &str,
+        decide: impl FnOnce(&State) -> Result<(Vec<Event>, T), E>,
+    ) -> Result<T, CommitError<E>> {
+        let (answer, durable) = self.decide(actor, decide)?;
+        match durable.await {
+            Ok(Ok(())) => Ok(answer),
+            Ok(Err(error)) => Err(CommitError::Store(error)),
+            Err(_) => Err(CommitError::Stopping),
+        }
+    }
+
+    fn decide<T, E>(
+        &self,
+        actor: &str,
+        decide: impl FnOnce(&State) -> Result<(Vec<Event>, T), E>,
+    ) -> Result<(T, oneshot::Receiver<Result<(), StoreError>>), CommitError<E>> {
+        let mut queue = self.shared.queue();
+        if queue.callers.len() >= MAX_WAITING {
+            return Err(CommitError::Busy);
+        }
+        let (events, answer) = decide(&queue.newest).map_err(CommitError::Refused)?;
+        if let Err(error) = queue.add(actor, self.shared.clock.unix_ms(), events) {
+            return Err(CommitError::Store(StoreError::Fold { path: "decision".into(), error }));
+        }
+        let (caller, durable) = oneshot::channel();
+        queue.callers.push(caller);
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok((answer, durable))
+    }
+}
+
+/// The writer thread: everything that waits goes to the disk together.
+fn write_batches(shared: &Shared) {
+    loop {
+        let mut queue = shared.queue();
+        while queue.callers.is_empty() && !queue.stopping {
+            queue = shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        if queue.callers.is_empty() {
+            return;
+        }
+        let batch = queue.take();
+        drop(queue);
+        let written = match batch.records.as_slice() {
+            [] => Ok(()),
+            records => shared.store.commit(records),
+        };
+        match written {
+            Ok(()) => publish(shared, batch),
+            Err(error) => refuse(shared, &error, batch),
+        }
+    }
+}
+
+fn publish(shared: &Shared, batch: Batch) {
+    let revision = batch.state.revision;
+    shared.durable.store(Arc::new(batch.state));
+    shared.revision.send_if_modified(|old| std::mem::replace(old, revision) != revision);
+    for caller in batch.callers {
+        // A caller that has gone away no longer wants its answer.
+        let _ = caller.send(Ok(()));
+    }
+}
+
+/// What was decided on top of a failed batch fails with it.
+fn refuse(shared: &Shared, error: &StoreError, batch: Batch) {
+    log::error!(error:% = error; "a change could not be made durable; reads go on");
+    let later = shared.queue().roll_back(&shared.durable.load());
+    for caller in batch.callers.into_iter().chain(later) {
+        let _ = caller.send(Err(error.clone()));
+    }
+}

@@ -1,0 +1,486 @@
+//! The fold of all records: what is true of a site at one revision.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_api::v1::{
+    AuthorityRecord, Bundle, EndpointRegistered, Gateway, Grants, Link, LinkMade, NodeJoined,
+    NodeRenewed, NodeResolved, Register, Revocation, ServiceExported, SiteCreated, TokenCreated,
+    TokenPurpose, TokenUsed, authority_record::Event,
+};
+use mesh_core::{NodeId, Revision, ServiceName, SiteName, SpiffeId, TrustDomain};
+
+/// A map that is shared until it is changed, and then copied once.
+pub type Shared<K, V> = Arc<BTreeMap<K, Arc<V>>>;
+
+/// Everything durable that a site knows, immutable and cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The newest record that is folded in.
+    pub revision: Revision,
+    /// Set by the first record of every log.
+    pub site: Option<Arc<SiteState>>,
+    /// Tokens by id, spent ones included until they are forgotten.
+    pub tokens: Shared<String, TokenState>,
+    /// Joined machines.
+    pub nodes: Shared<NodeId, NodeState>,
+    /// Registered instances by node and instance name.
+    pub registrations: Shared<(NodeId, Arc<str>), Registration>,
+    /// Links by the other site's name.
+    pub links: Shared<SiteName, LinkState>,
+    /// Which linked sites may call which local service.
+    pub exports: Shared<ServiceName, Export>,
+    /// When a subject was revoked, Unix seconds. A subject is a SPIFFE ID,
+    /// `node:<uuid>` or `serial:<hex>`.
+    pub revocations: Arc<BTreeMap<String, i64>>,
+    /// Own gateways that have ever said where they are, by id.
+    pub gateways: Shared<String, Gateway>,
+}
+
+/// The site itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteState {
+    /// Its name.
+    pub name: SiteName,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its roots, as published to everybody.
+    pub bundle: Bundle,
+    /// Unix milliseconds.
+    pub created_at_ms: i64,
+}
+
+/// A token as the site remembers it: never its secret.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenState {
+    /// Public part.
+    pub id: String,
+    /// Node or link.
+    pub purpose: TokenPurpose,
+    /// SHA-256 of the secret.
+    pub secret_sha256: [u8; 32],
+    /// What the nodes that join with it may do.
+    pub grants: Grants,
+    /// How often it may be used.
+    pub uses: u32,
+    /// Who used it, in order.
+    pub used_by: Vec<String>,
+    /// Unix seconds.
+    pub expires_unix_s: i64,
+    /// Taken back by an operator.
+    pub revoked: bool,
+    /// Adds the reserved gateway identity.
+    pub gateway: bool,
+    /// Link tokens: the site that may redeem it.
+    pub site: String,
+}
+
+impl TokenState {
+    /// How often it may still be used.
+    pub fn uses_left(&self) -> u32 {
+        self.uses.saturating_sub(u32::try_from(self.used_by.len()).unwrap_or(u32::MAX))
+    }
+}
+
+/// A certificate that was issued to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeCertificate {
+    /// Lower-case hex.
+    pub serial: String,
+    /// Unix seconds.
+    pub not_after_unix_s: i64,
+}
+
+/// A joined machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeState {
+    /// Given when it joined.
+    pub id: NodeId,
+    /// What it may obtain and register.
+    pub grants: Grants,
+    /// As it called itself when it joined; for people only.
+    pub hostname: String,
+    /// `/etc/machine-id` when it joined.
+    pub machine_id: String,
+    /// The boot in which it joined or last renewed.
+    pub boot_id: String,
+    /// Id of the token that let it in.
+    pub token: String,
+    /// The newest certificate.
+    pub current: NodeCertificate,
+    /// The one that the newest was obtained with; still good for renewal.
+    pub previous: Option<NodeCertificate>,
+    /// Older ones that have not ended yet: renewing with one of them means
+    /// that there are two copies of the node's state.
+    pub retired: Vec<NodeCertificate>,
+    /// Why it is held to exist twice; such a node gets no new SVIDs.
+    pub duplicated: Option<String>,
+    /// May obtain the gateway identity.
+    pub gateway: bool,
+    /// Unix milliseconds.
+    pub joined_at_ms: i64,
+}
+
+/// One registered instance. Each of its ports is one endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registration {
+    /// The machine it runs on.
+    pub node: NodeId,
+    /// Set from the authenticated session that registered it.
+    pub identity: SpiffeId,
+    /// The service, parsed.
+    pub service: ServiceName,
+    /// What was asked.
+    pub register: Register,
+    /// `n` of the record that registered it first: part of its endpoints' ids,
+    /// so that these survive changes and are never reused.
+    pub registered_at: u64,
+}
+
+/// A linked site.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinkState {
+    /// Name, trust domain, who dials, which transport.
+    pub link: Link,
+    /// The other site's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its roots.
+    pub bundle: Bundle,
+    /// Its gateways as they were when the link was made.
+    pub gateways: Vec<Gateway>,
+    /// Unix milliseconds.
+    pub made_at_ms: i64,
+}
+
+/// Who outside may call one local service.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Export {
+    /// Every linked site, also future ones.
+    pub all: bool,
+    /// These sites.
+    pub sites: BTreeSet<SiteName>,
+}
+
+impl Export {
+    /// Whether it holds for this site.
+    pub fn includes(&self, site: &SiteName) -> bool {
+        self.all || self.sites.contains(site)
+    }
+}
+
+/// A record that cannot follow the ones before it. In a log this means that
+/// it was written by a newer version, or by something else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("record {n}: {problem}")]
+pub struct FoldError {
+    /// Its revision number.
+    pub n: u64,
+    /// Which rule it breaks.
+    pub problem: String,
+}
+
+impl State {
+    /// The site; every log begins with it.
+    ///
+    /// # Panics
+    /// On a state that was not opened from a log, which [`super::Authority`]
+    /// never hands out.
+    pub fn site(&self) -> &SiteState {
+        self.site.as_deref().expect("Authority opens no log without a site")
+    }
+
+    /// Whether a local service is exported to a site.
+    pub fn is_exported(&self, service: &ServiceName, to: &SiteName) -> bool {
+        self.exports.get(service).is_some_and(|export| export.includes(to))
+    }
+
+    /// Registered instances of one node.
+    pub fn registrations_of(&self, node: &NodeId) -> impl Iterator<Item = &Arc<Registration>> {
+        let first = (node.clone(), Arc::from(""));
+        self.registrations
+            .range(first..)
+            .take_while(move |((owner, _), _)| owner == node)
+            .map(|(_, registration)| registration)
+    }
+
+    /// The state after one more record. On an error it is unchanged or must be
+    /// thrown away.
+    pub fn fold(&mut self, record: &AuthorityRecord) -> Result<(), FoldError> {
+        let revision = record.revision.unwrap_or_default();
+        let fail = |problem: String| FoldError { n: revision.n, problem };
+        let event = record.event.as_ref().ok_or_else(|| {
+            fail("unknown kind of record: written by a newer version of federation; upgrade".into())
+        })?;
+        match &self.site {
+            None if !matches!(event, Event::SiteCreated(_)) => {
+                return Err(fail("the log does not begin with the site's creation".into()));
+            }
+            Some(_) if revision.epoch != self.revision.epoch => {
+                return Err(fail(format!("belongs to another lineage, epoch {}", revision.epoch)));
+            }
+            _ => {}
+        }
+        let at = Moment { n: revision.n, unix_ms: record.at_unix_ms };
+        self.apply(event, at).map_err(fail)?;
+        self.revision = Revision { epoch: revision.epoch, n: revision.n };
+        Ok(())
+    }
+
+    fn apply(&mut self, event: &Event, at: Moment) -> Result<(), String> {
+        match event {
+            Event::SiteCreated(site) => self.site_created(site, at),
+            Event::TokenCreated(token) => self.token_created(token),
+            Event::TokenUsed(used) => self.token_used(used),
+            Event::TokenRevoked(token) => self.change_token(&token.id, |t| t.revoked = true),
+            Event::NodeJoined(node) => self.node_joined(node, at),
+            Event::NodeRenewed(renewed) => self.node_renewed(renewed, at),
+            Event::NodeDuplicated(twice) => {
+                self.change_node(&twice.id, |node| node.duplicated = Some(twice.reason.clone()))
+            }
+            Event::NodeResolved(resolved) => self.node_resolved(resolved),
+            Event::NodeLeft(left) => self.node_left(&left.id),
+            // Audit only: the store indexes issued certificates by serial.
+            Event::WorkloadIssued(_) => Ok(()),
+            Event::Registered(registered) => self.registered(registered, at),
+            Event::Deregistered(gone) => {
+                let key = (parse(&gone.node)?, Arc::from(gone.instance.as_str()));
+                Arc::make_mut(&mut self.registrations).remove(&key);
+                Ok(())
+            }
+            Event::LinkMade(made) => self.link_made(made, at),
+            Event::LinkEnded(ended) => {
+                let site: SiteName = parse(&ended.site)?;
+                Arc::make_mut(&mut self.links).remove(&site);
+                Ok(())
+            }
+            Event::BundleUpdated(update) => self.bundle_updated(update.bundle.as_ref()),
+            Event::ServiceExported(exported) => self.exported(exported),
+            Event::Revoked(revocation) => {
+                self.revoke(revocation);
+                Ok(())
+            }
+            Event::GatewaySeen(seen) => {
+                let gateway = seen.gateway.clone().ok_or("without a gateway")?;
+                Arc::make_mut(&mut self.gateways).insert(gateway.id.clone(), Arc::new(gateway));
+                Ok(())
+            }
+        }
+    }
+
+    fn site_created(&mut self, site: &SiteCreated, at: Moment) -> Result<(), String> {
+        if self.site.is_some() {
+            return Err("the site is created a second time".into());
+        }
+        self.site = Some(Arc::new(SiteState {
+            name: parse(&site.name)?,
+            trust_domain: parse(&site.trust_domain)?,
+            bundle: Bundle {
+                trust_domain: site.trust_domain.clone(),
+                sequence: 1,
+                roots: vec![site.root.clone()],
+            },
+            created_at_ms: at.unix_ms,
+        }));
+        Ok(())
+    }
+
+    fn token_created(&mut self, token: &TokenCreated) -> Result<(), String> {
+        let secret_sha256 = token.secret_sha256.as_slice().try_into();
+        let state = TokenState {
+            id: token.id.clone(),
+            purpose: token.purpose(),
+            secret_sha256: secret_sha256.map_err(|_| "the hash of the secret is not 32 bytes")?,
+            grants: token.grants.clone().unwrap_or_default(),
+            uses: token.uses,
+            used_by: Vec::new(),
+            expires_unix_s: token.expires_unix_s,
+            revoked: false,
+            gateway: token.gateway,
+            site: token.site.clone(),
+        };
+        Arc::make_mut(&mut self.tokens).insert(token.id.clone(), Arc::new(state));
+        Ok(())
+    }
+
+    fn token_used(&mut self, used: &TokenUsed) -> Result<(), String> {
+        self.change_token(&used.id, |token| token.used_by.push(used.by.clone()))
+    }
+
+    fn change_token(&mut self, id: &str, change: impl FnOnce(&mut TokenState)) -> Result<(), String> {
+        let token = Arc::make_mut(&mut self.tokens).get_mut(id);
+        change(Arc::make_mut(token.ok_or_else(|| format!("no token {id}"))?));
+        Ok(())
+    }
+
+    fn node_joined(&mut self, joined: &NodeJoined, at: Moment) -> Result<(), String> {
+        let id: NodeId = parse(&joined.id)?;
+        let state = NodeState {
+            id: id.clone(),
+            grants: joined.grants.clone().unwrap_or_default(),
+            hostname: joined.hostname.clone(),
+            machine_id: joined.machine_id.clone(),
+            boot_id: joined.boot_id.clone(),
+            token: joined.token.clone(),
+            current: NodeCertificate {
+                serial: joined.serial.clone(),
+                not_after_unix_s: joined.not_after_unix_s,
+            },
+            previous: None,
+            retired: Vec::new(),
+            duplicated: None,
+            gateway: joined.gateway,
+            joined_at_ms: at.unix_ms,
+        };
+        Arc::make_mut(&mut self.nodes).insert(id, Arc::new(state));
+        Ok(())
+    }
+
+    fn node_renewed(&mut self, renewed: &NodeRenewed, at: Moment) -> Result<(), String> {
+        let now = at.unix_ms / 1000;
+        let certificate = NodeCertificate {
+            serial: renewed.serial.clone(),
+            not_after_unix_s: renewed.not_after_unix_s,
+        };
+        self.change_node(&renewed.id, |node| {
+            node.boot_id.clone_from(&renewed.boot_id);
+            node.renew(certificate, &renewed.with_serial, now);
+        })
+    }
+
+    fn node_resolved(&mut self, resolved: &NodeResolved) -> Result<(), String> {
+        self.change_node(&resolved.id, |node| {
+            node.duplicated = None;
+            node.keep_only(&resolved.keep_serial);
+        })
+    }
+
+    fn change_node(&mut self, id: &str, change: impl FnOnce(&mut NodeState)) -> Result<(), String> {
+        let node = Arc::make_mut(&mut self.nodes).get_mut(id);
+        change(Arc::make_mut(node.ok_or_else(|| format!("no node {id}"))?));
+        Ok(())
+    }
+
+    fn node_left(&mut self, id: &str) -> Result<(), String> {
+        let id: NodeId = parse(id)?;
+        Arc::make_mut(&mut self.nodes).remove(&id);
+        if self.registrations_of(&id).next().is_some() {
+            Arc::make_mut(&mut self.registrations).retain(|(node, _), _| *node != id);
+        }
+        Ok(())
+    }
+
+    fn registered(&mut self, registered: &EndpointRegistered, at: Moment) -> Result<(), String> {
+        let register = registered.register.clone().ok_or("without what is registered")?;
+        let node: NodeId = parse(&registered.node)?;
+        let key = (node.clone(), Arc::from(register.instance.as_str()));
+        let known = self.registrations.get(&key).map(|known| known.registered_at);
+        let rewritten = Some(registered.registered_at).filter(|n| *n > 0);
+        let state = Registration {
+            node,
+            identity: parse(&registered.spiffe_id)?,
+            service: parse(&register.service)?,
+            register,
+            registered_at: rewritten.or(known).unwrap_or(at.n),
+        };
+        Arc::make_mut(&mut self.registrations).insert(key, Arc::new(state));
+        Ok(())
+    }
+
+    fn link_made(&mut self, made: &LinkMade, at: Moment) -> Result<(), String> {
+        let link = made.link.clone().ok_or("without a link")?;
+        let state = LinkState {
+            trust_domain: parse(&link.trust_domain)?,
+            bundle: made.bundle.clone().ok_or("without a bundle")?,
+            gateways: made.gateways.clone(),
+            made_at_ms: at.unix_ms,
+            link,
+        };
+        let site: SiteName = parse(&state.link.site)?;
+        Arc::make_mut(&mut self.links).insert(site, Arc::new(state));
+        Ok(())
+    }
+
+    fn bundle_updated(&mut self, bundle: Option<&Bundle>) -> Result<(), String> {
+        let bundle = bundle.ok_or("without a bundle")?;
+        let domain: TrustDomain = parse(&bundle.trust_domain)?;
+        if let Some(site) = &mut self.site
+            && site.trust_domain == domain
+        {
+            Arc::make_mut(site).bundle = bundle.clone();
+            return Ok(());
+        }
+        let links = Arc::make_mut(&mut self.links);
+        let link = links.values_mut().find(|link| link.trust_domain == domain);
+        let link = link.ok_or_else(|| format!("no link to trust domain {domain}"))?;
+        Arc::make_mut(link).bundle = bundle.clone();
+        Ok(())
+    }
+
+    fn exported(&mut self, exported: &ServiceExported) -> Result<(), String> {
+        let service: ServiceName = parse(&exported.service)?;
+        let sites: Result<BTreeSet<SiteName>, _> = exported.sites.iter().map(|s| parse(s)).collect();
+        let export = Export { all: exported.all, sites: sites? };
+        let exports = Arc::make_mut(&mut self.exports);
+        if export == Export::default() {
+            exports.remove(&service);
+        } else {
+            exports.insert(service, Arc::new(export));
+        }
+        Ok(())
+    }
+
+    fn revoke(&mut self, revocation: &Revocation) {
+        Arc::make_mut(&mut self.revocations)
+            .insert(revocation.subject.clone(), revocation.revoked_at_unix_s);
+    }
+}
+
+impl NodeState {
+    /// Takes a new certificate: the one it was obtained with becomes the
+    /// previous one, everything else retires.
+    fn renew(&mut self, new: NodeCertificate, with_serial: &str, now_unix_s: i64) {
+        let replaced = std::mem::replace(&mut self.current, new);
+        let older = self.previous.take();
+        for certificate in std::iter::once(replaced).chain(older) {
+            if certificate.serial == with_serial {
+                self.previous = Some(certificate);
+            } else {
+                self.retired.push(certificate);
+            }
+        }
+        self.retired.retain(|certificate| certificate.not_after_unix_s > now_unix_s);
+    }
+
+    /// Forgets every certificate but this one (and the current one, if it is
+    /// not known).
+    fn keep_only(&mut self, serial: &str) {
+        let kept = self.certificates().find(|certificate| certificate.serial == serial).cloned();
+        if let Some(kept) = kept {
+            self.current = kept;
+        }
+        self.previous = None;
+        self.retired.clear();
+    }
+
+    /// Every certificate that may still be valid, the newest first.
+    pub fn certificates(&self) -> impl Iterator<Item = &NodeCertificate> {
+        std::iter::once(&self.current).chain(&self.previous).chain(self.retired.iter().rev())
+    }
+}
+
+/// When a record was made.
+#[derive(Clone, Copy)]
+struct Moment {
+    n: u64,
+    unix_ms: i64,
+}
+
+fn parse<T>(value: &str) -> Result<T, String>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    value.parse().map_err(|error: T::Err| error.to_string())
+}

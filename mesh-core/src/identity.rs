@@ -35,6 +35,70 @@ pub struct Revocations {
     pub serials: BTreeSet<String>,
 }
 
+/// One entry of [`Revocations`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Revoked {
+    /// A whole identity.
+    Identity(SpiffeId),
+    /// A node and everything issued under it.
+    Node(NodeId),
+    /// One certificate.
+    Serial(String),
+}
+
+impl Revocations {
+    /// Adds an entry; false if it was there.
+    pub fn insert(&mut self, revoked: Revoked) -> bool {
+        match revoked {
+            Revoked::Identity(id) => self.identities.insert(id),
+            Revoked::Node(node) => self.nodes.insert(node),
+            Revoked::Serial(serial) => self.serials.insert(serial),
+        }
+    }
+
+    /// Removes an entry; false if it was not there.
+    pub fn remove(&mut self, revoked: &Revoked) -> bool {
+        match revoked {
+            Revoked::Identity(id) => self.identities.remove(id),
+            Revoked::Node(node) => self.nodes.remove(node),
+            Revoked::Serial(serial) => self.serials.remove(serial),
+        }
+    }
+
+    /// Every entry.
+    pub fn iter(&self) -> impl Iterator<Item = Revoked> + '_ {
+        let identities = self.identities.iter().cloned().map(Revoked::Identity);
+        let nodes = self.nodes.iter().cloned().map(Revoked::Node);
+        let serials = self.serials.iter().cloned().map(Revoked::Serial);
+        identities.chain(nodes).chain(serials)
+    }
+}
+
+/// A serial number as [`PeerIdentity::serial`] and [`Revocations::serials`]
+/// write it: lower-case hex of the number's bytes, big endian, without leading
+/// zero bytes (DER adds one to keep a number positive).
+pub fn serial_hex(bytes: &[u8]) -> String {
+    let significant = bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len().saturating_sub(1));
+    bytes[significant..].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The longest serial in hex: 20 bytes (RFC 5280 section 4.1.2.2) and a sign.
+const MAX_SERIAL_HEX: usize = 42;
+
+/// The same, from hex of either case with or without leading zeros; `None` if
+/// it is no serial.
+pub fn canonical_serial(hex: &str) -> Option<String> {
+    if hex.is_empty() || hex.len() > MAX_SERIAL_HEX || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let digits = hex.trim_start_matches('0').to_ascii_lowercase();
+    Some(match digits.len() {
+        0 => "00".to_owned(),
+        n if n % 2 == 1 => format!("0{digits}"),
+        _ => digits,
+    })
+}
+
 /// Which identities a purpose accepts, besides being valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed {

@@ -28,6 +28,9 @@ pub mod service;
 pub mod snapshot;
 pub mod wire;
 
+#[cfg(test)]
+mod example;
+
 pub use authorize::{Denied, DenyReason, Permit, RequestHead, ServerPolicy, authorize};
 pub use identity::{Allowed, PeerIdentity, TrustBundle, TrustBundles, VerifyError, verify_peer};
 pub use name::{
@@ -37,4 +40,4 @@ pub use path::Path;
 pub use reason::Reason;
 pub use route::{NoRoute, route};
 pub use service::{Endpoint, Gateway, Health, Link, Locality, Protocol, Service, ServicePort};
-pub use snapshot::{Rejected, Revision, Snapshot, apply};
+pub use snapshot::{Rejected, Revision, Snapshot, apply, to_delta};

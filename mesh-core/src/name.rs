@@ -22,7 +22,7 @@ fn invalid(kind: &'static str, value: &str, problem: &'static str) -> InvalidNam
 }
 
 /// Checks one RFC 1123 label.
-fn label(kind: &'static str, value: &str) -> Result<(), InvalidName> {
+pub(crate) fn label(kind: &'static str, value: &str) -> Result<(), InvalidName> {
     let bytes = value.as_bytes();
     let edge_ok = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
     if bytes.is_empty() {

@@ -71,7 +71,7 @@ pub struct ServicePort {
 }
 
 /// A name with ports, backed by endpoints of one or more sites.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// `<name>.<namespace>`.
     pub name: ServiceName,
@@ -135,16 +135,27 @@ pub struct Endpoint {
 }
 
 /// One rule that sends requests to backends (Gateway API HTTPRoute rule).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Unique in the service.
     pub name: Arc<str>,
     /// Any may match; none matches everything.
     pub matches: Vec<RouteMatch>,
-    /// What takes the requests, by weight.
-    pub backends: Backends,
+    /// What takes the requests, by weight; none refuses them.
+    pub backends: Vec<RouteBackend>,
     /// Deadline of the whole request.
     pub request_timeout: Option<Duration>,
+}
+
+/// One weighted target of a rule as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteBackend {
+    /// Which service.
+    pub service: ServiceName,
+    /// Which of its ports; `None` is the one the client called.
+    pub port: Option<PortName>,
+    /// Relative share; 0 is none.
+    pub weight: u32,
 }
 
 /// All given parts must hold.
@@ -167,11 +178,11 @@ pub enum PathMatch {
     Prefix(Arc<str>),
 }
 
-/// Weighted targets of a route. The weights' sum fits in a `u64`.
+/// Weighted targets of a request. The weights' sum fits in a `u64`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backends(pub Vec<Backend>);
 
-/// One weighted target of a route.
+/// One weighted target of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// Which service.

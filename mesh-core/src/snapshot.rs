@@ -1,11 +1,19 @@
 //! The view that one proxy decides from, and how it changes.
 
+mod apply;
+#[cfg(test)]
+mod tests;
+
 use std::{net::SocketAddr, sync::Arc};
 
+use mesh_api::v1::{self, resource::Resource as Kind};
+
+pub use self::apply::apply;
 use crate::{
     identity::{Revocations, TrustBundles},
     name::{GatewayId, ServiceName, SiteName, TrustDomain},
-    service::{Gateway, Link, Map, Service},
+    service::{Endpoint, Gateway, Link, Map, Service},
+    wire::SiteRecord,
 };
 
 /// A point in the history of one store.
@@ -19,7 +27,7 @@ pub struct Revision {
 
 /// Services, gateways, links, bundles and revocations at one revision.
 /// Cheap to clone: what did not change is shared.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Which state this is.
     pub revision: Revision,
@@ -62,10 +70,38 @@ pub enum Rejected {
     },
 }
 
-/// The snapshot after a delta. Pure: on an error nothing has changed.
-pub fn apply(
-    snapshot: Option<&Snapshot>,
-    _delta: &mesh_api::v1::Delta,
-) -> Result<Snapshot, Rejected> {
-    snapshot.cloned().ok_or(Rejected::Invalid { resource: "site".into(), problem: "missing".into() })
+/// The whole snapshot as one delta without `from`: for disks, for `meshctl`,
+/// and for subscribers that begin.
+pub fn to_delta(snapshot: &Snapshot) -> v1::Delta {
+    let site = SiteRecord {
+        name: snapshot.site.clone(),
+        trust_domain: snapshot.trust_domain.clone(),
+        federation: snapshot.federation,
+    };
+    let mut upsert = vec![Kind::Site((&site).into())];
+    upsert.extend(snapshot.bundles.values().map(|bundle| Kind::Bundle((&**bundle).into())));
+    upsert.extend(snapshot.links.values().map(|link| Kind::Link((&**link).into())));
+    upsert.extend(snapshot.gateways.values().map(|gateway| Kind::Gateway((&**gateway).into())));
+    for service in snapshot.services.values() {
+        upsert.push(Kind::Service((&**service).into()));
+        upsert.extend(service.endpoints.iter().map(|e| Kind::Endpoint((&**e).into())));
+    }
+    upsert.extend(snapshot.revocations.iter().map(|revoked| {
+        Kind::Revocation(v1::Revocation { subject: revoked.to_string(), revoked_at_unix_s: 0 })
+    }));
+    v1::Delta {
+        from: None,
+        to: Some(snapshot.revision.into()),
+        upsert: upsert.into_iter().map(|kind| v1::Resource { resource: Some(kind) }).collect(),
+        remove: Vec::new(),
+    }
+}
+
+impl Snapshot {
+    /// One endpoint of a service.
+    pub fn endpoint(&self, service: &str, site: &SiteName, id: &str) -> Option<&Arc<Endpoint>> {
+        let endpoints = &self.services.get(service)?.endpoints;
+        let found = endpoints.binary_search_by(|e| (&e.site, e.id.as_str()).cmp(&(site, id)));
+        found.ok().and_then(|at| endpoints.get(at))
+    }
 }

@@ -1,1 +1,32 @@
+//! The data plane of the mesh: one binary, roles sidecar, node and gateway.
+//!
+//! The source routes, the destination authorizes, the gateway forwards what it
+//! cannot read. In reading order:
+//! - [`config`]: what was written in `proxy.yaml`, and what it means.
+//! - [`app`]: wires the process together, top to bottom. Read it first.
+//! - [`worker`]: one data worker: its listeners, pools and what it has seen of
+//!   endpoints.
+//! - [`own`]: what this proxy knows of itself.
+//! - [`snapshot_cell`]: the newest snapshot, and which services are wanted.
+//! - [`files`]: identity and snapshot from files, without a control plane.
+//! - [`identity`]: the SVID from the `WorkloadIdentity` socket, and its renewal.
+//! - [`discovery`]: the snapshot from federation and its copy on disk.
+//! - [`outbound`]: from the application into the mesh.
+//! - [`inner`]: the session between two proxies, end to end.
+//! - [`inbound`]: from the mesh to the application.
+//! - [`tunnels`]: this proxy's tunnels to the gateways of its site.
+//! - [`gateway`]: the role at a site's border.
 
+pub mod app;
+pub mod config;
+pub mod discovery;
+pub mod files;
+pub mod gateway;
+pub mod identity;
+pub mod inbound;
+pub mod inner;
+pub mod outbound;
+pub mod own;
+pub mod snapshot_cell;
+pub mod tunnels;
+pub mod worker;

@@ -1,0 +1,76 @@
+//! Wires the process: one control runtime on the main thread, and data workers
+//! with a runtime, listeners and pools of their own.
+
+use std::{io, sync::Arc};
+
+use mesh_runtime::drain::Drain;
+use mesh_tunnel::{Credentials, Net};
+
+use crate::{
+    config::{Config, Role},
+    discovery, gateway, identity,
+    own::OwnCell,
+    snapshot_cell::SnapshotCell,
+    tunnels::Tunnels,
+    worker::{Bound, Worker},
+};
+
+/// What every part of the process shares; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// As checked at the start; it never changes.
+    pub config: Arc<Config>,
+    /// Real or simulated.
+    pub net: Arc<dyn Net>,
+    /// Presented and believed; replaced by [`identity`] and [`discovery`].
+    pub credentials: Arc<Credentials>,
+    /// Decided from; replaced by [`discovery`].
+    pub snapshot: SnapshotCell,
+    /// Site, node, gateway id; replaced by [`identity`].
+    pub own: OwnCell,
+    /// Stop accepting, then stop.
+    pub drain: Drain,
+}
+
+/// One proxy.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// What every part shares.
+    pub shared: Shared,
+    /// Tunnels to the gateways of the own site.
+    pub tunnels: Tunnels,
+}
+
+impl App {
+    /// Nothing runs yet.
+    pub fn new(shared: Shared) -> Self {
+        let tunnels = Tunnels::new(&shared);
+        Self { shared, tunnels }
+    }
+
+    /// The tasks that are no worker's: identity and discovery. Call it inside
+    /// the control runtime.
+    fn start_control(&self) {
+        identity::start(&self.shared);
+        discovery::start(&self.shared, &self.tunnels);
+    }
+
+    /// One worker and the control tasks in the runtime of the caller, who ends
+    /// them with [`Drain::finish`]. For simulation and tests.
+    pub async fn run_in_place(&self) -> io::Result<Bound> {
+        self.start_control();
+        self.start_worker(0, Bound::wanted(&self.shared.config)).await
+    }
+
+    /// Binds the listeners of one worker and starts its tasks, in the runtime
+    /// of the caller.
+    async fn start_worker(&self, index: usize, wanted: Bound) -> io::Result<Bound> {
+        let worker = Worker::new(self, index);
+        let bound = worker.start(&wanted).await?;
+        self.tunnels.start(&worker);
+        if self.shared.config.role == Role::Gateway {
+            gateway::start(&worker).await?;
+        }
+        Ok(bound)
+    }
+}

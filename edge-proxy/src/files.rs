@@ -1,0 +1,1 @@
+//! Identity and snapshot from files, without a control plane.

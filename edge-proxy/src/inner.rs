@@ -1,0 +1,1 @@
+//! The session between two proxies, end to end.

@@ -1,0 +1,135 @@
+//! The newest snapshot, and which services are wanted from it.
+//!
+//! Names, virtual addresses and ports of all services are always there;
+//! endpoints, routes and policies of a service follow once it is wanted.
+//! Discovery fills the cell, everybody else reads it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use mesh_core::{ServiceName, Snapshot};
+use tokio::sync::watch;
+
+/// How long a first request to a service waits for its endpoints.
+pub const WANT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Shared; clones are the same cell.
+#[derive(Debug, Clone)]
+pub struct SnapshotCell(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    current: ArcSwapOption<Snapshot>,
+    changed: watch::Sender<u64>,
+    complete: ArcSwap<Complete>,
+    wanted: Mutex<BTreeSet<ServiceName>>,
+    wanted_changed: watch::Sender<u64>,
+}
+
+/// For which services the snapshot holds endpoints, routes and policies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Complete {
+    /// For all of them: a static snapshot, or a gateway's.
+    All,
+    /// For these.
+    Services(BTreeSet<ServiceName>),
+}
+
+impl Complete {
+    fn has(&self, service: &ServiceName) -> bool {
+        match self {
+            Complete::All => true,
+            Complete::Services(services) => services.contains(service),
+        }
+    }
+}
+
+impl Default for SnapshotCell {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            current: ArcSwapOption::empty(),
+            changed: watch::Sender::new(0),
+            complete: ArcSwap::from_pointee(Complete::Services(BTreeSet::new())),
+            wanted: Mutex::default(),
+            wanted_changed: watch::Sender::new(0),
+        }))
+    }
+}
+
+impl SnapshotCell {
+    /// Starts without a snapshot.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts with a snapshot that is complete and never changes by itself.
+    pub fn fixed(snapshot: Snapshot) -> Self {
+        let cell = Self::default();
+        cell.store(Arc::new(snapshot), Complete::All);
+        cell
+    }
+
+    /// The newest snapshot; `None` until there is a first one.
+    pub fn load(&self) -> Option<Arc<Snapshot>> {
+        self.0.current.load_full()
+    }
+
+    /// Replaces the snapshot and says for which services it is complete.
+    pub fn store(&self, snapshot: Arc<Snapshot>, complete: Complete) {
+        self.0.current.store(Some(snapshot));
+        if **self.0.complete.load() != complete {
+            self.0.complete.store(Arc::new(complete));
+        }
+        self.0.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Wakes on every replacement.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// The snapshot, with endpoints, routes and policy of `service` if it is
+    /// known at all. The first call for a service tells discovery and waits,
+    /// at most [`WANT_TIMEOUT`].
+    pub async fn want(&self, service: &ServiceName) -> Option<Arc<Snapshot>> {
+        if self.0.complete.load().has(service) {
+            return self.load();
+        }
+        let mut changed = self.changed();
+        let known = |snapshot: &Snapshot| snapshot.services.contains_key(service);
+        // Only names of the snapshot are wanted: a client cannot fill the set.
+        if !self.load().is_some_and(|snapshot| known(&snapshot)) {
+            return self.load();
+        }
+        self.add_wanted(service);
+        let complete = async {
+            while !self.0.complete.load().has(service) && changed.changed().await.is_ok() {}
+        };
+        let _late = tokio::time::timeout(WANT_TIMEOUT, complete).await;
+        self.load()
+    }
+
+    /// Wants a service without waiting: listeners for one service, own
+    /// services.
+    pub fn add_wanted(&self, service: &ServiceName) {
+        let mut wanted = self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.insert(service.clone()) {
+            drop(wanted);
+            self.0.wanted_changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Every service that was ever wanted.
+    pub fn wanted(&self) -> BTreeSet<ServiceName> {
+        self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Wakes when [`SnapshotCell::wanted`] grows.
+    pub fn wanted_changed(&self) -> watch::Receiver<u64> {
+        self.0.wanted_changed.subscribe()
+    }
+}

@@ -1,12 +1,19 @@
 //! Certificates of the mesh and the one function that verifies a peer
 //! (SPIFFE X509-SVID sections 2 to 5; RFC 5280 path validation by `webpki`).
 
+#[cfg(test)]
+mod tests;
+mod verify;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
 use rustls_pki_types::{CertificateDer, UnixTime};
+
+pub use verify::verify_peer;
 
 use crate::name::{NodeId, SpiffeId, TrustDomain};
 
@@ -47,6 +54,13 @@ pub enum Revoked {
 }
 
 impl Revocations {
+    /// Whether a certificate, its identity or its node is revoked.
+    pub fn contains(&self, peer: &PeerIdentity) -> bool {
+        self.identities.contains(&peer.id)
+            || self.serials.contains(&peer.serial)
+            || peer.node.as_ref().is_some_and(|node| self.nodes.contains(node))
+    }
+
     /// Adds an entry; false if it was there.
     pub fn insert(&mut self, revoked: Revoked) -> bool {
         match revoked {
@@ -116,6 +130,31 @@ pub enum Allowed {
     Known,
 }
 
+impl Allowed {
+    /// Whether this purpose accepts `id`.
+    pub fn accepts(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Exactly(only) => id == only,
+            Self::TrustDomain(domain) => id.trust_domain() == domain,
+            Self::Neighbour(own) => id.trust_domain() == own || id.is_gateway(),
+            Self::Controlled(own) => id.trust_domain() == own || id.is_federation(),
+            Self::Known => true,
+        }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(only) => write!(f, "{only}"),
+            Self::TrustDomain(domain) => write!(f, "an identity of {domain}"),
+            Self::Neighbour(own) => write!(f, "an identity of {own}, or a gateway"),
+            Self::Controlled(own) => write!(f, "an identity of {own}, or a federation"),
+            Self::Known => f.write_str("any identity"),
+        }
+    }
+}
+
 /// Which end of a handshake is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -145,7 +184,8 @@ pub enum VerifyError {
     /// Nothing was presented.
     #[error("no certificate")]
     NoCertificate,
-    /// The leaf does not parse, is a CA, or has more or less than one URI SAN.
+    /// The leaf does not parse, may sign certificates, or has more or less than
+    /// one URI SAN.
     #[error("not an X509-SVID: {0}")]
     NotAnSvid(String),
     /// There is no bundle for the trust domain it claims.
@@ -196,18 +236,3 @@ impl VerifyError {
     }
 }
 
-/// Verifies a certificate chain (leaf first) that a peer has presented and
-/// proved possession of.
-///
-/// The trust domain is taken from the leaf's only URI SAN, the chain is built
-/// with that domain's bundle alone, and the identity must be `allowed`.
-pub fn verify_peer(
-    _chain: &[CertificateDer<'_>],
-    _side: Side,
-    _bundles: &TrustBundles,
-    _revocations: &Revocations,
-    _allowed: &Allowed,
-    _now: UnixTime,
-) -> Result<PeerIdentity, VerifyError> {
-    Err(VerifyError::NoCertificate)
-}

@@ -1,9 +1,59 @@
-//! The only place that reads the wall clock.
+//! The only place of the mesh that reads a clock.
+//!
+//! Wall time is for certificates and for people; everything that waits or
+//! measures uses [`monotonic`], which follows tokio's clock and therefore also
+//! a paused or simulated one.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Time since the Unix epoch; zero if the clock stands before it.
-#[allow(clippy::disallowed_methods, reason = "this is the place")]
+/// The wall clock.
+#[allow(clippy::disallowed_methods, reason = "this is the place that reads it")]
+pub fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Time since the Unix epoch; zero on a machine whose clock is before it.
 pub fn now_unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Whole seconds since the Unix epoch, as wires and records carry them.
+pub fn unix_seconds() -> i64 {
+    i64::try_from(now_unix().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Whole milliseconds since the Unix epoch, as wires carry them.
+pub fn unix_millis() -> u64 {
+    u64::try_from(now_unix().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The clock to wait and measure by.
+pub fn monotonic() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wall_clock_readings_agree() {
+        let before = now().duration_since(UNIX_EPOCH).unwrap();
+        let seconds = u64::try_from(unix_seconds()).unwrap();
+        let millis = unix_millis();
+        let after = now_unix();
+        assert!(before.as_secs() <= seconds && seconds <= after.as_secs());
+        assert!(before.as_millis() <= millis.into() && u128::from(millis) <= after.as_millis());
+    }
+
+    #[test]
+    fn monotonic_follows_paused_time() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            tokio::time::pause();
+            let start = monotonic();
+            tokio::time::advance(Duration::from_secs(3600)).await;
+            assert_eq!(monotonic() - start, Duration::from_secs(3600));
+        });
+    }
 }

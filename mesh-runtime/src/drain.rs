@@ -1,14 +1,14 @@
 //! The end of a process, in two steps: stop accepting, then stop.
 //!
 //! `main` makes one [`Drain`] and hands out clones. [`Drain::start`] asks every
-//! holder to take nothing new; when all [`Guard`]s are gone, or the deadline
+//! holder to take nothing new; when all its tasks have ended, or the deadline
 //! has passed, [`Drain::finish`] returns and the runtime may be dropped.
 
 use std::{future::Future, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Hands out guards and says when to stop.
+/// Runs tasks and says when to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     draining: CancellationToken,
@@ -28,6 +28,21 @@ impl Drain {
         F: Future<Output = ()> + Send + 'static,
     {
         self.tasks.spawn(task);
+    }
+
+    /// Runs a task that goes on while the process drains and is dropped when
+    /// [`Drain::finish`] says stop; nobody waits for it.
+    pub fn spawn_beside<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = stopping.cancelled() => {}
+            }
+        });
     }
 
     /// Asks every holder to take nothing new.
@@ -72,4 +87,46 @@ pub async fn terminated() -> std::io::Result<()> {
         _ = int.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paused<T>(test: impl Future<Output = T>) -> T {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().build().unwrap();
+        runtime.block_on(async {
+            tokio::time::pause();
+            test.await
+        })
+    }
+
+    #[test]
+    fn tasks_finish_before_the_deadline() {
+        paused(async {
+            let drain = Drain::new();
+            let task = drain.clone();
+            drain.spawn(async move {
+                task.draining().await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            });
+            assert!(!drain.is_draining());
+            assert_eq!(drain.finish(Duration::from_secs(2)).await, 0);
+            assert!(drain.is_draining());
+        });
+    }
+
+    #[test]
+    fn the_deadline_cuts_what_remains() {
+        paused(async {
+            let drain = Drain::new();
+            drain.spawn(std::future::pending());
+            let task = drain.clone();
+            drain.spawn(async move { task.draining().await });
+            drain.spawn_beside(std::future::pending());
+            assert_eq!(drain.finish(Duration::from_secs(2)).await, 1);
+            drain.stopping().await;
+        });
+    }
 }

@@ -6,6 +6,8 @@
 //! - [`admin`]: `/metrics /live /ready` over plain HTTP.
 //! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines.
 //! - [`clock`]: the only place that reads one.
+//! - [`files`]: keys and state, written whole, readable by their owner alone.
+//! - [`process`]: exit codes, runtime, panics, Unix sockets.
 //!
 //! It knows nothing of meshes, identities or policy.
 
@@ -13,5 +15,7 @@ pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod files;
 pub mod logs;
+pub mod process;
 pub mod systemd;

@@ -8,6 +8,7 @@
 //! - [`dial`]: QUIC raced against TLS/TCP towards one gateway.
 //! - [`listen`]: the gateway's door: tunnels, and the join stream.
 //! - [`control`]: gRPC to federation, directly or through a gateway.
+//! - [`unix`]: gRPC on Unix sockets, with the caller the kernel names.
 //!
 //! This crate never decides who may do what beyond verifying certificates: it
 //! hands `Connect` headers to its caller, who answers yes or no.
@@ -18,6 +19,7 @@ pub mod listen;
 pub mod net;
 pub mod session;
 pub mod tls;
+pub mod unix;
 
 pub use dial::{DialError, Dialer, GatewayAddresses};
 pub use listen::{Door, Doors};

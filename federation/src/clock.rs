@@ -1,30 +1,25 @@
 //! The wall clock as an argument, so that a test can set it an hour off.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Reads the wall clock.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
 
 impl Clock {
     /// The machine's.
-    #[allow(clippy::disallowed_methods, reason = "the one place of this crate that reads it")]
     pub fn system() -> Self {
-        Self(Arc::new(SystemTime::now))
+        Self(Arc::new(mesh_runtime::clock::now_unix))
     }
 
-    /// Any other.
-    pub fn from_fn(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+    /// Any other; answers with the time since the Unix epoch.
+    pub fn from_fn(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
 
-    /// Time since the Unix epoch; zero before it.
+    /// Time since the Unix epoch.
     pub fn since_epoch(&self) -> Duration {
-        (self.0)().duration_since(UNIX_EPOCH).unwrap_or_default()
+        (self.0)()
     }
 
     /// Milliseconds since the Unix epoch.

@@ -5,6 +5,10 @@
 //! token with one use left lets in one node however many ask at once. A commit
 //! returns when its events are on the disk, and readers see only such states.
 
+pub mod frames;
+mod index;
+pub mod log_store;
+pub mod snapshot;
 pub mod state;
 pub mod store;
 
@@ -16,16 +20,26 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_api::v1::{AuthorityRecord, Revision as WireRevision, SiteCreated, authority_record::Event};
 use mesh_core::Revision;
+use prost::Message;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::Clock;
 
+pub use log_store::LogStore;
 pub use state::{FoldError, State};
 pub use store::{MemoryStore, Store, StoreError};
 
 /// Decisions that may wait for the disk at once; more are refused rather than
 /// kept in memory while a disk hangs.
 const MAX_WAITING: usize = 4096;
+
+/// Encoded records that may wait for the disk at once, in bytes; must fit in
+/// one frame of the log.
+const MAX_WAITING_BYTES: usize = 8 << 20;
+/// A log is compacted when it is this large, in bytes, ...
+const COMPACT_AT: u64 = 16 << 20;
+/// ... and this many times as large as after the last compaction.
+const COMPACT_GROWTH: u64 = 4;
 
 /// Why a commit did not happen. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +82,7 @@ struct Queue {
     /// The base and all waiting records.
     newest: State,
     waiting: Vec<AuthorityRecord>,
+    waiting_bytes: usize,
     callers: Vec<Caller>,
     stopping: bool,
 }
@@ -99,6 +114,7 @@ impl Queue {
                 self.newest = self.base.clone();
                 return self.waiting.iter().try_for_each(|r| self.newest.fold(r)).and(Err(error));
             }
+            self.waiting_bytes += record.encoded_len();
             self.waiting.push(record);
         }
         Ok(())
@@ -107,6 +123,7 @@ impl Queue {
     /// Hands everything that waits to the writer.
     fn take(&mut self) -> Batch {
         self.base = self.newest.clone();
+        self.waiting_bytes = 0;
         Batch {
             records: std::mem::take(&mut self.waiting),
             callers: std::mem::take(&mut self.callers),
@@ -119,6 +136,7 @@ impl Queue {
         self.base = durable.clone();
         self.newest = durable.clone();
         self.waiting.clear();
+        self.waiting_bytes = 0;
         std::mem::take(&mut self.callers)
     }
 }
@@ -181,6 +199,7 @@ impl Authority {
                 base: state.clone(),
                 newest: state,
                 waiting: Vec::new(),
+                waiting_bytes: 0,
                 callers: Vec::new(),
                 stopping: false,
             }),
@@ -207,6 +226,11 @@ impl Authority {
     /// Wakes after every durable change.
     pub fn revision(&self) -> watch::Receiver<Revision> {
         self.shared.revision.subscribe()
+    }
+
+    /// Where the records are: certificates by serial number, last known health.
+    pub fn store(&self) -> &dyn Store {
+        &*self.shared.store
     }
 
     /// The clock that records are stamped with.
@@ -240,7 +264,7 @@ impl Authority {
         decide: impl FnOnce(&State) -> Result<(Vec<Event>, T), E>,
     ) -> Result<(T, oneshot::Receiver<Result<(), StoreError>>), CommitError<E>> {
         let mut queue = self.shared.queue();
-        if queue.callers.len() >= MAX_WAITING {
+        if queue.callers.len() >= MAX_WAITING || queue.waiting_bytes >= MAX_WAITING_BYTES {
             return Err(CommitError::Busy);
         }
         let (events, answer) = decide(&queue.newest).map_err(CommitError::Refused)?;
@@ -257,6 +281,7 @@ impl Authority {
 
 /// The writer thread: everything that waits goes to the disk together.
 fn write_batches(shared: &Shared) {
+    let mut compact_at = COMPACT_AT;
     loop {
         let mut queue = shared.queue();
         while queue.callers.is_empty() && !queue.stopping {
@@ -275,6 +300,10 @@ fn write_batches(shared: &Shared) {
             Ok(()) => publish(shared, batch),
             Err(error) => refuse(shared, &error, batch),
         }
+        if shared.store.size() >= compact_at {
+            compact(shared);
+            compact_at = COMPACT_AT.max(shared.store.size().saturating_mul(COMPACT_GROWTH));
+        }
     }
 }
 
@@ -285,6 +314,15 @@ fn publish(shared: &Shared, batch: Batch) {
     for caller in batch.callers {
         // A caller that has gone away no longer wants its answer.
         let _ = caller.send(Ok(()));
+    }
+}
+
+fn compact(shared: &Shared) {
+    let now = shared.clock.unix_s();
+    let snapshot = snapshot::records(&shared.durable.load(), now);
+    match shared.store.compact(snapshot, now) {
+        Ok(()) => log::info!(bytes = shared.store.size(); "the log is compacted"),
+        Err(error) => log::warn!(error:%; "the log is not compacted and goes on growing"),
     }
 }
 

@@ -16,7 +16,7 @@ use mesh_core::{NodeId, Revision, ServiceName, SiteName, SpiffeId, TrustDomain};
 pub type Shared<K, V> = Arc<BTreeMap<K, Arc<V>>>;
 
 /// Everything durable that a site knows, immutable and cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
     /// The newest record that is folded in.
     pub revision: Revision,
@@ -219,6 +219,9 @@ impl State {
             }
             Some(_) if revision.epoch != self.revision.epoch => {
                 return Err(fail(format!("belongs to another lineage, epoch {}", revision.epoch)));
+            }
+            Some(_) if !(self.revision.n..=self.revision.n + 1).contains(&revision.n) => {
+                return Err(fail(format!("does not follow record {}", self.revision.n)));
             }
             _ => {}
         }

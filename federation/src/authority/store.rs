@@ -1,8 +1,11 @@
 //! Where records are kept.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
-use mesh_api::v1::AuthorityRecord;
+use mesh_api::v1::{AuthorityRecord, authority_record::Event};
 
 use super::state::FoldError;
 
@@ -10,24 +13,27 @@ use super::state::FoldError;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The operating system refused; nothing of the commit counts.
-    #[error("{path}: {problem}; nothing was changed")]
+    #[error("{path}: {problem}; {remedy}")]
     Io {
         /// Which file or directory.
         path: String,
         /// What it said.
         problem: String,
+        /// What a person can do.
+        remedy: &'static str,
     },
     /// The log is damaged before its end.
-    #[error("{path}: damaged at byte {offset}: {problem}; {remedy}")]
+    #[error(
+        "{path}: damaged at byte {offset}: {problem}; restore the state directory from a backup, \
+         or give up every change after that place with: truncate -s {offset} {path}"
+    )]
     Corrupt {
         /// Which file.
         path: String,
-        /// Where the first unreadable record begins.
+        /// Where the first unreadable frame begins.
         offset: u64,
         /// What is wrong there.
         problem: String,
-        /// What a person can do.
-        remedy: &'static str,
     },
     /// A record is readable and makes no sense after those before it.
     #[error("{path}: {error}")]
@@ -38,41 +44,133 @@ pub enum StoreError {
         error: FoldError,
     },
     /// Another process has it open.
-    #[error("{path}: in use by another federation; stop that one first, or give each its own state")]
+    #[error("{path}: in use by another federation; stop that one, or give each its own state")]
     InUse {
         /// Which directory.
         path: String,
+    },
+    /// More at once than a frame can hold.
+    #[error("a change of {bytes} bytes is larger than the log takes at once")]
+    TooLarge {
+        /// Encoded.
+        bytes: usize,
     },
 }
 
 /// Receives the records of a log in order, and may refuse one.
 pub type Each<'a> = dyn FnMut(&AuthorityRecord) -> Result<(), FoldError> + 'a;
 
-/// Keeps records durably, in order.
+/// Keeps records durably, in order; and, without promise, an index of issued
+/// certificates and the health that endpoints last had.
 pub trait Store: Send + Sync + 'static {
     /// Every record, oldest first.
     fn replay(&self, each: &mut Each<'_>) -> Result<(), StoreError>;
 
     /// Appends records; on `Ok` they survive a power loss, on `Err` none of
-    /// them counts, now or after a restart that this process survives.
+    /// them counts.
     fn commit(&self, records: &[AuthorityRecord]) -> Result<(), StoreError>;
+
+    /// Bytes of the log.
+    fn size(&self) -> u64;
+
+    /// Replaces the log by these records and the certificates that are still
+    /// valid at `now_unix_s`; all or nothing, whenever the power fails.
+    fn compact(&self, snapshot: Vec<AuthorityRecord>, now_unix_s: i64) -> Result<(), StoreError>;
+
+    /// The record that issued the certificate with this serial number
+    /// (lower-case hex), if it has not ended long ago.
+    fn certificate(&self, serial: &str) -> Option<AuthorityRecord>;
+
+    /// The records of workload certificates issued under a node, if they have
+    /// not ended long ago.
+    fn issued_under(&self, node: &str) -> Vec<AuthorityRecord>;
+
+    /// Keeps the health of an endpoint over restarts; may be lost in a crash.
+    fn remember_health(&self, endpoint: &str, health: i32);
+
+    /// What [`Store::remember_health`] was told last.
+    fn known_health(&self) -> BTreeMap<String, i32>;
+}
+
+/// The serial number, subject node and end of what a record issued.
+pub(super) fn issued(record: &AuthorityRecord) -> Option<(&str, &str, i64)> {
+    match record.event.as_ref()? {
+        Event::NodeJoined(node) => Some((&node.serial, &node.id, node.not_after_unix_s)),
+        Event::NodeRenewed(node) => Some((&node.serial, &node.id, node.not_after_unix_s)),
+        Event::WorkloadIssued(leaf) => Some((&leaf.serial, &leaf.node, leaf.not_after_unix_s)),
+        _ => None,
+    }
+}
+
+/// Whether compaction must carry a record over, because no state holds it.
+pub(super) fn outlives_compaction(record: &AuthorityRecord, now_unix_s: i64) -> bool {
+    matches!(&record.event, Some(Event::WorkloadIssued(leaf)) if leaf.not_after_unix_s > now_unix_s)
+}
+
+/// Gives what is carried over the revision of the snapshot, which it follows.
+pub(super) fn carry_over(snapshot: &mut Vec<AuthorityRecord>, carried: Vec<AuthorityRecord>) {
+    let revision = snapshot.last().and_then(|record| record.revision);
+    snapshot.extend(carried.into_iter().map(|record| AuthorityRecord { revision, ..record }));
 }
 
 /// Keeps records as long as the process lives: for tests and simulations.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    records: Mutex<Vec<AuthorityRecord>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    records: Vec<AuthorityRecord>,
+    health: BTreeMap<String, i32>,
+}
+
+impl MemoryStore {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store for MemoryStore {
     fn replay(&self, each: &mut Each<'_>) -> Result<(), StoreError> {
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = || "memory".to_owned();
-        records.iter().try_for_each(|record| each(record)).map_err(|error| StoreError::Fold { path: path(), error })
+        let fold = |error| StoreError::Fold { path: "memory".into(), error };
+        self.kept().records.iter().try_for_each(each).map_err(fold)
     }
 
     fn commit(&self, records: &[AuthorityRecord]) -> Result<(), StoreError> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(records);
+        self.kept().records.extend_from_slice(records);
         Ok(())
+    }
+
+    fn size(&self) -> u64 {
+        self.kept().records.iter().map(|record| prost::Message::encoded_len(record) as u64).sum()
+    }
+
+    fn compact(&self, mut snapshot: Vec<AuthorityRecord>, now_unix_s: i64) -> Result<(), StoreError> {
+        let mut kept = self.kept();
+        let old = std::mem::take(&mut kept.records);
+        carry_over(&mut snapshot, old.into_iter().filter(|r| outlives_compaction(r, now_unix_s)).collect());
+        kept.records = snapshot;
+        Ok(())
+    }
+
+    fn certificate(&self, serial: &str) -> Option<AuthorityRecord> {
+        let kept = self.kept();
+        kept.records.iter().find(|r| issued(r).is_some_and(|(known, ..)| known == serial)).cloned()
+    }
+
+    fn issued_under(&self, node: &str) -> Vec<AuthorityRecord> {
+        let under = |r: &&AuthorityRecord| {
+            matches!(&r.event, Some(Event::WorkloadIssued(leaf)) if leaf.node == node)
+        };
+        self.kept().records.iter().filter(under).cloned().collect()
+    }
+
+    fn remember_health(&self, endpoint: &str, health: i32) {
+        self.kept().health.insert(endpoint.to_owned(), health);
+    }
+
+    fn known_health(&self) -> BTreeMap<String, i32> {
+        self.kept().health.clone()
     }
 }

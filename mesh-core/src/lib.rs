@@ -15,6 +15,7 @@
 //! - [`path`]: how bytes get to that endpoint.
 //! - [`authorize`]: whether a caller may pass; the only maker of a `Permit`.
 //! - [`reason`]: the stable codes of everything that can be refused.
+//! - [`token`]: what lets a machine join or a site link, as text.
 //! - [`wire`]: from and to the messages of `mesh-api`.
 
 pub mod authorize;
@@ -26,6 +27,7 @@ pub mod reason;
 pub mod route;
 pub mod service;
 pub mod snapshot;
+pub mod token;
 pub mod wire;
 
 #[cfg(test)]

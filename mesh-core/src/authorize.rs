@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     identity::PeerIdentity,
-    name::{PortName, ServiceName, TrustDomain},
+    name::{PortName, ServiceName, SpiffeId, Subject, TrustDomain},
     reason::Reason,
 };
 
@@ -59,13 +59,13 @@ pub struct RequestHead<'a> {
 /// nobody else can make one.
 #[derive(Debug)]
 pub struct Permit {
-    caller: crate::name::SpiffeId,
+    caller: SpiffeId,
     _private: (),
 }
 
 impl Permit {
     /// Who was let through.
-    pub fn caller(&self) -> &crate::name::SpiffeId {
+    pub fn caller(&self) -> &SpiffeId {
         &self.caller
     }
 }
@@ -75,7 +75,7 @@ impl Permit {
 #[error("{caller} may not call {service}: {reason}")]
 pub struct Denied {
     /// The verified caller.
-    pub caller: crate::name::SpiffeId,
+    pub caller: SpiffeId,
     /// What it called.
     pub service: ServiceName,
     /// Which rule refused.
@@ -91,8 +91,8 @@ pub enum DenyReason {
     /// No principal of the policy matches.
     #[error("no rule allows it")]
     NoRule,
-    /// Node identities call no services.
-    #[error("a node identity calls no services")]
+    /// Identities of nodes, gateways and federations call no services.
+    #[error("only workloads call services")]
     NotAWorkload,
 }
 
@@ -108,10 +108,54 @@ impl DenyReason {
 }
 
 /// Decides whether `peer` may send what `head` describes.
+///
+/// The export list is asked before any rule: a caller of a site that the
+/// service is not exported to is refused even if a gateway let it through and
+/// whatever the rules say.
 pub fn authorize(
-    _policy: &ServerPolicy,
+    policy: &ServerPolicy,
     peer: &PeerIdentity,
     head: &RequestHead<'_>,
 ) -> Result<Permit, Denied> {
-    Err(Denied { caller: peer.id.clone(), service: head.service.clone(), reason: DenyReason::NoRule })
+    match decide(policy, &peer.id) {
+        None => Ok(Permit { caller: peer.id.clone(), _private: () }),
+        Some(reason) => {
+            Err(Denied { caller: peer.id.clone(), service: head.service.clone(), reason })
+        }
+    }
 }
+
+/// The rule that refuses `caller`, if one does.
+fn decide(policy: &ServerPolicy, caller: &SpiffeId) -> Option<DenyReason> {
+    let Subject::Workload { namespace, account } = caller.subject() else {
+        return Some(DenyReason::NotAWorkload);
+    };
+    // A stolen gateway must not be a caller whom every default policy accepts.
+    if caller.is_gateway() || caller.is_federation() {
+        return Some(DenyReason::NotAWorkload);
+    }
+    let domain = caller.trust_domain();
+    if *domain != policy.local && !policy.exported_to.contains(domain) {
+        return Some(DenyReason::NotExported);
+    }
+    let rules = policy.allow.as_ref()?;
+    let matches = |rule: &PrincipalMatch| {
+        rule.trust_domain.matches(domain, &policy.local)
+            && rule.namespace.as_ref().is_none_or(|only| only == namespace)
+            && rule.account.as_ref().is_none_or(|only| only == account)
+    };
+    if rules.iter().any(matches) { None } else { Some(DenyReason::NoRule) }
+}
+
+impl DomainMatch {
+    fn matches(&self, domain: &TrustDomain, local: &TrustDomain) -> bool {
+        match self {
+            Self::Local => domain == local,
+            Self::Any => true,
+            Self::Exactly(only) => domain == only,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -137,7 +137,8 @@ fn uuid(kind: &'static str, value: &str) -> Result<(), InvalidName> {
 }
 
 fn trust_domain(kind: &'static str, value: &str) -> Result<(), InvalidName> {
-    let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+    let ok =
+        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
     if value.is_empty() || value.len() > 255 || !value.bytes().all(ok) {
         return Err(invalid(kind, value, "must be 1 to 255 of a-z, 0-9, '.', '-' and '_'"));
     }
@@ -220,7 +221,10 @@ impl SpiffeId {
         Self {
             uri: format!("spiffe://{trust_domain}/ns/{SYSTEM_NAMESPACE}/sa/{account}").into(),
             trust_domain: trust_domain.clone(),
-            subject: Subject::Workload { namespace: SYSTEM_NAMESPACE.into(), account: account.into() },
+            subject: Subject::Workload {
+                namespace: SYSTEM_NAMESPACE.into(),
+                account: account.into(),
+            },
         }
     }
 

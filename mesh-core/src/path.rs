@@ -2,10 +2,15 @@
 
 use std::net::SocketAddr;
 
+use mesh_api::FEDERATION_SERVICE;
+
 use crate::{
     identity::PeerIdentity,
-    name::{EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId},
-    service::Endpoint,
+    name::{
+        EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, Subject,
+        is_reserved_namespace,
+    },
+    service::{Endpoint, Link},
     snapshot::Snapshot,
 };
 
@@ -45,12 +50,33 @@ pub struct NoPath {
 }
 
 /// How to reach `endpoint` from a proxy of the snapshot's site.
-pub fn path_to(_snapshot: &Snapshot, endpoint: &Endpoint) -> Result<Path, NoPath> {
-    endpoint.address.map(Path::Direct).ok_or(NoPath {
-        endpoint: endpoint.id.clone(),
-        site: endpoint.site.clone(),
-        problem: "it has no address",
-    })
+pub fn path_to(snapshot: &Snapshot, endpoint: &Endpoint) -> Result<Path, NoPath> {
+    let no_path = |problem| {
+        let (endpoint, site) = (endpoint.id.clone(), endpoint.site.clone());
+        Err(NoPath { endpoint, site, problem })
+    };
+    let own = snapshot.gateways.keys().filter(|(site, _)| *site == snapshot.site);
+    if endpoint.site != snapshot.site {
+        if !snapshot.links.contains_key(&endpoint.site) {
+            return no_path("its site is not linked to this one");
+        }
+        let gateways: Vec<GatewayId> = own.map(|(_, id)| id.clone()).collect();
+        if gateways.is_empty() {
+            return no_path("this site has no gateway");
+        }
+        return Ok(Path::ViaGateway(gateways));
+    }
+    if let Some(addr) = endpoint.address {
+        return Ok(Path::Direct(addr));
+    }
+    // A gateway without the session hands on to one that has it.
+    let (mut holders, others): (Vec<GatewayId>, Vec<GatewayId>) =
+        own.map(|(_, id)| id.clone()).partition(|id| endpoint.via.contains(id));
+    if holders.is_empty() {
+        return no_path("it has no address, and no gateway holds a session of its node");
+    }
+    holders.extend(others);
+    Ok(Path::Reverse(holders))
 }
 
 /// The header of one tunnel stream, parsed. Names, never addresses.
@@ -137,18 +163,181 @@ pub enum RefusedReason {
     Timeout,
 }
 
+impl RefusedReason {
+    /// Whether the endpoint is to blame; otherwise the path is, and another
+    /// path to the same endpoint may do.
+    pub fn blames_endpoint(self) -> bool {
+        matches!(self, Self::Unreachable | Self::UnknownEndpoint)
+    }
+}
+
 /// A gateway's whole decision on one stream.
 ///
 /// From its own site the neighbour must be a node, workload or gateway of its
 /// trust domain, and the target local or imported. From a link the neighbour
 /// must be that link's gateway, the target of this site, and exported to it.
 /// `sessions` says whether this gateway holds a session of a node.
+///
+/// The caller passes `connect` on with one hop more.
 pub fn forward(
-    _snapshot: &Snapshot,
-    _own: &GatewayId,
-    _neighbour: &PeerIdentity,
-    _connect: &Connect,
-    _sessions: impl Fn(&NodeId) -> bool,
+    snapshot: &Snapshot,
+    own: &GatewayId,
+    neighbour: &PeerIdentity,
+    connect: &Connect,
+    sessions: impl Fn(&NodeId) -> bool,
 ) -> Result<NextHop, RefusedReason> {
-    Err(RefusedReason::UnknownSite)
+    if connect.hops >= MAX_HOPS {
+        return Err(RefusedReason::HopLimit);
+    }
+    let neighbour = Neighbour::of(snapshot, &neighbour.id)?;
+    if connect.service.as_str() == FEDERATION_SERVICE {
+        return forward_to_federation(snapshot, neighbour, &connect.site);
+    }
+    let endpoint = match neighbour {
+        Neighbour::Node | Neighbour::Federation => return Err(RefusedReason::Role),
+        Neighbour::Link(link) => exported(snapshot, link, connect)?,
+        Neighbour::Workload | Neighbour::Sibling => named(snapshot, connect)?,
+    };
+    if endpoint.site != snapshot.site {
+        return match neighbour {
+            Neighbour::Workload => Ok(NextHop::Link(endpoint.site.clone())),
+            // A sibling has tunnels of its own.
+            _ => Err(RefusedReason::Role),
+        };
+    }
+    let siblings = (!matches!(neighbour, Neighbour::Sibling)).then_some(own);
+    forward_to_local(snapshot, endpoint, siblings, sessions)
 }
+
+/// Who opened the stream, by identity alone.
+#[derive(Clone, Copy)]
+enum Neighbour<'s> {
+    /// A machine of this site.
+    Node,
+    /// A workload of this site.
+    Workload,
+    /// This site's federation.
+    Federation,
+    /// A gateway of this site.
+    Sibling,
+    /// The gateway of a linked site.
+    Link(&'s Link),
+}
+
+impl<'s> Neighbour<'s> {
+    fn of(snapshot: &'s Snapshot, id: &SpiffeId) -> Result<Self, RefusedReason> {
+        if *id.trust_domain() != snapshot.trust_domain {
+            let mut links = snapshot.links.values();
+            let link = links.find(|link| link.trust_domain == *id.trust_domain());
+            return match link {
+                Some(link) if id.is_gateway() => Ok(Self::Link(link)),
+                _ => Err(RefusedReason::Role),
+            };
+        }
+        Ok(match id.subject() {
+            Subject::Node(_) => Self::Node,
+            Subject::Workload { .. } if id.is_gateway() => Self::Sibling,
+            Subject::Workload { .. } if id.is_federation() => Self::Federation,
+            Subject::Workload { .. } => Self::Workload,
+        })
+    }
+}
+
+/// Control traffic: everybody of the own site to the own federation, a linked
+/// site's gateway to it too, and only federation itself to another's.
+fn forward_to_federation(
+    snapshot: &Snapshot,
+    neighbour: Neighbour<'_>,
+    site: &SiteName,
+) -> Result<NextHop, RefusedReason> {
+    if *site == snapshot.site {
+        return match neighbour {
+            // Every gateway reaches its own federation itself.
+            Neighbour::Sibling => Err(RefusedReason::Role),
+            _ => snapshot.federation.map(NextHop::Federation).ok_or(RefusedReason::NoPath),
+        };
+    }
+    match neighbour {
+        Neighbour::Link(_) => Err(transit(snapshot, site)),
+        _ if !snapshot.links.contains_key(site) => Err(RefusedReason::UnknownSite),
+        Neighbour::Federation => Ok(NextHop::Link(site.clone())),
+        _ => Err(RefusedReason::Role),
+    }
+}
+
+/// From one link to another: reserved.
+fn transit(snapshot: &Snapshot, site: &SiteName) -> RefusedReason {
+    if snapshot.links.contains_key(site) {
+        RefusedReason::Unsupported
+    } else {
+        RefusedReason::UnknownSite
+    }
+}
+
+/// The endpoint that a stream from a link names.
+fn exported<'s>(
+    snapshot: &'s Snapshot,
+    link: &Link,
+    connect: &Connect,
+) -> Result<&'s Endpoint, RefusedReason> {
+    if connect.site != snapshot.site {
+        return Err(transit(snapshot, &connect.site));
+    }
+    let service = snapshot.services.get(&connect.service).ok_or(RefusedReason::UnknownService)?;
+    // What keeps the mesh itself is never exported, whatever a record says.
+    let reserved = is_reserved_namespace(service.name.namespace());
+    if reserved || !service.exported_to.contains(&link.site) {
+        return Err(RefusedReason::NotExported);
+    }
+    named(snapshot, connect)
+}
+
+/// The endpoint that a stream names.
+fn named<'s>(snapshot: &'s Snapshot, connect: &Connect) -> Result<&'s Endpoint, RefusedReason> {
+    let Connect { site, service, port, endpoint, .. } = connect;
+    if *site != snapshot.site && !snapshot.links.contains_key(site) {
+        return Err(RefusedReason::UnknownSite);
+    }
+    if !snapshot.services.contains_key(service) {
+        return Err(RefusedReason::UnknownService);
+    }
+    let id = endpoint.as_ref().ok_or(RefusedReason::Malformed)?;
+    let found = snapshot.endpoint(service.as_str(), site, id.as_str());
+    match found {
+        Some(endpoint) if endpoint.port == *port => Ok(endpoint),
+        _ => Err(RefusedReason::UnknownEndpoint),
+    }
+}
+
+/// Dials it, or uses its node's session: here, or at a gateway beside `own`
+/// (`None`: the stream came from there, and is handed on only once).
+fn forward_to_local(
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    own: Option<&GatewayId>,
+    sessions: impl Fn(&NodeId) -> bool,
+) -> Result<NextHop, RefusedReason> {
+    if let Some(addr) = endpoint.address {
+        // An endpoint that claims federation's own door is a way around it.
+        if snapshot.federation == Some(addr) {
+            return Err(RefusedReason::Role);
+        }
+        return Ok(NextHop::Dial { addr, identity: endpoint.identity.clone() });
+    }
+    let node = endpoint.node.as_ref().ok_or(RefusedReason::NoPath)?;
+    if sessions(node) {
+        return Ok(NextHop::Session(node.clone()));
+    }
+    let own = own.ok_or(RefusedReason::NoPath)?;
+    let known = |id: &GatewayId| {
+        id != own && snapshot.gateways.contains_key(&(snapshot.site.clone(), id.clone()))
+    };
+    let holders: Vec<GatewayId> = endpoint.via.iter().filter(|id| known(id)).cloned().collect();
+    if holders.is_empty() {
+        return Err(RefusedReason::NoPath);
+    }
+    Ok(NextHop::Sibling(holders, node.clone()))
+}
+
+#[cfg(test)]
+mod tests;

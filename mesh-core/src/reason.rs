@@ -58,7 +58,7 @@ reasons! {
     DeniedNotExported = "denied_not_exported", 403;
     /// No rule allows the caller.
     DeniedNoRule = "denied_no_rule", 403;
-    /// A node identity calls no services.
+    /// Identities of nodes, gateways and federations call no services.
     DeniedNotAWorkload = "denied_not_a_workload", 403;
     /// The target is an address, or one of our own ports.
     ForbiddenTarget = "forbidden_target", 403;

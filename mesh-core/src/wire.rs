@@ -109,7 +109,8 @@ fn host_port(field: &'static str, value: &str) -> Result<Arc<str>, WireError> {
     let problem = || wrong(field, "must be host:port");
     let (host, port) = value.rsplit_once(':').ok_or_else(problem)?;
     let port_ok = port.parse::<u16>().is_ok_and(|port| port != 0);
-    let host_ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let host_ok =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     if host.is_empty() || !port_ok || value.len() > MAX_ADDRESS || !host.bytes().all(host_ok) {
         return Err(problem());
     }

@@ -165,15 +165,8 @@ fn validity() {
     let world = World::new();
     let chain = world.east.issue(&leaf_params(&[WEB]));
     let verify = |now: UnixTime| {
-        verify_peer(
-            &chain,
-            Side::Client,
-            &world.bundles,
-            &world.revocations,
-            &Allowed::Known,
-            now,
-        )
-        .map_or_else(|error| error.code(), |_| "ok")
+        verify_peer(&chain, Side::Client, &world.bundles, &world.revocations, &Allowed::Known, now)
+            .map_or_else(|error| error.code(), |_| "ok")
     };
     assert_eq!(verify(at(1_735_689_600)), "ok");
     assert_eq!(verify(at(1_735_689_599)), "peer_outside_validity");
@@ -236,7 +229,10 @@ fn leaves_that_are_no_svids() {
 fn bytes_that_are_no_certificate() {
     let world = World::new();
     assert_eq!(world.code(&vec![]), "peer_no_certificate");
-    assert_eq!(world.code(&vec![CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])]), "peer_not_an_svid");
+    assert_eq!(
+        world.code(&vec![CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])]),
+        "peer_not_an_svid"
+    );
     let mut chain = world.east.issue(&leaf_params(&[WEB]));
     let mut longer = chain[0].to_vec();
     longer.push(0);

@@ -23,7 +23,8 @@ use crate::{
 /// Removals are applied before additions, services before endpoints, so one
 /// delta may hold both in any order. A delta without `from` is the whole state.
 pub fn apply(snapshot: Option<&Snapshot>, delta: &v1::Delta) -> Result<Snapshot, Rejected> {
-    let to = delta.to.map(Revision::from).ok_or_else(|| invalid("delta", "has no revision `to`"))?;
+    let to =
+        delta.to.map(Revision::from).ok_or_else(|| invalid("delta", "has no revision `to`"))?;
     let base = base(snapshot, delta, to)?;
     let changes = Changes::read(delta)?;
     let mut next = match base {
@@ -32,8 +33,8 @@ pub fn apply(snapshot: Option<&Snapshot>, delta: &v1::Delta) -> Result<Snapshot,
     };
     next.revision = to;
     remove(&mut next, &changes.remove);
-    let links_changed = !changes.links.is_empty()
-        || changes.remove.iter().any(|key| matches!(key, Key::Link(_)));
+    let links_changed =
+        !changes.links.is_empty() || changes.remove.iter().any(|key| matches!(key, Key::Link(_)));
     upsert_shared(&mut next, &changes)?;
     upsert_services(&mut next, &changes)?;
     upsert_endpoints(&mut next, changes.endpoints)?;
@@ -245,8 +246,8 @@ fn check_bundle(bundles: &TrustBundles, new: &TrustBundle) -> Result<(), Rejecte
     let stale = new.sequence < old.sequence;
     let forked = new.sequence == old.sequence && new.roots != old.roots;
     if stale || forked {
-        let problem = format_args!("sequence {} is not after {}", new.sequence, old.sequence)
-            .to_string();
+        let problem =
+            format_args!("sequence {} is not after {}", new.sequence, old.sequence).to_string();
         return Err(invalid(format_args!("bundle {}", new.trust_domain), problem));
     }
     Ok(())
@@ -394,9 +395,9 @@ fn share_map<K: Ord, V: PartialEq>(
 
 fn share_endpoints(service: &mut Arc<Service>, old: &Service) {
     for endpoint in &mut Arc::make_mut(service).endpoints {
-        let at = old.endpoints.binary_search_by(|e| {
-            (&e.site, &e.id).cmp(&(&endpoint.site, &endpoint.id))
-        });
+        let at = old
+            .endpoints
+            .binary_search_by(|e| (&e.site, &e.id).cmp(&(&endpoint.site, &endpoint.id)));
         if let Some(old) = at.ok().and_then(|at| old.endpoints.get(at))
             && old == endpoint
         {

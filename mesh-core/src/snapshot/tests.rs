@@ -275,7 +275,10 @@ fn refusals() {
     let cases: Vec<(Kind, &str)> = vec![
         (Kind::Endpoint(endpoint("none.shop", "east", "x")), "endpoint east/x: service none.shop"),
         (
-            Kind::Endpoint(v1::Endpoint { spiffe_id: "spiffe://west.example/ns/a/sa/b".into(), ..e() }),
+            Kind::Endpoint(v1::Endpoint {
+                spiffe_id: "spiffe://west.example/ns/a/sa/b".into(),
+                ..e()
+            }),
             "endpoint east/o-5: spiffe://west.example/ns/a/sa/b is not of east.example",
         ),
         (
@@ -317,7 +320,9 @@ fn a_delta_contradicts_itself() {
     let mesh = mesh();
     let e = || Kind::Endpoint(endpoint("orders.shop", "east", "o-5"));
     let elsewhere = Kind::Endpoint(endpoint("billing.shop", "east", "o-5"));
-    for upsert in [vec![e(), e()], vec![e(), elsewhere], vec![Kind::Site(site()), Kind::Site(site())]] {
+    for upsert in
+        [vec![e(), e()], vec![e(), elsewhere], vec![Kind::Site(site()), Kind::Site(site())]]
+    {
         let error = apply(Some(&mesh), &change(&mesh, upsert, vec![])).unwrap_err();
         assert!(error.to_string().ends_with("is there twice"), "{error}");
     }

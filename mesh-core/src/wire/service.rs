@@ -28,7 +28,8 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
         ip => Some(ip.parse().map_err(|_| wrong("virtual_address", "must be an IP address"))?),
     };
     at_most("routes", &message.routes, MAX_ROUTES)?;
-    let routes: Vec<Route> = message.routes.iter().map(Route::try_from).collect::<Result<_, _>>()?;
+    let routes: Vec<Route> =
+        message.routes.iter().map(Route::try_from).collect::<Result<_, _>>()?;
     let names: BTreeSet<&str> = routes.iter().map(|route| &*route.name).collect();
     if names.len() != routes.len() {
         return Err(wrong("routes", "two have the same name"));
@@ -164,7 +165,9 @@ impl TryFrom<&v1::RouteMatch> for RouteMatch {
         };
         let method = match message.method.as_str() {
             "" => None,
-            token if token.len() > MAX_METHOD => return Err(wrong("matches.method", "is too long")),
+            token if token.len() > MAX_METHOD => {
+                return Err(wrong("matches.method", "is too long"));
+            }
             token => Some(parse::<Method>("matches.method", token)?),
         };
         let headers = message.headers.iter().map(header).collect::<Result<_, _>>()?;

@@ -22,9 +22,10 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 use sha2::{Digest, Sha256};
+use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
-use crate::clock::Clock;
+use crate::{clock::Clock, refusal::Refusal};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// How long a root lives.
@@ -70,6 +71,59 @@ pub enum CaError {
     /// Signing or generating failed.
     #[error("cryptography failed: {0}")]
     Crypto(#[from] rcgen::Error),
+}
+
+impl Refusal for IssueError {
+    fn code(&self) -> Code {
+        match self {
+            Self::BadRequest(_) | Self::BadKey => Code::InvalidArgument,
+            Self::Signing(_) => Code::Internal,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad_request",
+            Self::BadKey => "bad_key",
+            Self::Signing(_) => "signing_failed",
+        }
+    }
+}
+
+/// A PKCS#10 request (RFC 2986), reduced to what counts: a public key of which
+/// the requester has proved possession. Names in it are not even looked at.
+#[derive(Debug)]
+pub struct KeyRequest {
+    key: SubjectPublicKeyInfo,
+    spki_sha256: [u8; 32],
+}
+
+impl KeyRequest {
+    /// Reads DER and checks its signature.
+    pub fn parse(csr: &[u8]) -> Result<Self, IssueError> {
+        let bad = |problem: &str| IssueError::BadRequest(problem.to_owned());
+        if csr.len() > MAX_CSR {
+            return Err(bad("it is longer than 16 KiB"));
+        }
+        let (rest, request) = X509CertificationRequest::from_der(csr)
+            .map_err(|_| bad("it is not a PKCS#10 request"))?;
+        if !rest.is_empty() {
+            return Err(bad("bytes follow it"));
+        }
+        let spki = request.certification_request_info.subject_pki.raw;
+        let key = SubjectPublicKeyInfo::from_der(spki).map_err(|_| IssueError::BadKey)?;
+        let accepted = [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519];
+        if !accepted.contains(&key.algorithm()) {
+            return Err(IssueError::BadKey);
+        }
+        request.verify_signature().map_err(|_| bad("it is not signed with its own key"))?;
+        Ok(Self { key, spki_sha256: Sha256::digest(spki).into() })
+    }
+
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub fn spki_sha256(&self) -> [u8; 32] {
+        self.spki_sha256
+    }
 }
 
 /// A leaf with what is said about it in the log.
@@ -154,10 +208,15 @@ impl CertificateAuthority {
         Ok(true)
     }
 
-    /// A certificate for the key of a PKCS#10 request (DER). It names `id` and
-    /// nothing that the request says; `node` is the machine it is issued under.
-    pub fn issue(&self, csr: &[u8], id: &SpiffeId, node: Option<&NodeId>) -> Result<Issued, IssueError> {
-        self.sign(&requested_key(csr)?, id, node)
+    /// A certificate for a requested key. It names `id` and nothing that the
+    /// request says; `node` is the machine it is issued under.
+    pub fn issue(
+        &self,
+        request: &KeyRequest,
+        id: &SpiffeId,
+        node: Option<&NodeId>,
+    ) -> Result<Issued, IssueError> {
+        self.sign(&request.key, id, node)
     }
 
     /// A key and a certificate of our own.
@@ -238,28 +297,6 @@ pub fn fingerprint(certificate: &[u8]) -> String {
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The public key of a request, after its proof of possession was checked
-/// (RFC 2986 section 4.2).
-fn requested_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
-    let bad = |problem: &str| IssueError::BadRequest(problem.to_owned());
-    if csr.len() > MAX_CSR {
-        return Err(bad("it is longer than 16 KiB"));
-    }
-    let (rest, request) =
-        X509CertificationRequest::from_der(csr).map_err(|_| bad("it is not a PKCS#10 request"))?;
-    if !rest.is_empty() {
-        return Err(bad("bytes follow it"));
-    }
-    let spki = request.certification_request_info.subject_pki.raw;
-    let key = SubjectPublicKeyInfo::from_der(spki).map_err(|_| IssueError::BadKey)?;
-    let accepted = [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519];
-    if !accepted.contains(&key.algorithm()) {
-        return Err(IssueError::BadKey);
-    }
-    request.verify_signature().map_err(|_| bad("it is not signed with its own key"))?;
-    Ok(key)
 }
 
 /// Key and certificate in one file, so that they are replaced together.

@@ -118,6 +118,7 @@ impl Records<'_> {
                 not_after_unix_s: first.not_after_unix_s,
                 gateway: node.gateway,
                 boot_id: node.boot_id.clone(),
+                key_sha256: node.key_sha256.clone(),
             }),
         );
         for (i, certificate) in renewals.iter().enumerate() {

@@ -119,6 +119,8 @@ pub struct NodeState {
     pub duplicated: Option<String>,
     /// May obtain the gateway identity.
     pub gateway: bool,
+    /// SHA-256 of the SubjectPublicKeyInfo that it joined with.
+    pub key_sha256: Vec<u8>,
     /// Unix milliseconds.
     pub joined_at_ms: i64,
 }
@@ -266,7 +268,7 @@ impl State {
             }
             Event::GatewaySeen(seen) => {
                 let gateway = seen.gateway.clone().ok_or("without a gateway")?;
-                Arc::make_mut(&mut self.gateways).insert(gateway.id.clone(), Arc::new(gateway));
+                self.gateway_seen(gateway);
                 Ok(())
             }
         }
@@ -334,6 +336,7 @@ impl State {
             retired: Vec::new(),
             duplicated: None,
             gateway: joined.gateway,
+            key_sha256: joined.key_sha256.clone(),
             joined_at_ms: at.unix_ms,
         };
         Arc::make_mut(&mut self.nodes).insert(id, Arc::new(state));
@@ -432,6 +435,16 @@ impl State {
             exports.insert(service, Arc::new(export));
         }
         Ok(())
+    }
+
+    /// One without any address is gone.
+    fn gateway_seen(&mut self, gateway: Gateway) {
+        let gateways = Arc::make_mut(&mut self.gateways);
+        if gateway.quic_addresses.is_empty() && gateway.tls_addresses.is_empty() {
+            gateways.remove(&gateway.id);
+        } else {
+            gateways.insert(gateway.id.clone(), Arc::new(gateway));
+        }
     }
 
     fn revoke(&mut self, revocation: &Revocation) {

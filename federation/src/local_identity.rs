@@ -1,0 +1,97 @@
+//! The identity of a gateway on federation's own host (gRPC
+//! `WorkloadIdentity` on a Unix socket). Who may have it is decided by the
+//! uid at the other end of the socket.
+
+use std::sync::Arc;
+
+use mesh_api::v1;
+use mesh_core::SpiffeId;
+use tonic::{Code, Request, Response, Status, transport::server::UdsConnectInfo};
+use v1::{authority_record::Event, workload_identity_server::WorkloadIdentity};
+
+use crate::{
+    authority::State,
+    ca::{IssueError, KeyRequest},
+    refusal::{Refusal, commit_status, refuse},
+    site::{Site, bundles, gateways},
+};
+
+/// Serves gateways beside federation.
+#[derive(Clone)]
+pub struct LocalIdentityService {
+    site: Site,
+    allowed_uids: Arc<[u32]>,
+}
+
+impl LocalIdentityService {
+    /// Root and federation's own user are always allowed.
+    pub fn new(site: Site, allowed_uids: &[u32]) -> Self {
+        Self { site, allowed_uids: allowed_uids.into() }
+    }
+
+    /// The caller's uid, if it may be a gateway.
+    fn allow<T>(&self, request: &Request<T>) -> Result<u32, Status> {
+        let own = rustix::process::geteuid().as_raw();
+        let uid = peer_uid(request).ok_or_else(|| {
+            refuse(Code::PermissionDenied, "uid_unknown", "the caller's user cannot be determined")
+        })?;
+        if uid == 0 || uid == own || self.allowed_uids.contains(&uid) {
+            return Ok(uid);
+        }
+        let message = format!(
+            "uid {uid} may not be a gateway; add it to `gateway_uids` in federation.yaml if it should"
+        );
+        Err(refuse(Code::PermissionDenied, "uid_denied", message))
+    }
+}
+
+/// The uid at the other end of a Unix socket, as the kernel tells it.
+pub fn peer_uid<T>(request: &Request<T>) -> Option<u32> {
+    let info = request.extensions().get::<UdsConnectInfo>()?;
+    info.peer_cred.map(|credentials| credentials.uid())
+}
+
+#[tonic::async_trait]
+impl WorkloadIdentity for LocalIdentityService {
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::Description>, Status> {
+        self.allow(&request)?;
+        let state = self.site.authority.state();
+        let gateway = self.site.gateway_beside.as_ref();
+        Ok(Response::new(v1::Description {
+            site: Some(self.site.describe_to_gateway()),
+            spiffe_id: SpiffeId::gateway(&state.site().trust_domain).to_string(),
+            node: String::new(),
+            gateway: gateway.map(ToString::to_string).unwrap_or_default(),
+            gateways: gateways(&state),
+            bundles: bundles(&state),
+            advertise: String::new(),
+            locality: None,
+        }))
+    }
+
+    async fn issue(
+        &self,
+        request: Request<v1::IssueRequest>,
+    ) -> Result<Response<v1::IssuedCertificate>, Status> {
+        let uid = self.allow(&request)?;
+        let key = KeyRequest::parse(&request.get_ref().csr).map_err(|error| error.status())?;
+        let issue = |state: &State| -> Result<_, IssueError> {
+            let id = SpiffeId::gateway(&state.site().trust_domain);
+            let issued = self.site.ca.issue(&key, &id, None)?;
+            let event = Event::WorkloadIssued(v1::WorkloadIssued {
+                spiffe_id: id.to_string(),
+                serial: issued.serial.clone(),
+                not_after_unix_s: issued.not_after_unix_s,
+                ..Default::default()
+            });
+            Ok((vec![event], issued))
+        };
+        let actor = format!("local:{uid}");
+        let issued = self.site.authority.commit(&actor, issue).await.map_err(commit_status)?;
+        log::info!(uid, serial = issued.serial.as_str(); "gateway certificate issued");
+        Ok(Response::new(self.site.answer(issued)))
+    }
+}

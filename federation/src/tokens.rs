@@ -1,0 +1,330 @@
+//! Tokens: made once, kept as a hash, used a counted number of times.
+
+use std::time::Duration;
+
+use mesh_api::v1::{Grants, TokenCreated, TokenPurpose, authority_record::Event};
+use mesh_core::{
+    ServiceName, SiteName, SpiffeId,
+    name::is_reserved_namespace,
+    token::{MAX_GATEWAYS, Purpose, Token},
+};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tonic::Code;
+
+use crate::{
+    authority::{CommitError, State, state::TokenState},
+    ca::{hex, spki_sha256},
+    refusal::Refusal,
+    site::Site,
+};
+
+/// The most nodes that one token lets in.
+pub const MAX_USES: u32 = 10_000;
+/// The longest life of a token.
+pub const MAX_TTL: Duration = Duration::from_secs(30 * 86_400);
+/// What a token lives when nothing was said.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(900);
+/// Tokens that are remembered at once, spent ones included.
+pub const MAX_TOKENS: usize = 20_000;
+/// Services that one token may name.
+pub const MAX_SERVICES: usize = 256;
+
+/// Why a token was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CreateError {
+    /// Something in the request.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Which part.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Only gateways live there.
+    #[error("namespace {0} is reserved for the mesh; choose another, or make a token with --gateway")]
+    Reserved(String),
+    /// Nobody could use it.
+    #[error(
+        "this site has no gateway with a TLS address to join through; add one under `gateways` in \
+         federation.yaml"
+    )]
+    NoGateway,
+    /// Linked already, or ourselves.
+    #[error("{0}")]
+    Site(String),
+    /// There are enough.
+    #[error("{MAX_TOKENS} tokens are remembered; wait until old ones are forgotten")]
+    TooMany,
+}
+
+impl Refusal for CreateError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } | Self::Reserved(_) => Code::InvalidArgument,
+            Self::NoGateway | Self::Site(_) => Code::FailedPrecondition,
+            Self::TooMany => Code::ResourceExhausted,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => "invalid_argument",
+            Self::Reserved(_) => "reserved_namespace",
+            Self::NoGateway => "no_gateway",
+            Self::Site(_) => "invalid_site",
+            Self::TooMany => "too_many_tokens",
+        }
+    }
+}
+
+/// Why a token does not let anybody in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenRefusal {
+    /// Never made here, or another secret: which of the two is not told.
+    #[error("this site does not know the token; ask for a new one with `meshctl token create`")]
+    Unknown,
+    /// For linking instead of joining, or the other way round.
+    #[error("token {id} is for another purpose ({})", .purpose.as_str_name())]
+    WrongPurpose {
+        /// Which token.
+        id: String,
+        /// What it is for.
+        purpose: TokenPurpose,
+    },
+    /// Taken back.
+    #[error("token {0} was revoked; ask for a new one")]
+    Revoked(String),
+    /// Too late.
+    #[error("token {id} expired {ago_s} s ago; ask for a new one")]
+    Expired {
+        /// Which token.
+        id: String,
+        /// How late.
+        ago_s: i64,
+    },
+    /// Used as often as it may be.
+    #[error("token {id} is used up ({uses} of {uses}, last by {by}); ask for a new one")]
+    UsedUp {
+        /// Which token.
+        id: String,
+        /// How often it could be used.
+        uses: u32,
+        /// Who used it last.
+        by: String,
+    },
+}
+
+impl Refusal for TokenRefusal {
+    fn code(&self) -> Code {
+        Code::PermissionDenied
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Unknown => "token_unknown",
+            Self::WrongPurpose { .. } => "token_wrong_purpose",
+            Self::Revoked(_) => "token_revoked",
+            Self::Expired { .. } => "token_expired",
+            Self::UsedUp { .. } => "token_used_up",
+        }
+    }
+}
+
+/// What a new token is to allow.
+#[derive(Debug, Clone)]
+pub struct NewToken {
+    /// Join or link.
+    pub purpose: Purpose,
+    /// For nodes.
+    pub grants: Grants,
+    /// How often.
+    pub uses: u32,
+    /// How long.
+    pub ttl: Duration,
+    /// Adds the gateway identity.
+    pub gateway: bool,
+    /// For links: who may redeem it.
+    pub site: String,
+}
+
+impl NewToken {
+    /// A token that lets machines join; empty `services` grant the whole
+    /// namespace, zero `ttl` is [`DEFAULT_TTL`], zero `uses` is one.
+    pub fn join(grants: Grants, uses: u32, ttl: Duration, gateway: bool) -> Result<Self, CreateError> {
+        let grants = check_grants(grants, gateway)?;
+        let (uses, ttl) = (uses.max(1), default_ttl(ttl)?);
+        if uses > MAX_USES {
+            return Err(invalid("uses", format!("at most {MAX_USES}")));
+        }
+        Ok(Self { purpose: Purpose::Node, grants, uses, ttl, gateway, site: String::new() })
+    }
+
+    /// A token that lets one other site link with this one, once.
+    pub fn link(site: &str, ttl: Duration) -> Result<Self, CreateError> {
+        let site: SiteName = site.parse().map_err(|error| invalid("site", error))?;
+        Ok(Self {
+            purpose: Purpose::Link,
+            grants: Grants::default(),
+            uses: 1,
+            ttl: default_ttl(ttl)?,
+            gateway: false,
+            site: site.to_string(),
+        })
+    }
+}
+
+/// Makes a token. The only time that its secret exists here.
+pub async fn create(
+    site: &Site,
+    actor: &str,
+    new: NewToken,
+) -> Result<(Token, i64), CommitError<CreateError>> {
+    let secret: [u8; 32] = rand::random();
+    let id = hex(&rand::random::<[u8; 6]>());
+    let expires_unix_s = site.authority.clock().unix_s() + new.ttl.as_secs().cast_signed();
+    site.authority
+        .commit(actor, |state| {
+            let token = check_create(state, &new, &id, secret)?;
+            let created = TokenCreated {
+                id: id.clone(),
+                purpose: new.purpose.wire().into(),
+                secret_sha256: Sha256::digest(secret).to_vec(),
+                grants: Some(new.grants.clone()),
+                uses: new.uses,
+                expires_unix_s,
+                gateway: new.gateway,
+                site: new.site.clone(),
+            };
+            Ok((vec![Event::TokenCreated(created)], (token, expires_unix_s)))
+        })
+        .await
+}
+
+fn check_create(state: &State, new: &NewToken, id: &str, secret: [u8; 32]) -> Result<Token, CreateError> {
+    if state.tokens.len() >= MAX_TOKENS {
+        return Err(CreateError::TooMany);
+    }
+    let site = state.site();
+    if new.purpose == Purpose::Link {
+        if new.site == site.name.as_str() {
+            return Err(CreateError::Site(format!("{} is this very site", site.name)));
+        }
+        if state.links.contains_key(new.site.as_str()) {
+            let problem = format!("{} is linked already; `meshctl unlink {}` first", new.site, new.site);
+            return Err(CreateError::Site(problem));
+        }
+    }
+    let addresses = state.gateways.values().flat_map(|gateway| &gateway.tls_addresses);
+    let gateways: Vec<_> = addresses.take(MAX_GATEWAYS).map(|a| a.as_str().into()).collect();
+    let root = site.bundle.roots.first().and_then(|root| spki_sha256(root));
+    if gateways.is_empty() {
+        return Err(CreateError::NoGateway);
+    }
+    Ok(Token {
+        purpose: new.purpose,
+        site: site.name.clone(),
+        trust_domain: site.trust_domain.clone(),
+        gateways,
+        root_spki_sha256: root.ok_or_else(|| invalid("root", "does not parse"))?,
+        id: id.into(),
+        secret,
+    })
+}
+
+/// Whether a token lets somebody in now. To be called inside the commit that
+/// also counts the use.
+pub fn check<'a>(
+    state: &'a State,
+    id: &str,
+    secret: &[u8],
+    purpose: Purpose,
+    now_unix_s: i64,
+) -> Result<&'a TokenState, TokenRefusal> {
+    let token = known(state, id, secret).ok_or(TokenRefusal::Unknown)?;
+    let id = || token.id.clone();
+    if token.purpose != purpose.wire() {
+        return Err(TokenRefusal::WrongPurpose { id: id(), purpose: token.purpose });
+    }
+    if token.revoked {
+        return Err(TokenRefusal::Revoked(id()));
+    }
+    let ago_s = now_unix_s - token.expires_unix_s;
+    if ago_s >= 0 {
+        return Err(TokenRefusal::Expired { id: id(), ago_s });
+    }
+    if token.uses_left() == 0 {
+        let by = token.used_by.last().cloned().unwrap_or_default();
+        return Err(TokenRefusal::UsedUp { id: id(), uses: token.uses, by });
+    }
+    Ok(token)
+}
+
+/// The token of which the bearer knows the secret. An unknown id takes as long
+/// as a wrong secret.
+pub fn known<'a>(state: &'a State, id: &str, secret: &[u8]) -> Option<&'a TokenState> {
+    let token = state.tokens.get(id);
+    let expected = token.map_or([0; 32], |token| token.secret_sha256);
+    let given: [u8; 32] = Sha256::digest(secret).into();
+    let same = bool::from(given.ct_eq(&expected));
+    token.filter(|_| same).map(|token| &**token)
+}
+
+/// "open", "used up", "expired" or "revoked".
+pub fn describe(token: &TokenState, now_unix_s: i64) -> &'static str {
+    if token.revoked {
+        "revoked"
+    } else if token.uses_left() == 0 {
+        "used up"
+    } else if token.expires_unix_s <= now_unix_s {
+        "expired"
+    } else {
+        "open"
+    }
+}
+
+fn check_grants(mut grants: Grants, gateway: bool) -> Result<Grants, CreateError> {
+    if gateway && grants.namespace.is_empty() {
+        // A machine that is a gateway and nothing else.
+        return if grants.account.is_empty() && grants.services.is_empty() {
+            Ok(Grants::default())
+        } else {
+            Err(invalid("namespace", "is needed with an account or services"))
+        };
+    }
+    // The domain plays no part in whether the names are well formed.
+    let domain = "check".parse().expect("it is a trust domain");
+    SpiffeId::workload(&domain, &grants.namespace, &grants.account)
+        .map_err(|error| invalid("namespace and account", error))?;
+    if is_reserved_namespace(&grants.namespace) {
+        return Err(CreateError::Reserved(grants.namespace));
+    }
+    if grants.services.is_empty() {
+        grants.services.push(format!("*.{}", grants.namespace));
+    }
+    if grants.services.len() > MAX_SERVICES {
+        return Err(invalid("services", format!("at most {MAX_SERVICES}")));
+    }
+    for service in &grants.services {
+        // "*" stands for a name.
+        let name = service.strip_prefix("*.").map(|namespace| format!("any.{namespace}"));
+        let name = name.as_deref().unwrap_or(service).parse::<ServiceName>();
+        let name = name.map_err(|error| invalid("services", error))?;
+        if is_reserved_namespace(name.namespace()) {
+            return Err(CreateError::Reserved(name.namespace().to_owned()));
+        }
+    }
+    Ok(grants)
+}
+
+fn default_ttl(ttl: Duration) -> Result<Duration, CreateError> {
+    match ttl {
+        Duration::ZERO => Ok(DEFAULT_TTL),
+        ttl if ttl > MAX_TTL => Err(invalid("ttl", "at most 30 days")),
+        ttl => Ok(ttl),
+    }
+}
+
+fn invalid(field: &'static str, problem: impl ToString) -> CreateError {
+    CreateError::Invalid { field, problem: problem.to_string() }
+}

@@ -138,11 +138,10 @@ pub fn tier(from: &Vantage, endpoint: &Endpoint) -> Tier {
     let (own, its) = (&from.locality, &endpoint.locality);
     let equal = |a: &str, b: &str| !a.is_empty() && a == b;
     let differ = |a: &str, b: &str| !a.is_empty() && !b.is_empty() && a != b;
+    let same_zone = equal(&own.zone, &its.zone) && !differ(&own.region, &its.region);
     if endpoint.site != from.site {
         Tier::Remote
-    } else if own.zone.is_empty() {
-        Tier::Zone
-    } else if equal(&own.zone, &its.zone) && !differ(&own.region, &its.region) {
+    } else if own.zone.is_empty() || same_zone {
         Tier::Zone
     } else if equal(&own.region, &its.region) {
         Tier::Region

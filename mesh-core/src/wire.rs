@@ -386,3 +386,6 @@ impl From<&Key> for v1::ResourceKey {
         Self { kind: kind.into(), name }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,56 +70,38 @@ fn who_reaches_what() {
         "spiffe://south.example/ns/isthmus-system/sa/gateway",
     ];
     let refused = Err::<NextHop, _>;
-    let role = || refused(Role);
+    let (role, not_exported) = (|| refused(Role), || refused(NotExported));
+    let (unknown, transit) = (|| refused(UnknownSite), || refused(Unsupported));
+    let (dial, federation) = (|| Ok(dial()), || Ok(to_federation()));
+    let west = || Ok(link("west"));
     let cases = [
         (
             connect("east", "orders.shop", "o-1"),
-            [Ok(dial()), role(), role(), Ok(dial()), Ok(dial()), refused(NotExported)],
+            [dial(), role(), role(), dial(), dial(), not_exported()],
         ),
         (
             connect("east", "billing.shop", "b-1"),
-            [Ok(dial()), role(), role(), Ok(dial()), refused(NotExported), refused(NotExported)],
+            [dial(), role(), role(), dial(), not_exported(), not_exported()],
         ),
         (
             connect("west", "search.shop", "s-1"),
-            [Ok(link("west")), role(), role(), role(), refused(Unsupported), refused(Unsupported)],
+            [west(), role(), role(), role(), transit(), transit()],
         ),
         (
             connect("east", FEDERATION, ""),
-            [
-                Ok(to_federation()),
-                Ok(to_federation()),
-                Ok(to_federation()),
-                role(),
-                Ok(to_federation()),
-                Ok(to_federation()),
-            ],
+            [federation(), federation(), federation(), role(), federation(), federation()],
         ),
         (
             connect("west", FEDERATION, ""),
-            [role(), role(), Ok(link("west")), role(), refused(Unsupported), refused(Unsupported)],
+            [role(), role(), west(), role(), transit(), transit()],
         ),
         (
             connect("south", FEDERATION, ""),
-            [
-                refused(UnknownSite),
-                refused(UnknownSite),
-                refused(UnknownSite),
-                refused(UnknownSite),
-                refused(UnknownSite),
-                refused(UnknownSite),
-            ],
+            [unknown(), unknown(), unknown(), unknown(), unknown(), unknown()],
         ),
         (
             connect("south", "orders.shop", "o-1"),
-            [
-                refused(UnknownSite),
-                role(),
-                role(),
-                refused(UnknownSite),
-                refused(UnknownSite),
-                refused(UnknownSite),
-            ],
+            [unknown(), role(), role(), unknown(), unknown(), unknown()],
         ),
     ];
     let mesh = mesh();

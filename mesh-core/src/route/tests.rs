@@ -129,7 +129,8 @@ fn methods_and_headers_and_their_conjunction() {
         ("either", vec![one("PUT", vec![]), one("", vec![header("x-tenant", "b")])]),
         ("rest", vec![one("GET", vec![])]),
     ]);
-    let cases: [(Method, &[(&'static str, &'static str)], &str); 8] = [
+    type Pairs = &'static [(&'static str, &'static str)];
+    let cases: [(Method, Pairs, &str); 8] = [
         (Method::POST, &[("x-tenant", "a"), ("x-beta", "1")], "both"),
         (Method::POST, &[("x-tenant", "z"), ("x-tenant", "a"), ("x-beta", "1")], "both"),
         (Method::POST, &[("x-tenant", "a")], "no_route"),

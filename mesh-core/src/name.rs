@@ -299,3 +299,6 @@ impl fmt::Debug for SpiffeId {
         fmt::Debug::fmt(&*self.uri, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

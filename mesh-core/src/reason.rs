@@ -77,3 +77,38 @@ impl fmt::Display for Reason {
         f.write_str(self.code())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::Reason;
+
+    #[test]
+    fn codes_are_unique_and_made_for_labels() {
+        let codes: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.code()).collect();
+        assert_eq!(codes.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            let code = reason.code();
+            assert!(code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{code}");
+            assert_eq!(reason.to_string(), code);
+            assert!((400..600).contains(&reason.http_status()), "{code}");
+        }
+    }
+
+    /// Clients act on these.
+    #[test]
+    fn statuses() {
+        for (reason, status) in [
+            (Reason::NoSuchService, 404),
+            (Reason::NoEndpoint, 503),
+            (Reason::UpstreamReset, 502),
+            (Reason::Timeout, 504),
+            (Reason::DeniedNoRule, 403),
+            (Reason::BadRequest, 400),
+            (Reason::Unsupported, 501),
+        ] {
+            assert_eq!(reason.http_status(), status, "{reason}");
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 mod apply;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use std::{net::SocketAddr, sync::Arc};

@@ -101,7 +101,9 @@ impl Purpose {
 
     fn remedy(self) -> &'static str {
         match self {
-            Self::Node => "use it with `meshctl join`, and get a link token with `meshctl link token`",
+            Self::Node => {
+                "use it with `meshctl join`, and get a link token with `meshctl link token`"
+            }
             Self::Link => {
                 "use it with `meshctl link cluster`, and get a join token with `meshctl token create`"
             }
@@ -180,7 +182,9 @@ fn body(text: &str) -> Result<&str, TokenError> {
     }
     let version = text.strip_prefix("isthmus").and_then(|rest| rest.split_once('.'));
     match version {
-        Some((version, _)) if !version.is_empty() && version.bytes().all(|b| b.is_ascii_digit()) => {
+        Some((version, _))
+            if !version.is_empty() && version.bytes().all(|b| b.is_ascii_digit()) =>
+        {
             Err(TokenError::UnsupportedVersion(version.chars().take(10).collect()))
         }
         _ => Err(TokenError::NotAToken),
@@ -208,7 +212,8 @@ impl TryFrom<v1::Token> for Token {
         };
         let name = |error: crate::name::InvalidName| TokenError::Invalid(error.to_string());
         let bytes = |value: &[u8], what: &str| {
-            <[u8; 32]>::try_from(value).map_err(|_| TokenError::Invalid(format!("its {what} is not 32 bytes")))
+            <[u8; 32]>::try_from(value)
+                .map_err(|_| TokenError::Invalid(format!("its {what} is not 32 bytes")))
         };
         if message.gateways.is_empty() || message.gateways.len() > MAX_GATEWAYS {
             return Err(invalid("it must name 1 to 16 gateways"));

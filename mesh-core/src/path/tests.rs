@@ -91,10 +91,7 @@ fn who_reaches_what() {
             connect("east", FEDERATION, ""),
             [federation(), federation(), federation(), role(), federation(), federation()],
         ),
-        (
-            connect("west", FEDERATION, ""),
-            [role(), role(), west(), role(), transit(), transit()],
-        ),
+        (connect("west", FEDERATION, ""), [role(), role(), west(), role(), transit(), transit()]),
         (
             connect("south", FEDERATION, ""),
             [unknown(), unknown(), unknown(), unknown(), unknown(), unknown()],

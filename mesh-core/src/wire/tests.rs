@@ -391,9 +391,7 @@ fn limits() {
         (
             "matches.path",
             MAX_MATCH_TEXT,
-            Box::new(|n| {
-                matched(&|m| m.path = Some(v1::route_match::Path::ExactPath(path(n))))
-            }),
+            Box::new(|n| matched(&|m| m.path = Some(v1::route_match::Path::ExactPath(path(n))))),
         ),
         ("matches.method", 32, Box::new(|n| matched(&|m| m.method = "M".repeat(n)))),
     ];
@@ -434,7 +432,8 @@ fn gateways() {
     for good in ["gw.example:8443", "192.0.2.1:1", "[2001:db8::1]:65535", &long, &longest] {
         assert!(gateway(&[good]).is_ok(), "{good}");
     }
-    let bad = ["gw", ":8443", "gw:0", "gw:65536", "gw:", "g w:1", "gw/x:1", "gw\n:1", "", &too_long];
+    let bad =
+        ["gw", ":8443", "gw:0", "gw:65536", "gw:", "g w:1", "gw/x:1", "gw\n:1", "", &too_long];
     for bad in bad {
         assert!(gateway(&[bad]).is_err(), "{bad:?}");
     }

@@ -38,9 +38,11 @@ pub fn apply(snapshot: Option<&Snapshot>, delta: &v1::Delta) -> Result<Snapshot,
     upsert_shared(&mut next, &changes)?;
     upsert_services(&mut next, &changes)?;
     upsert_endpoints(&mut next, changes.endpoints)?;
-    compile_policies(&mut next);
     check_links(&next)?;
-    check_endpoints(&next, base.filter(|_| !links_changed))?;
+    // What depends on links is settled for services that neither changed.
+    let settled = base.filter(|_| !links_changed);
+    compile_policies(&mut next, settled);
+    check_endpoints(&next, settled)?;
     if let Some(old) = snapshot {
         share(&mut next, old);
     }
@@ -202,6 +204,9 @@ fn remove_endpoints(
     keys: &BTreeSet<(SiteName, EndpointId)>,
     keep: impl Fn(&Endpoint) -> bool,
 ) {
+    if keys.is_empty() {
+        return;
+    }
     let gone = |e: &Endpoint| keys.contains(&(e.site.clone(), e.id.clone())) && !keep(e);
     for service in next.services.values_mut() {
         let touched = if keys.len() < service.endpoints.len() {
@@ -302,9 +307,15 @@ fn upsert_endpoints(next: &mut Snapshot, endpoints: Vec<Endpoint>) -> Result<(),
     Ok(())
 }
 
+/// Whether `settled` has this very service.
+fn is_settled(settled: Option<&Snapshot>, service: &Arc<Service>) -> bool {
+    let old = settled.and_then(|settled| settled.services.get(&service.name));
+    old.is_some_and(|old| Arc::ptr_eq(old, service))
+}
+
 /// The names of sites in export lists become trust domains.
-fn compile_policies(next: &mut Snapshot) {
-    for service in next.services.values_mut() {
+fn compile_policies(next: &mut Snapshot, settled: Option<&Snapshot>) {
+    for service in next.services.values_mut().filter(|service| !is_settled(settled, service)) {
         let domains = policy_domains(&service.exported_to, &next.links);
         if service.policy.exported_to != domains {
             Arc::make_mut(service).policy.exported_to = domains;
@@ -329,14 +340,9 @@ fn check_links(next: &Snapshot) -> Result<(), Rejected> {
 }
 
 /// An endpoint's identity lies in its site's trust domain; a local one says
-/// where its application listens. Services that `base` has already are not
-/// checked again.
-fn check_endpoints(next: &Snapshot, base: Option<&Snapshot>) -> Result<(), Rejected> {
-    for (name, service) in &next.services {
-        let old = base.and_then(|base| base.services.get(name));
-        if old.is_some_and(|old| Arc::ptr_eq(old, service)) {
-            continue;
-        }
+/// where its application listens.
+fn check_endpoints(next: &Snapshot, settled: Option<&Snapshot>) -> Result<(), Rejected> {
+    for service in next.services.values().filter(|service| !is_settled(settled, service)) {
         for endpoint in &service.endpoints {
             let resource = || format!("endpoint {}/{}", endpoint.site, endpoint.id);
             let local = endpoint.site == next.site;

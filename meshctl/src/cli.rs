@@ -1,0 +1,223 @@
+//! The command line: every command, its arguments and its help.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::{
+    command, demo,
+    endpoint::Run,
+    failure::Failure,
+    output::{self, Format},
+};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   refused, or a check did not pass
+  2   the command line makes no sense
+  69  no control plane or agent answers
+  77  not permitted to open the socket or a file
+  78  a configuration is wrong or missing
+
+Begin with:
+  meshctl demo --duration 20s                        watch two sites on this machine
+  meshctl site init west --trust-domain west.example a site of your own
+  meshctl token create --namespace shop --account orders
+  meshctl join <token>                               on the VM";
+
+/// Explains and changes an Isthmus mesh.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, propagate_version = true, after_help = EXIT_CODES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    /// The site whose run directory is $ISTHMUS_SITES/<NAME>
+    #[arg(long, value_name = "NAME")]
+    site: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Directory of federation.sock and agent.sock [default: /run/isthmus]
+    #[arg(long, global = true, value_name = "DIR", env = "ISTHMUS_RUN", hide_env_values = true)]
+    run: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+    /// Short for -o json: one JSON document on stdout and nothing else
+    #[arg(long, global = true, conflicts_with = "output")]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a site: its CA, its configuration
+    #[command(subcommand)]
+    Site(command::site::Site),
+    /// Tokens with which machines join
+    #[command(subcommand)]
+    Token(command::token::Token),
+    /// Join this machine to a site
+    Join(command::join::Join),
+    /// Take this machine out of its site
+    Leave(command::join::Leave),
+    /// Link this site with another
+    #[command(subcommand)]
+    Link(command::link::Link),
+    /// The links of this site: transport, round-trip time, what is shared
+    #[command(
+        after_help = "Examples:\n  meshctl links\n  meshctl links -o wide\n  meshctl links --json | jq '.links[].state'"
+    )]
+    Links,
+    /// What this site shares with linked sites
+    #[command(subcommand)]
+    Service(command::service::Service),
+    /// The machines of this site
+    #[command(subcommand)]
+    Node(command::node::Node),
+    /// Identities and their revocation
+    #[command(subcommand)]
+    Identity(command::node::Identity),
+    /// Site, gateways, machines, certificates, links and what needs attention
+    #[command(
+        after_help = "Examples:\n  meshctl status\n  meshctl --site west status      (with ISTHMUS_SITES)\n  meshctl status --json | jq -r '.warnings[]'"
+    )]
+    Status,
+    /// Success rate, requests per second and latency of each service
+    Stat(command::stat::Stat),
+    /// Every endpoint of a service: site, tier, weight, health, way
+    Endpoints(command::endpoints::Endpoints),
+    /// Why a caller's requests go where they go, decided by the proxy's own code
+    Why(command::why::Why),
+    /// Prove the site works; name the first thing that does not, and its remedy
+    Check(command::check::Check),
+    /// Two sites on this machine, real processes, real requests, a live table
+    Demo(demo::Demo),
+    /// A completion script for a shell
+    #[command(
+        after_help = "Examples:\n  meshctl completions bash > /etc/bash_completion.d/meshctl\n  meshctl completions zsh > \"${fpath[1]}/_meshctl\"\n  meshctl completions fish > ~/.config/fish/completions/meshctl.fish"
+    )]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// What the demo is made of.
+    #[command(subcommand, hide = true)]
+    DemoPart(demo::Part),
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub async fn run(self) -> Result<(), Failure> {
+        let format = if self.global.json { Format::Json } else { self.global.output };
+        let sites = std::env::var_os("ISTHMUS_SITES").map(PathBuf::from);
+        // An explicit --site outranks ISTHMUS_RUN, not an explicit --run.
+        let from_env = std::env::var_os("ISTHMUS_RUN").map(PathBuf::from) == self.global.run;
+        let dir = self.global.run.as_deref().filter(|_| !(from_env && self.site.is_some()));
+        let run = || Run::choose(dir, self.site.as_deref(), sites.as_deref());
+        match self.command {
+            Command::Site(site) => site.run(format, dir).await,
+            Command::Token(token) => token.run(&run()?, format).await,
+            Command::Join(join) => join.run(&run()?, format).await,
+            Command::Leave(leave) => leave.run(&run()?, format).await,
+            Command::Link(link) => link.run(&run()?, format).await,
+            Command::Links => command::link::links(&run()?, format).await,
+            Command::Service(service) => service.run(&run()?, format).await,
+            Command::Node(node) => node.run(&run()?, format).await,
+            Command::Identity(identity) => identity.run(&run()?, format).await,
+            Command::Status => command::status::status(&run()?, format).await,
+            Command::Stat(stat) => stat.run(&run()?, format).await,
+            Command::Endpoints(endpoints) => endpoints.run(&run()?, format).await,
+            Command::Why(why) => why.run(&run()?, format).await,
+            Command::Check(check) => check.run(&run()?, format).await,
+            Command::Demo(demo) => demo.run(format).await,
+            Command::Completions { shell } => completions(shell),
+            Command::DemoPart(part) => part.run().await,
+        }
+    }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut script);
+    output::write_stdout(&String::from_utf8_lossy(&script))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_ux_promises_parses() {
+        let lines = [
+            "demo --duration 20s --json --block-udp --keep-logs",
+            "site init west --trust-domain west.example",
+            "token create --namespace shop --account orders --uses 1 --ttl 15m",
+            "token list -o json",
+            "token revoke abc",
+            "join -",
+            "leave --force",
+            "link token --site west",
+            "link cluster east isthmus1.abc",
+            "link cluster east - --transport tls",
+            "link remove east",
+            "links -o wide",
+            "service export orders.shop --to east",
+            "service unexport orders.shop",
+            "service list",
+            "node list",
+            "node resolve 0d4c1f0e-6ad3-4d0c-9d31-5d8f4f2f8a11",
+            "identity revoke spiffe://west.example/ns/shop/sa/orders",
+            "--site west status",
+            "stat orders.shop",
+            "endpoints orders.shop --json",
+            "why orders.shop payments.prod --path /pay",
+            "check --json",
+            "completions bash",
+        ];
+        for line in lines {
+            let words = std::iter::once("meshctl").chain(line.split(' '));
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("meshctl {line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        fn walk(command: &clap::Command, path: &str, without: &mut Vec<String>) {
+            let children: Vec<_> = command
+                .get_subcommands()
+                .filter(|child| !child.is_hide_set() && child.get_name() != "help")
+                .collect();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            if children.is_empty() && !help.contains("meshctl ") {
+                without.push(path.to_owned());
+            }
+            for child in children {
+                walk(child, &format!("{path} {}", child.get_name()), without);
+            }
+        }
+        let mut without = Vec::new();
+        walk(&Cli::command(), "meshctl", &mut without);
+        assert!(without.is_empty(), "no examples: {without:?}");
+    }
+
+    #[test]
+    fn completions_name_the_commands() {
+        let mut script = Vec::new();
+        clap_complete::generate(Shell::Bash, &mut Cli::command(), "meshctl", &mut script);
+        let script = String::from_utf8(script).expect("text");
+        assert!(script.contains("endpoints") && script.contains("completions"));
+    }
+}

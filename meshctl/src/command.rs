@@ -1,0 +1,14 @@
+//! One module per command: its arguments, the call, what it shows.
+
+pub mod check;
+pub mod endpoints;
+pub mod join;
+pub mod link;
+pub mod node;
+pub mod service;
+pub mod site;
+pub mod stat;
+pub mod status;
+pub mod token;
+pub mod view;
+pub mod why;

@@ -1,0 +1,190 @@
+//! `meshctl status`: one page on a site.
+
+use mesh_api::v1;
+use serde::Serialize;
+
+use super::{node::node_table, view};
+use crate::{
+    endpoint::Run,
+    failure::Failure,
+    output::{self, Format, Paint, Show, Table},
+    time,
+};
+
+/// A leaf that ends sooner than this should have been renewed.
+const CERTIFICATE_WARNING_S: i64 = 4 * 3600;
+
+/// Asks federation and shows everything.
+pub async fn status(run: &Run, format: Format) -> Result<(), Failure> {
+    let answer = run.admin().await?.site_status(v1::SiteStatusRequest {}).await?.into_inner();
+    output::print(format, &Status::from(answer))
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    site: String,
+    trust_domain: String,
+    version: String,
+    revision: String,
+    root_fingerprint: String,
+    root_expires_unix_s: i64,
+    issuing_ca_expires_unix_s: i64,
+    gateways: Vec<GatewayView>,
+    nodes: Vec<view::Node>,
+    links: Vec<view::Link>,
+    proxies: Vec<ProxyView>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct GatewayView {
+    id: String,
+    quic_addresses: Vec<String>,
+    tls_addresses: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProxyView {
+    spiffe_id: String,
+    node: String,
+    version: String,
+    acked: String,
+    nack: String,
+    last_heard_ms: u64,
+    certificate_expires_unix_s: i64,
+}
+
+/// `<n>@<epoch>`.
+pub(crate) fn revision(revision: Option<v1::Revision>) -> String {
+    revision.map(|r| format!("{}@{:x}", r.n, r.epoch)).unwrap_or_default()
+}
+
+impl From<v1::SiteStatusResponse> for Status {
+    fn from(answer: v1::SiteStatusResponse) -> Self {
+        let site = answer.site.unwrap_or_default();
+        Self {
+            site: site.name.clone(),
+            trust_domain: site.trust_domain,
+            version: answer.version,
+            revision: revision(answer.revision),
+            root_fingerprint: answer.root_fingerprint,
+            root_expires_unix_s: answer.root_expires_unix_s,
+            issuing_ca_expires_unix_s: answer.issuing_ca_expires_unix_s,
+            gateways: answer
+                .gateways
+                .into_iter()
+                .filter(|gateway| gateway.site == site.name || gateway.site.is_empty())
+                .map(Into::into)
+                .collect(),
+            nodes: answer.nodes.into_iter().map(Into::into).collect(),
+            links: answer.links.into_iter().map(Into::into).collect(),
+            proxies: answer.proxies.into_iter().map(Into::into).collect(),
+            warnings: answer.warnings,
+        }
+    }
+}
+
+impl From<v1::Gateway> for GatewayView {
+    fn from(gateway: v1::Gateway) -> Self {
+        Self {
+            id: gateway.id,
+            quic_addresses: gateway.quic_addresses,
+            tls_addresses: gateway.tls_addresses,
+        }
+    }
+}
+
+impl From<v1::ProxyInfo> for ProxyView {
+    fn from(proxy: v1::ProxyInfo) -> Self {
+        Self {
+            spiffe_id: proxy.spiffe_id,
+            node: proxy.node,
+            version: proxy.version,
+            acked: revision(proxy.acked),
+            nack: proxy.nack,
+            last_heard_ms: proxy.last_heard_ms,
+            certificate_expires_unix_s: proxy.certificate_expires_unix_s,
+        }
+    }
+}
+
+impl Show for Status {
+    fn text(&self, wide: bool, paint: Paint) -> String {
+        let now = time::now_unix_s();
+        let mut text = format!(
+            "{} {}  trust domain {}  federation {}  revision {}\nroot {} expires {}; issuing CA expires {}\n",
+            paint.bold("SITE"),
+            paint.bold(&self.site),
+            self.trust_domain,
+            self.version,
+            self.revision,
+            self.root_fingerprint,
+            time::until(self.root_expires_unix_s, now),
+            time::until(self.issuing_ca_expires_unix_s, now),
+        );
+        for warning in &self.warnings {
+            text.push_str(&format!("{} {warning}\n", paint.warn("warning:")));
+        }
+        for gateway in &self.gateways {
+            text.push_str(&format!(
+                "\ngateway {}  quic {}  tls {}\n",
+                paint.bold(&gateway.id),
+                gateway.quic_addresses.join(","),
+                gateway.tls_addresses.join(",")
+            ));
+        }
+        if !self.links.is_empty() {
+            text.push_str(&format!("\n{}", self.link_table(paint)));
+        }
+        if !self.nodes.is_empty() {
+            text.push_str(&format!("\n{}", node_table(&self.nodes, wide, paint)));
+        }
+        if !self.proxies.is_empty() {
+            text.push_str(&format!("\n{}", self.proxy_table(paint, now)));
+        }
+        text
+    }
+}
+
+impl Status {
+    fn link_table(&self, paint: Paint) -> String {
+        let mut table =
+            Table::new(&["LINK", "STATE", "TRANSPORT", "RTT", "HEARD", "EXPORTS", "IMPORTS"]);
+        for link in &self.links {
+            table.row([
+                link.site.clone(),
+                view::state(paint, &link.state),
+                link.transports(),
+                link.rtt(),
+                time::age_ms(link.last_heard_ms),
+                link.exports.join(","),
+                link.imports.join(","),
+            ]);
+        }
+        table.render(paint)
+    }
+
+    fn proxy_table(&self, paint: Paint, now: i64) -> String {
+        let mut table =
+            Table::new(&["PROXY", "NODE", "REVISION", "CERTIFICATE", "HEARD", "VERSION"]);
+        for proxy in &self.proxies {
+            let expires = time::until(proxy.certificate_expires_unix_s, now);
+            let soon = proxy.certificate_expires_unix_s - now < CERTIFICATE_WARNING_S;
+            let known = proxy.certificate_expires_unix_s != 0;
+            let acked = if proxy.nack.is_empty() {
+                proxy.acked.clone()
+            } else {
+                paint.bad(&format!("refused: {}", proxy.nack))
+            };
+            table.row([
+                proxy.spiffe_id.clone(),
+                proxy.node.chars().take(8).collect(),
+                acked,
+                if known && soon { paint.warn(&expires) } else { expires },
+                time::age_ms(proxy.last_heard_ms),
+                proxy.version.clone(),
+            ]);
+        }
+        table.render(paint)
+    }
+}

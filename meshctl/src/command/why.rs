@@ -1,0 +1,324 @@
+//! `meshctl why A B`: what a proxy does with a request from A to B, decided by
+//! the functions the proxy calls, over the state that federation holds now.
+
+use std::{sync::Arc, time::Duration};
+
+use clap::Args;
+use mesh_core::{
+    Endpoint, Locality, PeerIdentity, RequestHead, Service, ServiceName, Snapshot, SpiffeId,
+    authorize,
+    balance::{Load, Vantage, choose},
+    path::path_to,
+    route::{Destination, Head, choose_backend, route},
+    service::{Backend, Protocol},
+};
+use rustls_pki_types::UnixTime;
+use serde::Serialize;
+
+use super::endpoints::{EndpointView, endpoint_table, service, snapshot};
+use crate::{
+    endpoint::Run,
+    failure::Failure,
+    output::{self, Format, Paint, Show},
+};
+
+/// Arguments of `why`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  meshctl why orders.shop payments.prod
+  meshctl why shop/orders payments.prod --path /pay --method POST
+  meshctl why spiffe://west.example/ns/shop/sa/orders catalog.shop:grpc --json")]
+pub struct Why {
+    /// Who calls: a SPIFFE ID, <namespace>/<account>, or a service whose identity it is
+    from: String,
+    /// What is called: <name>.<namespace>[:port name or number]
+    to: String,
+    /// Path of the request
+    #[arg(long, default_value = "/")]
+    path: String,
+    /// Method of the request
+    #[arg(long, default_value = "GET")]
+    method: http::Method,
+}
+
+impl Why {
+    /// Downloads the snapshot, decides, shows.
+    pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
+        let snapshot = snapshot(run).await?;
+        let explained = explain(&snapshot, &self)?;
+        output::print(format, &explained)
+    }
+}
+
+/// Who calls, and from where.
+struct Caller {
+    peer: PeerIdentity,
+    vantage: Vantage,
+}
+
+#[derive(Debug, Serialize)]
+struct Explained {
+    from: String,
+    site: String,
+    service: String,
+    port: String,
+    request: String,
+    revision: u64,
+    backends: Vec<BackendView>,
+    /// The backend that this request takes, by weight.
+    backend: Option<String>,
+    chosen: Option<Chosen>,
+    /// What a client sees if nothing is chosen: a stable code.
+    refused: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendView {
+    service: String,
+    port: String,
+    weight: u32,
+    candidates: Vec<EndpointView>,
+}
+
+#[derive(Debug, Serialize)]
+struct Chosen {
+    endpoint: String,
+    site: String,
+    identity: String,
+    path: String,
+    hops: Vec<String>,
+    allowed: bool,
+    /// Of the policy, as it is known in this site.
+    verdict: String,
+    /// Which proxy takes the decision.
+    decided_by: String,
+}
+
+fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failure> {
+    let caller = caller(snapshot, &why.from)?;
+    let destination = destination(snapshot, &why.to)?;
+    let port = service(snapshot, &destination.service)?.port(destination.port.as_str());
+    let opaque = port.is_some_and(|port| port.protocol == Protocol::Tcp);
+    let headers = http::HeaderMap::new();
+    let head = Head { method: &why.method, path: &why.path, headers: &headers };
+    let request =
+        if opaque { "a connection".into() } else { format!("{} {}", why.method, why.path) };
+    let mut explained = Explained {
+        from: caller.peer.id.to_string(),
+        site: snapshot.site.to_string(),
+        service: destination.service.to_string(),
+        port: destination.port.to_string(),
+        request,
+        revision: snapshot.revision.n,
+        backends: Vec::new(),
+        backend: None,
+        chosen: None,
+        refused: None,
+    };
+    let backends = match route(snapshot, &destination, (!opaque).then_some(&head)) {
+        Ok(backends) => backends,
+        Err(none) => {
+            explained.refused = Some(none.to_string());
+            return Ok(explained);
+        }
+    };
+    for backend in &backends.0 {
+        explained.backends.push(candidates(snapshot, &caller.vantage, backend));
+    }
+    match choose_backend(&backends, rand::random()) {
+        None => explained.refused = Some("no_backend: all weights are zero".into()),
+        Some(backend) => {
+            explained.backend = Some(format!("{}:{}", backend.service, backend.port));
+            match chosen(snapshot, &caller, backend, (!opaque).then_some(&head)) {
+                Ok(chosen) => explained.chosen = Some(chosen),
+                Err(refused) => explained.refused = Some(refused),
+            }
+        }
+    }
+    Ok(explained)
+}
+
+fn candidates(snapshot: &Snapshot, from: &Vantage, backend: &Backend) -> BackendView {
+    let endpoints = of_port(snapshot, backend);
+    BackendView {
+        service: backend.service.to_string(),
+        port: backend.port.to_string(),
+        weight: backend.weight,
+        candidates: endpoints.iter().map(|e| EndpointView::new(snapshot, from, e)).collect(),
+    }
+}
+
+/// The endpoints that back one port.
+fn of_port(snapshot: &Snapshot, backend: &Backend) -> Vec<Arc<Endpoint>> {
+    let service = snapshot.services.get(&backend.service);
+    let endpoints = service.map(|service| service.endpoints.as_slice()).unwrap_or_default();
+    endpoints.iter().filter(|endpoint| endpoint.port == backend.port).cloned().collect()
+}
+
+fn chosen(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    backend: &Backend,
+    head: Option<&Head<'_>>,
+) -> Result<Chosen, String> {
+    let endpoints = of_port(snapshot, backend);
+    let idle = |_: &Endpoint| Load::default();
+    let endpoint = choose(&caller.vantage, &endpoints, &[], idle, Duration::ZERO, rand::random)
+        .ok_or_else(|| format!("no_endpoint: no endpoint of {} may be used", backend.service))?;
+    let path = path_to(snapshot, endpoint).map_err(|none| format!("no_path: {none}"))?;
+    let target = snapshot.services.get(&backend.service).ok_or("no_such_service")?;
+    let request = RequestHead {
+        service: &backend.service,
+        port: &backend.port,
+        method: head.map(|head| head.method),
+        path: head.map_or("", |head| head.path),
+    };
+    let (allowed, verdict) = verdict(target, &caller.peer, &request);
+    Ok(Chosen {
+        endpoint: endpoint.id.to_string(),
+        site: endpoint.site.to_string(),
+        identity: endpoint.identity.to_string(),
+        hops: hops(snapshot, caller, endpoint, &path),
+        path: path.describe().to_owned(),
+        allowed,
+        verdict,
+        decided_by: format!("the proxy of {} in {}", endpoint.identity, endpoint.site),
+    })
+}
+
+fn verdict(target: &Service, peer: &PeerIdentity, request: &RequestHead<'_>) -> (bool, String) {
+    match authorize(&target.policy, peer, request) {
+        Ok(permit) => (true, format!("allowed as {}", permit.caller())),
+        Err(denied) => (false, format!("{}: {denied}", denied.reason.reason())),
+    }
+}
+
+/// Every process that the bytes pass, by name.
+fn hops(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    endpoint: &Endpoint,
+    path: &mesh_core::Path,
+) -> Vec<String> {
+    let mut hops = vec![format!("proxy of {}", caller.peer.id)];
+    let gateways = |site: &str, ids: &[mesh_core::GatewayId]| {
+        let ids: Vec<&str> = ids.iter().map(mesh_core::GatewayId::as_str).collect();
+        format!("gateway {site}/{}", ids.join("|"))
+    };
+    match path {
+        mesh_core::Path::Direct(_) => {}
+        mesh_core::Path::ViaGateway(ids) | mesh_core::Path::Reverse(ids) => {
+            hops.push(gateways(snapshot.site.as_str(), ids));
+        }
+    }
+    if endpoint.site != snapshot.site {
+        let theirs: Vec<_> = snapshot
+            .gateways
+            .keys()
+            .filter(|(site, _)| *site == endpoint.site)
+            .map(|(_, id)| id.clone())
+            .collect();
+        hops.push(gateways(endpoint.site.as_str(), &theirs));
+    }
+    let reverse = if endpoint.address.is_none() { " (through the session it dialled)" } else { "" };
+    hops.push(format!("proxy of {}{reverse}", endpoint.identity));
+    hops
+}
+
+/// Reads `from`: an identity, or a service of this site whose identity it is.
+fn caller(snapshot: &Snapshot, from: &str) -> Result<Caller, Failure> {
+    let mut locality = Locality::default();
+    let mut node = None;
+    let id: SpiffeId = if from.starts_with("spiffe://") {
+        from.parse().map_err(Failure::usage)?
+    } else if let Some((namespace, account)) = from.split_once('/') {
+        SpiffeId::workload(&snapshot.trust_domain, namespace, account).map_err(Failure::usage)?
+    } else {
+        let name: ServiceName = from.parse().map_err(|error| {
+            Failure::usage(error)
+                .remedy("name the caller by SPIFFE ID, as <namespace>/<account>, or by a service")
+        })?;
+        let local = service(snapshot, &name)?.endpoints.iter().find(|e| e.site == snapshot.site);
+        let endpoint = local.ok_or_else(|| {
+            Failure::new(format!(
+                "service {name}: no endpoint in site {}, so no identity",
+                snapshot.site
+            ))
+            .remedy("name the caller by SPIFFE ID or as <namespace>/<account>")
+        })?;
+        locality = endpoint.locality.clone();
+        node.clone_from(&endpoint.node);
+        endpoint.identity.clone()
+    };
+    let year = Duration::from_secs(365 * 24 * 3600);
+    let not_after = UnixTime::since_unix_epoch(mesh_runtime::clock::now_unix() + year);
+    let peer = PeerIdentity { id, node, serial: String::new(), not_after };
+    Ok(Caller { peer, vantage: Vantage { site: snapshot.site.clone(), locality } })
+}
+
+/// Reads `to`: a service and one of its ports; without one, the first HTTP
+/// port, else the first.
+fn destination(snapshot: &Snapshot, to: &str) -> Result<Destination, Failure> {
+    let (name, port) = match to.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (to, None),
+    };
+    let name: ServiceName = name.parse().map_err(Failure::usage)?;
+    let service = service(snapshot, &name)?;
+    let found = match port {
+        Some(port) => service.port(port).or_else(|| service.port_number(port.parse().ok()?)),
+        None => service
+            .ports
+            .iter()
+            .find(|port| port.protocol == Protocol::Http)
+            .or_else(|| service.ports.first()),
+    };
+    let port = found.ok_or_else(|| {
+        let known: Vec<String> =
+            service.ports.iter().map(|port| format!("{} ({})", port.name, port.number)).collect();
+        Failure::new(format!("service {name}: no port {}", port.unwrap_or_default()))
+            .remedy(format!("it has {}", known.join(", ")))
+    })?;
+    Ok(Destination { service: name, port: port.name.clone() })
+}
+
+impl Show for Explained {
+    fn text(&self, wide: bool, paint: Paint) -> String {
+        let mut text = format!(
+            "{} from {}\n  to {}:{}, decided in site {} at revision {}\n",
+            self.request,
+            paint.bold(&self.from),
+            paint.bold(&self.service),
+            self.port,
+            self.site,
+            self.revision
+        );
+        for backend in &self.backends {
+            text.push_str(&format!(
+                "\nbackend {}:{} weight {}\n",
+                backend.service, backend.port, backend.weight
+            ));
+            text.push_str(&endpoint_table(&backend.candidates, wide, paint));
+        }
+        if let Some(refused) = &self.refused {
+            text.push_str(&format!("\n{} {refused}\n", paint.bad("refused")));
+        }
+        if let Some(chosen) = &self.chosen {
+            let verdict = if chosen.allowed {
+                paint.good(&chosen.verdict)
+            } else {
+                paint.bad(&chosen.verdict)
+            };
+            text.push_str(&format!(
+                "\nchosen   {} in {}\npath     {}\n         {}\nmust be  {}\nverdict  {verdict}\n         decided by {}\n",
+                chosen.endpoint,
+                chosen.site,
+                chosen.path,
+                chosen.hops.join("\n         → "),
+                chosen.identity,
+                chosen.decided_by,
+            ));
+        }
+        text
+    }
+}

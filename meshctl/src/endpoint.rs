@@ -1,0 +1,145 @@
+//! Where to talk: the run directory with the Unix sockets of federation and of
+//! the agent, and gRPC over them.
+
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mesh_api::v1::{admin_client::AdminClient, agent_client::AgentClient};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::failure::{Exit, Failure};
+
+/// Where the daemons keep their sockets unless told otherwise.
+pub const DEFAULT_RUN: &str = "/run/isthmus";
+/// A Unix socket answers at once or not at all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// `join` and `link cluster` give up after 30 s themselves; nothing takes longer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(45);
+/// A snapshot of a large site is bigger than tonic's 4 MiB.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// The directory that holds `federation.sock` and `agent.sock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run(PathBuf);
+
+impl Run {
+    /// From `--run`, `--site` with the directory of `ISTHMUS_SITES`, or the
+    /// default, in this order.
+    pub fn choose(
+        run: Option<&Path>,
+        site: Option<&str>,
+        sites: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        match (run, site, sites) {
+            (Some(_), Some(_), _) => Err(Failure::usage("--run and --site exclude each other")),
+            (Some(run), None, _) => Ok(Self(run.to_owned())),
+            (None, Some(site), Some(sites)) => Self::in_sites(site, sites),
+            (None, Some(site), None) => Err(Failure::usage(format!(
+                "--site {site}: ISTHMUS_SITES is not set"
+            ))
+            .remedy(format!(
+                "export ISTHMUS_SITES=<directory that holds {site}/> (the demo prints the line), or use --run DIR"
+            ))),
+            (None, None, _) => Ok(Self(DEFAULT_RUN.into())),
+        }
+    }
+
+    fn in_sites(site: &str, sites: &Path) -> Result<Self, Failure> {
+        if site.contains('/') || site.starts_with('.') {
+            return Err(Failure::usage(format!("--site {site}: a site is one plain name")));
+        }
+        let dir = sites.join(site);
+        if dir.is_dir() {
+            return Ok(Self(dir));
+        }
+        Err(Failure::config(format!("site {site}: no directory {}", dir.display()))
+            .remedy("`ls $ISTHMUS_SITES` shows the names; is the demo still running?"))
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// Federation's socket.
+    pub fn federation_socket(&self) -> PathBuf {
+        self.0.join("federation.sock")
+    }
+
+    /// The agent's socket.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.0.join("agent.sock")
+    }
+
+    /// Speaks `Admin` to federation.
+    pub async fn admin(&self) -> Result<AdminClient<Channel>, Failure> {
+        let remedy = "start it (systemctl start isthmus-federation), or name its run directory with --run DIR or --site NAME";
+        let channel = connect(&self.federation_socket(), "federation", remedy).await?;
+        Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
+
+    /// Speaks `Agent` to the machine's agent.
+    pub async fn agent(&self) -> Result<AgentClient<Channel>, Failure> {
+        let remedy =
+            "start it (systemctl start isthmus-vm-agent), or name its run directory with --run DIR";
+        let channel = connect(&self.agent_socket(), "vm-agent", remedy).await?;
+        Ok(AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
+}
+
+async fn connect(socket: &Path, who: &str, remedy: &str) -> Result<Channel, Failure> {
+    // tonic wraps the cause deeply; one plain connect tells it apart.
+    if let Err(error) = tokio::net::UnixStream::connect(socket).await {
+        let problem = format!("{who} at {}: {error}", socket.display());
+        let failure = Failure::new(problem);
+        return Err(match error.kind() {
+            ErrorKind::PermissionDenied => failure
+                .exit(Exit::NotPermitted)
+                .remedy("use sudo, or run as a member of the group that owns the socket"),
+            _ => failure.exit(Exit::Unreachable).remedy(remedy),
+        });
+    }
+    let uri = format!("unix://{}", socket.display());
+    let endpoint = Endpoint::from_shared(uri).map_err(Failure::new)?;
+    endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT).connect().await.map_err(
+        |error| {
+            Failure::new(format!("{who} at {}: {error}", socket.display()))
+                .exit(Exit::Unreachable)
+                .remedy(remedy)
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_directory_is_chosen_in_order() {
+        let sites = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(sites.path().join("west")).expect("a site");
+        let some = Some(sites.path());
+        let explicit = Path::new("/x");
+        assert_eq!(Run::choose(None, None, some), Ok(Run(DEFAULT_RUN.into())));
+        assert_eq!(Run::choose(Some(explicit), None, some), Ok(Run("/x".into())));
+        assert_eq!(Run::choose(None, Some("west"), some), Ok(Run(sites.path().join("west"))));
+        let exit = |run: Result<Run, Failure>| run.expect_err("refused").exit;
+        assert_eq!(exit(Run::choose(None, Some("west"), None)), Exit::Usage);
+        assert_eq!(exit(Run::choose(None, Some("east"), some)), Exit::Config);
+        assert_eq!(exit(Run::choose(None, Some("../etc"), some)), Exit::Usage);
+        assert_eq!(exit(Run::choose(Some(explicit), Some("west"), some)), Exit::Usage);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_exit_69() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let run = Run(dir.path().to_owned());
+        let failure = run.admin().await.err().expect("nobody listens");
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert!(failure.problem.contains("federation.sock"), "{}", failure.problem);
+        assert!(failure.remedy.contains("systemctl start"), "{}", failure.remedy);
+    }
+}

@@ -1,0 +1,323 @@
+//! The published view, made from what is durable and what is live. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_api::v1::{
+    Endpoint, Gateway, Health, Port, Revocation, Service, Site, resource::Resource as R,
+};
+use mesh_core::{NodeId, ServiceName, SiteName};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    authority::{
+        State,
+        state::{LinkState, Registration},
+    },
+    feed::{Resources, insert},
+    leases::Liveness,
+    live::Live,
+    registration::{ports_differ, union_of_ports},
+    virtual_address::VirtualAddresses,
+};
+
+/// What [`render`] makes the view from.
+pub struct Sources<'a> {
+    /// What is durable.
+    pub state: &'a State,
+    /// What is live.
+    pub live: &'a Live,
+    /// Which nodes are alive.
+    pub liveness: &'a dyn Fn(&NodeId) -> Liveness,
+    /// Where gateways find federation's gRPC listener.
+    pub federation_address: &'a str,
+}
+
+/// Why a service of a linked site is not merged or imported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Whose.
+    pub site: SiteName,
+    /// Which.
+    pub service: ServiceName,
+    /// Why, and what to do.
+    pub why: String,
+}
+
+/// The view and what did not get into it.
+#[derive(Debug, Default)]
+pub struct Rendered {
+    /// The whole view.
+    pub resources: Resources,
+    /// What was left out.
+    pub notes: Vec<Note>,
+}
+
+/// The whole view. Virtual addresses are kept from call to call.
+pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Rendered {
+    let mut rendered = Rendered::default();
+    site_wide(sources, &mut rendered.resources);
+    let local = registrations_by_service(sources.state);
+    let (services, notes) = merge(sources, &local);
+    rendered.notes = notes;
+    for registrations in local.values() {
+        local_endpoints(sources, registrations, &mut rendered.resources);
+    }
+    remote_endpoints(sources, &services, &mut rendered.resources);
+    addresses.allocate(services.keys());
+    for (name, merged) in services {
+        let service = Service {
+            name: name.to_string(),
+            ports: merged.ports,
+            exported_to: exported_to(sources.state, &name),
+            imported_from: merged.from.iter().map(ToString::to_string).collect(),
+            virtual_address: addresses.of(&name).map(|ip| ip.to_string()).unwrap_or_default(),
+            ..Service::default()
+        };
+        insert(&mut rendered.resources, R::Service(service));
+    }
+    rendered
+}
+
+/// Site, bundles, gateways, links and revocations.
+fn site_wide(sources: &Sources<'_>, into: &mut Resources) {
+    let (state, site) = (sources.state, sources.state.site());
+    let name = site.name.to_string();
+    let trust_domain = site.trust_domain.to_string();
+    let federation_address = sources.federation_address.to_owned();
+    insert(into, R::Site(Site { name, trust_domain, federation_address }));
+    insert(into, R::Bundle(site.bundle.clone()));
+    for gateway in state.gateways.values() {
+        insert(into, R::Gateway(own_gateway(gateway, &site.name)));
+    }
+    for (peer, link) in state.links.iter() {
+        insert(into, R::Link(link.link.clone()));
+        insert(into, R::Bundle(link.bundle.clone()));
+        for gateway in link_gateways(sources.live, peer, link) {
+            insert(into, R::Gateway(gateway));
+        }
+    }
+    for (subject, at) in state.revocations.iter() {
+        let revocation = Revocation { subject: subject.clone(), revoked_at_unix_s: *at };
+        insert(into, R::Revocation(revocation));
+    }
+}
+
+fn own_gateway(gateway: &Gateway, site: &SiteName) -> Gateway {
+    Gateway { site: site.to_string(), ..gateway.clone() }
+}
+
+/// A linked site's gateways: as it says now, else as they were when the link
+/// was made.
+fn link_gateways(live: &Live, peer: &SiteName, link: &LinkState) -> Vec<Gateway> {
+    match live.links.get(peer) {
+        Some(live) if !live.imported.gateways.is_empty() => {
+            live.imported.gateways.values().cloned().collect()
+        }
+        _ => link.gateways.clone(),
+    }
+}
+
+/// Registrations of every local service.
+type Local<'a> = BTreeMap<ServiceName, Vec<&'a Registration>>;
+
+fn registrations_by_service(state: &State) -> Local<'_> {
+    let mut local = Local::new();
+    for registration in state.registrations.values() {
+        local.entry(registration.service.clone()).or_default().push(registration);
+    }
+    local
+}
+
+/// A service after merging: its ports and where its endpoints come from.
+#[derive(Debug, Default)]
+struct Merged {
+    ports: Vec<Port>,
+    from: BTreeSet<SiteName>,
+}
+
+/// Decides for every imported name whether it stands alone, is merged with the
+/// local service of that name, or is left out.
+fn merge(
+    sources: &Sources<'_>,
+    local: &Local<'_>,
+) -> (BTreeMap<ServiceName, Merged>, Vec<Note>) {
+    let mut services: BTreeMap<ServiceName, Merged> = BTreeMap::new();
+    for (name, registrations) in local {
+        let ports = union_of_ports(registrations.iter().map(|r| r.register.ports.as_slice()));
+        services.insert(name.clone(), Merged { ports, from: BTreeSet::new() });
+    }
+    let mut notes = Vec::new();
+    for (site, _) in links_by_age(sources.state) {
+        let Some(live) = sources.live.links.get(site) else { continue };
+        for (name, remote) in &live.imported.services {
+            let exported = sources.state.is_exported(name, site);
+            let known = services.get(name);
+            let refusal = known.and_then(|known| {
+                why_not_merged(name, site, known, &remote.ports, local.contains_key(name), exported)
+            });
+            if let Some(why) = refusal {
+                notes.push(Note { site: site.clone(), service: name.clone(), why });
+                continue;
+            }
+            let merged = services.entry(name.clone()).or_default();
+            merged.ports = union_of_ports([merged.ports.as_slice(), &remote.ports].into_iter());
+            merged.from.insert(site.clone());
+        }
+    }
+    (services, notes)
+}
+
+/// Links in the order in which they were made: an older link's names are not
+/// taken over by a newer one.
+fn links_by_age(state: &State) -> Vec<(&SiteName, &LinkState)> {
+    let mut links: Vec<_> = state.links.iter().map(|(site, link)| (site, &**link)).collect();
+    links.sort_by_key(|(site, link)| (link.made_at_ms, (*site).clone()));
+    links
+}
+
+fn why_not_merged(
+    name: &ServiceName,
+    site: &SiteName,
+    known: &Merged,
+    remote: &[Port],
+    is_local: bool,
+    exported: bool,
+) -> Option<String> {
+    if is_local && !exported {
+        return Some(format!(
+            "exists here too and is not exported to {site}; `meshctl service export {name}` \
+             makes both one service"
+        ));
+    }
+    if !is_local && let Some(first) = known.from.first() {
+        return Some(format!("is imported from {first} already, whose link is older"));
+    }
+    let (port, problem) = ports_differ(&known.ports, remote)?;
+    Some(format!("port {port} has {problem} in {site}; make both sites agree"))
+}
+
+/// Linked sites to which a service is exported.
+fn exported_to(state: &State, name: &ServiceName) -> Vec<String> {
+    let Some(export) = state.exports.get(name) else { return Vec::new() };
+    state.links.keys().filter(|site| export.includes(site)).map(ToString::to_string).collect()
+}
+
+fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into: &mut Resources) {
+    let site = &sources.state.site().name;
+    for registration in registrations {
+        let liveness = (sources.liveness)(&registration.node);
+        if !liveness.is_published() {
+            continue;
+        }
+        let health = health_of(sources.live, registration, liveness);
+        let via: Vec<String> = sources.live.gateways.iter()
+            .filter(|(_, gateway)| gateway.nodes.contains(&registration.node))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let register = &registration.register;
+        for (port, target_port) in register.ports.iter().zip(&register.target_ports) {
+            let endpoint = Endpoint {
+                id: endpoint_id(site, registration, &port.name),
+                service: register.service.clone(),
+                port: port.name.clone(),
+                site: site.to_string(),
+                spiffe_id: registration.identity.to_string(),
+                address: register.address.clone(),
+                target_port: *target_port,
+                locality: register.locality.clone(),
+                weight: register.weight,
+                health: health.into(),
+                node: registration.node.to_string(),
+                via: via.clone(),
+                target_address: register.target_address.clone(),
+            };
+            insert(into, R::Endpoint(endpoint));
+        }
+    }
+}
+
+/// Only a speaking agent vouches for health.
+fn health_of(live: &Live, registration: &Registration, liveness: Liveness) -> Health {
+    if !matches!(liveness, Liveness::Alive | Liveness::Leaving) {
+        return Health::Unknown;
+    }
+    let key = (registration.node.clone(), registration.register.instance.clone());
+    live.health.get(&key).map_or(Health::Unknown, |reported| reported.health)
+}
+
+/// Opaque, stable over restarts, and never used again: a later registration of
+/// the same instance has another `registered_at`.
+fn endpoint_id(site: &SiteName, registration: &Registration, port: &str) -> String {
+    let mut hash = Sha256::new();
+    let n = registration.registered_at.to_string();
+    let instance = &registration.register.instance;
+    for part in [site.as_str(), registration.node.as_str(), instance, port, &n] {
+        hash.update(part.as_bytes());
+        hash.update([0]);
+    }
+    hash.finalize()[..12].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Endpoints of linked sites, where their service was merged or imported.
+fn remote_endpoints(
+    sources: &Sources<'_>,
+    services: &BTreeMap<ServiceName, Merged>,
+    into: &mut Resources,
+) {
+    for site in sources.state.links.keys() {
+        let Some(live) = sources.live.links.get(site) else { continue };
+        for endpoint in live.imported.endpoints.values() {
+            let known = services.get(endpoint.service.as_str()).is_some_and(|merged| {
+                merged.from.contains(site) && merged.ports.iter().any(|p| p.name == endpoint.port)
+            });
+            if known {
+                insert(into, R::Endpoint(endpoint.clone()));
+            }
+        }
+    }
+}
+
+/// What a linked site gets: exported services with their local endpoints, our
+/// gateways and our own bundle; names, never addresses.
+pub fn render_export(state: &State, view: &Resources, to: &SiteName) -> Resources {
+    let mut out = Resources::new();
+    let own = state.site();
+    let mut exported = registrations_by_service(state);
+    exported.retain(|service, _| state.is_exported(service, to));
+    for resource in view.values() {
+        match resource.resource.as_ref() {
+            // Imports are never exported again.
+            Some(R::Endpoint(endpoint))
+                if endpoint.site == own.name.as_str()
+                    && exported.contains_key(endpoint.service.as_str()) =>
+            {
+                insert(&mut out, R::Endpoint(without_addresses(endpoint)));
+            }
+            Some(R::Gateway(gateway)) if gateway.site == own.name.as_str() => {
+                insert(&mut out, R::Gateway(gateway.clone()));
+            }
+            _ => {}
+        }
+    }
+    for (name, registrations) in exported {
+        // The ports that local instances declare, without those of imports.
+        let ports = union_of_ports(registrations.iter().map(|r| r.register.ports.as_slice()));
+        insert(&mut out, R::Service(Service { name: name.to_string(), ports, ..Service::default() }));
+    }
+    insert(&mut out, R::Bundle(own.bundle.clone()));
+    out
+}
+
+fn without_addresses(endpoint: &Endpoint) -> Endpoint {
+    Endpoint {
+        address: String::new(),
+        target_port: 0,
+        target_address: String::new(),
+        node: String::new(),
+        via: Vec::new(),
+        ..endpoint.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,23 @@ pub struct Key {
     pub name: Arc<str>,
 }
 
+impl Key {
+    fn on_wire(&self) -> ResourceKey {
+        ResourceKey { kind: self.kind.into(), name: self.name.to_string() }
+    }
+}
+
+/// A bundle that does not follow the old one: the domain was unlinked and
+/// linked again. Receivers refuse it unless they are told to forget the old.
+fn is_begun_anew(old: &Resource, new: &Resource) -> bool {
+    match (&old.resource, &new.resource) {
+        (Some(resource::Resource::Bundle(old)), Some(resource::Resource::Bundle(new))) => {
+            new.sequence <= old.sequence
+        }
+        _ => false,
+    }
+}
+
 /// The newest state by key.
 pub type Resources = BTreeMap<Key, Arc<Resource>>;
 
@@ -167,11 +184,15 @@ impl Feed {
         for (key, (old, new)) in changed {
             let was = old.and_then(|old| lens.see(old));
             match new.and_then(|new| lens.see(new)) {
-                Some(now) if was.as_ref() != Some(&now) => upsert.push(now),
+                Some(now) if was.as_ref() != Some(&now) => {
+                    if was.is_some_and(|was| is_begun_anew(&was, &now)) {
+                        remove.push(key.on_wire());
+                    }
+                    upsert.push(now);
+                }
                 Some(_) => {}
                 None if was.is_some() || old.is_some_and(|old| lens.remembers(old)) => {
-                    let kind = key.kind.into();
-                    remove.push(ResourceKey { kind, name: key.name.to_string() });
+                    remove.push(key.on_wire());
                 }
                 None => {}
             }
@@ -204,7 +225,7 @@ impl Lens for Everything {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::v1::{Endpoint, Link};
+    use mesh_api::v1::{Bundle, Endpoint, Link};
 
     use super::*;
 
@@ -284,6 +305,25 @@ mod tests {
         feed.replace(endpoints(&[("a", 1)]));
         let delta = feed.delta(Some(&have), &Heavy).expect("a revision passed");
         assert_eq!(ids(&delta), (vec![], vec!["west/a".into()]));
+    }
+
+    #[test]
+    fn a_bundle_that_begins_anew_is_removed_first() {
+        let bundle = |sequence, root| {
+            let mut all = Resources::new();
+            let trust_domain = "east.example".into();
+            let bundle = Bundle { trust_domain, sequence, roots: vec![vec![root]] };
+            insert(&mut all, resource::Resource::Bundle(bundle));
+            all
+        };
+        for (sequence, removed) in [(4, 0), (3, 1), (1, 1)] {
+            let mut feed = Feed::new(1, 0);
+            feed.replace(bundle(3, 1));
+            let have = feed.revision();
+            feed.replace(bundle(sequence, 2));
+            let delta = feed.delta(Some(&have), &Everything).expect("it changed");
+            assert_eq!((delta.upsert.len(), delta.remove.len()), (1, removed), "{sequence}");
+        }
     }
 
     #[test]

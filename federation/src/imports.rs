@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use mesh_api::v1::{Bundle, Delta, Endpoint, Gateway, Health, ResourceKind, Revision, Service, resource};
 use mesh_core::{
-    EndpointId, GatewayId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain,
+    ServiceName, SiteName, SpiffeId, TrustDomain,
     name::{Subject, is_reserved_namespace},
 };
 
@@ -19,14 +19,8 @@ pub const MAX_SERVICES: usize = 10_000;
 pub const MAX_ENDPOINTS: usize = 100_000;
 /// Gateways that one site may have.
 pub const MAX_GATEWAYS: usize = 32;
-/// Addresses per gateway and transport.
-const MAX_ADDRESSES: usize = 16;
 /// `host:port`: a DNS name is at most 253 bytes (RFC 1035 section 2.3.4).
 const MAX_ADDRESS: usize = 260;
-/// Roots in one bundle: old and new during a rotation, with room.
-const MAX_ROOTS: usize = 16;
-/// A DER certificate; ours have about 500 bytes.
-const MAX_ROOT: usize = 16 * 1024;
 /// As for local endpoints.
 const MAX_WEIGHT: u32 = 1_000_000;
 
@@ -226,28 +220,24 @@ fn importable(name: &str, what: &str) -> Result<ServiceName, ImportError> {
 
 fn check_endpoint(endpoint: &Endpoint, peer: Peer<'_>) -> Result<Endpoint, ImportError> {
     let what = || format!("endpoint {} of {}", short(&endpoint.id), short(&endpoint.service));
-    endpoint.id.parse::<EndpointId>().map_err(|error| invalid(what(), error))?;
-    endpoint.port.parse::<PortName>().map_err(|error| invalid(what(), error))?;
     importable(&endpoint.service, &what())?;
     check_site(&endpoint.site, what, peer.site)?;
     check_identity(&endpoint.spiffe_id, what, peer.trust_domain)?;
-    let locality = endpoint.locality.clone().unwrap_or_default();
-    if [&locality.region, &locality.zone, &locality.host].iter().any(|part| part.len() > 64) {
-        return Err(invalid(what(), "locality parts must be at most 64 bytes"));
-    }
     let health = Health::try_from(endpoint.health).unwrap_or(Health::Unknown);
-    Ok(Endpoint {
+    let kept = Endpoint {
         id: endpoint.id.clone(),
         service: endpoint.service.clone(),
         port: endpoint.port.clone(),
         site: endpoint.site.clone(),
         spiffe_id: endpoint.spiffe_id.clone(),
-        locality: Some(locality),
+        locality: endpoint.locality.clone(),
         weight: endpoint.weight.min(MAX_WEIGHT),
         health: health.into(),
         // Names cross a link, addresses do not: whatever was said is dropped.
         ..Endpoint::default()
-    })
+    };
+    mesh_core::Endpoint::try_from(&kept).map_err(|error| invalid(what(), error))?;
+    Ok(kept)
 }
 
 fn check_site(
@@ -282,15 +272,11 @@ fn check_identity(
 /// A gateway of this site, well formed.
 pub fn check_gateway(gateway: &Gateway, site: &SiteName) -> Result<Gateway, ImportError> {
     let what = || format!("gateway {}", short(&gateway.id));
-    gateway.id.parse::<GatewayId>().map_err(|error| invalid(what(), error))?;
     check_site(&gateway.site, what, site)?;
-    for addresses in [&gateway.quic_addresses, &gateway.tls_addresses] {
-        if addresses.len() > MAX_ADDRESSES {
-            return Err(invalid(what(), format!("more than {MAX_ADDRESSES} addresses")));
-        }
-        if !addresses.iter().all(|address| is_host_port(address)) {
-            return Err(invalid(what(), "addresses must be host:port"));
-        }
+    mesh_core::Gateway::try_from(gateway).map_err(|error| invalid(what(), error))?;
+    let mut addresses = gateway.quic_addresses.iter().chain(&gateway.tls_addresses);
+    if !addresses.all(|address| is_host_port(address)) {
+        return Err(invalid(what(), "addresses must be host:port"));
     }
     Ok(gateway.clone())
 }
@@ -307,13 +293,8 @@ pub fn check_bundle(bundle: &Bundle, trust_domain: &TrustDomain) -> Result<(), I
     if bundle.trust_domain != trust_domain.as_str() {
         return Err(fail(&format!("a CA can vouch only for its own domain, {trust_domain}")));
     }
-    if bundle.roots.is_empty() || bundle.roots.len() > MAX_ROOTS {
-        return Err(fail(&format!("must hold 1 to {MAX_ROOTS} roots")));
-    }
+    mesh_core::TrustBundle::try_from(bundle).map_err(|error| fail(&error.to_string()))?;
     for root in &bundle.roots {
-        if root.len() > MAX_ROOT {
-            return Err(fail("a root is longer than 16 KiB"));
-        }
         match x509_parser::parse_x509_certificate(root) {
             Ok(([], certificate)) if certificate.is_ca() => {}
             Ok(_) => return Err(fail("a root is not one CA certificate")),

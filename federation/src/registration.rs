@@ -295,6 +295,7 @@ pub fn union_of_ports<'a>(lists: impl Iterator<Item = &'a [Port]>) -> Vec<Port> 
         }
     }
     union.sort_by_key(|port| port.number);
+    union.truncate(mesh_core::wire::MAX_PORTS);
     union
 }
 

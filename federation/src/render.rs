@@ -206,13 +206,14 @@ fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into:
     let site = &sources.state.site().name;
     for registration in registrations {
         let liveness = (sources.liveness)(&registration.node);
-        if !liveness.is_published() {
+        if !liveness.is_published() || is_revoked(sources.state, registration) {
             continue;
         }
         let health = health_of(sources.live, registration, liveness);
         let via: Vec<String> = sources.live.gateways.iter()
             .filter(|(_, gateway)| gateway.nodes.contains(&registration.node))
             .map(|(id, _)| id.clone())
+            .take(mesh_core::wire::MAX_VIA)
             .collect();
         let register = &registration.register;
         for (port, target_port) in register.ports.iter().zip(&register.target_ports) {
@@ -234,6 +235,12 @@ fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into:
             insert(into, R::Endpoint(endpoint));
         }
     }
+}
+
+/// Nobody would believe the endpoint: it is not published.
+fn is_revoked(state: &State, registration: &Registration) -> bool {
+    state.revocations.contains_key(registration.identity.as_str())
+        || state.revocations.contains_key(&format!("node:{}", registration.node))
 }
 
 /// Only a speaking agent vouches for health.

@@ -1,0 +1,125 @@
+//! What is known of every proxy that follows the view.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mesh_api::v1::{Nack, ProxyInfo, Report, Revision, ServiceStat, StatResponse, StatRow};
+use mesh_core::PeerIdentity;
+use tokio::time::Instant;
+
+/// Services in one report; more are dropped.
+const MAX_STATS: usize = 4096;
+/// Buckets of one histogram.
+const MAX_BUCKETS: usize = 64;
+/// A report older than this many of its own intervals is no longer shown.
+const STALE_INTERVALS: u32 = 3;
+/// And no report is shown for longer than this.
+const STALE: Duration = Duration::from_secs(60);
+
+/// All streams by number.
+#[derive(Default)]
+pub(crate) struct Proxies {
+    streams: Mutex<BTreeMap<u64, Proxy>>,
+}
+
+struct Proxy {
+    peer: PeerIdentity,
+    version: String,
+    acked: Option<Revision>,
+    nack: String,
+    heard: Instant,
+    report: Option<(Instant, Report)>,
+}
+
+impl Proxies {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Proxy>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, stream: u64, change: impl FnOnce(&mut Proxy)) {
+        if let Some(proxy) = self.lock().get_mut(&stream) {
+            change(proxy);
+        }
+    }
+
+    pub(crate) fn add(&self, stream: u64, peer: &PeerIdentity, version: &str) {
+        let proxy = Proxy {
+            peer: peer.clone(),
+            version: version.chars().take(64).collect(),
+            acked: None,
+            nack: String::new(),
+            heard: Instant::now(),
+            report: None,
+        };
+        self.lock().insert(stream, proxy);
+    }
+
+    pub(crate) fn remove(&self, stream: u64) {
+        self.lock().remove(&stream);
+    }
+
+    pub(crate) fn heard(&self, stream: u64) {
+        self.change(stream, |proxy| proxy.heard = Instant::now());
+    }
+
+    pub(crate) fn acked(&self, stream: u64, revision: Option<Revision>) {
+        self.change(stream, |proxy| {
+            proxy.acked = revision;
+            proxy.nack.clear();
+        });
+    }
+
+    pub(crate) fn refused(&self, stream: u64, nack: &Nack) {
+        let reason: String = nack.reason.chars().take(256).collect();
+        self.change(stream, |proxy| proxy.nack = reason);
+    }
+
+    pub(crate) fn report(&self, stream: u64, mut report: Report) {
+        report.stats.truncate(MAX_STATS);
+        for stat in &mut report.stats {
+            stat.latency.truncate(MAX_BUCKETS + 1);
+            stat.bounds_ms.truncate(MAX_BUCKETS);
+        }
+        self.change(stream, |proxy| proxy.report = Some((Instant::now(), report)));
+    }
+
+    pub(crate) fn infos(&self) -> Vec<ProxyInfo> {
+        let info = |proxy: &Proxy| ProxyInfo {
+            spiffe_id: proxy.peer.id.to_string(),
+            node: node_of(&proxy.peer),
+            version: proxy.version.clone(),
+            acked: proxy.acked,
+            nack: proxy.nack.clone(),
+            last_heard_ms: u64::try_from(proxy.heard.elapsed().as_millis()).unwrap_or(u64::MAX),
+            certificate_expires_unix_s: i64::try_from(proxy.peer.not_after.as_secs())
+                .unwrap_or(i64::MAX),
+        };
+        self.lock().values().map(info).collect()
+    }
+
+    pub(crate) fn stat(&self) -> StatResponse {
+        let mut answer = StatResponse::default();
+        for proxy in self.lock().values() {
+            let Some((at, report)) = &proxy.report else { continue };
+            let interval = Duration::from_millis(report.interval_ms).min(STALE);
+            if at.elapsed() > (interval * STALE_INTERVALS).clamp(Duration::from_secs(5), STALE) {
+                continue;
+            }
+            answer.interval_ms = answer.interval_ms.max(report.interval_ms);
+            answer.rows.extend(report.stats.iter().map(|stat| row(stat, &proxy.peer)));
+        }
+        answer
+    }
+}
+
+fn row(stat: &ServiceStat, peer: &PeerIdentity) -> StatRow {
+    let (spiffe_id, node) = (peer.id.to_string(), node_of(peer));
+    StatRow { stat: Some(stat.clone()), spiffe_id, node }
+}
+
+fn node_of(peer: &PeerIdentity) -> String {
+    peer.node.as_ref().map(ToString::to_string).unwrap_or_default()
+}

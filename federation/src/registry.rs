@@ -1,0 +1,377 @@
+//! gRPC `Registry`: nodes say what runs on them.
+//!
+//! One stream per agent. What it registers is durable before it is answered;
+//! heartbeats and health never touch the disk.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mesh_api::{
+    VERSIONS,
+    v1::{
+        Deregister, Health, HealthReport, Leaving, NodeDuplicated, Register, RegistryError,
+        RegistryHello, RegistryReply, RegistryRequest, authority_record::Event,
+        registry_request::Request as Asked, registry_server,
+    },
+};
+use mesh_core::{NodeId, PeerIdentity, name::Subject};
+use mesh_runtime::drain::Drain;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, timeout},
+};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::{
+    authority::CommitError,
+    refusal::{Role, caller, refuse},
+    registration::{RegisterError, decide_deregister, decide_register, is_same},
+    tenure::{self, check_local, check_not_duplicated},
+    view::View,
+};
+
+/// An agent that has connected says hello within this time.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// An agent that is silent for this long has gone, whatever TCP thinks. Longer
+/// than a lease: the lease has lapsed before.
+const SILENCE: Duration = Duration::from_secs(30);
+/// An agent that does not read its answers for this long has gone.
+const SEND_DEADLINE: Duration = Duration::from_secs(10);
+/// Answers on their way to an agent that is slow to read them.
+const REPLIES: usize = 64;
+/// Two boots of one node are held to be two machines when the older one still
+/// speaks this long after the newer one began: what was on its way when a
+/// machine died has arrived by then.
+const TWO_BOOTS: Duration = Duration::from_secs(1);
+
+/// Serves `Registry`. Clones share it.
+#[derive(Clone)]
+pub struct Registry {
+    view: View,
+    drain: Drain,
+    sessions: Arc<Mutex<BTreeMap<NodeId, Vec<Known>>>>,
+    next: Arc<AtomicU64>,
+}
+
+/// A session as others of the same node see it.
+struct Known {
+    number: u64,
+    boot_id: String,
+    began: Instant,
+    agent_version: String,
+    cut: Arc<Notify>,
+}
+
+/// What `meshctl status` says of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentInfo {
+    /// As it called itself.
+    pub version: String,
+}
+
+/// Takes the session off the list when its task ends.
+struct Listed {
+    registry: Registry,
+    node: NodeId,
+    number: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut sessions = self.registry.sessions();
+        if let Some(of_node) = sessions.get_mut(&self.node) {
+            of_node.retain(|known| known.number != self.number);
+            if of_node.is_empty() {
+                sessions.remove(&self.node);
+            }
+        }
+    }
+}
+
+impl Registry {
+    /// Publishes into `view`; its sessions end with `drain`.
+    pub fn new(view: View, drain: Drain) -> Self {
+        Self { view, drain, sessions: Arc::default(), next: Arc::default() }
+    }
+
+    /// The agent of a node, if it has a session.
+    pub fn agent(&self, node: &NodeId) -> Option<AgentInfo> {
+        let sessions = self.sessions();
+        let newest = sessions.get(node)?.last()?;
+        Some(AgentInfo { version: newest.agent_version.clone() })
+    }
+
+    fn sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Vec<Known>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enlist(&self, node: &NodeId, hello: &RegistryHello, cut: &Arc<Notify>) -> Listed {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let short = |text: &str| text.chars().take(128).collect::<String>();
+        self.sessions().entry(node.clone()).or_default().push(Known {
+            number,
+            boot_id: short(&hello.boot_id),
+            began: Instant::now(),
+            agent_version: short(&hello.agent_version),
+            cut: cut.clone(),
+        });
+        Listed { registry: self.clone(), node: node.clone(), number }
+    }
+
+    /// A session has just spoken: whether a younger one of another boot of the
+    /// same node exists, which means that the node does twice.
+    fn is_second_boot(&self, listed: &Listed) -> bool {
+        let sessions = self.sessions();
+        let Some(of_node) = sessions.get(&listed.node) else { return false };
+        let Some(own) = of_node.iter().find(|known| known.number == listed.number) else {
+            return false;
+        };
+        of_node.iter().any(|other| {
+            other.number > own.number
+                && other.boot_id != own.boot_id
+                && other.began.elapsed() >= TWO_BOOTS
+        })
+    }
+
+    /// Remembers that a node exists twice and cuts all its sessions.
+    async fn mark_duplicated(&self, node: &NodeId) {
+        let reason = "two machines with different boot ids speak for it at once";
+        log::error!(node = node.as_str(); "node duplicated: {reason}; no new certificates until \
+             `meshctl node resolve`");
+        let event = Event::NodeDuplicated(NodeDuplicated {
+            id: node.to_string(),
+            reason: reason.to_owned(),
+        });
+        let decide = |state: &crate::authority::State| {
+            let known = state.nodes.get(node).is_some_and(|node| node.duplicated.is_none());
+            Ok::<_, std::convert::Infallible>((known.then_some(event).into_iter().collect(), ()))
+        };
+        if let Err(error) = self.view.authority().commit("federation", decide).await {
+            log::error!(node = node.as_str(), error:% = error; "cannot mark a node as duplicated");
+        }
+        for known in self.sessions().get(node).into_iter().flatten() {
+            known.cut.notify_one();
+        }
+    }
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<RegistryReply, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl registry_server::Registry for Registry {
+    type SessionStream = Replies;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<RegistryRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        let state = self.view.authority().state();
+        let peer = caller(&request, Role::Node, &state.site().trust_domain)?;
+        let Subject::Node(node) = peer.id.subject().clone() else {
+            return Err(refuse(Code::PermissionDenied, "role_denied", "only nodes register"));
+        };
+        check_local(&state, &peer)?;
+        check_not_duplicated(&state, &peer)?;
+        let (tx, rx) = mpsc::channel(REPLIES);
+        let session = Session { registry: self.clone(), node, peer, tx };
+        self.drain.spawn(session.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+}
+
+/// One agent's stream.
+struct Session {
+    registry: Registry,
+    node: NodeId,
+    peer: PeerIdentity,
+    tx: mpsc::Sender<Result<RegistryReply, Status>>,
+}
+
+impl Session {
+    async fn run(self, inbound: Streaming<RegistryRequest>) {
+        let tx = self.tx.clone();
+        let node = self.node.clone();
+        let drain = self.registry.drain.clone();
+        let status = tokio::select! {
+            result = self.serve(inbound) => result.err(),
+            () = drain.draining() => {
+                Some(refuse(Code::Unavailable, "stopping", "federation is stopping; come back"))
+            }
+        };
+        let Some(status) = status else { return };
+        log::info!(node = node.as_str(), why = status.message(); "registry session ended");
+        // An agent that is gone does not hear it.
+        let _ = timeout(SEND_DEADLINE, tx.send(Err(status))).await;
+    }
+
+    /// Until the agent ends its stream (`Ok`) or must go.
+    async fn serve(self, mut inbound: Streaming<RegistryRequest>) -> Result<(), Status> {
+        let (sequence, hello) = first(&mut inbound).await?;
+        if !hello.versions.iter().any(|version| VERSIONS.contains(version)) {
+            let message = format!("this federation speaks versions {VERSIONS:?}; upgrade the agent");
+            return Err(refuse(Code::FailedPrecondition, "unsupported_version", message));
+        }
+        let cut = Arc::new(Notify::new());
+        let listed = self.registry.enlist(&self.node, &hello, &cut);
+        self.view().heard_agent(&self.node);
+        log::info!(node = self.node.as_str(), version = hello.agent_version.as_str();
+            "registry session");
+        self.reply(done(sequence)).await?;
+        let authority = self.view().authority().clone();
+        let ended = tenure::ended(&authority, &self.peer, |state| {
+            check_local(state, &self.peer)?;
+            check_not_duplicated(state, &self.peer)
+        });
+        tokio::pin!(ended);
+        loop {
+            let message = tokio::select! {
+                message = timeout(SILENCE, inbound.message()) => message,
+                status = &mut ended => return Err(status),
+                () = cut.notified() => {
+                    let message = format!("node {} exists twice", self.node);
+                    return Err(refuse(Code::PermissionDenied, "node_duplicated", message));
+                }
+            };
+            let silent = |_| refuse(Code::DeadlineExceeded, "silent", "no message for 30 s");
+            let Some(request) = message.map_err(silent)?? else { return Ok(()) };
+            if self.registry.is_second_boot(&listed) {
+                self.registry.mark_duplicated(&self.node).await;
+                continue;
+            }
+            self.heard(&request);
+            let reply = self.answer(request).await?;
+            self.reply(reply).await?;
+        }
+    }
+
+    fn view(&self) -> &View {
+        &self.registry.view
+    }
+
+    /// Whatever an agent says renews the node's lease; only `Leaving` does not
+    /// mean that it is here.
+    fn heard(&self, request: &RegistryRequest) {
+        if !matches!(request.request, Some(Asked::Leaving(_))) {
+            self.view().heard_agent(&self.node);
+        }
+    }
+
+    async fn reply(&self, reply: RegistryReply) -> Result<(), Status> {
+        match timeout(SEND_DEADLINE, self.tx.send(Ok(reply))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the agent is gone")),
+            Err(_) => Err(refuse(Code::DeadlineExceeded, "slow", "the agent reads no answers")),
+        }
+    }
+
+    /// An error ends the stream; a refusal is an answer.
+    async fn answer(&self, request: RegistryRequest) -> Result<RegistryReply, Status> {
+        let sequence = request.sequence;
+        match request.request {
+            Some(Asked::Register(register)) => Ok(self.register(sequence, register).await),
+            Some(Asked::Deregister(gone)) => Ok(self.deregister(sequence, gone).await),
+            Some(Asked::Health(report)) => Ok(self.health(sequence, &report)),
+            Some(Asked::Heartbeat(_)) => Ok(done(sequence)),
+            Some(Asked::Leaving(Leaving { within_ms })) => {
+                let within = Duration::from_millis(within_ms);
+                log::info!(node = self.node.as_str(), within_ms = within_ms; "agent is leaving");
+                self.view().leaving(&self.node, within);
+                Ok(done(sequence))
+            }
+            Some(Asked::Hello(_)) => {
+                Err(refuse(Code::InvalidArgument, "malformed", "a second hello on one stream"))
+            }
+            // A request of a later version: refused, and the stream goes on.
+            None => Ok(refused(sequence, RegistryError::Invalid, "unknown request")),
+        }
+    }
+
+    /// Durable when it returns without an error. What is registered already
+    /// costs no write.
+    async fn register(&self, sequence: u64, register: Register) -> RegistryReply {
+        let authority = self.view().authority();
+        let key = (self.node.clone(), register.instance.clone());
+        let state = authority.state();
+        let known = state.registrations.get(&key).is_some_and(|known| is_same(known, &register));
+        if !known {
+            let decide = |state: &crate::authority::State| {
+                decide_register(state, &self.node, &register).map(|events| (events, ()))
+            };
+            if let Err(error) = authority.commit(self.peer.id.as_str(), decide).await {
+                return self.not_registered(sequence, &register, error);
+            }
+            log::info!(node = self.node.as_str(), service = register.service.as_str(),
+                instance = register.instance.as_str(); "registered");
+        }
+        self.view().report_health(&self.node, &register.instance, register.health(), "");
+        done(sequence)
+    }
+
+    fn not_registered(
+        &self,
+        sequence: u64,
+        register: &Register,
+        error: CommitError<RegisterError>,
+    ) -> RegistryReply {
+        let code = match &error {
+            CommitError::Refused(error) => error.code(),
+            _ => RegistryError::Unavailable,
+        };
+        log::warn!(node = self.node.as_str(), service = register.service.as_str(),
+            reason = code.as_str_name(), detail:% = error; "registration refused");
+        refused(sequence, code, &error.to_string())
+    }
+
+    async fn deregister(&self, sequence: u64, gone: Deregister) -> RegistryReply {
+        let decide = |state: &crate::authority::State| {
+            let events = decide_deregister(state, &self.node, &gone.instance, "asked");
+            Ok::<_, std::convert::Infallible>((events, ()))
+        };
+        match self.view().authority().commit(self.peer.id.as_str(), decide).await {
+            Ok(()) => {
+                log::info!(node = self.node.as_str(), instance = gone.instance.as_str();
+                    "deregistered");
+                done(sequence)
+            }
+            Err(error) => refused(sequence, RegistryError::Unavailable, &error.to_string()),
+        }
+    }
+
+    fn health(&self, sequence: u64, report: &HealthReport) -> RegistryReply {
+        let Ok(health) = Health::try_from(report.health) else {
+            return refused(sequence, RegistryError::Invalid, "unknown health");
+        };
+        self.view().report_health(&self.node, &report.instance, health, &report.detail);
+        done(sequence)
+    }
+}
+
+/// The first message of an agent is its hello.
+async fn first(
+    inbound: &mut Streaming<RegistryRequest>,
+) -> Result<(u64, RegistryHello), Status> {
+    let message = timeout(HELLO_DEADLINE, inbound.message()).await;
+    let message = message.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
+    match message {
+        Some(RegistryRequest { sequence, request: Some(Asked::Hello(hello)) }) => {
+            Ok((sequence, hello))
+        }
+        _ => Err(refuse(Code::InvalidArgument, "malformed", "the first message must be a hello")),
+    }
+}
+
+fn done(sequence: u64) -> RegistryReply {
+    refused(sequence, RegistryError::Unspecified, "")
+}
+
+fn refused(sequence: u64, error: RegistryError, detail: &str) -> RegistryReply {
+    RegistryReply { sequence, error: error.into(), detail: detail.to_owned() }
+}

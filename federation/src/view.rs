@@ -1,0 +1,342 @@
+//! What the site publishes right now, as a sequence of revisions.
+//!
+//! The view is made from the durable [`State`](crate::authority::State) and
+//! from [`Live`]: whoever changes either wakes one task, which waits a moment
+//! for more, renders everything anew and appends what differs to a [`Feed`].
+//! There is one feed for the machines of the site and one per link.
+//!
+//! Revisions are `(epoch of the store, n)`. `n` begins at the milliseconds
+//! since the Unix epoch and grows by at most 50 a second, so that no number is
+//! used twice for different states although the view is not durable.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mesh_api::v1::{Delta, Health, Revision, TunnelStatus};
+use mesh_core::{NodeId, ServiceName, SiteName};
+use mesh_runtime::drain::Drain;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    authority::{Authority, State},
+    feed::{Everything, Feed, Lens, Resources},
+    leases::{Leases, Liveness, Terms},
+    live::{GatewayLive, LinkLive, Live, Reported},
+    registration::decide_deregister_all,
+    render::{Note, Rendered, Sources, render, render_export},
+    virtual_address::{VirtualAddresses, VirtualRange},
+};
+
+/// How long a change waits for others to travel with it.
+const COALESCE: Duration = Duration::from_millis(20);
+/// How often leases are looked at.
+const LEASE_TICK: Duration = Duration::from_millis(250);
+/// How long the sessions of a gateway outlive its stream: it may be
+/// reconnecting.
+const GATEWAY_GRACE: Duration = Duration::from_secs(3);
+
+/// What the view needs to know beside the authority.
+#[derive(Debug, Clone, Default)]
+pub struct ViewConfig {
+    /// `ip:port` where gateways of this site find federation's gRPC listener.
+    pub federation_address: String,
+    /// Where services get their virtual addresses.
+    pub virtual_range: VirtualRange,
+    /// When nodes lapse.
+    pub terms: Terms,
+}
+
+/// The published view. Clones share it.
+#[derive(Clone)]
+pub struct View {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    authority: Authority,
+    config: ViewConfig,
+    inner: Mutex<Inner>,
+    dirty: Notify,
+    revision: watch::Sender<Revision>,
+}
+
+struct Inner {
+    live: Live,
+    leases: Leases,
+    addresses: VirtualAddresses,
+    site: Feed,
+    exports: BTreeMap<SiteName, Feed>,
+    notes: Vec<Note>,
+}
+
+impl View {
+    /// Renders the first view; [`View::run`] keeps it up to date.
+    pub fn new(authority: Authority, config: ViewConfig) -> Self {
+        let n = u64::try_from(authority.clock().unix_ms()).unwrap_or_default();
+        let inner = Inner {
+            live: Live::default(),
+            leases: Leases::new(config.terms, Instant::now()),
+            addresses: VirtualAddresses::new(config.virtual_range),
+            site: Feed::new(authority.epoch(), n),
+            exports: BTreeMap::new(),
+            notes: Vec::new(),
+        };
+        let revision = watch::Sender::new(inner.site.revision());
+        let (inner, dirty) = (Mutex::new(inner), Notify::new());
+        let view = Self { shared: Arc::new(Shared { authority, config, inner, dirty, revision }) };
+        view.refresh();
+        view
+    }
+
+    /// Publishes changes and watches leases until the process stops.
+    pub async fn run(self, drain: Drain) {
+        let mut durable = self.shared.authority.revision();
+        let mut tick = interval(LEASE_TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = drain.draining() => return,
+                changed = durable.changed() => if changed.is_err() { return },
+                () = self.shared.dirty.notified() => {}
+                _ = tick.tick() => {
+                    self.look_at_leases().await;
+                    continue;
+                }
+            }
+            sleep(COALESCE).await;
+            durable.mark_unchanged();
+            self.refresh();
+        }
+    }
+
+    /// The newest revision of the site's view; wakes on every change.
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.shared.revision.subscribe()
+    }
+
+    /// The newest state that was rendered.
+    pub fn authority(&self) -> &Authority {
+        &self.shared.authority
+    }
+
+    /// See [`Feed::delta`].
+    pub fn delta(&self, have: Option<&Revision>, lens: &dyn Lens) -> Option<Delta> {
+        self.lock().site.delta(have, lens)
+    }
+
+    /// Whether a difference can be made from this revision.
+    pub fn covers(&self, have: &Revision) -> bool {
+        self.lock().site.covers(have)
+    }
+
+    /// Reads the newest resources; must be quick.
+    pub fn read<T>(&self, read: impl FnOnce(&Resources, Revision) -> T) -> T {
+        let inner = self.lock();
+        read(inner.site.resources(), inner.site.revision())
+    }
+
+    /// The whole view.
+    pub fn snapshot(&self) -> Delta {
+        self.delta(None, &Everything).unwrap_or_default()
+    }
+
+    /// See [`Feed::delta`], of what is exported to a linked site; `None` also
+    /// if there is no such link.
+    pub fn export_delta(&self, site: &SiteName, have: Option<&Revision>) -> Option<Delta> {
+        self.lock().exports.get(site)?.delta(have, &Everything)
+    }
+
+    /// What could not be merged or imported.
+    pub fn notes(&self) -> Vec<Note> {
+        self.lock().notes.clone()
+    }
+
+    // ---- what is live ----------------------------------------------------
+
+    /// The agent of a node has said something.
+    pub fn heard_agent(&self, node: &NodeId) {
+        let changed = self.lock().leases.heard_agent(node, Instant::now());
+        self.wake_if(changed);
+    }
+
+    /// The proxy of a node has said something.
+    pub fn heard_proxy(&self, node: &NodeId) {
+        let changed = self.lock().leases.heard_proxy(node, Instant::now());
+        self.wake_if(changed);
+    }
+
+    /// The agent of a node goes away and means to be back in time.
+    pub fn leaving(&self, node: &NodeId, within: Duration) {
+        let changed = self.lock().leases.leaving(node, within, Instant::now());
+        self.wake_if(changed);
+    }
+
+    /// An agent reports on one of its instances. Instances that are not
+    /// registered are not remembered.
+    pub fn report_health(&self, node: &NodeId, instance: &str, health: Health, detail: &str) {
+        let key = (node.clone(), instance.to_owned());
+        if !self.shared.authority.state().registrations.contains_key(&key) {
+            return;
+        }
+        let detail = detail.chars().take(256).collect();
+        let reported = Reported { health, detail };
+        let old = self.lock().live.health.insert(key, reported);
+        self.wake_if(old.is_none_or(|old| old.health != health));
+    }
+
+    /// A gateway says which nodes it holds sessions of, and how its tunnels do.
+    pub fn report_sessions(
+        &self,
+        gateway: &str,
+        stream: u64,
+        nodes: BTreeSet<NodeId>,
+        tunnels: Vec<TunnelStatus>,
+    ) {
+        let mut inner = self.lock();
+        let known = inner.live.gateways.entry(gateway.to_owned()).or_default();
+        let changed = known.nodes != nodes;
+        *known = GatewayLive { nodes, tunnels, stream, gone: None };
+        drop(inner);
+        self.wake_if(changed);
+    }
+
+    /// A gateway's stream has ended.
+    pub fn gateway_gone(&self, gateway: &str, stream: u64) {
+        if let Some(known) = self.lock().live.gateways.get_mut(gateway)
+            && known.stream == stream
+        {
+            known.gone = Some(Instant::now());
+        }
+    }
+
+    /// Changes what is known over one link; true wakes the view.
+    pub fn change_link(&self, site: &SiteName, change: impl FnOnce(&mut LinkLive) -> bool) {
+        let changed = change(self.lock().live.links.entry(site.clone()).or_default());
+        self.wake_if(changed);
+    }
+
+    /// Reads what is live; must be quick.
+    pub fn read_live<T>(&self, read: impl FnOnce(&Live) -> T) -> T {
+        read(&self.lock().live)
+    }
+
+    /// What is thought of a node, and how long it has been silent.
+    pub fn liveness(&self, node: &NodeId) -> (Liveness, Option<Duration>) {
+        let inner = self.lock();
+        let silent = inner.leases.last_heard(node).map(|at| at.elapsed());
+        (inner.leases.liveness(node), silent)
+    }
+
+    /// How many nodes a mass lapse holds back, if there is one.
+    pub fn mass_lapse(&self) -> Option<usize> {
+        self.lock().leases.mass()
+    }
+
+    // ---- rendering -------------------------------------------------------
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_if(&self, changed: bool) {
+        if changed {
+            self.shared.dirty.notify_one();
+        }
+    }
+
+    /// Renders everything anew; publishes it if it differs.
+    fn refresh(&self) {
+        let state = self.shared.authority.state();
+        let mut inner = self.lock();
+        inner.forget(&state);
+        let changed = inner.refresh(&state, &self.shared.config.federation_address);
+        let revision = inner.site.revision();
+        drop(inner);
+        if changed {
+            self.shared.revision.send_replace(revision);
+        }
+    }
+
+    /// What time alone changes.
+    async fn look_at_leases(&self) {
+        let state = self.shared.authority.state();
+        let registered = registered_nodes(&state);
+        let (tick, gateways) = {
+            let mut inner = self.lock();
+            let now = Instant::now();
+            let tick = inner.leases.tick(&registered, now);
+            let before = inner.live.gateways.len();
+            inner.live.gateways.retain(|_, gateway| {
+                gateway.gone.is_none_or(|gone| now.duration_since(gone) < GATEWAY_GRACE)
+            });
+            (tick, inner.live.gateways.len() != before)
+        };
+        self.wake_if(tick.changed || gateways);
+        for node in &tick.lapsed {
+            log::warn!(node = node.as_str(); "node lapsed: its endpoints are no longer published");
+        }
+        match tick.mass {
+            Some(true) => log::error!(
+                "more than 30 % of the nodes fell silent at once: none is removed, their health is \
+                 unknown; check the network between them and federation"
+            ),
+            Some(false) => log::warn!("most nodes are back: leases lapse one by one again"),
+            None => {}
+        }
+        for (node, reason) in tick.deregister {
+            self.deregister(&node, reason).await;
+        }
+    }
+
+    async fn deregister(&self, node: &NodeId, reason: &'static str) {
+        let decide = |state: &State| {
+            Ok::<_, std::convert::Infallible>((decide_deregister_all(state, node, reason), ()))
+        };
+        match self.shared.authority.commit("federation", decide).await {
+            Ok(()) => log::info!(node = node.as_str(), reason = reason; "node deregistered"),
+            Err(error) => {
+                log::error!(node = node.as_str(), error:% = error; "cannot deregister a node");
+            }
+        }
+    }
+}
+
+fn registered_nodes(state: &State) -> BTreeSet<NodeId> {
+    state.registrations.keys().map(|(node, _)| node.clone()).collect()
+}
+
+impl Inner {
+    /// Drops what belongs to nodes, registrations and links that are gone.
+    fn forget(&mut self, state: &State) {
+        self.leases.track(&registered_nodes(state), |node| state.nodes.contains_key(node));
+        self.live.health.retain(|key, _| state.registrations.contains_key(key));
+        self.live.links.retain(|site, _| state.links.contains_key(site));
+        self.exports.retain(|site, _| state.links.contains_key(site));
+    }
+
+    fn refresh(&mut self, state: &State, federation_address: &str) -> bool {
+        let leases = &self.leases;
+        let liveness = |node: &NodeId| leases.liveness(node);
+        let sources = Sources { state, live: &self.live, liveness: &liveness, federation_address };
+        let Rendered { resources, notes } = render(&sources, &mut self.addresses);
+        self.notes = notes;
+        let mut changed = false;
+        for site in state.links.keys() {
+            let Revision { epoch, n } = self.site.revision();
+            let feed = self.exports.entry(site.clone()).or_insert_with(|| Feed::new(epoch, n));
+            changed |= feed.replace(render_export(state, &resources, site));
+        }
+        self.site.replace(resources) || changed
+    }
+}
+
+/// Names of services that a node's proxies need in any case: those it backs.
+pub fn services_of(state: &State, node: &NodeId) -> BTreeSet<ServiceName> {
+    state.registrations_of(node).map(|registration| registration.service.clone()).collect()
+}

@@ -3,9 +3,7 @@
 //! In reading order:
 //! - [`authority`]: the durable truth; every change is a commit to it.
 //! - [`ca`]: keys and certificates.
-<<<<<<< HEAD
 //! - [`site`]: what every service shares.
-=======
 //! - [`view`]: what is published, from what is durable and what is [`live`];
 //!   [`render`] makes it, a [`feed`] remembers what changed, [`leases`] say who
 //!   is alive, [`virtual_address`] gives names their addresses.
@@ -13,7 +11,6 @@
 //! - [`discovery`]: proxies and gateways follow the view.
 //! - [`imports`]: what a linked site may say.
 //! - [`tenure`]: how long a stream may last.
->>>>>>> f0ad364 (federation: the registry and discovery)
 //! - [`refusal`]: how a call is refused, and who may call what.
 //! - [`tokens`], [`join`]: how machines come in.
 //! - [`node_identity`], [`local_identity`]: who gets certificates.
@@ -22,24 +19,20 @@
 pub mod authority;
 pub mod ca;
 pub mod clock;
-<<<<<<< HEAD
 pub mod join;
 pub mod local_identity;
 pub mod node_identity;
 pub mod refusal;
 pub mod site;
 pub mod tokens;
-=======
 pub mod discovery;
 pub mod feed;
 pub mod imports;
 pub mod leases;
 pub mod live;
-pub mod refusal;
 pub mod registration;
 pub mod registry;
 pub mod render;
 pub mod tenure;
 pub mod view;
 pub mod virtual_address;
->>>>>>> f0ad364 (federation: the registry and discovery)

@@ -1,6 +1,9 @@
 //! What is true of a site only while somebody says so: never written to disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh_api::v1::{Health, TunnelStatus};
 use mesh_core::{NodeId, SiteName};
@@ -12,7 +15,7 @@ use crate::imports::Imported;
 #[derive(Debug, Default)]
 pub struct Live {
     /// As last reported, by node and instance.
-    pub health: BTreeMap<(NodeId, String), Reported>,
+    pub health: BTreeMap<(NodeId, Arc<str>), Reported>,
     /// By gateway id.
     pub gateways: BTreeMap<String, GatewayLive>,
     /// By linked site.

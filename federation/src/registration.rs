@@ -103,7 +103,7 @@ pub fn decide_register(
             .map_err(|error| invalid("grants", error))?;
     // Health is live state and never durable.
     let register = Register { health: Health::Unspecified.into(), ..register.clone() };
-    let existing = state.registrations.get(&(node.clone(), register.instance.clone()));
+    let existing = state.registrations.get(&(node.clone(), register.instance.as_str().into()));
     if existing.is_some_and(|known| known.register == register && known.identity == identity) {
         return Ok(Vec::new());
     }
@@ -121,7 +121,7 @@ pub fn decide_register(
 
 /// The events that end one registration: none if there is none.
 pub fn decide_deregister(state: &State, node: &NodeId, instance: &str, why: &str) -> Vec<Event> {
-    let known = state.registrations.contains_key(&(node.clone(), instance.to_owned()));
+    let known = state.registrations.contains_key(&(node.clone(), instance.into()));
     let event = || {
         Event::Deregistered(EndpointDeregistered {
             node: node.to_string(),

@@ -298,7 +298,7 @@ impl Session {
     /// costs no write.
     async fn register(&self, sequence: u64, register: Register) -> RegistryReply {
         let authority = self.view().authority();
-        let key = (self.node.clone(), register.instance.clone());
+        let key = (self.node.clone(), register.instance.as_str().into());
         let state = authority.state();
         let known = state.registrations.get(&key).is_some_and(|known| is_same(known, &register));
         if !known {

@@ -248,7 +248,7 @@ fn health_of(live: &Live, registration: &Registration, liveness: Liveness) -> He
     if !matches!(liveness, Liveness::Alive | Liveness::Leaving) {
         return Health::Unknown;
     }
-    let key = (registration.node.clone(), registration.register.instance.clone());
+    let key = (registration.node.clone(), registration.register.instance.as_str().into());
     live.health.get(&key).map_or(Health::Unknown, |reported| reported.health)
 }
 

@@ -180,7 +180,7 @@ impl View {
     /// An agent reports on one of its instances. Instances that are not
     /// registered are not remembered.
     pub fn report_health(&self, node: &NodeId, instance: &str, health: Health, detail: &str) {
-        let key = (node.clone(), instance.to_owned());
+        let key = (node.clone(), Arc::from(instance));
         if !self.shared.authority.state().registrations.contains_key(&key) {
             return;
         }

@@ -158,7 +158,7 @@ fn a_node_has_a_quota() {
     let template = state_after(decide_register(&state, &node(NODE), &register()).unwrap());
     let known = template.registrations.values().next().unwrap().clone();
     for i in 0..MAX_INSTANCES {
-        Arc::make_mut(&mut state.registrations).insert((node(NODE), format!("i{i}")), known.clone());
+        Arc::make_mut(&mut state.registrations).insert((node(NODE), format!("i{i}").into()), known.clone());
     }
     let error = decide_register(&state, &node(NODE), &register()).unwrap_err();
     assert_eq!(error, RegisterError::Quota);

@@ -1,0 +1,231 @@
+//! What was written in `agent.yaml` and on the command line, and what it
+//! means.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Parser;
+use mesh_runtime::config::{self, ConfigError, HumanDuration};
+use serde::Deserialize;
+
+/// Read when `--config` is not given, if it exists.
+pub const DEFAULT_FILE: &str = "/etc/isthmus/agent.yaml";
+/// The longest name of a region or zone, in bytes.
+const MAX_LOCALITY: usize = 64;
+
+/// Owns one machine of the Isthmus mesh: identity, registrations, health checks.
+///
+/// Examples:
+///   vm-agent
+///   vm-agent --config /etc/isthmus/agent.yaml
+///   vm-agent --state ./state --run ./run --services ./services.d
+#[derive(Debug, Clone, Default, Parser)]
+#[command(name = "vm-agent", version, verbatim_doc_comment)]
+pub struct Flags {
+    /// Configuration file [default: /etc/isthmus/agent.yaml, if it exists]
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_AGENT_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Directory of this machine's key and certificate
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_AGENT_STATE")]
+    pub state: Option<PathBuf>,
+    /// Directory of agent.sock and identity.sock
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_AGENT_RUN")]
+    pub run: Option<PathBuf>,
+    /// Directory of the files that describe this machine's services
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_AGENT_SERVICES")]
+    pub services: Option<PathBuf>,
+    /// Where other machines reach this one's proxy, if they can
+    #[arg(long, value_name = "IP:PORT", env = "ISTHMUS_AGENT_ADVERTISE")]
+    pub advertise: Option<SocketAddr>,
+    /// Where to serve /metrics, /live and /ready
+    #[arg(long, value_name = "IP:PORT", env = "ISTHMUS_AGENT_ADMIN")]
+    pub admin: Option<SocketAddr>,
+}
+
+/// What was written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ConfigFile {
+    state: Option<PathBuf>,
+    run: Option<PathBuf>,
+    services: Option<PathBuf>,
+    advertise: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    locality: LocalityFile,
+    identity_uids: Vec<u32>,
+    identity_users: Option<Vec<String>>,
+    machine_id_file: Option<PathBuf>,
+    renew_after: Option<HumanDuration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LocalityFile {
+    region: String,
+    zone: String,
+}
+
+/// What it means.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Holds key and certificate; the agent's own, mode 0700.
+    pub state: PathBuf,
+    /// Holds `agent.sock` and `identity.sock`.
+    pub run: PathBuf,
+    /// Holds `*.yaml`, one service each.
+    pub services: PathBuf,
+    /// Where other machines reach this one's proxy, if they can.
+    pub advertise: Option<SocketAddr>,
+    /// `/metrics /live /ready`.
+    pub admin: Option<SocketAddr>,
+    /// Empty if unknown.
+    pub region: String,
+    /// Empty if unknown.
+    pub zone: String,
+    /// Who may use `identity.sock`, besides root and the agent's own user.
+    pub identity_uids: Vec<u32>,
+    /// The same by name; names that do not exist are nobody.
+    pub identity_users: Vec<String>,
+    /// What tells this machine from a copy of it.
+    pub machine_id_file: PathBuf,
+    /// Age at which the node's certificate is renewed.
+    pub renew_after: Duration,
+}
+
+/// A node certificate lives 30 days; renewing daily leaves 29 for repairs.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Renewing more often than this only wears out the disk of federation.
+const MIN_RENEW_AFTER: Duration = Duration::from_secs(1);
+/// Half of a certificate's life.
+const MAX_RENEW_AFTER: Duration = Duration::from_secs(15 * 24 * 3600);
+
+impl Config {
+    /// Flags and environment before the file before defaults.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is bound or written yet; the process should exit with
+    /// [`ConfigError::exit_code`].
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let default = Path::new(DEFAULT_FILE);
+        let path = flags.config.as_deref().unwrap_or(default);
+        let file = if flags.config.is_none() && !default.exists() {
+            ConfigFile::default()
+        } else {
+            config::load(path)?
+        };
+        Self::merge(flags, file, &path.display().to_string())
+    }
+
+    fn merge(flags: &Flags, file: ConfigFile, name: &str) -> Result<Self, ConfigError> {
+        let path = |flag: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
+            flag.clone().or(file).unwrap_or_else(|| default.into())
+        };
+        let config = Self {
+            state: path(&flags.state, file.state, "/var/lib/isthmus/agent"),
+            run: path(&flags.run, file.run, "/run/isthmus"),
+            services: path(&flags.services, file.services, "/etc/isthmus/services.d"),
+            advertise: flags.advertise.or(file.advertise),
+            admin: flags.admin.or(file.admin),
+            region: file.locality.region,
+            zone: file.locality.zone,
+            identity_uids: file.identity_uids,
+            identity_users: file.identity_users.unwrap_or_else(|| vec!["isthmus-proxy".into()]),
+            machine_id_file: file.machine_id_file.unwrap_or_else(|| "/etc/machine-id".into()),
+            renew_after: file.renew_after.map_or(RENEW_AFTER, Into::into),
+        };
+        config.check(name)?;
+        Ok(config)
+    }
+
+    fn check(&self, file: &str) -> Result<(), ConfigError> {
+        if let Some(addr) = self.advertise {
+            if addr.ip().is_unspecified() || addr.ip().is_multicast() || addr.port() == 0 {
+                let problem = format!("{addr} cannot be dialled; write this machine's own address");
+                return Err(ConfigError::meaning(file, "advertise", problem));
+            }
+        }
+        for (key, value) in [("locality.region", &self.region), ("locality.zone", &self.zone)] {
+            if value.len() > MAX_LOCALITY || !value.bytes().all(|b| b.is_ascii_graphic()) {
+                let problem = format!("must be at most {MAX_LOCALITY} printable ASCII bytes");
+                return Err(ConfigError::meaning(file, key, problem));
+            }
+        }
+        if !(MIN_RENEW_AFTER..=MAX_RENEW_AFTER).contains(&self.renew_after) {
+            let problem = "must be 1s to 15d: a node certificate lives 30 days";
+            return Err(ConfigError::meaning(file, "renew_after", problem));
+        }
+        Ok(())
+    }
+
+    /// The door of `meshctl`.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.run.join("agent.sock")
+    }
+
+    /// The door of this machine's proxy.
+    pub fn identity_socket(&self) -> PathBuf {
+        self.run.join("identity.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str, flags: &Flags) -> Result<Config, ConfigError> {
+        Config::merge(flags, config::parse(text, "agent.yaml")?, "agent.yaml")
+    }
+
+    #[test]
+    fn nothing_written_means_the_documented_paths() {
+        let config = parse("", &Flags::default()).unwrap();
+        assert_eq!(config.state, Path::new("/var/lib/isthmus/agent"));
+        assert_eq!(config.agent_socket(), Path::new("/run/isthmus/agent.sock"));
+        assert_eq!(config.identity_socket(), Path::new("/run/isthmus/identity.sock"));
+        assert_eq!(config.services, Path::new("/etc/isthmus/services.d"));
+        assert_eq!(config.identity_users, ["isthmus-proxy"]);
+        assert_eq!(config.renew_after, Duration::from_secs(86400));
+        assert_eq!((config.advertise, config.admin), (None, None));
+    }
+
+    #[test]
+    fn flags_come_before_the_file() {
+        let text = "state: /a\nrun: /b\nadvertise: 10.0.0.5:4143\nrenew_after: 2h\n\
+                    locality: { region: eu, zone: eu-1 }\nidentity_uids: [7]\n";
+        let flags = Flags { state: Some("/c".into()), ..Flags::default() };
+        let config = parse(text, &flags).unwrap();
+        assert_eq!((config.state, config.run), ("/c".into(), "/b".into()));
+        assert_eq!(config.advertise, Some("10.0.0.5:4143".parse().unwrap()));
+        assert_eq!((config.region.as_str(), config.zone.as_str()), ("eu", "eu-1"));
+        assert_eq!(config.identity_uids, [7]);
+        assert_eq!(config.renew_after, Duration::from_secs(7200));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("stat: /a\n", "agent.yaml:1:1: ", "did you mean `state`?"),
+            ("locality:\n  zome: a\n", "agent.yaml:2:3: ", "did you mean `zone`?"),
+            ("advertise: here\n", "agent.yaml:1:12: ", "invalid socket address"),
+            ("advertise: 0.0.0.0:4143\n", "agent.yaml: advertise: ", "own address"),
+            ("advertise: 10.0.0.5:0\n", "agent.yaml: advertise: ", "own address"),
+            ("locality: { zone: 'a b' }\n", "agent.yaml: locality.zone: ", "printable"),
+            ("renew_after: 40d\n", "agent.yaml: renew_after: ", "30 days"),
+            ("renew_after: 1ms\n", "agent.yaml: renew_after: ", "1s to 15d"),
+        ];
+        for (text, place, remedy) in cases {
+            let shown = parse(text, &Flags::default()).unwrap_err().to_string();
+            assert!(shown.starts_with(place) && shown.contains(remedy), "{text:?}: {shown}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let flags = Flags { config: Some("/nonexistent/agent.yaml".into()), ..Flags::default() };
+        assert_eq!(Config::load(&flags).unwrap_err().exit_code(), 78);
+    }
+}

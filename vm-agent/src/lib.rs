@@ -1,5 +1,33 @@
+//! The agent of one machine: its identity, its registrations and health
+//! checks. It carries no payload, and restarts without one connection
+//! noticing: its proxy keeps the certificates and the last snapshot.
+//!
+//! In reading order:
+//! - [`app`]: the process, top to bottom; [`config`]: what it is told.
+//! - [`agent`]: what the parts share.
+//! - [`machine`], [`node`], [`state`]: which machine this is, who it is to the
+//!   site, and what of that outlives the process.
+//! - [`join`]: becoming a member of a site, and ceasing to be one.
+//! - [`uplink`]: the tunnel to a gateway and gRPC to federation in it;
+//!   [`renew`] and [`session`] run in it.
+//! - [`services`]: the files that describe this machine's services, and their
+//!   health; [`ledger`]: what the site knows of them.
+//! - [`api`]: what is served on the Unix sockets; [`metrics`]: what is told
+//!   to Prometheus.
+//!
+//! It never knows routes, policies or payloads.
+
+pub mod agent;
+pub mod api;
+pub mod app;
 pub mod config;
+pub mod join;
+pub mod ledger;
 pub mod machine;
+pub mod metrics;
 pub mod node;
+pub mod renew;
 pub mod services;
+pub mod session;
 pub mod state;
+pub mod uplink;

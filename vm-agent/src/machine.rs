@@ -1,6 +1,6 @@
 //! What tells this machine, this boot and this process from others.
 
-use std::{fs::File, io::Read, path::Path, time::Duration};
+use std::{fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use mesh_runtime::files;
 
@@ -16,30 +16,25 @@ const SYSTEMCTL: Duration = Duration::from_millis(400);
 pub struct Machine {
     /// From `/etc/machine-id`; differs on a clone whose image was prepared.
     pub id: String,
-    /// The same over restarts of the agent, new after a reboot and on a clone.
+    /// The same over restarts of the agent, new after a reboot and in a copy.
     pub boot: String,
     /// As the kernel knows it.
     pub hostname: String,
 }
 
 impl Machine {
-    /// Reads what there is; makes up and keeps what there is not.
-    ///
-    /// `run` is emptied at every boot, `state` is kept.
-    pub fn read(
-        machine_id_file: &Path,
-        state: &Path,
-        run: &Path,
-    ) -> Result<Self, files::FileError> {
+    /// Reads what there is; a machine without an id gets one, kept in `state`.
+    pub fn read(machine_id_file: &Path, state: &Path) -> Result<Self, files::FileError> {
         let id = match read_id(machine_id_file) {
             Some(id) => id,
             // Containers and half-installed images have none.
             None => kept_id(&state.join("machine-id"))?,
         };
-        // The kernel's id survives in a copy of the state that runs beside the
-        // original; the one in `run` tells the two apart.
+        // A copy of the state that runs beside the original shares the
+        // kernel's id with it, and never the inode of its directory.
         let kernel = read_id(Path::new(KERNEL_BOOT_ID)).unwrap_or_default();
-        let boot = format!("{kernel}.{}", kept_id(&run.join("agent-boot-id"))?);
+        let inode = std::fs::metadata(state).map(|metadata| metadata.ino()).unwrap_or_default();
+        let boot = format!("{kernel}.{inode:x}");
         let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Ok(Self { id, boot, hostname })
     }
@@ -85,21 +80,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_stay_over_restarts_and_change_with_their_files() {
+    fn ids_stay_over_restarts_and_differ_in_a_copy() {
         let dir = tempfile::tempdir().unwrap();
-        let [state, run, other] = ["state", "run", "other"].map(|name| dir.path().join(name));
-        for dir in [&state, &run, &other] {
+        let [state, copy] = ["state", "copy"].map(|name| dir.path().join(name));
+        for dir in [&state, &copy] {
             std::fs::create_dir(dir).unwrap();
         }
         let machine_id = dir.path().join("machine-id");
         std::fs::write(&machine_id, "0123456789abcdef0123456789abcdef\n").unwrap();
 
-        let machine = Machine::read(&machine_id, &state, &run).unwrap();
+        let machine = Machine::read(&machine_id, &state).unwrap();
         assert_eq!(machine.id, "0123456789abcdef0123456789abcdef");
         assert!(!machine.hostname.is_empty());
-        assert_eq!(Machine::read(&machine_id, &state, &run).unwrap(), machine);
-        let copy = Machine::read(&machine_id, &state, &other).unwrap();
-        assert_ne!(copy.boot, machine.boot, "another run directory is another boot");
+        assert_eq!(Machine::read(&machine_id, &state).unwrap(), machine);
+        let copy = Machine::read(&machine_id, &copy).unwrap();
+        assert_eq!(copy.id, machine.id);
+        assert_ne!(copy.boot, machine.boot);
     }
 
     #[test]
@@ -108,9 +104,9 @@ mod tests {
         let file = dir.path().join("etc-machine-id");
         for nonsense in ["", "\n", "uninitialized\n", "../../etc\n"] {
             std::fs::write(&file, nonsense).unwrap();
-            let id = Machine::read(&file, dir.path(), dir.path()).unwrap().id;
+            let id = Machine::read(&file, dir.path()).unwrap().id;
             assert_eq!(id.len(), 32, "{nonsense:?}");
-            assert_eq!(Machine::read(&file, dir.path(), dir.path()).unwrap().id, id);
+            assert_eq!(Machine::read(&file, dir.path()).unwrap().id, id);
         }
     }
 }

@@ -79,8 +79,12 @@ impl Node {
         let trust_domain: TrustDomain = parse("trust domain", &site.trust_domain)?;
         let id: NodeId = parse("node", &joined.node)?;
         let grants = joined.grants.clone().unwrap_or_default();
-        let workload = SpiffeId::workload(&trust_domain, &grants.namespace, &grants.account)
-            .map_err(|error| invalid("grants")(error.to_string()))?;
+        let workload = if is_gateway(&site) {
+            SpiffeId::gateway(&trust_domain)
+        } else {
+            SpiffeId::workload(&trust_domain, &grants.namespace, &grants.account)
+                .map_err(|error| invalid("grants")(error.to_string()))?
+        };
         let trust = trust(&joined.bundles)?;
         if !trust.bundles.contains_key(&trust_domain) {
             return Err(invalid("bundles")(format!("none of {trust_domain}")));
@@ -157,6 +161,13 @@ impl Node {
         self.trust.clone()
     }
 
+    /// Its id as a gateway, if it was joined to be one.
+    pub fn gateway(&self) -> Option<String> {
+        let site = self.joined.site.as_ref()?;
+        let first = self.id.as_str().split('-').next()?;
+        is_gateway(site).then(|| format!("gw-{first}"))
+    }
+
     /// What it may obtain and register.
     pub fn grants(&self) -> v1::Grants {
         self.joined.grants.clone().unwrap_or_default()
@@ -166,6 +177,11 @@ impl Node {
     pub fn remaining(&self, now: Duration) -> Option<Duration> {
         self.not_after.checked_sub(now).filter(|left| !left.is_zero())
     }
+}
+
+/// Only those who joined to be gateways are told where federation listens.
+fn is_gateway(site: &v1::Site) -> bool {
+    !site.federation_address.is_empty()
 }
 
 fn trust(bundles: &[v1::Bundle]) -> Result<Trust, InvalidNode> {

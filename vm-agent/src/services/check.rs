@@ -1,6 +1,6 @@
 //! Health checks: TCP connect or HTTP GET, against this machine only.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -113,6 +113,7 @@ async fn get(addr: SocketAddr, path: &str) -> Result<(), String> {
 /// Quick checks with thresholds that differ.
 #[cfg(test)]
 pub(crate) fn spec_of(probe: Probe) -> CheckSpec {
+    use std::time::Duration;
     CheckSpec {
         probe,
         interval: Duration::from_millis(100),
@@ -124,6 +125,8 @@ pub(crate) fn spec_of(probe: Probe) -> CheckSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use mesh_runtime::process::current_thread;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

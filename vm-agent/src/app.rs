@@ -1,0 +1,181 @@
+//! The process, top to bottom.
+
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use mesh_runtime::{
+    admin::{self, Admin, Condition, Readiness},
+    drain::Drain,
+    files::FileError,
+    process,
+};
+use mesh_tunnel::{Net, unix};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{Mutex, watch},
+};
+use tonic::transport::Server;
+
+use crate::{
+    agent::{Agent, Farewell, Membership, Uplink},
+    api::{identity::Identity, operator::Operator},
+    config::Config,
+    machine::{self, Machine},
+    metrics,
+    services::{self, Services},
+    state::{StateDir, StateError},
+    uplink,
+};
+
+/// How long an agent that stops may take to say goodbye.
+pub const GOODBYE: Duration = Duration::from_secs(1);
+/// An agent that is restarted is back within this time.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+/// Calls of one connection at once.
+const CALLS: usize = 16;
+
+/// Why the agent cannot start; each names the resource.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The id that a machine without one is given.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A Unix socket.
+    #[error("{0}; is another vm-agent running?")]
+    Socket(io::Error),
+    /// The admin port.
+    #[error("admin {addr}: {source}; choose another address")]
+    Admin {
+        /// As configured.
+        addr: std::net::SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A running agent.
+pub struct App {
+    /// What its parts share.
+    pub agent: Arc<Agent>,
+    /// Where `/metrics` is, if anywhere.
+    pub admin: Option<std::net::SocketAddr>,
+    drain: Drain,
+}
+
+impl App {
+    /// Binds what there is to bind and starts every part.
+    pub async fn start(
+        config: Config,
+        net: Arc<dyn Net>,
+        drain: Drain,
+    ) -> Result<Self, StartError> {
+        let state = StateDir::open(&config.state)?;
+        let machine = Machine::read(&config.machine_id_file, &config.state)?;
+        let membership = Membership::load(&state, &machine);
+        // The kernel says who calls, and calls are checked: others may connect.
+        let operator = process::bind_unix(&config.agent_socket(), 0o600).await;
+        let operator = operator.map_err(StartError::Socket)?;
+        let identity = process::bind_unix(&config.identity_socket(), 0o666).await;
+        let identity = identity.map_err(StartError::Socket)?;
+        let admin = bind_admin(&config).await?;
+        let agent = Arc::new(Agent {
+            config,
+            machine,
+            net,
+            state,
+            process_id: uuid::Uuid::new_v4().to_string(),
+            services: watch::Sender::new(Services::default()),
+            registrations: watch::Sender::default(),
+            membership: watch::Sender::new(membership),
+            uplink: watch::Sender::new(Uplink::default()),
+            changing: Mutex::new(()),
+            farewell: OnceLock::new(),
+        });
+        let admin_addr = admin.as_ref().and_then(|listener| listener.local_addr().ok());
+        let app = Self { agent, admin: admin_addr, drain };
+        app.spawn(operator, identity, admin);
+        Ok(app)
+    }
+
+    fn spawn(&self, operator: UnixListener, identity: UnixListener, admin: Option<TcpListener>) {
+        let (agent, drain) = (&self.agent, &self.drain);
+        let operator_server = Operator::server(agent.clone(), drain.clone());
+        drain.spawn(serve(operator, operator_server, drain.clone()));
+        drain.spawn(serve(identity, Identity::server(agent.clone()), drain.clone()));
+        drain.spawn(uplink::run(agent.clone(), drain.clone()));
+        let (followed, readiness) = (agent.clone(), Readiness::new());
+        drain.spawn_beside(async move {
+            services::watch::run(&followed.config.services, &followed.services).await;
+        });
+        drain.spawn_beside(tell_readiness(agent.clone(), readiness.condition("site")));
+        if let Some(listener) = admin {
+            let registry = Arc::new(metrics::registry(agent.clone()));
+            let admin = Admin { registry, readiness };
+            drain.spawn_beside(admin::serve(listener, admin, drain.clone()));
+        }
+    }
+
+    /// Says goodbye and ends. Returns how many tasks were cut.
+    pub async fn stop(&self) -> usize {
+        let farewell = match machine::is_stopping().await {
+            true => Farewell::Deregister,
+            false => Farewell::Leaving(BACK_WITHIN),
+        };
+        // Set once: a second call stops an agent that is stopping.
+        let _ = self.agent.farewell.set(farewell);
+        self.drain.finish(GOODBYE).await
+    }
+}
+
+async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> {
+    let Some(addr) = config.admin else { return Ok(None) };
+    match TcpListener::bind(addr).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) => Err(StartError::Admin { addr, source }),
+    }
+}
+
+/// One gRPC service on one Unix socket.
+async fn serve<S>(listener: UnixListener, service: S, drain: Drain)
+where
+    S: tonic::codegen::Service<
+            http::Request<tonic::body::Body>,
+            Response = http::Response<tonic::body::Body>,
+            Error = std::convert::Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + 'static,
+{
+    let served = Server::builder()
+        .concurrency_limit_per_connection(CALLS)
+        .serve_with_incoming_shutdown(service, unix::incoming(listener), drain.draining())
+        .await;
+    if let Err(error) = served {
+        log::error!(error:% = error; "a Unix socket is no longer served");
+    }
+}
+
+/// `/ready`: a member that reaches its site.
+async fn tell_readiness(agent: Arc<Agent>, condition: Condition) {
+    let mut uplink = agent.uplink.subscribe();
+    let mut membership = agent.membership.subscribe();
+    loop {
+        let status = agent.status();
+        match status.state.as_str() {
+            "connected" => condition.holds(),
+            state => condition.fails(format!("{state} {}", status.problem).trim()),
+        }
+        // Cannot fail: the agent holds the senders.
+        tokio::select! {
+            _ = uplink.changed() => {}
+            _ = membership.changed() => {}
+        }
+    }
+}

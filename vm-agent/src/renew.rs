@@ -1,0 +1,76 @@
+//! Renews the node's certificate, daily.
+
+use std::{convert::Infallible, time::Duration};
+
+use mesh_api::v1::RenewNodeRequest;
+use mesh_runtime::clock;
+use mesh_tunnel::tls::new_key_and_csr;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
+
+use crate::{
+    agent::{Agent, Member},
+    node::Node,
+    uplink::{node_identity, shown},
+};
+
+/// How often the wall clock is looked at: it jumps when a machine sleeps.
+const LOOK: Duration = Duration::from_secs(60);
+/// For one renewal.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// After a failure; doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// 29 days are left when the first renewal is due.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// Renews when it is due, while the tunnel holds.
+pub async fn run(agent: &Agent, member: &Member, channel: Channel) -> Infallible {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let left = time_left(&member.node(), agent.config.renew_after, clock::now_unix());
+        if let Some(left) = left {
+            sleep(left.min(LOOK)).await;
+            continue;
+        }
+        let renewed = renew(agent, member, channel.clone()).await;
+        if let Err(problem) = &renewed {
+            log::error!("the node's certificate cannot be renewed: {problem}");
+        }
+        let failed = renewed.is_err();
+        member.trouble.send_replace(renewed.err().unwrap_or_default());
+        if failed {
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        } else {
+            pause = FIRST_PAUSE;
+        }
+    }
+}
+
+/// Until renewal is due; `None` if it is. A certificate from the future was
+/// obtained under another clock: due.
+fn time_left(node: &Node, renew_after: Duration, now: Duration) -> Option<Duration> {
+    let issued = Duration::from_secs(u64::try_from(node.issued).unwrap_or(0));
+    let age = now.checked_sub(issued)?;
+    renew_after.checked_sub(age).filter(|left| !left.is_zero())
+}
+
+async fn renew(agent: &Agent, member: &Member, channel: Channel) -> Result<(), String> {
+    let (key, csr) = new_key_and_csr().map_err(|error| format!("cannot make a key: {error}"))?;
+    // A certificate that cannot be kept would retire the one that is.
+    agent.state.check_writable().map_err(|error| error.to_string())?;
+    let request = RenewNodeRequest {
+        csr,
+        boot_id: agent.machine.boot.clone(),
+        machine_id: agent.machine.id.clone(),
+    };
+    let mut client = node_identity(channel);
+    let certificate = match timeout(DEADLINE, client.renew_node(request)).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return Err(shown(&status)),
+        Err(_) => return Err(format!("federation: no answer within {DEADLINE:?}")),
+    };
+    member.renewed(&agent.state, key, certificate)?;
+    log::info!(node = member.node().id.as_str(); "node certificate renewed");
+    Ok(())
+}

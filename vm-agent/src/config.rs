@@ -142,11 +142,12 @@ impl Config {
     }
 
     fn check(&self, file: &str) -> Result<(), ConfigError> {
-        if let Some(addr) = self.advertise {
-            if addr.ip().is_unspecified() || addr.ip().is_multicast() || addr.port() == 0 {
-                let problem = format!("{addr} cannot be dialled; write this machine's own address");
-                return Err(ConfigError::meaning(file, "advertise", problem));
-            }
+        let undiallable = |addr: &SocketAddr| {
+            addr.ip().is_unspecified() || addr.ip().is_multicast() || addr.port() == 0
+        };
+        if let Some(addr) = self.advertise.filter(undiallable) {
+            let problem = format!("{addr} cannot be dialled; write this machine's own address");
+            return Err(ConfigError::meaning(file, "advertise", problem));
         }
         for (key, value) in [("locality.region", &self.region), ("locality.zone", &self.zone)] {
             if value.len() > MAX_LOCALITY || !value.bytes().all(|b| b.is_ascii_graphic()) {

@@ -276,7 +276,8 @@ mod tests {
         use Health::{Healthy, Unhealthy, Unspecified};
         let now = mesh_runtime::clock::monotonic();
         let mut ledger = Ledger::new(Place::default(), BTreeSet::new());
-        let steps: [(&[(&str, u16, Health)], &[&str]); 8] = [
+        type Step = (&'static [(&'static str, u16, Health)], &'static [&'static str]);
+        let steps: [Step; 8] = [
             (&[("a", 80, Unspecified)], &[]),
             (&[("a", 80, Healthy)], &["register a:80 Healthy"]),
             (&[("a", 80, Healthy)], &[]),

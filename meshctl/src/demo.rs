@@ -1,18 +1,46 @@
 //! `meshctl demo`: a whole mesh on this machine.
 
+//!
+//! In reading order: [`world`] says what there is, [`stage`] raises it,
+//! [`load`] drives it, [`scenario`] stops and kills parts of it, [`trail`]
+//! reads what the proxies logged, [`report`] judges.
+
 mod apps;
 mod blackhole;
 mod child;
 mod client;
 mod load;
 mod meter;
+mod report;
 mod room;
+mod scenario;
+mod screen;
+mod shell;
+mod show;
+mod stage;
+mod tell;
+mod trail;
+mod world;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand};
+use mesh_runtime::drain::terminated;
+use tokio::task::LocalSet;
 
-use crate::{failure::Failure, output::Format, time};
+use self::{
+    child::{Sweep, Sweeper},
+    report::Report,
+    show::Show,
+    stage::Stage,
+    tell::Teller,
+    world::World,
+};
+use crate::{
+    failure::Failure,
+    output::{self, Format},
+    time,
+};
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
@@ -58,8 +86,63 @@ impl Part {
 }
 
 impl Demo {
-    /// Runs it.
-    pub async fn run(self, _format: Format) -> Result<(), Failure> {
-        Err(Failure::new("demo: its processes are not there yet"))
+    /// Raises the mesh, drives it, tells what happened, leaves nothing.
+    pub async fn run(self, format: Format) -> Result<(), Failure> {
+        let mut world = World::new(self.block_udp)?;
+        let sweeper = Sweep::start(world.dir())?;
+        let teller = Teller::new(format, world.dir());
+        let mut stage = Stage::empty();
+        let driven =
+            LocalSet::new().run_until(self.drive(&mut stage, &world, &teller, format)).await;
+        stage.lower().await;
+        self.tidy(&mut world, sweeper, &teller);
+        let Some(report) = driven? else {
+            return Err(Failure::new("interrupted before the mesh was up"));
+        };
+        output::print(format, &report)?;
+        if report.ok {
+            return Ok(());
+        }
+        Err(Failure::new(format!("demo: {}", report.problems.join("; ")))
+            .remedy("again with --keep-logs, then look at log/ in its directory"))
     }
+
+    async fn drive(
+        &self,
+        stage: &mut Stage,
+        world: &World,
+        teller: &Teller,
+        format: Format,
+    ) -> Result<Option<Report>, Failure> {
+        tokio::select! {
+            raised = stage.raise(world, teller) => raised?,
+            end = terminated() => return end.map(|()| None).map_err(Failure::from),
+        }
+        let ready_after_s = teller.elapsed_s();
+        let mut show = Show::new(world, self.duration, format);
+        let report = show.run(stage, world, teller).await?;
+        let versions = versions(world).await;
+        Ok(Some(Report { ready_after_s, versions, ..report }))
+    }
+
+    fn tidy(&self, world: &mut World, mut sweeper: Sweeper, teller: &Teller) {
+        if self.keep_logs {
+            sweeper.spare();
+            world.room.keep();
+            teller.line(&format!("logs and configurations: {}", world.dir().display()));
+        }
+    }
+}
+
+/// What each program calls its version.
+async fn versions(world: &World) -> BTreeMap<&'static str, String> {
+    let mut versions = BTreeMap::from([("meshctl", env!("CARGO_PKG_VERSION").to_owned())]);
+    for (name, program) in world.programs() {
+        let Ok(mut command) = child::command(program, &["--version".into()]) else { continue };
+        let Ok(output) = command.output().await else { continue };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text.split_whitespace().last().unwrap_or("unknown");
+        versions.insert(name, version.to_owned());
+    }
+    versions
 }

@@ -48,7 +48,7 @@ pub struct App {
 
 /// What an application speaks.
 #[derive(Debug, Clone, Copy, ValueEnum, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// HTTP/1.1
     Http,
     /// gRPC: HTTP/2 with trailers

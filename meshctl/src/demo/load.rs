@@ -8,6 +8,7 @@ use tokio::{task::JoinSet, time::Instant};
 use super::{
     client::{Call, Client},
     meter::Meter,
+    world::Machine,
 };
 
 /// One kind of request, from one caller to one service.
@@ -17,8 +18,8 @@ pub(crate) struct Flow {
     pub(crate) name: &'static str,
     /// For people.
     pub(crate) title: &'static str,
-    /// Which process calls, e.g. `vm1`.
-    pub(crate) caller: &'static str,
+    /// Which machine calls.
+    pub(crate) caller: Machine,
     /// `<name>.<namespace>`.
     pub(crate) service: &'static str,
     /// Which port of it.
@@ -129,7 +130,7 @@ mod tests {
         Flow {
             name,
             title: "",
-            caller: "vm1",
+            caller: crate::demo::world::VM1,
             service: "payments.prod",
             port: "x",
             call,

@@ -17,12 +17,16 @@ pub mod control;
 pub mod dial;
 pub mod listen;
 pub mod net;
+mod quic;
 pub mod session;
 pub mod tls;
 pub mod unix;
 
+#[cfg(test)]
+mod testing;
+
 pub use dial::{DialError, Dialer, GatewayAddresses};
-pub use listen::{Door, Doors};
+pub use listen::{Arrival, Door, Doors};
 pub use net::{Io, Listener, Net, RealNet, Stream};
 pub use session::{IncomingStream, OpenError, Session, Transport, TunnelStream};
 pub use tls::{Credentials, Svid, Trust};

@@ -1,14 +1,36 @@
 //! The gateway's door: one UDP and one TCP address.
 
-use std::{io, net::SocketAddr, sync::Arc};
+mod admission;
 
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use admission::{Admission, Joining};
 use mesh_api::v1::Hello;
-use mesh_core::Allowed;
+use mesh_core::{Allowed, identity::Side};
+use rustls::{
+    pki_types::CertificateDer,
+    server::{Acceptor, ClientHello},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{Mutex, mpsc, watch},
+    task::JoinSet,
+    time::{Instant, Sleep, timeout},
+};
+use tokio_rustls::LazyConfigAcceptor;
 
 use crate::{
-    net::{Net, Stream},
-    session::Session,
-    tls::Credentials,
+    net::{Io, Listener, Net, Stream},
+    quic,
+    session::{Carrier, Establishing, Session, establish},
+    tls::{self, Credentials, verify_error},
 };
 
 /// Where and as whom to listen.
@@ -20,7 +42,8 @@ pub struct Doors {
     pub credentials: Arc<Credentials>,
     /// Who may have a tunnel.
     pub allowed: Allowed,
-    /// What this side says first.
+    /// What this side says first; versions, role, limits and time are filled
+    /// in where they are empty.
     pub hello: Hello,
     /// UDP, if QUIC is offered.
     pub quic: Option<SocketAddr>,
@@ -28,37 +51,287 @@ pub struct Doors {
     pub tls: SocketAddr,
 }
 
-/// Listens; one per worker, sharing the addresses.
+/// A peer that has not proved who it is and said `Hello` by then is dropped.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Arrivals that wait for [`Door::accept`].
+const ARRIVALS: usize = 64;
+/// Bytes that one join stream may carry in each direction: a certificate
+/// request and a bundle fit a hundred times.
+const JOIN_BYTES: u64 = 1 << 20;
+/// How long one join stream may last.
+const JOIN_TIME: Duration = Duration::from_secs(60);
+
+/// Listens; one per worker, sharing the addresses. Its tasks end with it;
+/// tunnels go on.
 #[derive(Debug)]
-pub struct Door {}
+pub struct Door {
+    arrivals: Mutex<mpsc::Receiver<Arrival>>,
+    closing: watch::Sender<bool>,
+    addrs: (Option<SocketAddr>, SocketAddr),
+    admission: Arc<Admission>,
+}
 
 /// What came in.
+#[derive(Debug)]
 pub enum Arrival {
     /// A verified neighbour whose `Hello` has been read.
     Tunnel(Session),
     /// Somebody without a certificate who wants to talk to federation: the
-    /// bytes inside the outer TLS, to be copied there and never read.
+    /// bytes inside the outer TLS, to be copied there and never read. Limited
+    /// in bytes and time.
     Join(Stream, SocketAddr),
 }
 
 impl Door {
     /// Binds both listeners.
-    pub async fn open(_doors: Doors) -> io::Result<Self> {
-        unimplemented!()
+    pub async fn open(doors: Doors) -> io::Result<Self> {
+        let listener = doors.net.bind(doors.tls, true).await?;
+        let quic = match doors.quic {
+            Some(addr) => {
+                let (credentials, allowed) = (&doors.credentials, doors.allowed.clone());
+                Some(quic::Acceptor::bind(&*doors.net, addr, credentials, allowed).await?)
+            }
+            None => None,
+        };
+        let udp = quic.as_ref().map(|quic| quic.endpoint.local_addr()).transpose()?;
+        let addrs = (udp, listener.local_addr()?);
+        let (arrived, arrivals) = mpsc::channel(ARRIVALS);
+        let closing = watch::Sender::new(false);
+        let admission = Arc::new(Admission::default());
+        let hall = Arc::new(Hall { doors, arrived, admission: admission.clone() });
+        if let Some(quic) = quic {
+            tokio::spawn(hall.clone().quic(quic, closing.subscribe()));
+        }
+        tokio::spawn(hall.tcp(listener, closing.subscribe()));
+        Ok(Self { arrivals: Mutex::new(arrivals), closing, addrs, admission })
     }
 
     /// The next arrival; handshakes run beside it, bounded in number and time.
+    /// Fails only when the door is closed.
     pub async fn accept(&self) -> io::Result<Arrival> {
-        unimplemented!()
+        let arrival = self.arrivals.lock().await.recv().await;
+        arrival.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the door is closed"))
     }
 
     /// Where it listens: (UDP, TCP).
     pub fn local_addrs(&self) -> (Option<SocketAddr>, SocketAddr) {
-        unimplemented!()
+        self.addrs
+    }
+
+    /// How often something was turned away, by stable code: those of
+    /// `VerifyError`, `handshake_failed`, `handshake_timeout`,
+    /// `handshake_limit`, `join_limit`.
+    pub fn turned_away(&self) -> Vec<(&'static str, u64)> {
+        self.admission.turned_away()
     }
 
     /// Accepts nothing new; tunnels go on.
     pub fn close(&self) {
-        unimplemented!()
+        self.closing.send_replace(true);
+    }
+}
+
+/// What the tasks of one door share.
+struct Hall {
+    doors: Doors,
+    arrived: mpsc::Sender<Arrival>,
+    admission: Arc<Admission>,
+}
+
+impl Hall {
+    async fn quic(self: Arc<Self>, quic: quic::Acceptor, mut closing: watch::Receiver<bool>) {
+        let mut handshakes = JoinSet::new();
+        loop {
+            let incoming = tokio::select! {
+                incoming = quic.endpoint.accept() => incoming,
+                _ = closing.wait_for(|closing| *closing) => None,
+                Some(_) = handshakes.join_next(), if !handshakes.is_empty() => continue,
+            };
+            let Some(incoming) = incoming else { break };
+            let from = incoming.remote_address();
+            if !incoming.remote_address_validated() && self.admission.is_busy() {
+                // Only a client that receives our packets will come back.
+                // Fails only if a retry is not possible, and drops it then.
+                let _ = incoming.retry();
+                continue;
+            }
+            let Some(admitted) = self.admission.enter(from.ip()) else {
+                incoming.ignore();
+                continue;
+            };
+            let (hall, quic) = (self.clone(), quic.clone());
+            handshakes.spawn(async move {
+                let tunnel = async {
+                    let connection = quic.accept(incoming).await?;
+                    let chain = quic::chain_of(&connection);
+                    hall.tunnel(Carrier::Quic(connection), chain).await
+                };
+                hall.arrive(from, tunnel).await;
+                drop(admitted);
+            });
+        }
+        // Connections that are established live on without the endpoint.
+        quic.endpoint.set_server_config(None);
+    }
+
+    async fn tcp(self: Arc<Self>, listener: Box<dyn Listener>, mut closing: watch::Receiver<bool>) {
+        let mut handshakes = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = closing.wait_for(|closing| *closing) => break,
+                Some(_) = handshakes.join_next(), if !handshakes.is_empty() => continue,
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    log::error!(addr:? = self.doors.tls, error:% = error; "gateway listener failed");
+                    break;
+                }
+            };
+            let Some(admitted) = self.admission.enter(from.ip()) else { continue };
+            let hall = self.clone();
+            handshakes.spawn(async move {
+                hall.arrive(from, hall.tls(stream, from)).await;
+                drop(admitted);
+            });
+        }
+    }
+
+    /// Which of the two protocols a TCP connection wants decides whether it
+    /// must have a certificate.
+    async fn tls(&self, stream: Stream, from: SocketAddr) -> io::Result<Arrival> {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let hello = start.client_hello();
+        let tunnel = offers(&hello, mesh_api::ALPN_TUNNEL);
+        let join = offers(&hello, mesh_api::ALPN_JOIN);
+        let Doors { credentials, allowed, .. } = &self.doors;
+        if tunnel {
+            let config = credentials.server(&[mesh_api::ALPN_TUNNEL], allowed.clone());
+            let stream = start.into_stream(config).await?;
+            let chain = tls::chain_of(stream.get_ref().1);
+            return self.tunnel(Carrier::tls(stream, false)?, chain).await;
+        }
+        if join {
+            let joining = self.admission.join(Instant::now()).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::QuotaExceeded, "too many are joining at once")
+            })?;
+            let stream = start.into_stream(credentials.join_server()).await?;
+            return Ok(Arrival::Join(Box::new(JoinStream::new(stream, joining)), from));
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "the client speaks none of our protocols"))
+    }
+
+    async fn tunnel(
+        &self,
+        carrier: Carrier,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> io::Result<Arrival> {
+        let Doors { credentials, allowed, hello, .. } = &self.doors;
+        let peer = credentials
+            .verify(&chain, Side::Client, allowed)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let (credentials, hello) = (credentials.clone(), hello.clone());
+        let new = Establishing { carrier, peer, chain, credentials, hello, dialled: false };
+        Ok(Arrival::Tunnel(establish(new).await?))
+    }
+
+    /// Runs one handshake to its end and hands over what came of it.
+    async fn arrive(&self, from: SocketAddr, handshake: impl Future<Output = io::Result<Arrival>>) {
+        let code = match timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake)).await {
+            Ok(Ok(arrival)) => {
+                // Nobody waits any more if the door has been dropped.
+                let _ = self.arrived.send(arrival).await;
+                return;
+            }
+            Ok(Err(error)) => match verify_error(&error) {
+                Some(refused) => {
+                    log::warn!(from:% = from, code = refused.code(); "peer turned away: {refused}");
+                    refused.code()
+                }
+                None if error.kind() == io::ErrorKind::QuotaExceeded => "join_limit",
+                None => {
+                    log::debug!(from:% = from, error:% = error; "handshake failed");
+                    "handshake_failed"
+                }
+            },
+            Err(_) => "handshake_timeout",
+        };
+        self.admission.count(code);
+    }
+}
+
+fn offers(hello: &ClientHello<'_>, alpn: &[u8]) -> bool {
+    hello.alpn().is_some_and(|mut offered| offered.any(|one| one == alpn))
+}
+
+/// A join stream within its limits.
+struct JoinStream {
+    inner: tokio_rustls::server::TlsStream<Stream>,
+    read: u64,
+    written: u64,
+    end: Pin<Box<Sleep>>,
+    _joining: Joining,
+}
+
+impl JoinStream {
+    fn new(inner: tokio_rustls::server::TlsStream<Stream>, joining: Joining) -> Self {
+        let end = Box::pin(tokio::time::sleep(JOIN_TIME));
+        Self { inner, read: 0, written: 0, end, _joining: joining }
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.read > JOIN_BYTES || self.written > JOIN_BYTES {
+            let text = format!("a join stream carries at most {JOIN_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
+        }
+        if self.end.as_mut().poll(cx).is_ready() {
+            let text = format!("a join stream lasts at most {JOIN_TIME:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        Ok(())
+    }
+}
+
+impl Io for JoinStream {
+    fn abort_on_close(&mut self) {
+        self.inner.abort_on_close();
+    }
+}
+
+impl AsyncRead for JoinStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.read += (buf.filled().len() - before) as u64;
+        result
+    }
+}
+
+impl AsyncWrite for JoinStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(n)) = result {
+            self.written += n as u64;
+        }
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

@@ -47,6 +47,12 @@ impl<T: Io + ?Sized> Io for Box<T> {
     }
 }
 
+impl fmt::Debug for dyn Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Io").field("fd", &self.raw_fd()).finish()
+    }
+}
+
 /// In-memory pipes, for tests and for joining two layers.
 impl Io for tokio::io::DuplexStream {}
 
@@ -91,6 +97,10 @@ pub trait Net: fmt::Debug + Send + Sync + 'static {
         addr: SocketAddr,
         shared: bool,
     ) -> BoxFuture<'_, io::Result<Arc<dyn quinn::AsyncUdpSocket>>>;
+    /// Makes QUIC's connection ids and timings repeatable in a simulation.
+    fn quic_seed(&self) -> Option<[u8; 32]> {
+        None
+    }
     /// Resolves `host:port`; at most [`MAX_ADDRESSES`] addresses.
     fn resolve<'a>(&'a self, host_port: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
 }

@@ -235,6 +235,12 @@ pub fn peer_of(
     credentials.verify(chain, side, allowed)
 }
 
+/// What the peer of a finished handshake presented.
+pub(crate) fn chain_of(connection: &CommonState) -> Vec<CertificateDer<'static>> {
+    let chain = connection.peer_certificates().unwrap_or_default();
+    chain.iter().map(|certificate| certificate.clone().into_owned()).collect()
+}
+
 /// Why a handshake or session failed, if it was the peer's certificate. The
 /// code of the result is what logs and metrics carry.
 pub fn verify_error(error: &io::Error) -> Option<VerifyError> {

@@ -100,11 +100,7 @@ impl Connected for UnixConn {
 
     fn connect_info(&self) -> Option<UnixPeer> {
         let credentials = self.stream.peer_cred().ok()?;
-        Some(UnixPeer {
-            uid: credentials.uid(),
-            gid: credentials.gid(),
-            pid: credentials.pid(),
-        })
+        Some(UnixPeer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() })
     }
 }
 

@@ -27,7 +27,6 @@ use super::{Credentials, now, provider};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Witness(Arc<OnceLock<VerifyError>>);
 
-#[cfg_attr(not(test), allow(dead_code, reason = "QUIC reads it"))]
 impl Witness {
     /// The reason in place of `error` if the peer's certificate was it.
     pub(crate) fn explain(&self, error: io::Error) -> io::Error {

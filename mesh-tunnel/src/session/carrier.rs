@@ -1,0 +1,206 @@
+//! What carries a session, and its streams before they mean anything.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Transport;
+
+/// The application error code of every reset (RFC 9000 section 20.2): reasons
+/// travel in `Refused` and `Drain`, not in numbers.
+const RESET: quinn::VarInt = quinn::VarInt::from_u32(1);
+
+/// The longest reason sent along with a close.
+const MAX_REASON: usize = 256;
+
+/// A connection with many streams.
+#[derive(Debug, Clone)]
+pub(crate) enum Carrier {
+    /// One QUIC connection.
+    Quic(quinn::Connection),
+}
+
+impl Carrier {
+    /// Streams over TLS; `dialled` says on which side.
+    pub(crate) fn tls<T>(_io: T, _dialled: bool) -> io::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "tunnels over TLS/TCP come next"))
+    }
+
+    pub(crate) fn transport(&self) -> Transport {
+        match self {
+            Carrier::Quic(_) => Transport::Quic,
+        }
+    }
+
+    /// A new stream, once the peer allows one more; `None` when it has ended.
+    pub(crate) async fn open(&self) -> Option<Raw> {
+        match self {
+            Carrier::Quic(connection) => {
+                let (send, recv) = connection.open_bi().await.ok()?;
+                Some(Raw::Quic { send, recv })
+            }
+        }
+    }
+
+    /// The next stream of the peer; `None` when it has ended.
+    pub(crate) async fn accept(&self) -> Option<Raw> {
+        match self {
+            Carrier::Quic(connection) => {
+                let (send, recv) = connection.accept_bi().await.ok()?;
+                Some(Raw::Quic { send, recv })
+            }
+        }
+    }
+
+    /// Ends it now; the peer is told why.
+    pub(crate) fn close(&self, why: &str) {
+        let why = &why[..why.floor_char_boundary(MAX_REASON)];
+        match self {
+            Carrier::Quic(connection) => connection.close(0u32.into(), why.as_bytes()),
+        }
+    }
+
+    /// Waits for its end and says why.
+    pub(crate) async fn closed(&self) -> String {
+        match self {
+            Carrier::Quic(connection) => describe(&connection.closed().await),
+        }
+    }
+
+    /// Why stream 0 failed with `error`: the reason for the end of the whole,
+    /// which is known at the same time or not at all.
+    pub(crate) async fn closed_soon(&self, error: &io::Error) -> String {
+        let soon = tokio::time::timeout(Duration::from_millis(100), self.closed()).await;
+        soon.unwrap_or_else(|_| format!("stream 0: {error}"))
+    }
+
+    /// What the transport itself knows of the round trip.
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        match self {
+            Carrier::Quic(connection) => Some(connection.rtt()),
+        }
+    }
+}
+
+fn describe(error: &quinn::ConnectionError) -> String {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(frame) => {
+            format!("closed by the peer: {}", String::from_utf8_lossy(&frame.reason))
+        }
+        quinn::ConnectionError::TimedOut => "the peer is silent".into(),
+        other => other.to_string(),
+    }
+}
+
+/// Both directions of one stream.
+#[derive(Debug)]
+pub(crate) enum Raw {
+    /// A bidirectional stream of a QUIC connection.
+    Quic {
+        /// Ours to the peer.
+        send: quinn::SendStream,
+        /// The peer's to us.
+        recv: quinn::RecvStream,
+    },
+}
+
+impl Raw {
+    /// Gives up what was written and not yet delivered.
+    pub(crate) fn reset(&mut self) {
+        match self {
+            // An error says that it has ended already.
+            Raw::Quic { send, .. } => drop(send.reset(RESET)),
+        }
+    }
+
+    /// Asks the peer to write nothing more.
+    pub(crate) fn stop(&mut self) {
+        match self {
+            Raw::Quic { recv, .. } => drop(recv.stop(RESET)),
+        }
+    }
+
+    /// Writes all of `bytes` without waiting and finishes; false if they do not
+    /// fit.
+    pub(crate) fn write_now(&mut self, bytes: &[u8]) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let written = Pin::new(&mut *self).poll_write(&mut cx, bytes);
+        let whole = matches!(written, Poll::Ready(Ok(n)) if n == bytes.len());
+        whole && Pin::new(self).poll_shutdown(&mut cx).is_ready()
+    }
+
+    /// What remains to be waited for after a clean shutdown, until the peer
+    /// has received everything; `None` if it already has.
+    pub(crate) fn delivery(&mut self) -> Option<Delivery> {
+        match self {
+            Raw::Quic { send, .. } => {
+                let mut stopped: Delivery = {
+                    let stopped = send.stopped();
+                    Box::pin(async move { drop(stopped.await) })
+                };
+                let mut cx = Context::from_waker(Waker::noop());
+                stopped.as_mut().poll(&mut cx).is_pending().then_some(stopped)
+            }
+        }
+    }
+}
+
+/// Completes when a stream's last byte has arrived at the peer.
+pub(crate) type Delivery = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+impl AsyncRead for Raw {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Raw::Quic { recv, .. } => recv.poll_read_buf(cx, buf).map_err(|error| match error {
+                quinn::ReadError::ClosedStream => io::ErrorKind::NotConnected.into(),
+                other => io::Error::new(io::ErrorKind::ConnectionReset, other),
+            }),
+        }
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Raw::Quic { send, .. } => {
+                Pin::new(send).poll_write(cx, buf).map_err(|error| match error {
+                    quinn::WriteError::ClosedStream => io::ErrorKind::BrokenPipe.into(),
+                    other => io::Error::new(io::ErrorKind::ConnectionReset, other),
+                })
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            // quinn sends as soon as windows allow.
+            Raw::Quic { .. } => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            // Fails on a stream that has ended already, which is what is wanted.
+            Raw::Quic { send, .. } => {
+                let _ = send.finish();
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}

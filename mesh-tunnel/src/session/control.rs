@@ -1,0 +1,373 @@
+//! Stream 0 and the life of a session: `Hello`, pings, drains, and its end.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use mesh_api::v1::{self, control::Message};
+use mesh_core::{PeerIdentity, SpiffeId, name::Subject};
+use rustls::pki_types::CertificateDer;
+use tokio::{
+    io::{ReadHalf, WriteHalf},
+    sync::{broadcast, mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    Carrier, Handle, MAX_STREAMS, NOTICES, Phase, Raw, Session, Shared, Transport,
+    carrier::Delivery, stream::Counted, wire,
+};
+use crate::tls::Credentials;
+
+/// Both sides must have said `Hello` by then.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a TLS/TCP tunnel is pinged. QUIC has its own keep-alive.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// Messages to stream 0 that wait for a slow peer.
+const CONTROL_QUEUE: usize = 64;
+/// Finished streams that wait for their last acknowledgement: as many as both
+/// sides may have open.
+const LINGER_QUEUE: usize = 2 * MAX_STREAMS as usize;
+/// How long an abandoned session waits for finished streams to be delivered.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long before the peer's leaf ends its session is drained, at most.
+const EXPIRY_LEAD: Duration = Duration::from_secs(30);
+/// The wall clock is looked at this often: it may jump, and timers do not
+/// count the time a machine sleeps.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// A larger difference of clocks is worth a warning.
+const SKEW: Duration = Duration::from_secs(60);
+
+/// A connection whose peer is verified and has not yet said anything.
+pub(crate) struct Establishing {
+    pub(crate) carrier: Carrier,
+    pub(crate) peer: PeerIdentity,
+    /// As the peer presented it.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) credentials: Arc<Credentials>,
+    /// What this side says; empty parts are filled in.
+    pub(crate) hello: v1::Hello,
+    /// Whether this side dialled, and opens stream 0.
+    pub(crate) dialled: bool,
+}
+
+/// Exchanges `Hello` and starts the session's task.
+pub(crate) async fn establish(new: Establishing) -> io::Result<Session> {
+    let carrier = new.carrier.clone();
+    let greeted = match timeout(HELLO_TIMEOUT, greet(&new)).await {
+        Ok(greeted) => greeted,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer did not say Hello")),
+    };
+    match greeted {
+        Ok((stream, hello)) => Ok(start(new, stream, hello)),
+        Err(error) => {
+            carrier.close(&error.to_string());
+            Err(error)
+        }
+    }
+}
+
+async fn greet(new: &Establishing) -> io::Result<(Raw, v1::Hello)> {
+    let ended = || async { io::Error::other(new.carrier.closed().await) };
+    let stream = if new.dialled { new.carrier.open().await } else { new.carrier.accept().await };
+    let Some(mut stream) = stream else { return Err(ended().await) };
+    let ours = Message::Hello(complete(new));
+    let exchange = async {
+        wire::write(&mut stream, &v1::Control { message: Some(ours) }).await?;
+        wire::read::<v1::Control, _>(&mut stream, mesh_api::MAX_MESSAGE).await
+    };
+    let first = match exchange.await {
+        Ok(first) => first,
+        // The reason that the peer gave for its end says more.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(ended().await),
+        Err(error) => return Err(error),
+    };
+    let Some(Message::Hello(hello)) = first.message else {
+        return Err(protocol("the first message is not a Hello".into()));
+    };
+    check(&hello, &new.peer)?;
+    Ok((stream, hello))
+}
+
+/// Our `Hello` with what the caller left open.
+fn complete(new: &Establishing) -> v1::Hello {
+    let mut hello = new.hello.clone();
+    if hello.versions.is_empty() {
+        hello.versions = mesh_api::VERSIONS.to_vec();
+    }
+    if hello.role == 0
+        && let Some(svid) = new.credentials.svid()
+    {
+        hello.set_role(role_of(&svid.id));
+    }
+    hello.limits.get_or_insert(v1::TunnelLimits { streams: MAX_STREAMS });
+    let millis = mesh_runtime::clock::now_unix().as_millis();
+    hello.time_unix_ms = u64::try_from(millis).unwrap_or(u64::MAX);
+    hello
+}
+
+/// The role that an identity has in a tunnel.
+fn role_of(id: &SpiffeId) -> v1::Role {
+    match id.subject() {
+        Subject::Workload { .. } if id.is_gateway() => v1::Role::Gateway,
+        Subject::Workload { .. } => v1::Role::Workload,
+        Subject::Node(_) => v1::Role::Node,
+    }
+}
+
+fn check(hello: &v1::Hello, peer: &PeerIdentity) -> io::Result<()> {
+    if !hello.versions.iter().any(|version| mesh_api::VERSIONS.contains(version)) {
+        let theirs = &hello.versions[..hello.versions.len().min(8)];
+        let ours = mesh_api::VERSIONS;
+        return Err(protocol(format!(
+            "no common version: the peer speaks {theirs:?}, we speak {ours:?}; upgrade the older"
+        )));
+    }
+    if hello.role() != role_of(&peer.id) {
+        let claimed = hello.role().as_str_name();
+        return Err(protocol(format!("{} may not be {claimed} in a tunnel", peer.id)));
+    }
+    let theirs = Duration::from_millis(hello.time_unix_ms);
+    let skew = mesh_runtime::clock::now_unix().abs_diff(theirs);
+    if skew > SKEW {
+        log::warn!(peer = peer.id.as_str(), skew_s = skew.as_secs(); "clocks differ; certificates may be refused");
+    }
+    Ok(())
+}
+
+fn protocol(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+fn start(new: Establishing, stream: Raw, hello: v1::Hello) -> Session {
+    let (control, outgoing) = mpsc::channel(CONTROL_QUEUE);
+    let (lingering, finished) = mpsc::channel(LINGER_QUEUE);
+    let limit = new.hello.limits.as_ref().map_or(0, |limits| limits.streams);
+    let limit = if limit == 0 { MAX_STREAMS } else { limit.min(MAX_STREAMS) };
+    let shared = Arc::new(Shared {
+        carrier: new.carrier,
+        peer: new.peer,
+        hello,
+        because: OnceLock::new(),
+        phase: watch::Sender::new(Phase::Open),
+        control,
+        lingering,
+        abandoned: watch::Sender::new(false),
+        headers: tokio::sync::Mutex::default(),
+        opened: Arc::default(),
+        accepted: Arc::default(),
+        limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        malformed: AtomicU64::new(0),
+        rtt: AtomicU64::new(0),
+        reachable: watch::Sender::new(Arc::new([])),
+        stream_drains: broadcast::Sender::new(NOTICES),
+        why: Mutex::default(),
+    });
+    let life = Life {
+        shared: shared.clone(),
+        credentials: new.credentials,
+        chain: new.chain,
+        pings: Mutex::default(),
+    };
+    tokio::spawn(life.run(stream, outgoing, finished));
+    Session { handle: Arc::new(Handle { shared }) }
+}
+
+/// The session's own task. It holds no [`Handle`], so it does not keep the
+/// session alive.
+struct Life {
+    shared: Arc<Shared>,
+    credentials: Arc<Credentials>,
+    chain: Vec<CertificateDer<'static>>,
+    /// The ping that is under way.
+    pings: Mutex<Option<(u64, Instant)>>,
+}
+
+impl Life {
+    async fn run(
+        self,
+        stream: Raw,
+        outgoing: mpsc::Receiver<Message>,
+        finished: mpsc::Receiver<(Delivery, Counted)>,
+    ) {
+        let (from, to) = tokio::io::split(stream);
+        let shared = &self.shared;
+        let ended = tokio::select! {
+            why = shared.carrier.closed() => why,
+            why = self.read(from) => why,
+            why = self.write(to, outgoing) => why,
+            why = self.ping() => why,
+            why = self.believe() => why,
+            why = self.expire() => why,
+            why = self.abandon(finished) => why,
+        };
+        shared.carrier.close(&ended);
+        let own = shared.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let why = own.unwrap_or(ended);
+        log::debug!(peer = shared.peer.id.as_str(), why = why.as_str(); "tunnel ended");
+        shared.phase.send_replace(Phase::Closed(why));
+    }
+
+    /// Acts on the peer's messages until stream 0 ends, which ends the session.
+    async fn read(&self, mut from: ReadHalf<Raw>) -> String {
+        loop {
+            match wire::read::<v1::Control, _>(&mut from, mesh_api::MAX_MESSAGE).await {
+                Ok(v1::Control { message: Some(message) }) => {
+                    if let Err(why) = self.receive(message) {
+                        return why;
+                    }
+                }
+                // A message of a later version.
+                Ok(v1::Control { message: None }) => {}
+                // The carrier knows better why.
+                Err(error) if error.kind() != io::ErrorKind::InvalidData => {
+                    return self.shared.carrier.closed_soon(&error).await;
+                }
+                Err(error) => return format!("stream 0: {error}"),
+            }
+        }
+    }
+
+    fn receive(&self, message: Message) -> Result<(), String> {
+        let shared = &self.shared;
+        match message {
+            Message::Hello(_) => return Err("stream 0: a second Hello".into()),
+            Message::Drain(drain) => {
+                log::info!(peer = shared.peer.id.as_str(), deadline_ms = drain.deadline_ms; "peer drains");
+                self.end_soon();
+            }
+            Message::StreamDrain(drain) => {
+                // Nobody may be listening.
+                let _ = shared.stream_drains.send(drain.connection_ids.into());
+            }
+            Message::Sessions(sessions) => {
+                shared.reachable.send_replace(sessions.endpoints.into());
+            }
+            Message::Ping(ping) => shared.tell(Message::Pong(v1::Pong { token: ping.token })),
+            Message::Pong(pong) => self.pong(pong.token),
+        }
+        Ok(())
+    }
+
+    async fn write(&self, mut to: WriteHalf<Raw>, mut outgoing: mpsc::Receiver<Message>) -> String {
+        while let Some(message) = outgoing.recv().await {
+            let control = v1::Control { message: Some(message) };
+            if let Err(error) = wire::write(&mut to, &control).await {
+                if error.kind() == io::ErrorKind::InvalidInput {
+                    log::error!(peer = self.shared.peer.id.as_str(), error:% = error; "control message not sent");
+                    continue;
+                }
+                return self.shared.carrier.closed_soon(&error).await;
+            }
+        }
+        "closed".into()
+    }
+
+    /// Measures the round trip where the transport does not; a transport that
+    /// is silent for too long ends by itself.
+    async fn ping(&self) -> String {
+        if self.shared.carrier.transport() == Transport::Quic {
+            return std::future::pending().await;
+        }
+        let mut token = 0;
+        loop {
+            token += 1;
+            let ping = Some((token, Instant::now()));
+            *self.pings.lock().unwrap_or_else(PoisonError::into_inner) = ping;
+            self.shared.tell(Message::Ping(v1::Ping { token }));
+            sleep(PING_EVERY).await;
+        }
+    }
+
+    fn pong(&self, token: u64) {
+        let mut pings = self.pings.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, sent)) = pings.take_if(|(expected, _)| *expected == token) else { return };
+        let sample = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+        // RFC 6298 section 2.3: a new sample weighs an eighth.
+        let smoothed = match self.shared.rtt.load(Ordering::Relaxed) {
+            0 => sample,
+            old => old - old / 8 + sample / 8,
+        };
+        self.shared.rtt.store(smoothed, Ordering::Relaxed);
+    }
+
+    /// Cuts the session when the peer is no longer believed.
+    async fn believe(&self) -> String {
+        let mut changed = self.credentials.changed();
+        loop {
+            if let Err(error) = self.credentials.recheck(&self.shared.peer, &self.chain) {
+                log::warn!(peer = self.shared.peer.id.as_str(), code = error.code(); "tunnel cut: {error}");
+                return format!("{}: {error}", error.code());
+            }
+            if changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Drains the session a little before the peer's leaf ends and closes it
+    /// then.
+    async fn expire(&self) -> String {
+        let left = || {
+            let end = Duration::from_secs(self.shared.peer.not_after.as_secs());
+            end.saturating_sub(mesh_runtime::clock::now_unix())
+        };
+        let lead = (left() / 4).min(EXPIRY_LEAD);
+        let mut drained = false;
+        loop {
+            let left = left();
+            if left.is_zero() {
+                return "the peer's certificate has ended".into();
+            }
+            if left <= lead && !drained {
+                drained = true;
+                let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                self.shared.tell(Message::Drain(v1::Drain { deadline_ms }));
+                self.end_soon();
+            }
+            let next = if drained { left } else { left - lead };
+            sleep(next.min(CLOCK_EVERY)).await;
+        }
+    }
+
+    fn end_soon(&self) {
+        self.shared.phase.send_if_modified(|phase| {
+            let first = *phase == Phase::Open;
+            if first {
+                *phase = Phase::Ending;
+            }
+            first
+        });
+    }
+
+    /// Sees finished streams delivered; once nobody holds the session any
+    /// more, ends it when all are.
+    async fn abandon(&self, mut finished: mpsc::Receiver<(Delivery, Counted)>) -> String {
+        let mut abandoned = self.shared.abandoned.subscribe();
+        let mut lingering = FuturesUnordered::new();
+        let delivered = |(delivery, counted): (Delivery, Counted)| async move {
+            delivery.await;
+            drop(counted);
+        };
+        loop {
+            tokio::select! {
+                Some(stream) = finished.recv() => lingering.push(delivered(stream)),
+                Some(()) = lingering.next(), if !lingering.is_empty() => {}
+                _ = abandoned.wait_for(|abandoned| *abandoned) => break,
+            }
+        }
+        while let Ok(stream) = finished.try_recv() {
+            lingering.push(delivered(stream));
+        }
+        let all = async { while lingering.next().await.is_some() {} };
+        // What is not delivered by then is lost with the session.
+        let _ = timeout(LINGER, all).await;
+        "no longer needed".into()
+    }
+}

@@ -9,7 +9,10 @@
 //!   is alive, [`virtual_address`] gives names their addresses.
 //! - [`registry`]: nodes say what runs on them; [`registration`] decides.
 //! - [`discovery`]: proxies and gateways follow the view.
-//! - [`imports`]: what a linked site may say.
+//! - [`links`]: made by [`redeem`]ing a token with a [`proof`], listed, ended;
+//!   [`exports`] say who may call what.
+//! - [`peering`]: linked sites pull from us; [`replication`]: we pull from them,
+//!   over [`paths`]; [`imports`]: what they may say.
 //! - [`tenure`]: how long a stream may last.
 //! - [`refusal`]: how a call is refused, and who may call what.
 //! - [`tokens`], [`join`]: how machines come in.
@@ -20,17 +23,24 @@ pub mod authority;
 pub mod ca;
 pub mod clock;
 pub mod discovery;
+pub mod exports;
 pub mod feed;
 pub mod imports;
 pub mod join;
 pub mod leases;
+pub mod links;
 pub mod live;
 pub mod local_identity;
 pub mod node_identity;
+pub mod paths;
+pub mod peering;
+pub mod proof;
+pub mod redeem;
 pub mod refusal;
 pub mod registration;
 pub mod registry;
 pub mod render;
+pub mod replication;
 pub mod site;
 pub mod tenure;
 pub mod tokens;

@@ -66,6 +66,7 @@ struct Known {
     number: u64,
     boot_id: String,
     began: Instant,
+    heard: Instant,
     agent_version: String,
     cut: Arc<Notify>,
 }
@@ -109,6 +110,15 @@ impl Registry {
         Some(AgentInfo { version: newest.agent_version.clone() })
     }
 
+    /// The boot in which a node's agent speaks now: unset if it has been silent
+    /// for longer than two heartbeats, for then its machine may have died and
+    /// come back.
+    pub fn live_boot(&self, node: &NodeId) -> Option<String> {
+        let sessions = self.sessions();
+        let newest = sessions.get(node)?.last()?;
+        (newest.heard.elapsed() <= BOOT_SILENCE).then(|| newest.boot_id.clone())
+    }
+
     fn sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Vec<Known>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,6 +130,7 @@ impl Registry {
             number,
             boot_id: short(&hello.boot_id),
             began: Instant::now(),
+            heard: Instant::now(),
             agent_version: short(&hello.agent_version),
             cut: cut.clone(),
         });
@@ -129,14 +140,16 @@ impl Registry {
     /// A session has just spoken: whether a younger one of another boot of the
     /// same node exists, which means that the node does twice.
     fn is_second_boot(&self, listed: &Listed) -> bool {
-        let sessions = self.sessions();
-        let Some(of_node) = sessions.get(&listed.node) else { return false };
-        let Some(own) = of_node.iter().find(|known| known.number == listed.number) else {
+        let mut sessions = self.sessions();
+        let Some(of_node) = sessions.get_mut(&listed.node) else { return false };
+        let Some(own) = of_node.iter_mut().find(|known| known.number == listed.number) else {
             return false;
         };
+        own.heard = Instant::now();
+        let boot_id = own.boot_id.clone();
         of_node.iter().any(|other| {
-            other.number > own.number
-                && other.boot_id != own.boot_id
+            other.number > listed.number
+                && other.boot_id != boot_id
                 && other.began.elapsed() >= TWO_BOOTS
         })
     }
@@ -162,6 +175,9 @@ impl Registry {
         }
     }
 }
+
+/// Two heartbeats of an agent.
+const BOOT_SILENCE: Duration = Duration::from_secs(4);
 
 type Replies = Pin<Box<dyn Stream<Item = Result<RegistryReply, Status>> + Send>>;
 

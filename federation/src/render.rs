@@ -271,9 +271,12 @@ fn remote_endpoints(
     services: &BTreeMap<ServiceName, Merged>,
     into: &mut Resources,
 ) {
-    for site in sources.state.links.keys() {
+    for (site, link) in sources.state.links.iter() {
         let Some(live) = sources.live.links.get(site) else { continue };
-        for endpoint in live.imported.endpoints.values() {
+        // Checked when it came in; here once more against the link as it is.
+        let domain = format!("spiffe://{}/", link.trust_domain);
+        let own = |endpoint: &&Endpoint| endpoint.spiffe_id.starts_with(&domain);
+        for endpoint in live.imported.endpoints.values().filter(own) {
             let known = services.get(endpoint.service.as_str()).is_some_and(|merged| {
                 merged.from.contains(site) && merged.ports.iter().any(|p| p.name == endpoint.port)
             });

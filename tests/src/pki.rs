@@ -3,8 +3,8 @@
 use mesh_core::{NodeId, SpiffeId, TrustBundle, TrustDomain};
 use mesh_tunnel::Svid;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 
@@ -63,18 +63,8 @@ impl Ca {
     /// Signs any identity, also one of another domain: what a hostile CA does.
     pub fn sign(&self, id: &SpiffeId, node: Option<&NodeId>) -> Svid {
         let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        if let Some(node) = node {
-            params.distinguished_name.push(DnType::CommonName, node.as_str());
-        }
-        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().expect("ASCII"))];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let now = UnixTime::now();
-        let (from, until) = validity(now);
-        (params.not_before, params.not_after) = (from, until);
+        let params = leaf_params(id, node, now);
         let leaf = params.signed_by(&key, &self.issuer).expect("a leaf");
         Svid {
             id: id.clone(),
@@ -85,6 +75,29 @@ impl Ca {
             ),
         }
     }
+
+    /// Certifies the key of a PKCS#10 request: leaf and issuing CA, DER.
+    pub fn certify(&self, csr: &[u8], id: &SpiffeId, node: Option<&NodeId>) -> Vec<Vec<u8>> {
+        let csr = CertificateSigningRequestParams::from_der(&csr.into()).expect("a request");
+        let params = leaf_params(id, node, UnixTime::now());
+        let leaf = params.signed_by(&csr.public_key, &self.issuer).expect("a leaf");
+        vec![leaf.der().to_vec(), self.issuing.to_vec()]
+    }
+}
+
+fn leaf_params(id: &SpiffeId, node: Option<&NodeId>, now: UnixTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    if let Some(node) = node {
+        params.distinguished_name.push(DnType::CommonName, node.as_str());
+    }
+    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().expect("ASCII"))];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let (from, until) = validity(now);
+    (params.not_before, params.not_after) = (from, until);
+    params
 }
 
 fn validity(now: UnixTime) -> (time::OffsetDateTime, time::OffsetDateTime) {

@@ -66,8 +66,10 @@ pub struct Ledger {
     sent: BTreeMap<String, Sent>,
     /// Answers that are due.
     pending: BTreeMap<u64, Asked>,
-    /// What earlier sessions may have registered and nobody wants any more.
+    /// What earlier sessions may have registered, and this one did not.
     stale: BTreeSet<String>,
+    /// Deregistered, not answered: the site may still have it on record.
+    removing: BTreeSet<String>,
     /// For `status`.
     pub registrations: Registrations,
 }
@@ -81,6 +83,7 @@ impl Ledger {
             sent: BTreeMap::new(),
             pending: BTreeMap::new(),
             stale: known,
+            removing: BTreeSet::new(),
             registrations: BTreeMap::new(),
         }
     }
@@ -103,13 +106,17 @@ impl Ledger {
 
     /// The last messages: everything ends at once.
     pub fn deregister_all(&mut self) -> Vec<RegistryRequest> {
-        let all: Vec<String> = self.known().into_iter().collect();
-        all.into_iter().map(|instance| self.deregister(instance)).collect()
+        self.said().into_iter().map(|instance| self.deregister(instance)).collect()
     }
 
     /// Instances that the site may have on record, to be kept on disk before
     /// the requests of [`Ledger::changes`] are sent.
     pub fn known(&self) -> BTreeSet<String> {
+        self.sent.keys().chain(&self.stale).chain(&self.removing).cloned().collect()
+    }
+
+    /// Instances that the site has on record as far as this session has said.
+    fn said(&self) -> Vec<String> {
         self.sent.keys().chain(&self.stale).cloned().collect()
     }
 
@@ -126,8 +133,7 @@ impl Ledger {
         }
         let mut requests = Vec::new();
         let unwanted = |instance: &String| !services.local.contains_key(instance);
-        let gone: Vec<String> = self.known().into_iter().filter(unwanted).collect();
-        for instance in gone {
+        for instance in self.said().into_iter().filter(unwanted) {
             requests.push(self.deregister(instance));
         }
         for (instance, local) in &services.local {
@@ -175,6 +181,7 @@ impl Ledger {
         };
         self.sent.insert(instance.to_owned(), sent);
         self.stale.remove(instance);
+        self.removing.remove(instance);
         self.registrations.insert(instance.to_owned(), Registration::Pending);
         let register = Register { health: local.health.into(), ..register };
         self.ask(Request::Register(register), Asked::Register(instance.to_owned()))
@@ -183,8 +190,8 @@ impl Ledger {
     fn deregister(&mut self, instance: String) -> RegistryRequest {
         self.sent.remove(&instance);
         self.registrations.remove(&instance);
-        // Until the answer: the site may still have it on record.
-        self.stale.insert(instance.clone());
+        self.stale.remove(&instance);
+        self.removing.insert(instance.clone());
         let request = Deregister { instance: instance.clone() };
         self.ask(Request::Deregister(request), Asked::Deregister(instance))
     }
@@ -205,9 +212,7 @@ impl Ledger {
             }
             Some(Asked::Deregister(instance)) => {
                 // A refusal means that it is not there.
-                if !self.sent.contains_key(&instance) {
-                    self.stale.remove(&instance);
-                }
+                self.removing.remove(&instance);
                 Ok(())
             }
             Some(Asked::Other) if refused => Err(reply.detail),
@@ -305,6 +310,8 @@ mod tests {
         let requests = ledger.changes(&services(&[("a", 80, Health::Healthy)]), now);
         assert_eq!(shown(&requests), ["deregister old", "register a:80 Healthy"]);
         assert_eq!(ledger.known().into_iter().collect::<Vec<_>>(), ["a", "old"]);
+        let again = ledger.changes(&services(&[("a", 80, Health::Healthy)]), now);
+        assert!(again.is_empty(), "said once: {again:?}");
         answer(&mut ledger, &requests, now);
         assert_eq!(ledger.known().into_iter().collect::<Vec<_>>(), ["a"]);
         assert_eq!(ledger.registrations["a"], Registration::Registered);

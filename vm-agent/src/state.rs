@@ -7,17 +7,24 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mesh_api::v1;
 use mesh_runtime::files::{self, FileError};
 use prost::Message;
+use rustix::{fs::FlockOperation, io::Errno};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
 use crate::node::Node;
 
+/// How often the lock is tried: a process that is going away, or a child that
+/// it has just forked, may hold it for a moment.
+const LOCK_ATTEMPTS: u32 = 10;
+/// Between two attempts; nothing else runs yet that could wait.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Of the files below; a newer one is refused.
 const VERSION: u32 = 1;
 
@@ -91,11 +98,15 @@ impl StateDir {
             .mode(0o600)
             .open(dir.join("lock"))
             .map_err(failed)?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::InUse(dir.to_owned())),
-            Err(error) => Err(failed(error.into())),
+        for attempt in 1..=LOCK_ATTEMPTS {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { dir: dir.to_owned(), _lock: lock }),
+                Err(Errno::WOULDBLOCK) if attempt < LOCK_ATTEMPTS => std::thread::sleep(LOCK_PAUSE),
+                Err(Errno::WOULDBLOCK) => break,
+                Err(error) => return Err(failed(error.into())),
+            }
         }
+        Err(StateError::InUse(dir.to_owned()))
     }
 
     fn identity(&self) -> PathBuf {

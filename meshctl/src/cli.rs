@@ -42,6 +42,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Global {
     /// Directory of federation.sock and agent.sock [default: /run/isthmus]
     #[arg(long, global = true, value_name = "DIR", env = "ISTHMUS_RUN", hide_env_values = true)]

@@ -232,7 +232,7 @@ struct Made {
 impl Show for Made {
     fn text(&self, _wide: bool, paint: Paint) -> String {
         let mut text = format!(
-            "Site {} of trust domain {}\n  {}\n  {}\n  {}\nStart it:\n",
+            "Site {} of trust domain {}\n  root {}\n  {}\n  {}\nStart it:\n",
             paint.bold(&self.site),
             self.trust_domain,
             self.root_fingerprint,

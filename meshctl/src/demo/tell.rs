@@ -45,7 +45,9 @@ impl Teller {
     /// A command as one would type it.
     pub(crate) fn command(&self, command: &str) {
         let shown = command.replace(&self.dir, &format!("${SITES_VARIABLE}"));
-        self.line(&format!("$ {}", self.paint.bold(&shown)));
+        for line in wrap(&format!("$ {shown}")) {
+            self.line(&self.paint.bold(&line));
+        }
     }
 
     /// What a command said.
@@ -68,5 +70,46 @@ impl Teller {
             let mut stdout = std::io::stdout().lock();
             let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
         }
+    }
+}
+
+/// Where a printed command is continued on the next line.
+const WIDTH: usize = 96;
+
+/// Breaks a command before its options, as a shell reads it.
+fn wrap(command: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for part in command.split_inclusive(' ') {
+        let line = lines.last_mut().expect("it begins with one line");
+        let option = part.starts_with("--") || part.starts_with('|');
+        if option && line.len() + part.len() > WIDTH / 2 && rest_is_long(line, part) {
+            line.push('\\');
+            lines.push(format!("    {part}"));
+        } else {
+            line.push_str(part);
+        }
+    }
+    lines
+}
+
+fn rest_is_long(line: &str, part: &str) -> bool {
+    // The value of an option belongs to it and is at most as long as a path.
+    const VALUE: usize = 32;
+    line.len() + part.len() + VALUE > WIDTH
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_commands_stay_commands() {
+        assert_eq!(wrap("$ meshctl status"), ["$ meshctl status"]);
+        let long = format!("$ meshctl site init west {}", "--listen 127.0.0.1:8446 ".repeat(8));
+        let lines = wrap(long.trim_end());
+        assert!(lines.len() > 1 && lines.iter().all(|line| line.len() <= WIDTH + 2), "{lines:#?}");
+        let joined = lines.join("\n").replace("\\\n", "");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&joined), words(&long));
     }
 }

@@ -137,7 +137,7 @@ mod tests {
     async fn nobody_there_is_exit_69() {
         let dir = tempfile::tempdir().expect("a directory");
         let run = Run(dir.path().to_owned());
-        let failure = run.admin().await.err().expect("nobody listens");
+        let failure = run.admin().await.expect_err("nobody listens");
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.problem.contains("federation.sock"), "{}", failure.problem);
         assert!(failure.remedy.contains("systemctl start"), "{}", failure.remedy);

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum Site {
     /// Make a site: root and issuing CA, federation.yaml, gateway.yaml
-    Init(Init),
+    Init(Box<Init>),
 }
 
 /// Arguments of `site init`.

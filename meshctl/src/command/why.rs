@@ -322,3 +322,128 @@ impl Show for Explained {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use mesh_api::v1::{self, resource::Resource as Kind};
+    use mesh_core::snapshot::apply;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        why: Why,
+    }
+
+    fn endpoint(id: &str, site: &str, identity: &str, via: &[&str]) -> Kind {
+        Kind::Endpoint(v1::Endpoint {
+            id: id.into(),
+            service: "catalog.shop".into(),
+            port: "http".into(),
+            site: site.into(),
+            spiffe_id: identity.into(),
+            target_port: 8080,
+            weight: 1,
+            health: v1::Health::Healthy.into(),
+            node: "0d4c1f0e-6ad3-4d0c-9d31-5d8f4f2f8a11".into(),
+            via: via.iter().map(|gateway| (*gateway).to_owned()).collect(),
+            ..Default::default()
+        })
+    }
+
+    fn gateway(site: &str) -> Kind {
+        let tls_addresses = vec!["127.0.0.1:8443".into()];
+        Kind::Gateway(v1::Gateway {
+            id: "gw1".into(),
+            site: site.into(),
+            tls_addresses,
+            ..Default::default()
+        })
+    }
+
+    /// West, linked to east; catalog.shop has an endpoint in each.
+    fn west() -> Snapshot {
+        let site = v1::Site {
+            name: "west".into(),
+            trust_domain: "west.example".into(),
+            ..Default::default()
+        };
+        let link = v1::Link {
+            site: "east".into(),
+            trust_domain: "east.example".into(),
+            ..Default::default()
+        };
+        let service = v1::Service {
+            name: "catalog.shop".into(),
+            ports: vec![v1::Port {
+                name: "http".into(),
+                number: 80,
+                protocol: v1::Protocol::Http.into(),
+            }],
+            exported_to: vec!["east".into()],
+            imported_from: vec!["east".into()],
+            ..Default::default()
+        };
+        let kinds = vec![
+            Kind::Site(site),
+            Kind::Link(link),
+            gateway("west"),
+            gateway("east"),
+            Kind::Service(service),
+            endpoint("w1", "west", "spiffe://west.example/ns/shop/sa/catalog", &["gw1"]),
+            endpoint("e1", "east", "spiffe://east.example/ns/shop/sa/catalog", &["gw1"]),
+        ];
+        let upsert = kinds.into_iter().map(|kind| v1::Resource { resource: Some(kind) }).collect();
+        let to = Some(v1::Revision { epoch: 1, n: 7 });
+        apply(None, &v1::Delta { from: None, to, upsert, remove: Vec::new() }).expect("well formed")
+    }
+
+    fn why(line: &str) -> Result<Explained, Failure> {
+        let words = std::iter::once("why").chain(line.split(' '));
+        explain(&west(), &Line::try_parse_from(words).expect("arguments").why)
+    }
+
+    #[test]
+    fn the_nearer_endpoint_is_chosen_and_the_way_is_told() {
+        let explained = why("shop/orders catalog.shop --path /a").expect("explained");
+        assert_eq!(explained.from, "spiffe://west.example/ns/shop/sa/orders");
+        assert_eq!((explained.port.as_str(), explained.revision), ("http", 7));
+        assert_eq!(explained.backends[0].candidates.len(), 2);
+        let chosen = explained.chosen.expect("an endpoint");
+        assert_eq!((chosen.endpoint.as_str(), chosen.path.as_str()), ("w1", "reverse"));
+        assert!(chosen.allowed, "{}", chosen.verdict);
+        assert_eq!(chosen.hops.len(), 3, "{:?}", chosen.hops);
+    }
+
+    #[test]
+    fn a_caller_that_may_not_is_told_so() {
+        let explained = why("spiffe://north.example/ns/a/sa/b catalog.shop:80").expect("explained");
+        let chosen = explained.chosen.expect("an endpoint");
+        assert!(
+            !chosen.allowed && chosen.verdict.contains("denied_not_exported"),
+            "{}",
+            chosen.verdict
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        for (line, expected) in [
+            ("shop/orders nothing.shop", "nothing.shop"),
+            ("shop/orders catalog.shop:grpc", "no port grpc"),
+            ("nothing.shop catalog.shop", "nothing.shop"),
+            ("orders catalog.shop", "SPIFFE ID"),
+        ] {
+            let failure = why(line).expect_err("refused");
+            assert!(failure.to_string().contains(expected), "{line}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_service_stands_for_its_identity() {
+        let explained = why("catalog.shop catalog.shop").expect("explained");
+        assert_eq!(explained.from, "spiffe://west.example/ns/shop/sa/catalog");
+    }
+}

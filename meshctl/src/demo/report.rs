@@ -344,7 +344,8 @@ mod tests {
 
     #[test]
     fn only_a_flawless_run_is_ok() {
-        let spoil: [(&str, fn(&mut FlowReport)); 5] = [
+        type Spoil = fn(&mut FlowReport);
+        let spoil: [(&str, Spoil); 5] = [
             ("no request", |flow| flow.requests = 0),
             ("1 failed: 502", |flow| flow.errors = BTreeMap::from([("502".into(), 1)])),
             ("verified the caller of 9 of 10", |flow| flow.verified = 9),

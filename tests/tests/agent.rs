@@ -1,6 +1,8 @@
 //! vm-agent with its real sockets, files and clock, against a federation that
 //! the test plays: what it keeps on disk, whom it serves, what it says.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     collections::BTreeSet,
     os::unix::fs::PermissionsExt,

@@ -108,17 +108,34 @@ impl App {
         let operator_server = Operator::server(agent.clone(), drain.clone());
         drain.spawn(serve(operator, operator_server, drain.clone()));
         drain.spawn(serve(identity, Identity::server(agent.clone()), drain.clone()));
-        drain.spawn(uplink::run(agent.clone(), drain.clone()));
-        let (followed, readiness) = (agent.clone(), Readiness::new());
-        drain.spawn_beside(async move {
-            services::watch::run(&followed.config.services, &followed.services).await;
+        self.spawn_vital("uplink", uplink::run(agent.clone(), drain.clone()));
+        let (followed, ended) = (agent.clone(), drain.clone());
+        self.spawn_vital("services", async move {
+            tokio::select! {
+                () = services::watch::run(&followed.config.services, &followed.services) => {}
+                () = ended.draining() => {}
+            }
         });
+        let readiness = Readiness::new();
         drain.spawn_beside(tell_readiness(agent.clone(), readiness.condition("site")));
         if let Some(listener) = admin {
             let registry = Arc::new(metrics::registry(agent.clone()));
             let admin = Admin { registry, readiness };
             drain.spawn_beside(admin::serve(listener, admin, drain.clone()));
         }
+    }
+
+    /// A part without which the agent is of no use: if it ends by itself (by a
+    /// panic, which is logged), the process does, and is started again.
+    fn spawn_vital(&self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let drain = self.drain.clone();
+        self.drain.spawn(async move {
+            let ended = tokio::spawn(part).await;
+            if ended.is_err() || !drain.is_draining() {
+                log::error!(part = name; "a part of the agent has ended; stopping");
+                drain.start();
+            }
+        });
     }
 
     /// Says goodbye and ends. Returns how many tasks were cut.

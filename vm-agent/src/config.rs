@@ -13,6 +13,9 @@ use serde::Deserialize;
 
 /// Read when `--config` is not given, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/isthmus/agent.yaml";
+/// Who runs the proxy of this machine, as the packages install it: node or
+/// gateway.
+const PACKAGED_USERS: [&str; 2] = ["isthmus-proxy", "isthmus-gateway"];
 /// The longest name of a region or zone, in bytes.
 const MAX_LOCALITY: usize = 64;
 
@@ -133,7 +136,9 @@ impl Config {
             region: file.locality.region,
             zone: file.locality.zone,
             identity_uids: file.identity_uids,
-            identity_users: file.identity_users.unwrap_or_else(|| vec!["isthmus-proxy".into()]),
+            identity_users: file
+                .identity_users
+                .unwrap_or_else(|| PACKAGED_USERS.map(String::from).into()),
             machine_id_file: file.machine_id_file.unwrap_or_else(|| "/etc/machine-id".into()),
             renew_after: file.renew_after.map_or(RENEW_AFTER, Into::into),
         };
@@ -188,7 +193,7 @@ mod tests {
         assert_eq!(config.agent_socket(), Path::new("/run/isthmus/agent.sock"));
         assert_eq!(config.identity_socket(), Path::new("/run/isthmus/identity.sock"));
         assert_eq!(config.services, Path::new("/etc/isthmus/services.d"));
-        assert_eq!(config.identity_users, ["isthmus-proxy"]);
+        assert_eq!(config.identity_users, PACKAGED_USERS);
         assert_eq!(config.renew_after, Duration::from_secs(86400));
         assert_eq!((config.advertise, config.admin), (None, None));
     }

@@ -7,9 +7,11 @@ use mesh_runtime::drain::Drain;
 use mesh_tunnel::{Credentials, Net};
 
 use crate::{
+    access_log::AccessLog,
     config::{Config, Role},
     discovery, gateway, identity,
-    own::OwnCell,
+    metrics::Metrics,
+    own::{Own, OwnCell},
     snapshot_cell::SnapshotCell,
     tunnels::Tunnels,
     worker::{Bound, Worker},
@@ -30,6 +32,34 @@ pub struct Shared {
     pub own: OwnCell,
     /// Stop accepting, then stop.
     pub drain: Drain,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// One line per request.
+    pub access_log: AccessLog,
+}
+
+impl Shared {
+    /// Without identity or snapshot yet; opens the access log.
+    pub fn new(
+        config: Config,
+        net: Arc<dyn Net>,
+        credentials: Arc<Credentials>,
+    ) -> io::Result<Self> {
+        let metrics = Metrics::new();
+        let dropped = metrics.access_log_dropped.clone();
+        let access_log = AccessLog::open(&config.access_log, dropped)?;
+        let own = Own { locality: config.locality.clone(), ..Own::default() };
+        Ok(Self {
+            config: Arc::new(config),
+            net,
+            credentials,
+            snapshot: SnapshotCell::new(),
+            own: OwnCell::new(own),
+            drain: Drain::new(),
+            metrics,
+            access_log,
+        })
+    }
 }
 
 /// One proxy.

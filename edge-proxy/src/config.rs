@@ -145,6 +145,18 @@ impl Config {
     }
 }
 
+impl Config {
+    /// When the last of everything must have ended after SIGTERM.
+    pub fn longest_drain(&self) -> Duration {
+        self.drain_timeout.max(self.opaque_drain_timeout)
+    }
+
+    /// Whether a client of the HTTP proxy listener may come from `addr`.
+    pub fn admits(&self, addr: std::net::IpAddr) -> bool {
+        addr.to_canonical().is_loopback() || self.allow_from.iter().any(|cidr| cidr.contains(addr))
+    }
+}
+
 impl std::str::FromStr for Cidr {
     type Err = String;
 

@@ -1,1 +1,232 @@
-//! The session between two proxies, end to end.
+//! The session between two proxies, end to end: inner TLS 1.3 with both
+//! workloads' SVIDs, HTTP/2 inside.
+
+use std::{io, sync::Arc, time::Duration};
+
+use mesh_api::ALPN_INNER;
+use mesh_core::{
+    Allowed, Endpoint, Path, PeerIdentity, Reason, Snapshot, VerifyError,
+    identity::Side,
+    path::{Connect, NoPath, RefusedReason, path_to},
+};
+use mesh_runtime::clock;
+use mesh_tunnel::{Credentials, OpenError, Stream, tls};
+use rustls::pki_types::CertificateDer;
+
+use crate::{
+    app::Shared,
+    http2::{Client, Guardian},
+    metrics::Direction,
+    tunnels::Tunnels,
+};
+
+/// How long an endpoint's proxy on the own network may take to accept.
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a path through gateways may take to come up.
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the inner handshake may take once bytes flow.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An inner session as its source holds it.
+#[derive(Debug)]
+pub struct Session {
+    /// Streams are opened here.
+    pub client: Client,
+    /// Who answers; exactly the endpoint's identity.
+    pub peer: PeerIdentity,
+    /// How bytes get there.
+    pub path_kind: &'static str,
+    /// Joins the log lines of every hop.
+    pub connection: Arc<str>,
+}
+
+/// Why no inner session came up. No request was sent: another endpoint may be
+/// tried whatever the request is.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenFailure {
+    /// Nothing leads there.
+    #[error(transparent)]
+    NoPath(#[from] NoPath),
+    /// A hop refused the stream.
+    #[error("{hop} refused the stream: {reason} {detail}")]
+    Refused {
+        /// Its code.
+        reason: RefusedReason,
+        /// `<site>/<gateway>`.
+        hop: String,
+        /// For people.
+        detail: String,
+    },
+    /// No gateway could be asked, or none answered.
+    #[error("no gateway answered: {0}")]
+    Path(String),
+    /// The endpoint's proxy does not accept connections.
+    #[error("its proxy is not reachable: {0}")]
+    Unreachable(String),
+    /// The peer is not the endpoint.
+    #[error("the peer is not this endpoint: {0}")]
+    Identity(VerifyError),
+    /// The inner handshake failed otherwise.
+    #[error("the inner handshake failed: {0}")]
+    Handshake(String),
+    /// Too many wait for this endpoint.
+    #[error("too many requests wait for it")]
+    Overloaded,
+}
+
+impl OpenFailure {
+    /// The stable code.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NoPath(_) => Reason::NoPath,
+            Self::Refused { reason: RefusedReason::Unreachable, .. } => Reason::EndpointUnreachable,
+            Self::Refused { .. } | Self::Path(_) => Reason::PathRefused,
+            Self::Unreachable(_) | Self::Handshake(_) => Reason::EndpointUnreachable,
+            Self::Identity(_) => Reason::PeerIdentity,
+            Self::Overloaded => Reason::Overloaded,
+        }
+    }
+
+    /// Whether the endpoint is to blame; otherwise the path is, or we are.
+    pub fn blames_endpoint(&self) -> bool {
+        match self {
+            Self::Refused { reason, .. } => reason.blames_endpoint(),
+            Self::Unreachable(_) | Self::Identity(_) | Self::Handshake(_) => true,
+            Self::NoPath(_) | Self::Path(_) | Self::Overloaded => false,
+        }
+    }
+}
+
+/// Opens a session to the proxy of `endpoint`.
+pub async fn open(
+    shared: &Shared,
+    tunnels: &Tunnels,
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+) -> Result<Session, OpenFailure> {
+    let path = path_to(snapshot, endpoint)?;
+    let connection = format!("{:016x}", rand::random::<u64>());
+    let bytes = open_bytes(shared, tunnels, endpoint, &path, &connection).await?;
+    let (stream, peer, chain) = handshake(&shared.credentials, endpoint, bytes)
+        .await
+        .inspect_err(|failure| count_failure(shared, endpoint, failure))?;
+    let (client, guardian) = Client::begin(stream, &shared.drain)
+        .await
+        .map_err(|error| OpenFailure::Handshake(error.to_string()))?;
+    shared.drain.spawn_beside(guard(shared.credentials.clone(), peer.clone(), chain, guardian));
+    Ok(Session { client, peer, path_kind: path.describe(), connection: connection.into() })
+}
+
+/// A byte stream to the endpoint's proxy.
+async fn open_bytes(
+    shared: &Shared,
+    tunnels: &Tunnels,
+    endpoint: &Endpoint,
+    path: &Path,
+    connection: &str,
+) -> Result<Stream, OpenFailure> {
+    if let Path::Direct(addr) = path {
+        let dialled = tokio::time::timeout(DIRECT_TIMEOUT, shared.net.dial(*addr)).await;
+        return match dialled {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(OpenFailure::Unreachable(error.to_string())),
+            Err(_) => Err(OpenFailure::Unreachable(format!("{addr}: no answer"))),
+        };
+    }
+    let connect = Connect {
+        site: endpoint.site.clone(),
+        service: endpoint.service.clone(),
+        port: endpoint.port.clone(),
+        endpoint: Some(endpoint.id.clone()),
+        hops: 0,
+        connection_id: connection.to_owned(),
+    };
+    match tokio::time::timeout(GATEWAY_TIMEOUT, tunnels.open(path, &connect)).await {
+        Ok(Ok(stream)) => Ok(Box::new(stream)),
+        Ok(Err(OpenError::Refused { reason, hop, detail })) => {
+            Err(OpenFailure::Refused { reason, hop, detail })
+        }
+        Ok(Err(error)) => Err(OpenFailure::Path(error.to_string())),
+        Err(_) => Err(OpenFailure::Path(format!("not within {GATEWAY_TIMEOUT:?}"))),
+    }
+}
+
+type Secured = (Stream, PeerIdentity, Vec<CertificateDer<'static>>);
+
+/// Inner TLS: the peer must be exactly the endpoint.
+async fn handshake(
+    credentials: &Arc<Credentials>,
+    endpoint: &Endpoint,
+    bytes: Stream,
+) -> Result<Secured, OpenFailure> {
+    let allowed = Allowed::Exactly(endpoint.identity.clone());
+    let config = credentials.client(ALPN_INNER, allowed.clone());
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls::connect(config, bytes)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(handshake_failure(&error)),
+        Err(_) => return Err(OpenFailure::Handshake("it took too long".into())),
+    };
+    let connection = stream.get_ref().1;
+    let peer = tls::peer_of(connection, credentials, Side::Server, &allowed)
+        .map_err(OpenFailure::Identity)?;
+    let chain = connection.peer_certificates().unwrap_or_default().to_vec();
+    Ok((Box::new(stream), peer, chain))
+}
+
+fn handshake_failure(error: &io::Error) -> OpenFailure {
+    match tls::verify_error(error) {
+        Some(refused) => OpenFailure::Identity(refused),
+        None => OpenFailure::Handshake(error.to_string()),
+    }
+}
+
+fn count_failure(shared: &Shared, endpoint: &Endpoint, failure: &OpenFailure) {
+    let code = match failure {
+        OpenFailure::Identity(refused) => refused.code(),
+        _ => "handshake",
+    };
+    shared.metrics.handshake_failed(Direction::Outbound, code);
+    log::warn!(
+        service = endpoint.service.as_str(), endpoint = endpoint.id.as_str(),
+        site = endpoint.site.as_str(), reason = code, error:% = failure;
+        "inner session refused"
+    );
+}
+
+/// A session does not outlive what proved it: when the peer's leaf ends, it is
+/// retired; when the peer is no longer believed, it is cut.
+pub async fn guard(
+    credentials: Arc<Credentials>,
+    peer: PeerIdentity,
+    chain: Vec<CertificateDer<'static>>,
+    guardian: Guardian,
+) {
+    let mut changed = credentials.changed();
+    let left = until_end(&peer);
+    let expiry = tokio::time::sleep(left);
+    tokio::pin!(expiry);
+    loop {
+        tokio::select! {
+            () = guardian.ended() => return,
+            () = &mut expiry => {
+                guardian.retire();
+                return;
+            }
+            change = changed.changed() => {
+                if change.is_err() {
+                    return;
+                }
+            }
+        }
+        if let Err(error) = credentials.recheck(&peer, &chain) {
+            log::info!(peer = peer.id.as_str(), reason = error.code(); "inner session cut");
+            guardian.cut();
+            return;
+        }
+    }
+}
+
+/// How long the peer's leaf is still good.
+pub fn until_end(peer: &PeerIdentity) -> Duration {
+    Duration::from_secs(peer.not_after.as_secs()).saturating_sub(clock::now_unix())
+}

@@ -17,16 +17,25 @@
 //! - [`tunnels`]: this proxy's tunnels to the gateways of its site.
 //! - [`gateway`]: the role at a site's border.
 
+pub mod access_log;
 pub mod app;
 pub mod config;
+pub mod copy;
 pub mod discovery;
 pub mod files;
 pub mod gateway;
+pub mod headers;
+pub mod http2;
 pub mod identity;
 pub mod inbound;
 pub mod inner;
+pub mod metrics;
 pub mod outbound;
 pub mod own;
+pub mod prefixed;
+pub mod record;
+pub mod refusal;
 pub mod snapshot_cell;
 pub mod tunnels;
+pub mod view;
 pub mod worker;

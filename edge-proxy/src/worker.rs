@@ -1,16 +1,35 @@
 //! One data worker: its listeners, pools and what it has seen of endpoints.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use mesh_api::ALPN_INNER;
+use mesh_core::{Allowed, Endpoint, Snapshot, balance::Vantage, route::Destination};
+use mesh_tunnel::net::Listener;
+use tokio::sync::Semaphore;
 
 use crate::{
     app::{App, Shared},
     config::Config,
+    inbound::{self, MAX_HALF_OPEN, app::Apps},
+    outbound::{
+        listen::{self, Purpose},
+        loads::Loads,
+        pool::Pool,
+    },
     tunnels::Tunnels,
+    view::View,
 };
+
+/// How often pools are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The state of one worker. All of its tasks run in one current-thread
 /// runtime; its locks are never contended.
-#[derive(Debug)]
 pub struct Worker {
     /// 0 up to the configured number of workers.
     pub index: usize,
@@ -18,6 +37,23 @@ pub struct Worker {
     pub shared: Shared,
     /// Tunnels to the gateways of the own site.
     pub tunnels: Tunnels,
+    /// What it has seen of endpoints.
+    pub loads: Arc<Loads>,
+    /// Warm inner sessions.
+    pub pool: Pool,
+    /// Connections to applications.
+    pub apps: Arc<Apps>,
+    /// TLS of the mesh's door.
+    pub inner_server: Arc<rustls::ServerConfig>,
+    /// Handshakes that may be under way.
+    pub half_open: Semaphore,
+    view: Mutex<Option<Arc<View>>>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("index", &self.index).finish_non_exhaustive()
+    }
 }
 
 /// Where a worker listens, or shall listen.
@@ -48,11 +84,100 @@ impl Bound {
 impl Worker {
     /// Nothing is bound yet.
     pub fn new(app: &App, index: usize) -> Arc<Self> {
-        Arc::new(Self { index, shared: app.shared.clone(), tunnels: app.tunnels.clone() })
+        Arc::new(Self {
+            index,
+            shared: app.shared.clone(),
+            tunnels: app.tunnels.clone(),
+            loads: Arc::default(),
+            pool: Pool::default(),
+            apps: Arc::default(),
+            inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
+            half_open: Semaphore::new(MAX_HALF_OPEN),
+            view: Mutex::default(),
+        })
     }
 
     /// Binds `wanted` and starts the accept loops; returns where they listen.
     pub async fn start(self: &Arc<Self>, wanted: &Bound) -> io::Result<Bound> {
-        Ok(wanted.clone())
+        let mut bound = Bound::default();
+        let http = self.bind(wanted.http, &mut bound.http).await?;
+        let transparent = self.bind(wanted.transparent, &mut bound.transparent).await?;
+        let inbound = self.bind(wanted.inbound, &mut bound.inbound).await?;
+        let mut outbound = vec![(http, Purpose::Proxy), (transparent, Purpose::Captured)];
+        for (addr, configured) in wanted.listeners.iter().zip(&self.shared.config.listeners) {
+            let mut at = None;
+            let destination =
+                Destination { service: configured.service.clone(), port: configured.port.clone() };
+            self.shared.snapshot.add_wanted(&destination.service);
+            outbound.push((self.bind(Some(*addr), &mut at).await?, Purpose::Service(destination)));
+            bound.listeners.extend(at);
+        }
+        // Everything is bound: nothing is accepted by half a worker.
+        for (listener, purpose) in outbound {
+            if let Some(listener) = listener {
+                self.shared.drain.spawn(listen::accept(self.clone(), listener, purpose));
+            }
+        }
+        if let Some(listener) = inbound {
+            self.shared.drain.spawn(inbound::accept(self.clone(), listener));
+        }
+        self.shared.drain.spawn_beside(sweep(self.clone()));
+        Ok(bound)
+    }
+
+    async fn bind(
+        &self,
+        wanted: Option<SocketAddr>,
+        bound: &mut Option<SocketAddr>,
+    ) -> io::Result<Option<Box<dyn Listener>>> {
+        let Some(addr) = wanted else { return Ok(None) };
+        let listener = self.shared.net.bind(addr, self.shared.config.workers > 1).await?;
+        *bound = Some(listener.local_addr()?);
+        Ok(Some(listener))
+    }
+
+    /// What is derived from `snapshot`; made anew only when it is another one.
+    pub fn view(&self, snapshot: &Arc<Snapshot>) -> Arc<View> {
+        let mut held = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some(view) if view.is_of(snapshot) => view.clone(),
+            earlier => {
+                let view = Arc::new(View::new(snapshot, earlier.as_deref()));
+                *held = Some(view.clone());
+                view
+            }
+        }
+    }
+
+    /// Where this proxy decides from.
+    pub fn vantage(&self, snapshot: &Snapshot) -> Vantage {
+        Vantage { site: snapshot.site.clone(), locality: self.shared.own.load().locality.clone() }
+    }
+
+    /// Whether an endpoint is one of this proxy's own: of this site, with this
+    /// very identity, and on this machine as far as both know it.
+    pub fn is_own(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> bool {
+        let same_node = match (&self.shared.own.load().node, &endpoint.node) {
+            (Some(own), Some(its)) => own == its,
+            (None, _) | (_, None) => true,
+        };
+        let same_identity = || {
+            let svid = self.shared.credentials.svid();
+            svid.is_some_and(|svid| svid.id == endpoint.identity)
+        };
+        endpoint.site == snapshot.site && same_node && same_identity()
+    }
+}
+
+/// Closes what is idle and forgets what is gone.
+async fn sweep(worker: Arc<Worker>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let snapshot = worker.shared.snapshot.load();
+        worker.pool.sweep(snapshot.as_deref());
+        worker.apps.sweep();
+        if let Some(snapshot) = snapshot {
+            worker.loads.sweep(&snapshot);
+        }
     }
 }

@@ -32,6 +32,12 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
     /// Makes the next close an abort: a TCP RST instead of a FIN.
     fn abort_on_close(&mut self) {}
+
+    /// Where a connection went before the kernel redirected it here
+    /// (`SO_ORIGINAL_DST`); `None` if it was not, or in a simulation.
+    fn original_destination(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// A connection of either kind of network.
@@ -44,6 +50,10 @@ impl<T: Io + ?Sized> Io for Box<T> {
 
     fn abort_on_close(&mut self) {
         (**self).abort_on_close();
+    }
+
+    fn original_destination(&self) -> Option<SocketAddr> {
+        (**self).original_destination()
     }
 }
 
@@ -273,6 +283,12 @@ impl Io for RealStream {
         // Zero linger turns close(2) into a RST. It fails only on a socket
         // that has no connection left to reset.
         let _ = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
+    }
+
+    fn original_destination(&self) -> Option<SocketAddr> {
+        let socket = SockRef::from(&self.0);
+        // A dual-stack listener has IPv4 connections too: ask for both.
+        socket.original_dst_v4().or_else(|_| socket.original_dst_v6()).ok()?.as_socket()
     }
 }
 

@@ -1,0 +1,225 @@
+//! Opaque bytes between two ends: a half-close stays a half-close, a reset a
+//! reset, and a slow reader slows the sender.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use mesh_tunnel::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http2::StreamIo;
+
+/// What an idle direction holds.
+const FIRST_BUFFER: usize = 4 << 10;
+/// What a busy direction grows to: bulk is decided by bytes per system call.
+const LARGEST_BUFFER: usize = 64 << 10;
+
+/// An end that can be aborted.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin {
+    /// Makes the other side see a reset, not an orderly end.
+    fn reset(&mut self);
+}
+
+impl Duplex for Stream {
+    fn reset(&mut self) {
+        self.abort_on_close();
+    }
+}
+
+impl Duplex for StreamIo {
+    fn reset(&mut self) {
+        StreamIo::reset(self);
+    }
+}
+
+/// What went through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Bytes from the first to the second end.
+    pub forth: u64,
+    /// Bytes from the second to the first end.
+    pub back: u64,
+}
+
+/// Copies both ways until both have ended. An error of either end resets both.
+pub async fn copy<A: Duplex, B: Duplex>(
+    a: &mut A,
+    b: &mut B,
+    copied: &mut Copied,
+) -> io::Result<()> {
+    let (mut forth, mut back) = (Pump::new(), Pump::new());
+    let result = std::future::poll_fn(|cx| {
+        let there = forth.poll(cx, a, b, &mut copied.forth);
+        let here = back.poll(cx, b, a, &mut copied.back);
+        match (there, here) {
+            (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    if result.is_err() {
+        a.reset();
+        b.reset();
+    }
+    result
+}
+
+/// One direction.
+struct Pump {
+    buffer: Vec<u8>,
+    filled: usize,
+    written: usize,
+    unflushed: bool,
+    state: State,
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Running,
+    Shutting,
+    Done,
+}
+
+impl Pump {
+    fn new() -> Self {
+        Self { buffer: Vec::new(), filled: 0, written: 0, unflushed: false, state: State::Running }
+    }
+
+    fn poll<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut A,
+        to: &mut B,
+        count: &mut u64,
+    ) -> Poll<io::Result<()>>
+    where
+        A: AsyncRead + Unpin,
+        B: AsyncWrite + Unpin,
+    {
+        loop {
+            if self.state == State::Done {
+                return Poll::Ready(Ok(()));
+            }
+            if self.state == State::Shutting {
+                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                self.state = State::Done;
+                continue;
+            }
+            while self.written < self.filled {
+                let rest = &self.buffer[self.written..self.filled];
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, rest))?;
+                if n == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.written += n;
+                self.unflushed = true;
+                *count += n as u64;
+            }
+            match self.poll_fill(cx, from)? {
+                Poll::Ready(0) => self.state = State::Shutting,
+                Poll::Ready(_) => {}
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                        self.unflushed = false;
+                    }
+                    self.rest();
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Reads once; a read that fills the buffer lets it grow.
+    fn poll_fill<A: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut A,
+    ) -> io::Result<Poll<usize>> {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; FIRST_BUFFER];
+        } else if self.filled == self.buffer.len() && self.filled < LARGEST_BUFFER {
+            self.buffer = vec![0; (self.filled * 2).min(LARGEST_BUFFER)];
+        }
+        (self.filled, self.written) = (0, 0);
+        let mut buf = ReadBuf::new(&mut self.buffer);
+        match Pin::new(from).poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(())) => {
+                self.filled = buf.filled().len();
+                Ok(Poll::Ready(self.filled))
+            }
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    /// An idle direction keeps no large buffer.
+    fn rest(&mut self) {
+        if self.buffer.len() > FIRST_BUFFER {
+            self.buffer = Vec::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    fn boxed(stream: DuplexStream) -> Stream {
+        Box::new(stream)
+    }
+
+    #[tokio::test]
+    async fn half_close_travels_and_the_other_way_goes_on() {
+        let (mut client, near) = duplex(1024);
+        let (mut server, far) = duplex(1024);
+        let (mut near, mut far) = (boxed(near), boxed(far));
+        let task = tokio::spawn(async move {
+            let mut copied = Copied::default();
+            copy(&mut near, &mut far, &mut copied).await.unwrap();
+            copied
+        });
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut asked = Vec::new();
+        server.read_to_end(&mut asked).await.unwrap();
+        assert_eq!(asked, b"question");
+        server.write_all(b"a long answer after the end").await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"a long answer after the end");
+        assert_eq!(task.await.unwrap(), Copied { forth: 8, back: 27 });
+    }
+
+    #[tokio::test]
+    async fn bulk_arrives_whole_in_both_directions() {
+        let (client, near) = duplex(100_000);
+        let (server, far) = duplex(777);
+        let (mut near, mut far) = (boxed(near), boxed(far));
+        tokio::spawn(async move { copy(&mut near, &mut far, &mut Copied::default()).await });
+        let data: Vec<u8> = (0..1_000_000u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
+        let exchange = |stream: DuplexStream| {
+            let data = data.clone();
+            tokio::spawn(async move {
+                let (mut read, mut write) = tokio::io::split(stream);
+                let sent = data.clone();
+                let writer = tokio::spawn(async move {
+                    write.write_all(&sent).await.unwrap();
+                    write.shutdown().await.unwrap();
+                });
+                let mut received = Vec::new();
+                read.read_to_end(&mut received).await.unwrap();
+                writer.await.unwrap();
+                received == data
+            })
+        };
+        let (one, two) = (exchange(client), exchange(server));
+        assert!(one.await.unwrap() && two.await.unwrap());
+    }
+}

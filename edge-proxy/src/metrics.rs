@@ -1,0 +1,203 @@
+//! What a proxy counts (OpenMetrics, on the admin port).
+
+use std::{fmt, sync::Arc};
+
+use mesh_core::{PortName, Reason, ServiceName};
+use prometheus_client::{
+    encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Upper bounds in milliseconds: fine where services usually are.
+const LATENCY_BUCKETS_MS: [f64; 18] = [
+    0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0, 1000.0,
+    5000.0, 30000.0,
+];
+
+/// Which way, seen from this proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the mesh to the application.
+    Inbound,
+    /// From the application into the mesh.
+    Outbound,
+}
+
+impl Direction {
+    /// `inbound` or `outbound`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// Whose request or connection is counted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TargetLabels {
+    /// Which way.
+    pub direction: Direction,
+    /// `None` if the client named no service of the mesh.
+    pub service: Option<ServiceName>,
+    /// `None` if the client named no port of it.
+    pub port: Option<PortName>,
+    /// `direct`, `via gateway`, `reverse`, or empty before one was chosen.
+    pub path: &'static str,
+}
+
+/// A [`TargetLabels`] with how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestLabels {
+    /// Whose.
+    pub target: TargetLabels,
+    /// `http` or `tcp`.
+    pub protocol: &'static str,
+    /// 1 to 5, or 0 for opaque connections and vanished clients.
+    pub status_class: u8,
+    /// The code, if one of our proxies refused it or it failed.
+    pub reason: Option<Reason>,
+}
+
+/// A stable reason code.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ReasonLabel {
+    /// Which way.
+    pub direction: Direction,
+    /// The code.
+    pub reason: &'static str,
+}
+
+impl EncodeLabelSet for TargetLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let name = |name: Option<&str>| name.unwrap_or_default().to_owned();
+        ("direction", self.direction.as_str()).encode(encoder.encode_label())?;
+        ("service", name(self.service.as_ref().map(ServiceName::as_str)))
+            .encode(encoder.encode_label())?;
+        ("port", name(self.port.as_ref().map(PortName::as_str))).encode(encoder.encode_label())?;
+        ("path", self.path).encode(encoder.encode_label())
+    }
+}
+
+impl EncodeLabelSet for RequestLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.target.encode(encoder)?;
+        ("protocol", self.protocol).encode(encoder.encode_label())?;
+        let class = ["", "1xx", "2xx", "3xx", "4xx", "5xx"];
+        let class = class.get(usize::from(self.status_class)).copied().unwrap_or_default();
+        ("status_class", class).encode(encoder.encode_label())?;
+        ("reason", self.reason.map_or("", Reason::code)).encode(encoder.encode_label())
+    }
+}
+
+impl EncodeLabelSet for ReasonLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("direction", self.direction.as_str()).encode(encoder.encode_label())?;
+        ("reason", self.reason).encode(encoder.encode_label())
+    }
+}
+
+/// A histogram of latencies per target.
+type Latencies = Family<TargetLabels, Histogram, fn() -> Histogram>;
+
+/// What a proxy counts; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Requests, and opaque connections, that have ended.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Until the head of the response.
+    pub latency_ms: Latencies,
+    /// Opaque connections open now.
+    pub tcp_open: Family<TargetLabels, Gauge>,
+    /// Connections of applications open now.
+    pub clients_open: Gauge,
+    /// Inner handshakes that failed.
+    pub handshake_failures: Family<ReasonLabel, Counter>,
+    /// Attempts after the first one.
+    pub retries: Family<ReasonLabel, Counter>,
+    /// Access-log lines that the writer had no room for.
+    pub access_log_dropped: Counter,
+    /// Where all of this is registered.
+    pub registry: Arc<Registry>,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("isthmus_proxy");
+        let latency: fn() -> Histogram = || Histogram::new(LATENCY_BUCKETS_MS);
+        let mut metrics = Self {
+            requests: Family::default(),
+            latency_ms: Latencies::new_with_constructor(latency),
+            tcp_open: Family::default(),
+            clients_open: Gauge::default(),
+            handshake_failures: Family::default(),
+            retries: Family::default(),
+            access_log_dropped: Counter::default(),
+            registry: Arc::default(),
+        };
+        let m = &metrics;
+        registry.register("request", "Requests and connections ended", m.requests.clone());
+        let latency = "Milliseconds until the head of the response";
+        registry.register("response_latency_ms", latency, m.latency_ms.clone());
+        registry.register("tcp_open_connections", "Opaque connections open", m.tcp_open.clone());
+        let clients = "Connections of applications open";
+        registry.register("client_open_connections", clients, m.clients_open.clone());
+        let handshakes = "Inner handshakes that failed";
+        registry.register("handshake_failure", handshakes, m.handshake_failures.clone());
+        registry.register("retry", "Attempts after the first one", m.retries.clone());
+        let dropped = "Access-log lines the writer had no room for";
+        registry.register("access_log_dropped", dropped, m.access_log_dropped.clone());
+        metrics.registry = Arc::new(registry);
+        metrics
+    }
+
+    /// Counts a failed inner handshake.
+    pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
+        self.handshake_failures.get_or_create(&ReasonLabel { direction, reason }).inc();
+    }
+
+    /// Counts an attempt after the first one, by what failed before it.
+    pub fn retried(&self, reason: Reason) {
+        let label = ReasonLabel { direction: Direction::Outbound, reason: reason.code() };
+        self.retries.get_or_create(&label).inc();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_come_out_as_documented() {
+        let metrics = Metrics::new();
+        let target = TargetLabels {
+            direction: Direction::Outbound,
+            service: Some("orders.shop".parse().unwrap()),
+            port: Some("http".parse().unwrap()),
+            path: "direct",
+        };
+        let labels = RequestLabels {
+            target: target.clone(),
+            protocol: "http",
+            status_class: 5,
+            reason: Some(Reason::Timeout),
+        };
+        metrics.requests.get_or_create(&labels).inc();
+        metrics.latency_ms.get_or_create(&target).observe(3.0);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &metrics.registry).unwrap();
+        let line = "isthmus_proxy_request_total{direction=\"outbound\",service=\"orders.shop\",\
+                    port=\"http\",path=\"direct\",protocol=\"http\",status_class=\"5xx\",\
+                    reason=\"timeout\"} 1";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("isthmus_proxy_response_latency_ms_bucket{le=\"3.0\""), "{text}");
+    }
+}

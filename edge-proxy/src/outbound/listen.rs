@@ -1,0 +1,93 @@
+//! Accepting connections of applications.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_core::route::Destination;
+use mesh_tunnel::{Stream, net::Listener};
+use tokio::sync::Semaphore;
+
+use super::front::{self, Toward};
+use crate::worker::Worker;
+
+/// Connections of applications per worker; more wait to be accepted.
+const MAX_CLIENTS: usize = 16_384;
+/// Pause after a failed accept (out of file descriptors).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a listener is for.
+#[derive(Debug, Clone)]
+pub enum Purpose {
+    /// HTTP proxy: each request names its service.
+    Proxy,
+    /// One port of one service.
+    Service(Destination),
+    /// Captured traffic: the original destination names the service.
+    Captured,
+}
+
+/// Accepts until the process drains.
+pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>, purpose: Purpose) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = next(&*listener, &places) => accepted,
+            () = worker.shared.drain.draining() => return,
+        };
+        let (stream, from, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                log::warn!(error:% = error; "cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (worker, purpose) = (worker.clone(), purpose.clone());
+        worker.shared.drain.clone().spawn(async move {
+            worker.shared.metrics.clients_open.inc();
+            serve(&worker, purpose, stream, from).await;
+            worker.shared.metrics.clients_open.dec();
+            drop(place);
+        });
+    }
+}
+
+async fn next(
+    listener: &dyn Listener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(Stream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await;
+    let place = place.map_err(|_| io::Error::other("closed"))?;
+    let (stream, from) = listener.accept().await?;
+    Ok((stream, from, place))
+}
+
+async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: SocketAddr) {
+    match purpose {
+        Purpose::Proxy if worker.shared.config.admits(from.ip()) => {
+            front::serve(worker, Toward::Named, stream).await;
+        }
+        Purpose::Proxy => {
+            log::warn!(from:% = from; "client is in no block of allow_from; closed");
+        }
+        Purpose::Service(destination) => front::serve_port(worker, destination, stream).await,
+        Purpose::Captured => captured(worker, stream, from).await,
+    }
+}
+
+/// The virtual address and port that the application dialled name the service.
+async fn captured(worker: &Arc<Worker>, mut stream: Stream, from: SocketAddr) {
+    let Some(dialled) = stream.original_destination() else {
+        log::warn!(from:% = from; "connection has no original destination; was it captured?");
+        stream.abort_on_close();
+        return;
+    };
+    let snapshot = worker.shared.snapshot.load();
+    let destination = snapshot.and_then(|s| worker.view(&s).captured(dialled));
+    match destination {
+        Some(destination) => front::serve_port(worker, destination, stream).await,
+        None => {
+            log::info!(dialled:% = dialled, from:% = from; "no service has this address; refused");
+            stream.abort_on_close();
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Warm inner sessions, per worker and endpoint.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mesh_core::{Endpoint, EndpointId, SiteName, Snapshot};
+use tokio::sync::watch;
+
+use crate::{
+    http2::{Lease, MAX_STREAMS},
+    inner::{self, OpenFailure, Session},
+    worker::Worker,
+};
+
+/// Sessions per worker and endpoint: what QUIC isolates is sessions.
+const MAX_SESSIONS: usize = 4;
+/// Streams on the least used session from which another one is opened.
+const SPREAD_AT: usize = 64;
+/// A session without streams for this long is closed.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// What an entry is for.
+type Key = (SiteName, EndpointId);
+
+/// What an opening session tells those who wait for it.
+type Opened = Option<Result<Arc<Session>, OpenFailure>>;
+
+/// Sessions by endpoint.
+#[derive(Debug, Default)]
+pub struct Pool {
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    endpoint: Arc<Endpoint>,
+    sessions: Vec<Arc<Session>>,
+    /// At most one opens at a time; everybody else waits for it.
+    opening: Option<watch::Receiver<Opened>>,
+}
+
+/// A stream's place on a session.
+#[derive(Debug)]
+pub struct Place {
+    /// The session.
+    pub session: Arc<Session>,
+    /// Counts the stream until dropped.
+    pub lease: Lease,
+}
+
+impl Place {
+    /// A place on a session that has room.
+    pub fn on(session: &Arc<Session>) -> Self {
+        Self { session: session.clone(), lease: session.client.lease() }
+    }
+}
+
+/// What a caller has to do.
+enum Plan {
+    Use(Place),
+    Wait(watch::Receiver<Opened>),
+}
+
+impl Pool {
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sessions held now.
+    pub fn sessions(&self) -> usize {
+        self.entries().values().map(|entry| entry.sessions.len()).sum()
+    }
+
+    /// Closes what is idle, and retires what leads to endpoints that are gone.
+    pub fn sweep(&self, snapshot: Option<&Snapshot>) {
+        self.entries().retain(|(site, id), entry| {
+            entry.sessions.retain(|s| s.client.is_usable() && s.client.idle_for() < IDLE);
+            let service = entry.endpoint.service.as_str();
+            let known = snapshot.is_some_and(|s| s.endpoint(service, site, id.as_str()).is_some());
+            entry.opening.is_some() || (known && !entry.sessions.is_empty())
+        });
+    }
+}
+
+/// A place on a warm session to `endpoint`, or on a new one.
+///
+/// # Errors
+///
+/// No session came up; nothing was sent.
+pub async fn place(
+    worker: &Arc<Worker>,
+    snapshot: &Arc<Snapshot>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<Place, OpenFailure> {
+    let mut opened = match plan(worker, snapshot, endpoint)? {
+        Plan::Use(place) => return Ok(place),
+        Plan::Wait(opened) => opened,
+    };
+    let result = opened.wait_for(Option::is_some).await.ok().and_then(|opened| opened.clone());
+    let lost = || Err(OpenFailure::Handshake("it was given up".into()));
+    result.unwrap_or_else(lost).map(|session| Place::on(&session))
+}
+
+fn plan(
+    worker: &Arc<Worker>,
+    snapshot: &Arc<Snapshot>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<Plan, OpenFailure> {
+    let key = (endpoint.site.clone(), endpoint.id.clone());
+    let mut entries = worker.pool.entries();
+    let entry = entries.entry(key).or_insert_with(|| Entry::new(endpoint));
+    entry.follow(endpoint);
+    entry.sessions.retain(|session| session.client.is_usable());
+    let least = entry.sessions.iter().min_by_key(|session| session.client.streams()).cloned();
+    let streams = least.as_ref().map_or(usize::MAX, |session| session.client.streams());
+    if streams >= SPREAD_AT && entry.opening.is_none() && entry.sessions.len() < MAX_SESSIONS {
+        entry.opening = Some(start_opening(worker, snapshot, endpoint));
+    }
+    match (least, &entry.opening) {
+        (Some(session), _) if streams < MAX_STREAMS as usize => Ok(Plan::Use(Place::on(&session))),
+        (_, Some(opening)) => Ok(Plan::Wait(opening.clone())),
+        _ => Err(OpenFailure::Overloaded),
+    }
+}
+
+impl Entry {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        Self { endpoint: endpoint.clone(), sessions: Vec::new(), opening: None }
+    }
+
+    /// Sessions to an endpoint that answers elsewhere now, or as somebody
+    /// else, take nothing new.
+    fn follow(&mut self, endpoint: &Arc<Endpoint>) {
+        let old = &self.endpoint;
+        if old.identity != endpoint.identity || old.address != endpoint.address {
+            self.sessions.clear();
+            self.opening = None;
+        }
+        if !Arc::ptr_eq(&self.endpoint, endpoint) {
+            self.endpoint = endpoint.clone();
+        }
+    }
+}
+
+/// Opens a session in a task of its own: who asked first may vanish, others
+/// wait for it too. It has deadlines of its own.
+fn start_opening(
+    worker: &Arc<Worker>,
+    snapshot: &Arc<Snapshot>,
+    endpoint: &Arc<Endpoint>,
+) -> watch::Receiver<Opened> {
+    let (told, opening) = watch::channel(None);
+    let (worker, snapshot, endpoint) = (worker.clone(), snapshot.clone(), endpoint.clone());
+    worker.shared.drain.clone().spawn(async move {
+        let result = inner::open(&worker.shared, &worker.tunnels, &snapshot, &endpoint).await;
+        let result = result.map(Arc::new);
+        let mut entries = worker.pool.entries();
+        if let Some(entry) = entries.get_mut(&(endpoint.site.clone(), endpoint.id.clone()))
+            && entry.endpoint.identity == endpoint.identity
+            && entry.endpoint.address == endpoint.address
+        {
+            entry.opening = None;
+            entry.sessions.extend(result.as_ref().ok().cloned());
+        }
+        drop(entries);
+        told.send_replace(Some(result));
+    });
+    opening
+}

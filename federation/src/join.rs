@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_api::{VERSIONS, v1};
 use mesh_core::{NodeId, SpiffeId, token::Purpose};
 use tonic::{Code, Request, Response, Status};
-use v1::authority_record::Event;
+use v1::{authority_record::Event, join_server::Join};
 
 use crate::{
     authority::{State, state::NodeState},
@@ -89,20 +89,46 @@ fn utc(unix_s: u64) -> String {
     )
 }
 
-/// Lets a machine in.
-pub async fn join_node(
-    site: &Site,
-    request: Request<v1::JoinNodeRequest>,
-) -> Result<Response<v1::JoinNodeResponse>, Status> {
-    let request = request.into_inner();
-    let answer = admit(site, &request).await;
-    match &answer {
+/// Serves those who have no certificate yet.
+#[derive(Clone)]
+pub struct JoinService {
+    site: Site,
+}
+
+impl JoinService {
+    /// Lets machines into `site`.
+    pub fn new(site: Site) -> Self {
+        Self { site }
+    }
+}
+
+#[tonic::async_trait]
+impl Join for JoinService {
+    async fn join_node(
+        &self,
+        request: Request<v1::JoinNodeRequest>,
+    ) -> Result<Response<v1::JoinNodeResponse>, Status> {
+        let request = request.into_inner();
+        let answer = admit(&self.site, &request).await;
+        tell(&request, &answer);
+        answer
+    }
+
+    async fn redeem_link(
+        &self,
+        _request: Request<v1::RedeemLinkRequest>,
+    ) -> Result<Response<v1::RedeemLinkResponse>, Status> {
+        Err(refuse(Code::Unimplemented, "unsupported", "linking is not wired up yet"))
+    }
+}
+
+fn tell(request: &v1::JoinNodeRequest, answer: &Result<Response<v1::JoinNodeResponse>, Status>) {
+    match answer {
         Ok(joined) => log::info!(node = joined.get_ref().node.as_str(),
             token = request.token_id.as_str(), hostname = text(&request.hostname).as_str(); "node joined"),
         Err(status) => log::warn!(token = text(&request.token_id).as_str(),
             hostname = text(&request.hostname).as_str(), error = status.message(); "join refused"),
     }
-    answer
 }
 
 async fn admit(

@@ -1,6 +1,7 @@
 //! The control plane of one site: who is whom, what exists, what is exported.
 //!
 //! In reading order:
+//! - [`app`]: how it all hangs together.
 //! - [`authority`]: the durable truth; every change is a commit to it.
 //! - [`ca`]: keys and certificates.
 //! - [`site`]: what every service shares.
@@ -17,8 +18,10 @@
 //! - [`refusal`]: how a call is refused, and who may call what.
 //! - [`tokens`], [`join`]: how machines come in.
 //! - [`node_identity`], [`local_identity`]: who gets certificates.
+//! - [`door`]: who may connect.
 //! - [`clock`]: the wall clock as an argument.
 
+pub mod app;
 pub mod authority;
 pub mod ca;
 pub mod clock;
@@ -26,11 +29,15 @@ pub mod discovery;
 pub mod exports;
 pub mod feed;
 pub mod imports;
+pub mod config;
+pub mod door;
+pub mod init;
 pub mod join;
 pub mod leases;
 pub mod links;
 pub mod live;
 pub mod local_identity;
+pub mod metrics;
 pub mod node_identity;
 pub mod paths;
 pub mod peering;
@@ -41,6 +48,9 @@ pub mod registration;
 pub mod registry;
 pub mod render;
 pub mod replication;
+pub mod own_identity;
+pub mod refusal;
+pub mod services;
 pub mod site;
 pub mod tenure;
 pub mod tokens;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use mesh_api::v1;
 use mesh_core::SpiffeId;
-use tonic::{Code, Request, Response, Status, transport::server::UdsConnectInfo};
+use mesh_tunnel::unix;
+use tonic::{Code, Request, Response, Status};
 use v1::{authority_record::Event, workload_identity_server::WorkloadIdentity};
 
 use crate::{
@@ -32,9 +33,7 @@ impl LocalIdentityService {
     /// The caller's uid, if it may be a gateway.
     fn allow<T>(&self, request: &Request<T>) -> Result<u32, Status> {
         let own = rustix::process::geteuid().as_raw();
-        let uid = peer_uid(request).ok_or_else(|| {
-            refuse(Code::PermissionDenied, "uid_unknown", "the caller's user cannot be determined")
-        })?;
+        let uid = unix::peer(request)?.uid;
         if uid == 0 || uid == own || self.allowed_uids.contains(&uid) {
             return Ok(uid);
         }
@@ -43,12 +42,6 @@ impl LocalIdentityService {
         );
         Err(refuse(Code::PermissionDenied, "uid_denied", message))
     }
-}
-
-/// The uid at the other end of a Unix socket, as the kernel tells it.
-pub fn peer_uid<T>(request: &Request<T>) -> Option<u32> {
-    let info = request.extensions().get::<UdsConnectInfo>()?;
-    info.peer_cred.map(|credentials| credentials.uid())
 }
 
 #[tonic::async_trait]

@@ -31,6 +31,20 @@ pub trait Refusal: fmt::Display {
     }
 }
 
+/// The error of a decision that is never no.
+#[derive(Debug, thiserror::Error)]
+pub enum Never {}
+
+impl Refusal for Never {
+    fn code(&self) -> Code {
+        match *self {}
+    }
+
+    fn reason(&self) -> &'static str {
+        match *self {}
+    }
+}
+
 /// A commit that did not happen, as the caller sees it.
 pub fn commit_status<E: Refusal>(error: CommitError<E>) -> Status {
     match error {

@@ -1,0 +1,223 @@
+//! A federation from top to bottom: what it opens, in which order, and how it
+//! ends.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use mesh_api::v1::{
+    GatewaySeen, authority_record::Event, join_server::JoinServer,
+    node_identity_server::NodeIdentityServer, workload_identity_server::WorkloadIdentityServer,
+};
+use mesh_runtime::{
+    admin::{Admin, Readiness},
+    drain::Drain,
+    process,
+};
+use mesh_tunnel::{Credentials, Net, RealNet, unix};
+use prometheus_client::registry::Registry as Metrics;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+
+use crate::{
+    authority::{Authority, LogStore, State, Store},
+    ca::CertificateAuthority,
+    clock::Clock,
+    config::Config,
+    door,
+    join::JoinService,
+    local_identity::LocalIdentityService,
+    metrics,
+    node_identity::NodeIdentityService,
+    own_identity,
+    refusal::Never,
+    services::Services,
+    site::{Site, trust},
+};
+
+/// How long running calls may take to end after SIGTERM.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// A unary call that takes longer has lost its way.
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// The longest message of somebody without a certificate, in bytes.
+const MAX_JOIN_MESSAGE: usize = 256 * 1024;
+/// The longest message of a node, in bytes.
+const MAX_MESSAGE: usize = 1 << 20;
+/// Calls that one connection may have open.
+const MAX_STREAMS: u32 = 256;
+/// A connection that does not answer a ping sent this often ...
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// ... within this time is dead.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a federation is made of, besides its configuration.
+pub struct Parts<S> {
+    /// Holds the log.
+    pub store: S,
+    /// Directory of the keys.
+    pub keys: std::path::PathBuf,
+    /// Real or simulated.
+    pub net: Arc<dyn Net>,
+    /// The wall clock.
+    pub clock: Clock,
+}
+
+/// A federation that runs.
+pub struct Running {
+    /// What its services share.
+    pub site: Site,
+    /// The gRPC listener.
+    pub grpc: SocketAddr,
+    /// Conditions of `/ready`.
+    pub readiness: Readiness,
+    metrics: Metrics,
+}
+
+/// Runs until SIGTERM, then drains.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let drain = Drain::new();
+    let parts = Parts {
+        store: LogStore::open(&config.state)?,
+        keys: config.state.join("keys"),
+        net: Arc::new(RealNet),
+        clock: Clock::system(),
+    };
+    let running = start(&config, parts, &drain).await?;
+    let listener = TcpListener::bind(config.admin)
+        .await
+        .with_context(|| format!("admin: cannot listen on {}; is it in use?", config.admin))?;
+    local_doors(&running.site, &config, &drain).await?;
+    let admin = Admin { registry: Arc::new(running.metrics), readiness: running.readiness };
+    drain.spawn_beside(mesh_runtime::admin::serve(listener, admin, drain.clone()));
+    log::info!(site = config.site.as_str(), trust_domain = config.trust_domain.as_str(),
+        grpc:% = running.grpc, admin:% = config.admin; "federation is up");
+    process::until_terminated(&drain).await?;
+    let cut = drain.finish(DRAIN_DEADLINE).await;
+    log::info!(cut; "federation ends");
+    Ok(())
+}
+
+/// Opens log and keys and starts everything but the local doors.
+pub async fn start<S: Store>(config: &Config, parts: Parts<S>, drain: &Drain) -> anyhow::Result<Running> {
+    let authority = Authority::open(parts.store, parts.clock.clone())?;
+    check_site(config, &authority.state())?;
+    let ca = CertificateAuthority::open(&parts.keys, &config.trust_domain, parts.clock)?;
+    if let Err(error) = ca.renew_issuing() {
+        log::error!(error:%; "the issuing CA is due and cannot be renewed");
+    }
+    publish_gateways(&authority, config).await?;
+    let credentials = Credentials::new(None, trust(&authority.state()));
+    let site = Site {
+        authority,
+        ca: Arc::new(ca),
+        credentials,
+        address: config.address.to_string().into(),
+        gateway_beside: config.gateway_beside(),
+    };
+    own_identity::refresh(&site)?;
+    drain.spawn(own_identity::keep(site.clone(), drain.clone()));
+
+    let readiness = Readiness::new();
+    let mut registry = Metrics::default();
+    metrics::register(&mut registry, site.clone());
+    let listener = parts
+        .net
+        .bind(config.listen, false)
+        .await
+        .with_context(|| format!("listen: cannot listen on {}; is it in use?", config.listen))?;
+    let grpc = listener.local_addr()?;
+    serve(&site, door::open(listener, site.credentials.clone(), config.trust_domain.clone(), drain), drain);
+    Ok(Running { site, grpc, readiness, metrics: registry })
+}
+
+/// The log is the truth; a configuration for another site is a mistake.
+fn check_site(config: &Config, state: &State) -> anyhow::Result<()> {
+    let site = state.site();
+    anyhow::ensure!(
+        site.name == config.site && site.trust_domain == config.trust_domain,
+        "{}: says site {} of trust domain {}, and {} holds site {} of trust domain {}; correct `site` \
+         and `trust_domain`, or `state`",
+        config.file,
+        config.site,
+        config.trust_domain,
+        config.state.display(),
+        site.name,
+        site.trust_domain,
+    );
+    Ok(())
+}
+
+/// Makes the log say what the configuration says of the site's gateways.
+async fn publish_gateways(authority: &Authority, config: &Config) -> anyhow::Result<()> {
+    let decide = |state: &State| -> Result<_, Never> {
+        let gone = state.gateways.values().filter(|known| config.gateways.iter().all(|g| g.id != known.id));
+        let gone = gone.map(|known| mesh_api::v1::Gateway {
+            id: known.id.clone(),
+            site: known.site.clone(),
+            ..Default::default()
+        });
+        let is_known = |gateway: &&mesh_api::v1::Gateway| {
+            state.gateways.get(&gateway.id).is_some_and(|known| **known == **gateway)
+        };
+        let new = config.gateways.iter().filter(|gateway| !is_known(gateway)).cloned();
+        let seen = new.chain(gone).map(|g| Event::GatewaySeen(GatewaySeen { gateway: Some(g) }));
+        Ok((seen.collect(), ()))
+    };
+    authority.commit("federation", decide).await?;
+    Ok(())
+}
+
+/// Serves gRPC: one server for those who can prove who they are, one for those
+/// who want to join.
+fn serve(site: &Site, incoming: door::Incoming, drain: &Drain) {
+    let boots = Arc::new(|_: &mesh_core::NodeId| None);
+    let node_identity = NodeIdentityService::new(site.clone(), boots);
+    let services = Services {
+        node_identity: NodeIdentityServer::new(node_identity).max_decoding_message_size(MAX_MESSAGE),
+    };
+    let proved = server().serve_with_incoming_shutdown(services, incoming.proved, draining(drain));
+    let join = JoinServer::new(JoinService::new(site.clone())).max_decoding_message_size(MAX_JOIN_MESSAGE);
+    let joining = server().serve_with_incoming_shutdown(
+        join,
+        incoming.joining,
+        draining(drain),
+    );
+    drain.spawn(ended("gRPC", proved));
+    drain.spawn(ended("joining", joining));
+}
+
+fn server() -> Server {
+    Server::builder()
+        .timeout(CALL_DEADLINE)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// The Unix sockets: `Admin` for operators, `WorkloadIdentity` for a gateway
+/// on this host, who is told from others by its uid.
+async fn local_doors(site: &Site, config: &Config, drain: &Drain) -> anyhow::Result<()> {
+    let bind = async |name: &str, mode: u32| process::bind_unix(&Path::new(&config.run).join(name), mode).await;
+    let identity = bind("gateway-identity.sock", 0o666).await?;
+    let service = LocalIdentityService::new(site.clone(), &config.gateway_uids);
+    let identity = server().serve_with_incoming_shutdown(
+        WorkloadIdentityServer::new(service),
+        unix::incoming(identity),
+        draining(drain),
+    );
+    drain.spawn(ended("gateway identity", identity));
+    Ok(())
+}
+
+fn draining(drain: &Drain) -> impl Future<Output = ()> + Send + use<> {
+    let drain = drain.clone();
+    async move { drain.draining().await }
+}
+
+async fn ended<F>(what: &'static str, server: F)
+where
+    F: Future<Output = Result<(), tonic::transport::Error>> + Send,
+{
+    if let Err(error) = server.await {
+        log::error!(server = what, error:% = error; "a server has ended");
+    }
+}

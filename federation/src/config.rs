@@ -1,0 +1,228 @@
+//! `federation.yaml`: what was written, and what it means.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use mesh_api::v1::Gateway;
+use mesh_core::{GatewayId, SiteName, TrustDomain, service};
+use mesh_runtime::config::{ConfigError, load};
+use serde::{Deserialize, Serialize};
+
+/// The most gateways of one site.
+const MAX_GATEWAYS: usize = 64;
+/// The most addresses of one kind of one gateway.
+const MAX_ADDRESSES: usize = 8;
+
+/// The file, key by key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Name of the site, as `federation init` was told.
+    pub site: String,
+    /// Its trust domain, as `federation init` was told.
+    pub trust_domain: String,
+    /// State directory.
+    #[serde(default = "default_state")]
+    pub state: PathBuf,
+    /// Directory of the Unix sockets.
+    #[serde(default = "default_run")]
+    pub run: PathBuf,
+    /// gRPC over mTLS.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// `ip:port` where gateways on other hosts reach `listen`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// `/metrics /live /ready` over HTTP.
+    #[serde(default = "default_admin")]
+    pub admin: SocketAddr,
+    /// Where services get their virtual addresses.
+    #[serde(default = "default_virtual_range")]
+    pub virtual_range: String,
+    /// All gateways of the site; the first is the one beside federation.
+    #[serde(default)]
+    pub gateways: Vec<GatewayFile>,
+    /// Users that may be the gateway on this host, besides root and our own.
+    #[serde(default = "default_gateway_users")]
+    pub gateway_users: Vec<String>,
+    /// The same by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateway_uids: Vec<u32>,
+}
+
+/// One entry of `gateways`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayFile {
+    /// Unique in the site.
+    pub id: String,
+    /// `host:port` of its QUIC listeners, as seen from outside.
+    #[serde(default)]
+    pub quic: Vec<String>,
+    /// `host:port` of its TLS/TCP listeners, as seen from outside.
+    pub tls: Vec<String>,
+}
+
+impl ConfigFile {
+    /// A site with defaults for everything else, and no gateway.
+    pub fn new(site: String, trust_domain: String) -> Self {
+        Self {
+            site,
+            trust_domain,
+            state: default_state(),
+            run: default_run(),
+            listen: default_listen(),
+            address: None,
+            admin: default_admin(),
+            virtual_range: default_virtual_range(),
+            gateways: Vec::new(),
+            gateway_users: default_gateway_users(),
+            gateway_uids: Vec::new(),
+        }
+    }
+}
+
+fn default_state() -> PathBuf {
+    "/var/lib/isthmus/federation".into()
+}
+
+fn default_run() -> PathBuf {
+    "/run/isthmus".into()
+}
+
+fn default_listen() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 8446).into()
+}
+
+fn default_admin() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 8448).into()
+}
+
+fn default_virtual_range() -> String {
+    "240.240.0.0/16".into()
+}
+
+fn default_gateway_users() -> Vec<String> {
+    vec!["isthmus-gateway".into()]
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from, for messages.
+    pub file: String,
+    /// Name of the site.
+    pub site: SiteName,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// State directory.
+    pub state: PathBuf,
+    /// Directory of the Unix sockets.
+    pub run: PathBuf,
+    /// gRPC over mTLS.
+    pub listen: SocketAddr,
+    /// Where gateways reach it.
+    pub address: SocketAddr,
+    /// Admin over HTTP.
+    pub admin: SocketAddr,
+    /// `a.b.c.d/len`.
+    pub virtual_range: String,
+    /// All gateways of the site.
+    pub gateways: Vec<Gateway>,
+    /// Users that may be the gateway on this host.
+    pub gateway_uids: Vec<u32>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::check(load(path)?, &path.display().to_string())
+    }
+
+    /// Checks what was written; `file` is how errors name it.
+    pub fn check(written: ConfigFile, file: &str) -> Result<Self, ConfigError> {
+        let wrong = |key: &str, problem: &dyn std::fmt::Display| ConfigError::meaning(file, key, problem);
+        let site: SiteName = written.site.parse().map_err(|error| wrong("site", &error))?;
+        let trust_domain = written.trust_domain.parse().map_err(|error| wrong("trust_domain", &error))?;
+        if written.gateways.len() > MAX_GATEWAYS {
+            return Err(wrong("gateways", &format!("at most {MAX_GATEWAYS} gateways")));
+        }
+        let mut gateways: Vec<Gateway> = Vec::new();
+        for (i, gateway) in written.gateways.into_iter().enumerate() {
+            let key = format!("gateways[{i}]");
+            let checked = check_gateway(gateway, &site, file, &key)?;
+            if gateways.iter().any(|other| other.id == checked.id) {
+                let problem = format!("{} is the id of an earlier gateway; ids are unique", checked.id);
+                return Err(ConfigError::meaning(file, format!("{key}.id"), problem));
+            }
+            gateways.push(checked);
+        }
+        let mut gateway_uids = written.gateway_uids;
+        gateway_uids.extend(written.gateway_users.iter().filter_map(|user| uid_of(user)));
+        Ok(Self {
+            file: file.to_owned(),
+            site,
+            trust_domain,
+            state: written.state,
+            run: written.run,
+            listen: written.listen,
+            address: written.address.unwrap_or_else(|| local(written.listen)),
+            admin: written.admin,
+            virtual_range: written.virtual_range,
+            gateways,
+            gateway_uids,
+        })
+    }
+
+    /// The gateway that runs beside federation, if one does.
+    pub fn gateway_beside(&self) -> Option<GatewayId> {
+        self.gateways.first().and_then(|gateway| gateway.id.parse().ok())
+    }
+}
+
+/// Where a listener is reached from its own host.
+fn local(listen: SocketAddr) -> SocketAddr {
+    match listen {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
+        other => other,
+    }
+}
+
+fn check_gateway(
+    written: GatewayFile,
+    site: &SiteName,
+    file: &str,
+    key: &str,
+) -> Result<Gateway, ConfigError> {
+    let wrong = |part: &str, problem: String| ConfigError::meaning(file, format!("{key}.{part}"), problem);
+    if written.tls.is_empty() {
+        let problem = "needs at least one host:port; machines join through it";
+        return Err(wrong("tls", problem.to_owned()));
+    }
+    for (part, addresses) in [("quic", &written.quic), ("tls", &written.tls)] {
+        if addresses.len() > MAX_ADDRESSES {
+            return Err(wrong(part, format!("at most {MAX_ADDRESSES} addresses")));
+        }
+    }
+    let gateway = Gateway {
+        id: written.id,
+        site: site.to_string(),
+        quic_addresses: written.quic,
+        tls_addresses: written.tls,
+    };
+    // The same check that the machines make which are told of it.
+    service::Gateway::try_from(&gateway)
+        .map_err(|error| ConfigError::meaning(file, key, error))?;
+    Ok(gateway)
+}
+
+/// The number of a user, from the passwd file; users that do not exist on this
+/// host cannot call.
+fn uid_of(user: &str) -> Option<u32> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
+    line.split(':').nth(2)?.parse().ok()
+}

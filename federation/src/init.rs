@@ -1,0 +1,166 @@
+//! Making a site: directories, keys, and the first record of its log.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use mesh_api::v1::SiteCreated;
+use mesh_core::{SiteName, TrustDomain};
+use mesh_runtime::process::EXIT_FAILURE;
+
+use crate::{
+    authority::{Authority, LogStore, StoreError},
+    ca::{CaError, CertificateAuthority, fingerprint},
+    clock::Clock,
+    config::{Config, ConfigFile},
+};
+
+/// Why no site was made. Nothing that was there before has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// There is one.
+    #[error("{0}: there is a site here already; it is not touched. Choose another --state")]
+    Exists(PathBuf),
+    /// There is a configuration file.
+    #[error("{0}: exists and is not overwritten. Choose another --config-out, or move it away")]
+    ConfigExists(PathBuf),
+    /// A directory or file.
+    #[error("{path}: {problem}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        problem: io::Error,
+    },
+    /// The configuration would not be accepted.
+    #[error(transparent)]
+    Config(#[from] mesh_runtime::config::ConfigError),
+    /// The keys.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The log.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl InitError {
+    /// The process's exit code: 78 for a wrong configuration, 77 where the
+    /// system forbids it (`sysexits.h`), else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(error) => error.exit_code(),
+            Self::Io { problem, .. } if problem.kind() == io::ErrorKind::PermissionDenied => EXIT_NO_PERMISSION,
+            _ => EXIT_FAILURE,
+        }
+    }
+}
+
+/// `EX_NOPERM` of `sysexits.h`.
+const EXIT_NO_PERMISSION: u8 = 77;
+
+/// A new site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// `SHA256:<hex>` of the root's public key.
+    pub root_fingerprint: String,
+}
+
+/// Makes a site in a state directory that has none. With `config_out` also
+/// writes a configuration file for it.
+pub fn init_site(written: &ConfigFile, config_out: Option<&Path>, clock: &Clock) -> Result<Made, InitError> {
+    let name = config_out.map_or_else(|| "federation.yaml".into(), |path| path.display().to_string());
+    let config = Config::check(written.clone(), &name)?;
+    if let Some(path) = config_out
+        && path.exists()
+    {
+        return Err(InitError::ConfigExists(path.to_owned()));
+    }
+    let made = make_state(&config.state, &config.site, &config.trust_domain, clock)?;
+    if let Some(path) = config_out {
+        write_config(path, written)?;
+    }
+    Ok(made)
+}
+
+fn make_state(
+    state: &Path,
+    site: &SiteName,
+    trust_domain: &TrustDomain,
+    clock: &Clock,
+) -> Result<Made, InitError> {
+    let keys = state.join("keys");
+    for made_before in [&state.join("authority.log"), &keys] {
+        if made_before.exists() {
+            return Err(InitError::Exists(state.to_owned()));
+        }
+    }
+    make_directory(state)?;
+    // The keys first: a site whose log exists is complete.
+    let unfinished = state.join("keys.new");
+    remove_unfinished(&unfinished)?;
+    make_directory(&unfinished)?;
+    let root = CertificateAuthority::create(&unfinished, trust_domain, clock)?;
+    fs::rename(&unfinished, &keys).map_err(at(&keys))?;
+    let created = SiteCreated {
+        name: site.to_string(),
+        trust_domain: trust_domain.to_string(),
+        root: root.clone(),
+    };
+    let log = LogStore::create(state).and_then(|store| Authority::create(&store, clock, created));
+    if let Err(error) = log {
+        // Without its log the site does not exist; do not block the next try.
+        let _ = fs::remove_dir_all(&keys);
+        let _ = fs::remove_file(state.join("authority.log"));
+        return Err(error.into());
+    }
+    give_to_owner(state)?;
+    Ok(Made { root_fingerprint: fingerprint(&root) })
+}
+
+/// Left by an attempt that was interrupted before anything counted.
+fn remove_unfinished(keys: &Path) -> Result<(), InitError> {
+    match fs::remove_dir_all(keys) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(keys)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), InitError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
+}
+
+/// Root makes sites for the user of federation: what is in the directory
+/// belongs to the owner of the directory.
+fn give_to_owner(directory: &Path) -> Result<(), InitError> {
+    let owner = fs::metadata(directory).map_err(at(directory))?;
+    if owner.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    let mut pending = vec![directory.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory).map_err(at(&directory))? {
+            let path = entry.map_err(at(&directory))?.path();
+            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(at(&path))?;
+            if path.is_dir() && !path.is_symlink() {
+                pending.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_config(path: &Path, written: &ConfigFile) -> Result<(), InitError> {
+    let text = serde_yaml_ng::to_string(written).map_err(|error| at(path)(io::Error::other(error)))?;
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(at(directory))?;
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(at(path))?;
+    io::Write::write_all(&mut file, text.as_bytes()).map_err(at(path))
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> InitError + use<> {
+    let path = path.to_owned();
+    move |problem| InitError::Io { path: path.clone(), problem }
+}

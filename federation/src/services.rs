@@ -1,0 +1,68 @@
+//! The gRPC services on one port, told apart by the first part of the path.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use mesh_api::v1::node_identity_server::NodeIdentityServer;
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{BoxFuture, Service, http},
+    server::NamedService,
+};
+
+use crate::node_identity::NodeIdentityService;
+
+/// What is served to callers who have proved who they are.
+#[derive(Clone)]
+pub struct Services {
+    /// For nodes.
+    pub node_identity: NodeIdentityServer<NodeIdentityService>,
+}
+
+impl Service<http::Request<Body>> for Services {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        match service_of(request.uri().path()) {
+            NodeIdentityServer::<NodeIdentityService>::NAME => self.node_identity.call(request),
+            other => {
+                let status = Status::unimplemented(format!("there is no service {other:?} here"));
+                Box::pin(async move { Ok(status.into_http()) })
+            }
+        }
+    }
+}
+
+/// `package.Service` of `/package.Service/Method`.
+fn service_of(path: &str) -> &str {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    path.split_once('/').map_or(path, |(service, _)| service)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_is_the_first_part_of_the_path() {
+        let cases = [
+            ("/isthmus.v1.Registry/Session", "isthmus.v1.Registry"),
+            ("/isthmus.v1.Registry", "isthmus.v1.Registry"),
+            ("//x", ""),
+            ("", ""),
+            ("*", "*"),
+        ];
+        for (path, service) in cases {
+            assert_eq!(service_of(path), service, "{path}");
+        }
+    }
+}

@@ -1,13 +1,16 @@
 //! A federation from top to bottom: what it opens, in which order, and how it
 //! ends.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use mesh_api::v1::{
-    GatewaySeen, authority_record::Event, join_server::JoinServer,
-    node_identity_server::NodeIdentityServer, workload_identity_server::WorkloadIdentityServer,
+    GatewaySeen, admin_server::AdminServer, authority_record::Event,
+    discovery_server::DiscoveryServer, join_server::JoinServer,
+    node_identity_server::NodeIdentityServer, peering_server::PeeringServer,
+    registry_server::RegistryServer, workload_identity_server::WorkloadIdentityServer,
 };
+use mesh_core::NodeId;
 use mesh_runtime::{
     admin::{Admin, Readiness},
     drain::Drain,
@@ -19,19 +22,28 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 
 use crate::{
+    admin::AdminService,
     authority::{Authority, LogStore, State, Store},
     ca::CertificateAuthority,
     clock::Clock,
     config::Config,
+    discovery::Discovery,
     door,
     join::JoinService,
+    leases::Terms,
+    links::Links,
     local_identity::LocalIdentityService,
     metrics,
     node_identity::NodeIdentityService,
     own_identity,
+    paths::{GatewayPaths, Paths},
+    peering::Peering,
     refusal::Never,
+    registry::Registry,
+    replication,
     services::Services,
     site::{Site, trust},
+    view::{View, ViewConfig},
 };
 
 /// How long running calls may take to end after SIGTERM.
@@ -63,12 +75,10 @@ pub struct Parts<S> {
 
 /// A federation that runs.
 pub struct Running {
-    /// What its services share.
-    pub site: Site,
+    /// What operators can do with it.
+    pub admin: AdminService,
     /// The gRPC listener.
     pub grpc: SocketAddr,
-    /// Conditions of `/ready`.
-    pub readiness: Readiness,
     metrics: Metrics,
 }
 
@@ -85,8 +95,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("admin: cannot listen on {}; is it in use?", config.admin))?;
-    local_doors(&running.site, &config, &drain).await?;
-    let admin = Admin { registry: Arc::new(running.metrics), readiness: running.readiness };
+    local_doors(&running.admin, &config, &drain).await?;
+    let admin = Admin { registry: Arc::new(running.metrics), readiness: Readiness::new() };
     drain.spawn_beside(mesh_runtime::admin::serve(listener, admin, drain.clone()));
     log::info!(site = config.site.as_str(), trust_domain = config.trust_domain.as_str(),
         grpc:% = running.grpc, admin:% = config.admin; "federation is up");
@@ -105,28 +115,50 @@ pub async fn start<S: Store>(config: &Config, parts: Parts<S>, drain: &Drain) ->
         log::error!(error:%; "the issuing CA is due and cannot be renewed");
     }
     publish_gateways(&authority, config).await?;
-    let credentials = Credentials::new(None, trust(&authority.state()));
     let site = Site {
+        credentials: Credentials::new(None, trust(&authority.state())),
         authority,
         ca: Arc::new(ca),
-        credentials,
         address: config.address.to_string().into(),
         gateway_beside: config.gateway_beside(),
     };
     own_identity::refresh(&site)?;
     drain.spawn(own_identity::keep(site.clone(), drain.clone()));
-
-    let readiness = Readiness::new();
-    let mut registry = Metrics::default();
-    metrics::register(&mut registry, site.clone());
     let listener = parts
         .net
         .bind(config.listen, false)
         .await
         .with_context(|| format!("listen: cannot listen on {}; is it in use?", config.listen))?;
     let grpc = listener.local_addr()?;
-    serve(&site, door::open(listener, site.credentials.clone(), config.trust_domain.clone(), drain), drain);
-    Ok(Running { site, grpc, readiness, metrics: registry })
+    let admin = publish(&site, config, parts.net, drain);
+    let own = config.trust_domain.clone();
+    serve(&admin, door::open(listener, site.credentials.clone(), own, drain), drain);
+    let mut registry = Metrics::default();
+    metrics::register(&mut registry, site);
+    Ok(Running { admin, grpc, metrics: registry })
+}
+
+/// The view, who writes to it and who reads it.
+fn publish(site: &Site, config: &Config, net: Arc<dyn Net>, drain: &Drain) -> AdminService {
+    let view = View::new(
+        site.authority.clone(),
+        ViewConfig {
+            federation_address: site.address.to_string(),
+            virtual_range: config.virtual_range,
+            terms: Terms::default(),
+        },
+    );
+    let paths: Arc<dyn Paths> = Arc::new(GatewayPaths::new(site.clone(), net));
+    let peering = Peering::new(view.clone(), drain.clone());
+    drain.spawn(view.clone().run(drain.clone()));
+    drain.spawn(replication::run(view.clone(), paths.clone(), drain.clone()));
+    AdminService {
+        site: site.clone(),
+        registry: Registry::new(view.clone(), drain.clone()),
+        discovery: Discovery::new(view.clone(), drain.clone()),
+        links: Links::new(site.clone(), view.clone(), peering, paths, drain.clone()),
+        view,
+    }
 }
 
 /// The log is the truth; a configuration for another site is a mistake.
@@ -168,14 +200,21 @@ async fn publish_gateways(authority: &Authority, config: &Config) -> anyhow::Res
 
 /// Serves gRPC: one server for those who can prove who they are, one for those
 /// who want to join.
-fn serve(site: &Site, incoming: door::Incoming, drain: &Drain) {
-    let boots = Arc::new(|_: &mesh_core::NodeId| None);
+fn serve(admin: &AdminService, incoming: door::Incoming, drain: &Drain) {
+    let (site, registry) = (&admin.site, admin.registry.clone());
+    let boots = {
+        let registry = registry.clone();
+        Arc::new(move |node: &NodeId| registry.live_boot(node))
+    };
     let node_identity = NodeIdentityService::new(site.clone(), boots);
     let services = Services {
         node_identity: NodeIdentityServer::new(node_identity).max_decoding_message_size(MAX_MESSAGE),
+        registry: RegistryServer::new(registry).max_decoding_message_size(MAX_MESSAGE),
+        discovery: DiscoveryServer::new(admin.discovery.clone()).max_decoding_message_size(MAX_MESSAGE),
+        peering: PeeringServer::new(admin.links.peering().clone()).max_decoding_message_size(MAX_MESSAGE),
     };
     let proved = server().serve_with_incoming_shutdown(services, incoming.proved, draining(drain));
-    let join = JoinServer::new(JoinService::new(site.clone())).max_decoding_message_size(MAX_JOIN_MESSAGE);
+    let join = JoinServer::new(JoinService::new(site.clone(), admin.links.clone())).max_decoding_message_size(MAX_JOIN_MESSAGE);
     let joining = server().serve_with_incoming_shutdown(
         join,
         incoming.joining,
@@ -195,16 +234,22 @@ fn server() -> Server {
 
 /// The Unix sockets: `Admin` for operators, `WorkloadIdentity` for a gateway
 /// on this host, who is told from others by its uid.
-async fn local_doors(site: &Site, config: &Config, drain: &Drain) -> anyhow::Result<()> {
-    let bind = async |name: &str, mode: u32| process::bind_unix(&Path::new(&config.run).join(name), mode).await;
-    let identity = bind("gateway-identity.sock", 0o666).await?;
-    let service = LocalIdentityService::new(site.clone(), &config.gateway_uids);
+async fn local_doors(admin: &AdminService, config: &Config, drain: &Drain) -> anyhow::Result<()> {
+    let identity = process::bind_unix(&config.run.join("gateway-identity.sock"), 0o666).await?;
+    let operators = process::bind_unix(&config.run.join("federation.sock"), 0o600).await?;
+    let service = LocalIdentityService::new(admin.site.clone(), &config.gateway_uids);
     let identity = server().serve_with_incoming_shutdown(
-        WorkloadIdentityServer::new(service),
+        WorkloadIdentityServer::new(service).max_decoding_message_size(MAX_JOIN_MESSAGE),
         unix::incoming(identity),
         draining(drain),
     );
+    let operators = server().serve_with_incoming_shutdown(
+        AdminServer::new(admin.clone()).max_decoding_message_size(MAX_MESSAGE),
+        unix::incoming(operators),
+        draining(drain),
+    );
     drain.spawn(ended("gateway identity", identity));
+    drain.spawn(ended("admin", operators));
     Ok(())
 }
 

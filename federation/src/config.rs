@@ -10,6 +10,8 @@ use mesh_core::{GatewayId, SiteName, TrustDomain, service};
 use mesh_runtime::config::{ConfigError, load};
 use serde::{Deserialize, Serialize};
 
+use crate::virtual_address::VirtualRange;
+
 /// The most gateways of one site.
 const MAX_GATEWAYS: usize = 64;
 /// The most addresses of one kind of one gateway.
@@ -127,8 +129,8 @@ pub struct Config {
     pub address: SocketAddr,
     /// Admin over HTTP.
     pub admin: SocketAddr,
-    /// `a.b.c.d/len`.
-    pub virtual_range: String,
+    /// Where services get their virtual addresses.
+    pub virtual_range: VirtualRange,
     /// All gateways of the site.
     pub gateways: Vec<Gateway>,
     /// Users that may be the gateway on this host.
@@ -149,6 +151,8 @@ impl Config {
         if written.gateways.len() > MAX_GATEWAYS {
             return Err(wrong("gateways", &format!("at most {MAX_GATEWAYS} gateways")));
         }
+        let virtual_range =
+            written.virtual_range.parse().map_err(|error| wrong("virtual_range", &error))?;
         let mut gateways: Vec<Gateway> = Vec::new();
         for (i, gateway) in written.gateways.into_iter().enumerate() {
             let key = format!("gateways[{i}]");
@@ -170,7 +174,7 @@ impl Config {
             listen: written.listen,
             address: written.address.unwrap_or_else(|| local(written.listen)),
             admin: written.admin,
-            virtual_range: written.virtual_range,
+            virtual_range,
             gateways,
             gateway_uids,
         })

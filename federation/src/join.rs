@@ -10,6 +10,7 @@ use v1::{authority_record::Event, join_server::Join};
 use crate::{
     authority::{State, state::NodeState},
     ca::{IssueError, Issued, KeyRequest},
+    links::Links,
     refusal::{Refusal, commit_status, refuse},
     site::{Site, bundles, gateways},
     tokens::{self, TokenRefusal},
@@ -93,12 +94,13 @@ fn utc(unix_s: u64) -> String {
 #[derive(Clone)]
 pub struct JoinService {
     site: Site,
+    links: Links,
 }
 
 impl JoinService {
-    /// Lets machines into `site`.
-    pub fn new(site: Site) -> Self {
-        Self { site }
+    /// Lets machines and `links` into `site`.
+    pub fn new(site: Site, links: Links) -> Self {
+        Self { site, links }
     }
 }
 
@@ -116,9 +118,9 @@ impl Join for JoinService {
 
     async fn redeem_link(
         &self,
-        _request: Request<v1::RedeemLinkRequest>,
+        request: Request<v1::RedeemLinkRequest>,
     ) -> Result<Response<v1::RedeemLinkResponse>, Status> {
-        Err(refuse(Code::Unimplemented, "unsupported", "linking is not wired up yet"))
+        self.links.redeem(request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -14,6 +14,7 @@
 //!   [`exports`] say who may call what.
 //! - [`peering`]: linked sites pull from us; [`replication`]: we pull from them,
 //!   over [`paths`]; [`imports`]: what they may say.
+//! - [`admin`]: what operators may ask and do; [`status`]: what they see.
 //! - [`tenure`]: how long a stream may last.
 //! - [`refusal`]: how a call is refused, and who may call what.
 //! - [`tokens`], [`join`]: how machines come in.
@@ -21,16 +22,17 @@
 //! - [`door`]: who may connect.
 //! - [`clock`]: the wall clock as an argument.
 
+pub mod admin;
 pub mod app;
 pub mod authority;
 pub mod ca;
 pub mod clock;
+pub mod config;
 pub mod discovery;
+pub mod door;
 pub mod exports;
 pub mod feed;
 pub mod imports;
-pub mod config;
-pub mod door;
 pub mod init;
 pub mod join;
 pub mod leases;
@@ -39,6 +41,7 @@ pub mod live;
 pub mod local_identity;
 pub mod metrics;
 pub mod node_identity;
+pub mod own_identity;
 pub mod paths;
 pub mod peering;
 pub mod proof;
@@ -48,10 +51,9 @@ pub mod registration;
 pub mod registry;
 pub mod render;
 pub mod replication;
-pub mod own_identity;
-pub mod refusal;
 pub mod services;
 pub mod site;
+pub mod status;
 pub mod tenure;
 pub mod tokens;
 pub mod view;

@@ -74,6 +74,11 @@ impl Links {
         Self { site, view, peering, paths, drain }
     }
 
+    /// Serves the other direction.
+    pub fn peering(&self) -> &Peering {
+        &self.peering
+    }
+
     fn state(&self) -> Arc<State> {
         self.site.authority.state()
     }

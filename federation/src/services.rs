@@ -5,7 +5,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use mesh_api::v1::node_identity_server::NodeIdentityServer;
+use mesh_api::v1::{
+    discovery_server::DiscoveryServer, node_identity_server::NodeIdentityServer,
+    peering_server::PeeringServer, registry_server::RegistryServer,
+};
 use tonic::{
     Status,
     body::Body,
@@ -13,13 +16,21 @@ use tonic::{
     server::NamedService,
 };
 
-use crate::node_identity::NodeIdentityService;
+use crate::{
+    discovery::Discovery, node_identity::NodeIdentityService, peering::Peering, registry::Registry,
+};
 
 /// What is served to callers who have proved who they are.
 #[derive(Clone)]
 pub struct Services {
     /// For nodes.
     pub node_identity: NodeIdentityServer<NodeIdentityService>,
+    /// For nodes.
+    pub registry: RegistryServer<Registry>,
+    /// For proxies and gateways.
+    pub discovery: DiscoveryServer<Discovery>,
+    /// For the federations of linked sites.
+    pub peering: PeeringServer<Peering>,
 }
 
 impl Service<http::Request<Body>> for Services {
@@ -34,6 +45,9 @@ impl Service<http::Request<Body>> for Services {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         match service_of(request.uri().path()) {
             NodeIdentityServer::<NodeIdentityService>::NAME => self.node_identity.call(request),
+            RegistryServer::<Registry>::NAME => self.registry.call(request),
+            DiscoveryServer::<Discovery>::NAME => self.discovery.call(request),
+            PeeringServer::<Peering>::NAME => self.peering.call(request),
             other => {
                 let status = Status::unimplemented(format!("there is no service {other:?} here"));
                 Box::pin(async move { Ok(status.into_http()) })

@@ -17,7 +17,7 @@ use std::{
     thread,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_api::v1::{AuthorityRecord, Revision as WireRevision, SiteCreated, authority_record::Event};
 use mesh_core::Revision;
 use prost::Message;
@@ -71,6 +71,8 @@ struct Shared {
     clock: Clock,
     durable: ArcSwap<State>,
     revision: watch::Sender<Revision>,
+    /// Why the last write failed, if it did.
+    failing: ArcSwapOption<StoreError>,
     queue: Mutex<Queue>,
     wake: Condvar,
 }
@@ -195,6 +197,7 @@ impl Authority {
             clock,
             revision: watch::Sender::new(state.revision),
             durable: ArcSwap::from_pointee(state.clone()),
+            failing: ArcSwapOption::empty(),
             queue: Mutex::new(Queue {
                 base: state.clone(),
                 newest: state,
@@ -226,6 +229,12 @@ impl Authority {
     /// Wakes after every durable change.
     pub fn revision(&self) -> watch::Receiver<Revision> {
         self.shared.revision.subscribe()
+    }
+
+    /// Why changes are refused at the moment: the last write to the disk
+    /// failed. Reads go on.
+    pub fn failing(&self) -> Option<Arc<StoreError>> {
+        self.shared.failing.load_full()
     }
 
     /// Where the records are: certificates by serial number, last known health.
@@ -294,7 +303,11 @@ fn write_batches(shared: &Shared) {
         drop(queue);
         let written = match batch.records.as_slice() {
             [] => Ok(()),
-            records => shared.store.commit(records),
+            records => {
+                let written = shared.store.commit(records);
+                shared.failing.store(written.as_ref().err().cloned().map(Arc::new));
+                written
+            }
         };
         match written {
             Ok(()) => publish(shared, batch),
@@ -334,3 +347,6 @@ fn refuse(shared: &Shared, error: &StoreError, batch: Batch) {
         let _ = caller.send(Err(error.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;

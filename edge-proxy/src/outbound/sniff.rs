@@ -147,11 +147,11 @@ mod tests {
         assert_eq!(detected(&long), Verdict::Is(Http1));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn silence_is_opaque_and_nothing_read_is_lost() {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(b"GET ").await.unwrap();
-        let wait = Duration::from_millis(100);
+        let wait = Duration::from_millis(20);
         let (speaks, mut stream) = detect(Box::new(server), wait).await.unwrap();
         assert_eq!(speaks, Speaks::Opaque);
         client.write_all(b"more").await.unwrap();

@@ -1,0 +1,145 @@
+//! HTTP between two proxies, over real sockets.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use support::{
+    Pair, Targets,
+    apps::{App, empty, fetch, full, get, http1, read},
+};
+
+/// Says what it saw.
+async fn echo(request: Request<hyper::body::Incoming>) -> Response<support::apps::AnyBody> {
+    let header = |name: &str| {
+        let value = request.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
+        value.unwrap_or_default()
+    };
+    let mut builder = Response::builder()
+        .header("x-method", request.method().as_str())
+        .header("x-uri", request.uri().to_string())
+        .header("x-host", header("host"))
+        .header("x-caller", header("x-isthmus-client-id"))
+        .header("x-legacy-caller", header("l5d-client-id"))
+        .header("x-saw-service", header("isthmus-service"))
+        .header("x-saw-hop", header("x-hop"))
+        .header("isthmus-error", "forged");
+    if request.uri().path() == "/empty" {
+        builder = builder.status(204);
+    }
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    builder.body(full(body)).unwrap()
+}
+
+#[tokio::test]
+async fn a_request_arrives_as_it_was_sent_and_names_its_caller() {
+    let app = App::start(echo).await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let mut client = http1(pair.source.http()).await;
+    let request = Request::post("http://orders.shop:80/a/b?c=d")
+        .header("x-isthmus-client-id", "spiffe://west.example/ns/shop/sa/admin")
+        .header("l5d-client-id", "admin")
+        .header("isthmus-service", "other.shop")
+        .header("connection", "x-hop")
+        .header("x-hop", "1")
+        .body(full("hello"))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let headers = response.headers().clone();
+    assert_eq!(headers["x-method"], "POST");
+    assert_eq!(headers["x-uri"], "/a/b?c=d");
+    assert_eq!(headers["x-host"], "orders.shop:80");
+    assert_eq!(headers["x-caller"], "spiffe://west.example/ns/shop/sa/checkout");
+    for gone in ["x-legacy-caller", "x-saw-service", "x-saw-hop"] {
+        assert_eq!(headers[gone], "", "{gone}");
+    }
+    assert!(!headers.contains_key("isthmus-error"));
+    assert_eq!(read(response).await, "hello");
+}
+
+#[tokio::test]
+async fn connections_are_kept_on_both_sides() {
+    let app = App::start(echo).await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let mut client = http1(pair.source.http()).await;
+    for _ in 0..5 {
+        let response = client.send_request(get("http://orders.shop/x")).await.unwrap();
+        assert_eq!(response.headers()["x-host"], "orders.shop");
+        read(response).await;
+        client.ready().await.unwrap();
+    }
+    assert_eq!(app.connections.load(Ordering::Relaxed), 1);
+    let metrics = pair.source.metrics();
+    let counted = "isthmus_proxy_request_total{direction=\"outbound\",service=\"orders.shop\",\
+                   port=\"http\",path=\"direct\",protocol=\"http\",status_class=\"2xx\",reason=\"\"} 5";
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_host_header_names_the_service_and_stays() {
+    let app = App::start(echo).await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    for host in ["orders.shop", "orders.shop.svc.cluster.local:80", "ORDERS.shop"] {
+        let request = Request::get("/y").header("host", host).body(empty()).unwrap();
+        let response = http1(pair.source.http()).await.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200, "{host}");
+        assert_eq!(response.headers()["x-host"], host);
+    }
+    let request = Request::get("/y").header("host", "anything").body(empty()).unwrap();
+    let response = http1(pair.port("http")).await.send_request(request).await.unwrap();
+    assert_eq!(response.headers()["x-host"], "anything");
+}
+
+#[tokio::test]
+async fn heads_without_bodies_stay_without() {
+    let app = App::start(echo).await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let mut client = http1(pair.source.http()).await;
+    let head = Request::head("http://orders.shop/x").body(empty()).unwrap();
+    let response = client.send_request(head).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["x-method"], "HEAD");
+    assert_eq!(read(response).await, "");
+    client.ready().await.unwrap();
+    let response = client.send_request(get("http://orders.shop/empty")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::NO_CONTENT);
+    assert_eq!(read(response).await, "");
+    client.ready().await.unwrap();
+    let options = Request::builder().method(Method::OPTIONS).uri("http://orders.shop/");
+    let response = client.send_request(options.body(empty()).unwrap()).await.unwrap();
+    assert_eq!(response.headers()["x-method"], "OPTIONS");
+}
+
+#[tokio::test]
+async fn big_bodies_pass_both_ways() {
+    let app = App::start(echo).await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let data: Bytes = (0..10_u32 << 20).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
+    let request = Request::put("http://orders.shop/big").body(full(data.clone())).unwrap();
+    let response = http1(pair.source.http()).await.send_request(request).await.unwrap();
+    assert!(read(response).await == data);
+}
+
+#[tokio::test]
+async fn what_is_not_a_service_is_refused_with_its_reason() {
+    let app = App::start(echo).await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let cases = [
+        ("http://127.0.0.1:80/", 403, "forbidden_target"),
+        ("http://169.254.169.254/latest/meta-data", 403, "forbidden_target"),
+        ("http://localhost:4191/metrics", 403, "forbidden_target"),
+        ("http://nobody.shop/", 404, "no_such_service"),
+        ("http://example.com/", 404, "no_such_service"),
+        ("http://orders.shop:9999/", 404, "no_such_port"),
+    ];
+    for (uri, status, code) in cases {
+        let (head, body) = fetch(pair.source.http(), uri).await;
+        assert_eq!(head.status, status, "{uri}");
+        assert_eq!(head.headers["isthmus-error"], code, "{uri}");
+        assert_eq!(body.iter().filter(|byte| **byte == b'\n').count(), 1, "{body:?}");
+    }
+}

@@ -6,6 +6,8 @@
 mod lens;
 mod proxies;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet,

@@ -55,6 +55,8 @@ pub mod services;
 pub mod site;
 pub mod status;
 pub mod tenure;
+#[cfg(test)]
+mod testing;
 pub mod tokens;
 pub mod view;
 pub mod virtual_address;

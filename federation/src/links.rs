@@ -407,3 +407,6 @@ fn not_proved(state: &State, peer: &PeerSite, problem: &str) -> Status {
     );
     refuse(Code::Unavailable, "link_unproved", message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -391,3 +391,6 @@ fn done(sequence: u64) -> RegistryReply {
 fn refused(sequence: u64, error: RegistryError, detail: &str) -> RegistryReply {
     RegistryReply { sequence, error: error.into(), detail: detail.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,18 +36,30 @@ mod listing;
 
 /// How long the other site may take to answer a token.
 const REDEEM_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the first replication may take before a link is given up.
-const PROVE_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the side that issued the token waits for the other to pull: longer
-/// than the other waits to prove the link, or it would end what the other has
-/// just kept.
-const CONFIRM_DEADLINE: Duration = Duration::from_secs(30);
-/// And how long it may just then be reconnecting.
-const COME_BACK: Duration = Duration::from_secs(15);
 /// How long a linked site may take to hear that the link is over.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How often it is looked whether the link is up.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long a new link has to prove itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// The side that redeems: until the first replication.
+    pub prove: Duration,
+    /// The side that issued the token: until it looks whether the other pulls.
+    /// Longer than the other takes to give up, or it would end what the other
+    /// has just kept.
+    pub confirm: Duration,
+    /// And how long the other may just then be reconnecting.
+    pub come_back: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let s = Duration::from_secs;
+        Self { prove: s(10), confirm: s(30), come_back: s(15) }
+    }
+}
 
 /// Where progress goes; a listener that has gone away changes nothing.
 pub type Progress = mpsc::Sender<Result<LinkProgress, Status>>;
@@ -60,6 +72,7 @@ pub struct Links {
     peering: Peering,
     paths: Arc<dyn Paths>,
     drain: Drain,
+    patience: Patience,
 }
 
 impl Links {
@@ -71,7 +84,12 @@ impl Links {
         paths: Arc<dyn Paths>,
         drain: Drain,
     ) -> Self {
-        Self { site, view, peering, paths, drain }
+        Self { site, view, peering, paths, drain, patience: Patience::default() }
+    }
+
+    /// With other deadlines.
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// Serves the other direction.
@@ -144,8 +162,8 @@ impl Links {
         let confirmed = async {
             // It may come, refuse what it gets, and go: what counts is that it
             // is there in the end, or comes back.
-            sleep(CONFIRM_DEADLINE).await;
-            self.peering.is_subscribed(&site, COME_BACK).await
+            sleep(self.patience.confirm).await;
+            self.peering.is_subscribed(&site, self.patience.come_back).await
         };
         let confirmed = tokio::select! {
             confirmed = confirmed => confirmed,
@@ -155,8 +173,8 @@ impl Links {
             return;
         }
         log::error!(site = site.as_str();
-            "the linked site has not come through the gateways within 30 s: the link is ended; \
-             look there for the reason and make a new token");
+            "the linked site has not come through the gateways: the link is ended; look there for \
+             the reason and make a new token");
         if let Err(status) = self.end("federation", &site).await {
             log::error!(site = site.as_str(), error = status.message(); "cannot end the link");
         }
@@ -265,7 +283,7 @@ impl Links {
     /// Waits until the other site's federation has answered through the
     /// gateways; else says what is in the way.
     async fn prove(&self, site: &SiteName) -> Result<(), String> {
-        let deadline = Instant::now() + PROVE_DEADLINE;
+        let deadline = Instant::now() + self.patience.prove;
         loop {
             let (proved, problem) = self.view.read_live(|live| match live.links.get(site) {
                 Some(link) => {
@@ -278,7 +296,7 @@ impl Links {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(problem.unwrap_or_else(|| "no answer within 10 s".to_owned()));
+                return Err(problem.unwrap_or_else(|| "no answer".to_owned()));
             }
             if !self.state().links.contains_key(site) {
                 return Err("the other site has ended the link".to_owned());

@@ -40,7 +40,7 @@ use crate::{
     clock::Clock,
     discovery::Discovery,
     leases::Terms,
-    links::Links,
+    links::{Links, Patience},
     paths::Paths,
     peering::Peering,
     registry::Registry,
@@ -93,7 +93,7 @@ struct MapPaths {
 impl MapPaths {
     async fn dial(&self, to: &SiteName, identity: Option<SpiffeId>) -> io::Result<Channel> {
         let site = self.map.sites.lock().unwrap().get(to.as_str()).cloned();
-        let site = site.filter(|site| site.reachable());
+        let site = site.filter(|site| site.is_reachable(identity.is_some()));
         let site = site.ok_or_else(|| io::Error::other("refused: no_path"))?;
         Ok(site.channel(identity.map(|id| peer(id, None))).await)
     }
@@ -123,7 +123,7 @@ pub(crate) struct TestSite {
     pub(crate) peering: Peering,
     pub(crate) links: Links,
     pub(crate) drain: Drain,
-    unreachable: Arc<Mutex<bool>>,
+    unreachable: Arc<Mutex<(bool, bool)>>,
     map: Arc<Map>,
     keys: Arc<tempfile::TempDir>,
 }
@@ -174,10 +174,16 @@ impl TestSite {
         let paths: Arc<dyn Paths> = Arc::new(MapPaths { from, map: map.clone() });
         drain.spawn(replication::run(view.clone(), paths.clone(), drain.clone()));
         let peering = Peering::new(view.clone(), drain.clone());
+        let patience = Patience {
+            prove: Duration::from_secs(2),
+            confirm: Duration::from_secs(3),
+            come_back: Duration::from_secs(1),
+        };
         let test = Self {
             registry: Registry::new(view.clone(), drain.clone()),
             discovery: Discovery::new(view.clone(), drain.clone()),
-            links: Links::new(site.clone(), view.clone(), peering.clone(), paths, drain.clone()),
+            links: Links::new(site.clone(), view.clone(), peering.clone(), paths, drain.clone())
+                .with_patience(patience),
             peering,
             view,
             site,
@@ -210,12 +216,19 @@ impl TestSite {
         site
     }
 
-    fn reachable(&self) -> bool {
-        !*self.unreachable.lock().unwrap()
+    fn is_reachable(&self, linked: bool) -> bool {
+        let unreachable = self.unreachable.lock().unwrap();
+        !unreachable.0 && !(linked && unreachable.1)
     }
 
+    /// Whether others find any way here.
     pub(crate) fn set_reachable(&self, reachable: bool) {
-        *self.unreachable.lock().unwrap() = !reachable;
+        self.unreachable.lock().unwrap().0 = !reachable;
+    }
+
+    /// Whether they do through the gateways.
+    pub(crate) fn set_reachable_when_linked(&self, reachable: bool) {
+        self.unreachable.lock().unwrap().1 = !reachable;
     }
 
     pub(crate) async fn commit(&self, events: Vec<Event>) {

@@ -3,16 +3,19 @@
 
 use std::{io, sync::Arc};
 
-use mesh_runtime::drain::Drain;
+use mesh_runtime::{admin::Readiness, drain::Drain};
 use mesh_tunnel::{Credentials, Net};
 
 use crate::{
     access_log::AccessLog,
     config::{Config, Role},
-    discovery, gateway, identity,
+    discovery,
+    gateway::Gateway,
+    identity,
     metrics::Metrics,
     own::{Own, OwnCell},
     snapshot_cell::SnapshotCell,
+    stats::Stats,
     tunnels::Tunnels,
     worker::{Bound, Worker},
 };
@@ -30,6 +33,10 @@ pub struct Shared {
     pub snapshot: SnapshotCell,
     /// Site, node, gateway id; replaced by [`identity`].
     pub own: OwnCell,
+    /// What must hold before this proxy is ready.
+    pub readiness: Readiness,
+    /// What federation is told of the traffic.
+    pub stats: Stats,
     /// Stop accepting, then stop.
     pub drain: Drain,
     /// What is counted.
@@ -55,6 +62,8 @@ impl Shared {
             credentials,
             snapshot: SnapshotCell::new(),
             own: OwnCell::new(own),
+            readiness: Readiness::new(),
+            stats: Stats::default(),
             drain: Drain::new(),
             metrics,
             access_log,
@@ -69,20 +78,24 @@ pub struct App {
     pub shared: Shared,
     /// Tunnels to the gateways of the own site.
     pub tunnels: Tunnels,
+    /// What the workers share in role gateway.
+    pub gateway: Gateway,
 }
 
 impl App {
     /// Nothing runs yet.
     pub fn new(shared: Shared) -> Self {
         let tunnels = Tunnels::new(&shared);
-        Self { shared, tunnels }
+        let gateway = Gateway::new(&shared);
+        Self { shared, tunnels, gateway }
     }
 
     /// The tasks that are no worker's: identity and discovery. Call it inside
     /// the control runtime.
     fn start_control(&self) {
         identity::start(&self.shared);
-        discovery::start(&self.shared, &self.tunnels);
+        discovery::start(&self.shared, &self.tunnels, &self.gateway);
+        self.gateway.start_control();
     }
 
     /// One worker and the control tasks in the runtime of the caller, who ends
@@ -99,7 +112,7 @@ impl App {
         let bound = worker.start(&wanted).await?;
         self.tunnels.start(&worker);
         if self.shared.config.role == Role::Gateway {
-            gateway::start(&worker).await?;
+            self.gateway.start(&worker).await?;
         }
         Ok(bound)
     }

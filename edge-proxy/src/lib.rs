@@ -15,10 +15,12 @@
 //! - [`inner`]: the session between two proxies, end to end.
 //! - [`inbound`]: from the mesh to the application.
 //! - [`tunnels`]: this proxy's tunnels to the gateways of its site.
+//! - [`stats`]: what federation is told of the traffic.
 //! - [`gateway`]: the role at a site's border.
 
 pub mod access_log;
 pub mod app;
+mod beliefs;
 pub mod config;
 pub mod copy;
 pub mod discovery;
@@ -35,7 +37,9 @@ pub mod own;
 pub mod prefixed;
 pub mod record;
 pub mod refusal;
+mod retry;
 pub mod snapshot_cell;
+pub mod stats;
 pub mod tunnels;
 pub mod view;
 pub mod worker;

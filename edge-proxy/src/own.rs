@@ -21,6 +21,8 @@ pub struct Own {
     /// Gateways of its site as the identity source knows them; the snapshot's
     /// are newer once there is one.
     pub gateways: Vec<Gateway>,
+    /// Federation's gRPC listener, as the identity source of a gateway knows it.
+    pub federation: Option<std::net::SocketAddr>,
     /// Region, zone, host.
     pub locality: Locality,
 }

@@ -87,7 +87,7 @@ impl Worker {
         Arc::new(Self {
             index,
             shared: app.shared.clone(),
-            tunnels: app.tunnels.clone(),
+            tunnels: app.tunnels.at(index),
             loads: Arc::default(),
             pool: Pool::default(),
             apps: Arc::default(),

@@ -4,9 +4,11 @@ use mesh_core::{NodeId, SpiffeId, TrustBundle, TrustDomain};
 use mesh_tunnel::Svid;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use sha2::{Digest, Sha256};
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
 
@@ -16,6 +18,8 @@ pub struct Ca {
     pub trust_domain: TrustDomain,
     /// The root, DER.
     pub root: CertificateDer<'static>,
+    /// SHA-256 of the root's SubjectPublicKeyInfo, as tokens pin it.
+    pub root_spki_sha256: [u8; 32],
     /// The issuing CA, DER.
     pub issuing: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
@@ -28,6 +32,7 @@ impl Ca {
         let root_key = KeyPair::generate().expect("a key");
         let root_params = ca_params(&format!("{trust_domain} root"), 1);
         let root = root_params.self_signed(&root_key).expect("a root");
+        let root_spki_sha256 = Sha256::digest(root_key.subject_public_key_info()).into();
         let root_issuer = Issuer::new(root_params, root_key);
         let key = KeyPair::generate().expect("a key");
         let params = ca_params(&format!("{trust_domain} issuing"), 0);
@@ -35,6 +40,7 @@ impl Ca {
         Self {
             trust_domain,
             root: root.der().clone(),
+            root_spki_sha256,
             issuing: issuing.der().clone(),
             issuer: Issuer::new(params, key),
         }
@@ -78,8 +84,21 @@ impl Ca {
 
     /// Certifies the key of a PKCS#10 request: leaf and issuing CA, DER.
     pub fn certify(&self, csr: &[u8], id: &SpiffeId, node: Option<&NodeId>) -> Vec<Vec<u8>> {
+        self.certify_for(csr, id, node, DAY)
+    }
+
+    /// The same for another lifetime.
+    pub fn certify_for(
+        &self,
+        csr: &[u8],
+        id: &SpiffeId,
+        node: Option<&NodeId>,
+        lifetime: std::time::Duration,
+    ) -> Vec<Vec<u8>> {
         let csr = CertificateSigningRequestParams::from_der(&csr.into()).expect("a request");
-        let params = leaf_params(id, node, UnixTime::now());
+        let now = UnixTime::now();
+        let mut params = leaf_params(id, node, now);
+        params.not_after = validity(now).1 - DAY + lifetime;
         let leaf = params.signed_by(&csr.public_key, &self.issuer).expect("a leaf");
         vec![leaf.der().to_vec(), self.issuing.to_vec()]
     }

@@ -1,0 +1,325 @@
+//! Bytes between two streams, both ways, until both have ended.
+//!
+//! The table of ends, the same on every transport:
+//!
+//! | one side | the other side |
+//! |---|---|
+//! | FIN (end of stream) | FIN, after everything that came before it |
+//! | reset, error | reset of both |
+//! | nothing in either direction for [`Limits::idle`] | reset of both |
+//!
+//! At most [`MAX_BUFFER`] bytes are held per direction; buffers begin small,
+//! grow while reads fill them, and are given back when nothing moves.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use mesh_tunnel::{TunnelStream, net::Stream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+/// The most bytes held per direction.
+pub const MAX_BUFFER: usize = 64 * 1024;
+/// What a direction begins with: most inner sessions begin with one TLS record.
+const FIRST_BUFFER: usize = 4 * 1024;
+
+/// How often a relay looks whether anything has moved: quiet for this long, it
+/// gives its buffers back.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// How long a relay may live without doing anything.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// No byte in either direction for this long ends it.
+    pub idle: Duration,
+}
+
+/// One of the two ends of a relay: bytes, half-close by shutdown, and a reset.
+pub trait End: AsyncRead + AsyncWrite + Unpin {
+    /// Aborts both directions towards this peer.
+    fn reset(&mut self);
+}
+
+impl End for TunnelStream {
+    fn reset(&mut self) {
+        TunnelStream::reset(self);
+    }
+}
+
+/// A TCP connection; its reset is an RST, sent when it is dropped.
+impl End for Stream {
+    fn reset(&mut self) {
+        self.abort_on_close();
+    }
+}
+
+/// What a relay has carried and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// From the near end to the far end, in bytes.
+    pub sent: u64,
+    /// From the far end to the near end, in bytes.
+    pub received: u64,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Both directions ended with FIN.
+    Finished,
+    /// The near end broke or was reset.
+    NearReset,
+    /// The far end broke or was reset.
+    FarReset,
+    /// Nothing moved for too long.
+    Idle,
+    /// This process stops.
+    Stopped,
+}
+
+impl Ending {
+    /// The stable code, as in the access log.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::NearReset => "reset_by_source",
+            Self::FarReset => "reset_by_destination",
+            Self::Idle => "idle",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Which end failed.
+enum Fault {
+    Reading,
+    Writing,
+}
+
+/// Copies both ways until both directions have ended, one end breaks, nothing
+/// moves for `limits.idle`, or `stop` completes. On all but the first, both
+/// ends are reset before this returns.
+pub async fn relay<A: End, B: End>(
+    near: &mut A,
+    far: &mut B,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) -> Carried {
+    let mut up = Direction::default();
+    let mut down = Direction::default();
+    let ending = tokio::select! {
+        biased;
+        ending = copy_both(near, far, &mut up, &mut down, limits) => ending,
+        () = stop => Ending::Stopped,
+    };
+    if ending != Ending::Finished {
+        near.reset();
+        far.reset();
+    }
+    Carried { sent: up.total, received: down.total, ending }
+}
+
+async fn copy_both<A: End, B: End>(
+    near: &mut A,
+    far: &mut B,
+    up: &mut Direction,
+    down: &mut Direction,
+    limits: Limits,
+) -> Ending {
+    // One timer per relay, looked at rarely and never per read: what has moved
+    // since decides whether it was quiet.
+    let look = limits.idle.min(LOOK);
+    let (mut seen, mut quiet) = (0, Duration::ZERO);
+    let mut timer = std::pin::pin!(tokio::time::sleep(look));
+    poll_fn(|cx| {
+        match up.poll(cx, near, far) {
+            Poll::Ready(Err(Fault::Reading)) => return Poll::Ready(Ending::NearReset),
+            Poll::Ready(Err(Fault::Writing)) => return Poll::Ready(Ending::FarReset),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match down.poll(cx, far, near) {
+            Poll::Ready(Err(Fault::Reading)) => return Poll::Ready(Ending::FarReset),
+            Poll::Ready(Err(Fault::Writing)) => return Poll::Ready(Ending::NearReset),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        if up.done && down.done {
+            return Poll::Ready(Ending::Finished);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            timer.as_mut().reset(Instant::now() + look);
+            let moved = up.moved + down.moved;
+            quiet = if moved == seen { quiet + look } else { Duration::ZERO };
+            seen = moved;
+            if quiet >= limits.idle {
+                return Poll::Ready(Ending::Idle);
+            }
+            if quiet > Duration::ZERO {
+                up.give_back();
+                down.give_back();
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// One direction of a relay.
+#[derive(Default)]
+struct Direction {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    ended: bool,
+    done: bool,
+    unflushed: bool,
+    /// Reads and writes so far, for the idle deadline.
+    moved: u64,
+    /// Bytes written so far.
+    total: u64,
+}
+
+impl Direction {
+    /// Moves what can be moved; ready when this direction has ended.
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        while !self.done {
+            if self.start == self.end && !self.ended {
+                match self.poll_fill(cx, from) {
+                    Poll::Ready(result) => result.map_err(|_| Fault::Reading)?,
+                    Poll::Pending => {
+                        // Everything read so far must be on its way before we
+                        // sleep.
+                        if self.unflushed && ready!(Pin::new(&mut *to).poll_flush(cx)).is_err() {
+                            return Poll::Ready(Err(Fault::Writing));
+                        }
+                        self.unflushed = false;
+                        return Poll::Pending;
+                    }
+                }
+            }
+            ready!(self.poll_drain(cx, to)).map_err(|_| Fault::Writing)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Frees the buffer if nothing is in it.
+    fn give_back(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            self.buffer = Vec::new();
+        }
+    }
+
+    fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+    ) -> Poll<io::Result<()>> {
+        if self.end == self.buffer.len() && self.buffer.len() < MAX_BUFFER {
+            let size = (self.buffer.len() * 2).clamp(FIRST_BUFFER, MAX_BUFFER);
+            self.buffer.resize(size, 0);
+        }
+        let mut space = ReadBuf::new(&mut self.buffer);
+        ready!(Pin::new(from).poll_read(cx, &mut space))?;
+        (self.start, self.end) = (0, space.filled().len());
+        self.ended = self.end == 0;
+        self.moved += 1;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_drain<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+    ) -> Poll<io::Result<()>> {
+        while self.start < self.end {
+            let chunk = &self.buffer[self.start..self.end];
+            let written = ready!(Pin::new(&mut *to).poll_write(cx, chunk))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.start += written;
+            self.total += written as u64;
+            self.moved += 1;
+            self.unflushed = true;
+        }
+        if self.ended {
+            ready!(Pin::new(to).poll_shutdown(cx))?;
+            self.done = true;
+            self.buffer = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// An end that breaks when more than its budget was read from or written to
+/// it: for peers that have proved nothing yet.
+#[derive(Debug)]
+pub struct Measured<E> {
+    end: E,
+    may_read: u64,
+    may_write: u64,
+}
+
+impl<E: End> Measured<E> {
+    /// `budget` bytes each way.
+    pub fn new(end: E, budget: u64) -> Self {
+        Self { end, may_read: budget, may_write: budget }
+    }
+}
+
+fn spend(budget: &mut u64, bytes: usize) -> io::Result<()> {
+    *budget = budget
+        .checked_sub(bytes as u64)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::QuotaExceeded, "too many bytes"))?;
+    Ok(())
+}
+
+impl<E: End> AsyncRead for Measured<E> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.end).poll_read(cx, buf))?;
+        Poll::Ready(spend(&mut self.may_read, buf.filled().len() - before))
+    }
+}
+
+impl<E: End> AsyncWrite for Measured<E> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.end).poll_write(cx, buf))?;
+        Poll::Ready(spend(&mut self.may_write, written).map(|()| written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.end).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.end).poll_shutdown(cx)
+    }
+}
+
+impl<E: End> End for Measured<E> {
+    fn reset(&mut self) {
+        self.end.reset();
+    }
+}

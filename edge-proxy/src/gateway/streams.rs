@@ -1,0 +1,251 @@
+//! One stream: decided, connected on, copied, logged.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_core::{
+    GatewayId, NodeId, SiteName,
+    path::{Connect, NextHop, RefusedReason, forward},
+};
+use mesh_tunnel::{IncomingStream, OpenError, Session, Stream, TunnelStream};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    neighbours::Tunnel,
+    quota::Slot,
+    relay::{self, Carried, Limits},
+};
+
+/// How long saying no may take; a neighbour that does not read its answers
+/// has its stream dropped.
+const REFUSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a stream goes no further.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Refusal {
+    reason: RefusedReason,
+    /// `None`: this gateway.
+    hop: Option<String>,
+    detail: String,
+}
+
+/// The open next hop, with the places it takes.
+struct Far {
+    end: FarEnd,
+    _towards: Option<Slot>,
+}
+
+enum FarEnd {
+    Tcp(Stream),
+    Tunnel(TunnelStream),
+}
+
+impl Refusal {
+    fn here(reason: RefusedReason, detail: impl Into<String>) -> Self {
+        Self { reason, hop: None, detail: detail.into() }
+    }
+}
+
+impl From<OpenError> for Refusal {
+    /// The next hop's refusal is passed on as it is, with its own name.
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Refused { reason, hop, detail } => {
+                let hop = Some(hop).filter(|hop| !hop.is_empty());
+                Self { reason, hop, detail }
+            }
+            OpenError::Closed => Self::here(RefusedReason::NoPath, "the next tunnel has ended"),
+            OpenError::Timeout(after) => Self::timeout(after),
+        }
+    }
+}
+
+impl Refusal {
+    fn timeout(after: Duration) -> Self {
+        Self::here(RefusedReason::Timeout, format!("the next hop did not answer in {after:?}"))
+    }
+}
+
+/// Serves one stream that a neighbour has opened, until it has ended.
+pub(super) async fn serve(tunnel: Arc<Tunnel>, incoming: IncomingStream) {
+    let started = Instant::now();
+    let connect = incoming.connect.clone();
+    let outcome = match admit(&tunnel, &connect) {
+        Ok((slot, half_open, next)) => {
+            let far = Box::pin(reach(&tunnel, &next, &connect)).await;
+            drop(half_open);
+            far.map(|far| (slot, next, far))
+        }
+        Err(refusal) => Err(refusal),
+    };
+    match outcome {
+        Ok((_slot, next, far)) => {
+            carry(&tunnel, incoming, &next, far, started).await;
+        }
+        Err(refusal) => refuse(&tunnel, incoming, refusal).await,
+    }
+}
+
+/// Whether the stream may go on, and where. Takes its places in the quotas.
+fn admit(tunnel: &Tunnel, connect: &Connect) -> Result<(Slot, Slot, NextHop), Refusal> {
+    if tunnel.is_draining() {
+        return Err(Refusal::here(RefusedReason::Draining, "this gateway is going away"));
+    }
+    let quota = |what| move || Refusal::here(RefusedReason::Quota, what);
+    let slot = tunnel.quota.stream().ok_or_else(quota("too many open streams"))?;
+    let half_open =
+        tunnel.quota.half_open().ok_or_else(quota("too many streams without an answer yet"))?;
+    let Some(snapshot) = tunnel.state.snapshot() else {
+        return Err(Refusal::here(RefusedReason::NoPath, "this gateway has no snapshot yet"));
+    };
+    let sessions = &tunnel.state.sessions;
+    let holds = |node: &NodeId| sessions.holds(node);
+    let next = forward(&snapshot, &tunnel.own.id, tunnel.session.peer(), connect, holds)
+        .map_err(|reason| Refusal::here(reason, ""))?;
+    Ok((slot, half_open, next))
+}
+
+/// Opens the next hop. Exactly one attempt: trying elsewhere is the source's
+/// business.
+async fn reach(tunnel: &Tunnel, next: &NextHop, connect: &Connect) -> Result<Far, Refusal> {
+    let onward = Connect { hops: connect.hops.saturating_add(1), ..connect.clone() };
+    match next {
+        NextHop::Dial { addr, .. } => dial(tunnel, *addr, "the endpoint's proxy").await,
+        NextHop::Federation(addr) => dial(tunnel, *addr, "federation").await,
+        NextHop::Session(node) => {
+            let session = to_node(tunnel, node, connect);
+            open(tunnel, session.ok_or_else(|| no_path("no session of the node"))?, &onward).await
+        }
+        NextHop::Sibling(gateways, _node) => {
+            let session = to_sibling(tunnel, gateways);
+            open(tunnel, session.ok_or_else(|| no_path("no tunnel to a sibling"))?, &onward).await
+        }
+        NextHop::Link(site) => over_link(tunnel, site, &onward).await,
+    }
+}
+
+fn no_path(what: &str) -> Refusal {
+    Refusal::here(RefusedReason::NoPath, what)
+}
+
+fn to_node(tunnel: &Tunnel, node: &NodeId, connect: &Connect) -> Option<Session> {
+    let snapshot = tunnel.state.snapshot()?;
+    let id = connect.endpoint.as_ref()?;
+    let endpoint = snapshot.endpoint(connect.service.as_str(), &connect.site, id.as_str());
+    tunnel.state.sessions.node(node, endpoint.map(|endpoint| &endpoint.identity))
+}
+
+fn to_sibling(tunnel: &Tunnel, gateways: &[GatewayId]) -> Option<Session> {
+    gateways.iter().find_map(|gateway| tunnel.state.sessions.sibling(gateway))
+}
+
+async fn over_link(tunnel: &Tunnel, site: &SiteName, onward: &Connect) -> Result<Far, Refusal> {
+    let towards = tunnel.state.quotas.towards(site).stream().ok_or_else(|| {
+        Refusal::here(RefusedReason::Quota, format!("too many open streams to site {site}"))
+    })?;
+    let session = tunnel.state.sessions.link(site);
+    let session = session.ok_or_else(|| no_path(&format!("no tunnel to site {site} is up")))?;
+    let far = open(tunnel, session, onward).await?;
+    Ok(Far { _towards: Some(towards), ..far })
+}
+
+async fn open(tunnel: &Tunnel, session: Session, onward: &Connect) -> Result<Far, Refusal> {
+    let deadline = tunnel.state.tuning.open_deadline;
+    let opened = timeout(deadline, session.open(onward, &[])).await;
+    let stream = opened.map_err(|_| Refusal::timeout(deadline))??;
+    Ok(Far { end: FarEnd::Tunnel(stream), _towards: None })
+}
+
+async fn dial(tunnel: &Tunnel, addr: std::net::SocketAddr, what: &str) -> Result<Far, Refusal> {
+    let deadline = tunnel.state.tuning.dial_deadline;
+    match timeout(deadline, tunnel.state.shared.net.dial(addr)).await {
+        Ok(Ok(stream)) => Ok(Far { end: FarEnd::Tcp(stream), _towards: None }),
+        Ok(Err(error)) => {
+            // The neighbour may be another site: our addresses stay here.
+            log::debug!(addr:% = addr, error:% = error; "{what} cannot be reached");
+            Err(Refusal::here(RefusedReason::Unreachable, format!("{what} does not answer")))
+        }
+        Err(_) => {
+            let text = format!("{what} did not answer in {deadline:?}");
+            Err(Refusal::here(RefusedReason::Unreachable, text))
+        }
+    }
+}
+
+/// Says yes and copies until both directions have ended.
+async fn carry(
+    tunnel: &Tunnel,
+    incoming: IncomingStream,
+    next: &NextHop,
+    far: Far,
+    started: Instant,
+) {
+    let connect = incoming.connect.clone();
+    let mut near = match incoming.accept().await {
+        Ok(near) => near,
+        Err(error) => {
+            log::debug!(connection = connect.connection_id.as_str(), error:% = error; "source is gone");
+            return;
+        }
+    };
+    let opened = started.elapsed();
+    let counted = tunnel.state.metrics.stream(&tunnel.neighbour);
+    let limits = Limits { idle: tunnel.state.tuning.stream_idle };
+    let stop = tunnel.state.shared.drain.stopping();
+    let carried = match far.end {
+        FarEnd::Tcp(mut far) => relay::relay(&mut near, &mut far, limits, stop).await,
+        FarEnd::Tunnel(mut far) => relay::relay(&mut near, &mut far, limits, stop).await,
+    };
+    counted.ended(&carried);
+    log_carried(tunnel, &connect, next, &carried, opened, started);
+}
+
+fn log_carried(
+    tunnel: &Tunnel,
+    connect: &Connect,
+    next: &NextHop,
+    carried: &Carried,
+    opened: Duration,
+    started: Instant,
+) {
+    log::info!(
+        target: "access",
+        connection = connect.connection_id.as_str(), neighbour:% = tunnel.neighbour,
+        site = connect.site.as_str(), service = connect.service.as_str(),
+        port = connect.port.as_str(),
+        endpoint = connect.endpoint.as_ref().map_or("-", |id| id.as_str()),
+        next = kind(next), sent = carried.sent, received = carried.received,
+        end = carried.ending.code(), open_ms = millis(opened), total_ms = millis(started.elapsed());
+        "stream"
+    );
+}
+
+async fn refuse(tunnel: &Tunnel, incoming: IncomingStream, refusal: Refusal) {
+    let Refusal { reason, hop, detail } = refusal;
+    let connect = incoming.connect.clone();
+    let hop = hop.unwrap_or_else(|| tunnel.own.hop());
+    tunnel.state.metrics.refused(&tunnel.neighbour, reason);
+    log::info!(
+        target: "access",
+        connection = connect.connection_id.as_str(), neighbour:% = tunnel.neighbour,
+        site = connect.site.as_str(), service = connect.service.as_str(),
+        port = connect.port.as_str(),
+        endpoint = connect.endpoint.as_ref().map_or("-", |id| id.as_str()),
+        refused:% = reason, hop = hop.as_str(), detail = detail.as_str();
+        "stream refused"
+    );
+    let _late = timeout(REFUSE_DEADLINE, incoming.refuse(reason, &hop, &detail)).await;
+}
+
+fn kind(next: &NextHop) -> &'static str {
+    match next {
+        NextHop::Dial { .. } => "endpoint",
+        NextHop::Session(_) => "session",
+        NextHop::Sibling(..) => "sibling",
+        NextHop::Link(_) => "link",
+        NextHop::Federation(_) => "federation",
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

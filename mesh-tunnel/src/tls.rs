@@ -3,6 +3,7 @@
 //! TLS 1.3 only, aws-lc-rs, X25519MLKEM768 first, no resumption, no early
 //! data. Peers are verified by `mesh_core::verify_peer` and nothing else.
 
+mod proved;
 mod verifier;
 
 use std::{
@@ -30,6 +31,8 @@ use tokio::{
 };
 use verifier::{ClientVerifier, ServerVerifier, Source};
 
+pub use proved::{Proved, disproved};
+pub(crate) use proved::{expired, left, no_longer_believed};
 pub(crate) use verifier::Witness;
 
 /// A certificate with its key.
@@ -236,7 +239,7 @@ pub fn peer_of(
 }
 
 /// What the peer of a finished handshake presented.
-pub(crate) fn chain_of(connection: &CommonState) -> Vec<CertificateDer<'static>> {
+pub fn chain_of(connection: &CommonState) -> Vec<CertificateDer<'static>> {
     let chain = connection.peer_certificates().unwrap_or_default();
     chain.iter().map(|certificate| certificate.clone().into_owned()).collect()
 }

@@ -23,7 +23,7 @@ use super::{
     Carrier, Handle, MAX_STREAMS, NOTICES, Phase, Raw, Session, Shared, Transport,
     carrier::Delivery, stream::Counted, wire,
 };
-use crate::tls::Credentials;
+use crate::tls::{self, Credentials};
 
 /// Both sides must have said `Hello` by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,9 +38,6 @@ const LINGER_QUEUE: usize = 2 * MAX_STREAMS as usize;
 const LINGER: Duration = Duration::from_secs(5);
 /// How long before the peer's leaf ends its session is drained, at most.
 const EXPIRY_LEAD: Duration = Duration::from_secs(30);
-/// The wall clock is looked at this often: it may jump, and timers do not
-/// count the time a machine sleeps.
-const CLOCK_EVERY: Duration = Duration::from_secs(60);
 /// A larger difference of clocks is worth a warning.
 const SKEW: Duration = Duration::from_secs(60);
 
@@ -203,7 +200,7 @@ impl Life {
             why = self.read(from) => why,
             why = self.write(to, outgoing) => why,
             why = self.ping() => why,
-            why = self.believe() => why,
+            why = tls::no_longer_believed(&self.credentials, &shared.peer, &self.chain) => why,
             why = self.expire() => why,
             why = self.abandon(finished) => why,
         };
@@ -297,43 +294,17 @@ impl Life {
         self.shared.rtt.store(smoothed, Ordering::Relaxed);
     }
 
-    /// Cuts the session when the peer is no longer believed.
-    async fn believe(&self) -> String {
-        let mut changed = self.credentials.changed();
-        loop {
-            if let Err(error) = self.credentials.recheck(&self.shared.peer, &self.chain) {
-                log::warn!(peer = self.shared.peer.id.as_str(), code = error.code(); "tunnel cut: {error}");
-                return format!("{}: {error}", error.code());
-            }
-            if changed.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    /// Drains the session a little before the peer's leaf ends and closes it
-    /// then.
+    /// Drains the session a little before the peer's leaf ends and waits for
+    /// that end.
     async fn expire(&self) -> String {
-        let left = || {
-            let end = Duration::from_secs(self.shared.peer.not_after.as_secs());
-            end.saturating_sub(mesh_runtime::clock::now_unix())
-        };
-        let lead = (left() / 4).min(EXPIRY_LEAD);
-        let mut drained = false;
-        loop {
-            let left = left();
-            if left.is_zero() {
-                return "the peer's certificate has ended".into();
-            }
-            if left <= lead && !drained {
-                drained = true;
-                let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-                self.shared.tell(Message::Drain(v1::Drain { deadline_ms }));
-                self.end_soon();
-            }
-            let next = if drained { left } else { left - lead };
-            sleep(next.min(CLOCK_EVERY)).await;
-        }
+        let peer = &self.shared.peer;
+        let lead = (tls::left(peer) / 4).min(EXPIRY_LEAD);
+        tls::expired(peer, lead).await;
+        let deadline_ms = u64::try_from(lead.as_millis()).unwrap_or(u64::MAX);
+        self.shared.tell(Message::Drain(v1::Drain { deadline_ms }));
+        self.end_soon();
+        tls::expired(peer, Duration::ZERO).await;
+        "the peer's certificate has ended".into()
     }
 
     fn end_soon(&self) {

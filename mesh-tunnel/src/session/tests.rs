@@ -353,10 +353,10 @@ async fn streams_over_the_limit_are_refused() {
             }
         });
         for _ in 0..MAX_STREAMS {
-            let stream = t.near.open(&connect("one of many"), b"").await.unwrap();
+            let stream = t.near.open(&connect("many"), b"").await.unwrap();
             keep.lock().unwrap().push(stream);
         }
-        let error = t.near.open(&connect("one too many"), b"").await.unwrap_err();
+        let error = t.near.open(&connect("more"), b"").await.unwrap_err();
         let quota = matches!(error, OpenError::Refused { reason: RefusedReason::Quota, .. });
         assert!(quota, "{error}");
         acceptor.abort();

@@ -33,8 +33,12 @@ use crate::{
     virtual_address::{VirtualAddresses, VirtualRange},
 };
 
-/// How long a change waits for others to travel with it.
-const COALESCE: Duration = Duration::from_millis(20);
+/// How long a change waits for others to travel with it: at least the first,
+/// at most the second, in between as long as rendering takes.
+const COALESCE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(50));
+/// How long a new process may lack what linked sites export before that is
+/// published as the truth.
+const SETTLE: Duration = Duration::from_secs(5);
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
 /// How long the sessions of a gateway outlive its stream: it may be
@@ -64,6 +68,7 @@ struct Shared {
     inner: Mutex<Inner>,
     dirty: Notify,
     revision: watch::Sender<Revision>,
+    started: Instant,
 }
 
 struct Inner {
@@ -89,7 +94,9 @@ impl View {
         };
         let revision = watch::Sender::new(inner.site.revision());
         let (inner, dirty) = (Mutex::new(inner), Notify::new());
-        let view = Self { shared: Arc::new(Shared { authority, config, inner, dirty, revision }) };
+        let started = Instant::now();
+        let shared = Shared { authority, config, inner, dirty, revision, started };
+        let view = Self { shared: Arc::new(shared) };
         view.refresh();
         view
     }
@@ -99,6 +106,7 @@ impl View {
         let mut durable = self.shared.authority.revision();
         let mut tick = interval(LEASE_TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pause = COALESCE.0;
         loop {
             tokio::select! {
                 () = drain.draining() => return,
@@ -109,9 +117,11 @@ impl View {
                     continue;
                 }
             }
-            sleep(COALESCE).await;
+            sleep(pause).await;
             durable.mark_unchanged();
+            let began = Instant::now();
             self.refresh();
+            pause = began.elapsed().clamp(COALESCE.0, COALESCE.1);
         }
     }
 
@@ -120,7 +130,21 @@ impl View {
         self.shared.revision.subscribe()
     }
 
-    /// The newest state that was rendered.
+    /// Whether what linked sites export is known again after a start. Who has
+    /// a state of an earlier process keeps it until then, or its remote
+    /// endpoints would go and come back.
+    pub fn is_settled(&self) -> bool {
+        if self.shared.started.elapsed() >= SETTLE {
+            return true;
+        }
+        let (state, inner) = (self.shared.authority.state(), self.lock());
+        let is_known = |site| {
+            inner.live.links.get(site).is_some_and(|link| link.imported.revision.is_some())
+        };
+        state.links.keys().all(is_known)
+    }
+
+    /// The truth that it is made from.
     pub fn authority(&self) -> &Authority {
         &self.shared.authority
     }

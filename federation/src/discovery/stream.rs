@@ -12,7 +12,7 @@ use mesh_api::{
 use mesh_core::{PeerIdentity, ServiceName};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
 };
 use tonic::{Code, Status, Streaming};
 
@@ -35,6 +35,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a proxy hears that federation is there, and what time it is.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often it is looked whether the view has settled.
+const SETTLE_LOOK: Duration = Duration::from_millis(50);
 /// Services that one proxy may want.
 const MAX_WANTED: usize = 20_000;
 
@@ -51,6 +53,9 @@ pub(crate) struct ProxyStream {
     told: Option<Revision>,
     /// Wanted, and its endpoints not sent yet.
     new_wants: BTreeSet<String>,
+    /// It has a state already, and may wait for a better one after a start of
+    /// federation.
+    waits: bool,
     /// A `Want` waits for its `Complete`.
     wants_answer: bool,
     /// Set for gateways that said, or must be, who they are.
@@ -88,6 +93,7 @@ impl ProxyStream {
             tx,
             told: None,
             new_wants: BTreeSet::new(),
+            waits: false,
             wants_answer: false,
             gateway: None,
         }
@@ -125,7 +131,8 @@ impl ProxyStream {
         let mut stuck_since = None;
         loop {
             let tx = self.tx.clone();
-            let behind = self.is_behind(&revision);
+            let unsettled = self.waits && !self.discovery.view.is_settled();
+            let behind = !unsettled && self.is_behind(&revision);
             stuck_since = behind.then(|| stuck_since.unwrap_or_else(Instant::now));
             let send_by = stuck_since.unwrap_or_else(Instant::now) + SEND_DEADLINE;
             tokio::select! {
@@ -143,7 +150,8 @@ impl ProxyStream {
                         room.send(Ok(DiscoveryResponse { response: Some(answer) }));
                     }
                 }
-                changed = revision.changed(), if !behind => {
+                () = sleep(SETTLE_LOOK), if unsettled => {}
+                changed = revision.changed(), if !behind && !unsettled => {
                     changed.map_err(|_| gone())?;
                     revision.mark_changed();
                 }
@@ -172,6 +180,7 @@ impl ProxyStream {
             self.gateway = self.discovery.gateway_id(&subscribe.gateway);
         }
         self.told = subscribe.have.filter(|have| self.discovery.view.covers(have));
+        self.waits = subscribe.have.is_some();
         self.lens.resumed = self.told.is_some();
         self.discovery.proxies.add(self.number, &self.peer, &subscribe.proxy_version);
         self.discovery.heard(self.number, &self.peer);

@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
 
 use mesh_api::v1::{
-    Endpoint, Port, Protocol, Register, ReplicateRequest, ReplicateSubscribe, Resource,
+    DiscoveryRequest, Endpoint, Port, Protocol, Register, ReplicateRequest, ReplicateSubscribe,
+    Resource, Revision, Subscribe, discovery_client::DiscoveryClient,
+    discovery_request::Request as Say, discovery_response::Response as Answer,
     peering_client::PeeringClient, replicate_request::Request as Ask, resource::Resource as R,
 };
 use mesh_core::{NodeId, SpiffeId, apply};
@@ -421,4 +423,44 @@ async fn only_the_federation_of_a_linked_site_may_pull() {
         };
         assert_eq!(reason(&error), expected, "{id}");
     }
+}
+
+/// The sites of a service's endpoints in the first state that a gateway gets.
+async fn first_state(site: &TestSite, have: Option<Revision>) -> BTreeSet<String> {
+    let subscribe = Subscribe {
+        versions: vec![1],
+        have,
+        everything: true,
+        gateway: "gw-w".into(),
+        ..Subscribe::default()
+    };
+    let request = DiscoveryRequest { request: Some(Say::Subscribe(subscribe)) };
+    let requests =
+        tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
+    let mut client = DiscoveryClient::new(site.as_gateway().await);
+    let mut inbound = client.stream(requests).await.unwrap().into_inner();
+    loop {
+        let message = soon("a state", inbound.message()).await.unwrap().unwrap();
+        if let Some(Answer::Delta(delta)) = message.response {
+            let snapshot = apply(None, &delta).unwrap();
+            let service = snapshot.services.get("orders.shop");
+            let endpoints = service.into_iter().flat_map(|service| &service.endpoints);
+            return endpoints.map(|endpoint| endpoint.site.to_string()).collect();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_process_tells_no_old_subscriber_what_it_does_not_know_yet() {
+    let (west, east) = linked().await;
+    register(&east, 1, "orders.shop", 80, Protocol::Http).await;
+    export(&east, "orders.shop").await;
+    until_from(&west, "orders.shop", &["east"]).await;
+    let have = Some(west.view.read(|_, revision| revision));
+    east.set_reachable(false);
+    let west = west.restart();
+    // Who has nothing gets what there is, at once.
+    assert!(first_state(&west, None).await.is_empty());
+    east.set_reachable(true);
+    assert_eq!(first_state(&west, have).await, ["east".to_owned()].into());
 }

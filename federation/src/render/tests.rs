@@ -1,0 +1,262 @@
+use mesh_api::v1::{
+    AuthorityRecord, Bundle, EndpointRegistered, Gateway as WireGateway, GatewaySeen, Grants, Link,
+    LinkMade, NodeJoined, Protocol, Register, Revision, Revocation as WireRevocation,
+    ServiceExported, SiteCreated, authority_record::Event,
+};
+
+use super::*;
+use crate::{
+    imports::Imported,
+    live::{GatewayLive, LinkLive, Reported},
+};
+
+const NODE: &str = "00000000-0000-4000-8000-000000000001";
+
+struct World {
+    state: State,
+    live: Live,
+    liveness: Liveness,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world =
+            Self { state: State::default(), live: Live::default(), liveness: Liveness::Alive };
+        world.happen(Event::SiteCreated(SiteCreated {
+            name: "west".into(),
+            trust_domain: "west.example".into(),
+            root: vec![1],
+        }));
+        world.happen(Event::NodeJoined(NodeJoined {
+            id: NODE.into(),
+            grants: Some(Grants::default()),
+            ..NodeJoined::default()
+        }));
+        world
+    }
+
+    fn happen(&mut self, event: Event) {
+        let n = self.state.revision.n + 1;
+        let record = AuthorityRecord {
+            revision: Some(Revision { epoch: 1, n }),
+            at_unix_ms: n.cast_signed(),
+            event: Some(event),
+            ..AuthorityRecord::default()
+        };
+        self.state.fold(&record).unwrap();
+    }
+
+    fn register(&mut self, instance: &str, service: &str) {
+        let ports = vec![http(80)];
+        self.happen(Event::Registered(EndpointRegistered {
+            node: NODE.into(),
+            spiffe_id: "spiffe://west.example/ns/shop/sa/orders".into(),
+            register: Some(Register {
+                instance: instance.into(),
+                service: service.into(),
+                ports,
+                target_ports: vec![8080],
+                target_address: "127.0.0.1".into(),
+                address: "10.0.0.1:4143".into(),
+                weight: 1,
+                ..Register::default()
+            }),
+            registered_at: 0,
+        }));
+        let reported = Reported { health: Health::Healthy, detail: String::new() };
+        self.live.health.insert((NODE.parse().unwrap(), instance.into()), reported);
+    }
+
+    fn export(&mut self, service: &str) {
+        let service = service.into();
+        self.happen(Event::ServiceExported(ServiceExported { service, sites: vec![], all: true }));
+    }
+
+    fn link(&mut self, site: &str) {
+        let trust_domain = format!("{site}.example");
+        let link = Link { site: site.into(), trust_domain: trust_domain.clone(), ..Link::default() };
+        let bundle = Bundle { trust_domain, sequence: 1, roots: vec![vec![2]] };
+        self.happen(Event::LinkMade(LinkMade {
+            link: Some(link),
+            bundle: Some(bundle),
+            gateways: vec![WireGateway { id: "g".into(), site: site.into(), ..Default::default() }],
+        }));
+    }
+
+    fn import(&mut self, site: &str, service: &str, number: u32) {
+        let live: &mut LinkLive = self.live.links.entry(site.parse().unwrap()).or_default();
+        let imported: &mut Imported = &mut live.imported;
+        let wire = Service { name: service.into(), ports: vec![http(number)], ..Service::default() };
+        imported.services.insert(service.parse().unwrap(), wire);
+        let endpoint = Endpoint {
+            id: format!("{site}-{service}"),
+            service: service.into(),
+            port: "http".into(),
+            site: site.into(),
+            spiffe_id: format!("spiffe://{site}.example/ns/shop/sa/x"),
+            ..Endpoint::default()
+        };
+        imported.endpoints.insert(endpoint.id.clone(), endpoint);
+    }
+
+    fn render(&self) -> Rendered {
+        let liveness = |_: &NodeId| self.liveness;
+        let sources = Sources {
+            state: &self.state,
+            live: &self.live,
+            liveness: &liveness,
+            federation_address: "10.0.0.9:8446",
+        };
+        render(&sources, &mut VirtualAddresses::new(Default::default()))
+    }
+}
+
+fn http(number: u32) -> Port {
+    Port { name: "http".into(), number, protocol: Protocol::Http.into() }
+}
+
+fn endpoints(resources: &Resources) -> Vec<Endpoint> {
+    let endpoint = |resource: &mesh_api::v1::Resource| match &resource.resource {
+        Some(R::Endpoint(endpoint)) => Some(endpoint.clone()),
+        _ => None,
+    };
+    resources.values().filter_map(|resource| endpoint(resource)).collect()
+}
+
+fn service(resources: &Resources, name: &str) -> Service {
+    let find = |resource: &mesh_api::v1::Resource| match &resource.resource {
+        Some(R::Service(service)) if service.name == name => Some(service.clone()),
+        _ => None,
+    };
+    resources.values().find_map(|resource| find(resource)).expect(name)
+}
+
+#[test]
+fn what_a_node_registered_is_published_as_liveness_has_it() {
+    let mut world = World::new();
+    world.register("a", "orders.shop");
+    for (liveness, expected) in [
+        (Liveness::Alive, Some(Health::Healthy)),
+        (Liveness::Leaving, Some(Health::Healthy)),
+        (Liveness::Unknown, Some(Health::Unknown)),
+        (Liveness::Lapsed, None),
+    ] {
+        world.liveness = liveness;
+        let rendered = world.render().resources;
+        let health = endpoints(&rendered).first().map(Endpoint::health);
+        assert_eq!(health, expected, "{liveness:?}");
+        // The name stays: "no endpoint" is a better answer than "no service".
+        assert_eq!(service(&rendered, "orders.shop").ports, [http(80)]);
+    }
+}
+
+#[test]
+fn nobody_is_sent_to_a_revoked_endpoint() {
+    for subject in [format!("node:{NODE}"), "spiffe://west.example/ns/shop/sa/orders".into()] {
+        let mut world = World::new();
+        world.register("a", "orders.shop");
+        world.happen(Event::Revoked(WireRevocation { subject, revoked_at_unix_s: 1 }));
+        assert!(endpoints(&world.render().resources).is_empty());
+    }
+}
+
+#[test]
+fn endpoint_ids_are_stable_and_never_used_again() {
+    let mut world = World::new();
+    world.register("a", "orders.shop");
+    world.register("b", "orders.shop");
+    let ids = |world: &World| {
+        endpoints(&world.render().resources).into_iter().map(|e| e.id).collect::<BTreeSet<_>>()
+    };
+    let first = ids(&world);
+    assert_eq!(first.len(), 2);
+    assert!(first.iter().all(|id| id.parse::<mesh_core::EndpointId>().is_ok()));
+    assert_eq!(ids(&world), first);
+    world.happen(Event::Deregistered(mesh_api::v1::EndpointDeregistered {
+        node: NODE.into(),
+        instance: "a".into(),
+        reason: "asked".into(),
+    }));
+    world.register("a", "orders.shop");
+    assert_eq!(ids(&world).intersection(&first).count(), 1, "b's only");
+}
+
+#[test]
+fn gateways_that_hold_a_session_are_named() {
+    let mut world = World::new();
+    world.register("a", "orders.shop");
+    let nodes = BTreeSet::from([NODE.parse().unwrap()]);
+    let gateway = GatewayLive { nodes, ..GatewayLive::default() };
+    world.live.gateways.insert("gw-1".into(), gateway);
+    world.live.gateways.insert("gw-2".into(), GatewayLive::default());
+    assert_eq!(endpoints(&world.render().resources)[0].via, ["gw-1"]);
+}
+
+#[test]
+fn an_older_link_keeps_a_name_from_a_newer_one() {
+    let mut world = World::new();
+    world.link("north");
+    world.link("east");
+    world.import("north", "orders.shop", 80);
+    world.import("east", "orders.shop", 80);
+    let rendered = world.render();
+    assert_eq!(service(&rendered.resources, "orders.shop").imported_from, ["north"]);
+    let sites: Vec<_> = endpoints(&rendered.resources).into_iter().map(|e| e.site).collect();
+    assert_eq!(sites, ["north"]);
+    assert_eq!(rendered.notes.len(), 1);
+    assert_eq!(rendered.notes[0].site.as_str(), "east");
+}
+
+#[test]
+fn a_local_name_is_merged_with_every_site_it_is_exported_to() {
+    let mut world = World::new();
+    world.link("north");
+    world.link("east");
+    world.register("a", "orders.shop");
+    world.import("north", "orders.shop", 80);
+    world.import("east", "orders.shop", 81);
+    assert_eq!(world.render().notes.len(), 2, "not exported: {:?}", world.render().notes);
+    world.export("orders.shop");
+    let rendered = world.render();
+    let merged = service(&rendered.resources, "orders.shop");
+    assert_eq!((merged.imported_from, merged.exported_to.len()), (vec!["north".to_owned()], 2));
+    assert!(rendered.notes[0].why.contains("another number"), "{:?}", rendered.notes);
+}
+
+#[test]
+fn a_link_gets_local_endpoints_of_exported_services_without_addresses() {
+    let mut world = World::new();
+    world.link("east");
+    world.register("a", "orders.shop");
+    world.register("b", "secret.shop");
+    world.import("east", "orders.shop", 80);
+    world.export("orders.shop");
+    world.happen(Event::GatewaySeen(GatewaySeen {
+        gateway: Some(WireGateway {
+            id: "gw-1".into(),
+            tls_addresses: vec!["gw.example:8443".into()],
+            ..Default::default()
+        }),
+    }));
+    let view = world.render().resources;
+    assert_eq!(endpoints(&view).len(), 3, "two of ours, one of theirs");
+    let out = render_export(&world.state, &view, &"east".parse().unwrap());
+    let told = endpoints(&out);
+    assert_eq!(told.len(), 1);
+    let empty = Endpoint {
+        id: told[0].id.clone(),
+        service: "orders.shop".into(),
+        port: "http".into(),
+        site: "west".into(),
+        spiffe_id: "spiffe://west.example/ns/shop/sa/orders".into(),
+        weight: 1,
+        health: Health::Healthy.into(),
+        ..Endpoint::default()
+    };
+    assert_eq!(told[0], empty);
+    let service = service(&out, "orders.shop");
+    let plain = Service { name: "orders.shop".into(), ports: vec![http(80)], ..Service::default() };
+    assert_eq!(service, plain);
+    // Besides: our gateway and our own bundle, nothing else.
+    assert_eq!(out.len(), 4, "{:?}", out.keys());
+}

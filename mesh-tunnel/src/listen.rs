@@ -210,7 +210,7 @@ impl Hall {
             let config = credentials.server(&[mesh_api::ALPN_TUNNEL], allowed.clone());
             let stream = start.into_stream(config).await?;
             let chain = tls::chain_of(stream.get_ref().1);
-            return self.tunnel(Carrier::tls(stream, false)?, chain).await;
+            return self.tunnel(Carrier::tls(stream, false), chain).await;
         }
         if join {
             let joining = self.admission.join(Instant::now()).ok_or_else(|| {

@@ -2,6 +2,7 @@
 
 mod carrier;
 mod control;
+mod mux;
 mod stream;
 mod wire;
 

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Transport;
+use super::{
+    Transport,
+    mux::{Mux, MuxStream},
+};
 
 /// The application error code of every reset (RFC 9000 section 20.2): reasons
 /// travel in `Refused` and `Drain`, not in numbers.
@@ -23,20 +26,23 @@ const MAX_REASON: usize = 256;
 pub(crate) enum Carrier {
     /// One QUIC connection.
     Quic(quinn::Connection),
+    /// Our own streams over one TLS connection.
+    Tls(Mux),
 }
 
 impl Carrier {
     /// Streams over TLS; `dialled` says on which side.
-    pub(crate) fn tls<T>(_io: T, _dialled: bool) -> io::Result<Self>
+    pub(crate) fn tls<T>(io: T, dialled: bool) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "tunnels over TLS/TCP come next"))
+        Self::Tls(Mux::start(io, dialled))
     }
 
     pub(crate) fn transport(&self) -> Transport {
         match self {
             Carrier::Quic(_) => Transport::Quic,
+            Carrier::Tls(_) => Transport::Tls,
         }
     }
 
@@ -47,6 +53,7 @@ impl Carrier {
                 let (send, recv) = connection.open_bi().await.ok()?;
                 Some(Raw::Quic { send, recv })
             }
+            Carrier::Tls(mux) => mux.open().map(Raw::Tls),
         }
     }
 
@@ -57,6 +64,7 @@ impl Carrier {
                 let (send, recv) = connection.accept_bi().await.ok()?;
                 Some(Raw::Quic { send, recv })
             }
+            Carrier::Tls(mux) => mux.accept().await.map(Raw::Tls),
         }
     }
 
@@ -65,6 +73,7 @@ impl Carrier {
         let why = &why[..why.floor_char_boundary(MAX_REASON)];
         match self {
             Carrier::Quic(connection) => connection.close(0u32.into(), why.as_bytes()),
+            Carrier::Tls(mux) => mux.close(why),
         }
     }
 
@@ -72,6 +81,7 @@ impl Carrier {
     pub(crate) async fn closed(&self) -> String {
         match self {
             Carrier::Quic(connection) => describe(&connection.closed().await),
+            Carrier::Tls(mux) => mux.closed().await,
         }
     }
 
@@ -86,6 +96,7 @@ impl Carrier {
     pub(crate) fn rtt(&self) -> Option<Duration> {
         match self {
             Carrier::Quic(connection) => Some(connection.rtt()),
+            Carrier::Tls(_) => None,
         }
     }
 }
@@ -110,6 +121,8 @@ pub(crate) enum Raw {
         /// The peer's to us.
         recv: quinn::RecvStream,
     },
+    /// A stream of our own multiplexing.
+    Tls(MuxStream),
 }
 
 impl Raw {
@@ -118,6 +131,7 @@ impl Raw {
         match self {
             // An error says that it has ended already.
             Raw::Quic { send, .. } => drop(send.reset(RESET)),
+            Raw::Tls(stream) => stream.reset(),
         }
     }
 
@@ -125,6 +139,7 @@ impl Raw {
     pub(crate) fn stop(&mut self) {
         match self {
             Raw::Quic { recv, .. } => drop(recv.stop(RESET)),
+            Raw::Tls(stream) => stream.stop(),
         }
     }
 
@@ -149,6 +164,7 @@ impl Raw {
                 let mut cx = Context::from_waker(Waker::noop());
                 stopped.as_mut().poll(&mut cx).is_pending().then_some(stopped)
             }
+            Raw::Tls(stream) => stream.delivery(),
         }
     }
 }
@@ -167,6 +183,7 @@ impl AsyncRead for Raw {
                 quinn::ReadError::ClosedStream => io::ErrorKind::NotConnected.into(),
                 other => io::Error::new(io::ErrorKind::ConnectionReset, other),
             }),
+            Raw::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -184,23 +201,26 @@ impl AsyncWrite for Raw {
                     other => io::Error::new(io::ErrorKind::ConnectionReset, other),
                 })
             }
+            Raw::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             // quinn sends as soon as windows allow.
             Raw::Quic { .. } => Poll::Ready(Ok(())),
+            Raw::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             // Fails on a stream that has ended already, which is what is wanted.
             Raw::Quic { send, .. } => {
                 let _ = send.finish();
                 Poll::Ready(Ok(()))
             }
+            Raw::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

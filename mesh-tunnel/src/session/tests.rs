@@ -22,7 +22,7 @@ use crate::{
     tls::{Credentials, Trust},
 };
 
-const TRANSPORTS: [LinkTransport; 1] = [LinkTransport::Quic];
+const TRANSPORTS: [LinkTransport; 2] = [LinkTransport::Quic, LinkTransport::Tls];
 const LONG: Duration = Duration::from_secs(10);
 
 fn connect(name: &str) -> Connect {

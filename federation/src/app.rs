@@ -234,7 +234,7 @@ fn server() -> Server {
 
 /// The Unix sockets: `Admin` for operators, `WorkloadIdentity` for a gateway
 /// on this host, who is told from others by its uid.
-async fn local_doors(admin: &AdminService, config: &Config, drain: &Drain) -> anyhow::Result<()> {
+pub async fn local_doors(admin: &AdminService, config: &Config, drain: &Drain) -> anyhow::Result<()> {
     let identity = process::bind_unix(&config.run.join("gateway-identity.sock"), 0o666).await?;
     let operators = process::bind_unix(&config.run.join("federation.sock"), 0o600).await?;
     let service = LocalIdentityService::new(admin.site.clone(), &config.gateway_uids);

@@ -40,6 +40,9 @@ const MAX_CONNECTIONS: usize = 20_000;
 const MAX_JOINING: usize = 64;
 /// Connections that have been accepted and not yet taken by their server.
 const ACCEPTED: usize = 64;
+/// Between a revocation and the cut: who has just left still gets the answer.
+/// What is asked meanwhile is refused by the services.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 /// Pause after a failed accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -174,6 +177,7 @@ async fn ended(
             changed = changed.changed() => if changed.is_err() { return "federation is stopping" },
         }
         if credentials.recheck(&peer, &chain).is_err() {
+            tokio::time::sleep(LAST_WORDS).await;
             return "the caller's certificate is no longer accepted";
         }
     }

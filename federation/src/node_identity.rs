@@ -20,6 +20,7 @@ use crate::{
     join::text,
     refusal::{Refusal, Role, caller, commit_status, refuse},
     site::Site,
+    tenure::is_revoked,
 };
 
 /// Why a node gets nothing.
@@ -96,6 +97,10 @@ impl NodeIdentityService {
     fn node_of<T>(&self, request: &Request<T>) -> Result<(NodeId, PeerIdentity), Status> {
         let state = self.site.authority.state();
         let peer = caller(request, Role::Node, &state.site().trust_domain)?;
+        if is_revoked(&state, &peer) {
+            let message = format!("{}: this certificate is revoked", peer.id);
+            return Err(refuse(Code::PermissionDenied, "peer_revoked", message));
+        }
         match peer.id.subject() {
             Subject::Node(node) => Ok((node.clone(), peer.clone())),
             Subject::Workload { .. } => Err(refuse(Code::PermissionDenied, "role_denied", "not a node")),

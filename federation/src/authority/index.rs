@@ -47,7 +47,8 @@ impl Index {
         Self::open_existing(path).or_else(|error| {
             log::warn!(path:% = path.display(), error:%;
                 "the index does not open and is made again from the log");
-            fs::remove_dir_all(path).map_err(|error| IndexError(error.to_string()))?;
+            let remove = if path.is_dir() { fs::remove_dir_all } else { fs::remove_file };
+            remove(path).map_err(|error| IndexError(error.to_string()))?;
             Self::open_existing(path)
         })
     }

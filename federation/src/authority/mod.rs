@@ -89,12 +89,20 @@ struct Queue {
     stopping: bool,
 }
 
-struct StopWriter(Arc<Shared>);
+struct StopWriter {
+    shared: Arc<Shared>,
+    thread: Option<thread::JoinHandle<()>>,
+}
 
 impl Drop for StopWriter {
+    /// Waits for the last write: whoever opens the store next must find it
+    /// closed.
     fn drop(&mut self) {
-        self.0.queue().stopping = true;
-        self.0.wake.notify_one();
+        self.shared.queue().stopping = true;
+        self.shared.wake.notify_one();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the writer of the authority log has panicked");
+        }
     }
 }
 
@@ -209,11 +217,12 @@ impl Authority {
             wake: Condvar::new(),
         });
         let writer = Arc::clone(&shared);
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("authority-log".into())
             .spawn(move || write_batches(&writer))
             .map_err(OpenError::Thread)?;
-        Ok(Self { _writer: Arc::new(StopWriter(Arc::clone(&shared))), shared })
+        let writer = StopWriter { shared: Arc::clone(&shared), thread: Some(thread) };
+        Ok(Self { _writer: Arc::new(writer), shared })
     }
 
     /// The newest durable state.

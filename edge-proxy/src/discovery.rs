@@ -8,7 +8,11 @@
 mod disk;
 mod stream;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_api::v1;
 use mesh_core::{Snapshot, apply};
@@ -105,9 +109,10 @@ impl Discovery {
                     "beginning with the snapshot on disk"
                 );
                 // Its endpoints are those of the services that were wanted
-                // last time; federation says which are complete today.
+                // last time, and will be again.
                 let complete = snapshot.services.values().filter(|s| !s.endpoints.is_empty());
-                let complete = complete.map(|service| service.name.clone()).collect();
+                let complete: BTreeSet<_> = complete.map(|service| service.name.clone()).collect();
+                complete.iter().for_each(|service| self.shared.snapshot.add_wanted(service));
                 self.publish(snapshot, Complete::Services(complete));
             }
             Err(error) => {
@@ -189,7 +194,7 @@ impl Discovery {
             bundles: Arc::new(bundles),
             revocations: Arc::default(),
         };
-        self.publish(empty, Complete::Services(Default::default()));
+        self.publish(empty, Complete::Services(BTreeSet::new()));
         self.ready.fails("waiting for the first snapshot of the new site");
     }
 

@@ -25,6 +25,8 @@ const TELL: Duration = Duration::from_millis(1500);
 const SILENCE: Duration = Duration::from_secs(6);
 /// The first answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long federation may take to end its side of a stream.
+const HEAR_OUT: Duration = Duration::from_secs(1);
 /// One delta: a whole site of 100 000 endpoints at a few hundred bytes each.
 const MAX_DELTA: usize = 64 << 20;
 /// A federation that does not say `Complete` has answered a want when this
@@ -83,29 +85,42 @@ impl Discovery {
             gateway,
         }))?;
         let answered = timeout(ANSWER_DEADLINE, client.stream(ReceiverStream::new(rx))).await;
-        let incoming = answered.map_err(|_| StreamError::Timeout)??.into_inner();
-        open.run(incoming, heard).await
+        let mut incoming = answered.map_err(|_| StreamError::Timeout)??.into_inner();
+        let ended = open.run(&mut incoming, heard).await;
+        if matches!(ended, Err(StreamError::Resync(_))) {
+            hear_out(incoming).await;
+        }
+        ended
     }
+}
+
+/// Reads until federation has ended its side too: what was queued for it, the
+/// reason why a delta was rejected, is then on its way.
+async fn hear_out(mut incoming: tonic::Streaming<v1::DiscoveryResponse>) {
+    let rest = async { while let Ok(Some(_)) = incoming.message().await {} };
+    let _late = timeout(HEAR_OUT, rest).await;
 }
 
 impl Open<'_> {
     async fn run(
         mut self,
-        mut incoming: tonic::Streaming<v1::DiscoveryResponse>,
+        incoming: &mut tonic::Streaming<v1::DiscoveryResponse>,
         heard: &mut bool,
     ) -> Result<Infallible, StreamError> {
         let mut tell = tokio::time::interval(TELL);
         let mut wanted = self.discovery.shared.snapshot.wanted_changed();
         let mut sessions = self.discovery.sessions.clone();
         let mut credentials = self.discovery.shared.credentials.changed();
+        let mut silent = std::pin::pin!(tokio::time::sleep(SILENCE));
         self.want()?;
         loop {
             tokio::select! {
-                message = timeout(SILENCE, incoming.message()) => {
-                    let message = message.map_err(|_| StreamError::Timeout)??;
-                    self.receive(message.ok_or(StreamError::Closed)?)?;
+                message = incoming.message() => {
+                    self.receive(message?.ok_or(StreamError::Closed)?)?;
+                    silent.as_mut().reset(mesh_runtime::clock::monotonic() + SILENCE);
                     *heard = true;
                 }
+                () = &mut silent => return Err(StreamError::Timeout),
                 _ = tell.tick() => self.tell()?,
                 changed = wanted.changed() => {
                     changed.map_err(|_| StreamError::Closed)?;

@@ -160,6 +160,17 @@ impl Leases {
         self.settle(node, now)
     }
 
+    /// This process stood still for a while (a paused machine, a starved
+    /// scheduler): what nobody could hear is no silence.
+    pub fn stood_still(&mut self, time: Duration) {
+        for lease in self.nodes.values_mut() {
+            for instant in [&mut lease.agent, &mut lease.proxy, &mut lease.leaving] {
+                *instant = instant.map(|at| at + time);
+            }
+        }
+        self.started += time;
+    }
+
     /// What is to be thought of a node; unknown if it was never heard of.
     pub fn liveness(&self, node: &NodeId) -> Liveness {
         self.nodes.get(node).map_or(Liveness::Unknown, |lease| lease.state)
@@ -429,6 +440,18 @@ mod tests {
             world.agents(silent..nodes);
             assert_eq!(world.after(4 * S).lapsed.len(), silent as usize, "{silent} of {nodes}");
         }
+    }
+
+    #[test]
+    fn what_nobody_could_hear_is_no_silence() {
+        let mut world = World::new(2);
+        world.agents(0..1);
+        world.now += 60 * S;
+        world.leases.stood_still(60 * S);
+        assert_eq!(world.after(7 * S), Tick::default());
+        assert_eq!(world.after(S).lapsed, [node(0)]);
+        assert_eq!(world.after(29 * S).lapsed, []);
+        assert_eq!(world.after(S).lapsed, [node(1)]);
     }
 
     #[test]

@@ -40,8 +40,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Answers on their way: one that is being sent and one that waits.
 const ANSWERS: usize = 2;
 /// Streams that one linked site may hold: a new one and those it has lost
-/// without our knowing.
-const MAX_STREAMS: usize = 4;
+/// without our knowing, which keep-alive ends within half a minute.
+const MAX_STREAMS: usize = 16;
 
 /// Serves `Peering`. Clones share it.
 #[derive(Clone)]

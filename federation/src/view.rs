@@ -41,6 +41,8 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(20), Duration::fro
 const SETTLE: Duration = Duration::from_secs(5);
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
+/// Later than this, and it was this process that stood still.
+const STOOD_STILL: Duration = Duration::from_secs(2);
 /// How long the sessions of a gateway outlive its stream: it may be
 /// reconnecting.
 const GATEWAY_GRACE: Duration = Duration::from_secs(3);
@@ -78,6 +80,8 @@ struct Inner {
     site: Feed,
     exports: BTreeMap<SiteName, Feed>,
     notes: Vec<Note>,
+    /// The newest revision holds what every linked site exports.
+    settled: bool,
 }
 
 impl View {
@@ -91,6 +95,7 @@ impl View {
             site: Feed::new(authority.epoch(), n),
             exports: BTreeMap::new(),
             notes: Vec::new(),
+            settled: false,
         };
         let revision = watch::Sender::new(inner.site.revision());
         let (inner, dirty) = (Mutex::new(inner), Notify::new());
@@ -107,13 +112,15 @@ impl View {
         let mut tick = interval(LEASE_TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pause = COALESCE.0;
+        let mut looked = Instant::now();
         loop {
             tokio::select! {
                 () = drain.draining() => return,
                 changed = durable.changed() => if changed.is_err() { return },
                 () = self.shared.dirty.notified() => {}
                 _ = tick.tick() => {
-                    self.look_at_leases().await;
+                    self.look_at_leases(looked.elapsed()).await;
+                    looked = Instant::now();
                     continue;
                 }
             }
@@ -134,14 +141,7 @@ impl View {
     /// a state of an earlier process keeps it until then, or its remote
     /// endpoints would go and come back.
     pub fn is_settled(&self) -> bool {
-        if self.shared.started.elapsed() >= SETTLE {
-            return true;
-        }
-        let (state, inner) = (self.shared.authority.state(), self.lock());
-        let is_known = |site| {
-            inner.live.links.get(site).is_some_and(|link| link.imported.revision.is_some())
-        };
-        state.links.keys().all(is_known)
+        self.shared.started.elapsed() >= SETTLE || self.lock().settled
     }
 
     /// The truth that it is made from.
@@ -288,12 +288,16 @@ impl View {
     }
 
     /// What time alone changes.
-    async fn look_at_leases(&self) {
+    async fn look_at_leases(&self, since_last: Duration) {
         let state = self.shared.authority.state();
         let registered = registered_nodes(&state);
         let (tick, gateways) = {
             let mut inner = self.lock();
             let now = Instant::now();
+            if since_last >= STOOD_STILL {
+                log::warn!(ms = since_last.as_millis() as u64; "this process stood still");
+                inner.leases.stood_still(since_last);
+            }
             let tick = inner.leases.tick(&registered, now);
             let before = inner.live.gateways.len();
             inner.live.gateways.retain(|_, gateway| {
@@ -350,6 +354,10 @@ impl Inner {
         let sources = Sources { state, live: &self.live, liveness: &liveness, federation_address };
         let Rendered { resources, notes } = render(&sources, &mut self.addresses);
         self.notes = notes;
+        let live = &self.live.links;
+        self.settled |= state.links.keys().all(|site| {
+            live.get(site).is_some_and(|link| link.imported.revision.is_some())
+        });
         let mut changed = false;
         for site in state.links.keys() {
             let Revision { epoch, n } = self.site.revision();

@@ -1,0 +1,260 @@
+//! Two sites in one process and in virtual time: the real proxies and the real
+//! tunnels over a simulated network. A failure prints its seed; run it again
+//! with `ISTHMUS_SIM_SEED=<seed>`.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use edge_proxy::config::GatewayDoors;
+use isthmus_tests::{
+    apps::{connect, request, serve_echo, serve_http},
+    mesh::{Addresses, TwoSites},
+    sim::SimNet,
+};
+use mesh_tunnel::Net;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{sleep, timeout},
+};
+
+type Failure = Box<dyn std::error::Error>;
+
+const LISTENER: u16 = 4140;
+const APP: u16 = 8080;
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+fn any(port: u16) -> SocketAddr {
+    (Ipv4Addr::UNSPECIFIED, port).into()
+}
+
+fn net() -> Arc<dyn Net> {
+    Arc::new(SimNet)
+}
+
+fn seeds() -> Vec<u64> {
+    match std::env::var("ISTHMUS_SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => vec![seed],
+        None => vec![1, 2, 3],
+    }
+}
+
+/// Both gateways and both machines with their applications.
+fn two_sites(seed: u64) -> turmoil::Sim<'static> {
+    println!("seed {seed}");
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(seed)
+        .simulation_duration(Duration::from_secs(300))
+        .tick_duration(Duration::from_millis(1))
+        .min_message_latency(Duration::from_millis(5))
+        .max_message_latency(Duration::from_millis(5))
+        .repair_rate(0.9)
+        .tcp_capacity(4096)
+        .udp_capacity(4096)
+        .build();
+    let sites = Arc::new(TwoSites::new(Addresses {
+        west_quic: "west-gw:8443".into(),
+        west_tls: "west-gw:8443".into(),
+        east_quic: "east-gw:8443".into(),
+        east_tls: "east-gw:8443".into(),
+        node_inbound: SocketAddr::new(sim.lookup("node"), 4143),
+        payments: local(APP),
+        orders: local(APP),
+    }));
+    for (host, site) in [("west-gw", "west"), ("east-gw", "east")] {
+        let sites = sites.clone();
+        sim.host(host, move || {
+            let doors = GatewayDoors { quic: Some(any(8443)), tls: any(8443) };
+            let app = sites.gateway(site, doors, net());
+            async move {
+                app.run_in_place().await?;
+                std::future::pending::<()>().await;
+                Ok(())
+            }
+        });
+    }
+    for (host, name) in [("vm", "orders"), ("node", "payments")] {
+        let sites = sites.clone();
+        sim.host(host, move || {
+            let app = match host {
+                "vm" => sites.vm(local(LISTENER), net()),
+                _ => sites.node(local(LISTENER), net()),
+            };
+            async move {
+                app.run_in_place().await?;
+                tokio::spawn(serve_http(net(), local(APP), name));
+                tokio::spawn(serve_echo(net(), local(APP + 1)));
+                tokio::spawn(probe_door());
+                std::future::pending::<()>().await;
+                Ok(())
+            }
+        });
+    }
+    sim
+}
+
+/// Lets the test's client, which is another simulated host, use the loopback
+/// listener of this one: port 1 of the host leads to the proxy's listener.
+async fn probe_door() -> std::io::Result<()> {
+    let listener = net().bind(any(1), false).await?;
+    loop {
+        let (mut outside, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            if let Ok(mut inside) = net().dial(local(LISTENER)).await {
+                let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+            }
+        });
+    }
+}
+
+fn door(host: &str) -> SocketAddr {
+    SocketAddr::new(turmoil::lookup(host), 1)
+}
+
+/// Asks until the answer is 200 or `within` has passed.
+async fn until_ok(host: &str, url: &str, within: Duration) -> Result<String, Failure> {
+    let start = tokio::time::Instant::now();
+    loop {
+        let problem = match request(&net(), door(host), "GET", url, "").await {
+            Ok(answer) if answer.status == 200 => return Ok(answer.body),
+            Ok(answer) => format!("{answer:?}"),
+            Err(problem) => problem,
+        };
+        if start.elapsed() > within {
+            return Err(format!("{url} from {host}: {problem}").into());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+const PAYMENTS: &str = "http://payments.prod/";
+const ORDERS: &str = "http://orders.shop/";
+const WARM_UP: Duration = Duration::from_secs(10);
+
+#[test]
+fn requests_cross_two_gateways_both_ways() {
+    for seed in seeds() {
+        let mut sim = two_sites(seed);
+        sim.client("test", async {
+            let body = until_ok("vm", PAYMENTS, WARM_UP).await?;
+            assert_eq!(body, "payments heard spiffe://west.example/ns/shop/sa/orders: ");
+            let body = until_ok("node", ORDERS, WARM_UP).await?;
+            assert_eq!(body, "orders heard spiffe://east.example/ns/prod/sa/payments: ");
+            for n in 0..50 {
+                let sent = format!("order {n}");
+                let answer = request(&net(), door("vm"), "POST", PAYMENTS, &sent).await?;
+                assert_eq!(answer.status, 200, "{answer:?}");
+                assert!(answer.body.ends_with(&sent), "{answer:?}");
+            }
+            Ok(())
+        });
+        sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}
+
+#[test]
+fn opaque_bytes_and_half_close_cross_two_gateways() {
+    for seed in seeds() {
+        let mut sim = two_sites(seed);
+        sim.client("test", async {
+            until_ok("vm", PAYMENTS, WARM_UP).await?;
+            let mut stream = connect(&net(), door("vm"), "payments.prod:9000").await?;
+            let sent: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+            let (mut rx, mut tx) = tokio::io::split(&mut stream);
+            let write = async {
+                tx.write_all(&sent).await?;
+                tx.shutdown().await
+            };
+            let mut received = Vec::new();
+            let read = rx.read_to_end(&mut received);
+            let (written, read) = timeout(WARM_UP, async { tokio::join!(write, read) }).await?;
+            written?;
+            read?;
+            assert!(received == sent, "{} of {} bytes came back", received.len(), sent.len());
+            Ok(())
+        });
+        sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}
+
+/// The test's client says what shall happen next; the test does it between
+/// two steps of the simulation.
+#[derive(Clone, Default)]
+struct Script(Arc<Mutex<Option<&'static str>>>);
+
+impl Script {
+    fn ask(&self, what: &'static str) {
+        *self.0.lock().expect("no panic") = Some(what);
+    }
+
+    fn asked(&self) -> Option<&'static str> {
+        self.0.lock().expect("no panic").take()
+    }
+}
+
+#[test]
+fn a_restarted_gateway_is_found_again() {
+    for seed in seeds() {
+        for gateway in ["east-gw", "west-gw"] {
+            let mut sim = two_sites(seed);
+            let script = Script::default();
+            let asked = script.clone();
+            sim.client("test", async move {
+                until_ok("vm", PAYMENTS, WARM_UP).await?;
+                until_ok("node", ORDERS, WARM_UP).await?;
+                script.ask("restart");
+                sleep(Duration::from_secs(1)).await;
+                // A dead tunnel is noticed after three missed keep-alives.
+                until_ok("vm", PAYMENTS, Duration::from_secs(60)).await?;
+                until_ok("node", ORDERS, Duration::from_secs(60)).await?;
+                Ok(())
+            });
+            while !sim.step().unwrap_or_else(|error| panic!("seed {seed} {gateway}: {error}")) {
+                if asked.asked().is_some() {
+                    sim.bounce(gateway);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_partition_between_gateways_heals() {
+    for seed in seeds() {
+        let mut sim = two_sites(seed);
+        sim.client("test", async {
+            until_ok("vm", PAYMENTS, WARM_UP).await?;
+            turmoil::partition("west-gw", "east-gw");
+            let answer = request(&net(), door("vm"), "GET", PAYMENTS, "").await;
+            assert!(!answer.as_ref().is_ok_and(|answer| answer.status == 200), "{answer:?}");
+            sleep(Duration::from_secs(40)).await;
+            turmoil::repair("west-gw", "east-gw");
+            until_ok("vm", PAYMENTS, Duration::from_secs(60)).await?;
+            until_ok("node", ORDERS, Duration::from_secs(60)).await?;
+            Ok(())
+        });
+        sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}
+
+#[test]
+fn losing_packets_loses_no_request() {
+    for seed in seeds() {
+        let mut sim = two_sites(seed);
+        sim.client("test", async {
+            until_ok("vm", PAYMENTS, WARM_UP).await?;
+            for _ in 0..30 {
+                let answer = request(&net(), door("vm"), "GET", PAYMENTS, "").await?;
+                assert_eq!(answer.status, 200, "{answer:?}");
+            }
+            Ok(())
+        });
+        sim.set_link_fail_rate("west-gw", "east-gw", 0.02);
+        sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mesh_core::{apply, wire::to_delta};
+use mesh_core::{apply, snapshot::to_delta};
 use prost::Message;
 
 fuzz_target!(|data: &[u8]| {

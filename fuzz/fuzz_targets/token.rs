@@ -2,10 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use mesh_core::token::Token;
 
 fuzz_target!(|text: &str| {
-    if let Ok(token) = mesh_core::token::decode(text) {
-        let again = mesh_core::token::encode(&token);
-        assert_eq!(mesh_core::token::decode(&again).ok(), Some(token));
+    if let Ok(token) = Token::decode_any(text) {
+        let again = token.encode();
+        assert_eq!(Token::decode_any(&again).ok(), Some(token));
     }
 });

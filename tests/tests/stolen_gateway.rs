@@ -98,7 +98,8 @@ fn net() -> Arc<dyn Net> {
 }
 
 fn trust(sites: &TwoSites) -> Trust {
-    let bundles = [&sites.west, &sites.east].map(|ca| (ca.trust_domain.clone(), ca.bundle().into()));
+    let bundles =
+        [&sites.west, &sites.east].map(|ca| (ca.trust_domain.clone(), ca.bundle().into()));
     Trust { bundles: Arc::new(bundles.into_iter().collect()), revocations: Arc::default() }
 }
 
@@ -236,7 +237,11 @@ fn robbery(trick: impl Fn(&TwoSites, SocketAddr) -> (Svid, Trick) + 'static) -> 
 
 fn assert_refused(outcome: &Outcome) {
     let answer = outcome.answer.as_ref().expect("an answer");
-    assert_eq!((answer.status, answer.error.as_deref()), (503, Some("peer_identity")), "{answer:?}");
+    assert_eq!(
+        (answer.status, answer.error.as_deref()),
+        (503, Some("peer_identity")),
+        "{answer:?}"
+    );
     assert!(!outcome.seen.bytes().is_empty(), "the thief was never asked");
     assert!(!outcome.seen.contains(MARKER), "the thief has read the request");
 }

@@ -216,7 +216,7 @@ fn through_proxy(world: &World, host: &str, url: &str) -> Result<String, String>
 
 #[test]
 fn requests_of_real_clients_reach_real_servers() {
-    let world = linked_sites();
+    let mut world = linked_sites();
     let page = world.eventually("west reaches east", START, |world| {
         through_proxy(world, "west-vm", "http://payments.prod:8080/index.html")
     });
@@ -230,6 +230,7 @@ fn requests_of_real_clients_reach_real_servers() {
     redis_and_grpc_answer(&world);
     only_gateways_met(&world);
     without_udp_the_link_uses_tls(&world);
+    a_machine_that_dies_disappears(&mut world);
 }
 
 /// By original destination: the kernel redirects what goes to a virtual
@@ -337,4 +338,26 @@ fn without_udp_the_link_uses_tls(world: &World) {
         through_proxy(world, "west-vm", "http://payments.prod:8080/index.html")
     });
     assert_eq!(page, "paid");
+}
+
+fn endpoints(world: &World, site: &str, service: &str) -> usize {
+    let list = json(world, site, &["endpoints", service]);
+    list.as_array().or_else(|| list["endpoints"].as_array()).map_or(0, Vec::len)
+}
+
+/// Agent and proxy gone at once: no word of farewell, only silence.
+fn a_machine_that_dies_disappears(world: &mut World) {
+    for site in ["west", "east"] {
+        assert!(endpoints(world, site, "payments.prod") > 0, "{site} knows no endpoint");
+    }
+    world.stop("east-node-agent", "KILL");
+    world.stop("east-node-proxy", "KILL");
+    for site in ["west", "east"] {
+        world.eventually("the dead machine is forgotten", START, |world| {
+            match endpoints(world, site, "payments.prod") {
+                0 => Ok(()),
+                n => Err(format!("{site} still has {n} endpoints")),
+            }
+        });
+    }
 }

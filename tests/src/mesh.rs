@@ -14,8 +14,7 @@ use edge_proxy::{
     snapshot_cell::SnapshotCell,
 };
 use mesh_api::v1::{self, resource::Resource as Kind};
-use mesh_core::{Locality, NodeId, Snapshot, apply};
-use mesh_runtime::drain::Drain;
+use mesh_core::{NodeId, Snapshot, apply};
 use mesh_tunnel::{Credentials, Net, Svid, Trust};
 
 use crate::pki::Ca;
@@ -242,20 +241,19 @@ pub fn proxy(
     let snapshot: Snapshot = apply(None, view).expect("the view is well formed");
     let trust =
         Trust { bundles: snapshot.bundles.clone(), revocations: snapshot.revocations.clone() };
+    let gateway = (config.role == Role::Gateway).then(|| "gw-1".parse().expect("a gateway id"));
     let own = Own {
         site: Some(snapshot.site.clone()),
         trust_domain: Some(snapshot.trust_domain.clone()),
         node,
-        gateway: (config.role == Role::Gateway).then(|| "gw-1".parse().expect("a gateway id")),
-        gateways: Vec::new(),
-        locality: Locality::default(),
+        gateway,
+        ..Own::default()
     };
+    let credentials = Credentials::new(Some(svid), trust);
+    let shared = Shared::new(config, net, credentials).expect("no access log to open");
     App::new(Shared {
-        config: Arc::new(config),
-        net,
-        credentials: Credentials::new(Some(svid), trust),
         snapshot: SnapshotCell::fixed(snapshot),
         own: OwnCell::new(own),
-        drain: Drain::new(),
+        ..shared
     })
 }

@@ -5,7 +5,10 @@
 //! runs `orders.shop`. Site `east` has a gateway and one machine (`node`) that
 //! can be dialled: it runs `payments.prod`. West dials the link.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use edge_proxy::{
     app::{App, Shared},
@@ -204,7 +207,8 @@ impl TwoSites {
         let svid = self.east.workload("prod", "payments", Some(&node));
         let config = Config {
             http_listener: Some(http),
-            inbound: Some(self.addresses.node_inbound),
+            // A simulated host binds loopback or everything.
+            inbound: Some((Ipv4Addr::UNSPECIFIED, self.addresses.node_inbound.port()).into()),
             ..Config::given(Role::Node)
         };
         proxy(config, svid, &self.east_view(), Some(node), net)

@@ -157,3 +157,176 @@ impl tower_service::Service<Uri> for Once {
         Box::pin(std::future::ready(stream.map(TokioIo::new)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::v1::{
+        JoinNodeRequest, JoinNodeResponse, RedeemLinkRequest, RedeemLinkResponse,
+        join_client::JoinClient,
+        join_server::{Join, JoinServer},
+    };
+    use mesh_core::service::LinkTransport;
+    use tonic::{Request, Response, Status};
+
+    use super::*;
+    use crate::{
+        listen::{Arrival, Door},
+        net::RealNet,
+        session::tests::{dialer, door_of},
+        testing::{Authority, credentials},
+    };
+
+    /// Answers everything with an error that names it.
+    struct Named(&'static str);
+
+    #[tonic::async_trait]
+    impl Join for Named {
+        async fn join_node(
+            &self,
+            _: Request<JoinNodeRequest>,
+        ) -> Result<Response<JoinNodeResponse>, Status> {
+            Err(Status::failed_precondition(self.0))
+        }
+        async fn redeem_link(
+            &self,
+            _: Request<RedeemLinkRequest>,
+        ) -> Result<Response<RedeemLinkResponse>, Status> {
+            Err(Status::failed_precondition(self.0))
+        }
+    }
+
+    async fn asked(channel: Channel) -> String {
+        let answer = JoinClient::new(channel).join_node(JoinNodeRequest::default()).await;
+        answer.unwrap_err().message().into()
+    }
+
+    struct Site {
+        east: Authority,
+        federation: std::net::SocketAddr,
+        door: Arc<Door>,
+        to: crate::GatewayAddresses,
+    }
+
+    /// Federation with both of its faces, and a gateway that copies to it.
+    async fn site() -> Site {
+        let east = Authority::new("east.example");
+        let id = SpiffeId::federation(&east.domain);
+        let held = credentials(&east, &id, &[&east]);
+        let listener = RealNet.bind(([127, 0, 0, 1], 0).into(), false).await.unwrap();
+        let federation = listener.local_addr().unwrap();
+        let own = Allowed::Controlled(east.domain.clone());
+        let faces = [
+            (held.server(&[mesh_api::ALPN_CONTROL], own), "mutual"),
+            (held.join_server(), "joining"),
+        ];
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let faces = faces.clone();
+                tokio::spawn(serve(stream, faces));
+            }
+        });
+        let gateway = credentials(&east, &east.gateway(), &[&east]);
+        let (door, to) = door_of(&gateway, Allowed::Neighbour(east.domain.clone())).await;
+        let door = Arc::new(door);
+        tokio::spawn(relay(door.clone(), federation));
+        Site { east, federation, door, to }
+    }
+
+    /// Chooses the face by ALPN.
+    async fn serve(stream: Stream, faces: [(Arc<rustls::ServerConfig>, &'static str); 2]) {
+        let acceptor = rustls::server::Acceptor::default();
+        let start = tokio_rustls::LazyConfigAcceptor::new(acceptor, stream).await.unwrap();
+        let joins = start.client_hello().alpn().unwrap().any(|alpn| alpn == mesh_api::ALPN_JOIN);
+        let (config, name) = faces[usize::from(joins)].clone();
+        let Ok(stream) = start.into_stream(config).await else { return };
+        let service = JoinServer::new(Named(name));
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let service = hyper_util::service::TowerToHyperService::new(service);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let _ = hyper_util::server::conn::auto::Builder::new(executor)
+            .http2_only()
+            .serve_connection(io, service)
+            .await;
+    }
+
+    async fn relay(door: Arc<Door>, federation: std::net::SocketAddr) {
+        while let Ok(arrival) = door.accept().await {
+            match arrival {
+                Arrival::Join(mut stream, _) => {
+                    let mut to = RealNet.dial(federation).await.unwrap();
+                    tokio::spawn(async move {
+                        let _ = tokio::io::copy_bidirectional(&mut stream, &mut to).await;
+                    });
+                }
+                Arrival::Tunnel(session) => {
+                    tokio::spawn(async move {
+                        let incoming = session.accept().await.unwrap();
+                        assert_eq!(incoming.connect.service.as_str(), mesh_api::FEDERATION_SERVICE);
+                        assert_eq!(incoming.connect.port.as_str(), CONTROL_PORT);
+                        let mut stream = incoming.accept().await.unwrap();
+                        let mut to = RealNet.dial(federation).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut stream, &mut to).await;
+                    });
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_route_ends_at_federation() {
+        let site = site().await;
+        let name: SiteName = "east".parse().unwrap();
+        let domain = &site.east.domain;
+        let net: Arc<dyn Net> = Arc::new(RealNet);
+        let held = credentials(&site.east, &site.east.workload("a"), &[&site.east]);
+        let direct = Route::Direct(net.clone(), site.federation);
+        assert_eq!(asked(channel(direct, &held, &name, domain).await.unwrap()).await, "mutual");
+        for transport in [LinkTransport::Quic, LinkTransport::Tls] {
+            let gateway = Allowed::Exactly(site.east.gateway());
+            let dialer = dialer(&held);
+            let session = dialer.dial(&site.to, gateway, transport, CONNECT_TIMEOUT).await.unwrap();
+            let route = Route::Through(session);
+            assert_eq!(asked(channel(route, &held, &name, domain).await.unwrap()).await, "mutual");
+        }
+        let nobody = Credentials::new(None, tls::Trust::default());
+        let join = |root_spki_sha256| Route::JoinDoor {
+            net: net.clone(),
+            gateway: site.to.tls[0].clone(),
+            root_spki_sha256,
+        };
+        let pinned = join(site.east.pin());
+        assert_eq!(asked(channel(pinned, &nobody, &name, domain).await.unwrap()).await, "joining");
+        let error = channel(join([7; 32]), &nobody, &name, domain).await.unwrap_err();
+        assert_eq!(tls::verify_error(&error).unwrap().code(), "peer_untrusted_chain");
+        assert!(site.door.turned_away().iter().all(|(code, _)| *code == "handshake_failed"));
+    }
+
+    #[tokio::test]
+    async fn a_federation_of_another_name_is_refused() {
+        let site = site().await;
+        let west = Authority::new("west.example");
+        let held = credentials(&site.east, &site.east.workload("a"), &[&site.east, &west]);
+        let route = Route::Direct(Arc::new(RealNet), site.federation);
+        let name = "west".parse().unwrap();
+        let error = channel(route, &held, &name, &west.domain).await.unwrap_err();
+        assert_eq!(tls::verify_error(&error).unwrap().code(), "peer_not_allowed");
+    }
+
+    #[tokio::test]
+    async fn a_channel_ends_when_federation_is_no_longer_believed() {
+        let site = site().await;
+        let held = credentials(&site.east, &site.east.workload("a"), &[&site.east]);
+        let route = Route::Direct(Arc::new(RealNet), site.federation);
+        let channel =
+            channel(route, &held, &"east".parse().unwrap(), &site.east.domain).await.unwrap();
+        assert_eq!(asked(channel.clone()).await, "mutual");
+        held.replace_trust(tls::Trust::default());
+        for _ in 0..1000 {
+            if asked(channel.clone()).await != "mutual" {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the channel goes on");
+    }
+}

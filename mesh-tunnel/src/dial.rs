@@ -193,3 +193,171 @@ impl Attempt<'_> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_string());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        listen::{Arrival, Door},
+        net::{BoxFuture, Listener, RealNet, Stream},
+        session::tests::{dialer, door_of},
+        testing::{Authority, credentials},
+    };
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    struct Site {
+        east: Authority,
+        door: Door,
+        to: GatewayAddresses,
+        dialer: Dialer,
+    }
+
+    async fn site() -> Site {
+        let east = Authority::new("east.example");
+        let far = credentials(&east, &east.gateway(), &[&east]);
+        let near = credentials(&east, &east.workload("checkout"), &[&east]);
+        let (door, to) = door_of(&far, Allowed::Neighbour(east.domain.clone())).await;
+        Site { east, door, to, dialer: dialer(&near) }
+    }
+
+    impl Site {
+        async fn dial(
+            &self,
+            to: &GatewayAddresses,
+            transport: LinkTransport,
+            deadline: Duration,
+        ) -> Result<Session, DialError> {
+            let allowed = Allowed::Exactly(self.east.gateway());
+            self.dialer.dial(to, allowed, transport, deadline).await
+        }
+    }
+
+    /// A UDP socket that reads nothing: its address is a black hole.
+    fn black_hole() -> (std::net::UdpSocket, Arc<str>) {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap().to_string().into();
+        (socket, addr)
+    }
+
+    #[tokio::test]
+    async fn quic_wins_where_it_works() {
+        let site = site().await;
+        let session = site.dial(&site.to, LinkTransport::Raced, LONG).await.unwrap();
+        assert_eq!(session.transport(), Transport::Quic);
+        assert_eq!(session.chosen_because(), "quic: answered first");
+    }
+
+    #[tokio::test]
+    async fn tls_wins_where_udp_goes_nowhere() {
+        let site = site().await;
+        let (_socket, addr) = black_hole();
+        let to = GatewayAddresses { quic: vec![addr], ..site.to.clone() };
+        let session = site.dial(&to, LinkTransport::Raced, LONG).await.unwrap();
+        assert_eq!(session.transport(), Transport::Tls);
+        assert!(session.chosen_because().contains("no answer in 250ms"), "{session:?}");
+        let Arrival::Tunnel(far) = site.door.accept().await.unwrap() else { panic!() };
+        assert_eq!(far.transport(), Transport::Tls);
+    }
+
+    #[tokio::test]
+    async fn without_quic_addresses_tls_does_not_wait() {
+        let site = site().await;
+        let to = GatewayAddresses { quic: vec![], ..site.to.clone() };
+        let session = site.dial(&to, LinkTransport::Raced, LONG).await.unwrap();
+        assert_eq!(session.chosen_because(), "quic: the gateway has no such address");
+    }
+
+    #[tokio::test]
+    async fn pinned_transports_never_fall_back() {
+        let site = site().await;
+        let (_socket, hole) = black_hole();
+        let to = GatewayAddresses { quic: vec![hole], ..site.to.clone() };
+        let short = Duration::from_millis(600);
+        let error = site.dial(&to, LinkTransport::Quic, short).await.unwrap_err();
+        assert!(error.to_string().contains("deadline"), "{error}");
+        assert!(!error.to_string().contains("tls"), "{error}");
+
+        let to = GatewayAddresses { tls: vec!["127.0.0.1:1".into()], ..site.to.clone() };
+        let error = site.dial(&to, LinkTransport::Tls, LONG).await.unwrap_err();
+        assert!(error.to_string().starts_with("no tunnel: tls 127.0.0.1:1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn every_address_is_tried_and_every_failure_told() {
+        let site = site().await;
+        let dead: Arc<str> = "127.0.0.1:1".into();
+        let unknown: Arc<str> = "no-such-host.invalid:1".into();
+        let to = GatewayAddresses {
+            quic: vec![],
+            tls: vec![unknown.clone(), dead.clone(), site.to.tls[0].clone()],
+        };
+        site.dial(&to, LinkTransport::Raced, LONG).await.unwrap();
+        let to = GatewayAddresses { quic: vec![unknown], tls: vec![dead] };
+        let text = site.dial(&to, LinkTransport::Raced, LONG).await.unwrap_err().to_string();
+        assert!(text.contains("quic no-such-host.invalid:1"), "{text}");
+        assert!(text.contains("tls 127.0.0.1:1"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_gateway_of_another_domain_is_refused_by_the_dialler() {
+        let site = site().await;
+        let west = Authority::new("west.example");
+        let far = credentials(&west, &west.gateway(), &[&west, &site.east]);
+        let (_door, to) = door_of(&far, Allowed::Known).await;
+        for transport in [LinkTransport::Quic, LinkTransport::Tls] {
+            let error = site.dial(&to, transport, LONG).await.unwrap_err();
+            assert!(error.to_string().contains("unknown trust domain west.example"), "{error}");
+        }
+    }
+
+    /// Counts what is asked of it.
+    #[derive(Debug, Default)]
+    struct Counting(Mutex<Vec<String>>);
+
+    impl Net for Counting {
+        fn bind(
+            &self,
+            addr: SocketAddr,
+            shared: bool,
+        ) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
+            RealNet.bind(addr, shared)
+        }
+        fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
+            self.0.lock().unwrap().push(format!("dial {addr}"));
+            Box::pin(async move { RealNet.dial(addr).await })
+        }
+        fn udp(
+            &self,
+            addr: SocketAddr,
+            shared: bool,
+        ) -> BoxFuture<'_, io::Result<Arc<dyn quinn::AsyncUdpSocket>>> {
+            self.0.lock().unwrap().push("udp".into());
+            Box::pin(async move { RealNet.udp(addr, shared).await })
+        }
+        fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+            self.0.lock().unwrap().push(format!("resolve {host}"));
+            Box::pin(async move { RealNet.resolve(host).await })
+        }
+    }
+
+    #[tokio::test]
+    async fn names_are_resolved_each_time_and_many_addresses_are_cut() {
+        let site = site().await;
+        let net = Arc::new(Counting::default());
+        let dialer = Dialer { net: net.clone(), ..site.dialer.clone() };
+        let allowed = || Allowed::Exactly(site.east.gateway());
+        let to = GatewayAddresses { quic: vec![], ..site.to.clone() };
+        for _ in 0..2 {
+            dialer.dial(&to, allowed(), LinkTransport::Tls, LONG).await.unwrap();
+        }
+        let resolved = format!("resolve {}", to.tls[0]);
+        let seen = std::mem::take(&mut *net.0.lock().unwrap());
+        assert_eq!(seen.iter().filter(|line| **line == resolved).count(), 2);
+
+        let to = GatewayAddresses { quic: vec![], tls: vec!["127.0.0.1:1".into(); 50] };
+        dialer.dial(&to, allowed(), LinkTransport::Tls, LONG).await.unwrap_err();
+        let dials = net.0.lock().unwrap().iter().filter(|line| line.starts_with("dial")).count();
+        assert_eq!(dials, MAX_ATTEMPTS);
+    }
+}

@@ -53,6 +53,8 @@ pub struct Doors {
 
 /// A peer that has not proved who it is and said `Hello` by then is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed accept: a listener must not give up, nor spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Arrivals that wait for [`Door::accept`].
 const ARRIVALS: usize = 64;
 /// Bytes that one join stream may carry in each direction: a certificate
@@ -185,8 +187,9 @@ impl Hall {
             let (stream, from) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    log::error!(addr:? = self.doors.tls, error:% = error; "gateway listener failed");
-                    break;
+                    log::error!(addr:% = self.doors.tls, error:% = error; "gateway cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
             };
             let Some(admitted) = self.admission.enter(from.ip()) else { continue };
@@ -208,7 +211,7 @@ impl Hall {
         let Doors { credentials, allowed, .. } = &self.doors;
         if tunnel {
             let config = credentials.server(&[mesh_api::ALPN_TUNNEL], allowed.clone());
-            let stream = start.into_stream(config).await?;
+            let stream = start.into_stream(config).await.map_err(tls::readable)?;
             let chain = tls::chain_of(stream.get_ref().1);
             return self.tunnel(Carrier::tls(stream, false), chain).await;
         }
@@ -335,3 +338,6 @@ impl AsyncWrite for JoinStream {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,7 +64,8 @@ impl Authority {
         let now = mesh_runtime::clock::now_unix();
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         params.not_before = epoch + now.saturating_sub(Duration::from_secs(600));
-        params.not_after = epoch + now + lifetime;
+        // Certificates are good to the end of their last second.
+        params.not_after = epoch + (now + lifetime).saturating_sub(Duration::from_secs(1));
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         let chain = vec![leaf.der().clone(), self.issuer.der().clone()];
         Svid::from_der(chain, PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap()

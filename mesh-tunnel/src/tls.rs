@@ -266,7 +266,10 @@ pub async fn connect<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = tokio_rustls::TlsConnector::from(config).connect(server_name(), io).await?;
+    let stream = tokio_rustls::TlsConnector::from(config)
+        .connect(server_name(), io)
+        .await
+        .map_err(readable)?;
     require_alpn(stream.get_ref().1)?;
     Ok(stream)
 }
@@ -280,9 +283,17 @@ pub async fn accept<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = tokio_rustls::TlsAcceptor::from(config).accept(io).await?;
+    let stream = tokio_rustls::TlsAcceptor::from(config).accept(io).await.map_err(readable)?;
     require_alpn(stream.get_ref().1)?;
     Ok(stream)
+}
+
+/// The verification error itself where rustls wraps it.
+pub(crate) fn readable(error: io::Error) -> io::Error {
+    match verify_error(&error) {
+        Some(refused) => io::Error::new(io::ErrorKind::InvalidData, refused),
+        None => error,
+    }
 }
 
 /// rustls refuses a protocol that was not offered, and lets none at all pass.
@@ -443,3 +454,6 @@ impl ResolvesServerCert for Presented {
         self.certified()
     }
 }
+
+#[cfg(test)]
+mod tests;

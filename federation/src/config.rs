@@ -230,3 +230,74 @@ fn uid_of(user: &str) -> Option<u32> {
     let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
     line.split(':').nth(2)?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "site: west
+trust_domain: west.example
+state: /tmp/state
+listen: 0.0.0.0:8446
+gateways:
+  - id: gw1
+    quic: [gw.west.example:8443]
+    tls: [gw.west.example:8443]
+  - id: gw2
+    tls: ['[2001:db8::1]:443']
+gateway_users: [root, no-such-user]
+gateway_uids: [4711]
+";
+
+    fn check(text: &str) -> Result<Config, ConfigError> {
+        Config::check(mesh_runtime::config::parse(text, "f.yaml")?, "f.yaml")
+    }
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let config = check(GOOD).unwrap();
+        assert_eq!(config.gateways.len(), 2);
+        assert_eq!(config.gateways[0].site, "west");
+        assert_eq!(config.gateway_beside().unwrap().as_str(), "gw1");
+        assert_eq!(config.address.to_string(), "127.0.0.1:8446", "reached from its own host");
+        assert_eq!(config.gateway_uids, [4711, 0]);
+        assert_eq!(config.admin.to_string(), "127.0.0.1:8448");
+    }
+
+    #[test]
+    fn little_is_needed() {
+        let config = check("site: a\ntrust_domain: a.example\n").unwrap();
+        assert_eq!(config.state, Path::new("/var/lib/isthmus/federation"));
+        assert!(config.gateways.is_empty() && config.gateway_beside().is_none());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let with = |from: &str, to: &str| GOOD.replace(from, to);
+        let cases = [
+            (with("site: west", "site: West"), "f.yaml: site:"),
+            (with("west.example\n", "West\n"), "f.yaml: trust_domain:"),
+            (with("site: west\n", ""), "missing field `site`"),
+            (with("listen", "lisen"), "f.yaml:4:1: unknown field `lisen`"),
+            (with("listen", "lisen"), "did you mean `listen`?"),
+            (with("id: gw2", "id: gw1"), "gateways[1].id: gw1 is the id of an earlier"),
+            (with("id: gw2", "id: GW"), "gateways[1]"),
+            (with("['[2001:db8::1]:443']", "[]"), "gateways[1].tls: needs at least one"),
+            (with("['[2001:db8::1]:443']", "[nowhere]"), "gateways[1]"),
+            (with("listen: 0.0.0.0:8446", "virtual_range: 10.0.0.0"), "f.yaml: virtual_range:"),
+            (with("listen: 0.0.0.0:8446", "listen: 8446"), "f.yaml:4:9"),
+        ];
+        for (text, expected) in cases {
+            let error = check(&text).unwrap_err();
+            assert!(error.to_string().contains(expected), "{expected}: {error}");
+            assert_eq!(error.exit_code(), 78);
+        }
+    }
+
+    #[test]
+    fn what_init_writes_is_read() {
+        let written = ConfigFile::new("west".into(), "west.example".into());
+        let text = serde_yaml_ng::to_string(&written).unwrap();
+        assert_eq!(check(&text).unwrap().site.as_str(), "west");
+    }
+}

@@ -164,3 +164,80 @@ fn at(path: &Path) -> impl Fn(io::Error) -> InitError + use<> {
     let path = path.to_owned();
     move |problem| InitError::Io { path: path.clone(), problem }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    fn written(state: &Path) -> ConfigFile {
+        let state = state.to_owned();
+        ConfigFile { state, ..ConfigFile::new("west".into(), "west.example".into()) }
+    }
+
+    /// Every file with its bytes.
+    fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut pending = vec![directory.to_owned()];
+        while let Some(directory) = pending.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    pending.push(path);
+                } else {
+                    files.insert(path.clone(), fs::read(path).unwrap());
+                }
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn a_site_is_made_once_and_its_keys_are_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let (state, out) = (directory.path().join("state"), directory.path().join("etc/fed.yaml"));
+        let made = init_site(&written(&state), Some(&out), &Clock::system()).unwrap();
+        assert!(made.root_fingerprint.starts_with("SHA256:"), "{made:?}");
+        assert_eq!(made.root_fingerprint.len(), 7 + 64);
+        for (path, mode) in [("", 0o700), ("keys", 0o700), ("keys/root.key", 0o600), ("keys/issuing.pem", 0o600)] {
+            let found = fs::metadata(state.join(path)).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "{path}: {found:o}");
+        }
+        Config::load(&out).unwrap();
+        let authority = Authority::open(LogStore::open(&state).unwrap(), Clock::system()).unwrap();
+        assert_eq!(authority.state().site().name.as_str(), "west");
+        drop(authority);
+
+        let keys = contents(&state.join("keys"));
+        let log = fs::read(state.join("authority.log")).unwrap();
+        let again = init_site(&written(&state), None, &Clock::system()).unwrap_err();
+        assert!(matches!(again, InitError::Exists(_)), "{again}");
+        let elsewhere = written(&directory.path().join("other"));
+        let again = init_site(&elsewhere, Some(&out), &Clock::system()).unwrap_err();
+        assert!(matches!(again, InitError::ConfigExists(_)), "{again}");
+        assert!(!directory.path().join("other").exists(), "nothing is made halfway");
+        assert_eq!(contents(&state.join("keys")), keys);
+        assert_eq!(fs::read(state.join("authority.log")).unwrap(), log);
+    }
+
+    #[test]
+    fn an_interrupted_attempt_does_not_stand_in_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("keys.new")).unwrap();
+        fs::write(directory.path().join("keys.new/root.key"), "half").unwrap();
+        init_site(&written(directory.path()), None, &Clock::system()).unwrap();
+        let trust_domain = "west.example".parse().unwrap();
+        CertificateAuthority::open(&directory.path().join("keys"), &trust_domain, Clock::system()).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_is_none_makes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let wrong = ConfigFile { site: "No".into(), ..written(&state) };
+        let error = init_site(&wrong, None, &Clock::system()).unwrap_err();
+        assert_eq!(error.exit_code(), 78, "{error}");
+        assert!(!state.exists());
+    }
+}

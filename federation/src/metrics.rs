@@ -33,7 +33,9 @@ impl Collector for Figures {
         let duplicated = state.nodes.values().filter(|node| node.duplicated.is_some());
         let own = self.0.credentials.svid().map_or(0, |svid| svid.not_after.as_secs().cast_signed());
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let writable = i64::from(self.0.authority.failing().is_none());
         let figures = [
+            ("writable", "1 unless the last change could not be made durable", None, writable),
             ("nodes", "Joined machines", None, count(state.nodes.len())),
             ("nodes_duplicated", "Machines held to exist twice", None, count(duplicated.count())),
             ("registrations", "Registered instances", None, count(state.registrations.len())),

@@ -2,12 +2,12 @@
 //! had. A child process (this very test binary) commits in a loop and prints
 //! what was acknowledged; the parent kills it with SIGKILL and looks.
 //!
-//! `ISTHMUS_CRASH_POINTS` sets how many times (10).
+//! `ISTHMUS_CRASH_POINTS` sets how many times.
 
 use std::{
     env,
     io::{BufRead, BufReader, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -15,9 +15,14 @@ use std::{
 use federation::{
     authority::{Authority, LogStore},
     clock::Clock,
+    config::{ConfigFile, GatewayFile},
+    init::init_site,
     refusal::Never,
 };
-use mesh_api::v1::{SiteCreated, TokenCreated, TokenPurpose, authority_record::Event};
+use mesh_api::v1::{
+    CreateTokenRequest, ListTokensRequest, SiteCreated, TokenCreated, TokenPurpose,
+    admin_client::AdminClient, authority_record::Event,
+};
 
 const CHILD: &str = "ISTHMUS_CRASH_CHILD";
 
@@ -82,6 +87,75 @@ fn nothing_acknowledged_is_lost() {
         assert!(acknowledged.len() > before, "kill {point}: nothing was committed");
     }
     println!("{points} kills, {} acknowledged commits, none lost", acknowledged.len());
+}
+
+/// The whole program: tokens are made over the operators' socket while it is
+/// killed and started again on the same state.
+#[test]
+fn a_killed_federation_knows_every_token_it_has_handed_out() {
+    let points: usize = env::var("ISTHMUS_CRASH_POINTS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let directory = tempfile::tempdir().unwrap();
+    let config = make_site(directory.path());
+    let socket = directory.path().join("run/federation.sock");
+    let runtime = mesh_runtime::process::current_thread().unwrap();
+    let mut handed_out: Vec<String> = Vec::new();
+    for point in 0..=points {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_federation"))
+            .arg("--config")
+            .arg(&config)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        runtime.block_on(async {
+            let mut admin = connect(&socket).await;
+            let listed = admin.list_tokens(ListTokensRequest {}).await.unwrap().into_inner().tokens;
+            let lost = handed_out.iter().filter(|id| listed.iter().all(|token| token.id != **id));
+            assert_eq!(lost.count(), 0, "after kill {point}");
+            let kill_after = Duration::from_micros(rand::random_range(1_000..100_000));
+            let make = async {
+                loop {
+                    let Ok(made) = admin.create_token(asked()).await else { return };
+                    handed_out.push(made.into_inner().id);
+                }
+            };
+            let _ = tokio::time::timeout(kill_after, make).await;
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(handed_out.len() > points, "something was handed out");
+}
+
+fn make_site(directory: &Path) -> PathBuf {
+    let config = directory.join("federation.yaml");
+    let written = ConfigFile {
+        state: directory.join("state"),
+        run: directory.join("run"),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        admin: "127.0.0.1:0".parse().unwrap(),
+        gateways: vec![GatewayFile { id: "gw1".into(), quic: vec![], tls: vec!["127.0.0.1:1".into()] }],
+        ..ConfigFile::new("west".into(), "west.example".into())
+    };
+    init_site(&written, Some(&config), &Clock::system()).unwrap();
+    config
+}
+
+fn asked() -> CreateTokenRequest {
+    CreateTokenRequest { namespace: "shop".into(), account: "orders".into(), ..Default::default() }
+}
+
+/// Waits until the program listens; the socket file of a killed one may still
+/// be there.
+async fn connect(socket: &Path) -> AdminClient<tonic::transport::Channel> {
+    let started = async {
+        loop {
+            match mesh_tunnel::unix::channel(socket).await {
+                Ok(channel) => return AdminClient::new(channel),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), started).await.expect("it starts")
 }
 
 /// Lets the child commit something, then kills it after a random while.

@@ -74,19 +74,18 @@ pub fn read_frame(rest: &[u8], offset: u64) -> Found {
             Found::Damaged("not the beginning of a frame".into())
         };
     };
-    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    if header[..4] != MARK || word(12) != crc32fast::hash(&header[..12]) {
+    if !is_header(header) {
         return damaged_or_hole(rest, offset, "the header of the frame does not match its checksum");
     }
-    let length = word(4) as usize;
+    let length = word(header, 4) as usize;
     if length > MAX_PAYLOAD {
         return Found::Damaged(format!("a frame of {length} bytes, more than {MAX_PAYLOAD}"));
     }
     let Some(payload) = body.get(..length) else {
         return Found::Torn;
     };
-    if crc32fast::hash(payload) != word(8) {
-        if body.len() > length && read_frame(&body[length..], offset + (HEADER + length) as u64).is_frame() {
+    if crc32fast::hash(payload) != word(header, 8) {
+        if body[length..].get(..HEADER).is_some_and(is_header) {
             return Found::Damaged("the records do not match their checksum".into());
         }
         return damaged_or_hole(rest, offset, "the records do not match their checksum");
@@ -98,9 +97,18 @@ pub fn read_frame(rest: &[u8], offset: u64) -> Found {
 }
 
 impl Found {
-    fn is_frame(&self) -> bool {
+    /// Whether something was read.
+    pub fn is_frame(&self) -> bool {
         matches!(self, Found::Frame { .. })
     }
+}
+
+fn word(header: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+}
+
+fn is_header(header: &[u8]) -> bool {
+    header[..4] == MARK && word(header, 12) == crc32fast::hash(&header[..12])
 }
 
 fn records(mut payload: &[u8]) -> Result<Vec<AuthorityRecord>, prost::DecodeError> {
@@ -129,5 +137,55 @@ fn damaged_or_hole(rest: &[u8], offset: u64, problem: &str) -> Found {
         Found::Torn
     } else {
         Found::Damaged(problem.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::v1::{NodeLeft, authority_record::Event};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(text: String) -> AuthorityRecord {
+        let event = Some(Event::NodeLeft(NodeLeft { id: text }));
+        AuthorityRecord { event, ..Default::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..2000), offset in any::<u32>()) {
+            let found = read_frame(&bytes, offset.into());
+            prop_assert!(!found.is_frame());
+        }
+
+        #[test]
+        fn whatever_was_written_is_read(texts in prop::collection::vec(".*", 0..5), rest in any::<Vec<u8>>()) {
+            let records: Vec<_> = texts.into_iter().map(record).collect();
+            let bytes = frame(&records);
+            let length = bytes.len();
+            let bytes = [bytes, rest].concat();
+            prop_assert_eq!(read_frame(&bytes, 16), Found::Frame { records, length });
+        }
+
+        #[test]
+        fn a_changed_byte_is_never_read(at in any::<prop::sample::Index>(), to in any::<u8>(), n in 1usize..5) {
+            let records: Vec<_> = (0..n).map(|i| record(i.to_string())).collect();
+            let mut bytes = frame(&records);
+            let at = at.index(bytes.len());
+            prop_assume!(bytes[at] != to);
+            bytes[at] = to;
+            let read = read_frame(&bytes, 16);
+            prop_assert!(matches!(read, Found::Damaged(_)), "{:?}", read);
+        }
+    }
+
+    #[test]
+    fn a_length_that_nobody_writes_is_not_believed() {
+        let mut bytes = frame(&[]);
+        bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes[..12]);
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+        assert!(matches!(read_frame(&bytes, 16), Found::Damaged(_)));
     }
 }

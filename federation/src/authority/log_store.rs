@@ -325,3 +325,88 @@ fn io_error(path: &Path, error: &io::Error) -> StoreError {
     };
     StoreError::Io { path: path.display().to_string(), problem: error.to_string(), remedy }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::v1::{NodeLeft, Revision};
+
+    use super::*;
+
+    fn record(n: u64) -> AuthorityRecord {
+        AuthorityRecord {
+            revision: Some(Revision { epoch: 1, n }),
+            event: Some(Event::NodeLeft(NodeLeft { id: n.to_string() })),
+            ..Default::default()
+        }
+    }
+
+    fn numbers(store: &LogStore) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        let push = &mut |record: &AuthorityRecord| {
+            numbers.push(record.revision.unwrap().n);
+            Ok(())
+        };
+        store.replay(push).unwrap();
+        numbers
+    }
+
+    /// Lets the store write to something else than its log for a while.
+    fn with_file(store: &LogStore, other: File, test: impl FnOnce()) {
+        let own = std::mem::replace(&mut store.log().file, other);
+        test();
+        store.log().file = own;
+    }
+
+    #[test]
+    fn a_disk_that_is_full_or_read_only_refuses_and_recovers() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LogStore::create(directory.path()).unwrap();
+        store.commit(&[record(1)]).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        with_file(&store, full, || {
+            let error = store.commit(&[record(2)]).unwrap_err().to_string();
+            assert!(error.contains("No space left") && error.contains("make room"), "{error}");
+        });
+        let read_only = File::open(store.path()).unwrap();
+        with_file(&store, read_only, || {
+            assert!(store.commit(&[record(2)]).is_err());
+            assert_eq!(numbers(&store), [1], "reads go on");
+        });
+        store.commit(&[record(2)]).unwrap();
+        drop(store);
+        assert_eq!(numbers(&LogStore::open(directory.path()).unwrap()), [1, 2]);
+    }
+
+    #[test]
+    fn what_a_failed_write_left_behind_is_cut_before_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LogStore::create(directory.path()).unwrap();
+        store.commit(&[record(1)]).unwrap();
+        {
+            let mut log = store.log();
+            let end = log.end;
+            log.file.write_all_at(&[0xee; 5000], end).unwrap();
+            log.dirty = true;
+        }
+        store.commit(&[record(2)]).unwrap();
+        let size = store.size();
+        assert_eq!(fs::metadata(store.path()).unwrap().len(), size);
+        drop(store);
+        assert_eq!(numbers(&LogStore::open(directory.path()).unwrap()), [1, 2]);
+    }
+
+    #[test]
+    fn old_logs_are_kept_for_audit_but_not_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LogStore::create(directory.path()).unwrap();
+        for n in 1..=12 {
+            store.commit(&[record(n)]).unwrap();
+            store.compact(vec![record(n)], 0).unwrap();
+        }
+        let audit = fs::read_dir(directory.path().join("audit")).unwrap();
+        let mut names: Vec<_> = audit.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names.len(), KEPT_LOGS);
+        assert!(names.last().unwrap().contains("0012"), "{names:?}");
+    }
+}

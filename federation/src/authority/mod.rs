@@ -5,6 +5,7 @@
 //! token with one use left lets in one node however many ask at once. A commit
 //! returns when its events are on the disk, and readers see only such states.
 
+pub mod entries;
 pub mod frames;
 mod index;
 pub mod log_store;

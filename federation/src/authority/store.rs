@@ -6,6 +6,7 @@ use std::{
 };
 
 use mesh_api::v1::{AuthorityRecord, authority_record::Event};
+use prost::Message;
 
 use super::state::FoldError;
 
@@ -122,7 +123,12 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Kept {
     records: Vec<AuthorityRecord>,
+    size: u64,
     health: BTreeMap<String, i32>,
+}
+
+fn size_of(records: &[AuthorityRecord]) -> u64 {
+    records.iter().map(|record| record.encoded_len() as u64).sum()
 }
 
 impl MemoryStore {
@@ -138,18 +144,21 @@ impl Store for MemoryStore {
     }
 
     fn commit(&self, records: &[AuthorityRecord]) -> Result<(), StoreError> {
-        self.kept().records.extend_from_slice(records);
+        let mut kept = self.kept();
+        kept.size += size_of(records);
+        kept.records.extend_from_slice(records);
         Ok(())
     }
 
     fn size(&self) -> u64 {
-        self.kept().records.iter().map(|record| prost::Message::encoded_len(record) as u64).sum()
+        self.kept().size
     }
 
     fn compact(&self, mut snapshot: Vec<AuthorityRecord>, now_unix_s: i64) -> Result<(), StoreError> {
         let mut kept = self.kept();
         let old = std::mem::take(&mut kept.records);
         carry_over(&mut snapshot, old.into_iter().filter(|r| outlives_compaction(r, now_unix_s)).collect());
+        kept.size = size_of(&snapshot);
         kept.records = snapshot;
         Ok(())
     }

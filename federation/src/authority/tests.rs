@@ -441,6 +441,28 @@ fn compaction_forgets_what_nobody_needs() {
 }
 
 #[test]
+fn a_log_that_grows_is_compacted_while_it_is_used() {
+    run(async {
+        let store = Failing::default();
+        let authority = open(store.clone());
+        let hostname = "x".repeat(512 * 1024);
+        for i in 0..40 {
+            let Event::NodeJoined(small) = joined(1) else { unreachable!() };
+            let large = NodeJoined { hostname: hostname.clone(), ..small };
+            let left = NodeLeft { id: node_id(1) };
+            let events = vec![Event::NodeJoined(large), Event::NodeLeft(left), token(&i.to_string(), 1)];
+            commit(&authority, events).await.unwrap();
+        }
+        // The last compaction may still be going on.
+        let state = authority.state();
+        drop(authority);
+        assert!(store.size() < COMPACT_AT, "{} bytes", store.size());
+        assert_eq!(&*Authority::open(store, clock()).unwrap().state(), &*state);
+        assert_eq!(state.tokens.len(), 40);
+    });
+}
+
+#[test]
 fn certificates_are_found_by_their_serial_number() {
     run(async {
         let authority = open(MemoryStore::default());

@@ -1,0 +1,172 @@
+//! What a state is made of.
+
+use std::collections::BTreeSet;
+
+use mesh_api::v1::{Bundle, Gateway, Grants, Link, Register, TokenPurpose};
+use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId, TrustDomain};
+
+/// The site itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteState {
+    /// Its name.
+    pub name: SiteName,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its roots, as published to everybody.
+    pub bundle: Bundle,
+    /// Unix milliseconds.
+    pub created_at_ms: i64,
+}
+
+/// A token as the site remembers it: never its secret.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenState {
+    /// Public part.
+    pub id: String,
+    /// Node or link.
+    pub purpose: TokenPurpose,
+    /// SHA-256 of the secret.
+    pub secret_sha256: [u8; 32],
+    /// What the nodes that join with it may do.
+    pub grants: Grants,
+    /// How often it may be used.
+    pub uses: u32,
+    /// Who used it, in order.
+    pub used_by: Vec<String>,
+    /// Unix seconds.
+    pub expires_unix_s: i64,
+    /// Taken back by an operator.
+    pub revoked: bool,
+    /// Adds the reserved gateway identity.
+    pub gateway: bool,
+    /// Link tokens: the site that may redeem it.
+    pub site: String,
+}
+
+impl TokenState {
+    /// How often it may still be used.
+    pub fn uses_left(&self) -> u32 {
+        self.uses.saturating_sub(u32::try_from(self.used_by.len()).unwrap_or(u32::MAX))
+    }
+}
+
+/// A certificate that was issued to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeCertificate {
+    /// Lower-case hex.
+    pub serial: String,
+    /// Unix seconds.
+    pub not_after_unix_s: i64,
+}
+
+/// A joined machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeState {
+    /// Given when it joined.
+    pub id: NodeId,
+    /// What it may obtain and register.
+    pub grants: Grants,
+    /// As it called itself when it joined; for people only.
+    pub hostname: String,
+    /// `/etc/machine-id` when it joined.
+    pub machine_id: String,
+    /// The boot in which it joined or last renewed.
+    pub boot_id: String,
+    /// Id of the token that let it in.
+    pub token: String,
+    /// The newest certificate.
+    pub current: NodeCertificate,
+    /// The one that the newest was obtained with; still good for renewal.
+    pub previous: Option<NodeCertificate>,
+    /// Older ones that have not ended yet: renewing with one of them means
+    /// that there are two copies of the node's state.
+    pub retired: Vec<NodeCertificate>,
+    /// Why it is held to exist twice; such a node gets no new SVIDs.
+    pub duplicated: Option<String>,
+    /// May obtain the gateway identity.
+    pub gateway: bool,
+    /// SHA-256 of the SubjectPublicKeyInfo that it joined with.
+    pub key_sha256: Vec<u8>,
+    /// Unix milliseconds.
+    pub joined_at_ms: i64,
+}
+
+impl NodeState {
+    /// Takes a new certificate: the one it was obtained with becomes the
+    /// previous one, everything else retires.
+    pub(super) fn renew(&mut self, new: NodeCertificate, with_serial: &str, now_unix_s: i64) {
+        let replaced = std::mem::replace(&mut self.current, new);
+        let older = self.previous.take();
+        for certificate in std::iter::once(replaced).chain(older) {
+            if certificate.serial == with_serial {
+                self.previous = Some(certificate);
+            } else {
+                self.retired.push(certificate);
+            }
+        }
+        self.retired.retain(|certificate| certificate.not_after_unix_s > now_unix_s);
+    }
+
+    /// Forgets every certificate but this one (and the current one, if it is
+    /// not known).
+    pub(super) fn keep_only(&mut self, serial: &str) {
+        let kept = self.certificates().find(|certificate| certificate.serial == serial).cloned();
+        if let Some(kept) = kept {
+            self.current = kept;
+        }
+        self.previous = None;
+        self.retired.clear();
+    }
+
+    /// Every certificate that may still be valid, the newest first.
+    pub fn certificates(&self) -> impl Iterator<Item = &NodeCertificate> {
+        std::iter::once(&self.current).chain(&self.previous).chain(self.retired.iter().rev())
+    }
+}
+
+/// One registered instance. Each of its ports is one endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registration {
+    /// The machine it runs on.
+    pub node: NodeId,
+    /// Set from the authenticated session that registered it.
+    pub identity: SpiffeId,
+    /// The service, parsed.
+    pub service: ServiceName,
+    /// What was asked.
+    pub register: Register,
+    /// `n` of the record that registered it first: part of its endpoints' ids,
+    /// so that these survive changes and are never reused.
+    pub registered_at: u64,
+}
+
+/// A linked site.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinkState {
+    /// Name, trust domain, who dials, which transport.
+    pub link: Link,
+    /// The other site's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its roots.
+    pub bundle: Bundle,
+    /// Its gateways as they were when the link was made.
+    pub gateways: Vec<Gateway>,
+    /// Unix milliseconds.
+    pub made_at_ms: i64,
+}
+
+/// Who outside may call one local service.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Export {
+    /// Every linked site, also future ones.
+    pub all: bool,
+    /// These sites.
+    pub sites: BTreeSet<SiteName>,
+}
+
+impl Export {
+    /// Whether it holds for this site.
+    pub fn includes(&self, site: &SiteName) -> bool {
+        self.all || self.sites.contains(site)
+    }
+}

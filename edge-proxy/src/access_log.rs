@@ -63,10 +63,18 @@ pub struct Entry {
     pub attempts: u32,
 }
 
+/// What the writer is told.
+#[derive(Debug)]
+enum Message {
+    Entry(Entry),
+    /// Answered once everything before it is written.
+    Flush(SyncSender<()>),
+}
+
 /// Takes entries; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
-    queue: Option<SyncSender<Entry>>,
+    queue: Option<SyncSender<Message>>,
     dropped: Counter,
 }
 
@@ -95,9 +103,9 @@ impl AccessLog {
                 Sink::Stream(Box::new(file.map_err(named)?))
             }
         };
-        let (queue, entries) = sync_channel(QUEUE);
+        let (queue, messages) = sync_channel(QUEUE);
         let builder = std::thread::Builder::new().name("access-log".into());
-        builder.spawn(move || write_all(sink, &entries))?;
+        builder.spawn(move || write_all(sink, &messages))?;
         Ok(Self { queue: Some(queue), dropped })
     }
 
@@ -109,8 +117,21 @@ impl AccessLog {
     /// Hands a line to the writer; counts it as dropped if there is no room.
     pub fn put(&self, entry: Entry) {
         let Some(queue) = &self.queue else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(entry) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            queue.try_send(Message::Entry(entry))
+        {
             self.dropped.inc();
+        }
+    }
+
+    /// Waits until what was put is written, at most `patience`. Blocks: for
+    /// the end of a process.
+    pub fn flush(&self, patience: Duration) {
+        let (done, written) = sync_channel(1);
+        if let Some(queue) = &self.queue
+            && queue.try_send(Message::Flush(done)).is_ok()
+        {
+            let _late = written.recv_timeout(patience);
         }
     }
 }
@@ -132,17 +153,22 @@ impl Sink {
     }
 }
 
-fn write_all(sink: Sink, entries: &Receiver<Entry>) {
+fn write_all(sink: Sink, messages: &Receiver<Message>) {
     let mut failing = false;
     let mut written = match sink {
         Sink::Stream(stream) => Writer::Stream(BufWriter::new(stream)),
         Sink::Journal(socket) => Writer::Journal(socket),
     };
-    while let Ok(first) = entries.recv() {
-        let rest = entries.try_iter().take(BATCH);
+    while let Ok(first) = messages.recv() {
+        let rest = messages.try_iter().take(BATCH);
         let result = std::iter::once(first)
             .chain(rest)
-            .try_for_each(|entry| written.line(&entry))
+            .try_for_each(|message| match message {
+                Message::Entry(entry) => written.line(&entry),
+                Message::Flush(done) => written.flush().map(|()| {
+                    let _given_up = done.try_send(());
+                }),
+            })
             .and_then(|()| written.flush());
         match result {
             Err(error) if !failing => {
@@ -200,6 +226,7 @@ struct Line<'a> {
     method: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     path: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
     status: u16,
     received: u64,
     sent: u64,
@@ -223,6 +250,11 @@ struct Line<'a> {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_one(attempts: &u32) -> bool {
     *attempts <= 1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(status: &u16) -> bool {
+    *status == 0
 }
 
 impl<'a> Line<'a> {
@@ -328,24 +360,13 @@ mod tests {
         let target = AccessLogTarget::File(path.clone());
         let log = AccessLog::open(&target, Counter::default()).unwrap();
         log.put(entry());
-        drop(log);
-        let text = wait_for_line(&path);
+        log.flush(Duration::from_secs(10));
+        let text = std::fs::read_to_string(&path).unwrap();
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(line["path"], "/a");
         assert_eq!(line["duration_us"], 1500);
         assert_eq!(line["peer"], "spiffe://a/ns/b/sa/c");
         assert_eq!(line.get("reason"), None);
-    }
-
-    fn wait_for_line(path: &std::path::Path) -> String {
-        for _ in 0..500 {
-            let text = std::fs::read_to_string(path).unwrap();
-            if text.ends_with('\n') {
-                return text;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("no line was written");
     }
 
     #[test]

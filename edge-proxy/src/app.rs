@@ -1,24 +1,37 @@
 //! Wires the process: one control runtime on the main thread, and data workers
 //! with a runtime, listeners and pools of their own.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, thread, time::Duration};
 
-use mesh_runtime::{admin::Readiness, drain::Drain};
-use mesh_tunnel::{Credentials, Net};
+use anyhow::Context;
+use mesh_runtime::{
+    admin::{self, Admin, Readiness},
+    drain::Drain,
+    process,
+};
+use mesh_tunnel::{Credentials, Net, RealNet, Trust};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
 
 use crate::{
     access_log::AccessLog,
-    config::{Config, Role},
+    config::{Config, IdentitySource, Role, SnapshotSource},
     discovery,
+    files::snapshot,
     gateway::Gateway,
     identity,
     metrics::Metrics,
     own::{Own, OwnCell},
-    snapshot_cell::SnapshotCell,
+    snapshot_cell::{Complete, SnapshotCell},
     stats::Stats,
     tunnels::Tunnels,
     worker::{Bound, Worker},
 };
+
+/// How long the last access-log lines may take to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What every part of the process shares; cheap to clone.
 #[derive(Debug, Clone)]
@@ -55,7 +68,8 @@ impl Shared {
         let metrics = Metrics::new();
         let dropped = metrics.access_log_dropped.clone();
         let access_log = AccessLog::open(&config.access_log, dropped)?;
-        let own = Own { locality: config.locality.clone(), ..Own::default() };
+        let gateway = config.gateway_id.clone();
+        let own = Own { locality: config.locality.clone(), gateway, ..Own::default() };
         Ok(Self {
             config: Arc::new(config),
             net,
@@ -82,6 +96,30 @@ pub struct App {
     pub gateway: Gateway,
 }
 
+/// Runs a whole process until it is told to stop.
+///
+/// # Errors
+///
+/// Something cannot be read or bound; nothing runs then.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    process::current_thread()?.block_on(async {
+        let credentials = Credentials::new(None, Trust::default());
+        let app = App::new(Shared::new(config, Arc::new(RealNet), credentials)?);
+        app.load_files()?;
+        app.serve_admin().await?;
+        let (died, mut deaths) = mpsc::channel(1);
+        let workers = app.start_workers(&died).await?;
+        app.start_control();
+        app.report_draining();
+        log::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(); "started");
+        tokio::select! {
+            terminated = process::until_terminated(&app.shared.drain) => terminated?,
+            Some(index) = deaths.recv() => log::error!(worker = index; "a worker has ended"),
+        }
+        app.stop(workers).await
+    })
+}
+
 impl App {
     /// Nothing runs yet.
     pub fn new(shared: Shared) -> Self {
@@ -90,12 +128,104 @@ impl App {
         Self { shared, tunnels, gateway }
     }
 
+    /// Identity and snapshot from files, where the configuration says so.
+    fn load_files(&self) -> anyhow::Result<()> {
+        let Shared { config, credentials, snapshot, own, .. } = &self.shared;
+        if let IdentitySource::Files(files) = &config.identity {
+            let (svid, trust) = files.load()?;
+            credentials.try_replace_svid(svid).context("identity.files: key and certificate")?;
+            credentials.replace_trust(trust);
+            let watch = files.clone().watch(credentials.clone());
+            self.shared.drain.spawn_beside(watch);
+        }
+        if let SnapshotSource::File(path) = &config.snapshot {
+            let read = snapshot::load(path, &credentials.trust().bundles)?;
+            let (site, domain) = (Some(read.site.clone()), Some(read.trust_domain.clone()));
+            own.store(Own { site, trust_domain: domain, ..Own::clone(&own.load()) });
+            snapshot.store(Arc::new(read), Complete::All);
+        }
+        Ok(())
+    }
+
+    async fn serve_admin(&self) -> anyhow::Result<()> {
+        let Some(addr) = self.shared.config.admin else { return Ok(()) };
+        let listener = TcpListener::bind(addr)
+            .await
+            .with_context(|| format!("admin: cannot listen on {addr}; choose another or `off`"))?;
+        let registry = self.shared.metrics.registry.clone();
+        let readiness = self.shared.readiness.clone();
+        let shown = Admin { registry, readiness };
+        let drain = &self.shared.drain;
+        drain.spawn_beside(admin::serve(listener, shown, drain.clone()));
+        Ok(())
+    }
+
+    /// The first worker finds the ports, the others share them.
+    async fn start_workers(
+        &self,
+        died: &mpsc::Sender<usize>,
+    ) -> anyhow::Result<Vec<thread::JoinHandle<()>>> {
+        let mut wanted = Bound::wanted(&self.shared.config);
+        let mut workers = Vec::new();
+        for index in 0..self.shared.config.workers {
+            let (bound, told) = oneshot::channel();
+            let (app, wanted_now, died) = (self.clone(), wanted, died.clone());
+            let builder = thread::Builder::new().name(format!("worker-{index}"));
+            workers.push(builder.spawn(move || {
+                app.run_worker(index, wanted_now, bound);
+                // Nobody listens any more once the process stops.
+                let _stopping = died.blocking_send(index);
+            })?);
+            wanted = told.await.context("a worker ended while starting")??;
+        }
+        Ok(workers)
+    }
+
+    fn run_worker(&self, index: usize, wanted: Bound, told: oneshot::Sender<io::Result<Bound>>) {
+        let runtime = match process::current_thread() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(told.send(Err(error))),
+        };
+        runtime.block_on(async {
+            let started = self.start_worker(index, wanted).await;
+            let running = started.is_ok();
+            if told.send(started).is_ok() && running {
+                self.shared.drain.stopping().await;
+            }
+        });
+        // Tasks that do not yield must not hold up the end.
+        runtime.shutdown_background();
+    }
+
     /// The tasks that are no worker's: identity and discovery. Call it inside
     /// the control runtime.
     fn start_control(&self) {
         identity::start(&self.shared);
         discovery::start(&self.shared, &self.tunnels, &self.gateway);
         self.gateway.start_control();
+    }
+
+    /// What is going away takes nothing new. Identity and snapshot have
+    /// conditions of their own where they do not come from files.
+    fn report_draining(&self) {
+        let staying = self.shared.readiness.condition("staying");
+        staying.holds();
+        let drain = self.shared.drain.clone();
+        self.shared.drain.spawn_beside(async move {
+            drain.draining().await;
+            staying.fails("stopping");
+        });
+    }
+
+    async fn stop(self, workers: Vec<thread::JoinHandle<()>>) -> anyhow::Result<()> {
+        let Shared { drain, config, access_log, .. } = &self.shared;
+        let cut = drain.finish(config.longest_drain()).await;
+        let failed = workers.into_iter().map(thread::JoinHandle::join);
+        let failed = failed.filter(Result::is_err).count();
+        access_log.flush(FLUSH_TIMEOUT);
+        log::info!(cut = cut; "stopped");
+        anyhow::ensure!(failed == 0, "{failed} workers have failed; see the log");
+        Ok(())
     }
 
     /// One worker and the control tasks in the runtime of the caller, who ends

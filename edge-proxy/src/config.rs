@@ -1,8 +1,15 @@
-//! What was written in `proxy.yaml`, and what it means.
+//! What one proxy does, checked. [`file`] is what was written for it.
+
+pub mod cidr;
+pub mod file;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use mesh_core::{Locality, PortName, ServiceName, TrustDomain};
+pub use cidr::Cidr;
+pub use file::Flags;
+use mesh_core::{GatewayId, Locality, PortName, ServiceName};
+
+use crate::files::IdentityFiles;
 
 /// What one proxy does; checked.
 #[derive(Debug, Clone)]
@@ -37,6 +44,8 @@ pub struct Config {
     pub locality: Locality,
     /// The doors, for role gateway only.
     pub gateway: Option<GatewayDoors>,
+    /// A gateway's name in its site; `None` if the identity source knows it.
+    pub gateway_id: Option<GatewayId>,
     /// Clients of `http_listener` off loopback.
     pub allow_from: Vec<Cidr>,
 }
@@ -58,14 +67,7 @@ pub enum IdentitySource {
     /// The `WorkloadIdentity` socket of vm-agent or federation.
     Socket(PathBuf),
     /// PEM files.
-    Files {
-        /// Leaf first, then the issuing CA.
-        certificate: PathBuf,
-        /// PKCS#8.
-        key: PathBuf,
-        /// Roots by trust domain.
-        bundles: Vec<(TrustDomain, PathBuf)>,
-    },
+    Files(IdentityFiles),
     /// The caller of [`crate::app::App::new`] has filled the credentials.
     Given,
 }
@@ -114,13 +116,6 @@ pub struct GatewayDoors {
     pub tls: SocketAddr,
 }
 
-/// A block of addresses (RFC 4632).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cidr {
-    addr: std::net::IpAddr,
-    prefix: u8,
-}
-
 impl Config {
     /// Everything off or default; what tests and simulations start from.
     pub fn given(role: Role) -> Self {
@@ -140,6 +135,7 @@ impl Config {
             state: None,
             locality: Locality::default(),
             gateway: None,
+            gateway_id: None,
             allow_from: Vec::new(),
         }
     }
@@ -154,43 +150,5 @@ impl Config {
     /// Whether a client of the HTTP proxy listener may come from `addr`.
     pub fn admits(&self, addr: std::net::IpAddr) -> bool {
         addr.to_canonical().is_loopback() || self.allow_from.iter().any(|cidr| cidr.contains(addr))
-    }
-}
-
-impl std::str::FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (addr, prefix) = text.split_once('/').unwrap_or((text, ""));
-        let addr: std::net::IpAddr =
-            addr.parse().map_err(|_| format!("{text:?}: not an address or CIDR block"))?;
-        let longest = if addr.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
-            "" if !text.contains('/') => longest,
-            digits => digits
-                .parse()
-                .ok()
-                .filter(|prefix| *prefix <= longest)
-                .ok_or_else(|| format!("{text:?}: the prefix must be 0 to {longest}"))?,
-        };
-        Ok(Self { addr, prefix })
-    }
-}
-
-impl Cidr {
-    /// Whether an address lies in the block; IPv4-mapped IPv6 counts as IPv4.
-    pub fn contains(&self, addr: std::net::IpAddr) -> bool {
-        use std::net::IpAddr::{V4, V6};
-        match (self.addr, addr.to_canonical()) {
-            (V4(block), V4(addr)) => {
-                let shift = 32 - u32::from(self.prefix);
-                (u32::from(block) ^ u32::from(addr)).checked_shr(shift).unwrap_or(0) == 0
-            }
-            (V6(block), V6(addr)) => {
-                let shift = 128 - u32::from(self.prefix);
-                (u128::from(block) ^ u128::from(addr)).checked_shr(shift).unwrap_or(0) == 0
-            }
-            (V4(_), V6(_)) | (V6(_), V4(_)) => false,
-        }
     }
 }

@@ -1,1 +1,22 @@
-fn main() {}
+//! `edge-proxy`: parses, builds, waits, exits.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use edge_proxy::{
+    app,
+    config::{Config, Flags},
+};
+use mesh_runtime::{config::ConfigError, process};
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    process::start("info");
+    let result = Config::load(&flags).map_err(anyhow::Error::from).and_then(app::run);
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("edge-proxy: {error:#}");
+    match error.downcast_ref::<ConfigError>() {
+        Some(error) => ExitCode::from(error.exit_code()),
+        None => ExitCode::from(process::EXIT_FAILURE),
+    }
+}

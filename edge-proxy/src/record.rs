@@ -11,6 +11,7 @@ use crate::{
     access_log::Entry,
     app::Shared,
     metrics::{Direction, RequestLabels, TargetLabels},
+    stats::Flow,
 };
 
 /// Filled in while a request or opaque connection runs; told when dropped, so
@@ -70,6 +71,10 @@ impl Record {
     pub fn opened(&mut self) {
         let target = self.target();
         self.shared.metrics.tcp_open.get_or_create(&target).inc();
+        if let Some(service) = &target.service {
+            self.shared.stats.of(service, self.flow()).connected();
+        }
+        self.answered = Some(self.started.elapsed());
         self.open = Some(target);
     }
 
@@ -79,6 +84,20 @@ impl Record {
             service: self.entry.service.clone().filter(|name| self.is_known(name)),
             port: self.entry.port.clone(),
             path: self.entry.path_kind,
+        }
+    }
+
+    /// What federation is told: a failure is what a client cannot mend.
+    fn report(&self, service: &ServiceName) {
+        let ok = self.entry.status < 500 && self.entry.reason.is_none();
+        let latency = self.answered.unwrap_or(self.entry.duration);
+        self.shared.stats.of(service, self.flow()).ended(ok, latency);
+    }
+
+    fn flow(&self) -> Flow {
+        match self.entry.direction {
+            Direction::Inbound => Flow::Inbound,
+            Direction::Outbound => Flow::Outbound,
         }
     }
 
@@ -96,6 +115,9 @@ impl Drop for Record {
             metrics.tcp_open.get_or_create(&open).dec();
         }
         let target = self.target();
+        if let Some(service) = &target.service {
+            self.report(service);
+        }
         if let Some(latency) = self.answered {
             metrics.latency_ms.get_or_create(&target).observe(latency.as_secs_f64() * 1000.0);
         }

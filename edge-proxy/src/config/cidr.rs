@@ -1,0 +1,80 @@
+//! Blocks of addresses.
+
+use std::{net::IpAddr, str::FromStr};
+
+/// A block of addresses (RFC 4632).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    addr: IpAddr,
+    prefix: u8,
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (addr, prefix) = text.split_once('/').unwrap_or((text, ""));
+        let addr: IpAddr =
+            addr.parse().map_err(|_| format!("{text:?}: not an address or CIDR block"))?;
+        let longest = if addr.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            "" if !text.contains('/') => longest,
+            digits => digits
+                .parse()
+                .ok()
+                .filter(|prefix| *prefix <= longest)
+                .ok_or_else(|| format!("{text:?}: the prefix must be 0 to {longest}"))?,
+        };
+        Ok(Self { addr, prefix })
+    }
+}
+
+impl Cidr {
+    /// Whether an address lies in the block; IPv4-mapped IPv6 counts as IPv4.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        use IpAddr::{V4, V6};
+        match (self.addr, addr.to_canonical()) {
+            (V4(block), V4(addr)) => {
+                let shift = 32 - u32::from(self.prefix);
+                (u32::from(block) ^ u32::from(addr)).checked_shr(shift).unwrap_or(0) == 0
+            }
+            (V6(block), V6(addr)) => {
+                let shift = 128 - u32::from(self.prefix);
+                (u128::from(block) ^ u128::from(addr)).checked_shr(shift).unwrap_or(0) == 0
+            }
+            (V4(_), V6(_)) | (V6(_), V4(_)) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_hold_what_they_say() {
+        let cases = [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "11.0.0.1", false),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", true),
+            ("0.0.0.0/0", "255.255.255.255", true),
+            ("0.0.0.0/0", "::1", false),
+            ("::/0", "2001:db8::1", true),
+            ("2001:db8::/32", "2001:db9::1", false),
+            ("192.0.2.1", "192.0.2.1", true),
+            ("192.0.2.1", "192.0.2.2", false),
+            ("192.0.2.1/32", "192.0.2.1", true),
+        ];
+        for (block, addr, wanted) in cases {
+            let block: Cidr = block.parse().unwrap();
+            assert_eq!(block.contains(addr.parse().unwrap()), wanted, "{block:?} {addr}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/x", "10.0.0/8", "host/8"] {
+            assert!(text.parse::<Cidr>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! A static snapshot: the YAML of a site without a control plane, made into
+//! the very delta that federation would send.
+
+use std::{net::SocketAddr, path::Path};
+
+use mesh_api::v1::{self, resource::Resource as Kind};
+use mesh_core::{
+    EndpointId, GatewayId, PortName, ServiceName, SiteName, Snapshot, SpiffeId, TrustBundles,
+    TrustDomain, apply,
+};
+use mesh_runtime::config::{self, ConfigError, HumanDuration};
+use serde::Deserialize;
+
+use crate::config::file::parsed;
+
+/// What was written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SiteFile {
+    #[serde(deserialize_with = "parsed")]
+    site: SiteName,
+    #[serde(deserialize_with = "parsed")]
+    trust_domain: TrustDomain,
+    #[serde(default)]
+    services: Vec<ServiceFile>,
+    #[serde(default)]
+    gateways: Vec<GatewayFile>,
+    #[serde(default)]
+    links: Vec<LinkFile>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceFile {
+    #[serde(deserialize_with = "parsed")]
+    name: ServiceName,
+    ports: Vec<PortFile>,
+    #[serde(default)]
+    virtual_address: Option<std::net::IpAddr>,
+    #[serde(default)]
+    exported_to: Vec<String>,
+    #[serde(default)]
+    imported_from: Vec<String>,
+    #[serde(default)]
+    allow: Option<Vec<PrincipalFile>>,
+    #[serde(default)]
+    routes: Vec<RouteFile>,
+    #[serde(default)]
+    endpoints: Vec<EndpointFile>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortFile {
+    #[serde(deserialize_with = "parsed")]
+    name: PortName,
+    port: u16,
+    #[serde(default)]
+    protocol: ProtocolFile,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ProtocolFile {
+    #[default]
+    Detect,
+    Http,
+    Grpc,
+    Tcp,
+}
+
+/// Who may call; an absent part is any, an absent domain the own one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PrincipalFile {
+    trust_domain: String,
+    namespace: String,
+    account: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouteFile {
+    name: String,
+    #[serde(default)]
+    matches: Vec<MatchFile>,
+    backends: Vec<BackendFile>,
+    #[serde(default)]
+    request_timeout: HumanDuration,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MatchFile {
+    path: Option<String>,
+    path_prefix: Option<String>,
+    method: String,
+    headers: Vec<HeaderFile>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeaderFile {
+    name: String,
+    value: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackendFile {
+    #[serde(deserialize_with = "parsed")]
+    service: ServiceName,
+    #[serde(default)]
+    port: String,
+    #[serde(default = "one")]
+    weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EndpointFile {
+    #[serde(default)]
+    id: String,
+    #[serde(deserialize_with = "parsed")]
+    port: PortName,
+    #[serde(default)]
+    site: String,
+    #[serde(deserialize_with = "parsed")]
+    identity: SpiffeId,
+    /// Inbound listener of its proxy.
+    #[serde(default)]
+    proxy: Option<SocketAddr>,
+    /// Where the application listens.
+    #[serde(default)]
+    target: Option<SocketAddr>,
+    #[serde(default = "one")]
+    weight: u32,
+    #[serde(default)]
+    region: String,
+    #[serde(default)]
+    zone: String,
+    #[serde(default)]
+    node: String,
+    #[serde(default)]
+    via: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GatewayFile {
+    #[serde(deserialize_with = "parsed")]
+    id: GatewayId,
+    #[serde(default)]
+    site: String,
+    #[serde(default)]
+    quic: Vec<String>,
+    #[serde(default)]
+    tls: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LinkFile {
+    #[serde(deserialize_with = "parsed")]
+    site: SiteName,
+    #[serde(deserialize_with = "parsed")]
+    trust_domain: TrustDomain,
+    #[serde(default)]
+    dial: bool,
+    #[serde(default)]
+    transport: TransportFile,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TransportFile {
+    #[default]
+    Raced,
+    Quic,
+    Tls,
+}
+
+/// Reads a snapshot; roots are those of the identity.
+///
+/// # Errors
+///
+/// The file cannot be read, or says something that makes no sense: with file
+/// and line, or with the resource that is wrong.
+pub fn load(path: &Path, bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
+    parse(&config::read(path)?, &path.display().to_string(), bundles)
+}
+
+/// The same from a text; `name` is how errors call it.
+pub fn parse(text: &str, name: &str, bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
+    let file: SiteFile = config::parse(text, name)?;
+    apply(None, &file.delta(bundles)).map_err(|rejected| match rejected {
+        mesh_core::Rejected::Invalid { resource, problem } => {
+            ConfigError::meaning(name, resource, problem)
+        }
+        other @ mesh_core::Rejected::WrongBase { .. } => {
+            ConfigError::meaning(name, "snapshot", other)
+        }
+    })
+}
+
+impl SiteFile {
+    fn delta(&self, bundles: &TrustBundles) -> v1::Delta {
+        let own = self.site.as_str();
+        let mut upsert = vec![Kind::Site(v1::Site {
+            name: own.into(),
+            trust_domain: self.trust_domain.as_str().into(),
+            federation_address: String::new(),
+        })];
+        upsert.extend(bundles.values().map(|bundle| Kind::Bundle((&**bundle).into())));
+        upsert.extend(self.gateways.iter().map(|gateway| Kind::Gateway(gateway.wire(own))));
+        upsert.extend(self.links.iter().map(|link| Kind::Link(link.wire())));
+        for service in &self.services {
+            upsert.push(Kind::Service(service.wire()));
+            let endpoints = service.endpoints.iter().enumerate();
+            upsert.extend(
+                endpoints.map(|(i, endpoint)| {
+                    Kind::Endpoint(endpoint.wire(own, service.name.as_str(), i))
+                }),
+            );
+        }
+        let upsert = upsert.into_iter().map(|kind| v1::Resource { resource: Some(kind) });
+        v1::Delta {
+            from: None,
+            to: Some(v1::Revision { epoch: 1, n: 1 }),
+            upsert: upsert.collect(),
+            remove: Vec::new(),
+        }
+    }
+}
+
+fn or_own(site: &str, own: &str) -> String {
+    if site.is_empty() { own.into() } else { site.into() }
+}
+
+impl ServiceFile {
+    fn wire(&self) -> v1::Service {
+        let port = |port: &PortFile| v1::Port {
+            name: port.name.as_str().into(),
+            number: port.port.into(),
+            protocol: port.protocol.wire().into(),
+        };
+        let principal = |principal: &PrincipalFile| v1::PrincipalMatch {
+            trust_domain: principal.trust_domain.clone(),
+            namespace: principal.namespace.clone(),
+            account: principal.account.clone(),
+        };
+        v1::Service {
+            name: self.name.as_str().into(),
+            ports: self.ports.iter().map(port).collect(),
+            exported_to: self.exported_to.clone(),
+            imported_from: self.imported_from.clone(),
+            virtual_address: self.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
+            routes: self.routes.iter().map(RouteFile::wire).collect(),
+            policy: self.allow.as_ref().map(|allow| v1::AuthorizationPolicy {
+                allow: allow.iter().map(principal).collect(),
+            }),
+        }
+    }
+}
+
+impl ProtocolFile {
+    fn wire(self) -> v1::Protocol {
+        match self {
+            Self::Detect => v1::Protocol::Unspecified,
+            Self::Http => v1::Protocol::Http,
+            Self::Grpc => v1::Protocol::Grpc,
+            Self::Tcp => v1::Protocol::Tcp,
+        }
+    }
+}
+
+impl RouteFile {
+    fn wire(&self) -> v1::Route {
+        let backend = |backend: &BackendFile| v1::Backend {
+            service: backend.service.as_str().into(),
+            port: backend.port.clone(),
+            weight: backend.weight,
+        };
+        let timeout = self.request_timeout.0.as_millis();
+        v1::Route {
+            name: self.name.clone(),
+            matches: self.matches.iter().map(MatchFile::wire).collect(),
+            backends: self.backends.iter().map(backend).collect(),
+            request_timeout_ms: u64::try_from(timeout).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl MatchFile {
+    fn wire(&self) -> v1::RouteMatch {
+        use v1::route_match::Path::{ExactPath, PathPrefix};
+        let exact = self.path.clone().map(ExactPath);
+        let header = |header: &HeaderFile| v1::HeaderMatch {
+            name: header.name.clone(),
+            value: header.value.clone(),
+        };
+        v1::RouteMatch {
+            path: exact.or_else(|| self.path_prefix.clone().map(PathPrefix)),
+            method: self.method.clone(),
+            headers: self.headers.iter().map(header).collect(),
+        }
+    }
+}
+
+impl EndpointFile {
+    /// Without an id it is named after its place, which is all that tells it
+    /// from others.
+    fn wire(&self, own: &str, service: &str, place: usize) -> v1::Endpoint {
+        let id = match self.id.as_str() {
+            "" => format!("{}-{place}", service.replace('.', "-")).parse::<EndpointId>().ok(),
+            written => written.parse().ok(),
+        };
+        let target = self.target;
+        v1::Endpoint {
+            // What is no id is refused with the endpoint's name by `apply`.
+            id: id.map_or_else(|| self.id.clone(), |id| id.as_str().into()),
+            service: service.into(),
+            port: self.port.as_str().into(),
+            site: or_own(&self.site, own),
+            spiffe_id: self.identity.as_str().into(),
+            address: self.proxy.map(|addr| addr.to_string()).unwrap_or_default(),
+            target_port: target.map_or(0, |addr| addr.port().into()),
+            target_address: target.map(|addr| addr.ip().to_string()).unwrap_or_default(),
+            locality: Some(v1::Locality {
+                region: self.region.clone(),
+                zone: self.zone.clone(),
+                host: String::new(),
+            }),
+            weight: self.weight,
+            health: v1::Health::Unknown.into(),
+            node: self.node.clone(),
+            via: self.via.clone(),
+        }
+    }
+}
+
+impl GatewayFile {
+    fn wire(&self, own: &str) -> v1::Gateway {
+        v1::Gateway {
+            id: self.id.as_str().into(),
+            site: or_own(&self.site, own),
+            quic_addresses: self.quic.clone(),
+            tls_addresses: self.tls.clone(),
+        }
+    }
+}
+
+impl LinkFile {
+    fn wire(&self) -> v1::Link {
+        let transport = match self.transport {
+            TransportFile::Raced => v1::LinkTransport::Unspecified,
+            TransportFile::Quic => v1::LinkTransport::Quic,
+            TransportFile::Tls => v1::LinkTransport::Tls,
+        };
+        v1::Link {
+            site: self.site.as_str().into(),
+            trust_domain: self.trust_domain.as_str().into(),
+            dial: self.dial,
+            transport: transport.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEST: &str = "
+site: west
+trust_domain: west.example
+services:
+  - name: orders.shop
+    virtual_address: 10.96.0.1
+    ports:
+      - { name: http, port: 80, protocol: http }
+      - { name: redis, port: 6379, protocol: tcp }
+    allow: [{ account: checkout }]
+    routes:
+      - name: split
+        request_timeout: 2s
+        matches: [{ path_prefix: /a, headers: [{ name: x-canary, value: 'yes' }] }]
+        backends: [{ service: orders.shop, weight: 9 }, { service: orders.next }]
+    endpoints:
+      - port: http
+        identity: spiffe://west.example/ns/shop/sa/orders
+        proxy: 127.0.0.1:4143
+        target: 127.0.0.1:8080
+  - name: orders.next
+    ports: [{ name: http, port: 80 }]
+";
+
+    #[test]
+    fn a_site_is_read() {
+        let snapshot = parse(WEST, "west.yaml", &TrustBundles::new()).unwrap();
+        let service = &snapshot.services["orders.shop"];
+        assert_eq!(service.virtual_address, Some("10.96.0.1".parse().unwrap()));
+        assert_eq!(service.endpoints[0].id.as_str(), "orders-shop-0");
+        assert_eq!(service.endpoints[0].target, ([127, 0, 0, 1], 8080).into());
+        assert_eq!(service.endpoints[0].weight, 1);
+        assert_eq!(service.policy.allow.as_ref().unwrap().len(), 1);
+        assert_eq!(service.routes[0].request_timeout, Some(std::time::Duration::from_secs(2)));
+        assert_eq!(service.routes[0].backends.len(), 2);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let change = |from: &str, to: &str| WEST.replace(from, to);
+        let cases = [
+            (change("orders.next\n", "orders\n"), "<name>.<namespace>"),
+            (change("protocol: http", "protocol: htp"), "did you mean `http`"),
+            (change("identity: spiffe://west", "identity: spiffe://east"), "endpoint"),
+            (change("target: 127.0.0.1:8080", "target: 127.0.0.1"), "west.yaml:20"),
+            (change("proxy:", "proxi:"), "did you mean `proxy`"),
+            (change("- port: http\n        identity", "- port: httpx\n        identity"), "httpx"),
+        ];
+        for (text, wanted) in cases {
+            let error = parse(&text, "west.yaml", &TrustBundles::new()).unwrap_err();
+            assert!(error.to_string().contains(wanted), "{error}");
+        }
+    }
+}

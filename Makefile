@@ -1,12 +1,19 @@
 # make demo [DURATION=20s] [DEMO_ARGS="--json --block-udp"]
-# make test
+# make test                    everything that needs no root
+# make test-netns              two sites on a real kernel, in namespaces of their own
+# make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
+# make soak                    the long forms, by hand
 
 # Where cargo puts what it builds.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What the demo starts, and nothing else.
 DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 
-.PHONY: demo test
+# Decoders of what a network or a person sends.
+FUZZ_TARGETS := tunnel_header control_message token snapshot
+FUZZ_SECONDS ?= 60
+
+.PHONY: demo test test-netns fuzz soak
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -18,3 +25,22 @@ demo:
 test:
 	cargo build --workspace --bins
 	cargo test --workspace
+
+test-netns:
+	tests/tests/netns/run
+
+# libFuzzer on the stable compiler; the corpus that is committed is replayed
+# first. Without AddressSanitizer: no unsafe code of ours is reached.
+fuzz:
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz"; exit 1; }
+	@for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --dev -s none $$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65535 -rss_limit_mb=2048 -print_final_stats=0 || exit 1; \
+	done
+
+soak:
+	cargo build --workspace --bins
+	ISTHMUS_CRASH_POINTS=50 cargo test --workspace
+	for seed in $$(seq 1 40); do ISTHMUS_SIM_SEED=$$seed cargo test -q -p isthmus-tests --test simulation || exit 1; done
+	$(TARGET)/debug/meshctl demo --duration 10m
+	$(TARGET)/debug/meshctl demo --duration 10m --block-udp

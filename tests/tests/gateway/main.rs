@@ -2,6 +2,7 @@
 //! and what they do when something breaks.
 
 mod mesh;
+mod proxies;
 
 use std::{net::SocketAddr, time::Duration};
 

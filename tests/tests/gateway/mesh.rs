@@ -106,7 +106,18 @@ pub(crate) fn endpoint(
     address: Option<SocketAddr>,
     node: Option<&str>,
 ) -> Kind {
-    Kind::Endpoint(v1::Endpoint {
+    Kind::Endpoint(at(site, service, id, address, node))
+}
+
+/// The same, to be changed.
+pub(crate) fn at(
+    site: &Site,
+    service: &str,
+    id: &str,
+    address: Option<SocketAddr>,
+    node: Option<&str>,
+) -> v1::Endpoint {
+    v1::Endpoint {
         id: id.into(),
         service: service.into(),
         port: "http".into(),
@@ -118,7 +129,7 @@ pub(crate) fn endpoint(
         health: v1::Health::Healthy.into(),
         node: node.unwrap_or_default().into(),
         ..v1::Endpoint::default()
-    })
+    }
 }
 
 /// A running gateway.

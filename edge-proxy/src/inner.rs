@@ -10,14 +10,14 @@ use mesh_core::{
     path::{Connect, NoPath, RefusedReason, path_to},
 };
 use mesh_runtime::clock;
-use mesh_tunnel::{Credentials, OpenError, Stream, tls};
+use mesh_tunnel::{Credentials, OpenError, Stream, net::BoxFuture, tls};
 use rustls::pki_types::CertificateDer;
 
 use crate::{
     app::Shared,
     http2::{Client, Guardian},
     metrics::Direction,
-    tunnels::Tunnels,
+    tunnels::{self, Tunnels},
 };
 
 /// How long an endpoint's proxy on the own network may take to accept.
@@ -106,16 +106,21 @@ pub async fn open(
 ) -> Result<Session, OpenFailure> {
     let path = path_to(snapshot, endpoint)?;
     let connection = format!("{:016x}", rand::random::<u64>());
-    let bytes = open_bytes(shared, tunnels, endpoint, &path, &connection).await?;
+    let (bytes, going) = open_bytes(shared, tunnels, endpoint, &path, &connection).await?;
     let (stream, peer, chain) = handshake(&shared.credentials, endpoint, bytes)
         .await
         .inspect_err(|failure| count_failure(shared, endpoint, failure))?;
     let (client, guardian) = Client::begin(stream, &shared.drain)
         .await
         .map_err(|error| OpenFailure::Handshake(error.to_string()))?;
-    shared.drain.spawn_beside(guard(shared.credentials.clone(), peer.clone(), chain, guardian));
+    let guard = guard(shared.credentials.clone(), peer.clone(), chain, guardian, going);
+    shared.drain.spawn_beside(guard);
     Ok(Session { client, peer, path_kind: path.describe(), connection: connection.into() })
 }
+
+/// Completes when something on a session's path goes away; never for a direct
+/// one.
+type Going = BoxFuture<'static, ()>;
 
 /// A byte stream to the endpoint's proxy.
 async fn open_bytes(
@@ -124,11 +129,11 @@ async fn open_bytes(
     endpoint: &Endpoint,
     path: &Path,
     connection: &str,
-) -> Result<Stream, OpenFailure> {
+) -> Result<(Stream, Going), OpenFailure> {
     if let Path::Direct(addr) = path {
         let dialled = tokio::time::timeout(DIRECT_TIMEOUT, shared.net.dial(*addr)).await;
         return match dialled {
-            Ok(Ok(stream)) => Ok(stream),
+            Ok(Ok(stream)) => Ok((stream, Box::pin(std::future::pending()))),
             Ok(Err(error)) => Err(OpenFailure::Unreachable(error.to_string())),
             Err(_) => Err(OpenFailure::Unreachable(format!("{addr}: no answer"))),
         };
@@ -142,7 +147,10 @@ async fn open_bytes(
         connection_id: connection.to_owned(),
     };
     match tokio::time::timeout(GATEWAY_TIMEOUT, tunnels.open(path, &connect)).await {
-        Ok(Ok(stream)) => Ok(Box::new(stream)),
+        Ok(Ok(stream)) => {
+            let going = tunnels::going(stream.session(), connection);
+            Ok((Box::new(stream), Box::pin(going)))
+        }
         Ok(Err(OpenError::Refused { reason, hop, detail })) => {
             Err(OpenFailure::Refused { reason, hop, detail })
         }
@@ -194,12 +202,15 @@ fn count_failure(shared: &Shared, endpoint: &Endpoint, failure: &OpenFailure) {
 }
 
 /// A session does not outlive what proved it: when the peer's leaf ends, it is
-/// retired; when the peer is no longer believed, it is cut.
-pub async fn guard(
+/// retired; when the peer is no longer believed, it is cut. It is retired, too,
+/// when a gateway on its path says that it goes away: new requests then take
+/// another way while this one still works.
+async fn guard(
     credentials: Arc<Credentials>,
     peer: PeerIdentity,
     chain: Vec<CertificateDer<'static>>,
     guardian: Guardian,
+    mut going: Going,
 ) {
     let mut changed = credentials.changed();
     let left = until_end(&peer);
@@ -211,6 +222,12 @@ pub async fn guard(
             () = &mut expiry => {
                 guardian.retire();
                 return;
+            }
+            () = &mut going => {
+                log::debug!(peer = peer.id.as_str(); "a hop goes away, inner session retired");
+                guardian.retire();
+                going = Box::pin(std::future::pending());
+                continue;
             }
             change = changed.changed() => {
                 if change.is_err() {

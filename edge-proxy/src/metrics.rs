@@ -9,6 +9,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::gateway;
+
 /// Upper bounds in milliseconds: fine where services usually are.
 const LATENCY_BUCKETS_MS: [f64; 18] = [
     0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0, 1000.0,
@@ -118,6 +120,8 @@ pub struct Metrics {
     pub retries: Family<ReasonLabel, Counter>,
     /// Access-log lines that the writer had no room for.
     pub access_log_dropped: Counter,
+    /// What the role gateway counts.
+    pub gateway: gateway::metrics::Metrics,
     /// Where all of this is registered.
     pub registry: Arc<Registry>,
 }
@@ -135,6 +139,7 @@ impl Metrics {
             handshake_failures: Family::default(),
             retries: Family::default(),
             access_log_dropped: Counter::default(),
+            gateway: gateway::metrics::Metrics::default(),
             registry: Arc::default(),
         };
         let m = &metrics;
@@ -149,6 +154,7 @@ impl Metrics {
         registry.register("retry", "Attempts after the first one", m.retries.clone());
         let dropped = "Access-log lines the writer had no room for";
         registry.register("access_log_dropped", dropped, m.access_log_dropped.clone());
+        metrics.gateway.register(&mut registry);
         metrics.registry = Arc::new(registry);
         metrics
     }

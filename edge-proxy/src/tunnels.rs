@@ -35,7 +35,7 @@ pub const GATEWAYS: usize = 3;
 /// How long a stream waits for a tunnel to come up.
 pub const UP_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the gateway, and what is behind it, may take to answer a stream.
-pub const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+pub const OPEN_DEADLINE: Duration = mesh_tunnel::session::OPEN_TIMEOUT;
 /// Pause before QUIC is tried again after a fall-back to TLS/TCP; doubles up
 /// to six times this.
 const QUIC_RETRY: Duration = Duration::from_secs(10);
@@ -190,6 +190,29 @@ impl Tunnels {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Held>> {
         self.inner.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Completes when the path of a stream of `session` goes away: the gateway
+/// itself, or one further along as far as it has told, or the tunnel has
+/// ended. Holds no stream, but keeps the session from ending by itself.
+pub(crate) fn going(
+    session: &Session,
+    connection_id: &str,
+) -> impl Future<Output = ()> + Send + use<> {
+    let mut drained = session.drained_streams();
+    let (session, connection_id) = (session.clone(), connection_id.to_owned());
+    async move {
+        loop {
+            tokio::select! {
+                () = session.ending() => return,
+                ids = drained.recv() => match ids {
+                    Ok(ids) if !ids.contains(&connection_id) => {}
+                    // Named; or too much was missed to know that it was not.
+                    Ok(_) | Err(_) => return,
+                },
+            }
+        }
     }
 }
 

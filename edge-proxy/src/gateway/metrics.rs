@@ -58,8 +58,8 @@ struct Joined {
 
 type Count = Counter<u64, AtomicU64>;
 
-/// What a gateway counts.
-#[derive(Debug, Default)]
+/// What a gateway counts; cheap to clone.
+#[derive(Debug, Clone, Default)]
 pub struct Metrics {
     tunnels: Family<Tunnel, Gauge>,
     opened: Family<Tunnel, Count>,
@@ -71,9 +71,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Shows them under `isthmus_gateway_…`.
+    /// Shows them under `<prefix of registry>_gateway_…`.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("isthmus_gateway");
+        let registry = registry.sub_registry_with_prefix("gateway");
         registry.register("tunnels", "Tunnels that are up", self.tunnels.clone());
         registry.register("tunnels_opened", "Tunnels that have come up", self.opened.clone());
         registry.register("streams", "Streams that are open", self.streams.clone());

@@ -46,7 +46,8 @@ pub struct Tuning {
     /// How long an endpoint's proxy or federation may take to accept a
     /// connection.
     pub dial_deadline: Duration,
-    /// How long the next gateway or proxy may take to answer a `Connect`.
+    /// How long the next gateway or proxy may take to answer a `Connect`, at
+    /// the first gateway of a path; each further one waits half a second less.
     pub open_deadline: Duration,
     /// Pause before QUIC is tried again on a link that fell back to TLS/TCP;
     /// doubles up to six times this.
@@ -58,8 +59,9 @@ impl Default for Tuning {
         Self {
             limits: Limits::default(),
             stream_idle: Duration::from_secs(3600),
-            dial_deadline: Duration::from_secs(5),
-            open_deadline: Duration::from_secs(8),
+            // Sources wait 5 s in all.
+            dial_deadline: Duration::from_millis(2500),
+            open_deadline: Duration::from_millis(4500),
             quic_retry: Duration::from_secs(10),
         }
     }
@@ -112,7 +114,7 @@ impl Gateway {
             tuning,
             sessions: Sessions::default(),
             quotas: Quotas::new(tuning.limits),
-            metrics: Metrics::default(),
+            metrics: shared.metrics.gateway.clone(),
             told: watch::Sender::default(),
             doors: watch::Sender::default(),
         }))
@@ -143,11 +145,6 @@ impl Gateway {
     /// Where it listens, once it does.
     pub fn doors(&self) -> watch::Receiver<Option<DoorAddrs>> {
         self.0.doors.subscribe()
-    }
-
-    /// Its counters, to be registered once.
-    pub fn metrics(&self) -> &Metrics {
-        &self.0.metrics
     }
 }
 

@@ -1,10 +1,10 @@
 //! One stream: decided, connected on, copied, logged.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mesh_core::{
     GatewayId, NodeId, SiteName,
-    path::{Connect, NextHop, RefusedReason, forward},
+    path::{Connect, MAX_HOPS, NextHop, RefusedReason, forward},
 };
 use mesh_tunnel::{IncomingStream, OpenError, Session, Stream, TunnelStream};
 use tokio::time::{Instant, timeout};
@@ -14,10 +14,14 @@ use super::{
     quota::Slot,
     relay::{self, Carried, Limits},
 };
+use crate::tunnels::going;
 
 /// How long saying no may take; a neighbour that does not read its answers
 /// has its stream dropped.
 const REFUSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How much less each further hop waits than the one before it.
+const HOP_MARGIN: Duration = Duration::from_millis(500);
 
 /// Why a stream goes no further.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,7 +153,10 @@ async fn over_link(tunnel: &Tunnel, site: &SiteName, onward: &Connect) -> Result
 }
 
 async fn open(tunnel: &Tunnel, session: Session, onward: &Connect) -> Result<Far, Refusal> {
-    let deadline = tunnel.state.tuning.open_deadline;
+    // Each hop gives up a little before the one that waits for it, so that
+    // the refusal comes from where the problem is.
+    let passed = u32::from(onward.hops.saturating_sub(1).min(MAX_HOPS));
+    let deadline = tunnel.state.tuning.open_deadline.saturating_sub(HOP_MARGIN * passed);
     let opened = timeout(deadline, session.open(onward, &[])).await;
     let stream = opened.map_err(|_| Refusal::timeout(deadline))??;
     Ok(Far { end: FarEnd::Tunnel(stream), _towards: None })
@@ -193,10 +200,33 @@ async fn carry(
     let stop = tunnel.state.shared.drain.stopping();
     let carried = match far.end {
         FarEnd::Tcp(mut far) => relay::relay(&mut near, &mut far, limits, stop).await,
-        FarEnd::Tunnel(mut far) => relay::relay(&mut near, &mut far, limits, stop).await,
+        FarEnd::Tunnel(mut far) => {
+            let drains = pass_on_drain(far.session(), near.session(), &connect.connection_id);
+            let relayed = relay::relay(&mut near, &mut far, limits, stop);
+            tokio::select! {
+                carried = relayed => carried,
+                never = drains => match never {},
+            }
+        }
     };
     counted.ended(&carried);
     log_carried(tunnel, &connect, next, &carried, opened, started);
+}
+
+/// Tells the source of a stream when something further along its path goes
+/// away, so that it opens new sessions elsewhere while this one still works.
+fn pass_on_drain(
+    far: &Session,
+    near: &Session,
+    connection_id: &str,
+) -> impl Future<Output = Infallible> + use<> {
+    let going = going(far, connection_id);
+    let (near, connection_id) = (near.clone(), connection_id.to_owned());
+    async move {
+        going.await;
+        near.drain_streams(vec![connection_id]);
+        std::future::pending().await
+    }
 }
 
 fn log_carried(

@@ -411,6 +411,26 @@ async fn a_draining_gateway_refuses_new_streams_and_finishes_old_ones() {
 }
 
 #[tokio::test]
+async fn the_source_hears_of_a_drain_at_the_far_gateway() {
+    let address = endpoint_proxy(Behaviour::Echo).await;
+    for transport in BOTH {
+        let pair = Pair::new(transport, address).await;
+        let caller = pair.caller(transport).await;
+        let mut drained = caller.drained_streams();
+        let mut open = caller.open(&orders(), &[]).await.unwrap();
+        pair.east_gateway.app.shared.drain.start();
+        let ids = timeout(STEP, drained.recv()).await.expect("it is told").unwrap();
+        assert_eq!(*ids, ["test-1".to_owned()]);
+        // Its own gateway stays, and what runs goes on.
+        assert!(caller.is_open());
+        assert_eq!(exchange(&mut open, b"to the end").await.unwrap(), b"to the end");
+        let got = refusal(&caller, &orders()).await;
+        assert_eq!(got.0, RefusedReason::NoPath);
+        pair.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_link_that_ends_takes_its_tunnels_along() {
     let address = endpoint_proxy(Behaviour::Echo).await;
     let pair = Pair::new(LinkTransport::Raced, address).await;
@@ -514,5 +534,35 @@ async fn the_transport_of_a_tunnel_is_the_one_that_was_asked_for() {
     }
     let told = pair.west_gateway.linked("east").await;
     assert_eq!((told.tunnels[0].transport.as_str(), told.tunnels[0].count), ("quic", 1));
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_carried_and_what_was_refused_is_counted() {
+    let address = endpoint_proxy(Behaviour::Echo).await;
+    let pair = Pair::new(LinkTransport::Quic, address).await;
+    let caller = pair.caller(LinkTransport::Quic).await;
+    let mut stream = caller.open(&orders(), &[]).await.unwrap();
+    exchange(&mut stream, b"12345").await.unwrap();
+    refusal(&caller, &connect("north", "orders.shop", "o-1")).await;
+    let wanted = [
+        "isthmus_proxy_gateway_tunnels{neighbour=\"link\",site=\"east\",transport=\"quic\"} 1",
+        "isthmus_proxy_gateway_bytes_total{neighbour=\"client\",site=\"\",direction=\"sent\"} 5",
+        "isthmus_proxy_gateway_streams_refused_total{neighbour=\"client\",site=\"\",\
+         reason=\"unknown_site\"} 1",
+        "isthmus_proxy_gateway_streams{neighbour=\"client\",site=\"\"} 0",
+    ];
+    let counted = async {
+        loop {
+            let mut text = String::new();
+            let registry = &pair.west_gateway.app.shared.metrics.registry;
+            prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+            match wanted.iter().find(|line| !text.contains(**line)) {
+                None => return,
+                Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    timeout(STEP, counted).await.expect("every line");
     pair.stop().await;
 }

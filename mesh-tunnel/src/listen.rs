@@ -122,7 +122,8 @@ impl Door {
 
     /// How often something was turned away, by stable code: those of
     /// `VerifyError`, `handshake_failed`, `handshake_timeout`,
-    /// `handshake_limit`, `join_limit`.
+    /// `handshake_limit`, `join_limit`, and `quic_retry` for clients that
+    /// first had to prove their address.
     pub fn turned_away(&self) -> Vec<(&'static str, u64)> {
         self.admission.turned_away()
     }
@@ -155,6 +156,7 @@ impl Hall {
                 // Only a client that receives our packets will come back.
                 // Fails only if a retry is not possible, and drops it then.
                 let _ = incoming.retry();
+                self.admission.count("quic_retry");
                 continue;
             }
             let Some(admitted) = self.admission.enter(from.ip()) else {

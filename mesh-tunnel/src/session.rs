@@ -168,7 +168,8 @@ impl Session {
         early: &[u8],
         counted: Counted,
     ) -> Result<TunnelStream, OpenError> {
-        let raw = self.shared().carrier.open().await.ok_or(OpenError::Closed)?;
+        let no_room = || self.no_answer(&io::Error::other("no stream to be had"));
+        let raw = self.shared().carrier.open().await.ok_or_else(no_room)?;
         let mut stream = TunnelStream::new(raw, counted, self.clone());
         let (ahead, rest) = early.split_at(early.len().min(MAX_EARLY));
         let reply = async {
@@ -450,9 +451,6 @@ async fn read_header(mut raw: Raw) -> Header {
 
 fn from_wire(refused: v1::Refused) -> OpenError {
     let reason = refused.reason().into();
-    let short = |mut text: String| {
-        text.truncate(text.floor_char_boundary(stream::MAX_DETAIL));
-        text
-    };
-    OpenError::Refused { reason, hop: short(refused.hop), detail: short(refused.detail) }
+    let short = |text: &str| wire::shortened(text, stream::MAX_DETAIL).to_owned();
+    OpenError::Refused { reason, hop: short(&refused.hop), detail: short(&refused.detail) }
 }

@@ -288,6 +288,13 @@ where
     Ok(stream)
 }
 
+/// Whether an alert (RFC 8446 section 6.2) is about our certificate:
+/// `bad_certificate` to `certificate_unknown`, `unknown_ca`, `access_denied`,
+/// `certificate_required`.
+pub(crate) fn is_about_our_certificate(alert: u8) -> bool {
+    matches!(alert, 42..=46 | 48 | 49 | 116)
+}
+
 /// The verification error itself where rustls wraps it.
 pub(crate) fn readable(error: io::Error) -> io::Error {
     match verify_error(&error) {

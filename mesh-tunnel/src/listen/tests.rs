@@ -55,7 +55,8 @@ async fn only_neighbours_get_a_tunnel() {
                     drop(session);
                 }
                 Some(code) => {
-                    assert!(result.is_err(), "{result:?}");
+                    let told = result.unwrap_err().to_string();
+                    assert!(told.contains("our certificate"), "{told}");
                     turned_away(&door, code).await;
                 }
             }
@@ -157,6 +158,30 @@ async fn a_closed_door_keeps_its_tunnels() {
         session.announced().changed().await.unwrap();
         assert!(session.is_open() && far.is_open());
     }
+}
+
+/// A connection that says nothing.
+fn silent(from: [u8; 4], to: std::net::SocketAddr) -> std::net::TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from((from, 0)).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.into()
+}
+
+#[tokio::test]
+async fn under_load_quic_clients_prove_their_address() {
+    let east = Authority::new("east.example");
+    let held = credentials(&east, &east.gateway(), &[&east]);
+    let near = dialer(&credentials(&east, &east.workload("a"), &[&east]));
+    let (door, to) = door_of(&held, Allowed::Neighbour(east.domain.clone())).await;
+    let tcp = door.local_addrs().1;
+    let _silent: Vec<_> = (0..80).map(|n| silent([127, 0, 1, 1 + n % 2], tcp)).collect();
+    // The handshakes have begun when the same address gets no more of them.
+    let _more: Vec<_> = (0..80).map(|_| silent([127, 0, 1, 1], tcp)).collect();
+    turned_away(&door, "handshake_limit").await;
+    let allowed = Allowed::Exactly(east.gateway());
+    near.dial(&to, allowed, LinkTransport::Quic, LONG).await.unwrap();
+    turned_away(&door, "quic_retry").await;
 }
 
 #[tokio::test]

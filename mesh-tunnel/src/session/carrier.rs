@@ -12,7 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     Transport,
     mux::{Mux, MuxStream},
+    wire::shortened,
 };
+use crate::tls::is_about_our_certificate;
 
 /// The application error code of every reset (RFC 9000 section 20.2): reasons
 /// travel in `Refused` and `Drain`, not in numbers.
@@ -70,7 +72,7 @@ impl Carrier {
 
     /// Ends it now; the peer is told why.
     pub(crate) fn close(&self, why: &str) {
-        let why = &why[..why.floor_char_boundary(MAX_REASON)];
+        let why = shortened(why, MAX_REASON);
         match self {
             Carrier::Quic(connection) => connection.close(0u32.into(), why.as_bytes()),
             Carrier::Tls(mux) => mux.close(why),
@@ -106,9 +108,19 @@ fn describe(error: &quinn::ConnectionError) -> String {
         quinn::ConnectionError::ApplicationClosed(frame) => {
             format!("closed by the peer: {}", String::from_utf8_lossy(&frame.reason))
         }
+        quinn::ConnectionError::ConnectionClosed(frame) if refuses_us(frame.error_code) => {
+            let told = String::from_utf8_lossy(&frame.reason);
+            format!("the peer refused our certificate: {told}")
+        }
         quinn::ConnectionError::TimedOut => "the peer is silent".into(),
         other => other.to_string(),
     }
+}
+
+/// Alerts of TLS are the last byte of 0x01xx (RFC 9001 section 4.8).
+fn refuses_us(code: quinn::TransportErrorCode) -> bool {
+    let [.., kind, alert] = u64::from(code).to_be_bytes();
+    kind == 1 && is_about_our_certificate(alert)
 }
 
 /// Both directions of one stream.

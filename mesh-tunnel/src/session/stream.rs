@@ -108,7 +108,7 @@ impl TunnelStream {
         hop: &str,
         detail: &str,
     ) -> io::Result<()> {
-        let short = |text: &str| text[..text.floor_char_boundary(MAX_DETAIL)].to_owned();
+        let short = |text| wire::shortened(text, MAX_DETAIL).to_owned();
         let refused = v1::Refused {
             reason: v1::RefusedReason::from(reason).into(),
             hop: short(hop),

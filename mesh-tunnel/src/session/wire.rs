@@ -9,6 +9,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Bytes before each message.
 const PREFIX: usize = 2;
 
+/// The beginning of `text`, at most `limit` bytes and whole characters.
+pub(crate) fn shortened(text: &str, limit: usize) -> &str {
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// A message with its length before it.
 pub(crate) fn framed(message: &impl Message) -> io::Result<Vec<u8>> {
     let length = message.encoded_len();
@@ -58,6 +67,14 @@ mod tests {
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(shortened("abc", 5), "abc");
+        assert_eq!(shortened("aüc", 2), "a");
+        assert_eq!(shortened("aüc", 3), "aü");
+        assert_eq!(shortened("ü", 0), "");
     }
 
     #[test]

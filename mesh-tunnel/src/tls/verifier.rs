@@ -1,7 +1,7 @@
 //! What rustls asks during a handshake, answered by `mesh_core::verify_peer`.
 
 use std::{
-    io,
+    fmt, io,
     sync::{Arc, OnceLock},
 };
 
@@ -153,7 +153,7 @@ impl Judge {
                 // Set twice only if a configuration serves many handshakes,
                 // and then nobody reads it.
                 let _ = self.witness.0.set(error.clone());
-                Err(CertificateError::Other(OtherError(Arc::new(error))).into())
+                Err(CertificateError::Other(OtherError(Arc::new(Refused(error)))).into())
             }
         }
     }
@@ -168,11 +168,23 @@ impl Judge {
     }
 }
 
+/// QUIC tells the peer what this prints: the code, and nothing of what we
+/// know or expect.
+#[derive(Clone, thiserror::Error)]
+#[error("{}", .0.code())]
+struct Refused(VerifyError);
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.code())
+    }
+}
+
 /// The verification error inside an error of rustls.
 pub(super) fn from_rustls(error: &rustls::Error) -> Option<VerifyError> {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
-            inner.downcast_ref().cloned()
+            inner.downcast_ref().map(|Refused(error)| error.clone())
         }
         rustls::Error::NoCertificatesPresented => Some(VerifyError::NoCertificate),
         _ => None,

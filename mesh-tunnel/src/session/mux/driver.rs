@@ -19,7 +19,7 @@ use super::{
     Shared,
     frame::{Decoder, Frame},
 };
-use crate::quic::IDLE;
+use crate::{quic::IDLE, tls::is_about_our_certificate};
 
 /// Bytes that one read takes from the connection: one TLS record.
 const READ: usize = 16 * 1024;
@@ -189,5 +189,11 @@ where
 }
 
 fn lost(error: &io::Error) -> String {
-    format!("connection lost: {error}")
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner {
+        Some(rustls::Error::AlertReceived(alert)) if is_about_our_certificate((*alert).into()) => {
+            format!("the peer refused our certificate ({alert:?}); its log says why")
+        }
+        _ => format!("connection lost: {error}"),
+    }
 }

@@ -10,7 +10,7 @@ use mesh_api::v1;
 use mesh_runtime::clock;
 use mesh_tunnel::{Credentials, Net};
 use rustls_pki_types::PrivateKeyDer;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tonic::transport::Channel;
 
 use crate::{
@@ -36,6 +36,8 @@ pub struct Agent {
     pub process_id: String,
     /// The services of this machine; written by `services::watch`.
     pub services: watch::Sender<Services>,
+    /// Asks for a look at the service files at once.
+    pub look: Notify,
     /// What the site has answered about them; written by `session`.
     pub registrations: watch::Sender<Registrations>,
     /// Of which site; written by joining and leaving.
@@ -80,6 +82,8 @@ pub struct Uplink {
     pub channel: Option<Channel>,
     /// It was reached before, as this member.
     pub was_connected: bool,
+    /// The site has refused our certificate at the last attempt.
+    pub rejected: bool,
     /// Why not, and what to do; empty while it is.
     pub problem: String,
 }

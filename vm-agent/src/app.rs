@@ -15,7 +15,7 @@ use mesh_runtime::{
 use mesh_tunnel::{Net, unix};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::{Mutex, watch},
+    sync::{Mutex, Notify, watch},
 };
 use tonic::transport::Server;
 
@@ -91,6 +91,7 @@ impl App {
             state,
             process_id: uuid::Uuid::new_v4().to_string(),
             services: watch::Sender::new(Services::default()),
+            look: Notify::new(),
             registrations: watch::Sender::default(),
             membership: watch::Sender::new(membership),
             uplink: watch::Sender::new(Uplink::default()),
@@ -109,13 +110,7 @@ impl App {
         drain.spawn(serve(operator, operator_server, drain.clone()));
         drain.spawn(serve(identity, Identity::server(agent.clone()), drain.clone()));
         self.spawn_vital("uplink", uplink::run(agent.clone(), drain.clone()));
-        let (followed, ended) = (agent.clone(), drain.clone());
-        self.spawn_vital("services", async move {
-            tokio::select! {
-                () = services::watch::run(&followed.config.services, &followed.services) => {}
-                () = ended.draining() => {}
-            }
-        });
+        self.spawn_vital("services", follow_services(agent.clone(), drain.clone()));
         let readiness = Readiness::new();
         drain.spawn_beside(tell_readiness(agent.clone(), readiness.condition("site")));
         if let Some(listener) = admin {
@@ -155,6 +150,13 @@ async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> 
     match TcpListener::bind(addr).await {
         Ok(listener) => Ok(Some(listener)),
         Err(source) => Err(StartError::Admin { addr, source }),
+    }
+}
+
+async fn follow_services(agent: Arc<Agent>, drain: Drain) {
+    tokio::select! {
+        () = services::watch::run(&agent.config.services, &agent.services, &agent.look) => {}
+        () = drain.draining() => {}
     }
 }
 

@@ -30,7 +30,7 @@ const ANSWER: Duration = Duration::from_secs(8);
 const RECONNECT: Duration = Duration::from_secs(3);
 /// How long a new member waits to tell how its services do.
 const SETTLE: Duration = Duration::from_secs(10);
-/// For telling federation that this node leaves.
+/// For telling federation that this node leaves, and for seeing that it knows.
 const LEAVE: Duration = Duration::from_secs(5);
 
 /// Tells whoever waits for it; one who went away misses it.
@@ -63,9 +63,11 @@ pub async fn join(agent: &Arc<Agent>, token: &str, progress: &Progress) -> Resul
     let (id, workload) = (node.id.clone(), node.workload.clone());
     agent.state.save(&node).map_err(|error| refuse(Code::FailedPrecondition, "state", error))?;
     let member = Member::new(node).map_err(|error| refuse(Code::Internal, "answer", error))?;
+    let seen = agent.services.borrow().reads;
+    agent.look.notify_one();
     agent.set_membership(Membership::Member(member));
     progress.say(format!("joined as node {id}; workloads here are {workload}"));
-    let _ = timeout(SETTLE, settled(agent)).await;
+    let _ = timeout(SETTLE, settled(agent, seen)).await;
     say_services(agent, progress);
     Ok(())
 }
@@ -199,12 +201,13 @@ fn accept(
     Ok(node)
 }
 
-/// Waits until the site has answered about every service.
-async fn settled(agent: &Agent) {
+/// Waits until the site has answered about every service of a look at the
+/// files that is newer than `seen`.
+async fn settled(agent: &Agent, seen: u64) {
     let mut uplink = agent.uplink.subscribe();
     let _ = uplink.wait_for(|uplink| uplink.channel.is_some()).await;
     let mut services = agent.services.subscribe();
-    let _ = services.wait_for(|services| services.settled()).await;
+    let _ = services.wait_for(|services| services.reads > seen && services.settled()).await;
     let mut registrations = agent.registrations.subscribe();
     let _ = registrations
         .wait_for(|answers| {
@@ -275,19 +278,29 @@ pub async fn leave(agent: &Agent, force: bool) -> Result<(), Status> {
     Ok(())
 }
 
+/// Tells the site that this node leaves. Its certificate is revoked by that,
+/// and every connection cut: the answer may be lost on its way. Then a site
+/// that does not accept the certificate any more has been told.
 async fn tell(agent: &Agent, member: &Member) -> Result<(), String> {
-    let uplink = agent.uplink.borrow().clone();
-    let Some(channel) = uplink.channel else {
-        return Err(format!("not connected to {}: {}", member.node().site, uplink.problem));
+    let mut uplink = agent.uplink.subscribe();
+    let now = uplink.borrow_and_update().clone();
+    if now.rejected {
+        return Ok(());
+    }
+    let Some(channel) = now.channel else {
+        return Err(format!("not connected to {}: {}", member.node().site, now.problem));
     };
     let mut client = node_identity(channel);
-    match timeout(LEAVE, client.leave_node(v1::LeaveNodeRequest {})).await {
-        Ok(Ok(_)) => Ok(()),
+    let problem = match timeout(LEAVE, client.leave_node(v1::LeaveNodeRequest {})).await {
+        Ok(Ok(_)) => return Ok(()),
         // It has forgotten us already.
-        Ok(Err(status)) if reason(&status) == "node_unknown" => Ok(()),
-        Ok(Err(status)) => Err(shown(&status)),
-        Err(_) => Err(format!("no answer within {LEAVE:?}")),
-    }
+        Ok(Err(status)) if reason(&status) == "node_unknown" => return Ok(()),
+        Ok(Err(status)) if !is_transport(&status) => return Err(shown(&status)),
+        Ok(Err(status)) => shown(&status),
+        Err(_) => format!("no answer within {LEAVE:?}"),
+    };
+    let rejected = uplink.wait_for(|uplink| uplink.rejected);
+    timeout(LEAVE, rejected).await.map(drop).map_err(|_| problem)
 }
 
 fn reason(status: &Status) -> &str {

@@ -128,7 +128,7 @@ impl Ledger {
     /// The requests that make the site's record equal to `services`.
     pub fn changes(&mut self, services: &Services, now: Instant) -> Vec<RegistryRequest> {
         // Until the files were read nobody knows what is unwanted.
-        if !services.read {
+        if services.reads == 0 {
             return Vec::new();
         }
         let mut requests = Vec::new();
@@ -254,7 +254,7 @@ mod tests {
             let spec = Arc::new(file::parse(&text, instance, "test").unwrap());
             (instance.to_string(), Local { spec, health: *health, detail: String::new() })
         });
-        Services { local: local.collect(), read: true, ..Services::default() }
+        Services { local: local.collect(), reads: 1, ..Services::default() }
     }
 
     fn shown(requests: &[RegistryRequest]) -> Vec<String> {

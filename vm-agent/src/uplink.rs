@@ -81,7 +81,14 @@ async fn keep_connected(agent: &Arc<Agent>, member: &Arc<Member>, drain: &Drain)
     }
 }
 
-fn say_lost(agent: &Agent, member: &Member, problem: String) {
+fn say_lost(agent: &Agent, member: &Member, mut problem: String) {
+    let rejected = is_rejection(&problem);
+    if rejected {
+        problem.push_str(
+            "; the site does not accept the certificate of this node: it was removed or revoked \
+             there, or a clock is wrong; `meshctl join <token>` makes it a new node",
+        );
+    }
     agent.uplink.send_modify(|uplink| {
         // Said once, not at every attempt.
         if uplink.problem != problem {
@@ -89,8 +96,14 @@ fn say_lost(agent: &Agent, member: &Member, problem: String) {
             log::warn!(site = site.as_str(); "not connected: {problem}");
         }
         let was_connected = uplink.was_connected || uplink.channel.is_some();
-        *uplink = Uplink { channel: None, was_connected, problem };
+        *uplink = Uplink { channel: None, was_connected, rejected, problem };
     });
+}
+
+/// Whether a peer has refused our certificate. It says so by a TLS alert,
+/// which is all that reaches us through a handshake (RFC 8446 section 6.2).
+fn is_rejection(problem: &str) -> bool {
+    problem.contains("fatal alert: Certificate")
 }
 
 struct Link {
@@ -170,7 +183,7 @@ async fn hold(agent: &Arc<Agent>, member: &Arc<Member>, link: Link, drain: &Drai
     agent.uplink.send_replace(Uplink {
         channel: Some(channel.clone()),
         was_connected: true,
-        problem: String::new(),
+        ..Uplink::default()
     });
     let why = tokio::select! {
         why = session.closed() => format!("gateway {gateway}: tunnel ended: {why}"),
@@ -193,10 +206,20 @@ async fn refuse_streams(session: &Session, node: &Node) {
 /// What a refusal of federation says to people: its own text, which names the
 /// remedy, or what happened to the connection.
 pub fn shown(status: &tonic::Status) -> String {
-    match status.message() {
+    let mut text = match status.message() {
         "" => status.code().description().to_owned(),
         message => message.to_owned(),
+    };
+    // A failed connection says only "transport error"; its causes say why.
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.contains(&why) {
+            text = format!("{text}: {why}");
+        }
+        cause = error.source();
     }
+    text
 }
 
 /// The client for identities, with a bound on answers: bundles and gateways

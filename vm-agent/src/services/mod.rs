@@ -31,13 +31,13 @@ pub struct Services {
     pub local: BTreeMap<String, Local>,
     /// Files that describe no service, and why.
     pub broken: BTreeMap<PathBuf, String>,
-    /// The directory has been read at least once.
-    pub read: bool,
+    /// How often the directory has been read.
+    pub reads: u64,
 }
 
 impl Services {
     /// Whether every service has been checked at least once.
     pub fn settled(&self) -> bool {
-        self.read && self.local.values().all(|local| local.health != v1::Health::Unspecified)
+        self.reads > 0 && self.local.values().all(|local| local.health != v1::Health::Unspecified)
     }
 }

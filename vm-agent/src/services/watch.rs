@@ -13,7 +13,7 @@ use std::{
 use mesh_api::v1::Health;
 use mesh_runtime::config;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
 };
 
@@ -39,19 +39,22 @@ struct Known {
     parsed: Result<Arc<ServiceSpec>, String>,
 }
 
-/// Follows `dir` for ever and keeps `services` up to date.
-pub async fn run(dir: &Path, services: &watch::Sender<Services>) {
+/// Follows `dir` for ever and keeps `services` up to date. `now` asks for a
+/// look at once; whoever waits for it is told of the next read.
+pub async fn run(dir: &Path, services: &watch::Sender<Services>, now: &Notify) {
     let mut directory = Directory::new(dir);
     let mut checks = Checks { services, tasks: JoinSet::new(), running: HashMap::new() };
+    let mut asked = true;
     loop {
         let (specs, broken) = directory.read();
         checks.set(specs);
-        services.send_if_modified(|now| {
-            let changed = now.broken != broken || !now.read;
-            (now.broken, now.read) = (broken, true);
-            changed
+        services.send_if_modified(|services| {
+            let changed = services.broken != broken;
+            services.broken = broken;
+            services.reads += 1;
+            changed || asked
         });
-        tokio::time::sleep(POLL).await;
+        asked = tokio::time::timeout(POLL, now.notified()).await.is_ok();
     }
 }
 
@@ -316,20 +319,22 @@ mod tests {
             write(dir.path(), "orders.yaml", &service("orders", port));
             let services = watch::Sender::new(Services::default());
             let mut seen = services.subscribe();
-            let follow = run(dir.path(), &services);
+            let now = Notify::new();
+            let follow = run(dir.path(), &services, &now);
             let drive = async {
                 let health = |wanted: Health| {
                     move |now: &Services| {
                         now.local.get("orders").is_some_and(|local| local.health == wanted)
                     }
                 };
-                seen.wait_for(|now| now.read).await.unwrap();
+                seen.wait_for(|services| services.reads > 0).await.unwrap();
                 seen.wait_for(health(Health::Healthy)).await.unwrap();
                 assert!(seen.borrow().settled());
                 drop(listener);
-                let now = seen.wait_for(health(Health::Unhealthy)).await.unwrap().clone();
-                assert!(now.local["orders"].detail.contains("refused"), "{now:?}");
+                let last = seen.wait_for(health(Health::Unhealthy)).await.unwrap().clone();
+                assert!(last.local["orders"].detail.contains("refused"), "{last:?}");
                 fs::remove_file(dir.path().join("orders.yaml")).unwrap();
+                now.notify_one();
                 seen.wait_for(|now| now.local.is_empty()).await.unwrap();
             };
             tokio::select! {

@@ -24,8 +24,10 @@ pub enum ExportError {
     #[error("{0}: its namespace is reserved and never leaves a site")]
     Reserved(ServiceName),
     /// A site that is not linked.
-    #[error("{site} is not linked with this site (linked: {linked}); link it first, or leave --site \
-             out to export to every linked site, also future ones")]
+    #[error(
+        "{site} is not linked with this site (linked: {linked}); link it first, or leave --site \
+             out to export to every linked site, also future ones"
+    )]
     NotLinked {
         /// What was asked.
         site: SiteName,
@@ -92,9 +94,7 @@ pub fn decide_unexport(
     Ok(change(state, &service, export))
 }
 
-fn parse(
-    request: &ExportServiceRequest,
-) -> Result<(ServiceName, BTreeSet<SiteName>), ExportError> {
+fn parse(request: &ExportServiceRequest) -> Result<(ServiceName, BTreeSet<SiteName>), ExportError> {
     let invalid = |error: mesh_core::name::InvalidName| ExportError::Invalid(error.to_string());
     if request.sites.len() > MAX_SITES {
         return Err(ExportError::Invalid(format!("more than {MAX_SITES} sites")));

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use mesh_api::v1::{Bundle, Delta, Endpoint, Gateway, Health, ResourceKind, Revision, Service, resource};
+use mesh_api::v1::{
+    Bundle, Delta, Endpoint, Gateway, Health, ResourceKind, Revision, Service, resource,
+};
 use mesh_core::{
     ServiceName, SiteName, SpiffeId, TrustDomain,
     name::{Subject, is_reserved_namespace},
@@ -240,11 +242,7 @@ fn check_endpoint(endpoint: &Endpoint, peer: Peer<'_>) -> Result<Endpoint, Impor
     Ok(kept)
 }
 
-fn check_site(
-    site: &str,
-    what: impl Fn() -> String,
-    own: &SiteName,
-) -> Result<(), ImportError> {
+fn check_site(site: &str, what: impl Fn() -> String, own: &SiteName) -> Result<(), ImportError> {
     if site == own.as_str() {
         return Ok(());
     }

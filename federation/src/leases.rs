@@ -420,7 +420,11 @@ mod tests {
         let tick = world.after(4 * S);
         assert_eq!((tick.mass, tick.lapsed.len()), (Some(true), 0));
         assert_eq!(world.leases.mass(), Some(6));
-        assert_eq!(world.states(), [vec![Unknown; 6], vec![Alive; 4]].concat(), "the four are back");
+        assert_eq!(
+            world.states(),
+            [vec![Unknown; 6], vec![Alive; 4]].concat(),
+            "the four are back"
+        );
 
         world.agents(0..10);
         assert_eq!(world.after(S).mass, Some(false));

@@ -231,8 +231,13 @@ impl Links {
         let token = Token::decode(&request.token, Purpose::Link)
             .map_err(|error| refuse(Code::InvalidArgument, error.code(), error))?;
         if request.site != token.site.as_str() {
-            let message = format!("this token is from site {}, not from {}; say `meshctl link \
-                cluster {}`", token.site, crate::join::text(&request.site), token.site);
+            let message = format!(
+                "this token is from site {}, not from {}; say `meshctl link \
+                cluster {}`",
+                token.site,
+                crate::join::text(&request.site),
+                token.site
+            );
             return Err(refuse(Code::InvalidArgument, "token_wrong_site", message));
         }
         let state = self.state();
@@ -254,15 +259,19 @@ impl Links {
         let request = redeem::request(&self.state(), token, &svid, now);
         let request = request.map_err(|error| error.status())?;
         let channel = self.paths.join_door(token).await.map_err(|error| {
-            let message = format!("cannot reach {}: {error}; is its gateway's TCP port open from \
-                here? The token is still good", token.site);
+            let message = format!(
+                "cannot reach {}: {error}; is its gateway's TCP port open from \
+                here? The token is still good",
+                token.site
+            );
             refuse(Code::Unavailable, "link_unreachable", message)
         })?;
         let mut client = JoinClient::new(channel);
-        let answer = timeout(REDEEM_DEADLINE, client.redeem_link(request)).await.map_err(|_| {
-            let message = format!("{} has not answered within 10 s", token.site);
-            refuse(Code::DeadlineExceeded, "timeout", message)
-        })??;
+        let answer =
+            timeout(REDEEM_DEADLINE, client.redeem_link(request)).await.map_err(|_| {
+                let message = format!("{} has not answered within 10 s", token.site);
+                refuse(Code::DeadlineExceeded, "timeout", message)
+            })??;
         redeem::check_response(token, answer.get_ref()).map_err(|error| error.status())
     }
 

@@ -7,9 +7,7 @@ use mesh_api::{
     VERSIONS,
     v1::{Gateway, Hello, Role, TunnelLimits},
 };
-use mesh_core::{
-    Allowed, SiteName, SpiffeId, TrustDomain, service::LinkTransport, token::Token,
-};
+use mesh_core::{Allowed, SiteName, SpiffeId, TrustDomain, service::LinkTransport, token::Token};
 use mesh_tunnel::{
     Dialer, GatewayAddresses, Net, Session,
     control::{Route, channel},

@@ -10,9 +10,8 @@ use std::{
 use mesh_api::{
     VERSIONS,
     v1::{
-        ReplicateRequest, ReplicateResponse, ReplicateSubscribe, Subscribed,
-        peering_server, replicate_request::Request as Asked,
-        replicate_response::Response as Answer,
+        ReplicateRequest, ReplicateResponse, ReplicateSubscribe, Subscribed, peering_server,
+        replicate_request::Request as Asked, replicate_response::Response as Answer,
     },
 };
 use mesh_core::{PeerIdentity, SiteName};
@@ -194,9 +193,8 @@ impl PeerStream {
         log::info!(site = self.site.as_str(); "a linked site pulls what is exported to it");
         self.send(Answer::Subscribed(Subscribed { version: 1 })).await?;
         let authority = view.authority();
-        let ended = tenure::ended(authority, &self.peer, |state| {
-            linked_site(state, &self.peer).map(drop)
-        });
+        let ended =
+            tenure::ended(authority, &self.peer, |state| linked_site(state, &self.peer).map(drop));
         tokio::pin!(ended);
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -240,8 +238,12 @@ impl PeerStream {
             return Err(refuse(Code::FailedPrecondition, "unsupported_version", message));
         }
         if subscribe.site != self.site.as_str() {
-            let message = format!("trust domain {} is linked as site {}, not {:?}",
-                self.peer.id.trust_domain(), self.site, subscribe.site);
+            let message = format!(
+                "trust domain {} is linked as site {}, not {:?}",
+                self.peer.id.trust_domain(),
+                self.site,
+                subscribe.site
+            );
             return Err(refuse(Code::PermissionDenied, "foreign_site", message));
         }
         Ok(())
@@ -314,7 +316,8 @@ fn gone() -> Status {
 
 async fn first(inbound: &mut Streaming<ReplicateRequest>) -> Result<ReplicateSubscribe, Status> {
     let message = timeout(SUBSCRIBE_DEADLINE, inbound.message()).await;
-    let message = message.map_err(|_| Status::deadline_exceeded("no subscription within 10 s"))??;
+    let message =
+        message.map_err(|_| Status::deadline_exceeded("no subscription within 10 s"))??;
     match message {
         Some(ReplicateRequest { request: Some(Asked::Subscribe(subscribe)) }) => Ok(subscribe),
         _ => {
@@ -323,4 +326,3 @@ async fn first(inbound: &mut Streaming<ReplicateRequest>) -> Result<ReplicateSub
         }
     }
 }
-

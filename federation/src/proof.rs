@@ -1,14 +1,14 @@
 //! Proof that who redeems a link token holds a key under the bundle that it
 //! presents: a signature by its federation over the token's secret.
 
+use mesh_core::TrustDomain;
+use mesh_tunnel::Svid;
 use rustls::{
     SignatureScheme,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::CertificateDer,
 };
 use sha2::{Digest, Sha256};
-use mesh_core::TrustDomain;
-use mesh_tunnel::Svid;
 
 /// What is signed begins with this, so that the signature means nothing else.
 const CONTEXT: &[u8] = b"isthmus-link/1\0";

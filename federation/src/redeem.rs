@@ -45,8 +45,10 @@ pub enum LinkError {
     #[error("{0}")]
     Invalid(String),
     /// Somebody else's token.
-    #[error("this token is for site {expected}, not for {site}; make one with `meshctl link token \
-             --site {site}`")]
+    #[error(
+        "this token is for site {expected}, not for {site}; make one with `meshctl link token \
+             --site {site}`"
+    )]
     WrongSite {
         /// Who came.
         site: SiteName,
@@ -60,7 +62,9 @@ pub enum LinkError {
     #[error("trust domain {0} is this site's own; each site needs one of its own")]
     OwnDomain(TrustDomain),
     /// The domain is known under another name.
-    #[error("trust domain {domain} is linked already, as site {site}; `meshctl unlink {site}` first")]
+    #[error(
+        "trust domain {domain} is linked already, as site {site}; `meshctl unlink {site}` first"
+    )]
     DomainTaken {
         /// Which domain.
         domain: TrustDomain,
@@ -71,7 +75,9 @@ pub enum LinkError {
     #[error("{0} is linked already; `meshctl unlink {0}` first")]
     AlreadyLinked(SiteName),
     /// The same site with roots that share nothing with those that are known.
-    #[error("{0} is linked with other roots; if that site was made anew, `meshctl unlink {0}` first")]
+    #[error(
+        "{0} is linked with other roots; if that site was made anew, `meshctl unlink {0}` first"
+    )]
     OtherRoots(SiteName),
     /// The certificate is not that of the domain's federation.
     #[error("the certificate of the site that redeems: {0}")]
@@ -181,9 +187,10 @@ pub fn check_new(
     if *trust_domain == own.trust_domain {
         return Err(LinkError::OwnDomain(trust_domain.clone()));
     }
-    let taken = state.links.iter().find(|(known, link)| {
-        link.trust_domain == *trust_domain && *known != site
-    });
+    let taken = state
+        .links
+        .iter()
+        .find(|(known, link)| link.trust_domain == *trust_domain && *known != site);
     if let Some((known, _)) = taken {
         let (domain, site) = (trust_domain.clone(), known.clone());
         return Err(LinkError::DomainTaken { domain, site });
@@ -245,8 +252,10 @@ pub fn check_response(token: &Token, response: &RedeemLinkResponse) -> Result<Pe
         &response.gateways,
     )?;
     if peer.site != token.site || peer.trust_domain != token.trust_domain {
-        let problem = format!("{} of {} has answered for {} of {}",
-            peer.site, peer.trust_domain, token.site, token.trust_domain);
+        let problem = format!(
+            "{} of {} has answered for {} of {}",
+            peer.site, peer.trust_domain, token.site, token.trust_domain
+        );
         return Err(LinkError::Invalid(problem));
     }
     let pinned = |root: &Vec<u8>| spki_sha256(root) == Some(token.root_spki_sha256);

@@ -232,7 +232,8 @@ impl Session {
     async fn serve(self, mut inbound: Streaming<RegistryRequest>) -> Result<(), Status> {
         let (sequence, hello) = first(&mut inbound).await?;
         if !hello.versions.iter().any(|version| VERSIONS.contains(version)) {
-            let message = format!("this federation speaks versions {VERSIONS:?}; upgrade the agent");
+            let message =
+                format!("this federation speaks versions {VERSIONS:?}; upgrade the agent");
             return Err(refuse(Code::FailedPrecondition, "unsupported_version", message));
         }
         let cut = Arc::new(Notify::new());
@@ -371,9 +372,7 @@ impl Session {
 }
 
 /// The first message of an agent is its hello.
-async fn first(
-    inbound: &mut Streaming<RegistryRequest>,
-) -> Result<(u64, RegistryHello), Status> {
+async fn first(inbound: &mut Streaming<RegistryRequest>) -> Result<(u64, RegistryHello), Status> {
     let message = timeout(HELLO_DEADLINE, inbound.message()).await;
     let message = message.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
     match message {

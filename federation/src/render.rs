@@ -137,10 +137,7 @@ struct Merged {
 
 /// Decides for every imported name whether it stands alone, is merged with the
 /// local service of that name, or is left out.
-fn merge(
-    sources: &Sources<'_>,
-    local: &Local<'_>,
-) -> (BTreeMap<ServiceName, Merged>, Vec<Note>) {
+fn merge(sources: &Sources<'_>, local: &Local<'_>) -> (BTreeMap<ServiceName, Merged>, Vec<Note>) {
     let mut services: BTreeMap<ServiceName, Merged> = BTreeMap::new();
     for (name, registrations) in local {
         let ports = union_of_ports(registrations.iter().map(|r| r.register.ports.as_slice()));
@@ -210,7 +207,10 @@ fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into:
             continue;
         }
         let health = health_of(sources.live, registration, liveness);
-        let via: Vec<String> = sources.live.gateways.iter()
+        let via: Vec<String> = sources
+            .live
+            .gateways
+            .iter()
             .filter(|(_, gateway)| gateway.nodes.contains(&registration.node))
             .map(|(id, _)| id.clone())
             .take(mesh_core::wire::MAX_VIA)
@@ -312,7 +312,10 @@ pub fn render_export(state: &State, view: &Resources, to: &SiteName) -> Resource
     for (name, registrations) in exported {
         // The ports that local instances declare, without those of imports.
         let ports = union_of_ports(registrations.iter().map(|r| r.register.ports.as_slice()));
-        insert(&mut out, R::Service(Service { name: name.to_string(), ports, ..Service::default() }));
+        insert(
+            &mut out,
+            R::Service(Service { name: name.to_string(), ports, ..Service::default() }),
+        );
     }
     insert(&mut out, R::Bundle(own.bundle.clone()));
     out

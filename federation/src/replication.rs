@@ -174,9 +174,9 @@ impl Replication {
     /// One stream, until it is lost.
     async fn pull(&self) -> Result<std::convert::Infallible, Lost> {
         let link = self.link()?;
-        let have = self.view.read_live(|live| {
-            live.links.get(&self.site).and_then(|live| live.imported.revision)
-        });
+        let have = self
+            .view
+            .read_live(|live| live.links.get(&self.site).and_then(|live| live.imported.revision));
         let channel = self.paths.linked(&self.site, &link.trust_domain).await?;
         let mut client = PeeringClient::new(channel).max_decoding_message_size(MAX_DELTA);
         let (tx, rx) = mpsc::channel(REQUESTS);
@@ -336,3 +336,6 @@ impl Replication {
 fn ask(tx: &mpsc::Sender<ReplicateRequest>, request: Ask) -> Result<(), Lost> {
     tx.try_send(ReplicateRequest { request: Some(request) }).map_err(|_| Lost::Closed)
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,7 +68,8 @@ pub async fn ended(
         }
         let left = end.saturating_sub(authority.clock().since_epoch());
         if left.is_zero() {
-            let message = format!("{}: its certificate has ended; come back with a new one", peer.id);
+            let message =
+                format!("{}: its certificate has ended; come back with a new one", peer.id);
             return refuse(Code::Unauthenticated, "peer_outside_validity", message);
         }
         // The wall clock may be set meanwhile: look again now and then.

@@ -71,11 +71,7 @@ pub(crate) async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
 
 /// Short terms: silence for a second ends a lease.
 pub(crate) fn short() -> Terms {
-    Terms {
-        lease: Duration::from_secs(1),
-        start: Duration::from_secs(1),
-        ..Terms::default()
-    }
+    Terms { lease: Duration::from_secs(1), start: Duration::from_secs(1), ..Terms::default() }
 }
 
 /// Finds other sites by name, instead of through gateways.
@@ -286,19 +282,31 @@ impl TestSite {
 
     /// A connection as anybody, or nobody.
     pub(crate) async fn channel(&self, caller: Option<PeerIdentity>) -> Channel {
-        let (near, far) = duplex(1 << 16);
-        let services = Services {
+        connect(Services {
             caller,
             registry: RegistryServer::new(self.registry.clone()),
             discovery: DiscoveryServer::new(self.discovery.clone()),
             peering: PeeringServer::new(self.peering.clone()),
             join: JoinServer::new(LinkDoor(self.links.clone())),
-        };
-        let incoming = tokio_stream::once(Ok::<_, io::Error>(Far(far)));
-        tokio::spawn(Server::builder().serve_with_incoming(services, incoming));
-        let connector = Once(Arc::new(Mutex::new(Some(near))));
-        Endpoint::from_static("http://federation").connect_with_connector(connector).await.unwrap()
+        })
+        .await
     }
+}
+
+/// A connection to services of its own.
+pub(crate) async fn connect<S>(services: S) -> Channel
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    let (near, far) = duplex(1 << 16);
+    let incoming = tokio_stream::once(Ok::<_, io::Error>(Far(far)));
+    tokio::spawn(Server::builder().serve_with_incoming(services, incoming));
+    let connector = Once(Arc::new(Mutex::new(Some(near))));
+    Endpoint::from_static("http://federation").connect_with_connector(connector).await.unwrap()
 }
 
 /// Only the part of `Join` that links use.

@@ -355,9 +355,10 @@ impl Inner {
         let Rendered { resources, notes } = render(&sources, &mut self.addresses);
         self.notes = notes;
         let live = &self.live.links;
-        self.settled |= state.links.keys().all(|site| {
-            live.get(site).is_some_and(|link| link.imported.revision.is_some())
-        });
+        self.settled |= state
+            .links
+            .keys()
+            .all(|site| live.get(site).is_some_and(|link| link.imported.revision.is_some()));
         let mut changed = false;
         for site in state.links.keys() {
             let Revision { epoch, n } = self.site.revision();

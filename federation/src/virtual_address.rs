@@ -61,7 +61,8 @@ impl VirtualRange {
     /// The first choice of a name on its `attempt`th try; never the first or
     /// the last address of the range.
     fn candidate(self, name: &str, attempt: u32) -> Ipv4Addr {
-        let digest = Sha256::new().chain_update(name).chain_update(attempt.to_be_bytes()).finalize();
+        let digest =
+            Sha256::new().chain_update(name).chain_update(attempt.to_be_bytes()).finalize();
         let hash = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
         Ipv4Addr::from(u32::from(self.base) + 1 + hash % (self.size() - 2))
     }

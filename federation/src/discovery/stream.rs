@@ -168,7 +168,8 @@ impl ProxyStream {
 
     fn subscribe(&mut self, subscribe: &Subscribe) -> Result<Listed, Status> {
         if !subscribe.versions.iter().any(|version| VERSIONS.contains(version)) {
-            let message = format!("this federation speaks versions {VERSIONS:?}; upgrade the proxy");
+            let message =
+                format!("this federation speaks versions {VERSIONS:?}; upgrade the proxy");
             return Err(refuse(Code::FailedPrecondition, "unsupported_version", message));
         }
         if subscribe.everything && !self.lens.is_gateway {
@@ -305,7 +306,8 @@ fn gone() -> Status {
 /// The first message of a proxy is its subscription.
 async fn first(inbound: &mut Streaming<DiscoveryRequest>) -> Result<Subscribe, Status> {
     let message = timeout(SUBSCRIBE_DEADLINE, inbound.message()).await;
-    let message = message.map_err(|_| Status::deadline_exceeded("no subscription within 10 s"))??;
+    let message =
+        message.map_err(|_| Status::deadline_exceeded("no subscription within 10 s"))??;
     match message {
         Some(DiscoveryRequest { request: Some(Asked::Subscribe(subscribe)) }) => Ok(subscribe),
         _ => {

@@ -3,9 +3,9 @@ use std::time::Duration;
 use mesh_api::{
     VERSIONS,
     v1::{
-        Ack, Health, Port, Protocol, Register, Revision, ServiceStat, Subscribe, TunnelStatus, Want,
-        discovery_client::DiscoveryClient,
-        discovery_request::Request as Ask, discovery_response::Response as Answer,
+        Ack, Health, Port, Protocol, Register, Revision, ServiceStat, Subscribe, TunnelStatus,
+        Want, discovery_client::DiscoveryClient, discovery_request::Request as Ask,
+        discovery_response::Response as Answer,
     },
 };
 use mesh_core::{Snapshot, apply};
@@ -150,7 +150,8 @@ async fn a_gateway_gets_everything_and_its_sessions_are_published() {
     let stranger = "00000000-0000-4000-8000-00000000000f".to_owned();
     let nodes = vec![a.to_string(), stranger, "nonsense".into()];
     gateway.say(Ask::NodeSessions(NodeSessions { nodes, tunnels: vec![tunnel] })).await;
-    let via = |s: &Snapshot, count: usize| s.services["orders.shop"].endpoints[0].via.len() == count;
+    let via =
+        |s: &Snapshot, count: usize| s.services["orders.shop"].endpoints[0].via.len() == count;
     gateway.until("via", |s| via(s, 1)).await;
     site.view.read_live(|live| {
         assert_eq!(live.gateways["gw-1"].nodes.len(), 1, "only nodes of this site");

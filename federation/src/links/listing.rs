@@ -20,17 +20,12 @@ impl Links {
     /// `Admin.ListLinks`.
     pub fn list(&self) -> ListLinksResponse {
         let (state, notes) = (self.state(), self.view.notes());
-        let info = |(site, link): (&SiteName, &Arc<LinkState>)| self.info(&state, &notes, site, link);
+        let info =
+            |(site, link): (&SiteName, &Arc<LinkState>)| self.info(&state, &notes, site, link);
         ListLinksResponse { links: state.links.iter().map(info).collect() }
     }
 
-    fn info(
-        &self,
-        state: &State,
-        notes: &[Note],
-        site: &SiteName,
-        link: &LinkState,
-    ) -> LinkInfo {
+    fn info(&self, state: &State, notes: &[Note], site: &SiteName, link: &LinkState) -> LinkInfo {
         let notes: Vec<&Note> = notes.iter().filter(|note| note.site == *site).collect();
         let tunnels = self.tunnels(site);
         self.view.read_live(|live| {
@@ -63,8 +58,9 @@ impl Links {
         self.view.read(|resources, _| {
             for resource in resources.values() {
                 match &resource.resource {
-                    Some(R::Service(service)) => entry(&mut services, &service.name).service =
-                        Some(service.clone()),
+                    Some(R::Service(service)) => {
+                        entry(&mut services, &service.name).service = Some(service.clone())
+                    }
                     Some(R::Endpoint(endpoint)) => count(&mut services, endpoint),
                     _ => {}
                 }

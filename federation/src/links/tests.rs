@@ -18,8 +18,10 @@ use crate::{
 /// Two sites that can reach each other, not linked.
 async fn two() -> (TestSite, TestSite) {
     let map = Arc::new(Map::default());
-    let (west, east) =
-        (TestSite::new("west", &map, Terms::default()), TestSite::new("east", &map, Terms::default()));
+    let (west, east) = (
+        TestSite::new("west", &map, Terms::default()),
+        TestSite::new("east", &map, Terms::default()),
+    );
     west.add_gateway("gw-w").await;
     east.add_gateway("gw-e").await;
     (west, east)
@@ -100,7 +102,10 @@ async fn a_token_links_two_sites_both_ways() {
     export(&east, "orders.shop").await;
     let token = token(&east, "west").await;
     let result = try_link(&west, "east", &token).await.unwrap();
-    assert_eq!((&*result.trust_domain, &*result.own_trust_domain), ("east.example", "west.example"));
+    assert_eq!(
+        (&*result.trust_domain, &*result.own_trust_domain),
+        ("east.example", "west.example")
+    );
     assert_ne!(result.root_fingerprint, result.own_root_fingerprint);
     assert_eq!(result.imports, ["orders.shop"]);
 
@@ -112,7 +117,8 @@ async fn a_token_links_two_sites_both_ways() {
 
     // The other side pulls as well, and each knows who dials.
     eventually("east is up", || (east.links.list().links.pop()?.state == "up").then_some(())).await;
-    let dials = |site: &TestSite| site.state().links.values().map(|l| l.link.dial).collect::<Vec<_>>();
+    let dials =
+        |site: &TestSite| site.state().links.values().map(|l| l.link.dial).collect::<Vec<_>>();
     assert_eq!((dials(&west), dials(&east)), (vec![true], vec![false]));
     let info = west.links.list().links.remove(0);
     assert_eq!((info.state.as_str(), info.bundle_sequence), ("up", 1));
@@ -195,26 +201,50 @@ async fn who_redeems_must_prove_its_roots() {
         ("signature", "link_proof", Box::new(|r| r.proof[10] ^= 1)),
         ("no signature", "link_proof", Box::new(|r| r.proof.clear())),
         ("no chain", "peer_no_certificate", Box::new(|r| r.chain.clear())),
-        ("another's roots", "peer_untrusted_chain", Box::new(|r| {
-            let roots = north.state().site().bundle.roots.clone();
-            r.bundle.as_mut().unwrap().roots = roots;
-        })),
-        ("a gateway", "peer_not_allowed", Box::new(|r| {
-            r.chain = wests_gateway.chain.iter().map(|c| c.to_vec()).collect();
-        })),
-        ("another's domain", "invalid_argument", Box::new(|r| {
-            r.bundle.as_mut().unwrap().trust_domain = "north.example".into();
-        })),
-        ("another domain", "peer_unknown_trust_domain", Box::new(|r| {
-            r.trust_domain = "north.example".into();
-            r.bundle.as_mut().unwrap().trust_domain = "north.example".into();
-        })),
-        ("our domain", "peer_unknown_trust_domain", Box::new(|r| {
-            r.trust_domain = own.trust_domain.to_string();
-            r.bundle = Some(own.bundle.clone());
-        })),
+        (
+            "another's roots",
+            "peer_untrusted_chain",
+            Box::new(|r| {
+                let roots = north.state().site().bundle.roots.clone();
+                r.bundle.as_mut().unwrap().roots = roots;
+            }),
+        ),
+        (
+            "a gateway",
+            "peer_not_allowed",
+            Box::new(|r| {
+                r.chain = wests_gateway.chain.iter().map(|c| c.to_vec()).collect();
+            }),
+        ),
+        (
+            "another's domain",
+            "invalid_argument",
+            Box::new(|r| {
+                r.bundle.as_mut().unwrap().trust_domain = "north.example".into();
+            }),
+        ),
+        (
+            "another domain",
+            "peer_unknown_trust_domain",
+            Box::new(|r| {
+                r.trust_domain = "north.example".into();
+                r.bundle.as_mut().unwrap().trust_domain = "north.example".into();
+            }),
+        ),
+        (
+            "our domain",
+            "peer_unknown_trust_domain",
+            Box::new(|r| {
+                r.trust_domain = own.trust_domain.to_string();
+                r.bundle = Some(own.bundle.clone());
+            }),
+        ),
         ("another site", "token_wrong_site", Box::new(|r| r.site = "north".into())),
-        ("another's gateway", "invalid_argument", Box::new(|r| r.gateways[0].site = "north".into())),
+        (
+            "another's gateway",
+            "invalid_argument",
+            Box::new(|r| r.gateways[0].site = "north".into()),
+        ),
         ("no gateway", "invalid_argument", Box::new(|r| r.gateways.clear())),
         ("clock", "clock_skew", Box::new(|r| r.time_unix_ms += 3_600_000)),
         ("version", "unsupported_version", Box::new(|r| r.versions = vec![99])),
@@ -314,10 +344,15 @@ async fn names_are_merged_only_if_both_sides_export_them() {
         services.iter().find(|s| s.service.as_ref().is_some_and(|s| s.name == name)).unwrap()
     };
     assert_eq!((find("orders.shop").endpoints, find("orders.shop").status.as_str()), (2, ""));
-    assert!(find("stock.shop").status.contains("another protocol"), "{}", find("stock.shop").status);
+    assert!(
+        find("stock.shop").status.contains("another protocol"),
+        "{}",
+        find("stock.shop").status
+    );
 
     // Unexported, or gone: the other site is told.
-    let request = ExportServiceRequest { service: "orders.shop".into(), sites: vec!["west".into()] };
+    let request =
+        ExportServiceRequest { service: "orders.shop".into(), sites: vec!["west".into()] };
     let answer = east.links.unexport("test", request).await.unwrap();
     assert!(answer.exported_to.is_empty());
     until_from(&west, "orders.shop", &["west"]).await;
@@ -413,10 +448,8 @@ async fn only_the_federation_of_a_linked_site_may_pull() {
         let request = ReplicateRequest { request: Some(Ask::Subscribe(subscribe)) };
         let mut client = PeeringClient::new(east.channel(Some(peer(id.clone(), None))).await);
         // The request stream stays open, as that of a real peer does.
-        let requests = tokio_stream::StreamExt::chain(
-            tokio_stream::once(request),
-            tokio_stream::pending(),
-        );
+        let requests =
+            tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
         let error = match client.replicate(requests).await {
             Err(error) => error,
             Ok(stream) => soon("a refusal", stream.into_inner().message()).await.unwrap_err(),

@@ -8,11 +8,8 @@ const NODE: &str = "00000000-0000-4000-8000-000000000001";
 const OTHER: &str = "00000000-0000-4000-8000-000000000002";
 
 fn state_after(events: Vec<Event>) -> State {
-    let site = SiteCreated {
-        name: "west".into(),
-        trust_domain: "west.example".into(),
-        root: vec![1],
-    };
+    let site =
+        SiteCreated { name: "west".into(), trust_domain: "west.example".into(), root: vec![1] };
     let joined = |id: &str, services: &[&str]| {
         Event::NodeJoined(NodeJoined {
             id: id.into(),
@@ -83,7 +80,11 @@ fn everything_else_is_refused_with_its_code() {
     let table: Vec<(&str, Register, RegistryError)> = vec![
         ("no grant", Register { service: "x.books".into(), ..register() }, NotGranted),
         ("suffix only", Register { service: "x.my-shop".into(), ..register() }, NotGranted),
-        ("system", Register { service: "f.isthmus-system".into(), ..register() }, ReservedNamespace),
+        (
+            "system",
+            Register { service: "f.isthmus-system".into(), ..register() },
+            ReservedNamespace,
+        ),
         ("kube", Register { service: "dns.kube-system".into(), ..register() }, ReservedNamespace),
         ("a wildcard", Register { service: "*.shop".into(), ..register() }, Invalid),
         ("no namespace", Register { service: "orders".into(), ..register() }, Invalid),
@@ -158,7 +159,8 @@ fn a_node_has_a_quota() {
     let template = state_after(decide_register(&state, &node(NODE), &register()).unwrap());
     let known = template.registrations.values().next().unwrap().clone();
     for i in 0..MAX_INSTANCES {
-        Arc::make_mut(&mut state.registrations).insert((node(NODE), format!("i{i}").into()), known.clone());
+        Arc::make_mut(&mut state.registrations)
+            .insert((node(NODE), format!("i{i}").into()), known.clone());
     }
     let error = decide_register(&state, &node(NODE), &register()).unwrap_err();
     assert_eq!(error, RegisterError::Quota);

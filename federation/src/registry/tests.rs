@@ -19,7 +19,9 @@ impl Agent {
         let (tx, rx) = mpsc::channel(16);
         let mut agent = Self {
             inbound: {
-                tx.send(RegistryRequest { sequence: 0, request: Some(hello(boot_id)) }).await.unwrap();
+                tx.send(RegistryRequest { sequence: 0, request: Some(hello(boot_id)) })
+                    .await
+                    .unwrap();
                 client.session(ReceiverStream::new(rx)).await?.into_inner()
             },
             tx,

@@ -74,7 +74,8 @@ impl World {
 
     fn link(&mut self, site: &str) {
         let trust_domain = format!("{site}.example");
-        let link = Link { site: site.into(), trust_domain: trust_domain.clone(), ..Link::default() };
+        let link =
+            Link { site: site.into(), trust_domain: trust_domain.clone(), ..Link::default() };
         let bundle = Bundle { trust_domain, sequence: 1, roots: vec![vec![2]] };
         self.happen(Event::LinkMade(LinkMade {
             link: Some(link),
@@ -86,7 +87,8 @@ impl World {
     fn import(&mut self, site: &str, service: &str, number: u32) {
         let live: &mut LinkLive = self.live.links.entry(site.parse().unwrap()).or_default();
         let imported: &mut Imported = &mut live.imported;
-        let wire = Service { name: service.into(), ports: vec![http(number)], ..Service::default() };
+        let wire =
+            Service { name: service.into(), ports: vec![http(number)], ..Service::default() };
         imported.services.insert(service.parse().unwrap(), wire);
         let endpoint = Endpoint {
             id: format!("{site}-{service}"),

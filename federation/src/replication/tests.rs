@@ -1,0 +1,190 @@
+use std::{io, pin::Pin, sync::Mutex};
+
+use mesh_api::v1::{
+    Endpoint, LinkMade, Resource, Revision, Service, Subscribed, peering_server,
+    resource::Resource as R,
+};
+use mesh_core::TrustDomain;
+use mesh_tunnel::net::BoxFuture;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, transport::Channel};
+
+use super::*;
+use crate::{
+    leases::Terms,
+    testing::{TestSite, connect, eventually},
+};
+
+/// East, as it would be if it were not ours: says what it is told to say.
+#[derive(Clone)]
+struct Fake {
+    deltas: Vec<Delta>,
+    heard: Arc<Mutex<Vec<Ask>>>,
+}
+
+#[tonic::async_trait]
+impl peering_server::Peering for Fake {
+    type ReplicateStream = Pin<Box<dyn Stream<Item = Result<ReplicateResponse, Status>> + Send>>;
+
+    async fn replicate(
+        &self,
+        request: Request<Streaming<ReplicateRequest>>,
+    ) -> Result<Response<Self::ReplicateStream>, Status> {
+        let heard = self.heard.clone();
+        let mut inbound = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(ReplicateRequest { request: Some(ask) })) = inbound.message().await {
+                heard.lock().unwrap().push(ask);
+            }
+        });
+        let subscribed = Answer::Subscribed(Subscribed { version: 1 });
+        let answers = std::iter::once(subscribed)
+            .chain(self.deltas.clone().into_iter().map(Answer::Delta))
+            .map(|answer| Ok(ReplicateResponse { response: Some(answer) }));
+        let answers = tokio_stream::iter(answers.collect::<Vec<_>>());
+        Ok(Response::new(Box::pin(answers.chain(tokio_stream::pending()))))
+    }
+}
+
+impl Paths for Fake {
+    fn linked<'a>(
+        &'a self,
+        _: &'a SiteName,
+        _: &'a TrustDomain,
+    ) -> BoxFuture<'a, io::Result<Channel>> {
+        let server = peering_server::PeeringServer::new(self.clone());
+        Box::pin(async { Ok(connect(server).await) })
+    }
+
+    fn join_door<'a>(
+        &'a self,
+        _: &'a mesh_core::token::Token,
+    ) -> BoxFuture<'a, io::Result<Channel>> {
+        Box::pin(async { Err(io::Error::other("not in this test")) })
+    }
+}
+
+/// West, linked with a fake east.
+async fn linked_with(deltas: Vec<Delta>) -> (TestSite, Fake) {
+    let west = TestSite::new("west", &Arc::default(), Terms::default());
+    let east = TestSite::new("east", &Arc::default(), Terms::default());
+    let link = mesh_api::v1::Link {
+        site: "east".into(),
+        trust_domain: "east.example".into(),
+        ..Default::default()
+    };
+    let bundle = Some(east.state().site().bundle.clone());
+    let made = LinkMade { link: Some(link), bundle, gateways: vec![] };
+    west.commit(vec![Event::LinkMade(made)]).await;
+    let fake = Fake { deltas, heard: Arc::default() };
+    west.drain.spawn(run(west.view.clone(), Arc::new(fake.clone()), west.drain.clone()));
+    (west, fake)
+}
+
+fn delta(from: Option<u64>, to: u64, endpoint_of: &str) -> Delta {
+    let revision = |n| Revision { epoch: 5, n };
+    let service = Service {
+        name: "orders.shop".into(),
+        ports: vec![mesh_api::v1::Port { name: "http".into(), number: 80, protocol: 1 }],
+        ..Service::default()
+    };
+    let endpoint = Endpoint {
+        id: format!("e{to}"),
+        service: "orders.shop".into(),
+        port: "http".into(),
+        site: "east".into(),
+        spiffe_id: format!("spiffe://{endpoint_of}/ns/shop/sa/orders"),
+        ..Endpoint::default()
+    };
+    let upsert = [R::Service(service), R::Endpoint(endpoint)];
+    let upsert = upsert.into_iter().map(|resource| Resource { resource: Some(resource) });
+    Delta {
+        from: from.map(revision),
+        to: Some(revision(to)),
+        upsert: upsert.collect(),
+        remove: vec![],
+    }
+}
+
+fn imported(west: &TestSite) -> usize {
+    west.view.read_live(|live| live.links.values().map(|link| link.imported.endpoints.len()).sum())
+}
+
+fn nacks(fake: &Fake) -> Vec<String> {
+    let heard = fake.heard.lock().unwrap();
+    let reason = |ask: &Ask| match ask {
+        Ask::Nack(nack) => Some(nack.reason.clone()),
+        _ => None,
+    };
+    heard.iter().filter_map(reason).collect()
+}
+
+#[tokio::test]
+async fn a_refused_delta_changes_nothing_and_is_told_to_everybody() {
+    for stranger in ["west.example", "north.example"] {
+        let deltas = vec![delta(None, 1, "east.example"), delta(Some(1), 2, stranger)];
+        let (west, fake) = linked_with(deltas).await;
+        let listed = || west.links.list().links.pop().unwrap();
+        eventually("listed", || {
+            listed().refused.iter().any(|r| r.contains("import_foreign_identity")).then_some(())
+        })
+        .await;
+        assert_eq!(imported(&west), 1, "what was accepted before stays");
+        let nack = eventually("told", || nacks(&fake).pop()).await;
+        assert!(nack.starts_with("import_foreign_identity"), "{nack}");
+        west.drain.start();
+    }
+}
+
+#[tokio::test]
+async fn a_delta_that_does_not_follow_makes_us_begin_anew() {
+    let (west, fake) = linked_with(vec![delta(Some(7), 8, "east.example")]).await;
+    eventually("a new start", || {
+        let heard = fake.heard.lock().unwrap();
+        let anew = |ask: &&Ask| matches!(ask, Ask::Subscribe(s) if s.have.is_none());
+        (heard.iter().filter(anew).count() >= 2).then_some(())
+    })
+    .await;
+    assert!(nacks(&fake)[0].starts_with("import_revision"));
+    assert_eq!(imported(&west), 0);
+}
+
+#[tokio::test]
+async fn a_new_bundle_of_the_lineage_is_durable_and_another_refused() {
+    let east = TestSite::new("east", &Arc::default(), Terms::default());
+    let other = east.state().site().bundle.roots[0].clone();
+    let with_bundle = |from, to, roots: Vec<Vec<u8>>, sequence| {
+        let bundle = Bundle { trust_domain: "east.example".into(), sequence, roots };
+        let mut delta = delta(from, to, "east.example");
+        delta.upsert.push(Resource { resource: Some(R::Bundle(bundle)) });
+        delta
+    };
+    let (west, fake) = linked_with(vec![with_bundle(None, 1, vec![other.clone()], 9)]).await;
+    let nack = eventually("refused", || nacks(&fake).pop()).await;
+    assert!(nack.starts_with("import_bundle"), "{nack}");
+    let known = west.state().links.values().next().unwrap().bundle.clone();
+    assert_eq!(known.sequence, 1);
+    west.drain.start();
+
+    let roots = vec![known.roots[0].clone(), other];
+    let fake = Fake { deltas: vec![with_bundle(None, 1, roots, 2)], ..fake };
+    let next = west.restart();
+    next.drain.spawn(run(next.view.clone(), Arc::new(fake), next.drain.clone()));
+    let sequence = || next.state().links.values().next().unwrap().bundle.sequence;
+    eventually("kept", || (sequence() == 2).then_some(())).await;
+}
+
+#[tokio::test]
+async fn ending_a_link_that_has_ended_is_no_error() {
+    let (west, _fake) = linked_with(vec![delta(None, 1, "east.example")]).await;
+    eventually("imported", || (imported(&west) == 1).then_some(())).await;
+    let task = Replication {
+        view: west.view.clone(),
+        paths: Arc::new(Fake { deltas: vec![], heard: Arc::default() }),
+        site: "east".parse().unwrap(),
+        made_at_ms: west.state().links.values().next().unwrap().made_at_ms,
+    };
+    assert!(task.end_link().await);
+    assert!(west.state().links.is_empty());
+    assert!(task.end_link().await);
+}

@@ -138,7 +138,9 @@ impl Admin for AdminService {
         let actor = actor(&request)?;
         let id = request.into_inner().id;
         let decide = |state: &State| match state.tokens.get(&id) {
-            None => Err(AdminError::Unknown(format!("no token {id:.64}; see `meshctl token list`"))),
+            None => {
+                Err(AdminError::Unknown(format!("no token {id:.64}; see `meshctl token list`")))
+            }
             Some(token) if token.revoked => Ok((vec![], ())),
             Some(_) => Ok((vec![Event::TokenRevoked(v1::TokenRevoked { id: id.clone() })], ())),
         };
@@ -238,7 +240,11 @@ impl Admin for AdminService {
         let subject = request.into_inner().subject;
         let now = self.now();
         self.commit(&actor, |state| Ok((revocation(state, &subject, now)?, ()))).await?;
-        log::warn!(subject = subject.as_str(), actor = actor.as_str(); "revoked");
+        let issued = subject.strip_prefix("serial:").and_then(|serial| {
+            status::issued_to(&self.site.authority.store().certificate(serial)?)
+        });
+        log::warn!(subject = subject.as_str(), actor = actor.as_str(),
+            issued_to = issued.unwrap_or_default().as_str(); "revoked");
         Ok(Response::new(v1::RevokeResponse {}))
     }
 
@@ -275,12 +281,16 @@ fn serial_to_keep(node: &NodeState, named: &str) -> Result<String, AdminError> {
     if named.is_empty() {
         return Ok(node.current.serial.clone());
     }
-    let known: Vec<&str> = node.certificates().map(|certificate| certificate.serial.as_str()).collect();
+    let known: Vec<&str> =
+        node.certificates().map(|certificate| certificate.serial.as_str()).collect();
     if known.contains(&named) {
         return Ok(named.to_owned());
     }
     let known = known.join(", ");
-    Err(AdminError::Invalid(format!("node {} has no certificate {named:.64}; it has {known}", node.id)))
+    Err(AdminError::Invalid(format!(
+        "node {} has no certificate {named:.64}; it has {known}",
+        node.id
+    )))
 }
 
 /// One certificate stays; all others of the node are revoked.
@@ -295,7 +305,8 @@ fn resolution(node: &NodeState, kept: &str, now: i64) -> Vec<Event> {
 }
 
 fn revocation(state: &State, subject: &str, now: i64) -> Result<Vec<Event>, AdminError> {
-    let revoked = || Event::Revoked(v1::Revocation { subject: subject.into(), revoked_at_unix_s: now });
+    let revoked =
+        || Event::Revoked(v1::Revocation { subject: subject.into(), revoked_at_unix_s: now });
     if let Some(node) = subject.strip_prefix("node:") {
         return Ok(removal(&node_named(state, node)?.id, now));
     }
@@ -308,10 +319,14 @@ fn revocation(state: &State, subject: &str, now: i64) -> Result<Vec<Event>, Admi
         return Ok(vec![revoked()]);
     }
     let id: SpiffeId = subject.parse().map_err(|error| {
-        AdminError::Invalid(format!("{error}; a subject is a SPIFFE ID, node:<uuid> or serial:<hex>"))
+        AdminError::Invalid(format!(
+            "{error}; a subject is a SPIFFE ID, node:<uuid> or serial:<hex>"
+        ))
     })?;
     if id == SpiffeId::federation(&state.site().trust_domain) {
-        return Err(AdminError::Invalid(format!("{id} is this very federation; it cannot be revoked")));
+        return Err(AdminError::Invalid(format!(
+            "{id} is this very federation; it cannot be revoked"
+        )));
     }
     Ok(vec![revoked()])
 }

@@ -107,7 +107,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Opens log and keys and starts everything but the local doors.
-pub async fn start<S: Store>(config: &Config, parts: Parts<S>, drain: &Drain) -> anyhow::Result<Running> {
+pub async fn start<S: Store>(
+    config: &Config,
+    parts: Parts<S>,
+    drain: &Drain,
+) -> anyhow::Result<Running> {
     let authority = Authority::open(parts.store, parts.clock.clone())?;
     check_site(config, &authority.state())?;
     let ca = CertificateAuthority::open(&parts.keys, &config.trust_domain, parts.clock)?;
@@ -124,11 +128,10 @@ pub async fn start<S: Store>(config: &Config, parts: Parts<S>, drain: &Drain) ->
     };
     own_identity::refresh(&site)?;
     drain.spawn(own_identity::keep(site.clone(), drain.clone()));
-    let listener = parts
-        .net
-        .bind(config.listen, false)
-        .await
-        .with_context(|| format!("listen: cannot listen on {}; is it in use?", config.listen))?;
+    let listener =
+        parts.net.bind(config.listen, false).await.with_context(|| {
+            format!("listen: cannot listen on {}; is it in use?", config.listen)
+        })?;
     let grpc = listener.local_addr()?;
     let admin = publish(&site, config, parts.net, drain);
     let own = config.trust_domain.clone();
@@ -181,7 +184,10 @@ fn check_site(config: &Config, state: &State) -> anyhow::Result<()> {
 /// Makes the log say what the configuration says of the site's gateways.
 async fn publish_gateways(authority: &Authority, config: &Config) -> anyhow::Result<()> {
     let decide = |state: &State| -> Result<_, Never> {
-        let gone = state.gateways.values().filter(|known| config.gateways.iter().all(|g| g.id != known.id));
+        let gone = state
+            .gateways
+            .values()
+            .filter(|known| config.gateways.iter().all(|g| g.id != known.id));
         let gone = gone.map(|known| mesh_api::v1::Gateway {
             id: known.id.clone(),
             site: known.site.clone(),
@@ -208,18 +214,18 @@ fn serve(admin: &AdminService, incoming: door::Incoming, drain: &Drain) {
     };
     let node_identity = NodeIdentityService::new(site.clone(), boots);
     let services = Services {
-        node_identity: NodeIdentityServer::new(node_identity).max_decoding_message_size(MAX_MESSAGE),
+        node_identity: NodeIdentityServer::new(node_identity)
+            .max_decoding_message_size(MAX_MESSAGE),
         registry: RegistryServer::new(registry).max_decoding_message_size(MAX_MESSAGE),
-        discovery: DiscoveryServer::new(admin.discovery.clone()).max_decoding_message_size(MAX_MESSAGE),
-        peering: PeeringServer::new(admin.links.peering().clone()).max_decoding_message_size(MAX_MESSAGE),
+        discovery: DiscoveryServer::new(admin.discovery.clone())
+            .max_decoding_message_size(MAX_MESSAGE),
+        peering: PeeringServer::new(admin.links.peering().clone())
+            .max_decoding_message_size(MAX_MESSAGE),
     };
     let proved = server().serve_with_incoming_shutdown(services, incoming.proved, draining(drain));
-    let join = JoinServer::new(JoinService::new(site.clone(), admin.links.clone())).max_decoding_message_size(MAX_JOIN_MESSAGE);
-    let joining = server().serve_with_incoming_shutdown(
-        join,
-        incoming.joining,
-        draining(drain),
-    );
+    let join = JoinServer::new(JoinService::new(site.clone(), admin.links.clone()))
+        .max_decoding_message_size(MAX_JOIN_MESSAGE);
+    let joining = server().serve_with_incoming_shutdown(join, incoming.joining, draining(drain));
     drain.spawn(ended("gRPC", proved));
     drain.spawn(ended("joining", joining));
 }
@@ -234,7 +240,11 @@ fn server() -> Server {
 
 /// The Unix sockets: `Admin` for operators, `WorkloadIdentity` for a gateway
 /// on this host, who is told from others by its uid.
-pub async fn local_doors(admin: &AdminService, config: &Config, drain: &Drain) -> anyhow::Result<()> {
+pub async fn local_doors(
+    admin: &AdminService,
+    config: &Config,
+    drain: &Drain,
+) -> anyhow::Result<()> {
     let identity = process::bind_unix(&config.run.join("gateway-identity.sock"), 0o666).await?;
     let operators = process::bind_unix(&config.run.join("federation.sock"), 0o600).await?;
     let service = LocalIdentityService::new(admin.site.clone(), &config.gateway_uids);

@@ -158,13 +158,18 @@ struct Issuing {
 impl CertificateAuthority {
     /// Makes root and issuing CA in a directory that has none, readable by
     /// their owner only. Returns the root, DER.
-    pub fn create(keys: &Path, trust_domain: &TrustDomain, clock: &Clock) -> Result<Vec<u8>, CaError> {
+    pub fn create(
+        keys: &Path,
+        trust_domain: &TrustDomain,
+        clock: &Clock,
+    ) -> Result<Vec<u8>, CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let params = ca_params(&format!("{trust_domain} root"), clock, ROOT_LIFE, None);
         let root = params.self_signed(&key)?;
         write_new(&keys.join("root.key"), &key.serialize_pem())?;
         write_new(&keys.join("root.crt"), &root.pem())?;
-        let issuing = new_issuing(trust_domain, clock, &Issuer::from_ca_cert_der(root.der(), key)?)?;
+        let issuing =
+            new_issuing(trust_domain, clock, &Issuer::from_ca_cert_der(root.der(), key)?)?;
         write_new(&keys.join("issuing.pem"), &issuing)?;
         Ok(root.der().to_vec())
     }
@@ -314,8 +319,10 @@ fn new_issuing(
 fn load_issuing(keys: &Path) -> Result<Issuing, CaError> {
     let path = keys.join("issuing.pem");
     let pem = read(&path)?;
-    let key = KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|error| broken(&path, &error))?;
-    let certificate = CertificateDer::from_pem_slice(&pem).map_err(|error| broken(&path, &error))?;
+    let key =
+        KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|error| broken(&path, &error))?;
+    let certificate =
+        CertificateDer::from_pem_slice(&pem).map_err(|error| broken(&path, &error))?;
     let not_after_unix_s = not_after(&certificate).map_err(|error| broken(&path, &error))?;
     let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
     Ok(Issuing { issuer, certificate, not_after_unix_s })
@@ -329,7 +336,8 @@ fn ca_params(name: &str, clock: &Clock, life: Duration, path_len: Option<u8>) ->
     params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
+    params.is_ca =
+        IsCa::Ca(path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = path_len.is_some();
     params
@@ -344,7 +352,8 @@ fn random_serial() -> [u8; 16] {
 }
 
 fn time(unix_s: i64) -> ::time::OffsetDateTime {
-    ::time::OffsetDateTime::from_unix_timestamp(unix_s).unwrap_or(::time::OffsetDateTime::UNIX_EPOCH)
+    ::time::OffsetDateTime::from_unix_timestamp(unix_s)
+        .unwrap_or(::time::OffsetDateTime::UNIX_EPOCH)
 }
 
 fn not_after(certificate: &CertificateDer<'_>) -> Result<i64, String> {
@@ -355,7 +364,9 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<i64, String> {
 fn read(path: &Path) -> Result<Vec<u8>, CaError> {
     let readable_by_others = |meta: fs::Metadata| meta.permissions().mode() & 0o077 != 0;
     let bytes = fs::read(path).map_err(|error| broken(path, &error))?;
-    if path.extension().is_some_and(|e| e != "crt") && fs::metadata(path).is_ok_and(readable_by_others) {
+    if path.extension().is_some_and(|e| e != "crt")
+        && fs::metadata(path).is_ok_and(readable_by_others)
+    {
         let problem = "others than its owner may read this key; make it 0600".to_owned();
         return Err(CaError::File { path: path.display().to_string(), problem });
     }
@@ -377,135 +388,4 @@ fn broken(path: &Path, problem: &impl std::fmt::Display) -> CaError {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use mesh_core::{
-        Allowed, TrustBundle,
-        identity::{Revocations, Side},
-        verify_peer,
-    };
-
-    use super::*;
-
-    const START: u64 = 1_800_000_000;
-
-    struct Made {
-        ca: CertificateAuthority,
-        seconds: Arc<AtomicU64>,
-        directory: tempfile::TempDir,
-        domain: TrustDomain,
-    }
-
-    fn made() -> Made {
-        let directory = tempfile::tempdir().unwrap();
-        let domain: TrustDomain = "west.example".parse().unwrap();
-        let seconds = Arc::new(AtomicU64::new(START));
-        let now = seconds.clone();
-        let clock = Clock::from_fn(move || Duration::from_secs(now.load(Ordering::SeqCst)));
-        CertificateAuthority::create(directory.path(), &domain, &clock).unwrap();
-        let ca = CertificateAuthority::open(directory.path(), &domain, clock).unwrap();
-        Made { ca, seconds, directory, domain }
-    }
-
-    impl Made {
-        fn days(&self, days: u64) {
-            self.seconds.store(START + days * 86_400, Ordering::SeqCst);
-        }
-
-        fn believes(&self, chain: &[Vec<u8>], id: &SpiffeId) -> bool {
-            let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-            let roots = vec![self.ca.root().clone()];
-            let bundle = TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots };
-            let bundles = [(self.domain.clone(), Arc::new(bundle))].into_iter().collect();
-            let now = UnixTime::since_unix_epoch(Duration::from_secs(self.seconds.load(Ordering::SeqCst)));
-            let allowed = Allowed::Exactly(id.clone());
-            [Side::Client, Side::Server].into_iter().all(|side| {
-                verify_peer(&chain, side, &bundles, &Revocations::default(), &allowed, now).is_ok()
-            })
-        }
-    }
-
-    fn request() -> KeyRequest {
-        KeyRequest::parse(&mesh_tunnel::tls::new_key_and_csr().unwrap().1).unwrap()
-    }
-
-    #[test]
-    fn a_node_sleeps_thirty_days_whenever_it_falls_asleep() {
-        let made = made();
-        let node: NodeId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
-        let id = SpiffeId::node(&made.domain, &node);
-        let mut renewals = 0;
-        for day in 0..200 {
-            made.days(day);
-            renewals += u32::from(made.ca.renew_issuing().unwrap());
-            let issued = made.ca.issue(&request(), &id, Some(&node)).unwrap();
-            made.seconds.fetch_add(30 * 86_400 - 1, Ordering::SeqCst);
-            assert!(made.believes(&issued.chain, &id), "asleep on day {day}");
-            made.seconds.fetch_add(2, Ordering::SeqCst);
-            assert!(!made.believes(&issued.chain, &id), "still believed on day {}", day + 30);
-        }
-        assert_eq!(renewals, 3, "in 200 days");
-    }
-
-    #[test]
-    fn a_renewed_issuing_ca_is_there_after_a_restart() {
-        let made = made();
-        made.days(63);
-        assert!(made.ca.renew_issuing().unwrap());
-        assert!(!made.ca.renew_issuing().unwrap());
-        let end = made.ca.issuing_not_after_unix_s();
-        let again =
-            CertificateAuthority::open(made.directory.path(), &made.domain, made.ca.clock.clone()).unwrap();
-        assert_eq!(again.issuing_not_after_unix_s(), end);
-    }
-
-    #[test]
-    fn a_root_key_kept_elsewhere_stops_only_the_renewal() {
-        let made = made();
-        fs::remove_file(made.directory.path().join("root.key")).unwrap();
-        assert!(!made.ca.renew_issuing().unwrap(), "nothing is due");
-        made.days(80);
-        let error = made.ca.renew_issuing().unwrap_err();
-        assert!(error.to_string().contains("root.key"), "{error}");
-        let id = SpiffeId::gateway(&made.domain);
-        let issued = made.ca.issue(&request(), &id, None).unwrap();
-        assert!(made.believes(&issued.chain, &id));
-        made.days(92);
-        let last = made.ca.issue(&request(), &id, None).unwrap();
-        assert!(last.not_after_unix_s <= made.ca.issuing_not_after_unix_s());
-    }
-
-    #[test]
-    fn keys_that_others_may_read_are_refused() {
-        let made = made();
-        for file in ["issuing.pem", "root.key"] {
-            let path = made.directory.path().join(file);
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-            made.days(80);
-            let opened = CertificateAuthority::open(made.directory.path(), &made.domain, made.ca.clock.clone());
-            let error = opened.and_then(|ca| ca.renew_issuing()).unwrap_err();
-            assert!(error.to_string().contains("0600"), "{file}: {error}");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        }
-    }
-
-    #[test]
-    fn any_bytes_are_answered() {
-        let csr = mesh_tunnel::tls::new_key_and_csr().unwrap().1;
-        let key = KeyRequest::parse(&csr).unwrap().spki_sha256();
-        let mut refused = 0;
-        for at in 0..csr.len() {
-            let mut changed = csr.clone();
-            changed[at] ^= 0x55;
-            // What stands around the signed part may be read leniently.
-            let same = |read: KeyRequest| read.spki_sha256() == key;
-            assert!(KeyRequest::parse(&changed).map_or(true, same), "a change at {at}");
-            refused += usize::from(KeyRequest::parse(&changed).is_err());
-            assert!(KeyRequest::parse(&csr[..at]).is_err(), "cut to {at}");
-        }
-        assert!(refused + 4 > csr.len(), "{refused} of {}", csr.len());
-        assert!(KeyRequest::parse(&[csr, vec![0]].concat()).is_err());
-        assert!(KeyRequest::parse(&vec![0x30; MAX_CSR + 1]).is_err());
-    }
-}
+mod tests;

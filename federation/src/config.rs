@@ -145,9 +145,11 @@ impl Config {
 
     /// Checks what was written; `file` is how errors name it.
     pub fn check(written: ConfigFile, file: &str) -> Result<Self, ConfigError> {
-        let wrong = |key: &str, problem: &dyn std::fmt::Display| ConfigError::meaning(file, key, problem);
+        let wrong =
+            |key: &str, problem: &dyn std::fmt::Display| ConfigError::meaning(file, key, problem);
         let site: SiteName = written.site.parse().map_err(|error| wrong("site", &error))?;
-        let trust_domain = written.trust_domain.parse().map_err(|error| wrong("trust_domain", &error))?;
+        let trust_domain =
+            written.trust_domain.parse().map_err(|error| wrong("trust_domain", &error))?;
         if written.gateways.len() > MAX_GATEWAYS {
             return Err(wrong("gateways", &format!("at most {MAX_GATEWAYS} gateways")));
         }
@@ -158,7 +160,8 @@ impl Config {
             let key = format!("gateways[{i}]");
             let checked = check_gateway(gateway, &site, file, &key)?;
             if gateways.iter().any(|other| other.id == checked.id) {
-                let problem = format!("{} is the id of an earlier gateway; ids are unique", checked.id);
+                let problem =
+                    format!("{} is the id of an earlier gateway; ids are unique", checked.id);
                 return Err(ConfigError::meaning(file, format!("{key}.id"), problem));
             }
             gateways.push(checked);
@@ -201,7 +204,8 @@ fn check_gateway(
     file: &str,
     key: &str,
 ) -> Result<Gateway, ConfigError> {
-    let wrong = |part: &str, problem: String| ConfigError::meaning(file, format!("{key}.{part}"), problem);
+    let wrong =
+        |part: &str, problem: String| ConfigError::meaning(file, format!("{key}.{part}"), problem);
     if written.tls.is_empty() {
         let problem = "needs at least one host:port; machines join through it";
         return Err(wrong("tls", problem.to_owned()));
@@ -218,8 +222,7 @@ fn check_gateway(
         tls_addresses: written.tls,
     };
     // The same check that the machines make which are told of it.
-    service::Gateway::try_from(&gateway)
-        .map_err(|error| ConfigError::meaning(file, key, error))?;
+    service::Gateway::try_from(&gateway).map_err(|error| ConfigError::meaning(file, key, error))?;
     Ok(gateway)
 }
 

@@ -69,7 +69,12 @@ pub struct Incoming {
 }
 
 /// Accepts until the process drains.
-pub fn open(listener: Box<dyn Listener>, credentials: Arc<Credentials>, own: TrustDomain, drain: &Drain) -> Incoming {
+pub fn open(
+    listener: Box<dyn Listener>,
+    credentials: Arc<Credentials>,
+    own: TrustDomain,
+    drain: &Drain,
+) -> Incoming {
     let (proved_tx, proved) = mpsc::channel(ACCEPTED);
     let (joining_tx, joining) = mpsc::channel(ACCEPTED);
     let door = Arc::new(Door {
@@ -132,7 +137,8 @@ fn refused(from: SocketAddr, error: &io::Error) {
 impl Door {
     async fn welcome(&self, stream: Stream) -> io::Result<()> {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
-        let joins = start.client_hello().alpn().is_some_and(|mut offered| offered.any(|a| a == ALPN_JOIN));
+        let joins =
+            start.client_hello().alpn().is_some_and(|mut offered| offered.any(|a| a == ALPN_JOIN));
         if joins {
             let place = self.joining_places.clone().try_acquire_owned();
             let place = place.map_err(|_| io::Error::other("too many machines join at once"))?;
@@ -198,7 +204,11 @@ impl Connected for Joining {
 }
 
 impl AsyncRead for Proved {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if let Poll::Ready(why) = self.ended.as_mut().poll(cx) {
             self.ended = Box::pin(std::future::ready(why));
             log::info!(id = self.peer.id.as_str(), why; "connection ended");
@@ -209,7 +219,11 @@ impl AsyncRead for Proved {
 }
 
 impl AsyncRead for Joining {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -217,7 +231,11 @@ impl AsyncRead for Joining {
 macro_rules! write_through {
     ($connection:ident) => {
         impl AsyncWrite for $connection {
-            fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            fn poll_write(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
                 Pin::new(&mut self.stream).poll_write(cx, buf)
             }
 
@@ -225,7 +243,10 @@ macro_rules! write_through {
                 Pin::new(&mut self.stream).poll_flush(cx)
             }
 
-            fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            fn poll_shutdown(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<io::Result<()>> {
                 Pin::new(&mut self.stream).poll_shutdown(cx)
             }
         }

@@ -51,7 +51,9 @@ impl InitError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(error) => error.exit_code(),
-            Self::Io { problem, .. } if problem.kind() == io::ErrorKind::PermissionDenied => EXIT_NO_PERMISSION,
+            Self::Io { problem, .. } if problem.kind() == io::ErrorKind::PermissionDenied => {
+                EXIT_NO_PERMISSION
+            }
             _ => EXIT_FAILURE,
         }
     }
@@ -69,8 +71,13 @@ pub struct Made {
 
 /// Makes a site in a state directory that has none. With `config_out` also
 /// writes a configuration file for it.
-pub fn init_site(written: &ConfigFile, config_out: Option<&Path>, clock: &Clock) -> Result<Made, InitError> {
-    let name = config_out.map_or_else(|| "federation.yaml".into(), |path| path.display().to_string());
+pub fn init_site(
+    written: &ConfigFile,
+    config_out: Option<&Path>,
+    clock: &Clock,
+) -> Result<Made, InitError> {
+    let name =
+        config_out.map_or_else(|| "federation.yaml".into(), |path| path.display().to_string());
     let config = Config::check(written.clone(), &name)?;
     if let Some(path) = config_out
         && path.exists()
@@ -142,7 +149,8 @@ fn give_to_owner(directory: &Path) -> Result<(), InitError> {
     while let Some(directory) = pending.pop() {
         for entry in fs::read_dir(&directory).map_err(at(&directory))? {
             let path = entry.map_err(at(&directory))?.path();
-            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(at(&path))?;
+            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))
+                .map_err(at(&path))?;
             if path.is_dir() && !path.is_symlink() {
                 pending.push(path);
             }
@@ -152,11 +160,13 @@ fn give_to_owner(directory: &Path) -> Result<(), InitError> {
 }
 
 fn write_config(path: &Path, written: &ConfigFile) -> Result<(), InitError> {
-    let text = serde_yaml_ng::to_string(written).map_err(|error| at(path)(io::Error::other(error)))?;
+    let text =
+        serde_yaml_ng::to_string(written).map_err(|error| at(path)(io::Error::other(error)))?;
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(at(directory))?;
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(at(path))?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(at(path))?;
     io::Write::write_all(&mut file, text.as_bytes()).map_err(at(path))
 }
 
@@ -200,7 +210,9 @@ mod tests {
         let made = init_site(&written(&state), Some(&out), &Clock::system()).unwrap();
         assert!(made.root_fingerprint.starts_with("SHA256:"), "{made:?}");
         assert_eq!(made.root_fingerprint.len(), 7 + 64);
-        for (path, mode) in [("", 0o700), ("keys", 0o700), ("keys/root.key", 0o600), ("keys/issuing.pem", 0o600)] {
+        for (path, mode) in
+            [("", 0o700), ("keys", 0o700), ("keys/root.key", 0o600), ("keys/issuing.pem", 0o600)]
+        {
             let found = fs::metadata(state.join(path)).unwrap().permissions().mode() & 0o777;
             assert_eq!(found, mode, "{path}: {found:o}");
         }
@@ -228,7 +240,8 @@ mod tests {
         fs::write(directory.path().join("keys.new/root.key"), "half").unwrap();
         init_site(&written(directory.path()), None, &Clock::system()).unwrap();
         let trust_domain = "west.example".parse().unwrap();
-        CertificateAuthority::open(&directory.path().join("keys"), &trust_domain, Clock::system()).unwrap();
+        CertificateAuthority::open(&directory.path().join("keys"), &trust_domain, Clock::system())
+            .unwrap();
     }
 
     #[test]

@@ -52,7 +52,8 @@ impl Refusal for JoinError {
 pub fn negotiate(offered: &[u32]) -> Result<u32, Status> {
     let common = VERSIONS.iter().find(|version| offered.contains(version)).copied();
     common.ok_or_else(|| {
-        let message = format!("offered protocol versions {offered:?}, spoken here {VERSIONS:?}; upgrade");
+        let message =
+            format!("offered protocol versions {offered:?}, spoken here {VERSIONS:?}; upgrade");
         refuse(Code::FailedPrecondition, "unsupported_version", message)
     })
 }
@@ -76,7 +77,8 @@ pub fn check_clock(theirs_unix_ms: u64, ours_unix_ms: i64) -> Result<(), Status>
 }
 
 fn utc(unix_s: u64) -> String {
-    let time = i64::try_from(unix_s).ok().and_then(|s| time::OffsetDateTime::from_unix_timestamp(s).ok());
+    let time =
+        i64::try_from(unix_s).ok().and_then(|s| time::OffsetDateTime::from_unix_timestamp(s).ok());
     let Some(t) = time else { return format!("{unix_s} s after 1970") };
     let (date, clock) = (t.date(), t.time());
     format!(
@@ -146,7 +148,8 @@ async fn admit(
         if let Some(node) = same_attempt(state, request, &key, now) {
             return again(site, &node, &key);
         }
-        let token = tokens::check(state, &request.token_id, &request.token_secret, Purpose::Node, now)?;
+        let token =
+            tokens::check(state, &request.token_id, &request.token_secret, Purpose::Node, now)?;
         let node: NodeId = uuid::Uuid::new_v4().to_string().parse().expect("a UUID is a node id");
         let id = SpiffeId::node(&state.site().trust_domain, &node);
         let issued = site.ca.issue(&key, &id, Some(&node))?;
@@ -163,7 +166,8 @@ async fn admit(
             boot_id: text(&request.boot_id),
             key_sha256: key.spki_sha256().to_vec(),
         };
-        let admitted = Admitted { node, issued, grants: token.grants.clone(), gateway: token.gateway };
+        let admitted =
+            Admitted { node, issued, grants: token.grants.clone(), gateway: token.gateway };
         Ok((vec![Event::TokenUsed(used), Event::NodeJoined(joined)], admitted))
     };
     let actor = format!("token:{}", text(&request.token_id));
@@ -197,7 +201,11 @@ fn same_attempt(
     state.nodes.values().find(same).cloned()
 }
 
-fn again(site: &Site, node: &NodeState, key: &KeyRequest) -> Result<(Vec<Event>, Admitted), JoinError> {
+fn again(
+    site: &Site,
+    node: &NodeState,
+    key: &KeyRequest,
+) -> Result<(Vec<Event>, Admitted), JoinError> {
     let id = SpiffeId::node(&site.authority.state().site().trust_domain, &node.id);
     let issued = site.ca.issue(key, &id, Some(&node.id))?;
     let renewed = v1::NodeRenewed {

@@ -14,12 +14,17 @@ use mesh_runtime::process::{self, EXIT_CONFIG, EXIT_FAILURE};
 /// The control plane of one Isthmus site: identity CA, registry, discovery,
 /// links.
 #[derive(Debug, Parser)]
-#[command(version, about, args_conflicts_with_subcommands = true, after_help = "Examples:
+#[command(
+    version,
+    about,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
   federation --config /etc/isthmus/federation.yaml
   federation init --site west --trust-domain west.example --state ./state --config-out ./federation.yaml \\
       --gateway id=gw1,quic=gw.west.example:8443,tls=gw.west.example:8443
 
-Exit codes: 0 ended as asked, 1 failed, 78 the configuration is wrong (it says where).")]
+Exit codes: 0 ended as asked, 1 failed, 78 the configuration is wrong (it says where)."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

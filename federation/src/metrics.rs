@@ -13,7 +13,9 @@ use crate::{site::Site, tokens};
 
 /// Registers what is read from a site.
 pub fn register(registry: &mut Registry, site: Site) {
-    registry.sub_registry_with_prefix("isthmus_federation").register_collector(Box::new(Figures(site)));
+    registry
+        .sub_registry_with_prefix("isthmus_federation")
+        .register_collector(Box::new(Figures(site)));
 }
 
 #[derive(Clone)]
@@ -31,7 +33,8 @@ impl Collector for Figures {
         let now = self.0.authority.clock().unix_s();
         let open = state.tokens.values().filter(|token| tokens::describe(token, now) == "open");
         let duplicated = state.nodes.values().filter(|node| node.duplicated.is_some());
-        let own = self.0.credentials.svid().map_or(0, |svid| svid.not_after.as_secs().cast_signed());
+        let own =
+            self.0.credentials.svid().map_or(0, |svid| svid.not_after.as_secs().cast_signed());
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let writable = i64::from(self.0.authority.failing().is_none());
         let figures = [
@@ -41,20 +44,41 @@ impl Collector for Figures {
             ("registrations", "Registered instances", None, count(state.registrations.len())),
             ("links", "Linked sites", None, count(state.links.len())),
             ("tokens_open", "Tokens that can be used", None, count(open.count())),
-            ("revision", "Newest record of the authority log", None, state.revision.n.cast_signed()),
-            ("log", "Size of the authority log", Some(Unit::Bytes), self.0.authority.store().size().cast_signed()),
-            ("root_left", "Life left of the root", Some(Unit::Seconds), self.0.ca.root_not_after_unix_s() - now),
+            (
+                "revision",
+                "Newest record of the authority log",
+                None,
+                state.revision.n.cast_signed(),
+            ),
+            (
+                "log",
+                "Size of the authority log",
+                Some(Unit::Bytes),
+                self.0.authority.store().size().cast_signed(),
+            ),
+            (
+                "root_left",
+                "Life left of the root",
+                Some(Unit::Seconds),
+                self.0.ca.root_not_after_unix_s() - now,
+            ),
             (
                 "issuing_ca_left",
                 "Life left of the issuing CA",
                 Some(Unit::Seconds),
                 self.0.ca.issuing_not_after_unix_s() - now,
             ),
-            ("certificate_left", "Life left of federation's own certificate", Some(Unit::Seconds), own - now),
+            (
+                "certificate_left",
+                "Life left of federation's own certificate",
+                Some(Unit::Seconds),
+                own - now,
+            ),
         ];
         for (name, help, unit, value) in figures {
             let gauge = ConstGauge::new(value);
-            let metric = encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
+            let metric =
+                encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
             gauge.encode(metric)?;
         }
         Ok(())

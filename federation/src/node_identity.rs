@@ -41,7 +41,9 @@ pub enum NodeError {
         reason: String,
     },
     /// Not within its grants.
-    #[error("node {id} has no grant for namespace {namespace:?}, account {account:?}; it has {granted}")]
+    #[error(
+        "node {id} has no grant for namespace {namespace:?}, account {account:?}; it has {granted}"
+    )]
     NotGranted {
         /// Which node.
         id: NodeId,
@@ -103,7 +105,9 @@ impl NodeIdentityService {
         }
         match peer.id.subject() {
             Subject::Node(node) => Ok((node.clone(), peer.clone())),
-            Subject::Workload { .. } => Err(refuse(Code::PermissionDenied, "role_denied", "not a node")),
+            Subject::Workload { .. } => {
+                Err(refuse(Code::PermissionDenied, "role_denied", "not a node"))
+            }
         }
     }
 
@@ -152,10 +156,15 @@ fn duplicated(node: &NodeId, reason: &str) -> Event {
 
 /// Marks a node as duplicated, unless it is already: for whoever sees two
 /// sessions of it at once.
-pub async fn mark_duplicated(authority: &Authority, node: &NodeId, reason: &str) -> Result<(), Status> {
+pub async fn mark_duplicated(
+    authority: &Authority,
+    node: &NodeId,
+    reason: &str,
+) -> Result<(), Status> {
     let decide = |state: &State| {
         let known = state.nodes.get(node).ok_or_else(|| NodeError::Unknown(node.clone()))?;
-        let events = if known.duplicated.is_some() { vec![] } else { vec![duplicated(node, reason)] };
+        let events =
+            if known.duplicated.is_some() { vec![] } else { vec![duplicated(node, reason)] };
         Ok((events, ()))
     };
     authority.commit("federation", decide).await.map_err(commit_status::<NodeError>)
@@ -256,10 +265,12 @@ fn granted_identity(
     }
     let granted = namespace == grants.namespace && account == grants.account;
     let id = SpiffeId::workload(domain, namespace, account);
-    id.ok().filter(|_| granted && namespace != SYSTEM_NAMESPACE).ok_or_else(|| NodeError::NotGranted {
-        id: node.id.clone(),
-        namespace: text(namespace),
-        account: text(account),
-        granted: format!("namespace {:?}, account {:?}", grants.namespace, grants.account),
+    id.ok().filter(|_| granted && namespace != SYSTEM_NAMESPACE).ok_or_else(|| {
+        NodeError::NotGranted {
+            id: node.id.clone(),
+            namespace: text(namespace),
+            account: text(account),
+            granted: format!("namespace {:?}, account {:?}", grants.namespace, grants.account),
+        }
     })
 }

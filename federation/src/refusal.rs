@@ -99,7 +99,9 @@ fn has_role(id: &SpiffeId, role: Role, own: &mesh_core::TrustDomain) -> bool {
     match role {
         Role::Node => local && matches!(id.subject(), mesh_core::name::Subject::Node(_)),
         Role::Proxy => {
-            local && !id.is_federation() && matches!(id.subject(), mesh_core::name::Subject::Workload { .. })
+            local
+                && !id.is_federation()
+                && matches!(id.subject(), mesh_core::name::Subject::Workload { .. })
         }
         Role::Gateway => local && id.is_gateway(),
         Role::LinkedFederation => !local && id.is_federation(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_api::v1;
+use mesh_api::v1::{self, authority_record::Event};
 
 use crate::{
     admin::AdminService,
@@ -40,6 +40,16 @@ fn node_info(admin: &AdminService, node: &NodeState) -> v1::NodeInfo {
         agent_version: agent.map(|agent| agent.version).unwrap_or_default(),
         serial: node.current.serial.clone(),
         previous_serial: node.previous.as_ref().map(|c| c.serial.clone()).unwrap_or_default(),
+    }
+}
+
+/// Whom the record of a certificate names.
+pub fn issued_to(record: &v1::AuthorityRecord) -> Option<String> {
+    match record.event.as_ref()? {
+        Event::NodeJoined(node) => Some(format!("node:{}", node.id)),
+        Event::NodeRenewed(node) => Some(format!("node:{}", node.id)),
+        Event::WorkloadIssued(leaf) => Some(leaf.spiffe_id.clone()),
+        _ => None,
     }
 }
 
@@ -83,7 +93,9 @@ fn warnings(
     for node in state.nodes.values() {
         if let Some(reason) = &node.duplicated {
             let (id, host) = (&node.id, &node.hostname);
-            warnings.push(format!("node {id} ({host}) exists twice ({reason}): meshctl node resolve {id}"));
+            warnings.push(format!(
+                "node {id} ({host}) exists twice ({reason}): meshctl node resolve {id}"
+            ));
         }
     }
     for link in links.iter().filter(|link| link.state == "lost") {
@@ -91,10 +103,12 @@ fn warnings(
     }
     for proxy in proxies.iter().filter(|proxy| !proxy.nack.is_empty()) {
         let (id, node) = (&proxy.spiffe_id, &proxy.node);
-        warnings.push(format!("proxy {id} on node {node} refuses its configuration: {}", proxy.nack));
+        warnings
+            .push(format!("proxy {id} on node {node} refuses its configuration: {}", proxy.nack));
     }
     if state.gateways.is_empty() {
-        warnings.push("no gateway: nothing can join or be linked; add one to federation.yaml".into());
+        warnings
+            .push("no gateway: nothing can join or be linked; add one to federation.yaml".into());
     }
     warnings.extend(certificate_warnings(admin));
     warnings
@@ -108,7 +122,9 @@ fn certificate_warnings(admin: &AdminService) -> Vec<String> {
     // It is replaced at two thirds: later means that this fails.
     if issuing - now < (ISSUING_LIFE / 4).as_secs().cast_signed() {
         let days = days(issuing);
-        warnings.push(format!("the issuing CA ends in {days} days and is not renewed: is root.key there?"));
+        warnings.push(format!(
+            "the issuing CA ends in {days} days and is not renewed: is root.key there?"
+        ));
     }
     let root = admin.site.ca.root_not_after_unix_s();
     if root - now < ROOT_WARNING.as_secs().cast_signed() {

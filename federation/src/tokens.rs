@@ -42,7 +42,9 @@ pub enum CreateError {
         problem: String,
     },
     /// Only gateways live there.
-    #[error("namespace {0} is reserved for the mesh; choose another, or make a token with --gateway")]
+    #[error(
+        "namespace {0} is reserved for the mesh; choose another, or make a token with --gateway"
+    )]
     Reserved(String),
     /// Nobody could use it.
     #[error(
@@ -151,7 +153,12 @@ pub struct NewToken {
 impl NewToken {
     /// A token that lets machines join; empty `services` grant the whole
     /// namespace, zero `ttl` is [`DEFAULT_TTL`], zero `uses` is one.
-    pub fn join(grants: Grants, uses: u32, ttl: Duration, gateway: bool) -> Result<Self, CreateError> {
+    pub fn join(
+        grants: Grants,
+        uses: u32,
+        ttl: Duration,
+        gateway: bool,
+    ) -> Result<Self, CreateError> {
         let grants = check_grants(grants, gateway)?;
         let (uses, ttl) = (uses.max(1), default_ttl(ttl)?);
         if uses > MAX_USES {
@@ -201,7 +208,12 @@ pub async fn create(
         .await
 }
 
-fn check_create(state: &State, new: &NewToken, id: &str, secret: [u8; 32]) -> Result<Token, CreateError> {
+fn check_create(
+    state: &State,
+    new: &NewToken,
+    id: &str,
+    secret: [u8; 32],
+) -> Result<Token, CreateError> {
     if state.tokens.len() >= MAX_TOKENS {
         return Err(CreateError::TooMany);
     }
@@ -211,7 +223,8 @@ fn check_create(state: &State, new: &NewToken, id: &str, secret: [u8; 32]) -> Re
             return Err(CreateError::Site(format!("{} is this very site", site.name)));
         }
         if state.links.contains_key(new.site.as_str()) {
-            let problem = format!("{} is linked already; `meshctl unlink {}` first", new.site, new.site);
+            let problem =
+                format!("{} is linked already; `meshctl unlink {}` first", new.site, new.site);
             return Err(CreateError::Site(problem));
         }
     }

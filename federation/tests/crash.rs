@@ -4,6 +4,8 @@
 //!
 //! `ISTHMUS_CRASH_POINTS` sets how many times.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::{
     env,
     io::{BufRead, BufReader, Write},
@@ -79,10 +81,12 @@ fn nothing_acknowledged_is_lost() {
     for point in 0..points {
         let before = acknowledged.len();
         run_and_kill(directory.path(), &mut acknowledged);
-        let store = LogStore::open(directory.path()).unwrap_or_else(|e| panic!("kill {point}: {e}"));
+        let store =
+            LogStore::open(directory.path()).unwrap_or_else(|e| panic!("kill {point}: {e}"));
         let authority = Authority::open(store, Clock::system()).unwrap();
         let state = authority.state();
-        let lost: Vec<_> = acknowledged.iter().filter(|id| !state.tokens.contains_key(*id)).collect();
+        let lost: Vec<_> =
+            acknowledged.iter().filter(|id| !state.tokens.contains_key(*id)).collect();
         assert!(lost.is_empty(), "kill {point}: {lost:?} were acknowledged");
         assert!(acknowledged.len() > before, "kill {point}: nothing was committed");
     }
@@ -93,7 +97,8 @@ fn nothing_acknowledged_is_lost() {
 /// killed and started again on the same state.
 #[test]
 fn a_killed_federation_knows_every_token_it_has_handed_out() {
-    let points: usize = env::var("ISTHMUS_CRASH_POINTS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let points: usize =
+        env::var("ISTHMUS_CRASH_POINTS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
     let directory = tempfile::tempdir().unwrap();
     let config = make_site(directory.path());
     let socket = directory.path().join("run/federation.sock");
@@ -133,7 +138,11 @@ fn make_site(directory: &Path) -> PathBuf {
         run: directory.join("run"),
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: "127.0.0.1:0".parse().unwrap(),
-        gateways: vec![GatewayFile { id: "gw1".into(), quic: vec![], tls: vec!["127.0.0.1:1".into()] }],
+        gateways: vec![GatewayFile {
+            id: "gw1".into(),
+            quic: vec![],
+            tls: vec!["127.0.0.1:1".into()],
+        }],
         ..ConfigFile::new("west".into(), "west.example".into())
     };
     init_site(&written, Some(&config), &Clock::system()).unwrap();

@@ -1,14 +1,16 @@
 //! Machines come in, renew, get certificates, are copied, and leave: over
 //! real sockets, with every refusal by its stable reason.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
 use common::{Machine, TestSite, copy, reason, run, svid};
 use mesh_api::v1::{
-    self, node_identity_client::NodeIdentityClient, registry_client::RegistryClient,
-    workload_identity_client::WorkloadIdentityClient,
+    self, discovery_client::DiscoveryClient, node_identity_client::NodeIdentityClient,
+    registry_client::RegistryClient, workload_identity_client::WorkloadIdentityClient,
 };
 use mesh_core::{
     SpiffeId,
@@ -19,7 +21,9 @@ use mesh_tunnel::{Svid, tls, unix};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::mpsc,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -56,7 +60,10 @@ fn a_machine_joins_renews_gets_certificates_and_leaves() {
         let machine = joined(&site).await;
         let answer = &machine.answer;
         assert_eq!(answer.version, 1);
-        assert_eq!(machine.svid.id.as_str(), format!("spiffe://west.example/node/{}", machine.node));
+        assert_eq!(
+            machine.svid.id.as_str(),
+            format!("spiffe://west.example/node/{}", machine.node)
+        );
         assert_eq!(answer.grants.as_ref().unwrap().services, ["orders.shop"]);
         assert_eq!(answer.bundles.len(), 1);
         assert_eq!(answer.gateways[0].id, "gw1");
@@ -70,7 +77,8 @@ fn a_machine_joins_renews_gets_certificates_and_leaves() {
         assert_eq!(workload.id.as_str(), "spiffe://west.example/ns/shop/sa/orders");
         check_leaf(&workload, &machine.node, 86_400);
         check_leaf(&renewed, &machine.node, 30 * 86_400);
-        for (ns, account) in [("shop", "other"), ("other", "orders"), ("isthmus-system", "gateway")] {
+        for (ns, account) in [("shop", "other"), ("other", "orders"), ("isthmus-system", "gateway")]
+        {
             let refused = issue(&site, &renewed, ns, account).await.unwrap_err();
             assert_eq!(reason(&refused), "not_granted", "{ns}/{account}");
         }
@@ -100,7 +108,8 @@ fn check_leaf(svid: &Svid, node: &str, life_s: i64) {
     assert_eq!(leaf.raw_serial().len(), 16);
     assert!(leaf.raw_serial()[0] < 0x80, "a positive number");
     let now = i64::try_from(mesh_runtime::clock::now_unix().as_secs()).unwrap();
-    let (begin, end) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+    let (begin, end) =
+        (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
     assert!((now - begin - 600).abs() < 60, "backdated ten minutes");
     assert!((end - now - life_s).abs() < 60, "lives as long as it should");
     let constraints = issuing.basic_constraints().unwrap().unwrap().value;
@@ -133,7 +142,11 @@ fn each_token_that_does_not_hold_is_refused_for_its_own_reason() {
         site.skew.store(0, Ordering::SeqCst);
 
         let revoked = site.token(1, MINUTE, false).await;
-        admin(&site).await.revoke_token(v1::RevokeTokenRequest { id: revoked.id.to_string() }).await.unwrap();
+        admin(&site)
+            .await
+            .revoke_token(v1::RevokeTokenRequest { id: revoked.id.to_string() })
+            .await
+            .unwrap();
         let refused = site.ask_to_join(&revoked, csr()).await.unwrap_err();
         assert_eq!(reason(&refused), "token_revoked");
 
@@ -169,7 +182,10 @@ fn requests_that_are_not_in_order_use_nothing_up() {
             ("clock_skew", v1::JoinNodeRequest { time_unix_ms: unix_millis() + hour, ..good() }),
             ("bad_request", v1::JoinNodeRequest { csr: vec![0; 10], ..good() }),
             ("bad_request", v1::JoinNodeRequest { csr: flipped, ..good() }),
-            ("bad_key", v1::JoinNodeRequest { csr: csr_of(&rcgen::PKCS_ECDSA_P521_SHA512), ..good() }),
+            (
+                "bad_key",
+                v1::JoinNodeRequest { csr: csr_of(&rcgen::PKCS_ECDSA_P521_SHA512), ..good() },
+            ),
         ];
         for (expected, request) in cases {
             let refused = site.send_join(token.root_spki_sha256, request).await.unwrap_err();
@@ -216,7 +232,8 @@ fn names_in_a_request_are_ignored() {
     run(async {
         let site = TestSite::new("west").await;
         let token = site.token(1, MINUTE, false).await;
-        let answer = site.ask_to_join(&token, csr_of(&rcgen::PKCS_ECDSA_P256_SHA256)).await.unwrap();
+        let answer =
+            site.ask_to_join(&token, csr_of(&rcgen::PKCS_ECDSA_P256_SHA256)).await.unwrap();
         let (_, leaf) = X509Certificate::from_der(&answer.chain[0]).unwrap();
         let san = leaf.subject_alternative_name().unwrap().unwrap();
         let own = format!("spiffe://west.example/node/{}", answer.node);
@@ -253,7 +270,8 @@ fn a_copied_state_directory_is_noticed_and_resolved() {
             let refused = issue(&site, svid, "shop", "orders").await.unwrap_err();
             assert_eq!(reason(&refused), "node_duplicated");
         }
-        let status = admin(&site).await.site_status(v1::SiteStatusRequest {}).await.unwrap().into_inner();
+        let status =
+            admin(&site).await.site_status(v1::SiteStatusRequest {}).await.unwrap().into_inner();
         assert!(status.warnings[0].contains("exists twice"), "{:?}", status.warnings);
         assert_eq!(status.nodes[0].state, "duplicated");
 
@@ -301,7 +319,10 @@ fn every_door_is_for_its_own_visitors() {
         // A workload is not a node.
         let workload = issue(&site, &machine.svid, "shop", "orders").await.unwrap();
         let refused = renew(&site, &workload, "boot-1").await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused)), (Code::PermissionDenied, "role_denied".into()));
+        assert_eq!(
+            (refused.code(), reason(&refused)),
+            (Code::PermissionDenied, "role_denied".into())
+        );
         let mut registry = RegistryClient::new(site.channel(workload));
         let refused = registry.session(tokio_stream::empty()).await.unwrap_err();
         assert_eq!(reason(&refused), "role_denied");
@@ -354,7 +375,8 @@ fn what_was_decided_is_known_after_a_restart() {
         let refused = site.ask_to_join(&token, csr).await.unwrap_err();
         assert_eq!(reason(&refused), "token_used_up");
         issue(&site, &renewed, "shop", "orders").await.unwrap();
-        let serial = site.site().authority.state().nodes.values().next().unwrap().current.serial.clone();
+        let serial =
+            site.site().authority.state().nodes.values().next().unwrap().current.serial.clone();
         let record = site.site().authority.store().certificate(&serial).unwrap();
         assert!(record.actor.ends_with(&machine.node), "who asked for it: {}", record.actor);
     });
@@ -368,7 +390,10 @@ fn a_gateway_gets_its_identity_beside_federation_or_under_a_grant() {
         let mut beside = WorkloadIdentityClient::new(unix::channel(&socket).await.unwrap());
         let described = beside.describe(v1::DescribeRequest {}).await.unwrap().into_inner();
         let gateway = SpiffeId::gateway(&site.config.trust_domain);
-        assert_eq!((described.spiffe_id.as_str(), described.gateway.as_str()), (gateway.as_str(), "gw1"));
+        assert_eq!(
+            (described.spiffe_id.as_str(), described.gateway.as_str()),
+            (gateway.as_str(), "gw1")
+        );
         assert!(!described.site.unwrap().federation_address.is_empty());
         let (key, csr) = tls::new_key_and_csr().unwrap();
         let issued = beside.issue(v1::IssueRequest { csr }).await.unwrap().into_inner();
@@ -421,9 +446,18 @@ fn an_operator_makes_lists_and_revokes() {
         assert_eq!(listed[0].grants.as_ref().unwrap().services, ["*.shop"]);
 
         let cases = [
-            ("reserved_namespace", v1::CreateTokenRequest { namespace: "isthmus-system".into(), ..asked.clone() }),
-            ("reserved_namespace", v1::CreateTokenRequest { services: vec!["a.kube-system".into()], ..asked.clone() }),
-            ("invalid_argument", v1::CreateTokenRequest { namespace: "No".into(), ..asked.clone() }),
+            (
+                "reserved_namespace",
+                v1::CreateTokenRequest { namespace: "isthmus-system".into(), ..asked.clone() },
+            ),
+            (
+                "reserved_namespace",
+                v1::CreateTokenRequest { services: vec!["a.kube-system".into()], ..asked.clone() },
+            ),
+            (
+                "invalid_argument",
+                v1::CreateTokenRequest { namespace: "No".into(), ..asked.clone() },
+            ),
             ("invalid_argument", v1::CreateTokenRequest { uses: 1_000_000, ..asked.clone() }),
             ("invalid_argument", v1::CreateTokenRequest { ttl_s: u64::MAX, ..asked.clone() }),
             ("invalid_argument", v1::CreateTokenRequest { services: vec!["*".into()], ..asked }),
@@ -444,9 +478,69 @@ fn an_operator_makes_lists_and_revokes() {
             assert_eq!(reason(&refused), expected, "{subject}: {refused}");
         }
         admin.revoke(revoke(&format!("node:{}", machine.node))).await.unwrap();
-        assert!(admin.list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner().nodes.is_empty());
+        assert!(
+            admin.list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner().nodes.is_empty()
+        );
         assert!(renew(&site, &machine.svid, "boot-1").await.is_err());
         admin.read_snapshot(v1::ReadSnapshotRequest {}).await.unwrap();
         admin.stat(v1::StatRequest {}).await.unwrap();
+    });
+}
+
+/// An agent's session, kept open by the sender that is returned.
+async fn session(
+    site: &TestSite,
+    svid: &Svid,
+    boot: &str,
+) -> (mpsc::Sender<v1::RegistryRequest>, tonic::Streaming<v1::RegistryReply>) {
+    let (tx, rx) = mpsc::channel(4);
+    let hello = v1::RegistryHello {
+        versions: vec![1],
+        boot_id: boot.into(),
+        machine_id: "m1".into(),
+        agent_version: "test".into(),
+    };
+    let request = Some(v1::registry_request::Request::Hello(hello));
+    tx.send(v1::RegistryRequest { sequence: 1, request }).await.unwrap();
+    let mut client = RegistryClient::new(site.channel(copy(svid)));
+    let mut replies = client.session(ReceiverStream::new(rx)).await.unwrap().into_inner();
+    replies.message().await.unwrap().expect("hello is answered");
+    (tx, replies)
+}
+
+#[test]
+fn a_renewal_in_another_boot_than_the_live_session_is_a_copy() {
+    run(async {
+        let site = TestSite::new("west").await;
+        let machine = joined(&site).await;
+        let _session = session(&site, &machine.svid, "boot-1").await;
+        renew(&site, &machine.svid, "boot-1").await.unwrap();
+        let refused = renew(&site, &machine.svid, "boot-2").await.unwrap_err();
+        assert_eq!(reason(&refused), "node_duplicated", "{refused}");
+        assert!(refused.message().contains("boot-1"), "{refused}");
+    });
+}
+
+#[test]
+fn open_sessions_do_not_hold_up_the_end() {
+    run(async {
+        let site = TestSite::new("west").await;
+        let machine = joined(&site).await;
+        let workload = issue(&site, &machine.svid, "shop", "orders").await.unwrap();
+        let (_agent, mut replies) = session(&site, &machine.svid, "boot-1").await;
+        let (proxy, rx) = mpsc::channel(1);
+        let subscribe = v1::Subscribe { versions: vec![1], ..Default::default() };
+        let request = Some(v1::discovery_request::Request::Subscribe(subscribe));
+        proxy.send(v1::DiscoveryRequest { request }).await.unwrap();
+        let mut client = DiscoveryClient::new(site.channel(workload));
+        let mut deltas = client.stream(ReceiverStream::new(rx)).await.unwrap().into_inner();
+        deltas.message().await.unwrap().expect("the subscription is answered");
+        let cut = site.drain.finish(MINUTE).await;
+        assert_eq!(cut, 0);
+        let rest = async {
+            while let Ok(Some(_)) = replies.message().await {}
+            while let Ok(Some(_)) = deltas.message().await {}
+        };
+        tokio::time::timeout(MINUTE, rest).await.expect("both streams have ended");
     });
 }

@@ -75,7 +75,11 @@ pub fn read_frame(rest: &[u8], offset: u64) -> Found {
         };
     };
     if !is_header(header) {
-        return damaged_or_hole(rest, offset, "the header of the frame does not match its checksum");
+        return damaged_or_hole(
+            rest,
+            offset,
+            "the header of the frame does not match its checksum",
+        );
     }
     let length = word(header, 4) as usize;
     if length > MAX_PAYLOAD {

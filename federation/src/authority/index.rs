@@ -1,8 +1,7 @@
 //! What is looked up by key and can be made again from the log: issued
-//! certificates by serial number, and the health endpoints last had. In sled.
+//! certificates by serial number. In sled.
 
 use std::{
-    collections::BTreeMap,
     fmt, fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -22,7 +21,6 @@ const INDEXED: &[u8] = b"indexed";
 pub(super) struct Index {
     database: sled::Db,
     certificates: sled::Tree,
-    health: sled::Tree,
 }
 
 /// sled's refusals and the panics it answers damaged files with.
@@ -57,8 +55,7 @@ impl Index {
         let open = || -> Result<Self, sled::Error> {
             let database = sled::Config::new().path(path).cache_capacity(CACHE).open()?;
             let certificates = database.open_tree("certificates")?;
-            let health = database.open_tree("health")?;
-            Ok(Self { database, certificates, health })
+            Ok(Self { database, certificates })
         };
         // sled 0.34 asserts what it reads.
         match catch_unwind(AssertUnwindSafe(open)) {
@@ -116,23 +113,9 @@ impl Index {
     }
 
     /// Every indexed record with its key.
-    pub(super) fn records(&self) -> impl Iterator<Item = (sled::IVec, AuthorityRecord)> {
+    fn records(&self) -> impl Iterator<Item = (sled::IVec, AuthorityRecord)> {
         let entries = self.certificates.scan_prefix(b"c/").filter_map(Result::ok);
         entries.filter_map(|(key, bytes)| Some((key, AuthorityRecord::decode(&*bytes).ok()?)))
-    }
-
-    pub(super) fn remember_health(&self, endpoint: &str, health: i32) -> Result<(), IndexError> {
-        self.health.insert(endpoint, &health.to_be_bytes())?;
-        Ok(())
-    }
-
-    pub(super) fn known_health(&self) -> BTreeMap<String, i32> {
-        let entries = self.health.iter().filter_map(Result::ok);
-        let parse = |(key, value): (sled::IVec, sled::IVec)| {
-            let endpoint = String::from_utf8(key.to_vec()).ok()?;
-            Some((endpoint, i32::from_be_bytes((&*value).try_into().ok()?)))
-        };
-        entries.filter_map(parse).collect()
     }
 }
 

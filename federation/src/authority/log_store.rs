@@ -1,7 +1,6 @@
 //! The shipped store: the log in a file, and its index in sled beside it.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -9,12 +8,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use mesh_api::v1::{AuthorityRecord, authority_record::Event};
+use mesh_api::v1::AuthorityRecord;
 use rustix::fs::FlockOperation;
 
 use super::{
-    index::Index,
     frames::{Found, MAGIC, MAX_PAYLOAD, frame, read_frame},
+    index::Index,
     store::{Each, Store, StoreError, carry_over, outlives_compaction},
 };
 
@@ -71,17 +70,19 @@ impl LogStore {
         // Left over when a compaction was interrupted; never acknowledged.
         let _ = fs::remove_file(directory.join("authority.log.new"));
 
+        // First whether it can be read at all: a damaged log changes nothing.
+        let end = walk(&path, &bytes, |_| Ok(()))?;
+        if end < bytes.len() as u64 {
+            set_aside(&path, &file, &bytes, end).map_err(failed)?;
+        }
         let index_path = directory.join("index");
         let index = Index::open(&index_path)
             .map_err(|error| io_error(&index_path, &io::Error::other(error.to_string())))?;
         let mut catch_up = CatchUp::new(&index);
-        let end = walk(&path, &bytes, |records| {
-            catch_up.add(records);
+        walk(&path, &bytes, |records| {
+            catch_up.add(&records);
             Ok(())
         })?;
-        if end < bytes.len() as u64 {
-            set_aside(&path, &file, &bytes, end).map_err(failed)?;
-        }
         let log = Mutex::new(LogFile { file, end, dirty: false });
         Ok(Self { directory: directory.to_owned(), log, index, _lock: lock })
     }
@@ -126,7 +127,10 @@ impl Store for LogStore {
         let bytes = self.read(&self.log())?;
         walk(&path, &bytes, |records| {
             let path = || path.display().to_string();
-            records.iter().try_for_each(&mut *each).map_err(|error| StoreError::Fold { path: path(), error })
+            records
+                .iter()
+                .try_for_each(&mut *each)
+                .map_err(|error| StoreError::Fold { path: path(), error })
         })?;
         Ok(())
     }
@@ -147,7 +151,11 @@ impl Store for LogStore {
         self.log().end
     }
 
-    fn compact(&self, mut snapshot: Vec<AuthorityRecord>, now_unix_s: i64) -> Result<(), StoreError> {
+    fn compact(
+        &self,
+        mut snapshot: Vec<AuthorityRecord>,
+        now_unix_s: i64,
+    ) -> Result<(), StoreError> {
         let mut log = self.log();
         let mut carried = Vec::new();
         walk(&self.path(), &self.read(&log)?, |records| {
@@ -165,23 +173,6 @@ impl Store for LogStore {
 
     fn certificate(&self, serial: &str) -> Option<AuthorityRecord> {
         self.index.certificate(serial)
-    }
-
-    fn issued_under(&self, node: &str) -> Vec<AuthorityRecord> {
-        let under = |record: &AuthorityRecord| {
-            matches!(&record.event, Some(Event::WorkloadIssued(leaf)) if leaf.node == node)
-        };
-        self.index.records().map(|(_, record)| record).filter(under).collect()
-    }
-
-    fn remember_health(&self, endpoint: &str, health: i32) {
-        if let Err(error) = self.index.remember_health(endpoint, health) {
-            log::debug!(error:%, endpoint; "the health of an endpoint is not kept");
-        }
-    }
-
-    fn known_health(&self) -> BTreeMap<String, i32> {
-        self.index.known_health()
     }
 }
 
@@ -224,7 +215,7 @@ impl<'a> CatchUp<'a> {
         Self { index, had: Some(had), n: had.1 }
     }
 
-    fn add(&mut self, records: Vec<AuthorityRecord>) {
+    fn add(&mut self, records: &[AuthorityRecord]) {
         let Some(revision) = records.first().and_then(|record| record.revision) else { return };
         if let Some((epoch, _)) = self.had.take()
             && epoch != revision.epoch
@@ -233,7 +224,8 @@ impl<'a> CatchUp<'a> {
             self.report(self.index.clear());
             self.n = 0;
         }
-        let missing = records.iter().filter(|r| r.revision.is_some_and(|revision| revision.n > self.n));
+        let missing =
+            records.iter().filter(|r| r.revision.is_some_and(|revision| revision.n > self.n));
         self.report(self.index.add(missing));
     }
 
@@ -256,7 +248,10 @@ fn walk(
         problem,
     };
     if !bytes.starts_with(MAGIC) {
-        return Err(corrupt(0, "not an authority log of a version that this federation reads".into()));
+        return Err(corrupt(
+            0,
+            "not an authority log of a version that this federation reads".into(),
+        ));
     }
     let mut offset = MAGIC.len();
     loop {
@@ -290,7 +285,8 @@ fn keep_for_audit(directory: &Path, log: &Path, n: u64) -> io::Result<()> {
     if !kept.exists() {
         fs::hard_link(log, kept)?;
     }
-    let mut logs: Vec<PathBuf> = fs::read_dir(directory)?.filter_map(|e| Some(e.ok()?.path())).collect();
+    let mut logs: Vec<PathBuf> =
+        fs::read_dir(directory)?.filter_map(|e| Some(e.ok()?.path())).collect();
     logs.sort();
     let surplus = logs.len().saturating_sub(KEPT_LOGS);
     logs.iter().take(surplus).try_for_each(fs::remove_file)
@@ -316,7 +312,9 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
 
 fn io_error(path: &Path, error: &io::Error) -> StoreError {
     let remedy = match error.kind() {
-        io::ErrorKind::NotFound => "make a site with `meshctl site init <name>`, or correct `state`",
+        io::ErrorKind::NotFound => {
+            "make a site with `meshctl site init <name>`, or correct `state`"
+        }
         io::ErrorKind::PermissionDenied => "give the user of federation the right to write there",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on that disk",
         io::ErrorKind::ReadOnlyFilesystem => "mount it writable",
@@ -328,7 +326,7 @@ fn io_error(path: &Path, error: &io::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::v1::{NodeLeft, Revision};
+    use mesh_api::v1::{NodeLeft, Revision, authority_record::Event};
 
     use super::*;
 
@@ -404,7 +402,8 @@ mod tests {
             store.compact(vec![record(n)], 0).unwrap();
         }
         let audit = fs::read_dir(directory.path().join("audit")).unwrap();
-        let mut names: Vec<_> = audit.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            audit.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names.len(), KEPT_LOGS);
         assert!(names.last().unwrap().contains("0012"), "{names:?}");

@@ -19,7 +19,9 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use mesh_api::v1::{AuthorityRecord, Revision as WireRevision, SiteCreated, authority_record::Event};
+use mesh_api::v1::{
+    AuthorityRecord, Revision as WireRevision, SiteCreated, authority_record::Event,
+};
 use mesh_core::Revision;
 use prost::Message;
 use tokio::sync::{oneshot, watch};
@@ -155,6 +157,9 @@ impl Queue {
 /// Waits for its part of a batch.
 type Caller = oneshot::Sender<Result<(), StoreError>>;
 
+/// Resolves when its part of a batch is durable, or is not.
+type Durable = oneshot::Receiver<Result<(), StoreError>>;
+
 /// What one `fdatasync` makes durable.
 struct Batch {
     records: Vec<AuthorityRecord>,
@@ -247,7 +252,7 @@ impl Authority {
         self.shared.failing.load_full()
     }
 
-    /// Where the records are: certificates by serial number, last known health.
+    /// Where the records are: looks certificates up by serial number.
     pub fn store(&self) -> &dyn Store {
         &*self.shared.store
     }
@@ -281,7 +286,7 @@ impl Authority {
         &self,
         actor: &str,
         decide: impl FnOnce(&State) -> Result<(Vec<Event>, T), E>,
-    ) -> Result<(T, oneshot::Receiver<Result<(), StoreError>>), CommitError<E>> {
+    ) -> Result<(T, Durable), CommitError<E>> {
         let mut queue = self.shared.queue();
         if queue.callers.len() >= MAX_WAITING || queue.waiting_bytes >= MAX_WAITING_BYTES {
             return Err(CommitError::Busy);

@@ -184,7 +184,11 @@ impl State {
         self.change_token(&used.id, |token| token.used_by.push(used.by.clone()))
     }
 
-    fn change_token(&mut self, id: &str, change: impl FnOnce(&mut TokenState)) -> Result<(), String> {
+    fn change_token(
+        &mut self,
+        id: &str,
+        change: impl FnOnce(&mut TokenState),
+    ) -> Result<(), String> {
         let token = Arc::make_mut(&mut self.tokens).get_mut(id);
         change(Arc::make_mut(token.ok_or_else(|| format!("no token {id}"))?));
         Ok(())
@@ -297,7 +301,8 @@ impl State {
 
     fn exported(&mut self, exported: &ServiceExported) -> Result<(), String> {
         let service: ServiceName = parse(&exported.service)?;
-        let sites: Result<BTreeSet<SiteName>, _> = exported.sites.iter().map(|s| parse(s)).collect();
+        let sites: Result<BTreeSet<SiteName>, _> =
+            exported.sites.iter().map(|s| parse(s)).collect();
         let export = Export { all: exported.all, sites: sites? };
         let exports = Arc::make_mut(&mut self.exports);
         if export == Export::default() {

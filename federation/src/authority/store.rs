@@ -1,9 +1,6 @@
 //! Where records are kept.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mesh_api::v1::{AuthorityRecord, authority_record::Event};
 use prost::Message;
@@ -61,8 +58,8 @@ pub enum StoreError {
 /// Receives the records of a log in order, and may refuse one.
 pub type Each<'a> = dyn FnMut(&AuthorityRecord) -> Result<(), FoldError> + 'a;
 
-/// Keeps records durably, in order; and, without promise, an index of issued
-/// certificates and the health that endpoints last had.
+/// Keeps records durably, in order; and, derived from them, an index of issued
+/// certificates.
 pub trait Store: Send + Sync + 'static {
     /// Every record, oldest first.
     fn replay(&self, each: &mut Each<'_>) -> Result<(), StoreError>;
@@ -81,16 +78,6 @@ pub trait Store: Send + Sync + 'static {
     /// The record that issued the certificate with this serial number
     /// (lower-case hex), if it has not ended long ago.
     fn certificate(&self, serial: &str) -> Option<AuthorityRecord>;
-
-    /// The records of workload certificates issued under a node, if they have
-    /// not ended long ago.
-    fn issued_under(&self, node: &str) -> Vec<AuthorityRecord>;
-
-    /// Keeps the health of an endpoint over restarts; may be lost in a crash.
-    fn remember_health(&self, endpoint: &str, health: i32);
-
-    /// What [`Store::remember_health`] was told last.
-    fn known_health(&self) -> BTreeMap<String, i32>;
 }
 
 /// The serial number, subject node and end of what a record issued.
@@ -124,7 +111,6 @@ pub struct MemoryStore {
 struct Kept {
     records: Vec<AuthorityRecord>,
     size: u64,
-    health: BTreeMap<String, i32>,
 }
 
 fn size_of(records: &[AuthorityRecord]) -> u64 {
@@ -154,10 +140,17 @@ impl Store for MemoryStore {
         self.kept().size
     }
 
-    fn compact(&self, mut snapshot: Vec<AuthorityRecord>, now_unix_s: i64) -> Result<(), StoreError> {
+    fn compact(
+        &self,
+        mut snapshot: Vec<AuthorityRecord>,
+        now_unix_s: i64,
+    ) -> Result<(), StoreError> {
         let mut kept = self.kept();
         let old = std::mem::take(&mut kept.records);
-        carry_over(&mut snapshot, old.into_iter().filter(|r| outlives_compaction(r, now_unix_s)).collect());
+        carry_over(
+            &mut snapshot,
+            old.into_iter().filter(|r| outlives_compaction(r, now_unix_s)).collect(),
+        );
         kept.size = size_of(&snapshot);
         kept.records = snapshot;
         Ok(())
@@ -166,20 +159,5 @@ impl Store for MemoryStore {
     fn certificate(&self, serial: &str) -> Option<AuthorityRecord> {
         let kept = self.kept();
         kept.records.iter().find(|r| issued(r).is_some_and(|(known, ..)| known == serial)).cloned()
-    }
-
-    fn issued_under(&self, node: &str) -> Vec<AuthorityRecord> {
-        let under = |r: &&AuthorityRecord| {
-            matches!(&r.event, Some(Event::WorkloadIssued(leaf)) if leaf.node == node)
-        };
-        self.kept().records.iter().filter(under).cloned().collect()
-    }
-
-    fn remember_health(&self, endpoint: &str, health: i32) {
-        self.kept().health.insert(endpoint.to_owned(), health);
-    }
-
-    fn known_health(&self) -> BTreeMap<String, i32> {
-        self.kept().health.clone()
     }
 }

@@ -1,5 +1,4 @@
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -150,15 +149,6 @@ impl Store for Failing {
     }
     fn certificate(&self, serial: &str) -> Option<AuthorityRecord> {
         self.inner.certificate(serial)
-    }
-    fn issued_under(&self, node: &str) -> Vec<AuthorityRecord> {
-        self.inner.issued_under(node)
-    }
-    fn remember_health(&self, endpoint: &str, health: i32) {
-        self.inner.remember_health(endpoint, health);
-    }
-    fn known_health(&self) -> BTreeMap<String, i32> {
-        self.inner.known_health()
     }
 }
 
@@ -338,11 +328,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         n.clone().prop_map(|n| {
             Event::NodeDuplicated(NodeDuplicated { id: node_id(n), reason: "two".into() })
         }),
-        (n.clone(), serial)
-            .prop_map(|(n, s)| Event::NodeResolved(NodeResolved { id: node_id(n), keep_serial: s })),
+        (n.clone(), serial).prop_map(|(n, s)| Event::NodeResolved(NodeResolved {
+            id: node_id(n),
+            keep_serial: s
+        })),
         n.clone().prop_map(|n| Event::NodeLeft(NodeLeft { id: node_id(n) })),
         (n.clone(), "[ab]").prop_map(|(n, instance)| registered(n, &instance)),
-        n.clone().prop_map(|n| link(n)),
+        n.clone().prop_map(link),
         n.clone().prop_map(|n| Event::LinkEnded(LinkEnded { site: format!("s{n}") })),
         (n.clone(), 2u64..9).prop_map(|(n, sequence)| bundle(n, sequence)),
         (n.clone(), any::<bool>()).prop_map(|(n, all)| {
@@ -450,7 +442,8 @@ fn a_log_that_grows_is_compacted_while_it_is_used() {
             let Event::NodeJoined(small) = joined(1) else { unreachable!() };
             let large = NodeJoined { hostname: hostname.clone(), ..small };
             let left = NodeLeft { id: node_id(1) };
-            let events = vec![Event::NodeJoined(large), Event::NodeLeft(left), token(&i.to_string(), 1)];
+            let events =
+                vec![Event::NodeJoined(large), Event::NodeLeft(left), token(&i.to_string(), 1)];
             commit(&authority, events).await.unwrap();
         }
         // The last compaction may still be going on.
@@ -477,6 +470,5 @@ fn certificates_are_found_by_their_serial_number() {
         let store = authority.store();
         assert_eq!(store.certificate("abc").unwrap().actor, "test");
         assert!(store.certificate("1-0").is_some() && store.certificate("x").is_none());
-        assert_eq!(store.issued_under(&node_id(1)).len(), 1);
     });
 }

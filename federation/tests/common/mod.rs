@@ -96,7 +96,8 @@ impl TestSite {
     /// Stops it and starts it again on the same state.
     pub(crate) async fn restart(self) -> Self {
         let Self { running, config, directory, drain, .. } = self;
-        drain.finish(Duration::from_secs(5)).await;
+        let cut = drain.finish(Duration::from_secs(60)).await;
+        assert_eq!(cut, 0, "something does not end when it is asked to");
         drop((running, drain));
         Self::start(config, directory).await
     }

@@ -1,12 +1,12 @@
 //! A static snapshot: the YAML of a site without a control plane, made into
 //! the very delta that federation would send.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use mesh_api::v1::{self, resource::Resource as Kind};
 use mesh_core::{
-    EndpointId, GatewayId, PortName, ServiceName, SiteName, Snapshot, SpiffeId, TrustBundles,
-    TrustDomain, apply,
+    Endpoint, EndpointId, GatewayId, PortName, Rejected, ServiceName, SiteName, Snapshot, SpiffeId,
+    TrustBundles, TrustDomain, apply,
 };
 use mesh_runtime::config::{self, ConfigError, HumanDuration};
 use serde::Deserialize;
@@ -197,14 +197,25 @@ pub fn load(path: &Path, bundles: &TrustBundles) -> Result<Snapshot, ConfigError
 /// The same from a text; `name` is how errors call it.
 pub fn parse(text: &str, name: &str, bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
     let file: SiteFile = config::parse(text, name)?;
-    apply(None, &file.delta(bundles)).map_err(|rejected| match rejected {
-        mesh_core::Rejected::Invalid { resource, problem } => {
-            ConfigError::meaning(name, resource, problem)
+    let snapshot = apply(None, &file.delta(bundles)).map_err(|rejected| match rejected {
+        Rejected::Invalid { resource, problem } => ConfigError::meaning(name, resource, problem),
+        other @ Rejected::WrongBase { .. } => ConfigError::meaning(name, "snapshot", other),
+    })?;
+    check_ports(&snapshot, name)?;
+    Ok(snapshot)
+}
+
+/// Federation may send an endpoint before its port; a file says both at once.
+fn check_ports(snapshot: &Snapshot, name: &str) -> Result<(), ConfigError> {
+    for service in snapshot.services.values() {
+        let unknown = |endpoint: &&Arc<Endpoint>| service.port(endpoint.port.as_str()).is_none();
+        if let Some(endpoint) = service.endpoints.iter().find(unknown) {
+            let resource = format!("service {}, endpoint {}", service.name, endpoint.id);
+            let problem = format!("port {} is not one of the service's", endpoint.port);
+            return Err(ConfigError::meaning(name, resource, problem));
         }
-        other @ mesh_core::Rejected::WrongBase { .. } => {
-            ConfigError::meaning(name, "snapshot", other)
-        }
-    })
+    }
+    Ok(())
 }
 
 impl SiteFile {

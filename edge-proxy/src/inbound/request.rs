@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason as Code, RecvStream, server::SendResponse};
+use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use mesh_core::{
@@ -95,11 +95,11 @@ fn refuse(refusal: &Refusal, respond: &mut SendResponse<Bytes>, mut record: Reco
     let mut response = Response::from_parts(head, ());
     *response.version_mut() = Version::HTTP_2;
     if let Ok(mut stream) = respond.send_response(response, false) {
-        // The text is shorter than any window; a caller that has gone misses it.
+        // The text is shorter than any window; a caller that has gone misses
+        // it. What the caller still sends is not read: dropping the stream says
+        // so (RFC 9113 section 8.1).
         let _gone = stream.send_data(text, true);
     }
-    // Whatever it still sends is not read (RFC 9113 section 8.1).
-    respond.send_reset(Code::NO_ERROR);
 }
 
 /// Target and permission come from the stream's own header and the verified

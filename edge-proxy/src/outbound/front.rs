@@ -99,7 +99,7 @@ async fn serve_as(worker: &Arc<Worker>, toward: Toward, speaks: Speaks, stream: 
             ended = connection.as_mut() => ended,
             () = drain.draining() => {
                 connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(patience, connection).await.unwrap_or(Ok(()))
+                finish(connection, patience, &drain).await
             }
         }
     } else {
@@ -109,12 +109,25 @@ async fn serve_as(worker: &Arc<Worker>, toward: Toward, speaks: Speaks, stream: 
             ended = connection.as_mut() => ended,
             () = drain.draining() => {
                 connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(patience, connection).await.unwrap_or(Ok(()))
+                finish(connection, patience, &drain).await
             }
         }
     };
     if let Err(error) = ended {
         log::debug!(error:% = error; "client connection ended");
+    }
+}
+
+/// Lets what runs finish, up to the deadline of the drain.
+async fn finish(
+    connection: impl Future<Output = hyper::Result<()>>,
+    patience: Duration,
+    drain: &Drain,
+) -> hyper::Result<()> {
+    tokio::select! {
+        ended = connection => ended,
+        () = tokio::time::sleep(patience) => Ok(()),
+        () = drain.stopping() => Ok(()),
     }
 }
 

@@ -130,12 +130,12 @@ async fn joining_needs_no_certificate_and_has_limits() {
     drop(far);
     assert!(flood.await.unwrap().is_err());
 
-    // And so is how often.
-    let mut refused = 0;
-    for _ in 0..60 {
-        refused += usize::from(join().await.is_err());
+    // And so is how many there are.
+    let mut joined = Vec::new();
+    while let Ok(stream) = join().await {
+        joined.push(stream);
+        assert!(joined.len() <= 64);
     }
-    assert!(refused > 0);
     turned_away(&door, "join_limit").await;
 }
 

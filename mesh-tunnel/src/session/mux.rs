@@ -3,7 +3,8 @@
 //! asks the peer to give up the other.
 //!
 //! - [`frame`]: what goes over the wire.
-//! - [`state`]: streams, windows, turns; no I/O.
+//! - [`stream`]: one stream and its windows.
+//! - [`state`]: all streams and their turns; no I/O.
 //! - [`driver`]: the task that owns the connection.
 //!
 //! Even stream ids are of the side that dialled, odd ones of the other; the
@@ -13,6 +14,7 @@
 mod driver;
 mod frame;
 mod state;
+mod stream;
 
 use std::{
     fmt, io,

@@ -191,7 +191,7 @@ async fn the_join_door_is_known_by_its_root_alone() {
 async fn a_connection_ends_with_what_proved_its_peer() {
     let east = Authority::new("east.example");
     let held = credentials(&east, &east.gateway(), &[&east]);
-    let short = east.svid_for(&east.workload("a"), Duration::from_secs(2));
+    let short = east.svid_for(&east.workload("a"), Duration::from_secs(4));
     let long = east.svid(&east.workload("b"));
     for (svid, expected) in [(short, "has ended"), (long, "peer_unknown_trust_domain")] {
         let peer = held.verify(&svid.chain, Side::Client, &Allowed::Known).unwrap();

@@ -6,23 +6,18 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
 use tokio::{io::ReadBuf, time::Instant};
 
-use super::frame::{Frame, MAX_DATA, Violation};
+use super::{
+    frame::{Frame, MAX_DATA, Violation},
+    stream::{End, Received, Stream, Told, WINDOW},
+};
 
-/// What a stream may send before the receiver says more, on both sides.
-const WINDOW: u32 = 64 * 1024;
-/// What a window may grow to while its reader keeps up: 200 Mbit/s at 40 ms.
-const MAX_WINDOW: u32 = 1 << 20;
 /// By how much all windows of one session may have grown together.
 const GROWTH: u32 = 16 << 20;
-/// A window that is used up faster than this, twice in a row, limits the
-/// stream.
-const FAST: Duration = Duration::from_millis(500);
 /// Bytes of one stream that wait to be framed.
 const OUT: usize = 64 * 1024;
 /// Bytes that are framed for one write to the connection.
@@ -63,101 +58,6 @@ pub(super) struct State {
     pub(super) closing: Option<String>,
     /// It has ended.
     ended: bool,
-}
-
-#[derive(Debug)]
-struct Stream {
-    ours: bool,
-    /// Somebody holds it, or will accept it.
-    held: bool,
-    /// It stands in `ready`.
-    queued: bool,
-
-    out: BytesMut,
-    /// What the peer has room for.
-    credit: u32,
-    /// The end of our direction.
-    sending: End,
-    writer: Option<Waker>,
-
-    unread: BytesMut,
-    /// The end of the peer's direction.
-    receiving: Received,
-    /// We want no more bytes.
-    stop: Told,
-    /// What we want to have room for.
-    window: u32,
-    /// Of it, what the peer may still send.
-    granted: u32,
-    granted_at: Instant,
-    reader: Option<Waker>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Open,
-    FinQueued,
-    FinSent,
-    ResetQueued,
-    ResetSent,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Received {
-    Open,
-    Fin,
-    Reset,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    No,
-    Queued,
-    Sent,
-}
-
-impl Stream {
-    fn new(ours: bool, now: Instant) -> Self {
-        Self {
-            ours,
-            held: true,
-            queued: false,
-            out: BytesMut::new(),
-            credit: WINDOW,
-            sending: End::Open,
-            writer: None,
-            unread: BytesMut::new(),
-            receiving: Received::Open,
-            stop: Told::No,
-            window: WINDOW,
-            granted: WINDOW,
-            granted_at: now,
-            reader: None,
-        }
-    }
-
-    fn unread_len(&self) -> u32 {
-        u32::try_from(self.unread.len()).expect("never more than MAX_WINDOW is granted")
-    }
-
-    /// What a `Window` would grant now; 0 unless it is worth a frame.
-    fn grant(&self) -> u32 {
-        let wants_more = self.receiving == Received::Open && self.stop == Told::No;
-        let more = self.window - self.granted.saturating_add(self.unread_len()).min(self.window);
-        if wants_more && more >= self.window / 2 { more } else { 0 }
-    }
-
-    fn is_over(&self) -> bool {
-        let sent = matches!(self.sending, End::FinSent | End::ResetSent);
-        let received = self.receiving != Received::Open || self.stop == Told::Sent;
-        !self.held && sent && received
-    }
-
-    fn wake(&mut self) {
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
-            waker.wake();
-        }
-    }
 }
 
 fn reset() -> io::Error {
@@ -511,7 +411,7 @@ impl State {
             Frame::Stop(id).encode(outgoing);
         }
         if stream.grant() > 0 {
-            grow(stream, &mut self.growth, now);
+            stream.grow(&mut self.growth, now);
             let more = stream.grant();
             stream.granted += more;
             stream.granted_at = now;
@@ -596,15 +496,6 @@ impl State {
             self.growth += stream.window - WINDOW;
             *(if stream.ours { &mut self.ours } else { &mut self.theirs }) -= 1;
         }
-    }
-}
-
-/// Doubles a window that its reader empties and its sender fills quickly.
-fn grow(stream: &mut Stream, growth: &mut u32, now: Instant) {
-    let fast = now.duration_since(stream.granted_at) < FAST && stream.unread.is_empty();
-    if fast && stream.window < MAX_WINDOW && *growth >= stream.window {
-        *growth -= stream.window;
-        stream.window *= 2;
     }
 }
 

@@ -103,6 +103,17 @@ impl Carrier {
     }
 }
 
+impl Carrier {
+    /// Grows whenever the peer gives a sign of life, be it an acknowledgement;
+    /// `None` where a dead peer's kernel or network says so.
+    pub(crate) fn signs_of_life(&self) -> Option<u64> {
+        match self {
+            Carrier::Quic(connection) => Some(connection.stats().udp_rx.datagrams),
+            Carrier::Tls(_) => None,
+        }
+    }
+}
+
 fn describe(error: &quinn::ConnectionError) -> String {
     match error {
         quinn::ConnectionError::ApplicationClosed(frame) => {

@@ -29,6 +29,12 @@ use crate::tls::{self, Credentials};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a TLS/TCP tunnel is pinged. QUIC has its own keep-alive.
 const PING_EVERY: Duration = Duration::from_secs(10);
+/// How often a machine with our streams on it is looked after.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// A machine that owes answers and is silent for this long, pinged meanwhile,
+/// is dead: nothing but QUIC's idle timeout would tell otherwise, and whoever
+/// waits for the answers could have had them elsewhere.
+const DEAD_AFTER: Duration = Duration::from_millis(2500);
 /// Messages to stream 0 that wait for a slow peer.
 const CONTROL_QUEUE: usize = 64;
 /// Finished streams that wait for their last acknowledgement: as many as both
@@ -270,7 +276,7 @@ impl Life {
     /// is silent for too long ends by itself.
     async fn ping(&self) -> String {
         if self.shared.carrier.transport() == Transport::Quic {
-            return std::future::pending().await;
+            return self.watch().await;
         }
         let mut token = 0;
         loop {
@@ -279,6 +285,31 @@ impl Life {
             *self.pings.lock().unwrap_or_else(PoisonError::into_inner) = ping;
             self.shared.tell(Message::Ping(v1::Ping { token }));
             sleep(PING_EVERY).await;
+        }
+    }
+
+    /// Returns when a machine that we have streams to has died without a word.
+    /// A gateway may be behind a network that fails for a while: with those
+    /// QUIC has all its patience.
+    async fn watch(&self) -> String {
+        let shared = &self.shared;
+        if shared.hello.role() == v1::Role::Gateway {
+            return std::future::pending().await;
+        }
+        let (mut heard, mut silent) = (None, Duration::ZERO);
+        loop {
+            sleep(WATCH_EVERY).await;
+            let now = shared.carrier.signs_of_life();
+            if shared.opened.load(Ordering::Relaxed) == 0 || now != heard || now.is_none() {
+                (heard, silent) = (now, Duration::ZERO);
+                continue;
+            }
+            silent += WATCH_EVERY;
+            if silent >= DEAD_AFTER {
+                return "the machine is silent".into();
+            }
+            // Whoever lives acknowledges it.
+            shared.tell(Message::Ping(v1::Ping { token: 0 }));
         }
     }
 

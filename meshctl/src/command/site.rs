@@ -94,7 +94,11 @@ impl Init {
         let root_fingerprint = self.make_authority()?;
         write_new(&federation_yaml, &yaml(&self.federation_config(run))?)?;
         write_new(&gateway_yaml, &yaml(&self.gateway_config(run))?)?;
+        // The package's units make it, with the right owner.
         let packaged = self.config == Path::new("/etc/isthmus");
+        if !packaged {
+            fs::create_dir_all(&self.gateway_state).map_err(|e| at(&self.gateway_state, &e))?;
+        }
         let start = if packaged {
             vec!["systemctl enable --now isthmus-federation isthmus-gateway".to_owned()]
         } else {

@@ -29,6 +29,11 @@ struct Line {
     /// Why it was refused, if it was.
     #[serde(default)]
     reason: String,
+    /// Of a response; 0 or nothing if the caller gave up, and for opaque bytes.
+    #[serde(default)]
+    status: u16,
+    #[serde(default)]
+    protocol: String,
 }
 
 /// What a line is counted under.
@@ -81,7 +86,8 @@ impl Trail {
     }
 
     fn count(&mut self, machine: &'static str, line: Line) {
-        if !line.reason.is_empty() {
+        let answered = line.protocol == "tcp" || (200..300).contains(&line.status);
+        if !line.reason.is_empty() || !answered {
             return;
         }
         let paths = match line.direction.as_str() {
@@ -169,8 +175,8 @@ mod tests {
         trail.poll();
         assert_eq!(trail.sent("vm1", "a.b", "http"), BTreeMap::from([("reverse".into(), 1)]));
         writeln!(file, "{}", &line[20..]).expect("written");
-        let inbound = r#"{"direction":"inbound","service":"a.b","port":"http","via":"direct","peer":"spiffe://w/ns/a/sa/b"}"#;
-        let refused = r#"{"direction":"inbound","service":"a.b","port":"http","peer":"spiffe://w/ns/a/sa/b","reason":"x"}"#;
+        let inbound = r#"{"direction":"inbound","service":"a.b","port":"http","via":"direct","peer":"spiffe://w/ns/a/sa/b","status":200}"#;
+        let refused = r#"{"direction":"inbound","service":"a.b","port":"http","peer":"spiffe://w/ns/a/sa/b","status":200,"reason":"x"}"#;
         writeln!(file, "{inbound}\n{refused}").expect("written");
         trail.poll();
         assert_eq!(trail.sent("vm1", "a.b", "http")["reverse"], 2);

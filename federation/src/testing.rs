@@ -136,6 +136,16 @@ pub(crate) fn peer(id: SpiffeId, node: Option<&NodeId>) -> PeerIdentity {
 
 impl TestSite {
     pub(crate) fn new(name: &str, map: &Arc<Map>, terms: Terms) -> Self {
+        Self::over(name, map, terms, None)
+    }
+
+    /// A site that reaches others by ways of its own.
+    pub(crate) fn over(
+        name: &str,
+        map: &Arc<Map>,
+        terms: Terms,
+        paths: Option<Arc<dyn Paths>>,
+    ) -> Self {
         let domain: TrustDomain = format!("{name}.example").parse().unwrap();
         let clock = Clock::system();
         let keys = tempfile::tempdir().unwrap();
@@ -155,11 +165,17 @@ impl TestSite {
             authority,
         };
         let keys = Arc::new(keys);
-        Self::start(site, keys, map, terms)
+        Self::start(site, keys, map, terms, paths)
     }
 
     /// Begins the processes of a site.
-    fn start(site: Site, keys: Arc<tempfile::TempDir>, map: &Arc<Map>, terms: Terms) -> Self {
+    fn start(
+        site: Site,
+        keys: Arc<tempfile::TempDir>,
+        map: &Arc<Map>,
+        terms: Terms,
+        paths: Option<Arc<dyn Paths>>,
+    ) -> Self {
         let name = site.authority.state().site().name.to_string();
         let drain = Drain::new();
         let federation_address = "127.0.0.1:8446".into();
@@ -167,7 +183,7 @@ impl TestSite {
         let view = View::new(site.authority.clone(), config);
         drain.spawn(view.clone().run(drain.clone()));
         let from = SpiffeId::federation(&site.authority.state().site().trust_domain);
-        let paths: Arc<dyn Paths> = Arc::new(MapPaths { from, map: map.clone() });
+        let paths = paths.unwrap_or_else(|| Arc::new(MapPaths { from, map: map.clone() }));
         drain.spawn(replication::run(view.clone(), paths.clone(), drain.clone()));
         let peering = Peering::new(view.clone(), drain.clone());
         let patience = Patience {
@@ -194,8 +210,13 @@ impl TestSite {
 
     /// A new process on the same log.
     pub(crate) fn restart(&self) -> Self {
+        self.restart_over(None)
+    }
+
+    /// The same, with ways of its own.
+    pub(crate) fn restart_over(&self, paths: Option<Arc<dyn Paths>>) -> Self {
         self.drain.start();
-        Self::start(self.site.clone(), self.keys.clone(), &self.map, Terms::default())
+        Self::start(self.site.clone(), self.keys.clone(), &self.map, Terms::default(), paths)
     }
 
     /// A site that no other knows, with one gateway.

@@ -66,7 +66,9 @@ impl Paths for Fake {
 
 /// West, linked with a fake east.
 async fn linked_with(deltas: Vec<Delta>) -> (TestSite, Fake) {
-    let west = TestSite::new("west", &Arc::default(), Terms::default());
+    let fake = Fake { deltas, heard: Arc::default() };
+    let paths: Arc<dyn Paths> = Arc::new(fake.clone());
+    let west = TestSite::over("west", &Arc::default(), Terms::default(), Some(paths));
     let east = TestSite::new("east", &Arc::default(), Terms::default());
     let link = mesh_api::v1::Link {
         site: "east".into(),
@@ -76,8 +78,6 @@ async fn linked_with(deltas: Vec<Delta>) -> (TestSite, Fake) {
     let bundle = Some(east.state().site().bundle.clone());
     let made = LinkMade { link: Some(link), bundle, gateways: vec![] };
     west.commit(vec![Event::LinkMade(made)]).await;
-    let fake = Fake { deltas, heard: Arc::default() };
-    west.drain.spawn(run(west.view.clone(), Arc::new(fake.clone()), west.drain.clone()));
     (west, fake)
 }
 
@@ -168,8 +168,7 @@ async fn a_new_bundle_of_the_lineage_is_durable_and_another_refused() {
 
     let roots = vec![known.roots[0].clone(), other];
     let fake = Fake { deltas: vec![with_bundle(None, 1, roots, 2)], ..fake };
-    let next = west.restart();
-    next.drain.spawn(run(next.view.clone(), Arc::new(fake), next.drain.clone()));
+    let next = west.restart_over(Some(Arc::new(fake)));
     let sequence = || next.state().links.values().next().unwrap().bundle.sequence;
     eventually("kept", || (sequence() == 2).then_some(())).await;
 }

@@ -13,6 +13,7 @@ use mesh_api::v1::{
 use mesh_core::NodeId;
 use mesh_runtime::{
     admin::{Admin, Readiness},
+    config::ConfigError,
     drain::Drain,
     process,
 };
@@ -165,19 +166,18 @@ fn publish(site: &Site, config: &Config, net: Arc<dyn Net>, drain: &Drain) -> Ad
 }
 
 /// The log is the truth; a configuration for another site is a mistake.
-fn check_site(config: &Config, state: &State) -> anyhow::Result<()> {
-    let site = state.site();
-    anyhow::ensure!(
-        site.name == config.site && site.trust_domain == config.trust_domain,
-        "{}: says site {} of trust domain {}, and {} holds site {} of trust domain {}; correct `site` \
-         and `trust_domain`, or `state`",
-        config.file,
-        config.site,
-        config.trust_domain,
-        config.state.display(),
-        site.name,
-        site.trust_domain,
-    );
+fn check_site(config: &Config, state: &State) -> Result<(), ConfigError> {
+    let (site, place) = (state.site(), config.state.display());
+    let wrong = |key, written: &str, found: &str| {
+        let problem = format!("says {written}, and {place} is {found}'s; correct it, or `state`");
+        Err(ConfigError::meaning(&config.file, key, problem))
+    };
+    if site.name != config.site {
+        return wrong("site", config.site.as_str(), site.name.as_str());
+    }
+    if site.trust_domain != config.trust_domain {
+        return wrong("trust_domain", config.trust_domain.as_str(), site.trust_domain.as_str());
+    }
     Ok(())
 }
 

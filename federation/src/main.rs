@@ -9,7 +9,10 @@ use federation::{
     config::{Config, ConfigFile, GatewayFile},
     init::init_site,
 };
-use mesh_runtime::process::{self, EXIT_CONFIG, EXIT_FAILURE};
+use mesh_runtime::{
+    config::ConfigError,
+    process::{self, EXIT_CONFIG, EXIT_FAILURE},
+};
 
 /// The control plane of one Isthmus site: identity CA, registry, discovery,
 /// links.
@@ -84,6 +87,7 @@ fn serve(path: &std::path::Path) -> ExitCode {
     };
     match runtime.block_on(app::run(config)) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<ConfigError>() => fail(EXIT_CONFIG, &error),
         Err(error) => fail(EXIT_FAILURE, &format_args!("{error:#}")),
     }
 }

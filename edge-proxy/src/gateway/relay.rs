@@ -323,3 +323,136 @@ impl<E: End> End for Measured<E> {
         self.end.reset();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    const HOUR: Limits = Limits { idle: Duration::from_secs(3600) };
+
+    /// One end of a pipe that remembers whether it was reset.
+    struct Pipe(DuplexStream, bool);
+
+    impl AsyncRead for Pipe {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Pipe {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    impl End for Pipe {
+        fn reset(&mut self) {
+            self.1 = true;
+        }
+    }
+
+    fn pipe(size: usize) -> (DuplexStream, Pipe) {
+        let (outside, inside) = tokio::io::duplex(size);
+        (outside, Pipe(inside, false))
+    }
+
+    #[tokio::test]
+    async fn each_direction_ends_for_itself() {
+        let ((mut source, mut near), (mut target, mut far)) = (pipe(64), pipe(64));
+        let bytes = vec![7; 300_000];
+        let sending = bytes.clone();
+        let talk = async move {
+            let sent = async {
+                source.write_all(&sending).await.unwrap();
+                source.shutdown().await.unwrap();
+            };
+            let mut got = Vec::new();
+            let received = async {
+                target.read_to_end(&mut got).await.unwrap();
+                // Only now, after the other direction has ended.
+                target.write_all(b"thanks").await.unwrap();
+                target.shutdown().await.unwrap();
+            };
+            tokio::join!(sent, received);
+            let mut answer = Vec::new();
+            source.read_to_end(&mut answer).await.unwrap();
+            (got, answer)
+        };
+        let relaying = relay(&mut near, &mut far, HOUR, std::future::pending());
+        let (carried, (got, answer)) = tokio::join!(relaying, talk);
+        assert!(got == bytes && answer == b"thanks");
+        let ending = Ending::Finished;
+        assert_eq!(carried, Carried { sent: 300_000, received: 6, ending });
+        assert!(!near.1 && !far.1);
+    }
+
+    #[tokio::test]
+    async fn what_is_idle_too_long_or_stopped_is_reset_at_both_ends() {
+        let ((mut source, mut near), (_target, mut far)) = (pipe(64), pipe(64));
+        source.write_all(b"alive").await.unwrap();
+        let limits = Limits { idle: Duration::from_millis(100) };
+        let carried = relay(&mut near, &mut far, limits, std::future::pending()).await;
+        assert_eq!((carried.ending, carried.sent), (Ending::Idle, 5));
+        assert!(near.1 && far.1);
+
+        let ((_source, mut near), (_target, mut far)) = (pipe(64), pipe(64));
+        let carried = relay(&mut near, &mut far, HOUR, async {}).await;
+        assert_eq!(carried.ending, Ending::Stopped);
+        assert!(near.1 && far.1);
+    }
+
+    #[tokio::test]
+    async fn an_end_that_breaks_resets_the_other_one() {
+        let ((mut source, mut near), (target, mut far)) = (pipe(64), pipe(64));
+        drop(target);
+        source.write_all(b"nobody reads this").await.unwrap();
+        let carried = relay(&mut near, &mut far, HOUR, std::future::pending()).await;
+        assert_eq!(carried.ending, Ending::FarReset);
+        assert!(near.1 && far.1);
+    }
+
+    #[tokio::test]
+    async fn who_has_proved_nothing_may_send_only_so_much() {
+        for (sends, ending) in [(1000, Ending::Finished), (1001, Ending::NearReset)] {
+            let ((mut source, near), (mut target, mut far)) = (pipe(64), pipe(64));
+            let mut near = Measured::new(near, 1000);
+            let talk = async {
+                let sent = async {
+                    let _refused = source.write_all(&vec![1; sends]).await;
+                    let _refused = source.shutdown().await;
+                };
+                let received = async {
+                    let mut got = Vec::new();
+                    let _cut = target.read_to_end(&mut got).await;
+                    let _cut = target.shutdown().await;
+                };
+                tokio::join!(sent, received);
+            };
+            let relaying = relay(&mut near, &mut far, HOUR, std::future::pending());
+            let carried = tokio::select! {
+                carried = relaying => carried,
+                () = async { talk.await; std::future::pending().await } => unreachable!(),
+            };
+            assert_eq!(carried.ending, ending, "{sends} bytes");
+            assert!(carried.sent <= 1000);
+        }
+    }
+}

@@ -91,3 +91,80 @@ fn names_ours(
     });
     if is_ours { Ok(()) } else { Err((RefusedReason::UnknownEndpoint, "not an endpoint of ours")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::v1::{self, resource::Resource as Kind};
+
+    use super::*;
+
+    const NODE: &str = "6f0c2a52-8d0b-4d5f-9d42-0a4a5f4c1e11";
+    const OTHER: &str = "0b0b5d3e-2f65-4a55-8f5c-7d3e9a0c2b22";
+
+    fn endpoint(id: &str, site: &str, account: &str, node: &str) -> Kind {
+        Kind::Endpoint(v1::Endpoint {
+            id: id.into(),
+            service: "orders.shop".into(),
+            port: "http".into(),
+            site: site.into(),
+            spiffe_id: format!("spiffe://{site}.example/ns/shop/sa/{account}"),
+            target_port: 8080,
+            weight: 1,
+            node: node.into(),
+            ..v1::Endpoint::default()
+        })
+    }
+
+    fn snapshot() -> Snapshot {
+        let kinds = vec![
+            Kind::Site(v1::Site {
+                name: "east".into(),
+                trust_domain: "east.example".into(),
+                ..v1::Site::default()
+            }),
+            Kind::Service(v1::Service {
+                name: "orders.shop".into(),
+                ports: vec![v1::Port { name: "http".into(), number: 80, protocol: 1 }],
+                ..v1::Service::default()
+            }),
+            endpoint("ours", "east", "web", NODE),
+            endpoint("other-machine", "east", "web", OTHER),
+            endpoint("other-account", "east", "admin", NODE),
+        ];
+        let upsert = kinds.into_iter().map(|kind| v1::Resource { resource: Some(kind) }).collect();
+        let to = Some(v1::Revision { epoch: 1, n: 1 });
+        let delta = v1::Delta { from: None, to, upsert, remove: Vec::new() };
+        mesh_core::apply(None, &delta).unwrap()
+    }
+
+    #[test]
+    fn only_what_names_an_endpoint_of_ours_is_served() {
+        use RefusedReason::{HopLimit, Malformed, UnknownEndpoint, UnknownService, UnknownSite};
+        let own = Own { node: Some(NODE.parse().unwrap()), ..Own::default() };
+        let id: SpiffeId = "spiffe://east.example/ns/shop/sa/web".parse().unwrap();
+        let ours = Connect {
+            site: "east".parse().unwrap(),
+            service: "orders.shop".parse().unwrap(),
+            port: "http".parse().unwrap(),
+            endpoint: Some("ours".parse().unwrap()),
+            hops: 2,
+            connection_id: "c".into(),
+        };
+        let named = |id: &str| Connect { endpoint: Some(id.parse().unwrap()), ..ours.clone() };
+        let cases = [
+            (ours.clone(), None),
+            (named("other-machine"), Some(UnknownEndpoint)),
+            (named("other-account"), Some(UnknownEndpoint)),
+            (named("nothing"), Some(UnknownEndpoint)),
+            (Connect { port: "grpc".parse().unwrap(), ..ours.clone() }, Some(UnknownEndpoint)),
+            (Connect { endpoint: None, ..ours.clone() }, Some(Malformed)),
+            (Connect { site: "west".parse().unwrap(), ..ours.clone() }, Some(UnknownSite)),
+            (Connect { service: "a.b".parse().unwrap(), ..ours.clone() }, Some(UnknownService)),
+            (Connect { hops: MAX_HOPS + 1, ..ours.clone() }, Some(HopLimit)),
+        ];
+        for (connect, refused) in cases {
+            let got = names_ours(&snapshot(), &own, &id, &connect);
+            assert_eq!(got.err().map(|(reason, _)| reason), refused, "{connect:?}");
+        }
+    }
+}

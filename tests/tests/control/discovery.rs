@@ -350,3 +350,111 @@ async fn only_federation_is_believed_to_be_federation() {
     app.shared.drain.finish(STEP).await;
     impostor.2.abort();
 }
+
+/// A gateway that knows nothing but federation, and where it listens.
+async fn way_to(ca: &Ca, federation: SocketAddr) -> (App, mesh_core::Gateway) {
+    let config = Config {
+        gateway: Some(edge_proxy::config::GatewayDoors {
+            quic: Some("127.0.0.1:0".parse().unwrap()),
+            tls: "127.0.0.1:0".parse().unwrap(),
+        }),
+        ..Config::given(Role::Gateway)
+    };
+    let own = Own {
+        site: Some("east".parse().unwrap()),
+        trust_domain: Some(ca.trust_domain.clone()),
+        gateway: Some("gw-1".parse().unwrap()),
+        ..Own::default()
+    };
+    let app = App::new(shared(config, Credentials::new(Some(ca.gateway()), trust(ca)), own));
+    let whole = v1::Delta {
+        from: None,
+        to: revision(1),
+        upsert: [
+            Kind::Site(v1::Site {
+                name: "east".into(),
+                trust_domain: "east.example".into(),
+                federation_address: federation.to_string(),
+            }),
+            Kind::Bundle((&ca.bundle()).into()),
+        ]
+        .map(|kind| v1::Resource { resource: Some(kind) })
+        .into(),
+        remove: Vec::new(),
+    };
+    let snapshot = mesh_core::apply(None, &whole).unwrap();
+    app.shared.snapshot.store(Arc::new(snapshot), edge_proxy::snapshot_cell::Complete::All);
+    app.run_in_place().await.unwrap();
+    let mut doors = app.gateway.doors();
+    let (quic, tls) = timeout(STEP, doors.wait_for(Option::is_some)).await.unwrap().unwrap().unwrap();
+    let known = mesh_core::Gateway {
+        id: "gw-1".parse().unwrap(),
+        site: "east".parse().unwrap(),
+        quic_addresses: vec![quic.unwrap().to_string().into()],
+        tls_addresses: vec![tls.to_string().into()],
+    };
+    (app, known)
+}
+
+#[tokio::test]
+async fn a_proxy_asks_through_its_gateway_for_what_it_wants() {
+    let ca = Ca::new("east.example");
+    let mut federation = Federation::start(&ca, None).await;
+    let (gateway, known) = way_to(&ca, federation.addr).await;
+    let config = Config { snapshot: SnapshotSource::Federation, ..Config::given(Role::Node) };
+    let own = Own {
+        site: Some("east".parse().unwrap()),
+        trust_domain: Some(ca.trust_domain.clone()),
+        gateways: vec![known],
+        ..Own::default()
+    };
+    let svid = ca.workload("shop", "web", None);
+    let app = App::new(shared(config, Credentials::new(Some(svid), trust(&ca)), own));
+    app.run_in_place().await.unwrap();
+    let mut stream = federation.next().await;
+    let subscribe = stream.subscribed().await;
+    assert_eq!((subscribe.everything, subscribe.gateway.as_str()), (false, ""));
+    let bundle = Kind::Bundle((&ca.bundle()).into());
+    stream.say(delta(None, 1, vec![site(), bundle, service("orders.shop")])).await;
+    stream.acked().await;
+
+    let orders: mesh_core::ServiceName = "orders.shop".parse().unwrap();
+    let cell = app.shared.snapshot.clone();
+    let wanting = tokio::spawn({
+        let orders = orders.clone();
+        async move { cell.want(&orders).await }
+    });
+    let wanted = stream.next(|asked| match asked {
+        Asked::Want(want) => Some(want.services),
+        _ => None,
+    });
+    assert_eq!(wanted.await, ["orders.shop"]);
+    let endpoint = v1::Endpoint {
+        id: "o-1".into(),
+        service: "orders.shop".into(),
+        port: "http".into(),
+        site: "east".into(),
+        spiffe_id: "spiffe://east.example/ns/shop/sa/web".into(),
+        address: "127.0.0.1:4143".into(),
+        target_port: 80,
+        weight: 1,
+        ..v1::Endpoint::default()
+    };
+    stream.say(delta(Some(1), 2, vec![Kind::Endpoint(endpoint)])).await;
+    stream.say(Answer::Complete(v1::Complete { services: vec!["orders.shop".into()] })).await;
+    let snapshot = timeout(STEP, wanting).await.unwrap().unwrap().unwrap();
+    assert_eq!(snapshot.services[&orders].endpoints.len(), 1);
+
+    // On the next stream it is asked for again, without anybody's request.
+    drop(stream);
+    let mut stream = federation.next().await;
+    assert_eq!(stream.subscribed().await.have, revision(2));
+    let wanted = stream.next(|asked| match asked {
+        Asked::Want(want) => Some(want.services),
+        _ => None,
+    });
+    assert_eq!(wanted.await, ["orders.shop"]);
+    app.shared.drain.finish(Duration::ZERO).await;
+    gateway.shared.drain.finish(Duration::ZERO).await;
+    federation.task.abort();
+}

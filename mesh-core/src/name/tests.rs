@@ -22,7 +22,8 @@ fn kinds(value: &str) -> Vec<&'static str> {
             }
         }
     }
-    let all: [(&str, fn(&str) -> bool); 6] = [
+    type Is = fn(&str) -> bool;
+    let all: [(&str, Is); 6] = [
         ("label", is::<SiteName>),
         ("service", is::<ServiceName>),
         ("id", is::<EndpointId>),

@@ -324,6 +324,24 @@ fn services_that_mean_nothing() {
     }
 }
 
+fn route(i: usize) -> v1::Route {
+    v1::Route { name: format!("r-{i}"), ..Default::default() }
+}
+
+/// A service with one such route.
+fn routed(change: &dyn Fn(&mut v1::Route)) -> Result<Service, WireError> {
+    let mut one = route(0);
+    change(&mut one);
+    service(|s| s.routes = vec![one])
+}
+
+/// A service with one route with one such match.
+fn matched(change: &dyn Fn(&mut v1::RouteMatch)) -> Result<Service, WireError> {
+    let mut one = v1::RouteMatch::default();
+    change(&mut one);
+    routed(&|r| r.matches = vec![one.clone()])
+}
+
 /// Every limit: exactly so many pass, one more does not.
 #[test]
 fn limits() {
@@ -331,24 +349,9 @@ fn limits() {
         (0..n).map(one).collect()
     }
     let port = |i: usize| v1::Port { name: format!("p-{i}"), number: i as u32 + 1, protocol: 0 };
-    let route = |i: usize| v1::Route { name: format!("r-{i}"), ..Default::default() };
     let header = |_| v1::HeaderMatch { name: "x".into(), value: "1".into() };
     let backend =
         |_| v1::Backend { service: "a.shop".into(), port: String::new(), weight: u32::MAX };
-    let routed = |change: &dyn Fn(&mut v1::Route)| {
-        service(|s| {
-            let mut one = route(0);
-            change(&mut one);
-            s.routes = vec![one];
-        })
-    };
-    let matched = |change: &dyn Fn(&mut v1::RouteMatch)| {
-        routed(&|r| {
-            let mut one = v1::RouteMatch::default();
-            change(&mut one);
-            r.matches = vec![one];
-        })
-    };
     let path = |n: usize| format!("/{}", "x".repeat(n - 1));
     type Case<'a> = (&'a str, usize, Box<dyn Fn(usize) -> Result<Service, WireError> + 'a>);
     let cases: Vec<Case<'_>> = vec![
@@ -405,10 +408,8 @@ fn limits() {
 fn bundles() {
     let bundle = |roots: Vec<Vec<u8>>| {
         let message = v1::Bundle { trust_domain: "east.example".into(), sequence: 9, roots };
-        TrustBundle::try_from(&message).map(|bundle| {
-            assert_eq!(v1::Bundle::from(&bundle), message);
-            bundle
-        })
+        TrustBundle::try_from(&message)
+            .inspect(|bundle| assert_eq!(v1::Bundle::from(bundle), message))
     };
     assert_eq!(bundle(vec![vec![1]]).unwrap().sequence, 9);
     assert!(bundle(vec![vec![1; MAX_ROOT_LEN]; MAX_ROOTS]).is_ok());

@@ -233,3 +233,26 @@ pub struct Link {
 
 /// The parts of a snapshot that are shared by id.
 pub type Map<K, V> = BTreeMap<K, Arc<V>>;
+
+#[cfg(test)]
+mod tests {
+    use super::Health;
+    use crate::example::mesh;
+
+    #[test]
+    fn ports_by_name_and_number() {
+        let mesh = mesh();
+        let service = &mesh.services["orders.shop"];
+        let name = |port: Option<&super::ServicePort>| port.map(|port| port.name.to_string());
+        assert_eq!(name(service.port("http")).as_deref(), Some("http"));
+        assert_eq!(name(service.port("grpc")), None);
+        assert_eq!(name(service.port_number(80)).as_deref(), Some("http"));
+        assert_eq!(name(service.port_number(81)), None);
+    }
+
+    #[test]
+    fn health_that_takes_new_traffic() {
+        let all = [Health::Healthy, Health::Unknown, Health::Unhealthy, Health::Draining];
+        assert_eq!(all.map(Health::is_usable), [true, true, false, false]);
+    }
+}

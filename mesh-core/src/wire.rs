@@ -45,13 +45,13 @@ pub const MAX_ADDRESSES: usize = 16;
 /// Roots of one bundle; two while rotating, more only by accident.
 pub const MAX_ROOTS: usize = 16;
 /// Bytes of one root certificate.
-pub const MAX_ROOT_LEN: usize = 16 * 1024;
+pub const MAX_ROOT_LEN: usize = 16_384;
 /// Bytes of a region, zone, host or route name.
 pub const MAX_TEXT: usize = 253;
 /// Bytes of a path or header value in a route.
 pub const MAX_MATCH_TEXT: usize = 4096;
 /// Bytes of a `host:port`: a DNS name, brackets, a colon and five digits.
-pub const MAX_ADDRESS: usize = 253 + 8;
+pub const MAX_ADDRESS: usize = 261;
 
 /// A message that does not mean anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

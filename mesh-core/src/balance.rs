@@ -84,7 +84,7 @@ impl Load {
     /// Rises at once, falls slowly.
     fn observe(&mut self, now: Duration, us: f64) {
         let keep = self.decay(now);
-        self.ewma_us = if us > self.ewma_us { us } else { self.ewma_us * keep + us * (1.0 - keep) };
+        self.ewma_us = us.max(self.ewma_us * keep + us * (1.0 - keep));
         self.updated = now;
     }
 

@@ -210,7 +210,7 @@ fn how_often_candidates_meet() {
 
 #[test]
 fn requests_in_flight_count_per_share() {
-    let endpoints = [weighted("a", 4), weighted("b", 1)];
+    let endpoints = [weighted("a", 12), weighted("b", 3)];
     let load = |a: u32, b: u32| {
         move |e: &Endpoint| Load {
             ewma_us: 1000.0,
@@ -254,7 +254,22 @@ fn a_quick_failure_is_no_speed() {
 }
 
 #[test]
-fn in_flight_never_wraps() {
+fn equal_candidates_are_taken_in_the_order_of_the_draw() {
+    let endpoints = ["a", "b"].map(|id| weighted(id, 1));
+    for (point, expected) in [(0, "a"), (u64::MAX, "b")] {
+        let chosen = choose(&vantage("", ""), &endpoints, &[], idle, SECOND, || point).unwrap();
+        assert_eq!(chosen.id.as_str(), expected);
+    }
+}
+
+#[test]
+fn in_flight_is_counted_and_never_wraps() {
+    let mut load = Load::default();
+    load.start();
+    load.start();
+    assert_eq!(load.in_flight, 2);
+    load.end(SECOND, ms(1), true);
+    assert_eq!(load.in_flight, 1);
     let mut load = Load::default();
     load.end(SECOND, ms(1), true);
     assert_eq!(load.in_flight, 0);

@@ -8,7 +8,7 @@ mod client;
 mod stream;
 mod upload;
 
-pub use client::{Client, ExchangeError, Guardian, Lease, probe};
+pub use client::{Client, ExchangeError, Guardian, Lease, Probing, probe};
 pub use stream::StreamIo;
 pub use upload::{Upload, UploadEnd};
 

@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     app::Shared,
-    http2::{Client, Guardian},
+    http2::{Client, Guardian, Probing},
     metrics::Direction,
     tunnels::{self, Tunnels},
 };
@@ -23,9 +23,9 @@ use crate::{
 /// How long an endpoint's proxy on the own network may take to accept.
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a path through gateways may take to come up.
-const GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the inner handshake may take once bytes flow.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An inner session as its source holds it.
 #[derive(Debug)]
@@ -87,12 +87,13 @@ impl OpenFailure {
         }
     }
 
-    /// Whether the endpoint is to blame; otherwise the path is, or we are.
-    pub fn blames_endpoint(&self) -> bool {
+    /// Whether the next request had better go elsewhere: the endpoint or the
+    /// path to it is gone. Otherwise we are to blame.
+    pub fn leads_nowhere(&self) -> bool {
         match self {
-            Self::Refused { reason, .. } => reason.blames_endpoint(),
+            Self::NoPath(_) | Self::Refused { .. } | Self::Path(_) => true,
             Self::Unreachable(_) | Self::Identity(_) | Self::Handshake(_) => true,
-            Self::NoPath(_) | Self::Path(_) | Self::Overloaded => false,
+            Self::Overloaded => false,
         }
     }
 }
@@ -110,7 +111,7 @@ pub async fn open(
     let (stream, peer, chain) = handshake(&shared.credentials, endpoint, bytes)
         .await
         .inspect_err(|failure| count_failure(shared, endpoint, failure))?;
-    let (client, guardian) = Client::begin(stream, &shared.drain)
+    let (client, guardian) = Client::begin(stream, Some(Probing::SOURCE), &shared.drain)
         .await
         .map_err(|error| OpenFailure::Handshake(error.to_string()))?;
     let guard = guard(shared.credentials.clone(), peer.clone(), chain, guardian, going);

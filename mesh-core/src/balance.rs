@@ -81,6 +81,14 @@ impl Load {
         if ok { self.succeeded() } else { self.failed(now) }
     }
 
+    /// A request ended because nobody was there any more: the endpoint is left
+    /// alone at once, and what it took says nothing of its latency.
+    pub fn end_unreachable(&mut self, now: Duration) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.failures = self.failures.max(EJECT_AFTER - 1);
+        self.failed(now);
+    }
+
     /// Rises at once, falls slowly.
     fn observe(&mut self, now: Duration, us: f64) {
         let keep = self.decay(now);

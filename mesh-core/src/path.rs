@@ -163,14 +163,6 @@ pub enum RefusedReason {
     Timeout,
 }
 
-impl RefusedReason {
-    /// Whether the endpoint is to blame; otherwise the path is, and another
-    /// path to the same endpoint may do.
-    pub fn blames_endpoint(self) -> bool {
-        matches!(self, Self::Unreachable | Self::UnknownEndpoint)
-    }
-}
-
 /// A gateway's whole decision on one stream.
 ///
 /// From its own site the neighbour must be a node, workload or gateway of its

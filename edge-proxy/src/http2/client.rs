@@ -26,10 +26,24 @@ use super::{
     CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, Upload, UploadEnd,
 };
 
-/// How long a peer may leave a PING unanswered while streams are open.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a connection with open streams is probed.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How a connection finds out that its peer has fallen silent.
+#[derive(Debug, Clone, Copy)]
+pub struct Probing {
+    /// Between two PINGs while streams are open.
+    pub interval: Duration,
+    /// How long a PING may stay unanswered.
+    pub timeout: Duration,
+}
+
+impl Probing {
+    /// A source towards a destination: a machine that dies says nothing, and
+    /// requests without an answer wait to be tried elsewhere.
+    pub const SOURCE: Probing =
+        Probing { interval: Duration::from_secs(1), timeout: Duration::from_secs(2) };
+    /// A destination towards its sources: only to give memory back.
+    pub const DESTINATION: Probing =
+        Probing { interval: Duration::from_secs(10), timeout: Duration::from_secs(20) };
+}
 
 /// The client's end of a connection; cheap to clone.
 #[derive(Debug, Clone)]
@@ -114,7 +128,13 @@ impl ExchangeError {
 
 impl Client {
     /// Begins a connection over `io` and spawns the task that drives it.
-    pub async fn begin(io: Stream, drain: &Drain) -> Result<(Self, Guardian), h2::Error> {
+    /// Applications are not probed: gRPC servers end connections that PING
+    /// more often than they like.
+    pub async fn begin(
+        io: Stream,
+        probing: Option<Probing>,
+        drain: &Drain,
+    ) -> Result<(Self, Guardian), h2::Error> {
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -134,7 +154,7 @@ impl Client {
             ended: Notify::new(),
             last_used: std::sync::Mutex::new(Instant::now()),
         });
-        drain.spawn(drive(connection, life.clone(), drain.clone()));
+        drain.spawn(drive(connection, probing, life.clone(), drain.clone()));
         let guardian = Guardian(life.clone());
         Ok((Self { send, life }, guardian))
     }
@@ -230,8 +250,13 @@ where
 
 /// Drives a connection until it ends, is cut, its peer falls silent, or this
 /// process drains and nothing is left on it.
-async fn drive(mut connection: Connection<Stream, Bytes>, life: Arc<Life>, drain: Drain) {
-    let ping = connection.ping_pong();
+async fn drive(
+    mut connection: Connection<Stream, Bytes>,
+    probing: Option<Probing>,
+    life: Arc<Life>,
+    drain: Drain,
+) {
+    let ping = probing.zip(connection.ping_pong());
     let drained = async {
         drain.draining().await;
         while life.streams.load(Ordering::Relaxed) > 0 {
@@ -254,14 +279,14 @@ async fn drive(mut connection: Connection<Stream, Bytes>, life: Arc<Life>, drain
 }
 
 /// Returns when the peer leaves a PING unanswered; probes only while `busy`.
-pub async fn probe(ping: Option<PingPong>, busy: impl Fn() -> bool) {
-    let Some(mut ping) = ping else { return std::future::pending().await };
+pub async fn probe(ping: Option<(Probing, PingPong)>, busy: impl Fn() -> bool) {
+    let Some((probing, mut ping)) = ping else { return std::future::pending().await };
     loop {
-        tokio::time::sleep(PING_INTERVAL).await;
+        tokio::time::sleep(probing.interval).await;
         if !busy() {
             continue;
         }
-        let pong = tokio::time::timeout(PING_TIMEOUT, ping.ping(Ping::opaque())).await;
+        let pong = tokio::time::timeout(probing.timeout, ping.ping(Ping::opaque())).await;
         if !matches!(pong, Ok(Ok(_))) {
             return;
         }

@@ -18,7 +18,9 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::SemaphorePermit;
 
 use crate::{
-    http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW},
+    http2::{
+        CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, Probing, SEND_BUFFER, STREAM_WINDOW,
+    },
     inner::{HANDSHAKE_TIMEOUT, until_end},
     metrics::Direction,
     worker::Worker,
@@ -155,7 +157,7 @@ enum Ending {
 }
 
 async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, mut session: Session) {
-    let ping = session.ping_pong();
+    let ping = session.ping_pong().map(|ping| (Probing::DESTINATION, ping));
     let silent = crate::http2::probe(ping, || true);
     tokio::pin!(silent);
     let ending = tokio::select! {

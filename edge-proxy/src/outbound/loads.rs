@@ -57,7 +57,8 @@ impl Loads {
         let key = (endpoint.site.clone(), endpoint.id.clone());
         self.table().entry(key.clone()).or_default().start();
         let started = self.now();
-        Attempt { loads: self.clone(), key, started, latency: None, ok: true }
+        let end = AttemptEnd::Served;
+        Attempt { loads: self.clone(), key, started, latency: None, end }
     }
 
     /// Forgets endpoints that are no longer in the snapshot.
@@ -77,7 +78,14 @@ pub struct Attempt {
     key: Key,
     started: Duration,
     latency: Option<Duration>,
-    ok: bool,
+    end: AttemptEnd,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AttemptEnd {
+    Served,
+    Failed,
+    Unreachable,
 }
 
 impl Attempt {
@@ -88,7 +96,12 @@ impl Attempt {
 
     /// The endpoint is to blame.
     pub fn blame(&mut self) {
-        self.ok = false;
+        self.end = AttemptEnd::Failed;
+    }
+
+    /// Nobody was there: others are tried first for a while.
+    pub fn unreachable(&mut self) {
+        self.end = AttemptEnd::Unreachable;
     }
 }
 
@@ -97,7 +110,10 @@ impl Drop for Attempt {
         let now = self.loads.now();
         let latency = self.latency.unwrap_or(now.saturating_sub(self.started));
         if let Some(load) = self.loads.table().get_mut(&self.key) {
-            load.end(now, latency, self.ok);
+            match self.end {
+                AttemptEnd::Unreachable => load.end_unreachable(now),
+                end => load.end(now, latency, end == AttemptEnd::Served),
+            }
         }
     }
 }

@@ -83,8 +83,8 @@ async fn attempt(
     let place = match place(worker, dispatch, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
-            if failure.blames_endpoint() {
-                load.blame();
+            if failure.leads_nowhere() {
+                load.unreachable();
             }
             let text = format!("service {}, endpoint {}: {failure}", dispatch.service, endpoint.id);
             return Err((Refusal::new(failure.reason(), text), Retry::Elsewhere));

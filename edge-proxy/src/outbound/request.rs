@@ -257,8 +257,8 @@ async fn attempt(
     let place = match pool::place(worker, &dispatch.snapshot, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
-            if failure.blames_endpoint() {
-                load.blame();
+            if failure.leads_nowhere() {
+                load.unreachable();
             }
             return Err(Failed::to_open(endpoint, &failure));
         }
@@ -342,8 +342,8 @@ impl Failed {
     fn to_answer(endpoint: &Endpoint, error: &ExchangeError, load: &mut Attempt) -> Self {
         let (reason, after) = match error {
             ExchangeError::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
-            ExchangeError::Broken(_) => {
-                load.blame();
+            ExchangeError::Broken(error) => {
+                if error.is_reset() { load.blame() } else { load.unreachable() }
                 (Reason::UpstreamReset, After::Idempotent)
             }
             ExchangeError::BodyFailed => (Reason::BadRequest, After::Nothing),

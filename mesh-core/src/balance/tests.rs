@@ -295,6 +295,18 @@ fn cost() {
 }
 
 #[test]
+fn nobody_there_is_left_alone_at_once() {
+    let mut load = Load { in_flight: 2, ewma_us: 700.0, ..Load::default() };
+    load.end_unreachable(SECOND);
+    assert_eq!((load.in_flight, load.ewma_us), (1, 700.0));
+    assert!(load.is_ejected(SECOND) && !load.is_ejected(SECOND + EJECT_BASE));
+    load.end_unreachable(SECOND + EJECT_BASE);
+    assert!(load.is_ejected(SECOND + EJECT_BASE * 2), "the second time for longer");
+    load.end(20 * SECOND, SECOND, true);
+    assert!(!load.is_ejected(20 * SECOND), "an answer ends it");
+}
+
+#[test]
 fn ejection_backs_off_and_recovers() {
     let mut load = Load::default();
     let mut now = SECOND;

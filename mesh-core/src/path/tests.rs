@@ -271,10 +271,3 @@ fn paths_of_a_source() {
         Err("endpoint s-1 in west: its site is not linked to this one".into())
     );
 }
-
-#[test]
-fn whom_a_refusal_blames() {
-    let blamed: Vec<_> =
-        RefusedReason::ALL.iter().filter(|reason| reason.blames_endpoint()).collect();
-    assert_eq!(blamed, [&RefusedReason::UnknownEndpoint, &RefusedReason::Unreachable]);
-}

@@ -58,13 +58,16 @@ impl World {
             self.nft(
                 gateway,
                 "table inet guard {
-                    counter tunnel {} counter stray {} counter forwarded {}
+                    counter tunnel {}
+                    counter stray {}
+                    counter forwarded {}
                     chain input { type filter hook input priority 0;
                         iifname wan udp dport 8443 counter name tunnel accept
                         iifname wan tcp dport 8443 counter name tunnel accept
                         iifname wan ct state established,related accept
                         iifname wan meta l4proto { tcp, udp } counter name stray drop }
-                    chain forward { type filter hook forward priority 0; counter name forwarded drop; }
+                    chain forward { type filter hook forward priority 0
+                        counter name forwarded drop }
                 }",
             );
         }

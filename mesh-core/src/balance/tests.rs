@@ -223,6 +223,12 @@ fn requests_in_flight_count_per_share() {
     assert_eq!(tally(&endpoints, 300, load(7, 2)).get("b"), None);
     let counts = tally(&endpoints, 10_000, load(9, 2));
     assert!(counts["b"].abs_diff(4000) < 300, "{counts:?}");
+    // 8 on four shares make three times the latency: worse than twice.
+    let slow_b = |e: &Endpoint| {
+        let (in_flight, ewma_us) = if e.id.as_str() == "a" { (8, 1000.0) } else { (0, 2000.0) };
+        Load { ewma_us, in_flight, updated: SECOND, ..Load::default() }
+    };
+    assert!(tally(&endpoints, 10_000, slow_b)["b"].abs_diff(4000) < 300);
 }
 
 #[test]

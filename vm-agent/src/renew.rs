@@ -1,6 +1,6 @@
 //! Renews the node's certificate, daily.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use mesh_api::v1::RenewNodeRequest;
 use mesh_runtime::clock;
@@ -23,28 +23,24 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// 29 days are left when the first renewal is due.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
-/// Renews when it is due, while the tunnel holds.
-pub async fn run(agent: &Agent, member: &Member, channel: Channel) -> Infallible {
+/// Waits until renewal is due and tries until it is done.
+pub async fn run(agent: &Agent, member: &Member, channel: Channel) {
     let mut pause = FIRST_PAUSE;
-    loop {
-        let left = time_left(&member.node(), agent.config.renew_after, clock::now_unix());
-        if let Some(left) = left {
-            sleep(left.min(LOOK)).await;
-            continue;
-        }
-        let renewed = renew(agent, member, channel.clone()).await;
-        if let Err(problem) = &renewed {
-            log::error!("the node's certificate cannot be renewed: {problem}");
-        }
-        let failed = renewed.is_err();
-        member.trouble.send_replace(renewed.err().unwrap_or_default());
-        if failed {
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        } else {
-            pause = FIRST_PAUSE;
-        }
+    while let Some(left) = time_left(&member.node(), agent.config.renew_after, clock::now_unix()) {
+        sleep(left.min(LOOK)).await;
     }
+    loop {
+        match renew(agent, member, channel.clone()).await {
+            Ok(()) => break,
+            Err(problem) => {
+                log::error!("the node's certificate cannot be renewed: {problem}");
+                member.trouble.send_replace(problem);
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    member.trouble.send_replace(String::new());
 }
 
 /// Until renewal is due; `None` if it is. A certificate from the future was

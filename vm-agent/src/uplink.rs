@@ -20,6 +20,8 @@ use crate::{
 const DIAL: Duration = Duration::from_secs(5);
 /// For TLS to federation inside the tunnel.
 const CONTROL: Duration = Duration::from_secs(10);
+/// For answers that are on their way when a session ends.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
 /// The first pause between two attempts; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// A machine that lost its site is back soon after the site is.
@@ -52,6 +54,9 @@ pub async fn run(agent: Arc<Agent>, drain: Drain) {
 
 async fn keep_connected(agent: &Arc<Agent>, member: &Arc<Member>, drain: &Drain) {
     let mut pause = FIRST_PAUSE;
+    // Proved by a certificate that has a successor: used until there is a link
+    // that is proved by that.
+    let mut old: Option<Link> = None;
     loop {
         let attempt = tokio::select! {
             attempt = connect(agent, member) => attempt,
@@ -59,18 +64,32 @@ async fn keep_connected(agent: &Arc<Agent>, member: &Arc<Member>, drain: &Drain)
         };
         let problem = match attempt {
             Ok(link) => {
+                publish(agent, member, &link);
+                if let Some(old) = old.take() {
+                    old.end().await;
+                }
                 let began = clock::monotonic();
-                let why = hold(agent, member, link, drain).await;
+                let end = hold(agent, member, &link, drain).await;
                 if drain.is_draining() {
                     return;
                 }
                 if began.elapsed() >= GOOD {
                     pause = FIRST_PAUSE;
                 }
-                why
+                match end {
+                    End::Renewed => {
+                        old = Some(link);
+                        continue;
+                    }
+                    End::Lost(why) => {
+                        link.end().await;
+                        why
+                    }
+                }
             }
             Err(problem) => problem,
         };
+        old = None;
         say_lost(agent, member, problem);
         let jittered = pause.mul_f64(rand::random_range(0.5..1.5));
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -79,6 +98,28 @@ async fn keep_connected(agent: &Arc<Agent>, member: &Arc<Member>, drain: &Drain)
             () = drain.draining() => return,
         }
     }
+}
+
+/// Why a link is used no longer.
+enum End {
+    /// It broke, or federation ended it.
+    Lost(String),
+    /// The node has a new certificate. The site keeps the one that a renewal
+    /// was asked with as the previous one, and takes older ones for copies: the
+    /// next renewal must be asked with the new one.
+    Renewed,
+}
+
+fn publish(agent: &Agent, member: &Member, link: &Link) {
+    log::info!(
+        site = member.node().site.as_str(), gateway = link.gateway(),
+        transport:? = link.session.transport(); "connected"
+    );
+    agent.uplink.send_replace(Uplink {
+        channel: Some(link.channel.clone()),
+        was_connected: true,
+        ..Uplink::default()
+    });
 }
 
 fn say_lost(agent: &Agent, member: &Member, mut problem: String) {
@@ -100,15 +141,27 @@ fn say_lost(agent: &Agent, member: &Member, mut problem: String) {
     });
 }
 
-/// Whether a peer has refused our certificate. It says so by a TLS alert,
-/// which is all that reaches us through a handshake (RFC 8446 section 6.2).
+/// Whether a gateway or federation has refused our certificate: the tunnel
+/// says so in words, a handshake inside it by an alert (RFC 8446 section 6.2).
 fn is_rejection(problem: &str) -> bool {
-    problem.contains("fatal alert: Certificate")
+    problem.contains("refused our certificate") || problem.contains("fatal alert: Certificate")
 }
 
 struct Link {
     session: Session,
     channel: Channel,
+}
+
+impl Link {
+    fn gateway(&self) -> &str {
+        &self.session.hello().gateway
+    }
+
+    /// Answers of other calls may be on their way, e.g. the one to leaving.
+    async fn end(self) {
+        let _ = timeout(LAST_ANSWERS, self.session.closed()).await;
+        self.session.close("the agent is done with it");
+    }
 }
 
 /// One tunnel to any gateway; the error tells each failure.
@@ -171,28 +224,16 @@ async fn connect_to(dialer: &Dialer, gateway: &Gateway, node: &Node) -> Result<L
     }
 }
 
-/// Uses a tunnel until it ends; says why it did.
-async fn hold(agent: &Arc<Agent>, member: &Arc<Member>, link: Link, drain: &Drain) -> String {
-    let Link { session, channel } = link;
-    let gateway = session.hello().gateway.clone();
+/// Uses a link until it ends; says why it did.
+async fn hold(agent: &Arc<Agent>, member: &Arc<Member>, link: &Link, drain: &Drain) -> End {
     let node = member.node();
-    log::info!(
-        site = node.site.as_str(), gateway = gateway.as_str(),
-        transport:? = session.transport(); "connected"
-    );
-    agent.uplink.send_replace(Uplink {
-        channel: Some(channel.clone()),
-        was_connected: true,
-        ..Uplink::default()
-    });
     let why = tokio::select! {
-        why = session.closed() => format!("gateway {gateway}: tunnel ended: {why}"),
-        () = refuse_streams(&session, &node) => format!("gateway {gateway}: tunnel ended"),
-        why = session::run(agent, channel.clone(), drain) => why,
-        never = renew::run(agent, member, channel) => match never {},
+        why = link.session.closed() => format!("tunnel ended: {why}"),
+        () = refuse_streams(&link.session, &node) => "tunnel ended".to_owned(),
+        why = session::run(agent, link.channel.clone(), drain) => return End::Lost(why),
+        () = renew::run(agent, member, link.channel.clone()) => return End::Renewed,
     };
-    session.close("the agent is done with it");
-    why
+    End::Lost(format!("gateway {}: {why}", link.gateway()))
 }
 
 /// An agent carries no payload: whatever is opened towards it is a mistake.
@@ -227,4 +268,32 @@ pub fn shown(status: &tonic::Status) -> String {
 pub fn node_identity(channel: Channel) -> v1::node_identity_client::NodeIdentityClient<Channel> {
     const MAX_ANSWER: usize = 4 * 1024 * 1024;
     v1::node_identity_client::NodeIdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refused_certificate_is_a_rejection() {
+        let cases = [
+            ("quic 10.0.0.1:8443: the peer refused our certificate: peer_revoked", true),
+            ("transport error: received fatal alert: CertificateUnknown", true),
+            ("gateway gw1: no tunnel: connection refused", false),
+            ("received fatal alert: HandshakeFailure", false),
+            ("", false),
+        ];
+        for (problem, expected) in cases {
+            assert_eq!(is_rejection(problem), expected, "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_failed_connection_is_told_with_its_causes() {
+        let refused = std::io::Error::other("received fatal alert: CertificateUnknown");
+        let status = tonic::Status::from_error(Box::new(refused));
+        assert!(shown(&status).contains("CertificateUnknown"));
+        assert_eq!(shown(&tonic::Status::aborted("do this")), "do this");
+        assert!(!shown(&tonic::Status::unknown("")).is_empty());
+    }
 }

@@ -21,7 +21,10 @@ use mesh_api::v1::{
     self, agent_client::AgentClient, node_identity_server, registry_request::Request as Asked,
     registry_server, workload_identity_client::WorkloadIdentityClient,
 };
-use mesh_core::{NodeId, SpiffeId};
+use mesh_core::{
+    NodeId, SpiffeId,
+    token::{Purpose, Token},
+};
 use mesh_runtime::{clock, drain::Drain, process};
 use mesh_tunnel::{RealNet, tls::new_key_and_csr, unix};
 use tokio::sync::{Mutex, mpsc};
@@ -230,6 +233,86 @@ fn tokens_that_are_none_are_refused_with_their_reason() {
         app.stop().await;
     });
     assert!(!config.state.join("identity.json").exists());
+}
+
+#[test]
+fn a_site_that_cannot_be_reached_is_named_with_each_gateway() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, ca) = (config(dir.path()), Ca::new("west.example"));
+    run(async {
+        // One refuses connections, the other is no gateway.
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stranger = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateways = [&closed, &stranger].map(|at| at.local_addr().unwrap().to_string());
+        drop(closed);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = stranger.accept().await {
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 hello\r\n").await;
+            }
+        });
+        let token = Token {
+            purpose: Purpose::Node,
+            site: "west".parse().unwrap(),
+            trust_domain: ca.trust_domain.clone(),
+            gateways: gateways.iter().map(|at| at.as_str().into()).collect(),
+            root_spki_sha256: [7; 32],
+            id: "t1".into(),
+            secret: [9; 32],
+        };
+        let (app, _drain) = start(&config).await;
+        let request = v1::JoinSiteRequest { token: token.encode() };
+        let mut lines = operator(&config).await.join_site(request).await.unwrap().into_inner();
+        let refused = loop {
+            match lines.message().await {
+                Ok(line) => assert!(line.unwrap().result.is_none()),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "no_gateway"));
+        for gateway in gateways {
+            assert!(refused.message().contains(&gateway), "{refused}");
+        }
+        let status = operator(&config).await.agent_status(v1::AgentStatusRequest {}).await.unwrap();
+        assert_eq!(status.into_inner().state, "not joined");
+        app.stop().await;
+    });
+}
+
+#[test]
+fn a_port_in_use_ends_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    config.admin = Some(taken.local_addr().unwrap());
+    run(async {
+        match App::start(config.clone(), Arc::new(RealNet), Drain::new()).await {
+            Err(error @ StartError::Admin { .. }) => {
+                let port = taken.local_addr().unwrap().to_string();
+                assert!(error.to_string().contains(&port), "{error}");
+            }
+            _ => panic!("it started"),
+        }
+    });
+}
+
+#[test]
+fn garbage_on_a_socket_hurts_nobody() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    run(async {
+        let (app, _drain) = start(&config).await;
+        for path in [config.agent_socket(), config.identity_socket()] {
+            for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4096], &[0xff; 4096]] {
+                let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+                // It may be closed before all is written or read.
+                let _ = stream.write_all(garbage).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        }
+        operator(&config).await.agent_status(v1::AgentStatusRequest {}).await.unwrap();
+        app.stop().await;
+    });
 }
 
 #[test]

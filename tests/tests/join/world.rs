@@ -1,0 +1,353 @@
+//! One site and its machines, each in a directory of its own.
+
+use std::{
+    fs,
+    future::Future,
+    net::{SocketAddr, TcpListener as StdListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use mesh_api::v1::{
+    self, admin_client::AdminClient, agent_client::AgentClient, resource::Resource,
+    workload_identity_client::WorkloadIdentityClient,
+};
+use mesh_runtime::process;
+use mesh_tunnel::unix;
+use tonic::{Status, transport::Channel};
+
+/// Longer than everything that a test waits for, on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+    process::current_thread().unwrap().block_on(async {
+        tokio::time::timeout(DEADLINE, test).await.expect("the test ends in time")
+    })
+}
+
+/// Waits for a condition; the test's deadline bounds it.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let slow = tokio::time::sleep(Duration::from_secs(60));
+    tokio::pin!(slow);
+    while !holds().await {
+        tokio::select! {
+            () = &mut slow => panic!("{what}: not within 60 s"),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+}
+
+pub(crate) fn reason(status: &Status) -> &str {
+    status.metadata().get("isthmus-error").map_or("", |value| value.to_str().unwrap())
+}
+
+/// The programs lie beside the directory of the test executables.
+fn program(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let path = exe.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo build --workspace --bins` first",
+        path.display()
+    );
+    path
+}
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Process {
+    /// Its log lies in `log`, and is shown if the test fails.
+    fn start(name: &str, args: &[String], log: &Path) -> Self {
+        let log = fs::File::options().create(true).append(true).open(log).unwrap();
+        let child = Command::new(program(name))
+            .args(args)
+            .env("ISTHMUS_LOG", "info")
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    fn signal(&mut self, signal: &str) {
+        let id = self.0.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Shows what the processes said when a test fails.
+struct Logs(Vec<PathBuf>);
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for log in &self.0 {
+            let text = fs::read_to_string(log).unwrap_or_default();
+            eprintln!("--- {}\n{text}", log.display());
+        }
+    }
+}
+
+/// A port on which nobody listens, TCP and UDP. Another process may take it
+/// before it is used; the kernel hands them out in turn, so it hardly does.
+fn free_port() -> SocketAddr {
+    loop {
+        let tcp = StdListener::bind("127.0.0.1:0").unwrap();
+        let addr = tcp.local_addr().unwrap();
+        if std::net::UdpSocket::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+}
+
+/// A site: federation and a gateway.
+pub(crate) struct World {
+    federation: Option<Process>,
+    _gateway: Process,
+    _logs: Logs,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    /// Makes the site as an operator does, and waits until it serves.
+    pub(crate) async fn start() -> Self {
+        // Paths of Unix sockets are short.
+        let dir = tempfile::Builder::new().prefix("j").tempdir_in("/tmp").unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("log")).unwrap();
+        let gateway_at = free_port();
+        let gateway = gateway_at.to_string();
+        let words = ["--run", "RUN", "site", "init", "west", "--trust-domain", "west.example"];
+        let mut init: Vec<String> = words.map(String::from).into();
+        init[1] = path("run").display().to_string();
+        for (flag, value) in [
+            ("--state", path("federation").display().to_string()),
+            ("--config", path("etc").display().to_string()),
+            ("--listen", free_port().to_string()),
+            ("--admin", free_port().to_string()),
+            ("--gateway-listen", gateway.clone()),
+            ("--gateway-address", gateway),
+            ("--gateway-admin", free_port().to_string()),
+            ("--gateway-state", path("gateway").display().to_string()),
+        ] {
+            init.extend([flag.to_owned(), value]);
+        }
+        let made = Command::new(program("meshctl")).args(&init).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let logs = ["federation", "gateway"].map(|name| path("log").join(name));
+        let federation = Self::federation(dir.path());
+        let config = path("etc/gateway.yaml").display().to_string();
+        let gateway = Process::start("edge-proxy", &["--config".into(), config], &logs[1]);
+        let world =
+            Self { federation: Some(federation), _gateway: gateway, _logs: Logs(logs.into()), dir };
+        world.served().await;
+        until("the gateway serves", || async {
+            tokio::net::TcpStream::connect(gateway_at).await.is_ok()
+        })
+        .await;
+        world
+    }
+
+    fn federation(dir: &Path) -> Process {
+        let config = dir.join("etc/federation.yaml").display().to_string();
+        Process::start("federation", &["--config".into(), config], &dir.join("log/federation"))
+    }
+
+    async fn served(&self) {
+        let socket = self.dir.path().join("run/federation.sock");
+        until("federation serves", || async { unix::channel(&socket).await.is_ok() }).await;
+    }
+
+    pub(crate) fn kill_federation(&mut self) {
+        self.federation.take().unwrap().signal("-KILL");
+    }
+
+    pub(crate) async fn start_federation(&mut self) {
+        self.federation = Some(Self::federation(self.dir.path()));
+        self.served().await;
+    }
+
+    async fn admin(&self) -> AdminClient<Channel> {
+        let socket = self.dir.path().join("run/federation.sock");
+        AdminClient::new(unix::channel(&socket).await.unwrap())
+    }
+
+    async fn create_token(&self, services: &[&str], uses: u32) -> v1::CreateTokenResponse {
+        let request = v1::CreateTokenRequest {
+            namespace: "shop".into(),
+            account: "orders".into(),
+            services: services.iter().map(ToString::to_string).collect(),
+            uses,
+            ttl_s: 900,
+            gateway: false,
+        };
+        self.admin().await.create_token(request).await.unwrap().into_inner()
+    }
+
+    pub(crate) async fn token(&self, services: &[&str], uses: u32) -> String {
+        self.create_token(services, uses).await.token
+    }
+
+    pub(crate) async fn revoked_token(&self) -> String {
+        let created = self.create_token(&["*.shop"], 1).await;
+        let request = v1::RevokeTokenRequest { id: created.id };
+        self.admin().await.revoke_token(request).await.unwrap();
+        created.token
+    }
+
+    pub(crate) async fn nodes(&self) -> Vec<v1::NodeInfo> {
+        let nodes = self.admin().await.list_nodes(v1::ListNodesRequest {}).await;
+        nodes.unwrap().into_inner().nodes
+    }
+
+    /// Waits until every proxy of the site sees one endpoint.
+    pub(crate) async fn published(&self, service: &str) {
+        until("it is published", || async { self.endpoints(service).await.len() == 1 }).await;
+    }
+
+    /// As every proxy of the site sees them.
+    pub(crate) async fn endpoints(&self, service: &str) -> Vec<v1::Endpoint> {
+        let snapshot = self.admin().await.read_snapshot(v1::ReadSnapshotRequest {}).await;
+        let resources = snapshot.unwrap().into_inner().upsert.into_iter();
+        let endpoint = |resource: v1::Resource| match resource.resource {
+            Some(Resource::Endpoint(endpoint)) if endpoint.service == service => Some(endpoint),
+            _ => None,
+        };
+        resources.filter_map(endpoint).collect()
+    }
+}
+
+/// One machine: its agent, its files.
+pub(crate) struct Agent {
+    process: Option<Process>,
+    pub(crate) dir: PathBuf,
+    _logs: Logs,
+}
+
+impl Agent {
+    pub(crate) async fn start(world: &World, name: &str) -> Self {
+        Self::start_with(world, name, "").await
+    }
+
+    /// With more lines in its configuration.
+    pub(crate) async fn start_with(world: &World, name: &str, more: &str) -> Self {
+        let dir = world.dir.path().join(name);
+        fs::create_dir_all(dir.join("services.d")).unwrap();
+        // Machines of one host would otherwise share the host's.
+        fs::write(dir.join("machine-id"), format!("{:032x}\n", rand::random::<u128>())).unwrap();
+        Self::started(dir, more).await
+    }
+
+    async fn started(dir: PathBuf, more: &str) -> Self {
+        let show = dir.display();
+        let config = format!(
+            "state: {show}/state\nrun: {show}/run\nservices: {show}/services.d\n\
+             machine_id_file: {show}/machine-id\nadvertise: 127.0.0.1:4143\n{more}"
+        );
+        fs::write(dir.join("agent.yaml"), config).unwrap();
+        let logs = Logs(vec![dir.join("agent.log")]);
+        let mut agent = Self { process: None, dir, _logs: logs };
+        agent.restart().await;
+        agent
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        let config = self.dir.join("agent.yaml").display().to_string();
+        let args = ["--config".into(), config];
+        self.process = Some(Process::start("vm-agent", &args, &self.dir.join("agent.log")));
+        let socket = self.dir.join("run/agent.sock");
+        until("the agent serves", || async { unix::channel(&socket).await.is_ok() }).await;
+    }
+
+    pub(crate) fn stop(&mut self, signal: &str) {
+        self.process.take().unwrap().signal(signal);
+    }
+
+    /// A machine with the same disk.
+    pub(crate) async fn copied(&self, name: &str) -> Self {
+        Self::started(self.copy_disk(name), "").await
+    }
+
+    /// What [`Agent::copied`] starts from.
+    pub(crate) fn copy_disk(&self, name: &str) -> PathBuf {
+        let dir = self.dir.parent().unwrap().join(name);
+        for part in ["services.d", "state"] {
+            fs::create_dir_all(dir.join(part)).unwrap();
+        }
+        for file in ["machine-id", "state/identity.json"] {
+            // Keeps the permissions.
+            fs::copy(self.dir.join(file), dir.join(file)).unwrap();
+        }
+        dir
+    }
+
+    /// Puts the disk back as it was when it was copied.
+    pub(crate) fn restore_disk(&self, copy: &Path) {
+        let file = "state/identity.json";
+        fs::copy(copy.join(file), self.dir.join(file)).unwrap();
+    }
+
+    /// An application and the file that describes it.
+    pub(crate) async fn serve(&self, name: &str) -> tokio::net::TcpListener {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap().port();
+        let text = format!(
+            "service: {name}\nnamespace: shop\nport: 80\ntarget: {target}\nprotocol: http\n\
+             check: {{ tcp: {target}, interval: 200ms }}\n"
+        );
+        fs::write(self.dir.join(format!("services.d/{name}.yaml")), text).unwrap();
+        listener
+    }
+
+    pub(crate) async fn operator(&self) -> AgentClient<Channel> {
+        AgentClient::new(unix::channel(&self.dir.join("run/agent.sock")).await.unwrap())
+    }
+
+    pub(crate) async fn identity(&self) -> WorkloadIdentityClient<Channel> {
+        let socket = self.dir.join("run/identity.sock");
+        WorkloadIdentityClient::new(unix::channel(&socket).await.unwrap())
+    }
+
+    /// Joins; every line of progress, or why not.
+    pub(crate) async fn join(&mut self, token: &str) -> Result<Vec<String>, Status> {
+        let request = v1::JoinSiteRequest { token: token.to_owned() };
+        let mut lines = self.operator().await.join_site(request).await?.into_inner();
+        let mut steps = Vec::new();
+        while let Some(line) = lines.message().await? {
+            if line.result.is_some() {
+                return Ok(steps);
+            }
+            steps.push(line.step);
+        }
+        panic!("the agent ended without a result: {steps:?}");
+    }
+
+    pub(crate) async fn status(&self) -> v1::AgentStatusResponse {
+        let status = self.operator().await.agent_status(v1::AgentStatusRequest {}).await;
+        status.unwrap().into_inner()
+    }
+
+    /// The status once it is connected and every service has been answered.
+    pub(crate) async fn connected(&self) -> v1::AgentStatusResponse {
+        let settled = |status: &v1::AgentStatusResponse| {
+            status.state == "connected" && status.services.iter().all(|service| service.registered)
+        };
+        until("it is connected", || async { settled(&self.status().await) }).await;
+        self.status().await
+    }
+}

@@ -94,12 +94,17 @@ impl Demo {
         let mut stage = Stage::empty();
         let driven =
             LocalSet::new().run_until(self.drive(&mut stage, &world, &teller, format)).await;
+        // The result first: ending everything may take a moment.
+        let printed = match &driven {
+            Ok(Some(report)) => output::print(format, report),
+            Ok(None) | Err(_) => Ok(()),
+        };
         stage.lower().await;
         self.tidy(&mut world, sweeper, &teller);
         let Some(report) = driven? else {
             return Err(Failure::new("interrupted before the mesh was up"));
         };
-        output::print(format, &report)?;
+        printed?;
         if report.ok {
             return Ok(());
         }

@@ -243,9 +243,12 @@ fn links(walk: &mut Walk, status: &v1::SiteStatusResponse) {
 
 fn nodes(walk: &mut Walk, status: &v1::SiteStatusResponse) {
     for node in &status.nodes {
-        let name = format!("machine {} is connected", node.hostname);
+        let short: String = node.id.chars().take(8).collect();
+        let name = format!("machine {} ({short}) is connected", node.hostname);
         match node.state.as_str() {
-            "connected" => walk.passed(name, node.id.clone()),
+            "connected" => walk.passed(name, String::new()),
+            // Said so itself: a stop, not a failure.
+            "leaving" => walk.passed(name, "it is stopping".to_owned()),
             "duplicated" => walk.failed(
                 name,
                 format!("{}: two machines hold this identity", node.id),
@@ -324,7 +327,12 @@ mod tests {
             walk.items.iter().filter(|item| !item.ok).map(|item| item.name.as_str()).collect();
         assert_eq!(
             failed,
-            ["issuing CA is valid", "proxies follow", "link east is up", "machine  is connected"]
+            [
+                "issuing CA is valid",
+                "proxies follow",
+                "link east is up",
+                "machine  (n1) is connected"
+            ]
         );
         assert!(walk.items.iter().all(|item| item.ok == item.remedy.is_empty()));
         assert!(!walk.ok);

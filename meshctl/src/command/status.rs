@@ -165,16 +165,15 @@ impl Status {
     }
 
     fn proxy_table(&self, paint: Paint, now: i64) -> String {
-        let mut table =
-            Table::new(&["PROXY", "NODE", "REVISION", "CERTIFICATE", "HEARD", "VERSION"]);
+        let mut table = Table::new(&["PROXY", "NODE", "STATE", "CERTIFICATE", "HEARD", "VERSION"]);
         for proxy in &self.proxies {
             let expires = time::until(proxy.certificate_expires_unix_s, now);
             let soon = proxy.certificate_expires_unix_s - now < CERTIFICATE_WARNING_S;
             let known = proxy.certificate_expires_unix_s != 0;
-            let acked = if proxy.nack.is_empty() {
-                proxy.acked.clone()
-            } else {
-                paint.bad(&format!("refused: {}", proxy.nack))
+            let acked = match (proxy.acked.is_empty(), proxy.nack.is_empty()) {
+                (_, false) => paint.bad(&format!("refused: {}", proxy.nack)),
+                (true, true) => paint.warn("waiting"),
+                (false, true) => paint.good("follows"),
             };
             table.row([
                 proxy.spiffe_id.clone(),

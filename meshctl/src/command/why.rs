@@ -83,6 +83,8 @@ struct BackendView {
 #[derive(Debug, Serialize)]
 struct Chosen {
     endpoint: String,
+    /// Nearer ones that nothing leads to.
+    skipped: Vec<String>,
     site: String,
     identity: String,
     path: String,
@@ -163,9 +165,23 @@ fn chosen(
 ) -> Result<Chosen, String> {
     let endpoints = of_port(snapshot, backend);
     let idle = |_: &Endpoint| Load::default();
-    let endpoint = choose(&caller.vantage, &endpoints, &[], idle, Duration::ZERO, rand::random)
-        .ok_or_else(|| format!("no_endpoint: no endpoint of {} may be used", backend.service))?;
-    let path = path_to(snapshot, endpoint).map_err(|none| format!("no_path: {none}"))?;
+    let (mut skipped, mut last) = (Vec::new(), None);
+    // As the proxy does: what nothing leads to makes room for the next.
+    let (endpoint, path) = loop {
+        let next =
+            choose(&caller.vantage, &endpoints, &skipped, idle, Duration::ZERO, rand::random);
+        let Some(endpoint) = next else {
+            let none = || format!("no_endpoint: no endpoint of {} may be used", backend.service);
+            return Err(last.unwrap_or_else(none));
+        };
+        match path_to(snapshot, endpoint) {
+            Ok(path) => break (endpoint, path),
+            Err(none) => {
+                skipped.push(endpoint.id.clone());
+                last = Some(format!("no_path: {none}"));
+            }
+        }
+    };
     let target = snapshot.services.get(&backend.service).ok_or("no_such_service")?;
     let request = RequestHead {
         service: &backend.service,
@@ -176,6 +192,7 @@ fn chosen(
     let (allowed, verdict) = verdict(target, &caller.peer, &request);
     Ok(Chosen {
         endpoint: endpoint.id.to_string(),
+        skipped: skipped.iter().map(ToString::to_string).collect(),
         site: endpoint.site.to_string(),
         identity: endpoint.identity.to_string(),
         hops: hops(snapshot, caller, endpoint, &path),
@@ -220,7 +237,9 @@ fn hops(
             .collect();
         hops.push(gateways(endpoint.site.as_str(), &theirs));
     }
-    let reverse = if endpoint.address.is_none() { " (through the session it dialled)" } else { "" };
+    // How another site reaches its own endpoints is not known here.
+    let dialled = endpoint.address.is_none() && endpoint.site == snapshot.site;
+    let reverse = if dialled { " (through the session it dialled)" } else { "" };
     hops.push(format!("proxy of {}{reverse}", endpoint.identity));
     hops
 }
@@ -309,6 +328,13 @@ impl Show for Explained {
             } else {
                 paint.bad(&chosen.verdict)
             };
+            if !chosen.skipped.is_empty() {
+                let skipped = chosen.skipped.join(", ");
+                text.push_str(&format!(
+                    "\n{} {skipped}: nothing leads there\n",
+                    paint.warn("skipped")
+                ));
+            }
             text.push_str(&format!(
                 "\nchosen   {} in {}\npath     {}\n         {}\nmust be  {}\nverdict  {verdict}\n         decided by {}\n",
                 chosen.endpoint,
@@ -364,7 +390,7 @@ mod tests {
     }
 
     /// West, linked to east; catalog.shop has an endpoint in each.
-    fn west() -> Snapshot {
+    fn west(via: &[&str]) -> Snapshot {
         let site = v1::Site {
             name: "west".into(),
             trust_domain: "west.example".into(),
@@ -392,7 +418,7 @@ mod tests {
             gateway("west"),
             gateway("east"),
             Kind::Service(service),
-            endpoint("w1", "west", "spiffe://west.example/ns/shop/sa/catalog", &["gw1"]),
+            endpoint("w1", "west", "spiffe://west.example/ns/shop/sa/catalog", via),
             endpoint("e1", "east", "spiffe://east.example/ns/shop/sa/catalog", &["gw1"]),
         ];
         let upsert = kinds.into_iter().map(|kind| v1::Resource { resource: Some(kind) }).collect();
@@ -400,9 +426,21 @@ mod tests {
         apply(None, &v1::Delta { from: None, to, upsert, remove: Vec::new() }).expect("well formed")
     }
 
-    fn why(line: &str) -> Result<Explained, Failure> {
+    fn why_with(via: &[&str], line: &str) -> Result<Explained, Failure> {
         let words = std::iter::once("why").chain(line.split(' '));
-        explain(&west(), &Line::try_parse_from(words).expect("arguments").why)
+        explain(&west(via), &Line::try_parse_from(words).expect("arguments").why)
+    }
+
+    fn why(line: &str) -> Result<Explained, Failure> {
+        why_with(&["gw1"], line)
+    }
+
+    #[test]
+    fn what_nothing_leads_to_is_skipped() {
+        let explained = why_with(&[], "shop/orders catalog.shop").expect("explained");
+        let chosen = explained.chosen.expect("the other site's");
+        assert_eq!((chosen.endpoint.as_str(), chosen.path.as_str()), ("e1", "via gateway"));
+        assert_eq!(chosen.skipped, ["w1"]);
     }
 
     #[test]

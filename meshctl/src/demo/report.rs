@@ -246,17 +246,17 @@ pub(crate) fn flow_table(flows: &[FlowReport], paint: Paint) -> String {
     let mut table = Table::new(&[
         "FLOW",
         "REQUESTS",
-        "SUCCESS",
+        "OK",
         "RPS",
-        "P50",
-        "P95",
-        "P99",
+        "P50 ms",
+        "P95 ms",
+        "P99 ms",
         "PATH",
         "LINK",
         "CALLER, AS THE CALLEE SAW IT",
     ]);
     for flow in flows {
-        let ms = |value: Option<f64>| value.map(|ms| format!("{ms:.1}ms")).unwrap_or_default();
+        let ms = |value: Option<f64>| value.map(|ms| format!("{ms:.1}")).unwrap_or_default();
         table.row([
             flow.title.to_owned(),
             flow.requests.to_string(),
@@ -267,7 +267,7 @@ pub(crate) fn flow_table(flows: &[FlowReport], paint: Paint) -> String {
             ms(flow.p99_ms),
             flow.path.clone(),
             flow.transport.clone().unwrap_or_default(),
-            flow.caller.clone(),
+            flow.caller.trim_start_matches("spiffe://").to_owned(),
         ]);
     }
     table.render(paint)

@@ -36,14 +36,26 @@ impl Screen {
 
     /// Whether it is time for another.
     pub(crate) fn is_due(&self, now: Duration) -> bool {
-        !self.silent && self.drawn_at.is_none_or(|at| now.saturating_sub(at) >= self.every)
+        let since = match self.drawn_at {
+            Some(at) => now.saturating_sub(at),
+            // In place an empty table says that something is about to happen.
+            None if self.in_place => self.every,
+            None => now,
+        };
+        !self.silent && since >= self.every
     }
 
     /// Shows `text`, over what was shown before if it is still in place.
     pub(crate) fn draw(&mut self, now: Duration, text: &str, teller: &Teller) {
         self.drawn_at = Some(now);
         let mut out = self.erase();
-        out.push_str(text);
+        if self.in_place {
+            // Long lines are cut, not wrapped: wrapped ones would count twice
+            // (DECAWM).
+            out.push_str(&format!("\x1b[?7l{text}\x1b[?7h"));
+        } else {
+            out.push_str(text);
+        }
         teller.raw(&out);
         self.lines = if self.in_place { text.lines().count() } else { 0 };
     }

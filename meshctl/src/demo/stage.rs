@@ -31,7 +31,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at something that is about to happen.
 const POLL: Duration = Duration::from_millis(25);
 /// How long processes may take to end before they are killed.
-const END_TIMEOUT: Duration = Duration::from_secs(4);
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The running mesh.
 #[derive(Debug)]

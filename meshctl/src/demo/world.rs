@@ -368,17 +368,17 @@ impl World {
         vec![
             flow(
                 "http",
-                "VM → east, HTTP/1.1",
+                "VM → east HTTP",
                 VM1,
                 "payments.prod",
                 "http",
                 http(VM1, "payments.prod"),
             ),
-            flow("grpc", "VM → east, gRPC", VM1, "payments.prod", "grpc", grpc),
-            flow("tcp", "VM → east, TCP", VM1, "payments.prod", "echo", tcp),
+            flow("grpc", "VM → east gRPC", VM1, "payments.prod", "grpc", grpc),
+            flow("tcp", "VM → east TCP", VM1, "payments.prod", "echo", tcp),
             flow(
                 "reverse",
-                "east → VM, HTTP/1.1",
+                "east → VM HTTP",
                 NODE1,
                 "orders.shop",
                 "http",
@@ -386,7 +386,7 @@ impl World {
             ),
             flow(
                 "failover",
-                "VM → nearest of two sites",
+                "VM → nearest HTTP",
                 VM1,
                 "catalog.shop",
                 "http",
@@ -394,7 +394,7 @@ impl World {
             ),
             flow(
                 "local",
-                "inside east, HTTP/1.1",
+                "east → east HTTP",
                 NODE1,
                 "catalog.shop",
                 "http",

@@ -217,23 +217,18 @@ impl World {
     /// Agent, proxy and applications of a machine.
     pub(crate) fn machine(&self, machine: Machine) -> Vec<Spec> {
         let etc = self.run_dir(machine.name).join("etc");
-        let mut specs = vec![
-            self.daemon(
-                format!("{}-agent", machine.name),
-                &self.programs.vm_agent,
-                etc.join("agent.yaml"),
-            ),
-            self.daemon(
-                format!("{}-proxy", machine.name),
-                &self.programs.edge_proxy,
-                etc.join("proxy.yaml"),
-            ),
-        ];
+        let mut specs = Vec::new();
+        // Applications first: the agent's first look shall find them.
         for service in machine.services {
             for (_, kind, _, target) in service.ports {
                 specs.push(self.app(machine, service, kind, *target));
             }
         }
+        let daemon = |part: &str, program: &Path, config: &str| {
+            self.daemon(format!("{}-{part}", machine.name), program, etc.join(config))
+        };
+        specs.push(daemon("agent", &self.programs.vm_agent, "agent.yaml"));
+        specs.push(daemon("proxy", &self.programs.edge_proxy, "proxy.yaml"));
         specs
     }
 

@@ -373,3 +373,51 @@ impl Life {
         "no longer needed".into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::{Allowed, service::LinkTransport};
+
+    use super::*;
+    use crate::{
+        listen::Arrival,
+        session::tests::{dialer, door_of},
+        testing::{Authority, credentials},
+    };
+
+    /// Far below QUIC's idle timeout of 30 s, far above [`DEAD_AFTER`].
+    const SOON: Duration = Duration::from_secs(15);
+
+    #[tokio::test]
+    async fn a_machine_that_dies_without_a_word_is_missed_soon() {
+        let east = Authority::new("east.example");
+        let gateway = credentials(&east, &east.gateway(), &[&east]);
+        let machine = credentials(&east, &east.workload("orders"), &[&east]);
+        let (door, to) = door_of(&gateway, Allowed::Neighbour(east.domain.clone())).await;
+        let allowed = Allowed::Exactly(east.gateway());
+        let (die, dying) = tokio::sync::oneshot::channel::<()>();
+        // A runtime of its own: with it ends everything that could say goodbye.
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime");
+            runtime.block_on(async {
+                let dialer = dialer(&machine);
+                let dialled = dialer.dial(&to, allowed, LinkTransport::Quic, SOON).await;
+                let session = dialled.expect("dialled");
+                let stream = session.accept().await.expect("a stream").accept().await;
+                dying.await.expect("told to die");
+                std::mem::forget((stream, session));
+            });
+        });
+        let Ok(Arrival::Tunnel(session)) = door.accept().await else { panic!("no tunnel") };
+        let connect = crate::session::tests::connect("s");
+        let stream = session.open(&connect, b"").await.expect("opened");
+        sleep(2 * DEAD_AFTER).await;
+        assert!(session.is_open(), "who lives and has nothing to say is not dead");
+        die.send(()).expect("it waits");
+        thread.join().expect("it ended");
+        let why = timeout(SOON, session.closed()).await.expect("missed");
+        assert_eq!(why, "the machine is silent");
+        drop(stream);
+    }
+}

@@ -25,7 +25,7 @@ use crate::{
 const TRANSPORTS: [LinkTransport; 2] = [LinkTransport::Quic, LinkTransport::Tls];
 const LONG: Duration = Duration::from_secs(10);
 
-fn connect(name: &str) -> Connect {
+pub(crate) fn connect(name: &str) -> Connect {
     Connect {
         site: "east".parse().unwrap(),
         service: "orders.shop".parse().unwrap(),

@@ -168,7 +168,8 @@ impl Discovery {
         if self.shared.snapshot.load().is_none() {
             self.ready.fails("waiting for an identity");
         }
-        let have = || self.shared.credentials.svid().is_some() && self.shared.own.load().site.is_some();
+        let have =
+            || self.shared.credentials.svid().is_some() && self.shared.own.load().site.is_some();
         while !have() {
             if credentials.changed().await.is_err() {
                 return std::future::pending().await;

@@ -209,7 +209,8 @@ impl Source {
         let answer = client.describe(v1::DescribeRequest {}).await?;
         let described = Described::try_from(answer.into_inner())?;
         let same = before.as_ref().is_some_and(|before| {
-            (&before.id, &before.node, &before.site) == (&described.id, &described.node, &described.site)
+            (&before.id, &before.node, &before.site)
+                == (&described.id, &described.node, &described.site)
         });
         if before.as_ref() != Some(&described) {
             self.tell(&described);
@@ -224,7 +225,11 @@ impl Source {
     async fn channel(&self) -> Result<Channel, IdentityError> {
         mesh_tunnel::unix::channel(&self.socket).await.map_err(|source| {
             IdentityError::Unreachable {
-                who: if is_gateway_socket(&self.socket) { "isthmus-federation" } else { "vm-agent" },
+                who: if is_gateway_socket(&self.socket) {
+                    "isthmus-federation"
+                } else {
+                    "vm-agent"
+                },
                 source,
             }
         })
@@ -233,15 +238,18 @@ impl Source {
     /// Puts what was described where everybody looks. It comes before the
     /// certificate, so that whoever sees that also knows what it is for.
     fn tell(&self, described: &Described) {
-        let configured = self.shared.config.locality.clone();
-        let locality =
-            if configured == Locality::default() { described.locality.clone() } else { configured };
+        // What was written comes before what the source says.
+        let config = &self.shared.config;
+        let locality = match &config.locality {
+            unknown if *unknown == Locality::default() => described.locality.clone(),
+            written => written.clone(),
+        };
         self.believe(&described.bundles);
         self.shared.own.store(Own {
             site: Some(described.site.name.clone()),
             trust_domain: Some(described.site.trust_domain.clone()),
             node: described.node.clone(),
-            gateway: described.gateway.clone(),
+            gateway: config.gateway_id.clone().or_else(|| described.gateway.clone()),
             gateways: described.gateways.clone(),
             federation: described.site.federation,
             locality,
@@ -258,7 +266,7 @@ impl Source {
         client: &mut WorkloadIdentityClient<Channel>,
         described: &Described,
     ) -> Result<Due, IdentityError> {
-        let (key, csr) = 
+        let (key, csr) =
             tls::new_key_and_csr().map_err(|error| IdentityError::Key(error.to_string()))?;
         let answer = client.issue(v1::IssueRequest { csr }).await?.into_inner();
         let bundles: Vec<TrustBundle> = every(&answer.bundles)?;

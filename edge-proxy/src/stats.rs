@@ -42,7 +42,9 @@ impl Flow {
 
 /// Shared; clones are the same figures.
 #[derive(Debug, Clone, Default)]
-pub struct Stats(Arc<Mutex<HashMap<(ServiceName, Flow), Arc<Figures>>>>);
+pub struct Stats(Arc<Mutex<All>>);
+
+type All = HashMap<(ServiceName, Flow), Arc<Figures>>;
 
 /// Figures of one service and direction. Keep the handle: finding it takes a
 /// lock, counting does not.

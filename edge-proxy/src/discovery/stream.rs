@@ -32,7 +32,7 @@ const MAX_DELTA: usize = 64 << 20;
 /// A federation that does not say `Complete` has answered a want when this
 /// many heartbeats have passed.
 const BEATS_TO_COMPLETE: u8 = 2;
-/// Bytes of the reason in a `Nack`.
+/// Characters of the reason in a `Nack`.
 const MAX_REASON: usize = 1024;
 /// Skew of federation's clock that is told once per stream.
 const SKEW: u64 = 60_000;
@@ -59,8 +59,7 @@ impl Discovery {
         heard: &mut bool,
     ) -> Result<Infallible, StreamError> {
         let channel = self.channel().await?;
-        let mut client =
-            DiscoveryClient::new(channel).max_decoding_message_size(MAX_DELTA);
+        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_DELTA);
         let (tx, rx) = mpsc::channel(QUEUE);
         let everything = self.sessions.is_some();
         let gateway = self.shared.own.load().gateway.as_ref().map(ToString::to_string);
@@ -168,7 +167,8 @@ impl Open<'_> {
         }
         let wanted = self.discovery.shared.snapshot.wanted();
         let is_new = |service: &&ServiceName| {
-            !self.complete.contains(*service) && !self.asked.iter().any(|(name, _)| name == *service)
+            !self.complete.contains(*service)
+                && !self.asked.iter().any(|(name, _)| name == *service)
         };
         let new: Vec<ServiceName> = wanted.iter().filter(is_new).cloned().collect();
         if new.is_empty() {
@@ -226,9 +226,9 @@ impl Open<'_> {
         }
     }
 
-    fn reject(&self, delta: &v1::Delta, mut reason: String) -> Result<(), StreamError> {
+    fn reject(&self, delta: &v1::Delta, reason: String) -> Result<(), StreamError> {
         log::error!(reason = reason.as_str(); "delta rejected, keeping the snapshot that is there");
-        reason.truncate(reason.floor_char_boundary(MAX_REASON));
+        let reason = reason.chars().take(MAX_REASON).collect();
         self.send(Request::Nack(v1::Nack { revision: delta.to, reason }))
     }
 

@@ -73,7 +73,9 @@ fn classify(
         return Ok(Neighbour::Sibling(gateway));
     }
     match (peer.id.subject(), &peer.node) {
-        (Subject::Workload { .. }, Some(node)) => Ok(Neighbour::Node(node.clone(), peer.id.clone())),
+        (Subject::Workload { .. }, Some(node)) => {
+            Ok(Neighbour::Node(node.clone(), peer.id.clone()))
+        }
         (Subject::Workload { .. }, None) | (Subject::Node(_), _) => {
             Ok(Neighbour::Client(peer.id.clone()))
         }

@@ -189,7 +189,12 @@ struct Direction {
 
 impl Direction {
     /// Moves what can be moved; ready when this direction has ended.
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+    ) -> Poll<Result<(), Fault>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,

@@ -160,9 +160,7 @@ impl Sessions {
     pub fn node(&self, node: &NodeId, identity: Option<&SpiffeId>) -> Option<Session> {
         let held = self.lock();
         let usable = || held.get(&Target::Node(node.clone())).into_iter().flatten().rev();
-        let is_wanted = |tunnel: &&Held| {
-            matches!(&tunnel.neighbour, Neighbour::Node(_, id) if Some(id) == identity)
-        };
+        let is_wanted = |tunnel: &&Held| matches!(&tunnel.neighbour, Neighbour::Node(_, id) if Some(id) == identity);
         let mut usable_ones = usable().filter(|tunnel| tunnel.is_usable());
         usable()
             .filter(|tunnel| tunnel.is_usable())

@@ -31,6 +31,9 @@ const CHOOSE: Duration = Duration::from_secs(5);
 const RETIRED_DEADLINE: Duration = Duration::from_secs(3600);
 /// How often such a tunnel looks whether its last stream has ended.
 const LAST_STREAM_POLL: Duration = Duration::from_millis(250);
+/// Looks in a row without a stream before it is closed: a request that is being
+/// served may be about to open one.
+const QUIET_LOOKS: u32 = 2;
 /// Streams that a gateway may have open towards one tunnel of ours.
 const REVERSE_STREAMS: u32 = 4096;
 
@@ -55,9 +58,12 @@ pub(super) async fn keep(tunnels: Tunnels, worker: Arc<Worker>) {
             changed = snapshot.changed() => if changed.is_err() { return },
             changed = credentials.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(CHOOSE) => {}
-            () = shared.drain.draining() => return,
+            () = shared.drain.draining() => break,
         }
     }
+    // Requests that are being served may still need a tunnel: each ends when
+    // nothing is left in it, and is not dialled again.
+    kept.into_values().for_each(|guard| drop(guard.disarm()));
 }
 
 /// Gateways of the own site: the snapshot's, or those that the identity source
@@ -116,9 +122,14 @@ struct Keeper {
 impl Keeper {
     async fn run(self) {
         let mut backoff = Backoff::new(REDIAL, REDIAL_MAX);
+        let drain = &self.worker.shared.drain;
         let up = async {
-            loop {
-                match self.dial(LinkTransport::Raced).await {
+            while !drain.is_draining() {
+                let dialled = tokio::select! {
+                    dialled = self.dial(LinkTransport::Raced) => dialled,
+                    () = drain.draining() => return,
+                };
+                match dialled {
                     Ok(session) => {
                         backoff.reset();
                         self.hold(session).await;
@@ -128,13 +139,16 @@ impl Keeper {
                         self.mark_away();
                     }
                 }
-                backoff.pause().await;
+                tokio::select! {
+                    () = backoff.pause() => {}
+                    () = drain.draining() => {}
+                }
             }
         };
         tokio::select! {
             () = up => {}
             () = self.unwanted.cancelled() => {}
-            () = self.worker.shared.drain.draining() => {}
+            () = drain.stopping() => {}
         }
     }
 
@@ -252,6 +266,7 @@ async fn serve(worker: Arc<Worker>, session: Session, retired: CancellationToken
     };
     let mut going = std::pin::pin!(going);
     let mut end = None;
+    let mut quiet = 0;
     let mut look = tokio::time::interval(LAST_STREAM_POLL);
     loop {
         tokio::select! {
@@ -265,7 +280,8 @@ async fn serve(worker: Arc<Worker>, session: Session, retired: CancellationToken
                 look.reset();
             }
             now = look.tick(), if end.is_some() => {
-                if session.streams() == 0 || end.is_some_and(|end| now >= end) {
+                quiet = if session.streams() == 0 { quiet + 1 } else { 0 };
+                if quiet >= QUIET_LOOKS || end.is_some_and(|end| now >= end) {
                     session.close("not used any more");
                 }
             }

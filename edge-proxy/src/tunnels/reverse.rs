@@ -83,8 +83,7 @@ fn names_ours(
     if !snapshot.services.contains_key(&connect.service) {
         return Err((RefusedReason::UnknownService, "not known here"));
     }
-    let endpoint =
-        snapshot.endpoint(connect.service.as_str(), &connect.site, endpoint_id.as_str());
+    let endpoint = snapshot.endpoint(connect.service.as_str(), &connect.site, endpoint_id.as_str());
     let is_ours = endpoint.is_some_and(|endpoint| {
         let same_machine = own.node.is_none() || endpoint.node == own.node;
         endpoint.port == connect.port && &endpoint.identity == id && same_machine

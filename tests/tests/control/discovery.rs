@@ -106,10 +106,14 @@ impl Federation {
         let (conns, accepted) = mpsc::channel(4);
         let accepting = async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                let Ok(mut tls) = mesh_tunnel::tls::accept(tls.clone(), tcp).await else { continue };
+                let Ok(mut tls) = mesh_tunnel::tls::accept(tls.clone(), tcp).await else {
+                    continue;
+                };
                 // tonic's server takes pipes, not every TLS stream.
                 let (near, mut far) = tokio::io::duplex(64 << 10);
-                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut tls, &mut far).await });
+                tokio::spawn(
+                    async move { tokio::io::copy_bidirectional(&mut tls, &mut far).await },
+                );
                 if conns.send(Ok::<_, std::io::Error>(near)).await.is_err() {
                     return;
                 }
@@ -386,7 +390,8 @@ async fn way_to(ca: &Ca, federation: SocketAddr) -> (App, mesh_core::Gateway) {
     app.shared.snapshot.store(Arc::new(snapshot), edge_proxy::snapshot_cell::Complete::All);
     app.run_in_place().await.unwrap();
     let mut doors = app.gateway.doors();
-    let (quic, tls) = timeout(STEP, doors.wait_for(Option::is_some)).await.unwrap().unwrap().unwrap();
+    let (quic, tls) =
+        timeout(STEP, doors.wait_for(Option::is_some)).await.unwrap().unwrap().unwrap();
     let known = mesh_core::Gateway {
         id: "gw-1".parse().unwrap(),
         site: "east".parse().unwrap(),

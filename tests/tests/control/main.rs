@@ -1,6 +1,8 @@
 //! Identity and discovery of a proxy against scripted counterparts: what is
 //! taken, what is refused, and what goes on when they are away.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod discovery;
 mod identity;
 

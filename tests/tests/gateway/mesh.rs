@@ -12,10 +12,7 @@ use edge_proxy::{
 use isthmus_tests::pki::Ca;
 use mesh_api::v1::{self, resource::Resource as Kind};
 use mesh_core::{
-    Allowed, NodeId, Snapshot, SpiffeId,
-    apply,
-    path::Connect,
-    service::LinkTransport,
+    Allowed, NodeId, Snapshot, SpiffeId, apply, path::Connect, service::LinkTransport,
 };
 use mesh_tunnel::{
     Credentials, Dialer, GatewayAddresses, RealNet, Session, Svid, Trust, TunnelStream,
@@ -155,7 +152,13 @@ pub(crate) fn shared(config: Config, credentials: Arc<Credentials>, own: Own) ->
 }
 
 /// Starts a gateway of `of` that believes `sites`; it has no snapshot yet.
-pub(crate) async fn start(of: &Site, id: &str, sites: &[&Site], doors: GatewayDoors, tuning: Tuning) -> Running {
+pub(crate) async fn start(
+    of: &Site,
+    id: &str,
+    sites: &[&Site],
+    doors: GatewayDoors,
+    tuning: Tuning,
+) -> Running {
     let config = Config { gateway: Some(doors), ..Config::given(Role::Gateway) };
     let own = Own {
         site: Some(of.name.parse().unwrap()),
@@ -198,7 +201,10 @@ impl Running {
     }
 
     /// Waits until federation would be told what `wanted` says.
-    pub(crate) async fn told(&self, wanted: impl FnMut(&v1::NodeSessions) -> bool) -> v1::NodeSessions {
+    pub(crate) async fn told(
+        &self,
+        wanted: impl FnMut(&v1::NodeSessions) -> bool,
+    ) -> v1::NodeSessions {
         let mut told = self.app.gateway.told();
         let told = timeout(STEP, told.wait_for(wanted)).await.expect("told in time").unwrap();
         told.clone()
@@ -237,8 +243,7 @@ pub(crate) async fn try_dial(
         boot_id: "test".into(),
         ..v1::Hello::default()
     };
-    let dialer =
-        Dialer { net: Arc::new(RealNet), credentials: credentials(svid, &[of]), hello };
+    let dialer = Dialer { net: Arc::new(RealNet), credentials: credentials(svid, &[of]), hello };
     let allowed = Allowed::Exactly(SpiffeId::gateway(&of.ca.trust_domain));
     Box::pin(dialer.dial(&to.addresses(), allowed, transport, STEP)).await
 }

@@ -199,10 +199,7 @@ async fn a_proxy_finds_its_gateway_again_after_a_restart() {
     mesh.source.has_tunnel(Transport::Quic).await;
     let Mesh { pair, source, destination } = mesh;
     let Pair { west, east, west_gateway, east_gateway } = pair;
-    let doors = edge_proxy::config::GatewayDoors {
-        quic: west_gateway.quic,
-        tls: west_gateway.tls,
-    };
+    let doors = edge_proxy::config::GatewayDoors { quic: west_gateway.quic, tls: west_gateway.tls };
     let snapshot = west_gateway.app.shared.snapshot.load().unwrap();
     west_gateway.stop().await;
     let west_gateway = start(&west, "gw-w", &[&west, &east], doors, Tuning::default()).await;

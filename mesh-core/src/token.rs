@@ -306,21 +306,41 @@ mod tests {
         }
     }
 
+    /// A whole token with one byte changed is not called a cut one.
+    #[test]
+    fn damage_is_told_from_a_cut() {
+        let text = token().encode();
+        let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX).unwrap()).unwrap();
+        // The two bytes before the secret are what tells a whole token.
+        let tag = bytes.len() - 4 - 32 - 2;
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            let changed = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(changed));
+            let is_tag = (tag..tag + 2).contains(&at);
+            let expected = if is_tag { TokenError::Truncated } else { TokenError::Damaged };
+            assert_eq!(Token::decode(&changed, Purpose::Node), Err(expected), "byte {at}");
+        }
+    }
+
+    /// The example with another message and a checksum that fits it.
+    fn with(change: impl FnOnce(&mut v1::Token)) -> String {
+        let text = token().encode();
+        let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX).unwrap()).unwrap();
+        let mut message = v1::Token::decode(&bytes[..bytes.len() - 4]).unwrap();
+        change(&mut message);
+        let mut bytes = message.encode_to_vec();
+        bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
+        format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
+    }
+
     #[test]
     fn each_kind_of_foreign_text_has_its_own_answer() {
-        let with = |change: fn(&mut v1::Token)| {
-            let text = token().encode();
-            let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX).unwrap()).unwrap();
-            let mut message = v1::Token::decode(&bytes[..bytes.len() - 4]).unwrap();
-            change(&mut message);
-            let mut bytes = message.encode_to_vec();
-            bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
-            format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
-        };
         let cases = [
             ("".to_owned(), "token_not_a_token"),
             ("eyJhbGciOiJIUzI1NiJ9.e30.x".to_owned(), "token_not_a_token"),
             ("isthmusx.abc".to_owned(), "token_not_a_token"),
+            ("isthmus.abc".to_owned(), "token_not_a_token"),
             ("isthmus2.abcd".to_owned(), "token_unsupported_version"),
             (with(|t| t.version = 9), "token_unsupported_version"),
             (with(|t| t.purpose = 2), "token_wrong_purpose"),
@@ -335,6 +355,58 @@ mod tests {
         for (text, code) in cases {
             let error = Token::decode(&text, Purpose::Node).unwrap_err();
             assert_eq!(error.code(), code, "{text:.40}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_token_for_something_else_says_what_it_is_for() {
+        let cases = [
+            (
+                Purpose::Node,
+                Purpose::Link,
+                "a token for joining a machine; use it with `meshctl join`",
+            ),
+            (Purpose::Link, Purpose::Node, "a token for linking a site; use it with `meshctl link"),
+        ];
+        for (purpose, wanted, message) in cases {
+            let text = Token { purpose, ..token() }.encode();
+            assert_eq!(Token::decode(&text, purpose).map(|token| token.purpose), Ok(purpose));
+            let error = Token::decode(&text, wanted).unwrap_err();
+            assert_eq!(error, TokenError::WrongPurpose { found: purpose });
+            assert!(error.to_string().contains(message), "{error}\nexpected {message}");
+        }
+    }
+
+    /// Exactly so much passes, one more does not.
+    #[test]
+    fn limits() {
+        let gateways = |n: usize| with(|t| t.gateways = vec!["gw:1".into(); n]);
+        let id = |n: usize| with(|t| t.id = "i".repeat(n));
+        let host = |n: usize| with(|t| t.gateways = vec![format!("{}:8443", "h".repeat(n - 5))]);
+        let cases: [(&str, &dyn Fn(usize) -> String, usize); 3] = [
+            ("it must name 1 to 16 gateways", &gateways, MAX_GATEWAYS),
+            ("its id is not 1 to 64 bytes", &id, 64),
+            ("is not host:port", &host, 261),
+        ];
+        for (message, case, max) in cases {
+            assert_eq!(Token::decode_any(&case(max)).map(drop), Ok(()), "{message}");
+            let error = Token::decode_any(&case(max + 1)).unwrap_err();
+            assert!(matches!(&error, TokenError::Invalid(problem) if problem.ends_with(message)));
+        }
+        // Of white space around it nothing counts.
+        let text = |n: usize| format!(" {PREFIX}{}\n", "A".repeat(n - PREFIX.len()));
+        assert_eq!(Token::decode_any(&text(MAX_LENGTH)), Err(TokenError::Truncated));
+        let too_long = TokenError::Invalid("it is longer than 8192 bytes".to_owned());
+        assert_eq!(Token::decode_any(&text(MAX_LENGTH + 1)), Err(too_long));
+    }
+
+    #[test]
+    fn gateways_are_host_and_port() {
+        for good in ["gw:1", "gw.example:65535", "192.0.2.1:8443", "[2001:db8::1]:8443"] {
+            assert!(is_host_port(good), "{good}");
+        }
+        for bad in ["", "gw", "gw:", ":8443", "gw:0", "gw:65536", "g w:1", "gw\u{7}:1", "gw:http"] {
+            assert!(!is_host_port(bad), "{bad:?}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::{io, sync::Arc, thread, time::Duration};
 use anyhow::Context;
 use mesh_runtime::{
     admin::{self, Admin, Readiness},
+    clock,
     drain::Drain,
     process,
 };
@@ -32,6 +33,11 @@ use crate::{
 
 /// How long the last access-log lines may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long workers may take to end once everything was told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const STOP_POLL: Duration = Duration::from_millis(5);
 
 /// What every part of the process shares; cheap to clone.
 #[derive(Debug, Clone)]
@@ -152,6 +158,7 @@ impl App {
         let listener = TcpListener::bind(addr)
             .await
             .with_context(|| format!("admin: cannot listen on {addr}; choose another or `off`"))?;
+        log::info!(listener = "admin", addr:% = listener.local_addr()?; "listening");
         let registry = self.shared.metrics.registry.clone();
         let readiness = self.shared.readiness.clone();
         let shown = Admin { registry, readiness };
@@ -173,11 +180,12 @@ impl App {
             let builder = thread::Builder::new().name(format!("worker-{index}"));
             workers.push(builder.spawn(move || {
                 app.run_worker(index, wanted_now, bound);
-                // Nobody listens any more once the process stops.
-                let _stopping = died.blocking_send(index);
+                // The first is enough, and nobody listens once the process stops.
+                let _told = died.try_send(index);
             })?);
             wanted = told.await.context("a worker ended while starting")??;
         }
+        wanted.log();
         Ok(workers)
     }
 
@@ -220,8 +228,15 @@ impl App {
     async fn stop(self, workers: Vec<thread::JoinHandle<()>>) -> anyhow::Result<()> {
         let Shared { drain, config, access_log, .. } = &self.shared;
         let cut = drain.finish(config.longest_drain()).await;
-        let failed = workers.into_iter().map(thread::JoinHandle::join);
-        let failed = failed.filter(Result::is_err).count();
+        let deadline = clock::monotonic() + STOP_TIMEOUT;
+        while clock::monotonic() < deadline && !workers.iter().all(thread::JoinHandle::is_finished)
+        {
+            tokio::time::sleep(STOP_POLL).await;
+        }
+        // A worker that still runs is stuck; the process ends without it.
+        let failed =
+            workers.into_iter().map(|worker| worker.is_finished() && worker.join().is_ok());
+        let failed = failed.filter(|ended| !ended).count();
         access_log.flush(FLUSH_TIMEOUT);
         log::info!(cut = cut; "stopped");
         anyhow::ensure!(failed == 0, "{failed} workers have failed; see the log");

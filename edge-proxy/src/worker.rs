@@ -79,6 +79,20 @@ impl Bound {
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
         }
     }
+
+    /// One line for each listener: with port 0 nobody else knows where it is.
+    pub fn log(&self) {
+        let named =
+            [("http", self.http), ("transparent", self.transparent), ("inbound", self.inbound)];
+        for (name, addr) in named {
+            if let Some(addr) = addr {
+                log::info!(listener = name, addr:% = addr; "listening");
+            }
+        }
+        for addr in &self.listeners {
+            log::info!(listener = "service", addr:% = addr; "listening");
+        }
+    }
 }
 
 impl Worker {

@@ -231,6 +231,10 @@ impl Config {
         if let SnapshotSource::File(path) = &mut self.snapshot {
             paths.push(path);
         }
+        if let AccessLogTarget::File(path) = &mut self.access_log {
+            paths.push(path);
+        }
+        paths.extend(&mut self.state);
         for path in paths {
             *path = dir.join(&*path);
         }

@@ -4,7 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -72,6 +72,14 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     }
     written?;
     sync_dir(dir).map_err(failed("cannot be made durable"))
+}
+
+/// Makes a directory of our own, mode 0700, with its parents; one that is
+/// there is left as it is.
+pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| {
+        FileError::Io { path: path.to_owned(), doing: "cannot be created", source }
+    })
 }
 
 /// Removes a file durably; one that is not there is fine.

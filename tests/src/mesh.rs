@@ -255,9 +255,5 @@ pub fn proxy(
     };
     let credentials = Credentials::new(Some(svid), trust);
     let shared = Shared::new(config, net, credentials).expect("no access log to open");
-    App::new(Shared {
-        snapshot: SnapshotCell::fixed(snapshot),
-        own: OwnCell::new(own),
-        ..shared
-    })
+    App::new(Shared { snapshot: SnapshotCell::fixed(snapshot), own: OwnCell::new(own), ..shared })
 }

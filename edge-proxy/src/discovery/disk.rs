@@ -65,7 +65,11 @@ impl Disk {
         })
     }
 
+    /// Makes the directory too: only systemd makes it beforehand.
     fn write(&self, snapshot: &Snapshot) -> Result<(), DiskError> {
+        if let Some(folder) = self.path.parent() {
+            files::create_private_dir(folder)?;
+        }
         Ok(files::write_private(&self.path, &encode(&to_delta(snapshot)))?)
     }
 }

@@ -157,7 +157,7 @@ fn serve(world: &World, host: &str, service: &str, namespace: &str, port: u16, p
         &format!("{host}/services.d/{service}.yaml"),
         &format!(
             "service: {service}\nnamespace: {namespace}\nport: {port}\nprotocol: {protocol}\n\
-             check: {{ tcp: true, interval: 1s }}\n"
+             check: {{ tcp: {port}, interval: 1s }}\n"
         ),
     );
 }
@@ -241,7 +241,9 @@ fn captured_traffic_reaches_its_service(world: &World) {
         "west-vm",
         &format!(
             "table ip capture {{ chain output {{ type nat hook output priority -100;
-                ip daddr {VIRTUAL} meta l4proto tcp redirect to :4141 }} }}"
+                ip daddr {VIRTUAL} meta l4proto tcp redirect to :4141
+            }}
+            }}"
         ),
     );
     let page = world.eventually("captured HTTP", START, |world| {
@@ -263,9 +265,13 @@ fn virtual_address(world: &World, service: &str) -> Result<String, String> {
 fn redis_and_grpc_answer(world: &World) {
     let address = virtual_address(world, "cache.prod").expect("an address");
     world.eventually("redis through the mesh", START, |world| {
-        let args = ["-h", &address, "-p", "6379", "-t", "5", "set", "key", "through the mesh"];
+        let args = ["-h", &address, "-p", "6379", "set", "key", "through the mesh"];
         let output = world.run("west-vm", "redis-cli", &args);
-        if text(&output.stdout).trim() == "OK" { Ok(()) } else { Err(text(&output.stdout)) }
+        if text(&output.stdout).trim() == "OK" {
+            Ok(())
+        } else {
+            Err(text(&output.stdout) + &text(&output.stderr))
+        }
     });
     let args = ["-h", &address, "-p", "6379", "get", "key"];
     assert_eq!(world.must("west-vm", "redis-cli", &args).trim(), "through the mesh");
@@ -323,7 +329,9 @@ fn without_udp_the_link_uses_tls(world: &World) {
         world.nft(
             gateway,
             "table inet blockudp { chain input { type filter hook input priority -10;
-                iifname wan meta l4proto udp drop } }",
+                iifname wan meta l4proto udp drop
+            }
+            }",
         );
     }
     world.eventually("the link uses TLS", FAILOVER, |world| {

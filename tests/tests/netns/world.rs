@@ -65,9 +65,11 @@ impl World {
                         iifname wan udp dport 8443 counter name tunnel accept
                         iifname wan tcp dport 8443 counter name tunnel accept
                         iifname wan ct state established,related accept
-                        iifname wan meta l4proto { tcp, udp } counter name stray drop }
-                    chain forward { type filter hook forward priority 0
-                        counter name forwarded drop }
+                        iifname wan meta l4proto { tcp, udp } counter name stray drop
+                    }
+                    chain forward { type filter hook forward priority 0;
+                        counter name forwarded drop
+                    }
                 }",
             );
         }
@@ -78,7 +80,8 @@ impl World {
                 chain input { type filter hook input priority 0;
                     iifname lo accept
                     ct state established,related accept
-                    meta l4proto { tcp, udp } counter name inbound drop }
+                    meta l4proto { tcp, udp } counter name inbound drop
+                }
             }",
         );
     }

@@ -65,6 +65,7 @@ pub struct Entry {
 
 /// What the writer is told.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are entries")]
 enum Message {
     Entry(Entry),
     /// Answered once everything before it is written.

@@ -35,7 +35,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         remove_connection_names(headers);
     }
-    let trailers = headers.get(TE).is_some_and(|te| mentions_trailers(te));
+    let trailers = headers.get(TE).is_some_and(mentions_trailers);
     for name in [
         &CONNECTION,
         &KEEP_ALIVE,

@@ -1,5 +1,7 @@
 //! Endpoints that die, and proxies that go away.
 
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
 mod support;
 
 use std::{

@@ -1,6 +1,8 @@
 //! HTTP/2 between two proxies: trailers, streams both ways, refusals that gRPC
 //! clients understand.
 
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
 mod support;
 
 use bytes::Bytes;

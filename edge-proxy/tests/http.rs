@@ -1,5 +1,7 @@
 //! HTTP between two proxies, over real sockets.
 
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
 mod support;
 
 use std::sync::atomic::Ordering;

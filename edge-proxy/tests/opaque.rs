@@ -1,5 +1,7 @@
 //! Opaque bytes between two proxies.
 
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

@@ -1,5 +1,7 @@
 //! The binary itself: configuration, several workers, signals.
 
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
 mod support;
 
 use std::{
@@ -242,7 +244,7 @@ async fn processes_serve_with_all_workers_and_drain_on_sigterm() {
         assert!(log.contains("stopped cut=0"), "{log}");
         let access = std::fs::read_to_string(dir.join(format!("{account}.log"))).unwrap();
         assert_eq!(access.lines().count(), 21, "{access}");
-        let lines = access.lines().map(|line| serde_json::from_str::<serde_json::Value>(line));
+        let lines = access.lines().map(serde_json::from_str::<serde_json::Value>);
         assert!(lines.into_iter().all(|line| line.unwrap()["status"] == 200));
     }
 }

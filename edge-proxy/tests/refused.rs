@@ -1,5 +1,7 @@
 //! Who may call whom, and who is who.
 
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
 mod support;
 
 use bytes::Bytes;

@@ -235,7 +235,7 @@ impl TestSite {
 
     fn is_reachable(&self, linked: bool) -> bool {
         let unreachable = self.unreachable.lock().unwrap();
-        !unreachable.0 && !(linked && unreachable.1)
+        !(unreachable.0 || linked && unreachable.1)
     }
 
     /// Whether others find any way here.

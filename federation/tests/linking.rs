@@ -16,7 +16,7 @@ use std::{
 use common::{TestSite, reason, run};
 use mesh_api::v1::{
     self, CreateLinkTokenRequest, ExportServiceRequest, GatewaySeen, Hello, LinkClusterRequest,
-    LinkProgress, LinkResult, Role, UnlinkRequest, authority_record::Event, resource::Resource as R,
+    LinkResult, Role, UnlinkRequest, authority_record::Event, resource::Resource as R,
 };
 use mesh_core::{Allowed, SpiffeId, path::RefusedReason};
 use mesh_tunnel::{Arrival, Credentials, Door, Doors, RealNet, Session};
@@ -73,9 +73,8 @@ impl Gateway {
             tls_addresses: vec![tls.to_string()],
         };
         let seen = vec![Event::GatewaySeen(GatewaySeen { gateway: Some(gateway) })];
-        let decide = |_: &federation::authority::State| {
-            Ok::<_, federation::refusal::Never>((seen, ()))
-        };
+        let decide =
+            |_: &federation::authority::State| Ok::<_, federation::refusal::Never>((seen, ()));
         site.site().authority.commit("test", decide).await.unwrap();
         let gateway = Self { ways: ways.clone(), own: name, tunnels: Arc::default() };
         tokio::spawn(gateway.clone().serve(door));
@@ -140,9 +139,9 @@ async fn redeem(by: &TestSite, site: &str, token: String) -> Result<LinkResult, 
     let request = LinkClusterRequest { site: site.into(), token, transport: 0 };
     by.running.admin.links.link_cluster("test".into(), request, tx);
     loop {
-        match timeout(PATIENCE, rx.recv()).await.expect("progress").expect("a last message")? {
-            LinkProgress { result: Some(result), .. } => return Ok(result),
-            LinkProgress { result: None, .. } => {}
+        let progress = timeout(PATIENCE, rx.recv()).await.expect("progress");
+        if let Some(result) = progress.expect("a last message")?.result {
+            return Ok(result);
         }
     }
 }

@@ -7,7 +7,13 @@
 //! fails a test.
 
 /// Version 1 of the wire.
-#[allow(unreachable_pub, clippy::all, clippy::too_many_lines, missing_docs, reason = "generated from proto/isthmus/v1")]
+#[allow(
+    unreachable_pub,
+    clippy::all,
+    clippy::too_many_lines,
+    missing_docs,
+    reason = "generated from proto/isthmus/v1"
+)]
 pub mod v1 {
     tonic::include_proto!("isthmus.v1");
 }

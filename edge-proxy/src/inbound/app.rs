@@ -292,7 +292,8 @@ async fn http2_client(worker: &Arc<Worker>, endpoint: &Endpoint) -> Result<Clien
         return Ok(client);
     }
     let stream = connect(worker, endpoint).await?;
-    let begun = tokio::time::timeout(DIAL_TIMEOUT, Client::begin(stream, None, &worker.shared.drain));
+    let begun =
+        tokio::time::timeout(DIAL_TIMEOUT, Client::begin(stream, None, &worker.shared.drain));
     let late = |_| unreachable(endpoint, "it does not speak HTTP/2");
     let (client, _guardian) =
         begun.await.map_err(late)?.map_err(|error| unreachable(endpoint, error))?;

@@ -18,9 +18,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::SemaphorePermit;
 
 use crate::{
-    http2::{
-        CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, Probing, SEND_BUFFER, STREAM_WINDOW,
-    },
+    http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, Probing, SEND_BUFFER, STREAM_WINDOW},
     inner::{HANDSHAKE_TIMEOUT, until_end},
     metrics::Direction,
     worker::Worker,

@@ -343,7 +343,11 @@ impl Failed {
         let (reason, after) = match error {
             ExchangeError::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
             ExchangeError::Broken(error) => {
-                if error.is_reset() { load.blame() } else { load.unreachable() }
+                if error.is_reset() {
+                    load.blame()
+                } else {
+                    load.unreachable()
+                }
                 (Reason::UpstreamReset, After::Idempotent)
             }
             ExchangeError::BodyFailed => (Reason::BadRequest, After::Nothing),

@@ -104,7 +104,7 @@ fn detected(bytes: &[u8]) -> Verdict {
         let shared = method.len().min(bytes.len());
         bytes[..shared] == method[..shared]
     };
-    if !METHODS.iter().any(|method| begins(method)) {
+    if !METHODS.iter().any(begins) {
         return Verdict::Is(Speaks::Opaque);
     }
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {

@@ -106,6 +106,7 @@ fn what_a_site_says_of_itself_is_accepted_and_addresses_are_not() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 fn one_wrong_resource_refuses_the_whole_delta() {
     let known = Known::new();
     let endpoint_of = |id: &str| Endpoint { spiffe_id: id.into(), ..endpoint() };

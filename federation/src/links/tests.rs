@@ -188,6 +188,7 @@ async fn request_for(west: &TestSite, east: &TestSite) -> RedeemLinkRequest {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one table")]
 async fn who_redeems_must_prove_its_roots() {
     let (west, east) = two().await;
     let north = TestSite::new("north", &Arc::default(), Terms::default());

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{config::AccessLogTarget, metrics::Direction};
 
-/// Lines that wait for the writer; at 100 bytes of names each about 1 MiB.
+/// Lines that wait for the writer: a second of a busy proxy, 3 MiB if full.
 const QUEUE: usize = 8192;
 /// How many lines are written before the buffer is flushed, if more wait.
 const BATCH: usize = 256;
@@ -67,7 +67,7 @@ pub struct Entry {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "nearly all are entries")]
 enum Message {
-    Entry(Entry),
+    Entry(Box<Entry>),
     /// Answered once everything before it is written.
     Flush(SyncSender<()>),
 }
@@ -119,7 +119,7 @@ impl AccessLog {
     pub fn put(&self, entry: Entry) {
         let Some(queue) = &self.queue else { return };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            queue.try_send(Message::Entry(entry))
+            queue.try_send(Message::Entry(Box::new(entry)))
         {
             self.dropped.inc();
         }

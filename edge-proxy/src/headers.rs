@@ -98,7 +98,8 @@ mod tests {
 
     #[test]
     fn hop_by_hop_headers_go_and_the_rest_stays() {
-        let cases: &[(&[(&str, &str)], &[(&str, &str)])] = &[
+        type Pairs = &'static [(&'static str, &'static str)];
+        let cases: &[(Pairs, Pairs)] = &[
             (&[("accept", "*/*")], &[("accept", "*/*")]),
             (&[("connection", "close"), ("x-a", "1")], &[("x-a", "1")]),
             (&[("connection", "X-Hop, keep-alive"), ("x-hop", "1"), ("keep-alive", "5")], &[]),

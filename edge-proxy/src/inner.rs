@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use crate::{
     app::Shared,
     http2::{Client, Guardian, Probing},
-    metrics::Direction,
+    metrics::{Direction, Open},
     tunnels::{self, Tunnels},
 };
 
@@ -38,6 +38,7 @@ pub struct Session {
     pub path_kind: &'static str,
     /// Joins the log lines of every hop.
     pub connection: Arc<str>,
+    _open: Open,
 }
 
 /// Why no inner session came up. No request was sent: another endpoint may be
@@ -116,7 +117,9 @@ pub async fn open(
         .map_err(|error| OpenFailure::Handshake(error.to_string()))?;
     let guard = guard(shared.credentials.clone(), peer.clone(), chain, guardian, going);
     shared.drain.spawn_beside(guard);
-    Ok(Session { client, peer, path_kind: path.describe(), connection: connection.into() })
+    let (path_kind, connection) = (path.describe(), connection.into());
+    let _open = shared.metrics.inner_session(Direction::Outbound);
+    Ok(Session { client, peer, path_kind, connection, _open })
 }
 
 /// Completes when something on a session's path goes away; never for a direct

@@ -93,6 +93,26 @@ impl EncodeLabelSet for RequestLabels {
     }
 }
 
+/// Which way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DirectionLabel(pub Direction);
+
+impl EncodeLabelSet for DirectionLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("direction", self.0.as_str()).encode(encoder.encode_label())
+    }
+}
+
+/// Counts something that is open while it lives.
+#[derive(Debug)]
+pub struct Open(Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl EncodeLabelSet for ReasonLabel {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         ("direction", self.direction.as_str()).encode(encoder.encode_label())?;
@@ -114,6 +134,8 @@ pub struct Metrics {
     pub tcp_open: Family<TargetLabels, Gauge>,
     /// Connections of applications open now.
     pub clients_open: Gauge,
+    /// Inner sessions open now.
+    pub inner_sessions: Family<DirectionLabel, Gauge>,
     /// Inner handshakes that failed.
     pub handshake_failures: Family<ReasonLabel, Counter>,
     /// Attempts after the first one.
@@ -136,6 +158,7 @@ impl Metrics {
             latency_ms: Latencies::new_with_constructor(latency),
             tcp_open: Family::default(),
             clients_open: Gauge::default(),
+            inner_sessions: Family::default(),
             handshake_failures: Family::default(),
             retries: Family::default(),
             access_log_dropped: Counter::default(),
@@ -149,6 +172,8 @@ impl Metrics {
         registry.register("tcp_open_connections", "Opaque connections open", m.tcp_open.clone());
         let clients = "Connections of applications open";
         registry.register("client_open_connections", clients, m.clients_open.clone());
+        let sessions = "Inner sessions open";
+        registry.register("inner_sessions", sessions, m.inner_sessions.clone());
         let handshakes = "Inner handshakes that failed";
         registry.register("handshake_failure", handshakes, m.handshake_failures.clone());
         registry.register("retry", "Attempts after the first one", m.retries.clone());
@@ -157,6 +182,13 @@ impl Metrics {
         metrics.gateway.register(&mut registry);
         metrics.registry = Arc::new(registry);
         metrics
+    }
+
+    /// Counts an inner session while the result lives.
+    pub fn inner_session(&self, direction: Direction) -> Open {
+        let gauge = self.inner_sessions.get_or_create_owned(&DirectionLabel(direction));
+        gauge.inc();
+        Open(gauge)
     }
 
     /// Counts a failed inner handshake.

@@ -133,3 +133,48 @@ impl SnapshotCell {
         self.0.wanted_changed.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::TrustBundles;
+
+    use super::*;
+    use crate::files::snapshot;
+
+    fn site() -> Arc<Snapshot> {
+        let text = "site: west\ntrust_domain: west.example\nservices:\n  - name: orders.shop\n    \
+                    ports: [{ name: http, port: 80 }]\n";
+        Arc::new(snapshot::parse(text, "site.yaml", &TrustBundles::new()).unwrap())
+    }
+
+    fn nothing() -> Complete {
+        Complete::Services(BTreeSet::new())
+    }
+
+    #[tokio::test]
+    async fn the_first_want_waits_for_its_answer_and_tells_discovery() {
+        let (cell, orders) = (SnapshotCell::new(), "orders.shop".parse().unwrap());
+        cell.store(site(), nothing());
+        let mut told = cell.wanted_changed();
+        let (waiting, name): (_, ServiceName) = (cell.clone(), orders);
+        let want = tokio::spawn(async move { waiting.want(&name).await });
+        told.changed().await.unwrap();
+        assert_eq!(
+            cell.wanted().iter().map(ServiceName::as_str).collect::<Vec<_>>(),
+            ["orders.shop"]
+        );
+        assert!(!want.is_finished());
+        cell.store(site(), Complete::Services(cell.wanted()));
+        assert!(want.await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn nobody_can_fill_the_set_with_names_that_do_not_exist() {
+        let cell = SnapshotCell::new();
+        let unknown: ServiceName = "nobody.shop".parse().unwrap();
+        assert!(cell.want(&unknown).await.is_none());
+        cell.store(site(), nothing());
+        assert!(cell.want(&unknown).await.is_some());
+        assert!(cell.wanted().is_empty());
+    }
+}

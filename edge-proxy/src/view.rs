@@ -66,3 +66,60 @@ impl View {
         derived.1.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::TrustBundles;
+
+    use super::*;
+    use crate::files::snapshot;
+
+    fn site(endpoints: &str) -> Arc<Snapshot> {
+        let text = format!(
+            "site: west\ntrust_domain: west.example\nservices:\n  - name: orders.shop\n    \
+             virtual_address: 10.96.0.1\n    ports: [{{ name: http, port: 80 }}, {{ name: tcp, \
+             port: 81 }}]\n    endpoints: [{endpoints}]\n  - name: other.shop\n    ports: [{{ \
+             name: http, port: 80 }}]\n"
+        );
+        Arc::new(snapshot::parse(&text, "site.yaml", &TrustBundles::new()).unwrap())
+    }
+
+    fn endpoint(id: &str, port: &str) -> String {
+        let identity = "spiffe://west.example/ns/shop/sa/orders";
+        format!("{{ id: {id}, port: {port}, identity: {identity}, target: '127.0.0.1:1' }}")
+    }
+
+    #[test]
+    fn virtual_addresses_name_services() {
+        let view = View::new(&site(""), None);
+        let cases = [
+            ("10.96.0.1:80", Some("http")),
+            ("10.96.0.1:81", Some("tcp")),
+            ("[::ffff:10.96.0.1]:80", Some("http")),
+            ("10.96.0.1:82", None),
+            ("10.96.0.2:80", None),
+        ];
+        for (dialled, wanted) in cases {
+            let found = view.captured(dialled.parse().unwrap());
+            assert_eq!(found.as_ref().map(|d| d.port.as_str()), wanted, "{dialled}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_those_of_the_port_and_of_the_newest_snapshot() {
+        let (service, http) = ("orders.shop".parse().unwrap(), "http".parse().unwrap());
+        let ids = |view: &View| {
+            let found = view.endpoints(&service, &http);
+            found.iter().map(|endpoint| endpoint.id.to_string()).collect::<Vec<_>>()
+        };
+        let first = site(&[endpoint("a", "http"), endpoint("b", "tcp")].join(", "));
+        let view = View::new(&first, None);
+        assert_eq!(ids(&view), ["a"]);
+        let second = site(&[endpoint("a", "http"), endpoint("c", "http")].join(", "));
+        assert!(!view.is_of(&second));
+        let view = View::new(&second, Some(&view));
+        assert_eq!(ids(&view), ["a", "c"]);
+        let unknown = "nobody.shop".parse().unwrap();
+        assert!(view.endpoints(&unknown, &http).is_empty());
+    }
+}

@@ -117,6 +117,32 @@ async fn heads_without_bodies_stay_without() {
 }
 
 #[tokio::test]
+async fn many_first_requests_open_one_session() {
+    let app = App::start(echo).await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let requests = (0..50).map(|_| fetch(pair.source.http(), "http://orders.shop/x"));
+    for (head, _) in futures_util::future::join_all(requests).await {
+        assert_eq!(head.status, 200);
+    }
+    let sessions = "isthmus_proxy_inner_sessions{direction=\"outbound\"} 1\n";
+    assert!(pair.source.metrics().contains(sessions), "{}", pair.source.metrics());
+}
+
+#[tokio::test]
+async fn clients_may_speak_http2_where_the_application_does_not() {
+    let app = App::start(|request: Request<hyper::body::Incoming>| async move {
+        assert_eq!(request.version(), http::Version::HTTP_11);
+        Response::new(full("hello"))
+    })
+    .await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let mut client = support::apps::http2(pair.source.http()).await;
+    let response = client.send_request(get("http://orders.shop/x")).await.unwrap();
+    assert_eq!((response.status(), response.version()), (StatusCode::OK, http::Version::HTTP_2));
+    assert_eq!(read(response).await, "hello");
+}
+
+#[tokio::test]
 async fn big_bodies_pass_both_ways() {
     let app = App::start(echo).await;
     let pair = Pair::start(Targets::all(app.addr)).await;

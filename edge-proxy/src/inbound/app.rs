@@ -71,17 +71,18 @@ pub enum Kept {
     Http2(#[allow(dead_code, reason = "counts the stream until dropped")] Lease),
 }
 
+/// HTTP/1 connections by application, and since when they have been idle.
+type Idle = HashMap<SocketAddr, Vec<(Instant, SendRequest<CountedBody>)>>;
+
 /// Connections to applications of one worker.
 #[derive(Debug, Default)]
 pub struct Apps {
-    idle: Mutex<HashMap<SocketAddr, Vec<(Instant, SendRequest<CountedBody>)>>>,
+    idle: Mutex<Idle>,
     http2: Mutex<HashMap<SocketAddr, Arc<tokio::sync::Mutex<Vec<Client>>>>>,
 }
 
 impl Apps {
-    fn idle(
-        &self,
-    ) -> MutexGuard<'_, HashMap<SocketAddr, Vec<(Instant, SendRequest<CountedBody>)>>> {
+    fn idle(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -155,6 +155,7 @@ enum Ending {
 }
 
 async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, mut session: Session) {
+    let _open = worker.shared.metrics.inner_session(Direction::Inbound);
     let ping = session.ping_pong().map(|ping| (Probing::DESTINATION, ping));
     let silent = crate::http2::probe(ping, || true);
     tokio::pin!(silent);

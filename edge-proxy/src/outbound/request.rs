@@ -140,7 +140,7 @@ fn refuse_upgrades(request: &Request<Incoming>) -> Result<(), Refusal> {
 /// Makes a client's request one of the inner session.
 fn prepare(dispatch: &Dispatch, request: Request<Incoming>) -> Result<Carried, Refusal> {
     let (mut head, body) = request.into_parts();
-    let speaks = inner_protocol(dispatch, head.version);
+    let speaks = inner_protocol(dispatch, &head);
     head.uri = inner_uri(&head, &dispatch.service)?;
     head.version = Version::HTTP_2;
     headers::remove_hop_by_hop(&mut head.headers);
@@ -165,13 +165,16 @@ fn port_value(name: &PortName) -> HeaderValue {
     HeaderValue::from_str(name.as_str()).expect("port names are ASCII")
 }
 
-/// What the application shall be spoken to in: what the client speaks, but
-/// HTTP/2 where the port is declared so.
-fn inner_protocol(dispatch: &Dispatch, version: Version) -> &'static str {
+/// What the application shall be spoken to in: HTTP/2 where the port is
+/// declared so, or where the client speaks it and the application must, being
+/// gRPC or having been found out to. All others understand HTTP/1.
+fn inner_protocol(dispatch: &Dispatch, head: &Parts) -> &'static str {
     let service = dispatch.snapshot.services.get(&dispatch.service);
     let port = service.and_then(|service| service.port(dispatch.port.as_str()));
-    let grpc = port.is_some_and(|port| port.protocol == Protocol::Grpc);
-    if grpc || version == Version::HTTP_2 { "http2" } else { "http1" }
+    let protocol = port.map_or(Protocol::Detect, |port| port.protocol);
+    let must = protocol == Protocol::Detect || is_grpc(&head.headers);
+    let client = head.version == Version::HTTP_2;
+    if protocol == Protocol::Grpc || (client && must) { "http2" } else { "http1" }
 }
 
 /// The authority stays what the client called, so that the application sees

@@ -1,7 +1,12 @@
 //! Two proxies, a certificate authority and applications, in one process on
 //! real sockets of the loopback.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses its own part, and may panic"
+)]
 
 pub mod apps;
 pub mod pki;

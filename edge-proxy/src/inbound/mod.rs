@@ -15,7 +15,7 @@ use http::HeaderValue;
 use mesh_core::{Allowed, PeerIdentity, identity::Side};
 use mesh_tunnel::{Stream, net::Listener, tls};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::{
     http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, Probing, SEND_BUFFER, STREAM_WINDOW},
@@ -27,6 +27,8 @@ use crate::{
 /// Handshakes under way per worker; more are closed unanswered, so that a
 /// flood of them leaves sessions alone.
 pub const MAX_HALF_OPEN: usize = 256;
+/// Connections of the mesh per worker; more wait to be accepted.
+const MAX_SESSIONS: usize = 16_384;
 /// Pause after a failed accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a cut session may take to tell its peer.
@@ -71,15 +73,19 @@ pub struct Caller {
 
 /// Accepts until the process drains.
 pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
+    let places = Arc::new(Semaphore::new(MAX_SESSIONS));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = next(&*listener, &places) => accepted,
             () = worker.shared.drain.draining() => return,
         };
         match accepted {
-            Ok((stream, from)) => {
+            Ok((stream, from, place)) => {
                 let task = serve_stream(worker.clone(), stream, Via::Tcp(from));
-                worker.shared.drain.spawn(task);
+                worker.shared.drain.spawn(async move {
+                    task.await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 log::warn!(error:% = error; "cannot accept connections from the mesh");
@@ -87,6 +93,15 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
             }
         }
     }
+}
+
+async fn next(
+    listener: &dyn Listener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(Stream, SocketAddr, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, from) = listener.accept().await?;
+    Ok((stream, from, place))
 }
 
 /// Serves one caller: inner TLS, then requests, each authorized. Returns when

@@ -383,7 +383,8 @@ mod tests {
         let gateways = |n: usize| with(|t| t.gateways = vec!["gw:1".into(); n]);
         let id = |n: usize| with(|t| t.id = "i".repeat(n));
         let host = |n: usize| with(|t| t.gateways = vec![format!("{}:8443", "h".repeat(n - 5))]);
-        let cases: [(&str, &dyn Fn(usize) -> String, usize); 3] = [
+        type Case<'a> = (&'a str, &'a dyn Fn(usize) -> String, usize);
+        let cases: [Case<'_>; 3] = [
             ("it must name 1 to 16 gateways", &gateways, MAX_GATEWAYS),
             ("its id is not 1 to 64 bytes", &id, 64),
             ("is not host:port", &host, 261),

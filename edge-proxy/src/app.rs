@@ -113,6 +113,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let app = App::new(Shared::new(config, Arc::new(RealNet), credentials)?);
         app.load_files()?;
         app.serve_admin().await?;
+        app.check_ports().await?;
         let (died, mut deaths) = mpsc::channel(1);
         let workers = app.start_workers(&died).await?;
         app.start_control();
@@ -164,6 +165,22 @@ impl App {
         let shown = Admin { registry, readiness };
         let drain = &self.shared.drain;
         drain.spawn_beside(admin::serve(listener, shown, drain.clone()));
+        Ok(())
+    }
+
+    /// The workers share their ports (`SO_REUSEPORT`), and would share them
+    /// with another proxy of the same user: nobody else may listen there.
+    async fn check_ports(&self) -> io::Result<()> {
+        let Shared { config, net, .. } = &self.shared;
+        let Bound { http, transparent, inbound, listeners } = Bound::wanted(config);
+        let doors = config.gateway.as_ref();
+        let own = [http, transparent, inbound, doors.map(|doors| doors.tls)];
+        for addr in own.into_iter().flatten().chain(listeners) {
+            drop(net.bind(addr, false).await?);
+        }
+        if let Some(addr) = doors.and_then(|doors| doors.quic) {
+            drop(net.udp(addr, false).await?);
+        }
         Ok(())
     }
 

@@ -4,6 +4,9 @@ use std::fmt;
 
 use tonic::{Code, Status};
 
+/// Trailer with the stable reason code of a refusal.
+const REASON: &str = "isthmus-error";
+
 /// Stable exit codes; scripts depend on them (`meshctl --help` lists them).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -92,6 +95,12 @@ impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let message = status.message();
         let problem = if message.is_empty() { status.code().description() } else { message };
+        // The code that logs and metrics show for the same refusal.
+        let reason = status.metadata().get(REASON).and_then(|reason| reason.to_str().ok());
+        let problem = match reason {
+            Some(reason) => format!("{problem} ({reason})"),
+            None => problem.to_owned(),
+        };
         let exit = match status.code() {
             Code::Unavailable | Code::DeadlineExceeded => Exit::Unreachable,
             Code::PermissionDenied | Code::Unauthenticated => Exit::NotPermitted,
@@ -123,6 +132,13 @@ mod tests {
         for (code, exit) in cases {
             assert_eq!(Failure::from(Status::new(code, "x")).exit, exit, "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_refusal_shows_its_reason_code() {
+        let mut status = Status::new(Code::FailedPrecondition, "your clock is off");
+        status.metadata_mut().insert(REASON, "clock_skew".parse().expect("ASCII"));
+        assert_eq!(Failure::from(status).problem, "your clock is off (clock_skew)");
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! Hostile peers, bad starts and deaths, against the real programs: what is
+//! sent, broken or killed must end in a clear error or a closed connection.
+//!
+//! Build the programs first: `cargo build --workspace --bins`.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod clock;
+mod demo;
+mod garbage;
+mod machine;
+mod programs;
+mod site;
+mod starts;

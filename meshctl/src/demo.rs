@@ -25,7 +25,7 @@ mod world;
 use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand};
-use mesh_runtime::drain::terminated;
+use mesh_runtime::drain::Termination;
 use tokio::task::LocalSet;
 
 use self::{
@@ -88,12 +88,14 @@ impl Part {
 impl Demo {
     /// Raises the mesh, drives it, tells what happened, leaves nothing.
     pub async fn run(self, format: Format) -> Result<(), Failure> {
+        // Before anything exists that Ctrl-C would leave behind.
+        let mut ctrl_c = Termination::listen()?;
         let mut world = World::new(self.block_udp)?;
         let sweeper = Sweep::start(world.dir())?;
         let teller = Teller::new(format, world.dir());
         let mut stage = Stage::empty();
-        let driven =
-            LocalSet::new().run_until(self.drive(&mut stage, &world, &teller, format)).await;
+        let driven = self.drive(&mut stage, &world, &teller, format, &mut ctrl_c);
+        let driven = LocalSet::new().run_until(driven).await;
         // The result first: ending everything may take a moment.
         let printed = match &driven {
             Ok(Some(report)) => output::print(format, report),
@@ -118,14 +120,15 @@ impl Demo {
         world: &World,
         teller: &Teller,
         format: Format,
+        ctrl_c: &mut Termination,
     ) -> Result<Option<Report>, Failure> {
         tokio::select! {
             raised = stage.raise(world, teller) => raised?,
-            end = terminated() => return end.map(|()| None).map_err(Failure::from),
+            () = ctrl_c.wait() => return Ok(None),
         }
         let ready_after_s = teller.elapsed_s();
         let mut show = Show::new(world, self.duration, format);
-        let report = show.run(stage, world, teller).await?;
+        let report = show.run(stage, world, teller, ctrl_c).await?;
         let versions = versions(world).await;
         Ok(Some(Report { ready_after_s, versions, ..report }))
     }

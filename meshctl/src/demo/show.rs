@@ -4,7 +4,7 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use mesh_api::v1;
-use mesh_runtime::drain::{Drain, terminated};
+use mesh_runtime::drain::{Drain, Termination};
 use tokio::time::Instant;
 
 use super::{
@@ -65,6 +65,7 @@ impl Show {
         stage: &mut Stage,
         world: &World,
         teller: &Teller,
+        ctrl_c: &mut Termination,
     ) -> Result<Report, Failure> {
         self.invite(world, teller);
         self.links = links(world).await;
@@ -74,7 +75,7 @@ impl Show {
         let (flows, meters) = (self.flows.clone(), self.meters.clone());
         let load = load::run(&flows, &meters, self.started, &stop);
         let watch = async {
-            let watched = self.watch(stage, world, teller).await;
+            let watched = self.watch(stage, world, teller, ctrl_c).await;
             stop.start();
             watched
         };
@@ -110,15 +111,14 @@ impl Show {
         stage: &mut Stage,
         world: &World,
         teller: &Teller,
+        ctrl_c: &mut Termination,
     ) -> Result<bool, Failure> {
-        let end = terminated();
-        tokio::pin!(end);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut asked = Duration::ZERO;
         loop {
             tokio::select! {
-                ended = &mut end => return ended.map(|()| true).map_err(Failure::from),
+                () = ctrl_c.wait() => return Ok(true),
                 _ = ticks.tick() => {}
             }
             let now = self.started.elapsed();

@@ -61,20 +61,22 @@ fn two_demos_at_once_do_not_meet() {
 
 #[test]
 fn ctrl_c_ends_a_demo_and_all_that_it_started() {
-    // At once, while it starts, and while it runs.
-    for processes in [1, 6, 14] {
+    // At once, while it starts, between start and show, and in the show.
+    for (processes, line) in
+        [(1, ""), (5, ""), (11, ""), (11, "every flow answers"), (11, "Requests run")]
+    {
         let (temp, logs) = (temp(), temp());
         let log = logs.path().join("log");
         let mut running = Daemon::start(&mut demo(temp.path(), &[]), &log);
-        eventually("processes start", || match processes_in(temp.path()).len() {
-            enough if enough >= processes => Ok(()),
-            few => Err(format!("{few}: {}", running.log())),
+        eventually("the demo gets so far", || match processes_in(temp.path()).len() {
+            enough if enough >= processes && running.log().contains(line) => Ok(()),
+            few => Err(format!("{few} processes: {}", running.log())),
         });
         running.signal("INT");
         let status = running.wait();
         let told = running.log();
         assert!(!told.contains("panic"), "{told}");
         eventually("everything ends", || nothing_left(temp.path()));
-        println!("after {processes} processes: {status}");
+        println!("{processes} processes {line:?}: {status}");
     }
 }

@@ -28,7 +28,9 @@ pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, S
     loop {
         match attempt() {
             Ok(value) => return value,
-            Err(error) if Instant::now() > end => panic!("{what}: not within {PATIENCE:?}: {error}"),
+            Err(error) if Instant::now() > end => {
+                panic!("{what}: not within {PATIENCE:?}: {error}")
+            }
             Err(_) => std::thread::sleep(POLL),
         }
     }

@@ -53,11 +53,27 @@ impl Site {
         let path = |name: &str| site.dir().join(name).display().to_string();
         let gateway = site.addr(12, 8443).to_string();
         let words = [
-            "site", "init", "west", "--trust-domain", "west.example",
-            "--state", &path("state"), "--config", &path("etc"), "--gateway-state", &path("gateway"),
-            "--listen", &site.addr(11, 8446).to_string(), "--admin", &site.addr(11, 8448).to_string(),
-            "--gateway-listen", &gateway, "--gateway-address", &gateway,
-            "--gateway-admin", &site.addr(12, 4191).to_string(),
+            "site",
+            "init",
+            "west",
+            "--trust-domain",
+            "west.example",
+            "--state",
+            &path("state"),
+            "--config",
+            &path("etc"),
+            "--gateway-state",
+            &path("gateway"),
+            "--listen",
+            &site.addr(11, 8446).to_string(),
+            "--admin",
+            &site.addr(11, 8448).to_string(),
+            "--gateway-listen",
+            &gateway,
+            "--gateway-address",
+            &gateway,
+            "--gateway-admin",
+            &site.addr(12, 4191).to_string(),
         ];
         said(&site.meshctl(site.dir(), &words).output().unwrap());
         site
@@ -111,21 +127,36 @@ impl Site {
         let (at, run) = (|port| self.addr(machine.1, port), run.display());
         let write = |name: &str, text: String| fs::write(format!("{run}/{name}"), text).unwrap();
         write("machine-id", format!("{:032x}\n", rand::random::<u128>()));
-        write("agent.yaml", format!(
-            "state: {run}/agent\nrun: {run}\nservices: {run}/services.d\n\
-             machine_id_file: {run}/machine-id\nadvertise: {}\nadmin: {}\n", at(4143), at(4190),
-        ));
-        write("proxy.yaml", format!(
-            "role: node\nidentity: {{ socket: {run}/identity.sock }}\nhttp_listener: {}\n\
+        write(
+            "agent.yaml",
+            format!(
+                "state: {run}/agent\nrun: {run}\nservices: {run}/services.d\n\
+             machine_id_file: {run}/machine-id\nadvertise: {}\nadmin: {}\n",
+                at(4143),
+                at(4190),
+            ),
+        );
+        write(
+            "proxy.yaml",
+            format!(
+                "role: node\nidentity: {{ socket: {run}/identity.sock }}\nhttp_listener: {}\n\
              inbound: {}\nadmin: {}\nstate: {run}/proxy\nworkers: 2\ndrain_timeout: 1s\n\
              listeners:\n  - {{ listen: '{}', service: orders.shop, port: echo }}\n",
-            at(4140), at(4143), at(4191), at(7000),
-        ));
-        write("services.d/orders.yaml", format!(
-            "service: orders\nnamespace: shop\naddress: {}\nports:\n\
+                at(4140),
+                at(4143),
+                at(4191),
+                at(7000),
+            ),
+        );
+        write(
+            "services.d/orders.yaml",
+            format!(
+                "service: orders\nnamespace: shop\naddress: {}\nports:\n\
              - {{ name: http, port: 80, target: 8080, protocol: http }}\n\
-             - {{ name: echo, port: 7000, target: 8082, protocol: tcp }}\n", at(0).ip(),
-        ));
+             - {{ name: echo, port: 7000, target: 8082, protocol: tcp }}\n",
+                at(0).ip(),
+            ),
+        );
         serve(at(8080), answer);
         serve(at(8082), echo);
     }
@@ -147,7 +178,10 @@ impl Site {
 
     pub(crate) fn start_proxy(&mut self, machine: Machine) {
         let config = self.run_dir(machine).join("proxy.yaml");
-        self.spawn(&machine.proxy(), Command::new(program("edge-proxy")).arg("--config").arg(config));
+        self.spawn(
+            &machine.proxy(),
+            Command::new(program("edge-proxy")).arg("--config").arg(config),
+        );
         let admin = self.addr(machine.1, 4191);
         eventually("the proxy lives", || get(admin, "/live", "admin").map_err(|e| e.to_string()));
     }
@@ -163,8 +197,16 @@ impl Site {
     }
 
     pub(crate) fn token(&self) -> String {
-        let words =
-            ["token", "create", "--namespace", "shop", "--account", "orders", "--service", "orders.shop"];
+        let words = [
+            "token",
+            "create",
+            "--namespace",
+            "shop",
+            "--account",
+            "orders",
+            "--service",
+            "orders.shop",
+        ];
         said(&self.meshctl(self.dir(), &words).output().unwrap()).trim().to_owned()
     }
 

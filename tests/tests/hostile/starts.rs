@@ -41,7 +41,8 @@ fn an_unknown_key_is_named_with_its_place_and_the_right_one() {
     let right = ["trust_domain", "gateway", "http_listener", "advertise"];
     for (i, (name, config)) in daemons(&site).iter().enumerate() {
         let lines = fs::read_to_string(config).unwrap().lines().count();
-        writeln!(fs::File::options().append(true).open(config).unwrap(), "{}: x", wrong[i]).unwrap();
+        writeln!(fs::File::options().append(true).open(config).unwrap(), "{}: x", wrong[i])
+            .unwrap();
         let (code, told) = start(name, config);
         assert_eq!(code, CONFIG, "{told}");
         let place = format!("{}:{}:1: ", config.display(), lines + 1);

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use mesh_api::ALPN_INNER;
 use mesh_core::{
-    Allowed, Endpoint, Path, PeerIdentity, Reason, Snapshot, VerifyError,
+    Allowed, Endpoint, Path, PeerIdentity, Reason, SiteName, Snapshot, VerifyError,
     identity::Side,
     path::{Connect, NoPath, RefusedReason, path_to},
 };
@@ -88,15 +88,37 @@ impl OpenFailure {
         }
     }
 
-    /// Whether the next request had better go elsewhere: the endpoint or the
-    /// path to it is gone. Otherwise we are to blame.
-    pub fn leads_nowhere(&self) -> bool {
+    /// What the next request had better avoid.
+    pub fn blames(&self, own: &SiteName, endpoint: &Endpoint) -> Blame {
+        let remote = endpoint.site != *own;
         match self {
-            Self::NoPath(_) | Self::Refused { .. } | Self::Path(_) => true,
-            Self::Unreachable(_) | Self::Identity(_) | Self::Handshake(_) => true,
-            Self::Overloaded => false,
+            Self::Overloaded => Blame::Nobody,
+            // No gateway of ours leads to the other site: none of its
+            // endpoints can be reached, and none of them is to blame.
+            Self::NoPath(_) | Self::Path(_) if remote => Blame::Path,
+            Self::Refused { hop, reason, .. } if remote && is_of(hop, own) => match reason {
+                RefusedReason::UnknownService | RefusedReason::UnknownEndpoint => Blame::Endpoint,
+                _ => Blame::Path,
+            },
+            _ => Blame::Endpoint,
         }
     }
+}
+
+/// What a failure says of whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// We are to blame.
+    Nobody,
+    /// The way to the endpoint's site.
+    Path,
+    /// The endpoint, or the last leg to it.
+    Endpoint,
+}
+
+/// Whether a hop, `<site>/<gateway>`, is a gateway of this site.
+fn is_of(hop: &str, site: &SiteName) -> bool {
+    hop.split_once('/').is_some_and(|(of, _)| of == site.as_str())
 }
 
 /// Opens a session to the proxy of `endpoint`.
@@ -250,4 +272,52 @@ async fn guard(
 /// How long the peer's leaf is still good.
 pub fn until_end(peer: &PeerIdentity) -> Duration {
     Duration::from_secs(peer.not_after.as_secs()).saturating_sub(clock::now_unix())
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::{Endpoint, Health, Locality, path::RefusedReason};
+
+    use super::{Blame, OpenFailure};
+
+    fn endpoint(site: &str) -> Endpoint {
+        Endpoint {
+            id: "e-1".parse().expect("an id"),
+            service: "orders.shop".parse().expect("a service"),
+            port: "http".parse().expect("a port"),
+            site: site.parse().expect("a site"),
+            identity: "spiffe://east.example/ns/shop/sa/orders".parse().expect("an id"),
+            address: None,
+            target: ([127, 0, 0, 1], 8080).into(),
+            locality: Locality::default(),
+            weight: 1,
+            health: Health::Healthy,
+            node: None,
+            via: Default::default(),
+        }
+    }
+
+    #[test]
+    fn who_is_to_blame() {
+        let refused = |reason, hop: &str| OpenFailure::Refused {
+            reason,
+            hop: hop.into(),
+            detail: String::new(),
+        };
+        let cases = [
+            ("east", OpenFailure::Path("late".into()), Blame::Path),
+            ("west", OpenFailure::Path("late".into()), Blame::Endpoint),
+            ("east", refused(RefusedReason::NoPath, "west/gw-1"), Blame::Path),
+            ("east", refused(RefusedReason::UnknownEndpoint, "west/gw-1"), Blame::Endpoint),
+            ("east", refused(RefusedReason::NoPath, "east/gw-1"), Blame::Endpoint),
+            ("east", refused(RefusedReason::Unreachable, "east/gw-1"), Blame::Endpoint),
+            ("west", refused(RefusedReason::NoPath, "west/gw-1"), Blame::Endpoint),
+            ("east", OpenFailure::Unreachable("refused".into()), Blame::Endpoint),
+            ("east", OpenFailure::Overloaded, Blame::Nobody),
+        ];
+        let own = "west".parse().expect("a site");
+        for (site, failure, blame) in cases {
+            assert_eq!(failure.blames(&own, &endpoint(site)), blame, "{site}: {failure}");
+        }
+    }
 }

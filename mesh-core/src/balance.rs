@@ -81,6 +81,11 @@ impl Load {
         if ok { self.succeeded() } else { self.failed(now) }
     }
 
+    /// A request never reached the endpoint: nothing is learned of it.
+    pub fn abandon(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
     /// A request ended because nobody was there any more: the endpoint is left
     /// alone at once, and what it took says nothing of its latency.
     pub fn end_unreachable(&mut self, now: Duration) {

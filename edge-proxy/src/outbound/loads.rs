@@ -1,5 +1,5 @@
 //! What this worker has seen of endpoints: latency, requests in flight,
-//! failures in a row.
+//! failures in a row; and, apart from them, of the ways to other sites.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,8 @@ use mesh_core::{
 use mesh_runtime::clock;
 use tokio::time::Instant;
 
+use crate::inner::Blame;
+
 type Key = (SiteName, EndpointId);
 
 /// Loads by endpoint.
@@ -21,17 +23,23 @@ type Key = (SiteName, EndpointId);
 pub struct Loads {
     start: Instant,
     table: Mutex<HashMap<Key, Load>>,
+    /// Ways that failed, by the site they lead to.
+    paths: Mutex<HashMap<SiteName, Load>>,
 }
 
 impl Default for Loads {
     fn default() -> Self {
-        Self { start: clock::monotonic(), table: Mutex::default() }
+        Self { start: clock::monotonic(), table: Mutex::default(), paths: Mutex::default() }
     }
 }
 
 impl Loads {
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Load>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn paths(&self) -> MutexGuard<'_, HashMap<SiteName, Load>> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Duration {
@@ -45,9 +53,15 @@ impl Loads {
         endpoints: &'a [Arc<Endpoint>],
         exclude: &[EndpointId],
     ) -> Option<&'a Arc<Endpoint>> {
-        let table = self.table();
+        let (table, paths) = (self.table(), self.paths());
         let load = |endpoint: &Endpoint| {
-            table.get(&(endpoint.site.clone(), endpoint.id.clone())).cloned().unwrap_or_default()
+            let seen = table.get(&(endpoint.site.clone(), endpoint.id.clone()));
+            let mut load = seen.cloned().unwrap_or_default();
+            // An endpoint behind a way that failed is left alone like one
+            // that failed itself, and is not blamed.
+            let path = paths.get(&endpoint.site).and_then(|path| path.ejected_until);
+            load.ejected_until = load.ejected_until.max(path);
+            load
         };
         choose(from, endpoints, exclude, load, self.now(), rand::random)
     }
@@ -63,6 +77,7 @@ impl Loads {
 
     /// Forgets endpoints that are no longer in the snapshot.
     pub fn sweep(&self, snapshot: &Snapshot) {
+        self.paths().retain(|site, _| snapshot.links.contains_key(site));
         let known = |id: &EndpointId, site: &SiteName| {
             let named = |endpoint: &Arc<Endpoint>| endpoint.id == *id && endpoint.site == *site;
             snapshot.services.values().any(|service| service.endpoints.iter().any(named))
@@ -86,6 +101,8 @@ enum AttemptEnd {
     Served,
     Failed,
     Unreachable,
+    PathFailed,
+    NotTried,
 }
 
 impl Attempt {
@@ -97,6 +114,15 @@ impl Attempt {
     /// The endpoint is to blame.
     pub fn blame(&mut self) {
         self.end = AttemptEnd::Failed;
+    }
+
+    /// No session came up.
+    pub fn not_opened(&mut self, blame: Blame) {
+        self.end = match blame {
+            Blame::Nobody => AttemptEnd::NotTried,
+            Blame::Path => AttemptEnd::PathFailed,
+            Blame::Endpoint => AttemptEnd::Unreachable,
+        };
     }
 
     /// Nobody was there: others are tried first for a while.
@@ -112,8 +138,70 @@ impl Drop for Attempt {
         if let Some(load) = self.loads.table().get_mut(&self.key) {
             match self.end {
                 AttemptEnd::Unreachable => load.end_unreachable(now),
-                end => load.end(now, latency, end == AttemptEnd::Served),
+                AttemptEnd::Served => load.end(now, latency, true),
+                AttemptEnd::Failed => load.end(now, latency, false),
+                AttemptEnd::PathFailed | AttemptEnd::NotTried => load.abandon(),
             }
         }
+        let mut paths = self.loads.paths();
+        match self.end {
+            AttemptEnd::PathFailed => {
+                paths.entry(self.key.0.clone()).or_default().end_unreachable(now);
+            }
+            // Whatever was said there, somebody there said it.
+            AttemptEnd::Served | AttemptEnd::Failed if self.latency.is_some() => {
+                paths.remove(&self.key.0);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mesh_core::{Endpoint, Health, Locality, balance::Vantage};
+
+    use super::{Blame, Loads};
+
+    fn endpoint(site: &str, id: &str) -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            id: id.parse().expect("an id"),
+            service: "orders.shop".parse().expect("a service"),
+            port: "http".parse().expect("a port"),
+            site: site.parse().expect("a site"),
+            identity: format!("spiffe://{site}.example/ns/shop/sa/orders").parse().expect("an id"),
+            address: None,
+            target: ([127, 0, 0, 1], 8080).into(),
+            locality: Locality::default(),
+            weight: 1,
+            health: Health::Healthy,
+            node: None,
+            via: Default::default(),
+        })
+    }
+
+    #[test]
+    fn a_failed_way_spares_its_endpoints_without_blame() {
+        let loads = Arc::new(Loads::default());
+        let from = Vantage { site: "west".parse().expect("a site"), locality: Locality::default() };
+        let (a, b) = (endpoint("east", "a"), endpoint("east", "b"));
+        let all = [a.clone(), b.clone(), endpoint("north", "c")];
+        let chosen = || {
+            let choose = |_| loads.choose(&from, &all, &[]).expect("one").id.to_string();
+            (0..200).map(choose).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(chosen().len(), 3);
+
+        loads.begin(&a).not_opened(Blame::Path);
+        assert_eq!(Vec::from_iter(chosen()), ["c"], "b lies behind the same way");
+        assert!(loads.table().values().all(|load| load.failures == 0 && load.in_flight == 0));
+
+        loads.begin(&b).answered();
+        assert!(chosen().contains("a"), "an answer shows that the way is open");
+
+        loads.begin(&a).not_opened(Blame::Endpoint);
+        assert!(!chosen().contains("a"));
     }
 }

@@ -83,9 +83,7 @@ async fn attempt(
     let place = match place(worker, dispatch, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
-            if failure.leads_nowhere() {
-                load.unreachable();
-            }
+            load.not_opened(failure.blames(&dispatch.snapshot.site, endpoint));
             let text = format!("service {}, endpoint {}: {failure}", dispatch.service, endpoint.id);
             return Err((Refusal::new(failure.reason(), text), Retry::Elsewhere));
         }

@@ -260,9 +260,7 @@ async fn attempt(
     let place = match pool::place(worker, &dispatch.snapshot, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
-            if failure.leads_nowhere() {
-                load.unreachable();
-            }
+            load.not_opened(failure.blames(&dispatch.snapshot.site, endpoint));
             return Err(Failed::to_open(endpoint, &failure));
         }
     };

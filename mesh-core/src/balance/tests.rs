@@ -307,6 +307,8 @@ fn nobody_there_is_left_alone_at_once() {
     assert_eq!((load.in_flight, load.ewma_us), (1, 700.0));
     assert!(load.is_ejected(SECOND) && !load.is_ejected(SECOND + EJECT_BASE));
     assert_eq!(load.failures, EJECT_AFTER, "it counts for as many as are needed");
+    load.abandon();
+    assert_eq!((load.in_flight, load.failures), (0, EJECT_AFTER), "of what was not tried");
     load.end_unreachable(SECOND + EJECT_BASE);
     assert_eq!((load.in_flight, load.failures), (0, EJECT_AFTER + 1));
     assert!(load.is_ejected(SECOND + EJECT_BASE * 2), "the second time for longer");

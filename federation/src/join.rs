@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mesh_api::{VERSIONS, v1};
 use mesh_core::{NodeId, SpiffeId, token::Purpose};
+use mesh_runtime::clock;
 use tonic::{Code, Request, Response, Status};
 use v1::{authority_record::Event, join_server::Join};
 
@@ -70,26 +71,10 @@ pub fn check_clock(theirs_unix_ms: u64, ours_unix_ms: i64) -> Result<(), Status>
     let message = format!(
         "your clock is {} s {which}: {} there, {} here; set it (e.g. with chrony) and try again",
         skew.as_secs(),
-        utc(theirs_unix_ms / 1000),
-        utc(ours / 1000),
+        clock::utc(theirs_unix_ms / 1000),
+        clock::utc(ours / 1000),
     );
     Err(refuse(Code::FailedPrecondition, "clock_skew", message))
-}
-
-fn utc(unix_s: u64) -> String {
-    let time =
-        i64::try_from(unix_s).ok().and_then(|s| time::OffsetDateTime::from_unix_timestamp(s).ok());
-    let Some(t) = time else { return format!("{unix_s} s after 1970") };
-    let (date, clock) = (t.date(), t.time());
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        date.year(),
-        u8::from(date.month()),
-        date.day(),
-        clock.hour(),
-        clock.minute(),
-        clock.second()
-    )
 }
 
 /// Serves those who have no certificate yet.

@@ -204,6 +204,11 @@ pub enum VerifyError {
     OutsideValidity {
         /// The claimed identity.
         id: SpiffeId,
+        /// What was held to be the time.
+        now: UnixTime,
+        /// When a certificate of the chain begins (it is after `now`) or has
+        /// ended.
+        limit: UnixTime,
     },
     /// Valid, and not the one this purpose accepts.
     #[error("{id}: not accepted here, expected {expected}")]

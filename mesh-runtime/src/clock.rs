@@ -27,6 +27,23 @@ pub fn unix_millis() -> u64 {
     u64::try_from(now_unix().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A time for people, RFC 3339 in UTC.
+pub fn utc(unix_s: u64) -> String {
+    let time =
+        i64::try_from(unix_s).ok().and_then(|s| time::OffsetDateTime::from_unix_timestamp(s).ok());
+    let Some(t) = time else { return format!("{unix_s} s after 1970") };
+    let (date, clock) = (t.date(), t.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
+}
+
 /// The clock to wait and measure by.
 pub fn monotonic() -> tokio::time::Instant {
     tokio::time::Instant::now()
@@ -44,6 +61,13 @@ mod tests {
         let after = now_unix();
         assert!(before.as_secs() <= seconds && seconds <= after.as_secs());
         assert!(before.as_millis() <= millis.into() && u128::from(millis) <= after.as_millis());
+    }
+
+    #[test]
+    fn people_read_utc() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(1_795_226_339), "2026-11-21T01:58:59Z");
+        assert_eq!(utc(u64::MAX), "18446744073709551615 s after 1970");
     }
 
     #[test]

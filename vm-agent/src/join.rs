@@ -3,9 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_api::v1::{self, join_client::JoinClient};
-use mesh_core::token::{Purpose, Token};
+use mesh_core::{
+    VerifyError,
+    token::{Purpose, Token},
+};
 use mesh_runtime::clock;
-use mesh_tunnel::{Credentials, Trust, control, tls::new_key_and_csr};
+use mesh_tunnel::{
+    Credentials, Trust, control,
+    tls::{self, new_key_and_csr},
+};
 use rand::seq::SliceRandom;
 use rustls_pki_types::PrivateKeyDer;
 use tokio::{sync::mpsc, time::timeout};
@@ -144,7 +150,7 @@ async fn ask(
     let door = control::channel(route, &nobody, &token.site, &token.trust_domain);
     let channel = match timeout(DOOR, door).await {
         Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return Err(Asked::Unreached(error.to_string())),
+        Ok(Err(error)) => return Err(not_let_in(&error)),
         Err(_) => return Err(Asked::Unreached(format!("no answer within {DOOR:?}"))),
     };
     match timeout(ANSWER, JoinClient::new(channel).join_node(request)).await {
@@ -152,6 +158,23 @@ async fn ask(
         Ok(Err(status)) if is_transport(&status) => Err(Asked::Unreached(shown(&status))),
         Ok(Err(status)) => Err(Asked::Refused(status)),
         Err(_) => Err(Asked::Unreached(format!("no answer within {ANSWER:?}"))),
+    }
+}
+
+/// Certificates are made minutes before they are shown: one that is not valid
+/// yet tells that this machine's clock is behind, at every gateway.
+fn not_let_in(error: &std::io::Error) -> Asked {
+    match tls::verify_error(error) {
+        Some(VerifyError::OutsideValidity { now, limit, .. }) if now < limit => {
+            let message = format!(
+                "this machine's clock is behind: {} here, and what the site presents is valid \
+                 from {}; set it (e.g. with chrony) and try again",
+                clock::utc(now.as_secs()),
+                clock::utc(limit.as_secs()),
+            );
+            Asked::Refused(refuse(Code::FailedPrecondition, "clock_skew", message))
+        }
+        Some(_) | None => Asked::Unreached(error.to_string()),
     }
 }
 

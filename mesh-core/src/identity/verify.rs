@@ -154,8 +154,9 @@ fn verify_chain(
     leaf.verify_for_usage(ALGORITHMS, &anchors, intermediates, now, usage, None, None)
         .map(drop)
         .map_err(|error| match error {
-            Error::CertExpired { .. } | Error::CertNotValidYet { .. } => {
-                VerifyError::OutsideValidity { id: peer.id.clone() }
+            Error::CertExpired { not_after: limit, .. }
+            | Error::CertNotValidYet { not_before: limit, .. } => {
+                VerifyError::OutsideValidity { id: peer.id.clone(), now, limit }
             }
             other => untrusted(other.to_string()),
         })

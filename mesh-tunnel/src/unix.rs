@@ -2,15 +2,17 @@
 //! credentials that the kernel vouches for (`SO_PEERCRED`, `unix(7)`).
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     io,
     path::Path,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::{Stream, stream};
+use rustix::process::geteuid;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
@@ -23,6 +25,9 @@ use tonic::{
 
 /// Local callers are a handful of programs; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
+/// Connections of one user that is neither root nor our own: whoever may open
+/// the socket file must not take all places and sit on them.
+const MAX_OF_A_STRANGER: usize = 8;
 /// Pause after a failed accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A local process that does not accept within this time is stuck.
@@ -44,23 +49,66 @@ pub struct UnixPeer {
 pub struct UnixConn {
     stream: UnixStream,
     _place: OwnedSemaphorePermit,
+    _share: Share,
 }
 
-/// Connections for tonic's `serve_with_incoming`; a bounded number at once.
+/// How many connections each user has.
+#[derive(Debug, Clone, Default)]
+struct Users(Arc<Mutex<BTreeMap<u32, usize>>>);
+
+/// One connection of a user's share; given back when dropped.
+#[derive(Debug)]
+struct Share {
+    users: Users,
+    uid: u32,
+}
+
+impl Users {
+    /// `None` if a stranger has its share.
+    fn admit(&self, uid: u32, own: u32) -> Option<Share> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(uid).or_default();
+        if uid != 0 && uid != own && *count >= MAX_OF_A_STRANGER {
+            return None;
+        }
+        *count += 1;
+        Some(Share { users: self.clone(), uid })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.users.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut entry) = counts.entry(self.uid) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+/// Connections for tonic's `serve_with_incoming`; a bounded number at once, and
+/// fewer of a user who is a stranger.
 pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixConn>> {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    stream::unfold((listener, places), |(listener, places)| async move {
+    stream::unfold((listener, places, Users::default()), |(listener, places, users)| async move {
         let place = places.clone().acquire_owned().await.expect("never closed");
-        let stream = loop {
-            match listener.accept().await {
-                Ok((stream, _)) => break stream,
+        let (stream, share) = loop {
+            let accepted = listener.accept().await;
+            match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream))) {
+                Ok((uid, stream)) => match users.admit(uid, geteuid().as_raw()) {
+                    Some(share) => break (stream, share),
+                    None => log::debug!(uid; "unix socket: too many connections of one user"),
+                },
                 Err(error) => {
                     log::warn!(error = error.to_string().as_str(); "unix socket: cannot accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         };
-        Some((Ok(UnixConn { stream, _place: place }), (listener, places)))
+        let conn = UnixConn { stream, _place: place, _share: share };
+        Some((Ok(conn), (listener, places, users)))
     })
 }
 
@@ -162,6 +210,22 @@ mod tests {
             let peer = accepted.connect_info().unwrap();
             assert_eq!(peer.pid, i32::try_from(std::process::id()).ok());
         });
+    }
+
+    #[test]
+    fn a_stranger_cannot_take_all_places() {
+        let users = Users::default();
+        let held: Vec<_> = (0..MAX_CONNECTIONS).map_while(|_| users.admit(1000, 990)).collect();
+        assert_eq!(held.len(), MAX_OF_A_STRANGER);
+        let others = [0, 990, 1001].map(|uid| users.admit(uid, 990));
+        assert!(others.iter().all(Option::is_some));
+        drop(held);
+        assert!(users.admit(1000, 990).is_some());
+        drop(others);
+        let all: Vec<_> = (0..MAX_CONNECTIONS).map_while(|_| users.admit(0, 990)).collect();
+        assert_eq!(all.len(), MAX_CONNECTIONS);
+        drop(all);
+        assert!(users.0.lock().unwrap().is_empty(), "what is gone is forgotten");
     }
 
     #[test]

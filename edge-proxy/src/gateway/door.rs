@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::v1;
 use mesh_core::Allowed;
+use mesh_runtime::admin::Condition;
 use mesh_tunnel::{Door, Doors, Stream, listen::Arrival};
 use tokio::time::timeout;
 
@@ -43,7 +44,7 @@ fn no_doors() -> io::Error {
 
 /// Opens the doors once there is an identity, and takes in what arrives until
 /// the drain begins.
-pub(super) async fn keep(state: Arc<State>) {
+pub(super) async fn keep(state: Arc<State>, ready: Condition) {
     let Some(doors) = state.shared.config.gateway else { return };
     let Some(own) = state.own().await else { return };
     let mut backoff = Backoff::new(REOPEN, REOPEN_MAX);
@@ -51,9 +52,11 @@ pub(super) async fn keep(state: Arc<State>) {
         match Door::open(wanted(&state, &own, doors)).await {
             Ok(door) => {
                 backoff.reset();
+                ready.holds();
                 take_in(&state, &own, &door).await;
             }
             Err(error) => {
+                ready.fails(error.to_string());
                 log::error!(error:% = error, tls:% = doors.tls; "cannot open the gateway's doors, trying again");
             }
         }

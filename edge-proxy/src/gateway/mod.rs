@@ -132,7 +132,9 @@ impl Gateway {
     /// open once there is an identity.
     pub async fn start(&self, worker: &Arc<Worker>) -> io::Result<()> {
         door::probe(&self.0).await?;
-        self.0.shared.drain.spawn(door::keep(self.0.clone()));
+        // Who waits for a gateway to be ready knocks at once.
+        let ready = self.0.shared.readiness.condition("doors");
+        self.0.shared.drain.spawn(door::keep(self.0.clone(), ready));
         self.0.shared.drain.spawn(peers::keep(self.0.clone(), worker.index));
         Ok(())
     }

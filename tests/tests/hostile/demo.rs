@@ -43,7 +43,8 @@ fn nothing_left(temp: &Path) -> Result<(), String> {
 fn two_demos_at_once_do_not_meet() {
     let temps = [temp(), temp()];
     let running = temps.each_ref().map(|temp| {
-        let mut command = demo(temp.path(), &["--duration", "8s", "--json"]);
+        // Its phases need this long on two busy cores.
+        let mut command = demo(temp.path(), &["--duration", "20s", "--json"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     });
     for child in running {

@@ -81,6 +81,13 @@ impl Load {
         if ok { self.succeeded() } else { self.failed(now) }
     }
 
+    /// It has been reached again: what failed before is forgotten.
+    pub fn readmit(&mut self) {
+        self.failures = 0;
+        self.ejected_until = None;
+        self.ejection = Duration::ZERO;
+    }
+
     /// A request never reached the endpoint: nothing is learned of it.
     pub fn abandon(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);

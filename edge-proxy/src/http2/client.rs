@@ -118,6 +118,11 @@ pub enum ExchangeError {
 }
 
 impl ExchangeError {
+    /// Whether the whole connection broke, not one stream of it.
+    pub fn is_connection_lost(&self) -> bool {
+        matches!(self, Self::Broken(error) if !error.is_reset())
+    }
+
     fn of(error: h2::Error) -> Self {
         let refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
         // Streams below a GOAWAY's last id go on; those above were never seen.

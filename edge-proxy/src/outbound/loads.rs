@@ -2,7 +2,7 @@
 //! failures in a row; and, apart from them, of the ways to other sites.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,11 +25,18 @@ pub struct Loads {
     table: Mutex<HashMap<Key, Load>>,
     /// Ways that failed, by the site they lead to.
     paths: Mutex<HashMap<SiteName, Load>>,
+    /// Endpoints that the proxy itself tries again.
+    probation: Mutex<HashSet<Key>>,
 }
 
 impl Default for Loads {
     fn default() -> Self {
-        Self { start: clock::monotonic(), table: Mutex::default(), paths: Mutex::default() }
+        Self {
+            start: clock::monotonic(),
+            table: Mutex::default(),
+            paths: Mutex::default(),
+            probation: Mutex::default(),
+        }
     }
 }
 
@@ -40,6 +47,24 @@ impl Loads {
 
     fn paths(&self) -> MutexGuard<'_, HashMap<SiteName, Load>> {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn probation(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.probation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves an endpoint alone; false if it is already.
+    pub fn begin_probation(&self, endpoint: &Endpoint) -> bool {
+        self.probation().insert((endpoint.site.clone(), endpoint.id.clone()))
+    }
+
+    /// It may be chosen again, whatever was before.
+    pub fn end_probation(&self, endpoint: &Endpoint) {
+        let key = (endpoint.site.clone(), endpoint.id.clone());
+        self.probation().remove(&key);
+        if let Some(load) = self.table().get_mut(&key) {
+            load.readmit();
+        }
     }
 
     fn now(&self) -> Duration {
@@ -53,10 +78,14 @@ impl Loads {
         endpoints: &'a [Arc<Endpoint>],
         exclude: &[EndpointId],
     ) -> Option<&'a Arc<Endpoint>> {
-        let (table, paths) = (self.table(), self.paths());
+        let (table, paths, probation) = (self.table(), self.paths(), self.probation());
         let load = |endpoint: &Endpoint| {
-            let seen = table.get(&(endpoint.site.clone(), endpoint.id.clone()));
-            let mut load = seen.cloned().unwrap_or_default();
+            let key = (endpoint.site.clone(), endpoint.id.clone());
+            let mut load = table.get(&key).cloned().unwrap_or_default();
+            if probation.contains(&key) {
+                load.ejected_until = Some(Duration::MAX);
+                return load;
+            }
             // An endpoint behind a way that failed is left alone like one
             // that failed itself, and is not blamed.
             let path = paths.get(&endpoint.site).and_then(|path| path.ejected_until);
@@ -203,5 +232,10 @@ mod tests {
 
         loads.begin(&a).not_opened(Blame::Endpoint);
         assert!(!chosen().contains("a"));
+
+        assert!(loads.begin_probation(&a) && !loads.begin_probation(&a));
+        assert!(!chosen().contains("a"));
+        loads.end_probation(&a);
+        assert!(chosen().contains("a"));
     }
 }

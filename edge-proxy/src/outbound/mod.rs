@@ -9,6 +9,7 @@
 //! - [`dispatch`]: which endpoint takes the next attempt.
 //! - [`pool`]: warm inner sessions.
 //! - [`loads`]: what this worker has seen of endpoints.
+//! - [`probation`]: how an endpoint that was away comes back.
 //! - [`body`]: bodies on their way through.
 
 pub mod body;
@@ -18,6 +19,7 @@ pub mod listen;
 pub mod loads;
 pub mod opaque;
 pub mod pool;
+pub mod probation;
 pub mod request;
 pub mod sniff;
 pub mod target;

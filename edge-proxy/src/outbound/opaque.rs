@@ -9,12 +9,13 @@ use super::{
     dispatch::{Dispatch, MAX_ATTEMPTS},
     loads::Attempt,
     pool::{self, Place},
+    probation,
 };
 use crate::{
     copy::{Copied, Duplex, copy},
     headers,
     http2::{ExchangeError, StreamIo},
-    inner,
+    inner::{self, Blame},
     record::Record,
     refusal::Refusal,
     worker::Worker,
@@ -83,7 +84,11 @@ async fn attempt(
     let place = match place(worker, dispatch, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
-            load.not_opened(failure.blames(&dispatch.snapshot.site, endpoint));
+            let blame = failure.blames(&dispatch.snapshot.site, endpoint);
+            load.not_opened(blame);
+            if blame == Blame::Endpoint {
+                probation::start(worker, endpoint);
+            }
             let text = format!("service {}, endpoint {}: {failure}", dispatch.service, endpoint.id);
             return Err((Refusal::new(failure.reason(), text), Retry::Elsewhere));
         }

@@ -25,11 +25,12 @@ use super::{
     dispatch::{Dispatch, MAX_ATTEMPTS},
     loads::Attempt,
     pool::{self, Place},
+    probation,
 };
 use crate::{
     headers,
     http2::{ExchangeError, RecvBody, Upload},
-    inner::OpenFailure,
+    inner::{Blame, OpenFailure},
     record::Record,
     refusal::{Refusal, is_grpc},
     worker::Worker,
@@ -260,7 +261,11 @@ async fn attempt(
     let place = match pool::place(worker, &dispatch.snapshot, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
-            load.not_opened(failure.blames(&dispatch.snapshot.site, endpoint));
+            let blame = failure.blames(&dispatch.snapshot.site, endpoint);
+            load.not_opened(blame);
+            if blame == Blame::Endpoint {
+                probation::start(worker, endpoint);
+            }
             return Err(Failed::to_open(endpoint, &failure));
         }
     };
@@ -273,6 +278,9 @@ async fn attempt(
         Ok(answered) => answered,
         Err((error, body)) => {
             carried.body = Some(body);
+            if error.is_connection_lost() {
+                probation::start(worker, endpoint);
+            }
             return Err(Failed::to_answer(endpoint, &error, load));
         }
     };
@@ -343,11 +351,11 @@ impl Failed {
     fn to_answer(endpoint: &Endpoint, error: &ExchangeError, load: &mut Attempt) -> Self {
         let (reason, after) = match error {
             ExchangeError::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
-            ExchangeError::Broken(error) => {
-                if error.is_reset() {
-                    load.blame()
+            ExchangeError::Broken(_) => {
+                if error.is_connection_lost() {
+                    load.unreachable();
                 } else {
-                    load.unreachable()
+                    load.blame();
                 }
                 (Reason::UpstreamReset, After::Idempotent)
             }

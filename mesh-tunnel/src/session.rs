@@ -1,5 +1,6 @@
 //! One tunnel: an authenticated connection with many streams.
 
+mod answer;
 mod carrier;
 mod control;
 mod mux;
@@ -31,6 +32,8 @@ use tokio::{
 };
 
 use crate::net::BoxFuture;
+pub use answer::refusal;
+use answer::{Answer, Awaited, NoAnswer};
 pub(crate) use carrier::Carrier;
 use carrier::Raw;
 pub(crate) use control::{Establishing, establish};
@@ -60,7 +63,7 @@ impl fmt::Display for Transport {
 pub const MAX_STREAMS: u32 = 1024;
 /// Bytes that may be written ahead of the answer to a `Connect`.
 pub const MAX_EARLY: usize = 16 * 1024;
-/// How long [`Session::open`] waits for its answer.
+/// How long a `Connect` waits for its answer, at most.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the peer may take to send a whole `Connect`.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -149,6 +152,29 @@ impl Session {
     /// Opens a stream and waits for its answer. Of `early`, up to
     /// [`MAX_EARLY`] bytes travel ahead of the answer and the rest follows it.
     pub async fn open(&self, connect: &Connect, early: &[u8]) -> Result<TunnelStream, OpenError> {
+        let opening = async {
+            let mut stream = self.begin(connect, OPEN_TIMEOUT).await?;
+            let (ahead, rest) = early.split_at(early.len().min(MAX_EARLY));
+            let failed =
+                |error: io::Error| refusal(&error).unwrap_or_else(|| self.no_answer(&error));
+            stream.write_all(ahead).await.map_err(failed)?;
+            stream.answered().await?;
+            stream.write_all(rest).await.map_err(failed)?;
+            Ok(stream)
+        };
+        timeout(OPEN_TIMEOUT, opening).await.map_err(|_| OpenError::Timeout(OPEN_TIMEOUT))?
+    }
+
+    /// Opens a stream without waiting for its answer, which has to come
+    /// `within` a time of at most [`OPEN_TIMEOUT`]. Up to [`MAX_EARLY`] bytes
+    /// written to the stream travel ahead of the answer; more writes, and every
+    /// read, wait for it. If it is no, they fail with what [`refusal`] finds in
+    /// the error.
+    pub async fn begin(
+        &self,
+        connect: &Connect,
+        within: Duration,
+    ) -> Result<TunnelStream, OpenError> {
         if !self.is_open() {
             return Err(OpenError::Closed);
         }
@@ -157,39 +183,38 @@ impl Session {
             let detail = format!("{limit} streams are open in this tunnel");
             OpenError::Refused { reason: RefusedReason::Quota, hop: self.hop(), detail }
         })?;
-        timeout(OPEN_TIMEOUT, self.opening(connect, early, counted))
-            .await
-            .map_err(|_| OpenError::Timeout(OPEN_TIMEOUT))?
+        let within = within.min(OPEN_TIMEOUT);
+        let asking = self.asking(connect, within, counted);
+        timeout(within, asking).await.map_err(|_| OpenError::Timeout(within))?
     }
 
-    async fn opening(
+    async fn asking(
         &self,
         connect: &Connect,
-        early: &[u8],
+        within: Duration,
         counted: Counted,
     ) -> Result<TunnelStream, OpenError> {
+        // The time runs from here on, also while the peer allows no stream.
+        let awaited = Awaited::new(within);
         let no_room = || self.no_answer(&io::Error::other("no stream to be had"));
         let raw = self.shared().carrier.open().await.ok_or_else(no_room)?;
         let mut stream = TunnelStream::new(raw, counted, self.clone());
-        let (ahead, rest) = early.split_at(early.len().min(MAX_EARLY));
-        let reply = async {
-            let mut first = wire::framed(&v1::Connect::from(connect))?;
-            first.extend_from_slice(ahead);
-            stream.write_all(&first).await?;
-            stream.flush().await?;
-            let reply: v1::ConnectReply = wire::read(&mut stream, mesh_api::MAX_MESSAGE).await?;
-            Ok::<_, io::Error>(reply)
-        };
-        match reply.await.map_err(|error| self.no_answer(&error))?.reply {
-            Some(v1::connect_reply::Reply::Accepted(_)) => {}
-            Some(v1::connect_reply::Reply::Refused(refused)) => return Err(from_wire(refused)),
-            None => {
-                let error = io::Error::other("an empty reply");
-                return Err(self.no_answer(&error));
-            }
+        let asked = wire::write(&mut stream, &v1::Connect::from(connect)).await;
+        stream.answer = Answer::Awaited(Box::new(awaited));
+        // A peer that wants to hear nothing more has perhaps said why.
+        match asked {
+            Ok(()) => Ok(stream),
+            Err(error) => Err(stream.answered().await.err().unwrap_or(self.no_answer(&error))),
         }
-        stream.write_all(rest).await.map_err(|error| self.no_answer(&error))?;
-        Ok(stream)
+    }
+
+    /// Why a stream has no answer, or a bad one.
+    fn why(&self, no_answer: NoAnswer) -> OpenError {
+        match no_answer {
+            NoAnswer::Refused(refused) => from_wire(refused),
+            NoAnswer::Late(within) => OpenError::Timeout(within),
+            NoAnswer::Broken(error) => self.no_answer(&error),
+        }
     }
 
     /// The stream ended where its answer should be.

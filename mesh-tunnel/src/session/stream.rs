@@ -1,6 +1,7 @@
 //! Streams as their users see them.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
@@ -14,7 +15,12 @@ use mesh_api::v1;
 use mesh_core::path::{Connect, RefusedReason};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::{Session, carrier::Raw, wire};
+use super::{
+    OpenError, Session,
+    answer::{Answer, Half},
+    carrier::Raw,
+    wire,
+};
 use crate::net::Io;
 
 /// The longest text of a refusal that is sent or kept.
@@ -40,6 +46,9 @@ impl Drop for Counted {
 }
 
 /// A stream that the peer wants to open. Dropped unanswered it is reset.
+///
+/// It reads as the bytes that the peer sends ahead of the answer: as many as
+/// the transport's window for one stream holds wait to be read.
 #[derive(Debug)]
 pub struct IncomingStream {
     /// What it names.
@@ -64,14 +73,27 @@ impl IncomingStream {
     }
 }
 
+impl AsyncRead for IncomingStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
 /// The bytes of one stream: `AsyncRead + AsyncWrite`, half-close by shutdown,
 /// a reset by [`TunnelStream::reset`] or by dropping it without a shutdown. A
 /// reset by the peer, or the end of the tunnel, reads as `ConnectionReset`.
+///
+/// Until its `Connect` is answered, it behaves as [`Session::begin`] says.
 ///
 /// It keeps its session alive.
 #[derive(Debug)]
 pub struct TunnelStream {
     raw: Raw,
+    pub(super) answer: Answer,
     /// `None` only while dropping.
     counted: Option<Counted>,
     session: Session,
@@ -86,7 +108,74 @@ pub struct TunnelStream {
 impl TunnelStream {
     pub(super) fn new(raw: Raw, counted: Counted, session: Session) -> Self {
         let counted = Some(counted);
-        Self { raw, counted, session, finished: false, ended: false, abort: false }
+        let answer = Answer::Given;
+        Self { raw, answer, counted, session, finished: false, ended: false, abort: false }
+    }
+
+    /// Waits for the answer to its `Connect`; may be given up and called again.
+    pub async fn answered(&mut self) -> Result<(), OpenError> {
+        poll_fn(|cx| self.poll_answer(Half::Reader, cx)).await
+    }
+
+    /// How much may be written ahead of the answer, in bytes; 0 once it is
+    /// there.
+    pub fn early_room(&self) -> usize {
+        match &self.answer {
+            Answer::Awaited(awaited) => awaited.early,
+            Answer::Given | Answer::No(_) => 0,
+        }
+    }
+
+    /// Completes when somebody who reads or writes has the answer, whatever it
+    /// is, or nobody will. Only the last call counts.
+    pub fn when_answered(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let news = match &mut self.answer {
+            Answer::Awaited(awaited) => Some(awaited.news()),
+            Answer::Given | Answer::No(_) => None,
+        };
+        async move {
+            if let Some(news) = news {
+                // It is dropped, not sent.
+                let _ = news.await;
+            }
+        }
+    }
+
+    fn poll_answer(&mut self, half: Half, cx: &Context<'_>) -> Poll<Result<(), OpenError>> {
+        let awaited = match &mut self.answer {
+            Answer::Given => return Poll::Ready(Ok(())),
+            Answer::No(error) => return Poll::Ready(Err(error.clone())),
+            Answer::Awaited(awaited) => awaited,
+        };
+        let answer = ready!(awaited.poll(&mut self.raw, half, cx));
+        let answer = answer.map_err(|no_answer| self.session.why(no_answer));
+        self.answer = match &answer {
+            Ok(()) => Answer::Given,
+            Err(error) => Answer::No(error.clone()),
+        };
+        Poll::Ready(answer)
+    }
+
+    /// Writes ahead of the answer.
+    fn poll_write_early(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let chunk = &buf[..buf.len().min(self.early_room())];
+        match Pin::new(&mut self.raw).poll_write(cx, chunk) {
+            Poll::Ready(Ok(n)) => {
+                if let Answer::Awaited(awaited) = &mut self.answer {
+                    awaited.early = awaited.early.saturating_sub(n);
+                }
+                Poll::Ready(Ok(n))
+            }
+            // The peer wants nothing more; its answer says why.
+            Poll::Ready(Err(error)) => {
+                ready!(self.poll_answer(Half::Writer, cx))?;
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => match self.poll_answer(Half::Writer, cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+            },
+        }
     }
 
     /// Aborts both directions.
@@ -132,6 +221,7 @@ impl AsyncRead for TunnelStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_answer(Half::Reader, cx))?;
         let before = buf.remaining();
         let result = ready!(Pin::new(&mut self.raw).poll_read(cx, buf));
         if result.is_err() || (before > 0 && buf.remaining() == before) {
@@ -147,6 +237,13 @@ impl AsyncWrite for TunnelStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if self.early_room() > 0 {
+            return self.poll_write_early(cx, buf);
+        }
+        ready!(self.poll_answer(Half::Writer, cx))?;
         Pin::new(&mut self.raw).poll_write(cx, buf)
     }
 

@@ -1,5 +1,7 @@
 //! One table of behaviours, over every transport.
 
+mod begin;
+
 use std::{
     io::ErrorKind,
     sync::{Arc, Mutex},

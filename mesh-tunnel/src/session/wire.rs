@@ -7,7 +7,7 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Bytes before each message.
-const PREFIX: usize = 2;
+pub(super) const PREFIX: usize = 2;
 
 /// The beginning of `text`, at most `limit` bytes and whole characters.
 pub(crate) fn shortened(text: &str, limit: usize) -> &str {

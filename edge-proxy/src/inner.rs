@@ -12,6 +12,7 @@ use mesh_core::{
 use mesh_runtime::clock;
 use mesh_tunnel::{Credentials, OpenError, Stream, net::BoxFuture, tls};
 use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
 
 use crate::{
     app::Shared,
@@ -130,10 +131,8 @@ pub async fn open(
 ) -> Result<Session, OpenFailure> {
     let path = path_to(snapshot, endpoint)?;
     let connection = format!("{:016x}", rand::random::<u64>());
-    let (bytes, going) = open_bytes(shared, tunnels, endpoint, &path, &connection).await?;
-    let (stream, peer, chain) = handshake(&shared.credentials, endpoint, bytes)
-        .await
-        .inspect_err(|failure| count_failure(shared, endpoint, failure))?;
+    let (secured, going) = secure(shared, tunnels, endpoint, &path, &connection).await?;
+    let (stream, peer, chain) = secured;
     let (client, guardian) = Client::begin(stream, Some(Probing::SOURCE), &shared.drain)
         .await
         .map_err(|error| OpenFailure::Handshake(error.to_string()))?;
@@ -148,18 +147,61 @@ pub async fn open(
 /// one.
 type Going = BoxFuture<'static, ()>;
 
-/// A byte stream to the endpoint's proxy.
+/// A byte stream towards the endpoint's proxy.
+struct Bytes {
+    stream: Stream,
+    /// Completes once the path has been said to lead there.
+    answered: BoxFuture<'static, ()>,
+    going: Going,
+}
+
+/// A byte stream to the endpoint's proxy, and the inner handshake over it. The
+/// first words of the handshake travel ahead of the path's answer.
+async fn secure(
+    shared: &Shared,
+    tunnels: &Tunnels,
+    endpoint: &Endpoint,
+    path: &Path,
+    connection: &str,
+) -> Result<(Secured, Going), OpenFailure> {
+    let deadline = Instant::now() + GATEWAY_TIMEOUT;
+    loop {
+        let opened = open_bytes(shared, tunnels, endpoint, path, connection, deadline).await?;
+        let Bytes { stream, answered, going } = opened;
+        let error = match handshake(&shared.credentials, endpoint, stream, answered).await {
+            Ok(secured) => return Ok((secured, going)),
+            Err(error) => error,
+        };
+        match mesh_tunnel::session::refusal(&error) {
+            // The tunnel ended before the answer: no session came up, so
+            // another tunnel may do.
+            Some(OpenError::Closed) if Instant::now() < deadline => {}
+            Some(error) => return Err(path_failure(error)),
+            None => {
+                let failure = handshake_failure(&error);
+                count_failure(shared, endpoint, &failure);
+                return Err(failure);
+            }
+        }
+    }
+}
+
 async fn open_bytes(
     shared: &Shared,
     tunnels: &Tunnels,
     endpoint: &Endpoint,
     path: &Path,
     connection: &str,
-) -> Result<(Stream, Going), OpenFailure> {
+    deadline: Instant,
+) -> Result<Bytes, OpenFailure> {
     if let Path::Direct(addr) = path {
         let dialled = tokio::time::timeout(DIRECT_TIMEOUT, shared.net.dial(*addr)).await;
         return match dialled {
-            Ok(Ok(stream)) => Ok((stream, Box::pin(std::future::pending()))),
+            Ok(Ok(stream)) => Ok(Bytes {
+                stream,
+                answered: Box::pin(std::future::ready(())),
+                going: Box::pin(std::future::pending()),
+            }),
             Ok(Err(error)) => Err(OpenFailure::Unreachable(error.to_string())),
             Err(_) => Err(OpenFailure::Unreachable(format!("{addr}: no answer"))),
         };
@@ -172,37 +214,45 @@ async fn open_bytes(
         hops: 0,
         connection_id: connection.to_owned(),
     };
-    match tokio::time::timeout(GATEWAY_TIMEOUT, tunnels.open(path, &connect)).await {
-        Ok(Ok(stream)) => {
-            let going = tunnels::going(stream.session(), connection);
-            Ok((Box::new(stream), Box::pin(going)))
-        }
-        Ok(Err(OpenError::Refused { reason, hop, detail })) => {
-            Err(OpenFailure::Refused { reason, hop, detail })
-        }
-        Ok(Err(error)) => Err(OpenFailure::Path(error.to_string())),
-        Err(_) => Err(OpenFailure::Path(format!("not within {GATEWAY_TIMEOUT:?}"))),
+    let mut stream = tunnels.begin(path, &connect, deadline).await.map_err(path_failure)?;
+    let answered = Box::pin(stream.when_answered());
+    let going = Box::pin(tunnels::going(stream.session(), connection));
+    Ok(Bytes { stream: Box::new(stream), answered, going })
+}
+
+/// What it means that no stream leads there.
+fn path_failure(error: OpenError) -> OpenFailure {
+    match error {
+        OpenError::Refused { reason, hop, detail } => OpenFailure::Refused { reason, hop, detail },
+        OpenError::Timeout(_) => OpenFailure::Path(format!("not within {GATEWAY_TIMEOUT:?}")),
+        OpenError::Closed => OpenFailure::Path(error.to_string()),
     }
 }
 
 type Secured = (Stream, PeerIdentity, Vec<CertificateDer<'static>>);
 
-/// Inner TLS: the peer must be exactly the endpoint.
+/// Inner TLS: the peer must be exactly the endpoint. Its time runs from when
+/// the path is `answered`; until then that of the path does.
 async fn handshake(
     credentials: &Arc<Credentials>,
     endpoint: &Endpoint,
     bytes: Stream,
-) -> Result<Secured, OpenFailure> {
+    answered: BoxFuture<'static, ()>,
+) -> io::Result<Secured> {
     let allowed = Allowed::Exactly(endpoint.identity.clone());
     let config = credentials.client(ALPN_INNER, allowed.clone());
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls::connect(config, bytes)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(handshake_failure(&error)),
-        Err(_) => return Err(OpenFailure::Handshake("it took too long".into())),
+    let late = async {
+        answered.await;
+        tokio::time::sleep(HANDSHAKE_TIMEOUT).await;
+    };
+    let stream = tokio::select! {
+        biased;
+        connected = tls::connect(config, bytes) => connected?,
+        () = late => return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long")),
     };
     let connection = stream.get_ref().1;
     let peer = tls::peer_of(connection, credentials, Side::Server, &allowed)
-        .map_err(OpenFailure::Identity)?;
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let chain = connection.peer_certificates().unwrap_or_default().to_vec();
     Ok((Box::new(stream), peer, chain))
 }

@@ -34,8 +34,6 @@ use crate::{app::Shared, config::Role, worker::Worker};
 pub const GATEWAYS: usize = 3;
 /// How long a stream waits for a tunnel to come up.
 pub const UP_DEADLINE: Duration = Duration::from_secs(2);
-/// How long the gateway, and what is behind it, may take to answer a stream.
-pub const OPEN_DEADLINE: Duration = mesh_tunnel::session::OPEN_TIMEOUT;
 /// Pause before QUIC is tried again after a fall-back to TLS/TCP; doubles up
 /// to six times this.
 const QUIC_RETRY: Duration = Duration::from_secs(10);
@@ -101,27 +99,32 @@ impl Tunnels {
         }
     }
 
-    /// A stream along `path`, which is never [`Path::Direct`]. Waits at most
+    /// A stream along `path`, which is never [`Path::Direct`], begun and not
+    /// yet answered: that has to happen before `deadline`. Waits at most
     /// [`UP_DEADLINE`] for a tunnel; every error is one of the path, never of
     /// the endpoint, unless a hop says otherwise.
-    pub async fn open(&self, path: &Path, connect: &Connect) -> Result<TunnelStream, OpenError> {
+    pub async fn begin(
+        &self,
+        path: &Path,
+        connect: &Connect,
+        deadline: Instant,
+    ) -> Result<TunnelStream, OpenError> {
         let gateways: &[GatewayId] = match path {
             Path::ViaGateway(gateways) | Path::Reverse(gateways) => gateways,
             Path::Direct(_) => &[],
         };
-        let deadline = Instant::now() + UP_DEADLINE;
+        let up = deadline.min(Instant::now() + UP_DEADLINE);
         loop {
-            let held = self.up(gateways, deadline).await.ok_or(OpenError::Closed)?;
-            let opening = held.session.open(connect, &[]);
-            return match tokio::time::timeout(OPEN_DEADLINE, opening).await {
+            let held = self.up(gateways, up).await.ok_or(OpenError::Closed)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            return match held.session.begin(connect, left).await {
                 // It ended between being chosen and being used: nothing was
                 // sent, so another one may do.
-                Ok(Err(OpenError::Closed)) if Instant::now() < deadline => {
+                Err(OpenError::Closed) if Instant::now() < up => {
                     self.remove(held.id);
                     continue;
                 }
-                Ok(outcome) => outcome,
-                Err(_) => Err(OpenError::Timeout(OPEN_DEADLINE)),
+                outcome => outcome,
             };
         }
     }

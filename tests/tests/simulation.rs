@@ -258,3 +258,46 @@ fn losing_packets_loses_no_request() {
         sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
 }
+
+/// One way between the gateways.
+const WAN: Duration = Duration::from_millis(40);
+/// One way between any two others.
+const LAN: Duration = Duration::from_millis(1);
+
+/// How long one request takes, in virtual time.
+async fn request_time(host: &str, url: &str) -> Result<Duration, Failure> {
+    let start = tokio::time::Instant::now();
+    let answer = request(&net(), door(host), "GET", url, "").await?;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    Ok(start.elapsed())
+}
+
+/// The inner handshake is one round trip, and the opening of its stream is
+/// none: its `ClientHello` travels with the `Connect` of every hop.
+#[test]
+fn a_cold_request_costs_one_round_trip_more_than_a_warm_one() {
+    for (host, url) in [("vm", PAYMENTS), ("node", ORDERS)] {
+        let seed = seeds()[0];
+        let mut sim = two_sites(seed);
+        sim.client("test", async move {
+            // The tunnels and the link come up.
+            sleep(WARM_UP).await;
+            let cold = request_time(host, url).await?;
+            let warm = request_time(host, url).await?;
+            println!("{url} from {host}: cold {cold:?}, warm {warm:?}");
+            assert!(warm >= 2 * WAN, "{warm:?} is faster than the network");
+            // A few trips within the sites: dialling, the handshake's own.
+            let allowed = 2 * WAN + 20 * LAN;
+            assert!(cold - warm <= allowed, "{url}: cold {cold:?}, warm {warm:?}");
+            Ok(())
+        });
+        let hosts = ["west-gw", "east-gw", "vm", "node", "test"];
+        for (n, a) in hosts.iter().enumerate() {
+            for b in &hosts[n + 1..] {
+                let latency = if (*a, *b) == ("west-gw", "east-gw") { WAN } else { LAN };
+                sim.set_link_latency(*a, *b, latency);
+            }
+        }
+        sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}

@@ -6,8 +6,11 @@ use mesh_core::{
     GatewayId, NodeId, SiteName,
     path::{Connect, MAX_HOPS, NextHop, RefusedReason, forward},
 };
-use mesh_tunnel::{IncomingStream, OpenError, Session, Stream, TunnelStream};
-use tokio::time::{Instant, timeout};
+use mesh_tunnel::{IncomingStream, OpenError, Session, Stream, TunnelStream, session::refusal};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout},
+};
 
 use super::{
     neighbours::Tunnel,
@@ -23,6 +26,9 @@ const REFUSE_DEADLINE: Duration = Duration::from_secs(5);
 /// How much less each further hop waits than the one before it.
 const HOP_MARGIN: Duration = Duration::from_millis(500);
 
+/// Bytes that are passed on at once ahead of an answer: a `ClientHello` fits.
+const EARLY_BUFFER: usize = 4 * 1024;
+
 /// Why a stream goes no further.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Refusal {
@@ -35,6 +41,8 @@ struct Refusal {
 /// The open next hop, with the places it takes.
 struct Far {
     end: FarEnd,
+    /// Bytes that have gone there ahead of the answer.
+    early: u64,
     _towards: Option<Slot>,
 }
 
@@ -70,12 +78,12 @@ impl Refusal {
 }
 
 /// Serves one stream that a neighbour has opened, until it has ended.
-pub(super) async fn serve(tunnel: Arc<Tunnel>, incoming: IncomingStream) {
+pub(super) async fn serve(tunnel: Arc<Tunnel>, mut incoming: IncomingStream) {
     let started = Instant::now();
     let connect = incoming.connect.clone();
     let outcome = match admit(&tunnel, &connect) {
         Ok((slot, half_open, next)) => {
-            let far = Box::pin(reach(&tunnel, &next, &connect)).await;
+            let far = Box::pin(reach(&tunnel, &next, &mut incoming)).await;
             drop(half_open);
             far.map(|far| (slot, next, far))
         }
@@ -110,20 +118,23 @@ fn admit(tunnel: &Tunnel, connect: &Connect) -> Result<(Slot, Slot, NextHop), Re
 
 /// Opens the next hop. Exactly one attempt: trying elsewhere is the source's
 /// business.
-async fn reach(tunnel: &Tunnel, next: &NextHop, connect: &Connect) -> Result<Far, Refusal> {
-    let onward = Connect { hops: connect.hops.saturating_add(1), ..connect.clone() };
+async fn reach(
+    tunnel: &Tunnel,
+    next: &NextHop,
+    incoming: &mut IncomingStream,
+) -> Result<Far, Refusal> {
     match next {
         NextHop::Dial { addr, .. } => dial(tunnel, *addr, "the endpoint's proxy").await,
         NextHop::Federation(addr) => dial(tunnel, *addr, "federation").await,
         NextHop::Session(node) => {
-            let session = to_node(tunnel, node, connect);
-            open(tunnel, session.ok_or_else(|| no_path("no session of the node"))?, &onward).await
+            let session = to_node(tunnel, node, &incoming.connect);
+            open(tunnel, session.ok_or_else(|| no_path("no session of the node"))?, incoming).await
         }
         NextHop::Sibling(gateways, _node) => {
             let session = to_sibling(tunnel, gateways);
-            open(tunnel, session.ok_or_else(|| no_path("no tunnel to a sibling"))?, &onward).await
+            open(tunnel, session.ok_or_else(|| no_path("no tunnel to a sibling"))?, incoming).await
         }
-        NextHop::Link(site) => over_link(tunnel, site, &onward).await,
+        NextHop::Link(site) => over_link(tunnel, site, incoming).await,
     }
 }
 
@@ -142,30 +153,68 @@ fn to_sibling(tunnel: &Tunnel, gateways: &[GatewayId]) -> Option<Session> {
     gateways.iter().find_map(|gateway| tunnel.state.sessions.sibling(gateway))
 }
 
-async fn over_link(tunnel: &Tunnel, site: &SiteName, onward: &Connect) -> Result<Far, Refusal> {
+async fn over_link(
+    tunnel: &Tunnel,
+    site: &SiteName,
+    incoming: &mut IncomingStream,
+) -> Result<Far, Refusal> {
     let towards = tunnel.state.quotas.towards(site).stream().ok_or_else(|| {
         Refusal::here(RefusedReason::Quota, format!("too many open streams to site {site}"))
     })?;
     let session = tunnel.state.sessions.link(site);
     let session = session.ok_or_else(|| no_path(&format!("no tunnel to site {site} is up")))?;
-    let far = open(tunnel, session, onward).await?;
+    let far = open(tunnel, session, incoming).await?;
     Ok(Far { _towards: Some(towards), ..far })
 }
 
-async fn open(tunnel: &Tunnel, session: Session, onward: &Connect) -> Result<Far, Refusal> {
+async fn open(
+    tunnel: &Tunnel,
+    session: Session,
+    incoming: &mut IncomingStream,
+) -> Result<Far, Refusal> {
+    let connect = &incoming.connect;
+    let onward = Connect { hops: connect.hops.saturating_add(1), ..connect.clone() };
     // Each hop gives up a little before the one that waits for it, so that
     // the refusal comes from where the problem is.
-    let passed = u32::from(onward.hops.saturating_sub(1).min(MAX_HOPS));
+    let passed = u32::from(connect.hops.min(MAX_HOPS));
     let deadline = tunnel.state.tuning.open_deadline.saturating_sub(HOP_MARGIN * passed);
-    let opened = timeout(deadline, session.open(onward, &[])).await;
-    let stream = opened.map_err(|_| Refusal::timeout(deadline))??;
-    Ok(Far { end: FarEnd::Tunnel(stream), _towards: None })
+    let opening = async {
+        let mut far = session.begin(&onward, deadline).await?;
+        let early = forward_early(incoming, &mut far).await?;
+        Ok::<_, OpenError>(Far { end: FarEnd::Tunnel(far), early, _towards: None })
+    };
+    Ok(timeout(deadline, opening).await.map_err(|_| Refusal::timeout(deadline))??)
+}
+
+/// Passes on what the source sends ahead of the answer, until the answer is
+/// there; returns how many bytes that were. More than fits ahead waits in the
+/// source's window.
+async fn forward_early(
+    near: &mut IncomingStream,
+    far: &mut TunnelStream,
+) -> Result<u64, OpenError> {
+    let mut buffer = Vec::new();
+    let mut passed = 0;
+    while far.early_room() > 0 {
+        buffer.resize(far.early_room().min(EARLY_BUFFER), 0);
+        let read = tokio::select! {
+            biased;
+            answer = far.answered() => return answer.map(|()| passed),
+            read = near.read(&mut buffer) => read,
+        };
+        // An end or a reset is passed on once the answer is there.
+        let Some(read) = read.ok().filter(|read| *read > 0) else { break };
+        let written = far.write_all(&buffer[..read]).await;
+        written.map_err(|error| refusal(&error).unwrap_or(OpenError::Closed))?;
+        passed += read as u64;
+    }
+    far.answered().await.map(|()| passed)
 }
 
 async fn dial(tunnel: &Tunnel, addr: std::net::SocketAddr, what: &str) -> Result<Far, Refusal> {
     let deadline = tunnel.state.tuning.dial_deadline;
     match timeout(deadline, tunnel.state.shared.net.dial(addr)).await {
-        Ok(Ok(stream)) => Ok(Far { end: FarEnd::Tcp(stream), _towards: None }),
+        Ok(Ok(stream)) => Ok(Far { end: FarEnd::Tcp(stream), early: 0, _towards: None }),
         Ok(Err(error)) => {
             // The neighbour may be another site: our addresses stay here.
             log::debug!(addr:% = addr, error:% = error; "{what} cannot be reached");
@@ -198,7 +247,7 @@ async fn carry(
     let counted = tunnel.state.metrics.stream(&tunnel.neighbour);
     let limits = Limits { idle: tunnel.state.tuning.stream_idle };
     let stop = tunnel.state.shared.drain.stopping();
-    let carried = match far.end {
+    let mut carried = match far.end {
         FarEnd::Tcp(mut far) => relay::relay(&mut near, &mut far, limits, stop).await,
         FarEnd::Tunnel(mut far) => {
             let drains = pass_on_drain(far.session(), near.session(), &connect.connection_id);
@@ -209,6 +258,7 @@ async fn carry(
             }
         }
     };
+    carried.sent += far.early;
     counted.ended(&carried);
     log_carried(tunnel, &connect, next, &carried, opened, started);
 }

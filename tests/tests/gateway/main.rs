@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod changes;
+mod early;
 mod mesh;
 mod proxies;
 mod refusals;

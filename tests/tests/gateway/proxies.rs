@@ -6,6 +6,7 @@ use std::sync::Arc;
 use edge_proxy::{
     app::App,
     config::{Config, Role},
+    inner::OpenFailure,
     own::Own,
     snapshot_cell::Complete,
     worker::Bound,
@@ -191,6 +192,71 @@ async fn a_request_reaches_a_node_in_reverse() {
         assert_eq!(mesh.source.get().await, (200, CHECKOUT.to_owned()), "{transport:?}");
         mesh.stop().await;
     }
+}
+
+impl Proxy {
+    /// An inner session to endpoint `o-1` of `orders.shop`.
+    async fn open(&self) -> Result<edge_proxy::inner::Session, OpenFailure> {
+        let app = &self.app;
+        let snapshot = app.shared.snapshot.load().unwrap();
+        let site = "east".parse().unwrap();
+        let endpoint = snapshot.endpoint("orders.shop", &site, "o-1").unwrap();
+        let opening = edge_proxy::inner::open(&app.shared, &app.tunnels, &snapshot, endpoint);
+        timeout(STEP, opening).await.expect("an outcome in time")
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        let registry = &self.app.shared.metrics.registry;
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_at_the_far_gateway_is_no_failed_handshake() {
+    for transport in BOTH {
+        let mesh = Mesh::new(transport, false).await;
+        let (west, east) = (&mesh.pair.west, &mesh.pair.east);
+        mesh.pair.east_gateway.publish(whole(vec![
+            site(east, None),
+            bundle(west),
+            bundle(east),
+            link(west, false, transport),
+            service("orders.shop", &[], &[]),
+            endpoint(east, "orders.shop", "o-1", mesh.destination.bound.inbound, None),
+        ]));
+        match mesh.source.open().await.unwrap_err() {
+            OpenFailure::Refused { reason, hop, .. } => {
+                assert_eq!((reason, hop.as_str()), (RefusedReason::NotExported, "east/gw-e"));
+            }
+            other => panic!("{transport:?}: {other}"),
+        }
+        let metrics = mesh.source.metrics();
+        assert!(!metrics.contains("handshake_failure_total{"), "{metrics}");
+        mesh.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_silent_is_no_failed_handshake() {
+    let Mesh { pair, source, destination } = Mesh::new(LinkTransport::Raced, true).await;
+    destination.stop().await;
+    pair.east_gateway.told(|told| told.nodes.is_empty()).await;
+    let silent = pair.reverse_proxy(LinkTransport::Raced).await;
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Some(incoming) = silent.accept().await {
+            held.push(incoming);
+        }
+        held.len()
+    });
+    let failure = source.open().await.unwrap_err();
+    assert!(matches!(failure, OpenFailure::Path(_)), "{failure}");
+    assert!(!source.metrics().contains("handshake_failure_total{"));
+    source.stop().await;
+    pair.stop().await;
+    assert_eq!(holding.await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
-//! What an operator may ask and do (gRPC `Admin` on the Unix socket). Every
-//! change is logged and recorded with the uid that made it.
+//! What an operator may ask and do (gRPC `Admin` on the Unix socket, and over
+//! mTLS for holders of a role). Every change is logged and recorded with who
+//! made it.
 
 use std::time::Duration;
 
 use mesh_api::v1;
-use mesh_core::{NodeId, SpiffeId};
+use mesh_core::{NodeId, PeerIdentity, SpiffeId};
 use mesh_tunnel::unix;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,8 +19,10 @@ use crate::{
     node_identity::removal,
     refusal::{Refusal, commit_status},
     registry::Registry,
+    roles::{Call, Roles},
     site::Site,
     status,
+    tenure::check_local,
     tokens::{self, CreateError, NewToken},
     view::View,
 };
@@ -27,7 +30,7 @@ use crate::{
 /// Steps of a link that its operator has not read yet.
 const PROGRESS: usize = 16;
 
-/// Serves operators on this host.
+/// Serves operators on this host, and elsewhere those with a role.
 #[derive(Clone)]
 pub struct AdminService {
     /// The durable truth.
@@ -40,6 +43,8 @@ pub struct AdminService {
     pub discovery: Discovery,
     /// Linked sites.
     pub links: Links,
+    /// Who may call from elsewhere.
+    pub roles: Roles,
 }
 
 /// Why an operator's wish is not granted.
@@ -69,12 +74,31 @@ impl Refusal for AdminError {
     }
 }
 
-/// How the log names the caller.
-fn actor<T>(request: &Request<T>) -> Result<String, Status> {
-    Ok(format!("local:{}", unix::peer(request)?.uid))
+/// How the log names the caller: its SPIFFE ID, or its uid on this host. Who
+/// has come with a certificate needs a role.
+fn admit<T>(
+    request: &Request<T>,
+    call: Call<'_>,
+    state: &State,
+    roles: &Roles,
+) -> Result<String, Status> {
+    let Some(peer) = request.extensions().get::<PeerIdentity>() else {
+        return Ok(format!("local:{}", unix::peer(request)?.uid));
+    };
+    check_local(state, peer)?;
+    roles.admit(&peer.id, call).map_err(|denied| {
+        log::warn!(id = peer.id.as_str(), serial = peer.serial.as_str(), code = denied.reason(),
+            call = call.name(); "admin call refused");
+        denied.status()
+    })?;
+    Ok(peer.id.to_string())
 }
 
 impl AdminService {
+    fn admit<T>(&self, request: &Request<T>, call: Call<'_>) -> Result<String, Status> {
+        admit(request, call, &self.site.authority.state(), &self.roles)
+    }
+
     async fn commit<T>(
         &self,
         actor: &str,
@@ -94,7 +118,8 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let actor = actor(&request)?;
+        let own = self.site.authority.state().site().trust_domain.clone();
+        let actor = self.admit(&request, self.roles.token(request.get_ref(), &own))?;
         let asked = request.into_inner();
         let grants = v1::Grants {
             namespace: asked.namespace,
@@ -113,8 +138,9 @@ impl Admin for AdminService {
 
     async fn list_tokens(
         &self,
-        _request: Request<v1::ListTokensRequest>,
+        request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
+        self.admit(&request, Call::Read)?;
         let (state, now) = (self.site.authority.state(), self.now());
         let mut tokens: Vec<_> = state.tokens.values().collect();
         tokens.sort_by_key(|token| std::cmp::Reverse(token.expires_unix_s));
@@ -135,7 +161,11 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
-        let actor = actor(&request)?;
+        let actor = {
+            let state = self.site.authority.state();
+            let token = state.tokens.get(&request.get_ref().id);
+            self.admit(&request, Call::RevokeToken { grants: token.map(|token| &token.grants) })?
+        };
         let id = request.into_inner().id;
         let decide = |state: &State| match state.tokens.get(&id) {
             None => {
@@ -153,7 +183,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::CreateLinkTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let actor = actor(&request)?;
+        let actor = self.admit(&request, Call::Administer)?;
         self.links.create_token(&actor, request.into_inner()).await.map(Response::new)
     }
 
@@ -163,7 +193,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::LinkClusterRequest>,
     ) -> Result<Response<Self::LinkClusterStream>, Status> {
-        let actor = actor(&request)?;
+        let actor = self.admit(&request, Call::Administer)?;
         let (tx, rx) = mpsc::channel(PROGRESS);
         self.links.link_cluster(actor, request.into_inner(), tx);
         Ok(Response::new(ReceiverStream::new(rx)))
@@ -173,14 +203,15 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::UnlinkRequest>,
     ) -> Result<Response<v1::UnlinkResponse>, Status> {
-        let actor = actor(&request)?;
+        let actor = self.admit(&request, Call::Administer)?;
         self.links.unlink(&actor, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_links(
         &self,
-        _request: Request<v1::ListLinksRequest>,
+        request: Request<v1::ListLinksRequest>,
     ) -> Result<Response<v1::ListLinksResponse>, Status> {
+        self.admit(&request, Call::Read)?;
         Ok(Response::new(self.links.list()))
     }
 
@@ -188,7 +219,8 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ExportServiceRequest>,
     ) -> Result<Response<v1::ExportServiceResponse>, Status> {
-        let actor = actor(&request)?;
+        let call = Call::Export { service: &request.get_ref().service };
+        let actor = self.admit(&request, call)?;
         self.links.export(&actor, request.into_inner()).await.map(Response::new)
     }
 
@@ -196,21 +228,24 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ExportServiceRequest>,
     ) -> Result<Response<v1::ExportServiceResponse>, Status> {
-        let actor = actor(&request)?;
+        let call = Call::Export { service: &request.get_ref().service };
+        let actor = self.admit(&request, call)?;
         self.links.unexport(&actor, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_services(
         &self,
-        _request: Request<v1::ListServicesRequest>,
+        request: Request<v1::ListServicesRequest>,
     ) -> Result<Response<v1::ListServicesResponse>, Status> {
+        self.admit(&request, Call::Read)?;
         Ok(Response::new(self.links.services()))
     }
 
     async fn list_nodes(
         &self,
-        _request: Request<v1::ListNodesRequest>,
+        request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        self.admit(&request, Call::Read)?;
         Ok(Response::new(v1::ListNodesResponse { nodes: status::nodes(self) }))
     }
 
@@ -218,7 +253,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ResolveNodeRequest>,
     ) -> Result<Response<v1::ResolveNodeResponse>, Status> {
-        let actor = actor(&request)?;
+        let actor = self.admit(&request, Call::Administer)?;
         let asked = request.into_inner();
         let now = self.now();
         let kept = self.commit(&actor, |state| {
@@ -236,7 +271,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RevokeRequest>,
     ) -> Result<Response<v1::RevokeResponse>, Status> {
-        let actor = actor(&request)?;
+        let actor = self.admit(&request, Call::Administer)?;
         let subject = request.into_inner().subject;
         let now = self.now();
         self.commit(&actor, |state| Ok((revocation(state, &subject, now)?, ()))).await?;
@@ -250,22 +285,25 @@ impl Admin for AdminService {
 
     async fn site_status(
         &self,
-        _request: Request<v1::SiteStatusRequest>,
+        request: Request<v1::SiteStatusRequest>,
     ) -> Result<Response<v1::SiteStatusResponse>, Status> {
+        self.admit(&request, Call::Read)?;
         Ok(Response::new(status::site(self)))
     }
 
     async fn stat(
         &self,
-        _request: Request<v1::StatRequest>,
+        request: Request<v1::StatRequest>,
     ) -> Result<Response<v1::StatResponse>, Status> {
+        self.admit(&request, Call::Read)?;
         Ok(Response::new(self.discovery.stat()))
     }
 
     async fn read_snapshot(
         &self,
-        _request: Request<v1::ReadSnapshotRequest>,
+        request: Request<v1::ReadSnapshotRequest>,
     ) -> Result<Response<v1::Delta>, Status> {
+        self.admit(&request, Call::Read)?;
         Ok(Response::new(self.view.snapshot()))
     }
 }
@@ -329,4 +367,52 @@ fn revocation(state: &State, subject: &str, now: i64) -> Result<Vec<Event>, Admi
         )));
     }
     Ok(vec![revoked()])
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_tunnel::unix::UnixPeer;
+
+    use super::*;
+    use crate::testing::{TestSite, peer, short};
+
+    #[tokio::test]
+    async fn the_log_names_who_was_admitted() {
+        let site = TestSite::new("west", &Default::default(), short());
+        let own = "west.example".parse().unwrap();
+        let id = |account: &str| SpiffeId::workload(&own, "ops", account).unwrap();
+        let line = "- { id: 'spiffe://west.example/ns/ops/sa/alice', role: viewer }";
+        let written = mesh_runtime::config::parse(line, "f.yaml").unwrap();
+        let roles = Roles::check(written, &own, "f.yaml").unwrap();
+        let admitted = |request: &Request<()>, call| {
+            let state = site.site.authority.state();
+            admit(request, call, &state, &roles).map_err(|status| {
+                let reason = status.metadata().get(crate::refusal::REASON);
+                reason.map_or_else(String::new, |reason| reason.to_str().unwrap().to_owned())
+            })
+        };
+        let by = |account: &str| {
+            let mut request = Request::new(());
+            request.extensions_mut().insert(peer(id(account), None));
+            request
+        };
+        let name = |account: &str| Ok(id(account).to_string());
+        assert_eq!(admitted(&by("alice"), Call::Read), name("alice"));
+        assert_eq!(admitted(&by("alice"), Call::Administer), Err("role_denied".into()));
+        assert_eq!(admitted(&by("bob"), Call::Read), Err("role_missing".into()));
+
+        // Nobody is local who has come with a certificate, or with nothing.
+        let local = Some(UnixPeer { uid: 7, gid: 7, pid: None });
+        let mut request = Request::new(());
+        assert!(admitted(&request, Call::Read).is_err());
+        request.extensions_mut().insert(local);
+        assert_eq!(admitted(&request, Call::Administer), Ok("local:7".into()));
+        request.extensions_mut().insert(peer(id("bob"), None));
+        assert_eq!(admitted(&request, Call::Read), Err("role_missing".into()));
+
+        let revoked = revocation(&site.site.authority.state(), id("alice").as_str(), 1);
+        let decide = |_: &State| Ok::<_, AdminError>((revoked.unwrap(), ()));
+        site.site.authority.commit("local:0", decide).await.unwrap();
+        assert_eq!(admitted(&by("alice"), Call::Read), Err("peer_revoked".into()));
+    }
 }

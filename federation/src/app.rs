@@ -160,6 +160,7 @@ fn publish(site: &Site, config: &Config, net: Arc<dyn Net>, drain: &Drain) -> Ad
         site: site.clone(),
         registry: Registry::new(view.clone(), drain.clone()),
         discovery: Discovery::new(view.clone(), drain.clone()),
+        roles: config.roles.clone(),
         links: Links::new(site.clone(), view.clone(), peering, paths, drain.clone()),
         view,
     }
@@ -221,6 +222,7 @@ fn serve(admin: &AdminService, incoming: door::Incoming, drain: &Drain) {
             .max_decoding_message_size(MAX_MESSAGE),
         peering: PeeringServer::new(admin.links.peering().clone())
             .max_decoding_message_size(MAX_MESSAGE),
+        admin: AdminServer::new(admin.clone()).max_decoding_message_size(MAX_MESSAGE),
     };
     let proved = server().serve_with_incoming_shutdown(services, incoming.proved, draining(drain));
     let join = JoinServer::new(JoinService::new(site.clone(), admin.links.clone()))

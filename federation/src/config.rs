@@ -10,7 +10,10 @@ use mesh_core::{GatewayId, SiteName, TrustDomain, service};
 use mesh_runtime::config::{ConfigError, load};
 use serde::{Deserialize, Serialize};
 
-use crate::virtual_address::VirtualRange;
+use crate::{
+    roles::{RoleFile, Roles},
+    virtual_address::VirtualRange,
+};
 
 /// The most gateways of one site.
 const MAX_GATEWAYS: usize = 64;
@@ -52,6 +55,9 @@ pub struct ConfigFile {
     /// The same by number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateway_uids: Vec<u32>,
+    /// Who may use `Admin` from other machines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<RoleFile>,
 }
 
 /// One entry of `gateways`.
@@ -82,6 +88,7 @@ impl ConfigFile {
             gateways: Vec::new(),
             gateway_users: default_gateway_users(),
             gateway_uids: Vec::new(),
+            roles: Vec::new(),
         }
     }
 }
@@ -135,6 +142,8 @@ pub struct Config {
     pub gateways: Vec<Gateway>,
     /// Users that may be the gateway on this host.
     pub gateway_uids: Vec<u32>,
+    /// Who may use `Admin` from other machines.
+    pub roles: Roles,
 }
 
 impl Config {
@@ -166,6 +175,7 @@ impl Config {
             }
             gateways.push(checked);
         }
+        let roles = Roles::check(written.roles, &trust_domain, file)?;
         let mut gateway_uids = written.gateway_uids;
         gateway_uids.extend(written.gateway_users.iter().filter_map(|user| uid_of(user)));
         Ok(Self {
@@ -180,6 +190,7 @@ impl Config {
             virtual_range,
             gateways,
             gateway_uids,
+            roles,
         })
     }
 

@@ -17,6 +17,7 @@
 //! - [`admin`]: what operators may ask and do; [`status`]: what they see.
 //! - [`tenure`]: how long a stream may last.
 //! - [`refusal`]: how a call is refused, and who may call what.
+//! - [`roles`]: who may do what from another machine.
 //! - [`tokens`], [`join`]: how machines come in.
 //! - [`node_identity`], [`local_identity`]: who gets certificates.
 //! - [`door`]: who may connect.
@@ -51,6 +52,7 @@ pub mod registration;
 pub mod registry;
 pub mod render;
 pub mod replication;
+pub mod roles;
 pub mod services;
 pub mod site;
 pub mod status;

@@ -6,8 +6,9 @@ use std::{
 };
 
 use mesh_api::v1::{
-    discovery_server::DiscoveryServer, node_identity_server::NodeIdentityServer,
-    peering_server::PeeringServer, registry_server::RegistryServer,
+    admin_server::AdminServer, discovery_server::DiscoveryServer,
+    node_identity_server::NodeIdentityServer, peering_server::PeeringServer,
+    registry_server::RegistryServer,
 };
 use tonic::{
     Status,
@@ -17,7 +18,8 @@ use tonic::{
 };
 
 use crate::{
-    discovery::Discovery, node_identity::NodeIdentityService, peering::Peering, registry::Registry,
+    admin::AdminService, discovery::Discovery, node_identity::NodeIdentityService,
+    peering::Peering, registry::Registry,
 };
 
 /// What is served to callers who have proved who they are.
@@ -31,6 +33,8 @@ pub struct Services {
     pub discovery: DiscoveryServer<Discovery>,
     /// For the federations of linked sites.
     pub peering: PeeringServer<Peering>,
+    /// For holders of a role.
+    pub admin: AdminServer<AdminService>,
 }
 
 impl Service<http::Request<Body>> for Services {
@@ -48,6 +52,7 @@ impl Service<http::Request<Body>> for Services {
             RegistryServer::<Registry>::NAME => self.registry.call(request),
             DiscoveryServer::<Discovery>::NAME => self.discovery.call(request),
             PeeringServer::<Peering>::NAME => self.peering.call(request),
+            AdminServer::<AdminService>::NAME => self.admin.call(request),
             other => {
                 let status = Status::unimplemented(format!("there is no service {other:?} here"));
                 Box::pin(async move { Ok(status.into_http()) })

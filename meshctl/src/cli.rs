@@ -18,8 +18,15 @@ Exit codes:
   1   refused, or a check did not pass
   2   the command line makes no sense
   69  no control plane or agent answers
-  77  not permitted to open the socket or a file
+  77  not permitted: the socket, a file, or the role of this machine's identity
   78  a configuration is wrong or missing
+
+Where it talks: federation.sock in the run directory. On a joined machine, which
+has identity.sock instead, it goes through a gateway of the site with mTLS, and the
+machine's identity needs a role in federation.yaml on the host of federation:
+  roles: [{ id: \"spiffe://west.example/ns/ops/sa/alice\", role: viewer }]
+A viewer looks; an operator also makes tokens and exports (in `namespaces: [...]`
+only, if given); an admin does everything.
 
 Begin with:
   meshctl demo --duration 20s                        watch two sites on this machine
@@ -44,7 +51,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
 struct Global {
-    /// Directory of federation.sock and agent.sock [default: /run/isthmus]
+    /// Directory of federation.sock, agent.sock and identity.sock [default: /run/isthmus]
     #[arg(long, global = true, value_name = "DIR", env = "ISTHMUS_RUN", hide_env_values = true)]
     run: Option<PathBuf>,
     /// How to print

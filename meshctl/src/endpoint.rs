@@ -1,5 +1,6 @@
 //! Where to talk: the run directory with the Unix sockets of federation and of
-//! the agent, and gRPC over them.
+//! the agent, and gRPC over them. Where there is no federation but an agent,
+//! its identity leads to federation.
 
 use std::{
     io::ErrorKind,
@@ -10,7 +11,10 @@ use std::{
 use mesh_api::v1::{admin_client::AdminClient, agent_client::AgentClient};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::failure::{Exit, Failure};
+use crate::{
+    failure::{Exit, Failure},
+    remote,
+};
 
 /// Where the daemons keep their sockets unless told otherwise.
 pub const DEFAULT_RUN: &str = "/run/isthmus";
@@ -74,8 +78,25 @@ impl Run {
         self.0.join("agent.sock")
     }
 
+    /// The agent's socket for identities.
+    pub fn identity_socket(&self) -> PathBuf {
+        self.0.join("identity.sock")
+    }
+
+    /// Whether federation is to be reached through a gateway: it has no socket
+    /// here, the agent of a joined machine has. A directory that cannot be
+    /// looked into is taken for federation's, which says what to do.
+    fn is_remote(&self) -> bool {
+        let is_missing = matches!(self.federation_socket().try_exists(), Ok(false));
+        is_missing && matches!(self.identity_socket().try_exists(), Ok(true))
+    }
+
     /// Speaks `Admin` to federation.
     pub async fn admin(&self) -> Result<AdminClient<Channel>, Failure> {
+        if self.is_remote() {
+            let channel = remote::channel(&self.identity_socket()).await?;
+            return Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER));
+        }
         let remedy = "start it (systemctl start isthmus-federation), or name its run directory with --run DIR or --site NAME";
         let channel = connect(&self.federation_socket(), "federation", remedy).await?;
         Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER))
@@ -131,6 +152,19 @@ mod tests {
         assert_eq!(exit(Run::choose(None, Some("east"), some)), Exit::Config);
         assert_eq!(exit(Run::choose(None, Some("../etc"), some)), Exit::Usage);
         assert_eq!(exit(Run::choose(Some(explicit), Some("west"), some)), Exit::Usage);
+    }
+
+    #[tokio::test]
+    async fn an_agent_leads_to_federation_only_where_it_has_no_socket() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let run = Run(dir.path().to_owned());
+        assert!(!run.is_remote());
+        std::fs::write(run.identity_socket(), "").expect("a file");
+        assert!(run.is_remote());
+        let failure = run.admin().await.expect_err("nobody listens");
+        assert!(failure.problem.contains("identity.sock"), "{}", failure.problem);
+        std::fs::write(run.federation_socket(), "").expect("a file");
+        assert!(!run.is_remote());
     }
 
     #[tokio::test]

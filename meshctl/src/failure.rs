@@ -16,7 +16,8 @@ pub enum Exit {
     Usage = 2,
     /// No control plane or agent answers (`EX_UNAVAILABLE`).
     Unreachable = 69,
-    /// The socket or a file may not be opened (`EX_NOPERM`).
+    /// The socket or a file may not be opened, or the identity of this machine
+    /// has no role that may (`EX_NOPERM`).
     NotPermitted = 77,
     /// A configuration is wrong or missing (`EX_CONFIG`).
     Config = 78,
@@ -94,9 +95,10 @@ impl From<std::io::Error> for Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let message = status.message();
-        let problem = if message.is_empty() { status.code().description() } else { message };
+        let message = if message.is_empty() { status.code().description() } else { message };
         // The code that logs and metrics show for the same refusal.
         let reason = status.metadata().get(REASON).and_then(|reason| reason.to_str().ok());
+        let (problem, told) = told_remedy(reason, message);
         let problem = match reason {
             Some(reason) => format!("{problem} ({reason})"),
             None => problem.to_owned(),
@@ -110,9 +112,19 @@ impl From<Status> for Failure {
             Code::Unavailable => "is the process still running? `meshctl check` names what is not",
             Code::DeadlineExceeded => "try again; `meshctl check` shows what does not answer",
             Code::Unimplemented => "it runs another version: `meshctl status` shows which",
-            _ => "",
+            _ => told,
         };
         Failure::new(problem).exit(exit).remedy(remedy)
+    }
+}
+
+/// Who lacks a role is told the line that would give it.
+fn told_remedy<'a>(reason: Option<&str>, message: &'a str) -> (&'a str, &'a str) {
+    match reason {
+        Some("role_missing" | "role_denied" | "namespace_denied") => {
+            message.split_once("; ").unwrap_or((message, ""))
+        }
+        _ => (message, ""),
     }
 }
 
@@ -139,6 +151,18 @@ mod tests {
         let mut status = Status::new(Code::FailedPrecondition, "your clock is off");
         status.metadata_mut().insert(REASON, "clock_skew".parse().expect("ASCII"));
         assert_eq!(Failure::from(status).problem, "your clock is off (clock_skew)");
+    }
+
+    #[test]
+    fn a_missing_role_comes_with_its_remedy() {
+        let mut status = Status::permission_denied("x has no role; add a line");
+        status.metadata_mut().insert(REASON, "role_missing".parse().expect("ASCII"));
+        let failure = Failure::from(status);
+        assert_eq!(
+            (&*failure.problem, &*failure.remedy),
+            ("x has no role (role_missing)", "add a line")
+        );
+        assert_eq!(failure.exit, Exit::NotPermitted);
     }
 
     #[test]

@@ -73,13 +73,17 @@ fn classify(
         return Ok(Neighbour::Sibling(gateway));
     }
     match (peer.id.subject(), &peer.node) {
-        (Subject::Workload { .. }, Some(node)) => {
+        // A proxy takes streams; an operator's command line on the same machine,
+        // with the same identity, does not.
+        (Subject::Workload { .. }, Some(node)) if takes_streams(session) => {
             Ok(Neighbour::Node(node.clone(), peer.id.clone()))
         }
-        (Subject::Workload { .. }, None) | (Subject::Node(_), _) => {
-            Ok(Neighbour::Client(peer.id.clone()))
-        }
+        (Subject::Workload { .. } | Subject::Node(_), _) => Ok(Neighbour::Client(peer.id.clone())),
     }
+}
+
+fn takes_streams(session: &Session) -> bool {
+    session.hello().limits.as_ref().is_none_or(|limits| limits.streams > 0)
 }
 
 impl Tunnel {

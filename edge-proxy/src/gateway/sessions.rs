@@ -19,7 +19,7 @@ pub enum Neighbour {
     /// A proxy of a node of this site; streams may be opened towards it.
     Node(NodeId, SpiffeId),
     /// Somebody of this site who only opens streams: a machine agent,
-    /// federation, a proxy without a node.
+    /// federation, a command line, a proxy without a node.
     Client(SpiffeId),
     /// A gateway of a linked site.
     Link(SiteName, GatewayId),

@@ -13,8 +13,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use edge_proxy::gateway::{Tuning, quota::Limits};
 use mesh::{
-    Behaviour, Running, STEP, Site, any_doors, bundle, connect, dial, endpoint, endpoint_proxy,
-    exchange, gateway, link, node, service, site, start, try_dial, whole,
+    Behaviour, Running, STEP, Site, any_doors, bundle, connect, dial, dial_limited, endpoint,
+    endpoint_proxy, exchange, gateway, link, node, service, site, start, try_dial, whole,
 };
 use mesh_api::v1;
 use mesh_core::{
@@ -225,6 +225,13 @@ async fn a_node_that_dialled_out_is_reached_in_reverse() {
                 tokio::spawn(echo(incoming.accept().await.unwrap()));
             }
         });
+        // Newer, and by the same identity on the same node; it takes no streams.
+        let svid = pair.east.ca.workload("shop", "web", Some(&node()));
+        let (to, role) = (&pair.east_gateway, v1::Role::Workload);
+        let none = Some(v1::TunnelLimits { streams: 0 });
+        let only_asks = dial_limited(to, &pair.east, svid, role, transport, none).await.unwrap();
+        let nothing = connect("east", "orders.shop", "o-9");
+        assert_eq!(refusal(&only_asks, &nothing).await.0, RefusedReason::UnknownEndpoint);
         let mut stream = caller.open(&to_node, &[]).await.unwrap();
         assert_eq!(exchange(&mut stream, b"backwards").await.unwrap(), b"backwards");
 

@@ -234,6 +234,18 @@ pub(crate) async fn try_dial(
     role: v1::Role,
     transport: LinkTransport,
 ) -> Result<Session, mesh_tunnel::DialError> {
+    dial_limited(to, of, svid, role, transport, None).await
+}
+
+/// The same, and how many streams it takes.
+pub(crate) async fn dial_limited(
+    to: &Running,
+    of: &Site,
+    svid: Svid,
+    role: v1::Role,
+    transport: LinkTransport,
+    limits: Option<v1::TunnelLimits>,
+) -> Result<Session, mesh_tunnel::DialError> {
     let own_site = svid.id.trust_domain().as_str().split('.').next().unwrap_or_default().to_owned();
     let hello = v1::Hello {
         versions: mesh_api::VERSIONS.to_vec(),
@@ -241,6 +253,7 @@ pub(crate) async fn try_dial(
         site: own_site,
         gateway: if role == v1::Role::Gateway { "gw-test".into() } else { String::new() },
         boot_id: "test".into(),
+        limits,
         ..v1::Hello::default()
     };
     let dialer = Dialer { net: Arc::new(RealNet), credentials: credentials(svid, &[of]), hello };

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     net::{SocketAddr, TcpListener as StdListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
@@ -126,6 +126,39 @@ pub(crate) struct World {
 impl World {
     /// Makes the site as an operator does, and waits until it serves.
     pub(crate) async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// With more lines in federation.yaml.
+    pub(crate) async fn start_with(more: &str) -> Self {
+        let (dir, gateway_at) = Self::init(more);
+        let path = |name: &str| dir.path().join(name);
+        let logs = ["federation", "gateway"].map(|name| path("log").join(name));
+        let federation = Self::federation(dir.path());
+        let config = path("etc/gateway.yaml").display().to_string();
+        let gateway = Process::start("edge-proxy", &["--config".into(), config], &logs[1]);
+        let world =
+            Self { federation: Some(federation), _gateway: gateway, _logs: Logs(logs.into()), dir };
+        world.served().await;
+        until("the gateway serves", || async {
+            tokio::net::TcpStream::connect(gateway_at).await.is_ok()
+        })
+        .await;
+        world
+    }
+
+    /// What a federation says that cannot start with these lines.
+    pub(crate) fn refuses_to_start_with(more: &str) -> Output {
+        let (dir, _) = Self::init(more);
+        let config = dir.path().join("etc/federation.yaml");
+        // One that starts after all is ended.
+        let mut federation = Command::new("timeout");
+        federation.arg("60").arg(program("federation")).arg("--config").arg(config);
+        federation.output().unwrap()
+    }
+
+    /// The directory of a site, and where its gateway listens.
+    fn init(more: &str) -> (tempfile::TempDir, SocketAddr) {
         // Paths of Unix sockets are short.
         let dir = tempfile::Builder::new().prefix("j").tempdir_in("/tmp").unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -149,18 +182,9 @@ impl World {
         }
         let made = Command::new(program("meshctl")).args(&init).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let logs = ["federation", "gateway"].map(|name| path("log").join(name));
-        let federation = Self::federation(dir.path());
-        let config = path("etc/gateway.yaml").display().to_string();
-        let gateway = Process::start("edge-proxy", &["--config".into(), config], &logs[1]);
-        let world =
-            Self { federation: Some(federation), _gateway: gateway, _logs: Logs(logs.into()), dir };
-        world.served().await;
-        until("the gateway serves", || async {
-            tokio::net::TcpStream::connect(gateway_at).await.is_ok()
-        })
-        .await;
-        world
+        let config = path("etc/federation.yaml");
+        fs::write(&config, fs::read_to_string(&config).unwrap() + more).unwrap();
+        (dir, gateway_at)
     }
 
     fn federation(dir: &Path) -> Process {
@@ -187,10 +211,24 @@ impl World {
         AdminClient::new(unix::channel(&socket).await.unwrap())
     }
 
+    /// What federation has logged so far.
+    pub(crate) fn federation_said(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log/federation")).unwrap()
+    }
+
     async fn create_token(&self, services: &[&str], uses: u32) -> v1::CreateTokenResponse {
+        self.create_token_of("orders", services, uses).await
+    }
+
+    async fn create_token_of(
+        &self,
+        account: &str,
+        services: &[&str],
+        uses: u32,
+    ) -> v1::CreateTokenResponse {
         let request = v1::CreateTokenRequest {
             namespace: "shop".into(),
-            account: "orders".into(),
+            account: account.into(),
             services: services.iter().map(ToString::to_string).collect(),
             uses,
             ttl_s: 900,
@@ -201,6 +239,11 @@ impl World {
 
     pub(crate) async fn token(&self, services: &[&str], uses: u32) -> String {
         self.create_token(services, uses).await.token
+    }
+
+    /// For one machine with the identity `shop/<account>`.
+    pub(crate) async fn token_of(&self, account: &str) -> String {
+        self.create_token_of(account, &["*.shop"], 1).await.token
     }
 
     pub(crate) async fn revoked_token(&self) -> String {
@@ -230,6 +273,13 @@ impl World {
         };
         resources.filter_map(endpoint).collect()
     }
+}
+
+/// What `meshctl` does on a machine.
+pub(crate) fn meshctl(on: &Agent, words: &[&str]) -> Output {
+    let mut command = Command::new(program("meshctl"));
+    command.arg("--run").arg(on.dir.join("run")).args(words);
+    command.env_remove("ISTHMUS_RUN").env_remove("ISTHMUS_SITES").output().unwrap()
 }
 
 /// One machine: its agent, its files.

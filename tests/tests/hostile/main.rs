@@ -2,8 +2,8 @@
 //! sent, broken or killed must end in a clear error or a closed connection.
 //!
 //! Build the programs first: `cargo build --workspace --bins`.
-
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::disallowed_methods, reason = "real processes in real time")]
 
 mod clock;
 mod demo;

@@ -1,6 +1,8 @@
 //! Two sites on a real kernel, with servers and clients that nobody here
 //! wrote. Run by `make test-netns`.
 
+#![allow(clippy::disallowed_methods, reason = "real processes in real time")]
+
 mod world;
 
 use std::time::Duration;

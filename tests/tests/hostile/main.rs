@@ -8,6 +8,7 @@
 mod clock;
 mod demo;
 mod garbage;
+mod kills;
 mod machine;
 mod programs;
 mod site;

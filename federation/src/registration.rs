@@ -222,8 +222,20 @@ fn check_addresses(register: &Register) -> Result<(), RegisterError> {
         if addr.ip().is_multicast() || addr.ip().is_unspecified() || addr.port() == 0 {
             return Err(invalid("address", "must be an address that others can dial"));
         }
+        // A gateway dials it: clouds keep their metadata services there.
+        if is_link_local(addr.ip()) {
+            return Err(invalid("address", "must not be link-local"));
+        }
     }
     Ok(())
+}
+
+/// RFC 3927 and RFC 4291 section 2.5.6, also as an IPv4-mapped address.
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 fn check_granted(service: &ServiceName, grants: &Grants) -> Result<(), RegisterError> {

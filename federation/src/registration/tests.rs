@@ -104,6 +104,13 @@ fn everything_else_is_refused_with_its_code() {
         ("any target", Register { target_address: "0.0.0.0".into(), ..register() }, Invalid),
         ("address", Register { address: "10.0.0.1".into(), ..register() }, Invalid),
         ("any address", Register { address: "0.0.0.0:4143".into(), ..register() }, Invalid),
+        ("metadata", Register { address: "169.254.169.254:80".into(), ..register() }, Invalid),
+        (
+            "mapped metadata",
+            Register { address: "[::ffff:169.254.169.254]:80".into(), ..register() },
+            Invalid,
+        ),
+        ("link-local", Register { address: "[fe80::1]:4143".into(), ..register() }, Invalid),
         ("no dial", Register { address: "10.0.0.1:0".into(), ..register() }, Invalid),
         ("weight", Register { weight: u32::MAX, ..register() }, Invalid),
     ];

@@ -314,6 +314,10 @@ fn nobody_there_is_left_alone_at_once() {
     assert!(load.is_ejected(SECOND + EJECT_BASE * 2), "the second time for longer");
     load.end(20 * SECOND, SECOND, true);
     assert!(!load.is_ejected(20 * SECOND), "an answer ends it");
+    load.end_unreachable(30 * SECOND);
+    load.readmit();
+    assert_eq!((load.failures, load.ejection), (0, Duration::ZERO), "reached again");
+    assert!(!load.is_ejected(30 * SECOND));
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use std::{io, os::unix::fs::PermissionsExt, panic::PanicHookInfo, path::Path, time::Duration};
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
     drain::{Drain, terminated},
@@ -39,9 +42,15 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     );
 }
 
-/// A runtime for the control side, or for one worker.
+/// A runtime for the control side, or for one worker. From the first on, a
+/// write beyond a limit on file sizes is an error (`EFBIG`, `setrlimit(2)`).
 pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    // Its signal would end the process; what tokio installs stays.
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
+    drop(entered);
+    Ok(runtime)
 }
 
 /// Tells systemd that we are ready, pings its watchdog, waits for SIGTERM or

@@ -317,6 +317,7 @@ fn io_error(path: &Path, error: &io::Error) -> StoreError {
         }
         io::ErrorKind::PermissionDenied => "give the user of federation the right to write there",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on that disk",
+        io::ErrorKind::FileTooLarge => "raise the limit on file sizes (LimitFSIZE=, ulimit -f)",
         io::ErrorKind::ReadOnlyFilesystem => "mount it writable",
         io::ErrorKind::AlreadyExists => "there is a site here already; choose another directory",
         _ => "nothing was changed; look at the disk",

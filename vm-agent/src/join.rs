@@ -58,10 +58,7 @@ pub async fn join(agent: &Arc<Agent>, token: &str, progress: &Progress) -> Resul
         progress.say(format!("already joined to {}; the token was not used", token.site));
         return Ok(());
     }
-    agent
-        .state
-        .check_writable()
-        .map_err(|error| refuse(Code::FailedPrecondition, "state", error))?;
+    check_writable(agent)?;
     progress.say(format!("token for site {} (trust domain {})", token.site, token.trust_domain));
     let (key, csr) = new_key_and_csr().map_err(|error| refuse(Code::Internal, "key", error))?;
     let joined = ask_gateways(agent, &token, csr, progress).await?;
@@ -76,6 +73,12 @@ pub async fn join(agent: &Arc<Agent>, token: &str, progress: &Progress) -> Resul
     let _ = timeout(SETTLE, settled(agent, seen)).await;
     say_services(agent, progress);
     Ok(())
+}
+
+/// Before the site is asked for something that could not be kept.
+fn check_writable(agent: &Agent) -> Result<(), Status> {
+    let writable = agent.state.check_writable();
+    writable.map_err(|error| refuse(Code::FailedPrecondition, "state", error))
 }
 
 /// Whether this machine is a member of the token's site and reaches it. A
@@ -282,7 +285,11 @@ pub async fn leave(agent: &Agent, force: bool) -> Result<(), Status> {
         }
         // It may belong to another machine: then it is not ours to give up.
         Membership::Unusable { problem, .. } => Err(problem),
-        Membership::Member(member) => tell(agent, &member).await,
+        Membership::Member(member) => {
+            // Gone from the site and still on disk would be neither.
+            check_writable(agent)?;
+            tell(agent, &member).await
+        }
     };
     match told {
         Ok(()) => {}

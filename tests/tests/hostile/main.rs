@@ -7,6 +7,7 @@
 
 mod clock;
 mod demo;
+mod disk;
 mod garbage;
 mod kills;
 mod machine;

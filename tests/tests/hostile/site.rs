@@ -107,8 +107,13 @@ impl Site {
     }
 
     pub(crate) fn start_federation(&mut self) {
+        self.start_federation_as(&mut Command::new(program("federation")));
+    }
+
+    /// `command` must run a federation with the arguments that are added here.
+    pub(crate) fn start_federation_as(&mut self, command: &mut Command) {
         let config = self.config("federation.yaml");
-        self.spawn(FEDERATION, Command::new(program("federation")).arg("--config").arg(config));
+        self.spawn(FEDERATION, command.arg("--config").arg(config));
         let socket = self.dir().join("federation.sock");
         eventually("federation listens", || connects(&socket));
     }
@@ -177,11 +182,13 @@ impl Site {
     }
 
     pub(crate) fn start_proxy(&mut self, machine: Machine) {
+        self.start_proxy_as(machine, &mut Command::new(program("edge-proxy")));
+    }
+
+    /// `command` must run an edge-proxy with the arguments that are added here.
+    pub(crate) fn start_proxy_as(&mut self, machine: Machine, command: &mut Command) {
         let config = self.run_dir(machine).join("proxy.yaml");
-        self.spawn(
-            &machine.proxy(),
-            Command::new(program("edge-proxy")).arg("--config").arg(config),
-        );
+        self.spawn(&machine.proxy(), command.arg("--config").arg(config));
         let admin = self.addr(machine.1, 4191);
         eventually("the proxy lives", || get(admin, "/live", "admin").map_err(|e| e.to_string()));
     }

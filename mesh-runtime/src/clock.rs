@@ -1,15 +1,26 @@
 //! The only place of the mesh that reads a clock.
 //!
 //! Wall time is for certificates and for people; everything that waits or
-//! measures uses [`monotonic`], which follows tokio's clock and therefore also
-//! a paused or simulated one.
+//! measures uses [`monotonic`]. Both follow tokio's clock and therefore also a
+//! paused or simulated one: there, a certificate ages with the hours that are
+//! waited for, and not with those that the simulation takes.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Two readings of one clock, one after the other, differ by less than this.
+const ONE_CLOCK: Duration = Duration::from_secs(1);
 
 /// The wall clock.
 #[allow(clippy::disallowed_methods, reason = "this is the place that reads it")]
 pub fn now() -> SystemTime {
-    SystemTime::now()
+    let (wall, machine) = (SystemTime::now(), Instant::now());
+    let ours = monotonic().into_std();
+    // How far a simulation has moved tokio's clock from the machine's.
+    match ours.checked_duration_since(machine) {
+        Some(ahead) if ahead >= ONE_CLOCK => wall + ahead,
+        None if machine - ours >= ONE_CLOCK => wall - (machine - ours),
+        Some(_) | None => wall,
+    }
 }
 
 /// Time since the Unix epoch; zero on a machine whose clock is before it.
@@ -61,6 +72,24 @@ mod tests {
         let after = now_unix();
         assert!(before.as_secs() <= seconds && seconds <= after.as_secs());
         assert!(before.as_millis() <= millis.into() && u128::from(millis) <= after.as_millis());
+    }
+
+    #[test]
+    fn wall_time_follows_a_simulated_clock() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let start = now();
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(3600)).await;
+            let passed = now().duration_since(start).unwrap();
+            let hour = Duration::from_secs(3590)..Duration::from_secs(3610);
+            assert!(hour.contains(&passed), "{passed:?}");
+            // The machine's own time does not count.
+            let before = now();
+            std::thread::sleep(Duration::from_millis(500));
+            let passed = now().duration_since(before).unwrap_or_default();
+            assert!(passed < Duration::from_millis(400), "{passed:?}");
+        });
     }
 
     #[test]

@@ -223,7 +223,8 @@ impl Source {
     }
 
     async fn channel(&self) -> Result<Channel, IdentityError> {
-        mesh_tunnel::unix::channel(&self.socket).await.map_err(|source| {
+        let net = self.shared.net.clone();
+        mesh_tunnel::unix::channel_over(net, &self.socket).await.map_err(|source| {
             IdentityError::Unreachable {
                 who: if is_gateway_socket(&self.socket) {
                     "isthmus-federation"

@@ -86,17 +86,18 @@ pub struct Running {
 /// Runs until SIGTERM, then drains.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let drain = Drain::new();
+    let net = Arc::new(RealNet);
     let parts = Parts {
         store: LogStore::open(&config.state)?,
         keys: config.state.join("keys"),
-        net: Arc::new(RealNet),
+        net: net.clone(),
         clock: Clock::system(),
     };
     let running = start(&config, parts, &drain).await?;
     let listener = TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("admin: cannot listen on {}; is it in use?", config.admin))?;
-    local_doors(&running.admin, &config, &drain).await?;
+    local_doors(&running.admin, &config, &*net, &drain).await?;
     let admin = Admin { registry: Arc::new(running.metrics), readiness: Readiness::new() };
     drain.spawn_beside(mesh_runtime::admin::serve(listener, admin, drain.clone()));
     log::info!(site = config.site.as_str(), trust_domain = config.trust_domain.as_str(),
@@ -245,10 +246,11 @@ fn server() -> Server {
 pub async fn local_doors(
     admin: &AdminService,
     config: &Config,
+    net: &dyn Net,
     drain: &Drain,
 ) -> anyhow::Result<()> {
-    let identity = process::bind_unix(&config.run.join("gateway-identity.sock"), 0o666).await?;
-    let operators = process::bind_unix(&config.run.join("federation.sock"), 0o600).await?;
+    let identity = net.bind_unix(&config.run.join("gateway-identity.sock"), 0o666).await?;
+    let operators = net.bind_unix(&config.run.join("federation.sock"), 0o600).await?;
     let service = LocalIdentityService::new(admin.site.clone(), &config.gateway_uids);
     let identity = server().serve_with_incoming_shutdown(
         WorkloadIdentityServer::new(service).max_decoding_message_size(MAX_JOIN_MESSAGE),

@@ -196,12 +196,15 @@ impl Attempt<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::{
         listen::{Arrival, Door},
         net::{BoxFuture, Listener, RealNet, Stream},
         session::tests::{dialer, door_of},
         testing::{Authority, credentials},
+        unix::LocalListener,
     };
 
     const LONG: Duration = Duration::from_secs(10);
@@ -336,6 +339,16 @@ mod tests {
         ) -> BoxFuture<'_, io::Result<Arc<dyn quinn::AsyncUdpSocket>>> {
             self.0.lock().unwrap().push("udp".into());
             Box::pin(async move { RealNet.udp(addr, shared).await })
+        }
+        fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>> {
+            RealNet.dial_unix(path)
+        }
+        fn bind_unix<'a>(
+            &'a self,
+            path: &'a Path,
+            mode: u32,
+        ) -> BoxFuture<'a, io::Result<Box<dyn LocalListener>>> {
+            RealNet.bind_unix(path, mode)
         }
         fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
             self.0.lock().unwrap().push(format!("resolve {host}"));

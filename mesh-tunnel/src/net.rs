@@ -6,6 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsRawFd, RawFd},
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -16,8 +17,10 @@ use quinn::Runtime;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixStream},
 };
+
+use crate::unix::LocalListener;
 
 /// A boxed future that may cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -60,6 +63,12 @@ impl<T: Io + ?Sized> Io for Box<T> {
 impl fmt::Debug for dyn Io {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Io").field("fd", &self.raw_fd()).finish()
+    }
+}
+
+impl Io for UnixStream {
+    fn raw_fd(&self) -> Option<RawFd> {
+        Some(self.as_raw_fd())
     }
 }
 
@@ -107,6 +116,15 @@ pub trait Net: fmt::Debug + Send + Sync + 'static {
         addr: SocketAddr,
         shared: bool,
     ) -> BoxFuture<'_, io::Result<Arc<dyn quinn::AsyncUdpSocket>>>;
+    /// Connects to a Unix socket.
+    fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>>;
+    /// Listens on a Unix socket with these permission bits, as
+    /// [`mesh_runtime::process::bind_unix`] does.
+    fn bind_unix<'a>(
+        &'a self,
+        path: &'a Path,
+        mode: u32,
+    ) -> BoxFuture<'a, io::Result<Box<dyn LocalListener>>>;
     /// Makes QUIC's connection ids and timings repeatable in a simulation.
     fn quic_seed(&self) -> Option<[u8; 32]> {
         None
@@ -162,6 +180,24 @@ impl Net for RealNet {
         Box::pin(async move {
             let socket = bind_udp(addr, shared).map_err(|e| named(&e, "UDP", addr))?;
             quinn::TokioRuntime.wrap_udp_socket(socket)
+        })
+    }
+
+    fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>> {
+        Box::pin(async move {
+            let stream = UnixStream::connect(path).await?;
+            Ok(Box::new(stream) as Stream)
+        })
+    }
+
+    fn bind_unix<'a>(
+        &'a self,
+        path: &'a Path,
+        mode: u32,
+    ) -> BoxFuture<'a, io::Result<Box<dyn LocalListener>>> {
+        Box::pin(async move {
+            let listener = mesh_runtime::process::bind_unix(path, mode).await?;
+            Ok(Box::new(listener) as Box<dyn LocalListener>)
         })
     }
 

@@ -11,17 +11,20 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, stream};
+use futures_util::stream;
+use hyper_util::rt::TokioIo;
 use rustix::process::geteuid;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tonic::{
     Request, Status,
-    transport::{Channel, Endpoint, server::Connected},
+    transport::{Channel, Endpoint, Uri, server::Connected},
 };
+
+use crate::net::{BoxFuture, Net, RealNet, Stream};
 
 /// Local callers are a handful of programs; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -44,10 +47,34 @@ pub struct UnixPeer {
     pub pid: Option<i32>,
 }
 
+/// Accepts on a Unix socket.
+pub trait LocalListener: Send + Sync + 'static {
+    /// The next connection and who is at its other end.
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, UnixPeer)>>;
+}
+
+impl LocalListener for UnixListener {
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, UnixPeer)>> {
+        Box::pin(async move {
+            let (stream, _) = UnixListener::accept(self).await?;
+            let peer = stream.peer_cred()?;
+            let peer = UnixPeer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
+            Ok((Box::new(stream) as Stream, peer))
+        })
+    }
+}
+
+impl LocalListener for Box<dyn LocalListener> {
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, UnixPeer)>> {
+        (**self).accept()
+    }
+}
+
 /// A connection that a server accepted on a Unix socket.
 #[derive(Debug)]
 pub struct UnixConn {
-    stream: UnixStream,
+    stream: Stream,
+    peer: UnixPeer,
     _place: OwnedSemaphorePermit,
     _share: Share,
 }
@@ -90,16 +117,19 @@ impl Drop for Share {
 
 /// Connections for tonic's `serve_with_incoming`; a bounded number at once, and
 /// fewer of a user who is a stranger.
-pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixConn>> {
+pub fn incoming(
+    listener: impl LocalListener,
+) -> impl futures_util::Stream<Item = io::Result<UnixConn>> {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     stream::unfold((listener, places, Users::default()), |(listener, places, users)| async move {
         let place = places.clone().acquire_owned().await.expect("never closed");
-        let (stream, share) = loop {
-            let accepted = listener.accept().await;
-            match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream))) {
-                Ok((uid, stream)) => match users.admit(uid, geteuid().as_raw()) {
-                    Some(share) => break (stream, share),
-                    None => log::debug!(uid; "unix socket: too many connections of one user"),
+        let (stream, peer, share) = loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => match users.admit(peer.uid, geteuid().as_raw()) {
+                    Some(share) => break (stream, peer, share),
+                    None => {
+                        log::debug!(uid = peer.uid; "unix socket: too many connections of one user");
+                    }
                 },
                 Err(error) => {
                     log::warn!(error = error.to_string().as_str(); "unix socket: cannot accept");
@@ -107,7 +137,7 @@ pub fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixCon
                 }
             }
         };
-        let conn = UnixConn { stream, _place: place, _share: share };
+        let conn = UnixConn { stream, peer, _place: place, _share: share };
         Some((Ok(conn), (listener, places, users)))
     })
 }
@@ -125,30 +155,64 @@ pub fn peer<T>(request: &Request<T>) -> Result<UnixPeer, Status> {
 /// Nobody listens there, or the caller may not connect; the text names the
 /// path.
 pub async fn channel(path: &Path) -> io::Result<Channel> {
-    let named = |kind, why: String| io::Error::new(kind, format!("{}: {why}", path.display()));
+    channel_over(Arc::new(RealNet), path).await
+}
+
+/// The same over another network than the real one.
+///
+/// # Errors
+///
+/// As [`channel`].
+pub async fn channel_over(net: Arc<dyn Net>, path: &Path) -> io::Result<Channel> {
+    let socket = Socket { net, path: path.into() };
     // tonic hides why a connection fails: try once by hand for the reason.
-    match tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => return Err(named(error.kind(), error.to_string())),
-        Err(_) => {
-            let why = format!("no answer within {CONNECT_TIMEOUT:?}");
-            return Err(named(io::ErrorKind::TimedOut, why));
+    socket.connect().await?;
+    // The authority is sent and never looked at.
+    Ok(Endpoint::from_static("http://localhost").connect_with_connector_lazy(socket))
+}
+
+/// Where a channel connects to.
+#[derive(Debug, Clone)]
+struct Socket {
+    net: Arc<dyn Net>,
+    path: Arc<Path>,
+}
+
+impl Socket {
+    async fn connect(&self) -> io::Result<Stream> {
+        let named =
+            |kind, why: String| io::Error::new(kind, format!("{}: {why}", self.path.display()));
+        match tokio::time::timeout(CONNECT_TIMEOUT, self.net.dial_unix(&self.path)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(named(error.kind(), error.to_string())),
+            Err(_) => {
+                let why = format!("no answer within {CONNECT_TIMEOUT:?}");
+                Err(named(io::ErrorKind::TimedOut, why))
+            }
         }
     }
-    let text = path.to_str().ok_or_else(|| {
-        named(io::ErrorKind::InvalidInput, "the path of a socket must be UTF-8".to_owned())
-    })?;
-    let endpoint = Endpoint::from_shared(format!("unix:{text}"))
-        .map_err(|error| named(io::ErrorKind::InvalidInput, error.to_string()))?;
-    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).connect_lazy())
+}
+
+impl tower_service::Service<Uri> for Socket {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<TokioIo<Stream>>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _uri: Uri) -> Self::Future {
+        let socket = self.clone();
+        Box::pin(async move { Ok(TokioIo::new(socket.connect().await?)) })
+    }
 }
 
 impl Connected for UnixConn {
     type ConnectInfo = Option<UnixPeer>;
 
     fn connect_info(&self) -> Option<UnixPeer> {
-        let credentials = self.stream.peer_cred().ok()?;
-        Some(UnixPeer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() })
+        Some(self.peer)
     }
 }
 

@@ -10,11 +10,13 @@ use mesh_runtime::{
     admin::{self, Admin, Condition, Readiness},
     drain::Drain,
     files::FileError,
-    process,
 };
-use mesh_tunnel::{Net, unix};
+use mesh_tunnel::{
+    Net,
+    unix::{self, LocalListener},
+};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     sync::{Mutex, Notify, watch},
 };
 use tonic::transport::Server;
@@ -79,9 +81,9 @@ impl App {
         let machine = Machine::read(&config.machine_id_file, &config.state)?;
         let membership = Membership::load(&state, &machine);
         // The kernel says who calls, and calls are checked: others may connect.
-        let operator = process::bind_unix(&config.agent_socket(), 0o600).await;
+        let operator = net.bind_unix(&config.agent_socket(), 0o600).await;
         let operator = operator.map_err(StartError::Socket)?;
-        let identity = process::bind_unix(&config.identity_socket(), 0o666).await;
+        let identity = net.bind_unix(&config.identity_socket(), 0o666).await;
         let identity = identity.map_err(StartError::Socket)?;
         let admin = bind_admin(&config).await?;
         let agent = Arc::new(Agent {
@@ -104,7 +106,12 @@ impl App {
         Ok(app)
     }
 
-    fn spawn(&self, operator: UnixListener, identity: UnixListener, admin: Option<TcpListener>) {
+    fn spawn(
+        &self,
+        operator: Box<dyn LocalListener>,
+        identity: Box<dyn LocalListener>,
+        admin: Option<TcpListener>,
+    ) {
         let (agent, drain) = (&self.agent, &self.drain);
         let operator_server = Operator::server(agent.clone(), drain.clone());
         drain.spawn(serve(operator, operator_server, drain.clone()));
@@ -154,14 +161,15 @@ async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> 
 }
 
 async fn follow_services(agent: Arc<Agent>, drain: Drain) {
+    let dir = &agent.config.services;
     tokio::select! {
-        () = services::watch::run(&agent.config.services, &agent.services, &agent.look) => {}
+        () = services::watch::run(dir, &agent.net, &agent.services, &agent.look) => {}
         () = drain.draining() => {}
     }
 }
 
 /// One gRPC service on one Unix socket.
-async fn serve<S>(listener: UnixListener, service: S, drain: Drain)
+async fn serve<S>(listener: Box<dyn LocalListener>, service: S, drain: Drain)
 where
     S: tonic::codegen::Service<
             http::Request<tonic::body::Body>,

@@ -89,7 +89,7 @@ impl TestSite {
             clock,
         };
         let running = app::start(&config, parts, &drain).await.unwrap();
-        app::local_doors(&running.admin, &config, &drain).await.unwrap();
+        app::local_doors(&running.admin, &config, &RealNet, &drain).await.unwrap();
         Self { running, config, directory, drain, skew }
     }
 

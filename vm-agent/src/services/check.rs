@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use mesh_api::v1::Health;
-use tokio::net::TcpStream;
+use mesh_tunnel::{Net, Stream};
 
 use super::file::{CheckSpec, Probe};
 
@@ -42,10 +42,10 @@ impl Judge {
 }
 
 /// Checks for ever; tells `report` the health and the detail after each check.
-pub async fn run(spec: &CheckSpec, mut report: impl FnMut(Health, String)) {
+pub async fn run(net: &dyn Net, spec: &CheckSpec, mut report: impl FnMut(Health, String)) {
     let mut judge = Judge::default();
     loop {
-        let result = once(spec).await;
+        let result = once(net, spec).await;
         let health = judge.judge(result.is_ok(), spec);
         report(health, result.err().unwrap_or_default());
         let factor = 1.0 + rand::random_range(-JITTER..=JITTER);
@@ -54,8 +54,8 @@ pub async fn run(spec: &CheckSpec, mut report: impl FnMut(Health, String)) {
 }
 
 /// One check; the error is for people.
-pub async fn once(spec: &CheckSpec) -> Result<(), String> {
-    match tokio::time::timeout(spec.timeout, probe(&spec.probe)).await {
+pub async fn once(net: &dyn Net, spec: &CheckSpec) -> Result<(), String> {
+    match tokio::time::timeout(spec.timeout, probe(net, &spec.probe)).await {
         Ok(result) => result,
         Err(_) => Err(format!("{}: no answer within {:?}", target(&spec.probe), spec.timeout)),
     }
@@ -68,25 +68,26 @@ fn target(probe: &Probe) -> String {
     }
 }
 
-async fn probe(probe: &Probe) -> Result<(), String> {
+async fn probe(net: &dyn Net, probe: &Probe) -> Result<(), String> {
     match probe {
         Probe::Tcp(addrs) => {
             for addr in addrs {
-                connect(*addr).await?;
+                connect(net, *addr).await?;
             }
             Ok(())
         }
-        Probe::Http(addr, path) => get(*addr, path).await,
+        Probe::Http(addr, path) => get(net, *addr, path).await,
     }
 }
 
-async fn connect(addr: SocketAddr) -> Result<TcpStream, String> {
-    TcpStream::connect(addr).await.map_err(|error| format!("{addr}: {error}"))
+/// The error names the address.
+async fn connect(net: &dyn Net, addr: SocketAddr) -> Result<Stream, String> {
+    net.dial(addr).await.map_err(|error| error.to_string())
 }
 
-async fn get(addr: SocketAddr, path: &str) -> Result<(), String> {
+async fn get(net: &dyn Net, addr: SocketAddr, path: &str) -> Result<(), String> {
     let named = |problem: String| format!("http://{addr}{path}: {problem}");
-    let stream = TokioIo::new(connect(addr).await?);
+    let stream = TokioIo::new(connect(net, addr).await?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
         .await
         .map_err(|error| named(error.to_string()))?;
@@ -128,6 +129,7 @@ mod tests {
     use std::time::Duration;
 
     use mesh_runtime::process::current_thread;
+    use mesh_tunnel::RealNet;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -189,7 +191,7 @@ mod tests {
             ];
             for (answer, expected) in cases {
                 let addr = server(answer).await;
-                let result = once(&spec_of(Probe::Http(addr, "/healthz".into()))).await;
+                let result = once(&RealNet, &spec_of(Probe::Http(addr, "/healthz".into()))).await;
                 match (&result, expected) {
                     (Ok(()), Ok(())) => {}
                     (Err(shown), Err(part)) if shown.contains(part) => {}
@@ -205,10 +207,10 @@ mod tests {
             let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (a, b) = (open.local_addr().unwrap(), closed.local_addr().unwrap());
-            once(&spec_of(Probe::Tcp(vec![a, b]))).await.unwrap();
+            once(&RealNet, &spec_of(Probe::Tcp(vec![a, b]))).await.unwrap();
             drop(closed);
-            once(&spec_of(Probe::Tcp(vec![a]))).await.unwrap();
-            let shown = once(&spec_of(Probe::Tcp(vec![a, b]))).await.unwrap_err();
+            once(&RealNet, &spec_of(Probe::Tcp(vec![a]))).await.unwrap();
+            let shown = once(&RealNet, &spec_of(Probe::Tcp(vec![a, b]))).await.unwrap_err();
             assert!(shown.contains(&b.to_string()), "{shown}");
         });
     }
@@ -219,7 +221,7 @@ mod tests {
             let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let mut spec = spec_of(Probe::Http(silent.local_addr().unwrap(), "/healthz".into()));
             spec.timeout = Duration::from_millis(100);
-            let shown = once(&spec).await.unwrap_err();
+            let shown = once(&RealNet, &spec).await.unwrap_err();
             assert!(shown.contains("no answer within 100ms"), "{shown}");
         });
     }

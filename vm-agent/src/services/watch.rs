@@ -12,6 +12,7 @@ use std::{
 
 use mesh_api::v1::Health;
 use mesh_runtime::config;
+use mesh_tunnel::Net;
 use tokio::{
     sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
@@ -41,9 +42,9 @@ struct Known {
 
 /// Follows `dir` for ever and keeps `services` up to date. `now` asks for a
 /// look at once; whoever waits for it is told of the next read.
-pub async fn run(dir: &Path, services: &watch::Sender<Services>, now: &Notify) {
+pub async fn run(dir: &Path, net: &Arc<dyn Net>, services: &watch::Sender<Services>, now: &Notify) {
     let mut directory = Directory::new(dir);
-    let mut checks = Checks { services, tasks: JoinSet::new(), running: HashMap::new() };
+    let mut checks = Checks { net, services, tasks: JoinSet::new(), running: HashMap::new() };
     let mut asked = true;
     loop {
         let (specs, broken) = directory.read();
@@ -181,6 +182,7 @@ fn parse(path: &Path) -> Result<Arc<ServiceSpec>, String> {
 
 /// One task per service.
 struct Checks<'a> {
+    net: &'a Arc<dyn Net>,
     services: &'a watch::Sender<Services>,
     tasks: JoinSet<()>,
     running: HashMap<String, (Arc<ServiceSpec>, AbortHandle)>,
@@ -216,8 +218,9 @@ impl Checks<'_> {
             now.local.insert(instance.clone(), local);
         });
         let (services, name, checked) = (self.services.clone(), instance.clone(), spec.clone());
+        let net = self.net.clone();
         let task = self.tasks.spawn(async move {
-            check::run(&checked.check, |health, detail| {
+            check::run(&*net, &checked.check, |health, detail| {
                 services.send_if_modified(|now| report(now, &name, &checked, health, detail));
             })
             .await;
@@ -320,7 +323,8 @@ mod tests {
             let services = watch::Sender::new(Services::default());
             let mut seen = services.subscribe();
             let now = Notify::new();
-            let follow = run(dir.path(), &services, &now);
+            let net: Arc<dyn Net> = Arc::new(mesh_tunnel::RealNet);
+            let follow = run(dir.path(), &net, &services, &now);
             let drive = async {
                 let health = |wanted: Health| {
                     move |now: &Services| {

@@ -78,6 +78,8 @@ struct Shared {
     failing: ArcSwapOption<StoreError>,
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Held during a write that no thread makes: states are published in order.
+    turn: Mutex<()>,
 }
 
 /// What is decided and not yet durable.
@@ -221,6 +223,7 @@ impl Authority {
                 stopping: false,
             }),
             wake: Condvar::new(),
+            turn: Mutex::new(()),
         });
         let writer = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -298,7 +301,11 @@ impl Authority {
         let (caller, durable) = oneshot::channel();
         queue.callers.push(caller);
         drop(queue);
-        self.shared.wake.notify_one();
+        if self.shared.store.waits() {
+            self.shared.wake.notify_one();
+        } else {
+            write_at_once(&self.shared);
+        }
         Ok((answer, durable))
     }
 }
@@ -316,22 +323,35 @@ fn write_batches(shared: &Shared) {
         }
         let batch = queue.take();
         drop(queue);
-        let written = match batch.records.as_slice() {
-            [] => Ok(()),
-            records => {
-                let written = shared.store.commit(records);
-                shared.failing.store(written.as_ref().err().cloned().map(Arc::new));
-                written
-            }
-        };
-        match written {
-            Ok(()) => publish(shared, batch),
-            Err(error) => refuse(shared, &error, batch),
-        }
+        write(shared, batch);
         if shared.store.size() >= compact_at {
             compact(shared);
             compact_at = COMPACT_AT.max(shared.store.size().saturating_mul(COMPACT_GROWTH));
         }
+    }
+}
+
+/// The same where a write takes no time.
+fn write_at_once(shared: &Shared) {
+    let _turn = shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let batch = shared.queue().take();
+    if !batch.callers.is_empty() {
+        write(shared, batch);
+    }
+}
+
+fn write(shared: &Shared, batch: Batch) {
+    let written = match batch.records.as_slice() {
+        [] => Ok(()),
+        records => {
+            let written = shared.store.commit(records);
+            shared.failing.store(written.as_ref().err().cloned().map(Arc::new));
+            written
+        }
+    };
+    match written {
+        Ok(()) => publish(shared, batch),
+        Err(error) => refuse(shared, &error, batch),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where records are kept.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_api::v1::{AuthorityRecord, authority_record::Event};
 use prost::Message;
@@ -61,6 +61,13 @@ pub type Each<'a> = dyn FnMut(&AuthorityRecord) -> Result<(), FoldError> + 'a;
 /// Keeps records durably, in order; and, derived from them, an index of issued
 /// certificates.
 pub trait Store: Send + Sync + 'static {
+    /// Whether a commit may take its time, as a disk does: then a thread of its
+    /// own makes it. One that does not is made at once, by whoever decides; in
+    /// a simulation no time passes meanwhile.
+    fn waits(&self) -> bool {
+        true
+    }
+
     /// Every record, oldest first.
     fn replay(&self, each: &mut Each<'_>) -> Result<(), StoreError>;
 
@@ -102,9 +109,10 @@ pub(super) fn carry_over(snapshot: &mut Vec<AuthorityRecord>, carried: Vec<Autho
 }
 
 /// Keeps records as long as the process lives: for tests and simulations.
-#[derive(Debug, Default)]
+/// Clones share them.
+#[derive(Debug, Default, Clone)]
 pub struct MemoryStore {
-    kept: Mutex<Kept>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +132,10 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn replay(&self, each: &mut Each<'_>) -> Result<(), StoreError> {
         let fold = |error| StoreError::Fold { path: "memory".into(), error };
         self.kept().records.iter().try_for_each(each).map_err(fold)

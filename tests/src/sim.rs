@@ -1,24 +1,62 @@
 //! `mesh_tunnel::Net` over turmoil: whole meshes in one process, with the
 //! network's faults under the test's command.
 //!
-//! The real proxy and tunnel code runs unchanged; time is turmoil's. Keep link
-//! latency fixed: random latency per datagram looks like loss to QUIC.
+//! The real code runs unchanged; time is turmoil's. Keep link latency fixed:
+//! random latency per datagram looks like loss to QUIC.
 
 use std::{
     fmt, io,
     io::IoSliceMut,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
 };
 
-use mesh_tunnel::net::{BoxFuture, Io, Listener, Net, Stream};
+use mesh_runtime::clock;
+use mesh_tunnel::{
+    net::{BoxFuture, Io, Listener, Net, Stream},
+    unix::{LocalListener, UnixPeer},
+};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How far the clocks of a simulation are ahead of the machine's at its start.
+/// They can only be set forward: longer than any simulation takes in real time.
+const AHEAD: Duration = Duration::from_secs(3600);
+
+/// When a simulation that begins now starts, for turmoil's `epoch`.
+pub fn epoch() -> SystemTime {
+    clock::now() + AHEAD
+}
+
+/// Sets the clocks of this host; first thing after each of its starts, which
+/// begin with the machine's time.
+pub async fn set_clocks() {
+    let now = turmoil::since_epoch().expect("inside a simulation");
+    tokio::time::advance(now.saturating_sub(clock::now_unix())).await;
+    // Turmoil's own view of this host is right again with its next tick.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+/// Unix sockets by name; each is this port of its host plus its place here.
+const SOCKETS: [&str; 4] =
+    ["federation.sock", "gateway-identity.sock", "agent.sock", "identity.sock"];
+const FIRST_SOCKET: u16 = 100;
+
+/// `…/<host>/run/<name>.sock` is a port of that host: what is one machine in
+/// reality may be several hosts here, one per process.
+fn socket(path: &Path) -> Option<(&str, u16)> {
+    let name = path.file_name()?.to_str()?;
+    let host = path.parent()?.parent()?.file_name()?.to_str()?;
+    let place = SOCKETS.iter().position(|known| *known == name)?;
+    Some((host, FIRST_SOCKET + place as u16))
+}
 
 /// The network of the current simulation; usable inside turmoil hosts only.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +92,25 @@ impl Net for SimNet {
         })
     }
 
+    fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>> {
+        Box::pin(async move {
+            let (host, port) = socket(path).ok_or(io::ErrorKind::NotFound)?;
+            self.dial(SocketAddr::new(turmoil::lookup(host), port)).await
+        })
+    }
+
+    fn bind_unix<'a>(
+        &'a self,
+        path: &'a Path,
+        _mode: u32,
+    ) -> BoxFuture<'a, io::Result<Box<dyn LocalListener>>> {
+        Box::pin(async move {
+            let (_, port) = socket(path).ok_or(io::ErrorKind::InvalidInput)?;
+            let listener = self.bind((Ipv4Addr::UNSPECIFIED, port).into(), false).await?;
+            Ok(Box::new(SimUnix(listener)) as Box<dyn LocalListener>)
+        })
+    }
+
     /// Names are turmoil's host names.
     fn resolve<'a>(&'a self, host_port: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
         Box::pin(async move {
@@ -64,6 +121,18 @@ impl Net for SimNet {
             let (host, port) = host_port.rsplit_once(':').ok_or_else(invalid)?;
             let port = port.parse().map_err(|_| invalid())?;
             Ok(vec![SocketAddr::new(turmoil::lookup(host), port)])
+        })
+    }
+}
+
+/// Everybody is root.
+struct SimUnix(Box<dyn Listener>);
+
+impl LocalListener for SimUnix {
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, UnixPeer)>> {
+        Box::pin(async move {
+            let (stream, _) = self.0.accept().await?;
+            Ok((stream, UnixPeer { uid: 0, gid: 0, pid: None }))
         })
     }
 }

@@ -1,26 +1,23 @@
-//! Two sites in one process and in virtual time: the real proxies and the real
-//! tunnels over a simulated network. A failure prints its seed; run it again
-//! with `ISTHMUS_SIM_SEED=<seed>`.
+//! Gateways, proxies and tunnels, with everything else given.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use edge_proxy::config::GatewayDoors;
 use isthmus_tests::{
     apps::{connect, request, serve_echo, serve_http},
+    federated::{Failure, door, open_door},
     mesh::{Addresses, TwoSites},
-    sim::SimNet,
 };
-use mesh_tunnel::Net;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{sleep, timeout},
 };
 
-type Failure = Box<dyn std::error::Error>;
+use crate::{Script, net, seeds, until_ok};
 
 const LISTENER: u16 = 4140;
 const APP: u16 = 8080;
@@ -31,17 +28,6 @@ fn local(port: u16) -> SocketAddr {
 
 fn any(port: u16) -> SocketAddr {
     (Ipv4Addr::UNSPECIFIED, port).into()
-}
-
-fn net() -> Arc<dyn Net> {
-    Arc::new(SimNet)
-}
-
-fn seeds() -> Vec<u64> {
-    match std::env::var("ISTHMUS_SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
-        Some(seed) => vec![seed],
-        None => vec![1, 2, 3],
-    }
 }
 
 /// Both gateways and both machines with their applications.
@@ -89,47 +75,13 @@ fn two_sites(seed: u64) -> turmoil::Sim<'static> {
                 app.run_in_place().await?;
                 tokio::spawn(serve_http(net(), local(APP), name));
                 tokio::spawn(serve_echo(net(), local(APP + 1)));
-                tokio::spawn(probe_door());
+                tokio::spawn(open_door(local(LISTENER)));
                 std::future::pending::<()>().await;
                 Ok(())
             }
         });
     }
     sim
-}
-
-/// Lets the test's client, which is another simulated host, use the loopback
-/// listener of this one: port 1 of the host leads to the proxy's listener.
-async fn probe_door() -> std::io::Result<()> {
-    let listener = net().bind(any(1), false).await?;
-    loop {
-        let (mut outside, _) = listener.accept().await?;
-        tokio::spawn(async move {
-            if let Ok(mut inside) = net().dial(local(LISTENER)).await {
-                let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
-            }
-        });
-    }
-}
-
-fn door(host: &str) -> SocketAddr {
-    SocketAddr::new(turmoil::lookup(host), 1)
-}
-
-/// Asks until the answer is 200 or `within` has passed.
-async fn until_ok(host: &str, url: &str, within: Duration) -> Result<String, Failure> {
-    let start = tokio::time::Instant::now();
-    loop {
-        let problem = match request(&net(), door(host), "GET", url, "").await {
-            Ok(answer) if answer.status == 200 => return Ok(answer.body),
-            Ok(answer) => format!("{answer:?}"),
-            Err(problem) => problem,
-        };
-        if start.elapsed() > within {
-            return Err(format!("{url} from {host}: {problem}").into());
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
 }
 
 const PAYMENTS: &str = "http://payments.prod/";
@@ -179,21 +131,6 @@ fn opaque_bytes_and_half_close_cross_two_gateways() {
             Ok(())
         });
         sim.run().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    }
-}
-
-/// The test's client says what shall happen next; the test does it between
-/// two steps of the simulation.
-#[derive(Clone, Default)]
-struct Script(Arc<Mutex<Option<&'static str>>>);
-
-impl Script {
-    fn ask(&self, what: &'static str) {
-        *self.0.lock().expect("no panic") = Some(what);
-    }
-
-    fn asked(&self) -> Option<&'static str> {
-        self.0.lock().expect("no panic").take()
     }
 }
 

@@ -10,6 +10,7 @@
 //! - [`service`]: services, endpoints, routes, gateways, links.
 //! - [`identity`]: certificates and the one function that verifies a peer.
 //! - [`snapshot`]: the view that decisions are made from, and how it changes.
+//! - [`message`]: heads of requests and responses, and the rules of their fields.
 //! - [`route`]: which backends a request may go to.
 //! - [`balance`]: which endpoint of a backend it goes to.
 //! - [`path`]: how bytes get to that endpoint.
@@ -21,6 +22,7 @@
 pub mod authorize;
 pub mod balance;
 pub mod identity;
+pub mod message;
 pub mod name;
 pub mod path;
 pub mod reason;

@@ -1,0 +1,199 @@
+//! HTTP messages as the mesh sees them, whichever version carried them.
+//!
+//! A head is parsed once into a [`RequestHead`] or [`ResponseHead`] that is
+//! reused for the next message, so a warm request path allocates nothing.
+//! `Host` and `:authority` are one thing here: [`RequestHead::authority`].
+//! The framing of a body (`Content-Length`, `Transfer-Encoding`) is the
+//! business of whoever writes the message; a `Content-Length` stays among the
+//! fields as information.
+//!
+//! - [`known`]: the field names that the proxy itself looks at.
+//! - [`fields`]: header fields in order, in one block of memory.
+//! - [`hop`]: fields that belong to one connection, and those of the mesh.
+//! - [`forwarded`]: what the next hop is told of the client.
+//! - [`convert`]: from and to the types of the `http` crate (HTTP/2).
+
+pub mod convert;
+pub mod fields;
+pub mod forwarded;
+pub mod hop;
+pub mod known;
+
+pub use convert::BadHead;
+pub use fields::{Fields, InvalidField};
+pub use known::{Known, KnownSet};
+
+use http::{Method, StatusCode};
+
+/// The scheme of the target URI (RFC 9110 section 4.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scheme {
+    /// `http`
+    #[default]
+    Http,
+    /// `https`
+    Https,
+}
+
+impl Scheme {
+    /// As it is written in a URI.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// The head of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestHead {
+    /// Request method.
+    pub method: Method,
+    /// Scheme of the target URI.
+    pub scheme: Scheme,
+    /// `Host` or `:authority`; empty only where a client of HTTP/1.0 names
+    /// none. For CONNECT where to.
+    pub authority: String,
+    /// Path and query in origin-form, `*` (OPTIONS), or empty (CONNECT).
+    pub target: String,
+    /// All fields but `Host`.
+    pub fields: Fields,
+}
+
+impl Default for RequestHead {
+    fn default() -> Self {
+        Self {
+            method: Method::GET,
+            scheme: Scheme::Http,
+            authority: String::new(),
+            target: String::new(),
+            fields: Fields::new(),
+        }
+    }
+}
+
+impl RequestHead {
+    /// `GET` of nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Back to [`RequestHead::new`], keeping the memory.
+    pub fn clear(&mut self) {
+        self.method = Method::GET;
+        self.scheme = Scheme::Http;
+        self.authority.clear();
+        self.target.clear();
+        self.fields.clear();
+    }
+
+    /// The target without its query; `*` and the empty target of CONNECT are
+    /// returned as they are.
+    pub fn path(&self) -> &str {
+        self.split_target().0
+    }
+
+    /// What follows the first `?`.
+    pub fn query(&self) -> Option<&str> {
+        self.split_target().1
+    }
+
+    fn split_target(&self) -> (&str, Option<&str>) {
+        match self.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (&self.target, None),
+        }
+    }
+
+    /// The authority without its port: `[::1]` keeps its brackets.
+    pub fn host(&self) -> &str {
+        let end = match self.authority.rfind(':') {
+            Some(colon) if !self.authority[colon..].contains(']') => colon,
+            _ => self.authority.len(),
+        };
+        &self.authority[..end]
+    }
+
+    /// Whether the client speaks gRPC.
+    pub fn is_grpc(&self) -> bool {
+        let value = self.fields.known(Known::ContentType);
+        value.is_some_and(|value| value.starts_with(b"application/grpc"))
+    }
+}
+
+/// The head of a response.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ResponseHead {
+    /// Status code.
+    pub status: StatusCode,
+    /// All fields.
+    pub fields: Fields,
+}
+
+impl ResponseHead {
+    /// `200` without fields.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Back to [`ResponseHead::new`], keeping the memory.
+    pub fn clear(&mut self) {
+        self.status = StatusCode::OK;
+        self.fields.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_has_a_path_and_perhaps_a_query() {
+        let cases = [
+            ("/a/b?c=d?e", "/a/b", Some("c=d?e")),
+            ("/", "/", None),
+            ("/?", "/", Some("")),
+            ("*", "*", None),
+            ("", "", None),
+        ];
+        for (target, path, query) in cases {
+            let head = RequestHead { target: target.into(), ..RequestHead::new() };
+            assert_eq!((head.path(), head.query()), (path, query), "{target}");
+        }
+    }
+
+    #[test]
+    fn an_authority_has_a_host() {
+        let cases = [
+            ("orders.shop:80", "orders.shop"),
+            ("orders.shop", "orders.shop"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("", ""),
+        ];
+        for (authority, host) in cases {
+            let head = RequestHead { authority: authority.into(), ..RequestHead::new() };
+            assert_eq!(head.host(), host, "{authority}");
+        }
+    }
+
+    #[test]
+    fn a_cleared_head_is_new() {
+        let mut head = RequestHead {
+            method: Method::PUT,
+            scheme: Scheme::Https,
+            authority: "a".into(),
+            target: "/".into(),
+            fields: Fields::new(),
+        };
+        head.fields.push("content-type", b"application/grpc+proto");
+        assert!(head.is_grpc());
+        head.clear();
+        assert_eq!(head, RequestHead::new());
+        let mut head = ResponseHead { status: StatusCode::NOT_FOUND, fields: Fields::new() };
+        head.fields.push("a", b"b");
+        head.clear();
+        assert_eq!(head, ResponseHead::new());
+    }
+}

@@ -223,6 +223,7 @@ async fn a_route_deadline_is_a_timeout() {
             service: "orders.shop".into(),
             port: String::new(),
             weight: 1,
+            ..Default::default()
         }],
         ..mesh_api::v1::Route::default()
     };

@@ -7,7 +7,8 @@
 //!
 //! In reading order:
 //! - [`name`]: the names of things; a value that exists is well formed.
-//! - [`service`]: services, endpoints, routes, gateways, links.
+//! - [`rule`]: what is written about requests: matches, filters, limits.
+//! - [`service`]: services, endpoints, gateways, links.
 //! - [`identity`]: certificates and the one function that verifies a peer.
 //! - [`snapshot`]: the view that decisions are made from, and how it changes.
 //! - [`message`]: heads of requests and responses, and the rules of their fields.
@@ -27,6 +28,7 @@ pub mod name;
 pub mod path;
 pub mod reason;
 pub mod route;
+pub mod rule;
 pub mod service;
 pub mod snapshot;
 pub mod token;

@@ -243,6 +243,14 @@ impl SpiffeId {
         &self.subject
     }
 
+    /// The namespace of a workload; a node has none.
+    pub fn namespace(&self) -> Option<&str> {
+        match &self.subject {
+            Subject::Workload { namespace, .. } => Some(namespace),
+            Subject::Node(_) => None,
+        }
+    }
+
     /// Whether this is the reserved gateway identity of its trust domain.
     pub fn is_gateway(&self) -> bool {
         self.is_system("gateway")

@@ -4,9 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     balance::scale,
+    message::RequestHead,
     name::{PortName, ServiceName},
     reason::Reason,
-    service::{Backend, Backends, PathMatch, Route, RouteMatch, Service, ServicePort},
+    rule::{Route, RouteBackend, RouteMatch, matching::NothingMatches},
+    service::{Backend, Backends, Service, ServicePort},
     snapshot::Snapshot,
 };
 
@@ -17,17 +19,6 @@ pub struct Destination {
     pub service: ServiceName,
     /// Which port.
     pub port: PortName,
-}
-
-/// What of a request routes it; `None` at the caller for opaque bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct Head<'a> {
-    /// Request method.
-    pub method: &'a http::Method,
-    /// Path of the request target, without query.
-    pub path: &'a str,
-    /// Request headers.
-    pub headers: &'a http::HeaderMap,
 }
 
 /// Why there is no backend.
@@ -64,6 +55,19 @@ pub struct Rule<'s> {
     pub port: &'s ServicePort,
     /// `None` for a service without routes: it is its own backend.
     pub route: Option<&'s Route>,
+    /// Which match of the route held; `None` for a route without matches.
+    pub matched: Option<&'s RouteMatch>,
+}
+
+/// What takes a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Chosen<'s> {
+    /// Which service.
+    pub service: &'s ServiceName,
+    /// Which of its ports.
+    pub port: &'s PortName,
+    /// As it is written; `None` for a service without routes.
+    pub backend: Option<&'s RouteBackend>,
 }
 
 impl<'s> Rule<'s> {
@@ -72,14 +76,16 @@ impl<'s> Rule<'s> {
         self.route.and_then(|route| route.request_timeout)
     }
 
-    /// One backend's service and port by weight, without allocating; `random`
-    /// is uniform over all of `u64`. `None` if all weights are zero.
-    pub fn choose(&self, random: u64) -> Option<(&'s ServiceName, &'s PortName)> {
+    /// One backend by weight, without allocating; `random` is uniform over all
+    /// of `u64`. `None` if there is none, or all weights are zero.
+    pub fn choose(&self, random: u64) -> Option<Chosen<'s>> {
         let Some(route) = self.route else {
-            return Some((&self.service.name, &self.port.name));
+            let (service, port) = (&self.service.name, &self.port.name);
+            return Some(Chosen { service, port, backend: None });
         };
         let backend = by_weight(&route.backends, random, |backend| backend.weight)?;
-        Some((&backend.service, backend.port.as_ref().unwrap_or(&self.port.name)))
+        let port = backend.port.as_ref().unwrap_or(&self.port.name);
+        Some(Chosen { service: &backend.service, port, backend: Some(backend) })
     }
 
     /// All backends, with the port that a request to this rule's port takes.
@@ -97,35 +103,46 @@ impl<'s> Rule<'s> {
     }
 }
 
-/// The first rule that matches. A `Head` of `None` (opaque bytes) matches only
-/// routes without matches.
+/// The rule that a request by a caller of namespace `from` falls under. A head
+/// of `None` (opaque bytes) matches only routes without matches.
 pub fn rule<'s>(
     snapshot: &'s Snapshot,
     destination: &Destination,
-    head: Option<&Head<'_>>,
+    from: Option<&str>,
+    head: Option<&RequestHead>,
 ) -> Result<Rule<'s>, NoRoute> {
     let Destination { service: name, port } = destination;
     let service = snapshot.services.get(name);
     let service = service.ok_or_else(|| NoRoute::NoSuchService(name.clone()))?;
+    rule_of(service, port, from, head)
+}
+
+/// The same for a service that is already at hand.
+pub fn rule_of<'s>(
+    service: &'s Arc<Service>,
+    port: &PortName,
+    from: Option<&str>,
+    head: Option<&RequestHead>,
+) -> Result<Rule<'s>, NoRoute> {
+    let name = &service.name;
     let port = service
         .port(port.as_str())
         .ok_or_else(|| NoRoute::NoSuchPort(name.clone(), port.clone()))?;
-    if service.routes.is_empty() {
-        return Ok(Rule { service, port, route: None });
-    }
-    let route = service.routes.iter().find(|route| route.applies(head));
-    let route = route.ok_or_else(|| NoRoute::NoMatch(name.clone()))?;
-    Ok(Rule { service, port, route: Some(route) })
+    let found = service.routes.find(&port.name, from, head);
+    let found = found.map_err(|NothingMatches| NoRoute::NoMatch(name.clone()))?;
+    let (route, matched) = found.map_or((None, None), |(route, matched)| (Some(route), matched));
+    Ok(Rule { service, port, route, matched })
 }
 
-/// The backends of the first rule that matches; a service without routes is
-/// its own backend. A `Head` of `None` matches only rules without matches.
+/// The backends of the rule that a request falls under; a service without
+/// routes is its own backend.
 pub fn route(
     snapshot: &Snapshot,
     destination: &Destination,
-    head: Option<&Head<'_>>,
+    from: Option<&str>,
+    head: Option<&RequestHead>,
 ) -> Result<Backends, NoRoute> {
-    rule(snapshot, destination, head).map(|rule| rule.backends())
+    rule(snapshot, destination, from, head).map(|rule| rule.backends())
 }
 
 /// One backend by weight; `random` is uniform over all of `u64`. `None` if all
@@ -143,36 +160,6 @@ fn by_weight<T>(items: &[T], random: u64, weight: impl Fn(&T) -> u32) -> Option<
         point = point.saturating_sub(weight);
         here
     })
-}
-
-impl Route {
-    fn applies(&self, head: Option<&Head<'_>>) -> bool {
-        self.matches.is_empty()
-            || head.is_some_and(|head| self.matches.iter().any(|one| one.applies(head)))
-    }
-}
-
-impl RouteMatch {
-    fn applies(&self, head: &Head<'_>) -> bool {
-        self.path.as_ref().is_none_or(|path| path.applies(head.path))
-            && self.method.as_ref().is_none_or(|method| method == head.method)
-            && self.headers.iter().all(|(name, value)| {
-                head.headers.get_all(name).iter().any(|present| present == value)
-            })
-    }
-}
-
-impl PathMatch {
-    /// Gateway API HTTPPathMatch: a prefix counts whole elements, and its own
-    /// trailing slash counts for nothing.
-    fn applies(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(exact) => path == &**exact,
-            Self::Prefix(prefix) => path
-                .strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use crate::{
     authorize::ServerPolicy,
     name::{EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain},
+    rule::{Routes, TrafficPolicy},
 };
 
 /// What a port speaks.
@@ -86,8 +86,10 @@ pub struct Service {
     pub imported_from: BTreeSet<SiteName>,
     /// The address its name resolves to for captured traffic.
     pub virtual_address: Option<IpAddr>,
-    /// In order of precedence; empty sends everything to the service itself.
-    pub routes: Vec<Route>,
+    /// None sends everything to the service itself.
+    pub routes: Routes,
+    /// How its callers and its own proxies protect it.
+    pub traffic: TrafficPolicy,
     /// Who may call it; used by the proxies of its endpoints.
     pub policy: ServerPolicy,
 }
@@ -132,50 +134,6 @@ pub struct Endpoint {
     pub node: Option<NodeId>,
     /// Gateways of its site that hold a session of the node.
     pub via: BTreeSet<GatewayId>,
-}
-
-/// One rule that sends requests to backends (Gateway API HTTPRoute rule).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// Unique in the service.
-    pub name: Arc<str>,
-    /// Any may match; none matches everything.
-    pub matches: Vec<RouteMatch>,
-    /// What takes the requests, by weight; none refuses them.
-    pub backends: Vec<RouteBackend>,
-    /// Deadline of the whole request.
-    pub request_timeout: Option<Duration>,
-}
-
-/// One weighted target of a rule as it is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteBackend {
-    /// Which service.
-    pub service: ServiceName,
-    /// Which of its ports; `None` is the one the client called.
-    pub port: Option<PortName>,
-    /// Relative share; 0 is none.
-    pub weight: u32,
-}
-
-/// All given parts must hold.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RouteMatch {
-    /// The path of the request target, without its query.
-    pub path: Option<PathMatch>,
-    /// Exact, case-sensitive (RFC 9110 section 9.1).
-    pub method: Option<http::Method>,
-    /// Exact values.
-    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
-}
-
-/// Gateway API HTTPPathMatch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PathMatch {
-    /// The whole path.
-    Exact(Arc<str>),
-    /// Whole path elements: `/a` matches `/a` and `/a/b`, not `/ab`.
-    Prefix(Arc<str>),
 }
 
 /// Weighted targets of a request. The weights' sum fits in a `u64`.

@@ -7,9 +7,11 @@
 
 mod connect;
 mod endpoint;
+mod protection;
+mod rule;
 mod service;
 
-use std::{fmt::Display, net::SocketAddr, str::FromStr, sync::Arc};
+use std::{fmt::Display, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use mesh_api::v1;
 use rustls_pki_types::CertificateDer;
@@ -30,8 +32,14 @@ pub const MAX_PORTS: usize = 64;
 pub const MAX_ROUTES: usize = 128;
 /// Matches of one route.
 pub const MAX_MATCHES: usize = 64;
-/// Header conditions of one match.
+/// Header or query conditions of one match, and header changes of one kind.
 pub const MAX_HEADERS: usize = 16;
+/// Mirrors of one route.
+pub const MAX_MIRRORS: usize = 4;
+/// Ranges of statuses, or gRPC codes, in one list.
+pub const MAX_STATUSES: usize = 32;
+/// Rate limits of one service.
+pub const MAX_RATE_LIMITS: usize = 32;
 /// Backends of one route.
 pub const MAX_BACKENDS: usize = 64;
 /// Principals of one policy.
@@ -88,6 +96,24 @@ fn text(field: &'static str, value: &str, max: usize) -> Result<Arc<str>, WireEr
         return Err(wrong(field, "holds control characters"));
     }
     Ok(value.into())
+}
+
+/// Milliseconds as they travel; 0 is none.
+fn millis(value: u64) -> Option<Duration> {
+    (value != 0).then(|| Duration::from_millis(value))
+}
+
+fn to_millis(value: Option<Duration>) -> u64 {
+    value.map_or(0, |value| u64::try_from(value.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A host name, an empty value for none.
+fn host_name(field: &'static str, value: &str) -> Result<Option<Arc<str>>, WireError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if value.len() > MAX_TEXT || !value.bytes().all(allowed) {
+        return Err(wrong(field, "must be a host name"));
+    }
+    Ok((!value.is_empty()).then(|| value.into()))
 }
 
 /// An `ip:port` that can be dialled.

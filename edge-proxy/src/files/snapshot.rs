@@ -274,6 +274,7 @@ impl ServiceFile {
             policy: self.allow.as_ref().map(|allow| v1::AuthorizationPolicy {
                 allow: allow.iter().map(principal).collect(),
             }),
+            ..Default::default()
         }
     }
 }
@@ -295,6 +296,7 @@ impl RouteFile {
             service: backend.service.as_str().into(),
             port: backend.port.clone(),
             weight: backend.weight,
+            ..Default::default()
         };
         let timeout = self.request_timeout.0.as_millis();
         v1::Route {
@@ -302,6 +304,7 @@ impl RouteFile {
             matches: self.matches.iter().map(MatchFile::wire).collect(),
             backends: self.backends.iter().map(backend).collect(),
             request_timeout_ms: u64::try_from(timeout).unwrap_or(u64::MAX),
+            ..Default::default()
         }
     }
 }
@@ -313,11 +316,13 @@ impl MatchFile {
         let header = |header: &HeaderFile| v1::HeaderMatch {
             name: header.name.clone(),
             value: header.value.clone(),
+            ..Default::default()
         };
         v1::RouteMatch {
             path: exact.or_else(|| self.path_prefix.clone().map(PathPrefix)),
             method: self.method.clone(),
             headers: self.headers.iter().map(header).collect(),
+            ..Default::default()
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use mesh_core::{
     Endpoint, EndpointId, PortName, Reason, ServiceName, Snapshot,
-    route::{Destination, Head, rule},
+    message::RequestHead,
+    route::{Destination, rule},
 };
 use tokio::time::Instant;
 
@@ -35,19 +36,21 @@ impl Dispatch {
     pub async fn new(
         worker: &Arc<Worker>,
         destination: &Destination,
-        head: Option<&Head<'_>>,
+        head: Option<&RequestHead>,
     ) -> Result<Self, Refusal> {
         let cell = &worker.shared.snapshot;
         let mut snapshot = cell.want(&destination.service).await.ok_or_else(no_snapshot)?;
+        let svid = worker.shared.credentials.svid();
+        let from = svid.as_ref().and_then(|svid| svid.id.namespace());
         let (service, port, timeout) = {
-            let rule = rule(&snapshot, destination, head)
+            let rule = rule(&snapshot, destination, from, head)
                 .map_err(|error| Refusal::new(error.reason(), error.to_string()))?;
             let chosen = rule.choose(rand::random());
-            let (service, port) = chosen.ok_or_else(|| {
+            let chosen = chosen.ok_or_else(|| {
                 let text = format!("service {}: all backends have weight 0", destination.service);
                 Refusal::new(Reason::NoBackend, text)
             })?;
-            (service.clone(), port.clone(), rule.request_timeout())
+            (chosen.service.clone(), chosen.port.clone(), rule.request_timeout())
         };
         if service != destination.service {
             snapshot = cell.want(&service).await.ok_or_else(no_snapshot)?;

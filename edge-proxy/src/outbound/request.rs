@@ -16,8 +16,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use mesh_core::{
-    Endpoint, PortName, Protocol, Reason, ServiceName,
-    route::{Destination, Head},
+    Endpoint, PortName, Protocol, Reason, ServiceName, message::RequestHead, route::Destination,
 };
 
 use super::{
@@ -108,14 +107,11 @@ async fn try_carry(
         return Err(Refusal::new(Reason::Draining, text));
     }
     refuse_upgrades(&request)?;
-    let mut dispatch = {
-        let head = Head {
-            method: request.method(),
-            path: request.uri().path(),
-            headers: request.headers(),
-        };
-        Dispatch::new(worker, destination, Some(&head)).await?
-    };
+    let (parts, body) = request.into_parts();
+    let mut head = RequestHead::new();
+    head.read_parts(&parts).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
+    let request = Request::from_parts(parts, body);
+    let mut dispatch = Dispatch::new(worker, destination, Some(&head)).await?;
     let carried = prepare(&dispatch, request)?;
     let deadline = dispatch.deadline;
     let attempts = attempts(worker, &mut dispatch, carried, record);

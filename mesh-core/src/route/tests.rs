@@ -1,12 +1,13 @@
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method};
+use http::Method;
 use mesh_api::v1::{self, resource::Resource as Kind, route_match::Path};
 use proptest::prelude::*;
 
-use super::{Destination, Head, NoRoute, choose_backend, route, rule};
+use super::{Destination, NoRoute, choose_backend, route, rule};
 use crate::{
     example::{change, mesh, service},
+    message::RequestHead,
     reason::Reason,
     service::{Backend, Backends},
     snapshot::{Snapshot, apply},
@@ -17,7 +18,7 @@ fn destination(service: &str, port: &str) -> Destination {
 }
 
 fn backend(service: &str, port: &str, weight: u32) -> v1::Backend {
-    v1::Backend { service: service.into(), port: port.into(), weight }
+    v1::Backend { service: service.into(), port: port.into(), weight, ..Default::default() }
 }
 
 fn on_path(path: Path) -> v1::RouteMatch {
@@ -25,7 +26,7 @@ fn on_path(path: Path) -> v1::RouteMatch {
 }
 
 fn header(name: &str, value: &str) -> v1::HeaderMatch {
-    v1::HeaderMatch { name: name.into(), value: value.into() }
+    v1::HeaderMatch { name: name.into(), value: value.into(), ..Default::default() }
 }
 
 /// `orders.shop` with these routes: (name, matches).
@@ -34,7 +35,7 @@ fn routed(routes: Vec<(&str, Vec<v1::RouteMatch>)>) -> Snapshot {
         name: name.into(),
         matches,
         backends: vec![backend(&format!("{name}.shop"), "", 1)],
-        request_timeout_ms: 0,
+        ..Default::default()
     });
     let service = v1::Service { routes: routes.collect(), ..service("orders.shop") };
     let mesh = mesh();
@@ -42,16 +43,15 @@ fn routed(routes: Vec<(&str, Vec<v1::RouteMatch>)>) -> Snapshot {
 }
 
 /// The name of the route that a request falls under, or the refusal.
-fn routed_to(snapshot: &Snapshot, head: Option<&Head<'_>>) -> String {
-    match rule(snapshot, &destination("orders.shop", "http"), head) {
+fn routed_to(snapshot: &Snapshot, head: Option<&RequestHead>) -> String {
+    match rule(snapshot, &destination("orders.shop", "http"), None, head) {
         Ok(rule) => rule.route.map_or("itself".into(), |route| route.name.to_string()),
         Err(error) => error.reason().to_string(),
     }
 }
 
 fn with_path(snapshot: &Snapshot, path: &str) -> String {
-    let headers = HeaderMap::new();
-    routed_to(snapshot, Some(&Head { method: &Method::GET, path, headers: &headers }))
+    routed_to(snapshot, Some(&RequestHead { target: path.into(), ..RequestHead::new() }))
 }
 
 #[test]
@@ -59,9 +59,10 @@ fn a_service_without_routes_is_its_own_backend() {
     let mesh = mesh();
     let to = destination("orders.shop", "http");
     let own = Backend { service: to.service.clone(), port: to.port.clone(), weight: 1 };
-    assert_eq!(route(&mesh, &to, None), Ok(Backends(vec![own])));
-    let rule = rule(&mesh, &to, None).unwrap();
-    assert_eq!(rule.choose(u64::MAX), Some((&to.service, &to.port)));
+    assert_eq!(route(&mesh, &to, None, None), Ok(Backends(vec![own])));
+    let rule = rule(&mesh, &to, None, None).unwrap();
+    let chosen = rule.choose(u64::MAX).map(|chosen| (chosen.service, chosen.port));
+    assert_eq!(chosen, Some((&to.service, &to.port)));
     assert_eq!(rule.request_timeout(), None);
     assert_eq!(rule.port.number, 80);
 }
@@ -74,12 +75,12 @@ fn refusals() {
         ("orders.shop", "grpc", Reason::NoSuchPort, "service orders.shop: no port grpc"),
     ];
     for (service, port, reason, message) in cases {
-        let error = route(&mesh, &destination(service, port), None).unwrap_err();
+        let error = route(&mesh, &destination(service, port), None, None).unwrap_err();
         assert_eq!((error.reason(), error.to_string().as_str()), (reason, message));
     }
     let post = v1::RouteMatch { method: "POST".into(), ..Default::default() };
     let snapshot = routed(vec![("post", vec![post])]);
-    let error = route(&snapshot, &destination("orders.shop", "http"), None).unwrap_err();
+    let error = route(&snapshot, &destination("orders.shop", "http"), None, None).unwrap_err();
     assert_eq!(error, NoRoute::NoMatch("orders.shop".parse().unwrap()));
     assert_eq!(error.reason(), Reason::NoRoute);
 }
@@ -123,6 +124,7 @@ fn methods_and_headers_and_their_conjunction() {
         path: Some(Path::PathPrefix("/".into())),
         method: method.into(),
         headers,
+        ..Default::default()
     };
     let snapshot = routed(vec![
         ("both", vec![one("POST", vec![header("X-Tenant", "a"), header("x-beta", "1")])]),
@@ -141,11 +143,11 @@ fn methods_and_headers_and_their_conjunction() {
         (Method::HEAD, &[], "no_route"),
     ];
     for (method, pairs, expected) in cases {
-        let mut headers = HeaderMap::new();
+        let target = "/".to_owned();
+        let mut head = RequestHead { method: method.clone(), target, ..RequestHead::new() };
         for (name, value) in pairs {
-            headers.append(*name, HeaderValue::from_static(value));
+            head.fields.push(name, value.as_bytes());
         }
-        let head = Head { method: &method, path: "/", headers: &headers };
         assert_eq!(routed_to(&snapshot, Some(&head)), expected, "{method} {pairs:?}");
     }
 }
@@ -172,12 +174,13 @@ fn backends_take_the_called_port_unless_they_name_one() {
     let snapshot =
         apply(Some(&mesh), &change(&mesh, vec![Kind::Service(service)], vec![])).unwrap();
     let to = destination("orders.shop", "http");
-    let rule = rule(&snapshot, &to, None).unwrap();
+    let rule = rule(&snapshot, &to, None, None).unwrap();
     assert_eq!(rule.request_timeout(), Some(Duration::from_millis(1500)));
-    let names = |point: u64| rule.choose(point).map(|(service, port)| format!("{service}:{port}"));
+    let names =
+        |point: u64| rule.choose(point).map(|chosen| format!("{}:{}", chosen.service, chosen.port));
     assert_eq!(names(0).as_deref(), Some("orders.shop:http"));
     assert_eq!(names(u64::MAX).as_deref(), Some("billing.shop:admin"));
-    let backends = route(&snapshot, &to, None).unwrap();
+    let backends = route(&snapshot, &to, None, None).unwrap();
     let all: Vec<_> =
         backends.0.iter().map(|b| format!("{}:{}:{}", b.service, b.port, b.weight)).collect();
     assert_eq!(all, ["orders.shop:http:3", "billing.shop:admin:1"]);

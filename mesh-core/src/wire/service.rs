@@ -1,24 +1,18 @@
 //! Services with their ports, routes and policy.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
-use http::{HeaderName, HeaderValue, Method};
 use mesh_api::v1;
 
 use super::{
-    MAX_BACKENDS, MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_PORTS, MAX_PRINCIPALS, MAX_ROUTES,
-    MAX_SITES, MAX_TEXT, WireError, at_most, list, parse, text, wrong,
+    MAX_PORTS, MAX_PRINCIPALS, MAX_ROUTES, MAX_SITES, WireError, at_most, list, parse, wrong,
 };
 use crate::{
     authorize::{DomainMatch, PrincipalMatch, ServerPolicy},
     name::{SiteName, TrustDomain, label},
-    service::{
-        Link, Map, PathMatch, Protocol, Route, RouteBackend, RouteMatch, Service, ServicePort,
-    },
+    rule::{Route, Routes, TrafficPolicy},
+    service::{Link, Map, Protocol, Service, ServicePort},
 };
-
-/// The longest request method that a match may name.
-const MAX_METHOD: usize = 32;
 
 /// A service without endpoints, its policy written for `local`.
 /// [`policy_domains`] completes the policy once the links are known.
@@ -41,7 +35,13 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
         exported_to: list("exported_to", &message.exported_to, MAX_SITES, parse)?,
         imported_from: list("imported_from", &message.imported_from, MAX_SITES, parse)?,
         virtual_address,
-        routes,
+        routes: Routes::new(routes),
+        traffic: message
+            .traffic
+            .as_ref()
+            .map(TrafficPolicy::try_from)
+            .transpose()?
+            .unwrap_or_default(),
         policy: ServerPolicy {
             local: local.clone(),
             exported_to: BTreeSet::new(),
@@ -120,122 +120,6 @@ impl From<Protocol> for v1::Protocol {
     }
 }
 
-impl TryFrom<&v1::Route> for Route {
-    type Error = WireError;
-
-    fn try_from(message: &v1::Route) -> Result<Self, WireError> {
-        at_most("routes.matches", &message.matches, MAX_MATCHES)?;
-        at_most("routes.backends", &message.backends, MAX_BACKENDS)?;
-        let timeout = message.request_timeout_ms;
-        Ok(Self {
-            name: text("routes.name", &message.name, MAX_TEXT)?,
-            matches: message.matches.iter().map(RouteMatch::try_from).collect::<Result<_, _>>()?,
-            backends: message
-                .backends
-                .iter()
-                .map(RouteBackend::try_from)
-                .collect::<Result<_, _>>()?,
-            request_timeout: (timeout != 0).then(|| Duration::from_millis(timeout)),
-        })
-    }
-}
-
-impl From<&Route> for v1::Route {
-    fn from(route: &Route) -> Self {
-        let timeout = route.request_timeout.map_or(0, |timeout| timeout.as_millis());
-        Self {
-            name: route.name.to_string(),
-            matches: route.matches.iter().map(Into::into).collect(),
-            backends: route.backends.iter().map(Into::into).collect(),
-            request_timeout_ms: u64::try_from(timeout).unwrap_or(u64::MAX),
-        }
-    }
-}
-
-impl TryFrom<&v1::RouteMatch> for RouteMatch {
-    type Error = WireError;
-
-    fn try_from(message: &v1::RouteMatch) -> Result<Self, WireError> {
-        use v1::route_match::Path;
-        at_most("matches.headers", &message.headers, MAX_HEADERS)?;
-        let path = match &message.path {
-            None => None,
-            Some(Path::ExactPath(exact)) => Some(PathMatch::Exact(path(exact)?)),
-            Some(Path::PathPrefix(prefix)) => Some(PathMatch::Prefix(path(prefix)?)),
-        };
-        let method = match message.method.as_str() {
-            "" => None,
-            token if token.len() > MAX_METHOD => {
-                return Err(wrong("matches.method", "is too long"));
-            }
-            token => Some(parse::<Method>("matches.method", token)?),
-        };
-        let headers = message.headers.iter().map(header).collect::<Result<_, _>>()?;
-        Ok(Self { path, method, headers })
-    }
-}
-
-fn path(value: &str) -> Result<Arc<str>, WireError> {
-    if !value.starts_with('/') {
-        return Err(wrong("matches.path", "must begin with '/'"));
-    }
-    text("matches.path", value, MAX_MATCH_TEXT)
-}
-
-fn header(message: &v1::HeaderMatch) -> Result<(HeaderName, HeaderValue), WireError> {
-    const FIELD: &str = "matches.headers";
-    if message.value.len() > MAX_MATCH_TEXT || message.name.len() > MAX_TEXT {
-        return Err(wrong(FIELD, "name or value is too long"));
-    }
-    Ok((parse(FIELD, &message.name)?, parse(FIELD, &message.value)?))
-}
-
-impl From<&RouteMatch> for v1::RouteMatch {
-    fn from(route_match: &RouteMatch) -> Self {
-        use v1::route_match::Path;
-        let path = route_match.path.as_ref().map(|path| match path {
-            PathMatch::Exact(path) => Path::ExactPath(path.to_string()),
-            PathMatch::Prefix(path) => Path::PathPrefix(path.to_string()),
-        });
-        let headers = route_match.headers.iter().map(|(name, value)| v1::HeaderMatch {
-            name: name.to_string(),
-            // A protobuf string; values that came over the wire are UTF-8.
-            value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
-        });
-        Self {
-            path,
-            method: route_match.method.as_ref().map(ToString::to_string).unwrap_or_default(),
-            headers: headers.collect(),
-        }
-    }
-}
-
-impl TryFrom<&v1::Backend> for RouteBackend {
-    type Error = WireError;
-
-    fn try_from(message: &v1::Backend) -> Result<Self, WireError> {
-        let port = match message.port.as_str() {
-            "" => None,
-            port => Some(parse("backends.port", port)?),
-        };
-        Ok(Self {
-            service: parse("backends.service", &message.service)?,
-            port,
-            weight: message.weight,
-        })
-    }
-}
-
-impl From<&RouteBackend> for v1::Backend {
-    fn from(backend: &RouteBackend) -> Self {
-        Self {
-            service: backend.service.to_string(),
-            port: backend.port.as_ref().map(ToString::to_string).unwrap_or_default(),
-            weight: backend.weight,
-        }
-    }
-}
-
 fn principals(message: &v1::AuthorizationPolicy) -> Result<Vec<PrincipalMatch>, WireError> {
     at_most("policy.allow", &message.allow, MAX_PRINCIPALS)?;
     message.allow.iter().map(PrincipalMatch::try_from).collect()
@@ -291,6 +175,8 @@ impl From<&Service> for v1::Service {
             imported_from: service.imported_from.iter().map(ToString::to_string).collect(),
             virtual_address: service.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
             routes: service.routes.iter().map(Into::into).collect(),
+            traffic: (service.traffic != TrafficPolicy::default())
+                .then(|| (&service.traffic).into()),
             policy: allow.map(|allow| v1::AuthorizationPolicy {
                 allow: allow.iter().map(Into::into).collect(),
             }),

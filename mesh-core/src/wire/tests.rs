@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use mesh_api::v1::{self, ResourceKind};
+use mesh_api::v1::{self, ResourceKind, path_change::Change};
 use proptest::prelude::*;
 
 use super::{
@@ -14,6 +14,10 @@ use crate::{
     path::{Connect, RefusedReason},
     service::{Endpoint, Gateway, Health, Link, LinkTransport, Locality, Protocol, Service},
 };
+
+mod rules;
+
+use rules::{backend, changes, filters, header_match, path_change, traffic};
 
 fn connect() -> v1::Connect {
     v1::Connect {
@@ -246,7 +250,8 @@ fn a_service_there_and_back() {
     let route_match = |path| v1::RouteMatch {
         path,
         method: "PATCH".into(),
-        headers: vec![v1::HeaderMatch { name: "x-a".into(), value: "1\t2".into() }],
+        headers: vec![header_match("x-a", "1\t2")],
+        query: vec![header_match("q", "a b")],
     };
     message.routes = vec![
         v1::Route {
@@ -257,13 +262,52 @@ fn a_service_there_and_back() {
                 route_match(Some(v1::route_match::Path::PathPrefix("/".into()))),
             ],
             backends: vec![
-                v1::Backend { service: "a.shop".into(), port: "x".into(), weight: u32::MAX },
-                v1::Backend { service: "b.shop".into(), port: String::new(), weight: 0 },
+                v1::Backend {
+                    filters: Some(v1::Filters { request: Some(changes()), ..Default::default() }),
+                    invalid: "no such service".into(),
+                    ..backend("a.shop", "x", u32::MAX)
+                },
+                backend("b.shop", "", 0),
             ],
             request_timeout_ms: u64::MAX,
+            backend_timeout_ms: 1,
+            port: "http".into(),
+            client_namespace: "web".into(),
+            failures: vec![v1::StatusRange { from: 404, to: 404 }],
+            filters: Some(filters()),
+            retry: Some(v1::RetryPolicy {
+                attempts: 3,
+                statuses: vec![v1::StatusRange { from: 500, to: 504 }],
+                grpc_codes: vec![14],
+                any_method: true,
+                backoff_ms: 10,
+                max_backoff_ms: 20,
+            }),
+            fault: Some(v1::Fault {
+                delay_ms: 5,
+                delay_fraction: Some(v1::Fraction { numerator: 1, denominator: 3 }),
+                abort_status: 503,
+                abort_grpc_status: 8,
+                abort_fraction: None,
+                headers: vec![header_match("x-fault", "1")],
+            }),
         },
-        v1::Route { name: "two".into(), ..Default::default() },
+        v1::Route {
+            name: "two".into(),
+            filters: Some(v1::Filters {
+                redirect: Some(v1::Redirect {
+                    scheme: "https".into(),
+                    hostname: "x.y".into(),
+                    path: path_change(Change::Full("/whole".into())),
+                    port: 8443,
+                    status: 308,
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
     ];
+    message.traffic = Some(traffic());
     let read = super::service(&message, &"east.example".parse().unwrap()).unwrap();
     assert_eq!(v1::Service::from(&read), message);
     message.policy = Some(v1::AuthorizationPolicy { allow: vec![] });
@@ -285,15 +329,15 @@ fn services_that_mean_nothing() {
         one(&move |m| m.path = Some(v1::route_match::Path::PathPrefix(path.clone())))
     };
     let header = |name: &str, value: &str| {
-        let header = v1::HeaderMatch { name: name.into(), value: value.into() };
+        let header = header_match(name, value);
         one(&move |m| m.headers = vec![header.clone()])
     };
     let principal = |namespace: &str| v1::AuthorizationPolicy {
         allow: vec![v1::PrincipalMatch { namespace: namespace.into(), ..Default::default() }],
     };
-    let backend = |service: &str, port: &str| {
-        let (service, port) = (service.into(), port.into());
-        v1::Route { backends: vec![v1::Backend { service, port, weight: 1 }], ..route("r") }
+    let to = |service: &str, port: &str| v1::Route {
+        backends: vec![backend(service, port, 1)],
+        ..route("r")
     };
     let cases: Vec<(&str, Result<Service, WireError>)> = vec![
         ("name", service(|s| s.name = "x".into())),
@@ -314,8 +358,8 @@ fn services_that_mean_nothing() {
         ("matches.method", service(|s| s.routes = vec![one(&|m| m.method = "G".repeat(33))])),
         ("matches.headers", service(|s| s.routes = vec![header("x y", "1")])),
         ("matches.headers", service(|s| s.routes = vec![header("x", "\n")])),
-        ("backends.service", service(|s| s.routes = vec![backend("x", "")])),
-        ("backends.port", service(|s| s.routes = vec![backend("a.shop", "-")])),
+        ("backends.service", service(|s| s.routes = vec![to("x", "")])),
+        ("backends.port", service(|s| s.routes = vec![to("a.shop", "-")])),
         ("policy.namespace", service(|s| s.policy = Some(principal("a/b")))),
     ];
     for (field, result) in cases {
@@ -349,9 +393,8 @@ fn limits() {
         (0..n).map(one).collect()
     }
     let port = |i: usize| v1::Port { name: format!("p-{i}"), number: i as u32 + 1, protocol: 0 };
-    let header = |_| v1::HeaderMatch { name: "x".into(), value: "1".into() };
-    let backend =
-        |_| v1::Backend { service: "a.shop".into(), port: String::new(), weight: u32::MAX };
+    let header = |_| header_match("x", "1");
+    let one = |_| backend("a.shop", "", u32::MAX);
     let path = |n: usize| format!("/{}", "x".repeat(n - 1));
     type Case<'a> = (&'a str, usize, Box<dyn Fn(usize) -> Result<Service, WireError> + 'a>);
     let cases: Vec<Case<'_>> = vec![
@@ -373,13 +416,13 @@ fn limits() {
             MAX_MATCHES,
             Box::new(|n| routed(&|r| r.matches = fill(n, |_| v1::RouteMatch::default()))),
         ),
-        ("routes.backends", MAX_BACKENDS, Box::new(|n| routed(&|r| r.backends = fill(n, backend)))),
+        ("routes.backends", MAX_BACKENDS, Box::new(|n| routed(&|r| r.backends = fill(n, one)))),
         ("matches.headers", MAX_HEADERS, Box::new(|n| matched(&|m| m.headers = fill(n, header)))),
         (
             "matches.headers",
             MAX_MATCH_TEXT,
             Box::new(|n| {
-                let header = v1::HeaderMatch { name: "x".into(), value: "v".repeat(n) };
+                let header = header_match("x", &"v".repeat(n));
                 matched(&|m| m.headers = vec![header.clone()])
             }),
         ),
@@ -387,7 +430,7 @@ fn limits() {
             "matches.headers",
             MAX_TEXT,
             Box::new(|n| {
-                let header = v1::HeaderMatch { name: "n".repeat(n), value: "v".into() };
+                let header = header_match(&"n".repeat(n), "v");
                 matched(&|m| m.headers = vec![header.clone()])
             }),
         ),
@@ -536,7 +579,8 @@ proptest! {
             matches: vec![v1::RouteMatch {
                 path: Some(v1::route_match::Path::PathPrefix(text.clone())),
                 method: text.clone(),
-                headers: vec![v1::HeaderMatch { name: text.clone(), value: text.clone() }],
+                headers: vec![header_match(&text, &text)],
+                query: vec![v1::HeaderMatch { regex: text.clone(), ..header_match(&text, "") }],
             }],
             ..Default::default()
         }]);

@@ -8,8 +8,9 @@ use mesh_core::{
     Endpoint, Locality, PeerIdentity, RequestHead, Service, ServiceName, Snapshot, SpiffeId,
     authorize,
     balance::{Load, Vantage, choose},
+    message,
     path::path_to,
-    route::{Destination, Head, choose_backend, route},
+    route::{Destination, choose_backend, route},
     service::{Backend, Protocol},
 };
 use rustls_pki_types::UnixTime;
@@ -101,8 +102,11 @@ fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failure> {
     let destination = destination(snapshot, &why.to)?;
     let port = service(snapshot, &destination.service)?.port(destination.port.as_str());
     let opaque = port.is_some_and(|port| port.protocol == Protocol::Tcp);
-    let headers = http::HeaderMap::new();
-    let head = Head { method: &why.method, path: &why.path, headers: &headers };
+    let head = message::RequestHead {
+        method: why.method.clone(),
+        target: why.path.clone(),
+        ..message::RequestHead::new()
+    };
     let request =
         if opaque { "a connection".into() } else { format!("{} {}", why.method, why.path) };
     let mut explained = Explained {
@@ -117,13 +121,15 @@ fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failure> {
         chosen: None,
         refused: None,
     };
-    let backends = match route(snapshot, &destination, (!opaque).then_some(&head)) {
-        Ok(backends) => backends,
-        Err(none) => {
-            explained.refused = Some(none.to_string());
-            return Ok(explained);
-        }
-    };
+    let backends =
+        match route(snapshot, &destination, caller.peer.id.namespace(), (!opaque).then_some(&head))
+        {
+            Ok(backends) => backends,
+            Err(none) => {
+                explained.refused = Some(none.to_string());
+                return Ok(explained);
+            }
+        };
     for backend in &backends.0 {
         explained.backends.push(candidates(snapshot, &caller.vantage, backend));
     }
@@ -161,7 +167,7 @@ fn chosen(
     snapshot: &Snapshot,
     caller: &Caller,
     backend: &Backend,
-    head: Option<&Head<'_>>,
+    head: Option<&message::RequestHead>,
 ) -> Result<Chosen, String> {
     let endpoints = of_port(snapshot, backend);
     let idle = |_: &Endpoint| Load::default();
@@ -186,8 +192,8 @@ fn chosen(
     let request = RequestHead {
         service: &backend.service,
         port: &backend.port,
-        method: head.map(|head| head.method),
-        path: head.map_or("", |head| head.path),
+        method: head.map(|head| &head.method),
+        path: head.map_or("", |head| head.path()),
     };
     let (allowed, verdict) = verdict(target, &caller.peer, &request);
     Ok(Chosen {

@@ -1,0 +1,210 @@
+//! Which rule a request falls under, in the order of Gateway API.
+
+use std::{cmp::Reverse, ops::Deref};
+
+use super::{PathMatch, Route, RouteMatch, TextMatch};
+use crate::{message::RequestHead, name::PortName};
+
+/// The rules of a service in the order they were written: that of their
+/// routes' age, then `namespace/name`, then of the rules in one. What a
+/// request falls under is decided by how specific a match is, and by that
+/// order only between equals.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routes {
+    rules: Vec<Route>,
+    /// (rule, match of it) by precedence; a rule without matches is its
+    /// number with `NO_MATCH`.
+    order: Vec<(u16, u16)>,
+}
+
+/// Stands for "matches everything" where a match's number is expected.
+const NO_MATCH: u16 = u16::MAX;
+
+impl Routes {
+    /// Sorts the matches of `rules`; more than 65534 rules or matches of one
+    /// are cut off (the wire allows far fewer).
+    pub fn new(rules: Vec<Route>) -> Self {
+        let mut order = Vec::new();
+        for (index, rule) in (0..NO_MATCH).zip(&rules) {
+            if rule.matches.is_empty() {
+                order.push((index, NO_MATCH));
+            }
+            order.extend((0..NO_MATCH).zip(&rule.matches).map(|(one, _)| (index, one)));
+        }
+        // Stable: equals stay as they were written.
+        order.sort_by_key(|(rule, one)| {
+            let found = rules[usize::from(*rule)].matches.get(usize::from(*one));
+            Reverse(found.map_or(Precedence::NONE, Precedence::of))
+        });
+        Self { rules, order }
+    }
+
+    /// The rule for a request to `port` by a caller of namespace `from`, and
+    /// which of its matches held. A head of `None` (opaque bytes) falls only
+    /// under rules without matches.
+    ///
+    /// `Err` if there are rules for it and none matches; `Ok(None)` if there
+    /// are none, so that the service is its own backend.
+    pub fn find(
+        &self,
+        port: &PortName,
+        from: Option<&str>,
+        head: Option<&RequestHead>,
+    ) -> Result<Option<(&Route, Option<&RouteMatch>)>, NothingMatches> {
+        if self.rules.is_empty() {
+            return Ok(None);
+        }
+        let consumer =
+            from.filter(|from| self.rules.iter().any(|rule| rule.is_for(port, Some(from))));
+        let mut any = false;
+        for (rule, one) in &self.order {
+            let rule = &self.rules[usize::from(*rule)];
+            if !rule.is_for(port, consumer) {
+                continue;
+            }
+            any = true;
+            match rule.matches.get(usize::from(*one)) {
+                None => return Ok(Some((rule, None))),
+                Some(one) if head.is_some_and(|head| one.holds(head)) => {
+                    return Ok(Some((rule, Some(one))));
+                }
+                Some(_) => {}
+            }
+        }
+        if any { Err(NothingMatches) } else { Ok(None) }
+    }
+}
+
+impl Deref for Routes {
+    type Target = [Route];
+
+    fn deref(&self) -> &[Route] {
+        &self.rules
+    }
+}
+
+/// There are rules, and a request falls under none of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NothingMatches;
+
+impl Route {
+    /// Whether it is one of the routes for `port` that are written for the
+    /// callers of namespace `from`, or, without one, for everybody.
+    fn is_for(&self, port: &PortName, from: Option<&str>) -> bool {
+        self.client_namespace.as_deref() == from
+            && self.port.as_ref().is_none_or(|only| only == port)
+    }
+}
+
+/// Gateway API: exact paths, then the longest prefix, then patterns; then a
+/// method; then the most headers; then the most query parameters.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Precedence {
+    path: (u8, usize),
+    method: bool,
+    headers: usize,
+    query: usize,
+}
+
+impl Precedence {
+    /// Of a rule without matches, which is a prefix of `/`.
+    const NONE: Precedence = Precedence { path: (1, 1), method: false, headers: 0, query: 0 };
+
+    fn of(one: &RouteMatch) -> Self {
+        let path = match &one.path {
+            Some(PathMatch::Exact(path)) => (3, path.len()),
+            Some(PathMatch::Regex(pattern)) => (2, pattern.as_str().len()),
+            Some(PathMatch::Prefix(path)) => (1, path.len()),
+            None => (1, 1),
+        };
+        let method = one.method.is_some();
+        Self { path, method, headers: one.headers.len(), query: one.query.len() }
+    }
+}
+
+impl RouteMatch {
+    /// Whether all given parts hold.
+    pub fn holds(&self, head: &RequestHead) -> bool {
+        self.path.as_ref().is_none_or(|path| path.holds(head.path()))
+            && self.method.as_ref().is_none_or(|method| *method == head.method)
+            && self.headers.iter().all(|(name, value)| {
+                head.fields.all(name.as_str()).any(|present| value.holds(present))
+            })
+            && self.query.iter().all(|(name, value)| {
+                parameter(head.query().unwrap_or_default(), name)
+                    .is_some_and(|present| value.holds(&present))
+            })
+    }
+
+    /// The prefix that the path matched, for rewrites.
+    pub fn prefix(&self) -> Option<&str> {
+        match &self.path {
+            None => Some("/"),
+            Some(PathMatch::Prefix(prefix)) => Some(prefix),
+            Some(PathMatch::Exact(_) | PathMatch::Regex(_)) => None,
+        }
+    }
+}
+
+impl PathMatch {
+    /// A prefix counts whole elements, and its own trailing slash for nothing.
+    pub fn holds(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == &**exact,
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Regex(pattern) => pattern.matches(path.as_bytes()),
+        }
+    }
+}
+
+impl TextMatch {
+    /// Whether a value is what it must be.
+    pub fn holds(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => **exact == *value,
+            Self::Regex(pattern) => pattern.matches(value),
+        }
+    }
+}
+
+/// The first value of a query parameter (`application/x-www-form-urlencoded`,
+/// WHATWG URL section 5); a name alone has an empty one.
+fn parameter<'q>(query: &'q str, name: &str) -> Option<std::borrow::Cow<'q, [u8]>> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (*decoded(key) == *name.as_bytes()).then(|| decoded(value))
+    })
+}
+
+/// Percent-encoding and `+` undone; what is not encoding stays as it is.
+fn decoded(text: &str) -> std::borrow::Cow<'_, [u8]> {
+    if !text.contains(['%', '+']) {
+        return text.as_bytes().into();
+    }
+    let bytes = text.as_bytes();
+    let digit = |at: usize| {
+        bytes
+            .get(at)
+            .and_then(|byte| char::from(*byte).to_digit(16))
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        match (bytes[at], digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(high << 4 | low);
+                at += 2;
+            }
+            (b'+', ..) => out.push(b' '),
+            (byte, ..) => out.push(byte),
+        }
+        at += 1;
+    }
+    out.into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,8 @@ mod control_plane;
 mod tunnels;
 
 use std::{
-    sync::{Arc, Mutex},
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -45,17 +46,38 @@ pub(crate) async fn until_ok(host: &str, url: &str, within: Duration) -> Result<
     }
 }
 
-/// The test's client says what shall happen next; the test does it between
-/// two steps of the simulation.
+/// What shall happen to a host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step {
+    /// It is off.
+    Crash(&'static str),
+    /// It starts (again).
+    Start(&'static str),
+}
+
+/// The test's client says what shall happen next; [`play`] does it between two
+/// steps of the simulation.
 #[derive(Clone, Default)]
-pub(crate) struct Script(Arc<Mutex<Option<&'static str>>>);
+pub(crate) struct Script(Arc<Mutex<VecDeque<Step>>>);
 
 impl Script {
-    pub(crate) fn ask(&self, what: &'static str) {
-        *self.0.lock().expect("no panic") = Some(what);
+    fn steps(&self) -> MutexGuard<'_, VecDeque<Step>> {
+        self.0.lock().expect("no panic")
     }
 
-    pub(crate) fn asked(&self) -> Option<&'static str> {
-        self.0.lock().expect("no panic").take()
+    pub(crate) fn ask(&self, step: Step) {
+        self.steps().push_back(step);
+    }
+}
+
+/// Runs a simulation whose client asks for steps.
+pub(crate) fn play(mut sim: turmoil::Sim<'_>, script: &Script, seed: u64) {
+    while !sim.step().unwrap_or_else(|error| panic!("seed {seed}: {error}")) {
+        while let Some(step) = script.steps().pop_front() {
+            match step {
+                Step::Crash(host) => sim.crash(host),
+                Step::Start(host) => sim.bounce(host),
+            }
+        }
     }
 }

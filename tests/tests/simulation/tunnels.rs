@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{Script, net, seeds, until_ok};
+use crate::{Script, Step, net, play, seeds, until_ok};
 
 const LISTENER: u16 = 4140;
 const APP: u16 = 8080;
@@ -140,22 +140,18 @@ fn a_restarted_gateway_is_found_again() {
         for gateway in ["east-gw", "west-gw"] {
             let mut sim = two_sites(seed);
             let script = Script::default();
-            let asked = script.clone();
+            let asks = script.clone();
             sim.client("test", async move {
                 until_ok("vm", PAYMENTS, WARM_UP).await?;
                 until_ok("node", ORDERS, WARM_UP).await?;
-                script.ask("restart");
+                asks.ask(Step::Start(gateway));
                 sleep(Duration::from_secs(1)).await;
                 // A dead tunnel is noticed after three missed keep-alives.
                 until_ok("vm", PAYMENTS, Duration::from_secs(60)).await?;
                 until_ok("node", ORDERS, Duration::from_secs(60)).await?;
                 Ok(())
             });
-            while !sim.step().unwrap_or_else(|error| panic!("seed {seed} {gateway}: {error}")) {
-                if asked.asked().is_some() {
-                    sim.bounce(gateway);
-                }
-            }
+            play(sim, &script, seed);
         }
     }
 }

@@ -3,6 +3,7 @@
 # make test-netns              two sites on a real kernel, in namespaces of their own
 # make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
+# make bench [BENCH_ARGS=…]    CPU per request beside other proxies: benches/README.md
 
 # Where cargo puts what it builds.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -13,7 +14,7 @@ DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 FUZZ_TARGETS := tunnel_header control_message token snapshot
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-netns fuzz soak
+.PHONY: demo test test-netns fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -45,3 +46,8 @@ soak:
 	for seed in $$(seq 1 40); do ISTHMUS_SIM_SEED=$$seed cargo test -q -p isthmus-tests --test simulation || exit 1; done
 	$(TARGET)/debug/meshctl demo --duration 10m
 	$(TARGET)/debug/meshctl demo --duration 10m --block-udp
+
+# EDGE_PROXY names a proxy that is built already.
+bench:
+	$(if $(EDGE_PROXY),,cargo build --release -p edge-proxy)
+	@benches/peers/run $(BENCH_ARGS)

@@ -1,0 +1,251 @@
+"""Backends, and what drives requests through the proxies."""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+from dataclasses import dataclass, field
+
+from .process import FILES, Process, find
+from .rows import HTTP1_PORT, HTTP2_PORT, IPERF_PORT
+from .world import CLIENT, SERVER, inside
+
+BODY = "x" * 255 + "\n"
+
+BACKEND = """
+user root;
+daemon off;
+worker_processes 1;
+pid {directory}/backend.pid;
+error_log {directory}/backend.error.log;
+events {{ worker_connections 20000; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    keepalive_timeout 1h;
+    server {{ listen 0.0.0.0:{port} backlog=8192; location / {{ return 200 "{body}"; }} }}
+}}
+"""
+
+# What a service's client sends besides Host, for --headers.
+TYPICAL_HEADERS = {
+    "user-agent": "checkout/2.14.1 (linux; x86_64)",
+    "accept": "application/json",
+    "accept-encoding": "gzip, deflate",
+    "x-request-id": "7d4c1a52-3b0e-4ec2-8d7a-5f0b6c9e2a11",
+    "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "authorization": "Bearer " + "eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9." + "a" * 160,
+    "cache-control": "no-cache",
+    "x-forwarded-proto": "https",
+}
+
+
+class LoadFailed(Exception):
+    """The load generator ended with an error, or nothing was answered."""
+
+
+@dataclass
+class Outcome:
+    """What one run of a load generator saw."""
+
+    units: float  # requests, connections, or GiB
+    errors: int
+    seconds: float
+    latencies: dict = field(default_factory=dict)  # "p50", "p99": ms
+
+
+def start_backends(directory, core):
+    """All of them, for the whole run; those that nobody calls cost nothing."""
+    config = os.path.join(directory, "backend.conf")
+    with open(config, "w") as file:
+        file.write(BACKEND.format(directory=directory, port=HTTP1_PORT, body=BODY.strip()))
+    files = os.path.join(directory, "files")
+    os.makedirs(files, exist_ok=True)
+    with open(os.path.join(files, "index.html"), "w") as file:
+        file.write(BODY)
+    commands = {
+        "nginx": [find("nginx", "apt-get install nginx-light"), "-c", config],
+        "nghttpd": [find("nghttpd", "apt-get install nghttp2-server"), "--no-tls", "-n", "1",
+                    "-m", "256", "-d", files, str(HTTP2_PORT)],
+        "iperf3": [find("iperf3", "apt-get install iperf3"), "-s", "-p", str(IPERF_PORT)],
+    }
+    return [Process("backend", SERVER, core, command, os.path.join(directory, f"{name}.log"))
+            for name, command in commands.items()]
+
+
+class Wrk:
+    """HTTP/1.1 as fast as it goes, on connections that stay or are closed
+    after each request."""
+
+    tool = "wrk"
+    extra = ()
+
+    def __init__(self, core, headers):
+        self.core, self.headers = core, headers
+
+    def probe(self, row, address, host):
+        ask(address, host)
+
+    def drive(self, row, address, host, seconds):
+        command = [find("wrk", "apt-get install wrk"), "-t", "1", "-c", str(row.connections),
+                   "-d", str(max(1, round(seconds))), "--latency", "--timeout", "5s",
+                   "-H", f"Host: {host}", *self.extra]
+        for name, value in self.headers.items():
+            command += ["-H", f"{name}: {value}"]
+        text = run(self.core, [*command, f"http://{address}/"], seconds)
+        done = re.search(r"(\d+) requests in ([\d.]+)(m?s|m)", text)
+        if not done or int(done[1]) == 0:
+            raise LoadFailed(text)
+        errors = sum(int(count) for count in re.findall(r"(?:connect|read|write|timeout) (\d+)", text))
+        refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+        errors += int(refused[1]) if refused else 0
+        latencies = {f"p{percent}": milliseconds(value, unit) for percent, value, unit in
+                     re.findall(r"^ +(50|99)% +([\d.]+)(us|ms|s)", text, re.MULTILINE)}
+        return Outcome(int(done[1]), errors, milliseconds(done[2], done[3]) / 1000, latencies)
+
+
+class WrkClose(Wrk):
+    extra = ("-H", "Connection: close")
+
+
+class H2load:
+    """HTTP/2 with prior knowledge as fast as it goes."""
+
+    tool = "h2load"
+
+    def __init__(self, core, headers):
+        self.core, self.headers = core, headers
+
+    def probe(self, row, address, host):
+        text = run(self.core, [find("h2load", "apt-get install nghttp2-client"), "-n", "1",
+                               "-H", f":authority: {host}", f"http://{address}/"], 5)
+        if "1 succeeded" not in text:
+            raise LoadFailed(text)
+
+    def command(self, row, host, seconds):
+        command = [find("h2load", "apt-get install nghttp2-client"), "-t", "1", "-c", str(row.connections),
+                   "-m", str(row.streams), "-D", str(max(1, round(seconds))), "-H", f":authority: {host}"]
+        for name, value in self.headers.items():
+            command += ["-H", f"{name}: {value}"]
+        return command
+
+    def drive(self, row, address, host, seconds):
+        return self.outcome(run(self.core, [*self.command(row, host, seconds), f"http://{address}/"], seconds))
+
+    def outcome(self, text):
+        finished = re.search(r"finished in ([\d.]+)(us|ms|s|m)", text)
+        counts = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", text)
+        if not finished or not counts or int(counts[2]) == 0:
+            raise LoadFailed(text)
+        errors = sum(int(counts[i]) for i in (3, 4, 5))
+        return Outcome(int(counts[2]), errors, milliseconds(finished[1], finished[2]) / 1000)
+
+
+class Paced(H2load):
+    """HTTP/1.1 at a fixed rate. A request that is late because the answer
+    before it was is timed from when it was sent."""
+
+    def probe(self, row, address, host):
+        ask(address, host)
+
+    def drive(self, row, address, host, seconds):
+        log = f"/tmp/isthmus-bench-paced-{os.getpid()}.log"
+        command = [*self.command(row, host, seconds), "--h1", "--rps", str(row.rate / row.connections),
+                   f"--log-file={log}", f"http://{address}/"]
+        try:
+            outcome = self.outcome(run(self.core, command, seconds))
+            with open(log) as file:
+                times = sorted(int(line.split()[2]) / 1000 for line in file)
+        finally:
+            if os.path.exists(log):
+                os.unlink(log)
+        outcome.latencies = {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100]}
+        return outcome
+
+
+class Iperf3:
+    """One TCP stream as fast as it goes."""
+
+    tool = "iperf3"
+
+    def __init__(self, core, _headers):
+        self.core = core
+
+    def probe(self, row, address, host):
+        self.transfer(address, ["-n", "1M"], 5)
+
+    def drive(self, row, address, host, seconds):
+        return self.transfer(address, ["-t", str(max(1, round(seconds)))], seconds)
+
+    def transfer(self, address, amount, seconds):
+        text = run(self.core, [find("iperf3", "apt-get install iperf3"), "-J", "-c", address, "-p", "80", *amount],
+                   seconds)
+        said = json.loads(text)
+        if "error" in said or "sum_received" not in said.get("end", {}):
+            raise LoadFailed(said.get("error", "no sum"))
+        received = said["end"]["sum_received"]
+        return Outcome(received["bytes"] / 2**30, 0, received["seconds"] or 1e-9)
+
+
+LOADS = {"wrk": Wrk, "wrk-close": WrkClose, "h2load": H2load, "paced": Paced, "iperf3": Iperf3, "idle": Wrk}
+
+
+def run(core, command, seconds):
+    """A load generator to its end, on its core beside the client's proxy."""
+    line = ["nsenter", f"--net=/run/netns/{CLIENT}", "taskset", "-c", str(core), *command]
+    try:
+        done = subprocess.run(line, text=True, capture_output=True, timeout=seconds + 20)
+    except subprocess.TimeoutExpired as error:
+        raise LoadFailed(f"{command[0]} did not end within {error.timeout} s") from error
+    if done.returncode != 0:
+        raise LoadFailed(done.stderr.strip() or done.stdout.strip())
+    return done.stdout
+
+
+def milliseconds(value, unit):
+    return float(value) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[unit]
+
+
+def ask(address, host):
+    """One request on a connection of its own."""
+    def request():
+        connection = http.client.HTTPConnection(address, 80, timeout=5)
+        try:
+            connection.request("GET", "/", headers={"Host": host})
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200 or body.strip() != BODY.strip().encode():
+                raise LoadFailed(f"answer {answer.status}: {body[:200].decode(errors='replace')}")
+        finally:
+            connection.close()
+
+    try:
+        inside(CLIENT, request)
+    except (OSError, http.client.HTTPException) as error:
+        raise LoadFailed(f"{type(error).__name__}: {error}") from error
+
+
+def hold(count, address, host):
+    """Opens connections, sends one request on each, and keeps them open."""
+    request = f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+    def connect():
+        held = []
+        for _ in range(count):
+            connection = socket.create_connection((address, 80), timeout=5)
+            connection.sendall(request)
+            answer = b""
+            while not answer.endswith(BODY.strip().encode()):
+                part = connection.recv(FILES)
+                if not part:
+                    raise LoadFailed(f"closed after {len(held)} connections")
+                answer += part
+            held.append(connection)
+        return held
+
+    try:
+        return inside(CLIENT, connect)
+    except OSError as error:
+        raise LoadFailed(f"{type(error).__name__}: {error}") from error

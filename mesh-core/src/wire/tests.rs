@@ -229,6 +229,7 @@ fn closed_sets_there_and_back() {
 
 /// Each writes back what was read.
 #[test]
+#[allow(clippy::too_many_lines, reason = "every field once")]
 fn a_service_there_and_back() {
     let mut message = example::service("orders.shop");
     message.exported_to = vec!["north".into(), "west".into()];

@@ -67,6 +67,7 @@ pub(super) fn traffic() -> v1::TrafficPolicy {
 
 /// What a rule may not say, each with the field that says it.
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn rules_that_mean_nothing() {
     let filtered = |filters: v1::Filters| routed(&move |r| r.filters = Some(filters.clone()));
     let redirect = |redirect: v1::Redirect| {

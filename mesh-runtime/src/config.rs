@@ -112,7 +112,7 @@ fn text_error(file: &str, error: &serde_yaml_ng::Error) -> ConfigError {
 }
 
 /// Adds "did you mean" to serde's message about an unknown key or variant.
-fn with_nearest_key(message: &str) -> String {
+pub fn with_nearest_key(message: &str) -> String {
     let unknown = ["unknown field", "unknown variant"].iter().any(|kind| message.contains(kind));
     let mut names = message.split('`').skip(1).step_by(2);
     let (true, Some(wrong)) = (unknown, names.next()) else {

@@ -1,0 +1,463 @@
+//! What all documents together mean for one service.
+
+use std::collections::BTreeMap;
+
+use mesh_api::v1;
+use mesh_core::rule::{Route, TrafficPolicy};
+
+use crate::{
+    manifest::{Kind, Manifest, Spec},
+    profile::{ServiceProfileSpec, authority},
+    rule::{BackendRef, Filter, Fraction, GrpcRule, HttpMatch, HttpRule, Mirror, ParentRef},
+};
+
+/// What a mesh knows of its services.
+pub trait Registry {
+    /// (name, number) of a service's ports; `None` if there is no such
+    /// service, `<name>.<namespace>`.
+    fn ports(&self, service: &str) -> Option<Vec<(String, u16)>>;
+}
+
+impl Registry for BTreeMap<String, Vec<(String, u16)>> {
+    fn ports(&self, service: &str) -> Option<Vec<(String, u16)>> {
+        self.get(service).cloned()
+    }
+}
+
+/// What documents mean for one service.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Compiled {
+    /// In the order that decides between equals.
+    pub routes: Vec<v1::Route>,
+    /// `None` without any policy.
+    pub traffic: Option<v1::TrafficPolicy>,
+    /// Numbers of ports that a profile makes opaque.
+    pub opaque_ports: Vec<u16>,
+    /// What of them is not in force, and why.
+    pub problems: Vec<Problem>,
+}
+
+/// A document of which something is not in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// `HTTPRoute shop/orders`.
+    pub document: String,
+    /// What, and why.
+    pub text: String,
+}
+
+/// What `manifests` mean for `service` (`<name>.<namespace>`). Those for other
+/// services are passed over.
+///
+/// Gateway API: routes of one kind merge, the oldest first, then by namespace
+/// and name; GRPCRoutes come before HTTPRoutes. A ServiceProfile replaces the
+/// HTTPRoutes of its service, as in Linkerd.
+pub fn compile(service: &str, manifests: &[Manifest], registry: &impl Registry) -> Compiled {
+    let mut ordered: Vec<&Manifest> = manifests.iter().collect();
+    ordered.sort_by_key(|m| (rank(m.name.kind), m.created, &m.name.namespace, &m.name.name));
+    let mut compiled = Compiled::default();
+    let mut compiling = Compiling { service, registry, compiled: &mut compiled };
+    for manifest in ordered {
+        if let Err(text) = compiling.add(manifest) {
+            compiling.problem(manifest, text);
+        }
+    }
+    compiled
+}
+
+/// GRPCRoute > HTTPRoute; policies last, because they change rules.
+fn rank(kind: Kind) -> u8 {
+    match kind {
+        Kind::ServiceProfile => 0,
+        Kind::GRPCRoute => 1,
+        Kind::HTTPRoute => 2,
+        Kind::TrafficPolicy => 3,
+    }
+}
+
+/// Whether a document can be in force at all, whatever services there are.
+pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
+    /// Knows every service with every port.
+    struct Anything;
+    impl Registry for Anything {
+        fn ports(&self, _: &str) -> Option<Vec<(String, u16)>> {
+            None
+        }
+    }
+    let mut compiled = Compiled::default();
+    for service in services(manifest)? {
+        let mut compiling =
+            Compiling { service: &service, registry: &Anything, compiled: &mut compiled };
+        compiling.add(manifest)?;
+    }
+    for (index, route) in compiled.routes.iter().enumerate() {
+        // Backends and ports that are not there yet are no mistake here.
+        let route = v1::Route { port: String::new(), ..route.clone() };
+        Route::try_from(&route).map_err(|error| format!("spec.rules[{index}]: {error}"))?;
+    }
+    if let Some(traffic) = &compiled.traffic {
+        TrafficPolicy::try_from(traffic).map_err(|error| format!("spec: {error}"))?;
+    }
+    Ok(())
+}
+
+/// The services that a document is for.
+pub fn services(manifest: &Manifest) -> Result<Vec<String>, String> {
+    let namespace = &manifest.name.namespace;
+    let parents = |refs: &[ParentRef]| -> Result<Vec<String>, String> {
+        if refs.is_empty() {
+            return Err("spec.parentRefs: name the service it is for".into());
+        }
+        let services = refs.iter().filter(|one| one.is_service());
+        Ok(services.map(|one| qualified(&one.name, one.namespace.as_deref(), namespace)).collect())
+    };
+    match &manifest.spec {
+        Spec::Http(spec) => parents(&spec.parent_refs),
+        Spec::Grpc(spec) => parents(&spec.parent_refs),
+        Spec::Profile(_) => Ok(vec![authority(&manifest.name.name)?.0]),
+        Spec::Traffic(spec) => {
+            let target = &spec.target_ref;
+            if target.kind != "Service" || target.name.is_empty() {
+                return Err("spec.targetRef: needs kind Service and a name".into());
+            }
+            Ok(vec![qualified(&target.name, None, namespace)])
+        }
+    }
+}
+
+fn qualified(name: &str, namespace: Option<&str>, own: &str) -> String {
+    format!("{name}.{}", namespace.unwrap_or(own))
+}
+
+struct Compiling<'a, R> {
+    service: &'a str,
+    registry: &'a R,
+    compiled: &'a mut Compiled,
+}
+
+impl<R: Registry> Compiling<'_, R> {
+    fn problem(&mut self, manifest: &Manifest, text: String) {
+        let document = manifest.name.to_string();
+        self.compiled.problems.push(Problem { document, text });
+    }
+
+    fn add(&mut self, manifest: &Manifest) -> Result<(), String> {
+        if !services(manifest)?.iter().any(|service| service == self.service) {
+            return Ok(());
+        }
+        match &manifest.spec {
+            Spec::Http(spec) => {
+                for parent in &spec.parent_refs {
+                    self.http_rules(manifest, parent, &spec.rules)?;
+                }
+                Ok(())
+            }
+            Spec::Grpc(spec) => {
+                for parent in &spec.parent_refs {
+                    let rules =
+                        spec.rules.iter().map(GrpcRule::http).collect::<Result<Vec<_>, _>>()?;
+                    self.http_rules(manifest, parent, &rules)?;
+                }
+                Ok(())
+            }
+            Spec::Profile(spec) => self.profile(manifest, spec),
+            Spec::Traffic(spec) => {
+                let traffic = spec.traffic.wire()?;
+                for policy in &spec.rules {
+                    if self.compiled.routes.is_empty() {
+                        self.compiled.routes.push(self.itself());
+                    }
+                    for route in &mut self.compiled.routes {
+                        policy.apply(route)?;
+                    }
+                }
+                if self.compiled.traffic.replace(traffic).is_some() {
+                    return Err("replaces an older TrafficPolicy of the same service".into());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A rule that sends everything to the service itself.
+    fn itself(&self) -> v1::Route {
+        let backend = v1::Backend { service: self.service.into(), weight: 1, ..Default::default() };
+        v1::Route { name: "default".into(), backends: vec![backend], ..Default::default() }
+    }
+
+    fn http_rules(
+        &mut self,
+        manifest: &Manifest,
+        parent: &ParentRef,
+        rules: &[HttpRule],
+    ) -> Result<(), String> {
+        let namespace = &manifest.name.namespace;
+        let of = qualified(&parent.name, parent.namespace.as_deref(), namespace);
+        if !parent.is_service() || of != self.service {
+            return Ok(());
+        }
+        if self.compiled.routes.iter().any(|route| route.name.starts_with(PROFILE)) {
+            return Err("not in force: the service has a ServiceProfile".into());
+        }
+        let producer = self.service.split_once('.').is_some_and(|(_, its)| its == namespace);
+        let port = self.parent_port(parent)?;
+        for (index, rule) in rules.iter().enumerate() {
+            let name = rule.name.clone().unwrap_or_else(|| index.to_string());
+            let route = v1::Route {
+                // One document may have several parents that are this service.
+                name: unique(
+                    &self.compiled.routes,
+                    format!("{namespace}/{}/{name}", manifest.name.name),
+                ),
+                port: port.clone(),
+                client_namespace: if producer { String::new() } else { namespace.clone() },
+                ..self.rule(manifest, rule).map_err(|text| format!("spec.rules[{index}].{text}"))?
+            };
+            self.compiled.routes.push(route);
+        }
+        Ok(())
+    }
+
+    fn parent_port(&self, parent: &ParentRef) -> Result<String, String> {
+        if let Some(name) = &parent.section_name {
+            return Ok(name.clone());
+        }
+        let Some(number) = parent.port else { return Ok(String::new()) };
+        match self.registry.ports(self.service) {
+            None => Ok(number.to_string()),
+            Some(ports) => name_of(&ports, number).ok_or_else(|| {
+                format!("spec.parentRefs.port: {} has no port {number}", self.service)
+            }),
+        }
+    }
+
+    fn rule(&mut self, manifest: &Manifest, rule: &HttpRule) -> Result<v1::Route, String> {
+        rule.timeouts.check()?;
+        let namespace = &manifest.name.namespace;
+        let backends = rule.backend_refs.iter().map(|backend| self.backend(manifest, backend));
+        let mut route = v1::Route {
+            matches: rule.matches.iter().map(HttpMatch::wire).collect::<Result<_, _>>()?,
+            backends: backends.collect::<Result<_, _>>()?,
+            filters: Some(self.filters(namespace, &rule.filters)?),
+            request_timeout_ms: crate::duration::millis(rule.timeouts.request),
+            backend_timeout_ms: crate::duration::millis(rule.timeouts.backend_request),
+            retry: rule.retry.as_ref().map(crate::rule::Retry::wire).transpose()?,
+            ..v1::Route::default()
+        };
+        annotated(&mut route, &manifest.annotations)?;
+        Ok(route)
+    }
+
+    fn backend(&self, manifest: &Manifest, backend: &BackendRef) -> Result<v1::Backend, String> {
+        let namespace = &manifest.name.namespace;
+        let (service, port, invalid) = self.target(namespace, backend);
+        let filters = self.filters(namespace, &backend.filters)?;
+        Ok(v1::Backend {
+            service,
+            port,
+            weight: backend.weight.unwrap_or(1),
+            filters: (filters != v1::Filters::default()).then_some(filters),
+            invalid,
+        })
+    }
+
+    /// Service, port name and why it cannot be used.
+    fn target(&self, namespace: &str, backend: &BackendRef) -> (String, String, String) {
+        let service = qualified(&backend.name, backend.namespace.as_deref(), namespace);
+        let service_kind = backend.kind.as_deref().is_none_or(|kind| kind == "Service")
+            && matches!(backend.group.as_deref(), None | Some("" | "core"));
+        if !service_kind {
+            return (service, String::new(), "InvalidKind: only Service is carried".into());
+        }
+        match (self.registry.ports(&service), backend.port) {
+            (None, _) => {
+                let invalid = format!("BackendNotFound: there is no service {service}");
+                (service, String::new(), invalid)
+            }
+            (Some(_), None) => (service, String::new(), String::new()),
+            (Some(ports), Some(number)) => match name_of(&ports, number) {
+                Some(name) => (service, name, String::new()),
+                None => {
+                    let invalid = format!("BackendNotFound: {service} has no port {number}");
+                    (service, String::new(), invalid)
+                }
+            },
+        }
+    }
+
+    fn filters(&self, namespace: &str, filters: &[Filter]) -> Result<v1::Filters, String> {
+        let mut out = v1::Filters::default();
+        for filter in filters {
+            let twice = match filter {
+                Filter::RequestHeaderModifier { request_header_modifier: change } => {
+                    out.request.replace(change.wire()).is_some()
+                }
+                Filter::ResponseHeaderModifier { response_header_modifier: change } => {
+                    out.response.replace(change.wire()).is_some()
+                }
+                Filter::RequestRedirect { request_redirect: redirect } => {
+                    out.redirect.replace(redirect.wire()).is_some()
+                }
+                Filter::UrlRewrite { url_rewrite: rewrite } => {
+                    out.rewrite.replace(rewrite.wire()).is_some()
+                }
+                Filter::RequestMirror { request_mirror: mirror } => {
+                    out.mirrors.extend(self.mirror(namespace, mirror)?);
+                    false
+                }
+            };
+            if twice {
+                return Err("filters: each type at most once (mirrors excepted)".into());
+            }
+        }
+        Ok(out)
+    }
+
+    /// A copy for a service that is not there is dropped: mirrors never fail a
+    /// request.
+    fn mirror(&self, namespace: &str, mirror: &Mirror) -> Result<Option<v1::Mirror>, String> {
+        let fraction = match (mirror.percent, mirror.fraction) {
+            (Some(_), Some(_)) => return Err("filters.requestMirror: percent or fraction".into()),
+            (Some(numerator), None) => Some(Fraction { numerator, denominator: Some(100) }),
+            (None, fraction) => fraction,
+        };
+        let (service, port, invalid) = self.target(namespace, &mirror.backend_ref);
+        let fraction = fraction.map(Fraction::wire);
+        Ok(invalid.is_empty().then_some(v1::Mirror { service, port, fraction }))
+    }
+
+    fn profile(&mut self, manifest: &Manifest, spec: &ServiceProfileSpec) -> Result<(), String> {
+        let producer = self.service.split_once('.');
+        let producer = producer.is_some_and(|(_, its)| its == manifest.name.namespace);
+        let backends = self.overrides(spec)?;
+        let mut routes = Vec::new();
+        for (index, route) in spec.routes.iter().enumerate() {
+            let route = route.wire().map_err(|text| format!("spec.routes[{index}].{text}"))?;
+            routes.push(route);
+        }
+        // What matches no route goes to the service all the same.
+        routes.push(v1::Route { name: "default".into(), ..v1::Route::default() });
+        for route in routes {
+            let name = format!("{PROFILE}{}/{}", manifest.name.name, route.name);
+            let namespace = &manifest.name.namespace;
+            self.compiled.routes.push(v1::Route {
+                name: unique(&self.compiled.routes, name),
+                client_namespace: if producer { String::new() } else { namespace.clone() },
+                backends: backends.clone(),
+                ..route
+            });
+        }
+        for port in &spec.opaque_ports {
+            let number = port.parse().map_err(|_| format!("spec.opaquePorts: {port:?}"))?;
+            self.compiled.opaque_ports.push(number);
+        }
+        if let Some(budget) = spec.retry_budget {
+            let traffic = self.compiled.traffic.get_or_insert_default();
+            traffic.retry_budget = Some(budget.wire().map_err(|text| format!("spec.{text}"))?);
+        }
+        Ok(())
+    }
+
+    fn overrides(&self, spec: &ServiceProfileSpec) -> Result<Vec<v1::Backend>, String> {
+        if spec.dst_overrides.is_empty() {
+            return Ok(self.itself().backends);
+        }
+        let backend = |one: &crate::profile::DstOverride| {
+            let (service, port) = authority(&one.authority)?;
+            let (name, namespace) = service.split_once('.').unwrap_or((&service, ""));
+            let target = BackendRef {
+                name: name.into(),
+                namespace: Some(namespace.into()),
+                port,
+                ..BackendRef::default()
+            };
+            let (service, port, invalid) = self.target(namespace, &target);
+            let weight = one.milli_weight()?;
+            Ok(v1::Backend { service, port, weight, filters: None, invalid })
+        };
+        let backends = spec.dst_overrides.iter().map(backend);
+        backends.collect::<Result<_, String>>().map_err(|text| format!("spec.dstOverrides: {text}"))
+    }
+}
+
+/// What names of rules that come from a ServiceProfile begin with.
+const PROFILE: &str = "profile/";
+
+fn unique(routes: &[v1::Route], name: String) -> String {
+    let taken = |name: &str| routes.iter().any(|route| route.name == name);
+    if !taken(&name) {
+        return name;
+    }
+    let numbered = (2..).map(|n| format!("{name}#{n}"));
+    numbered.into_iter().find(|name| !taken(name)).unwrap_or(name)
+}
+
+fn name_of(ports: &[(String, u16)], number: u16) -> Option<String> {
+    ports.iter().find(|(_, its)| *its == number).map(|(name, _)| name.clone())
+}
+
+/// Linkerd's annotations of routes.
+fn annotated(route: &mut v1::Route, annotations: &BTreeMap<String, String>) -> Result<(), String> {
+    let duration = |key: &str| -> Result<u64, String> {
+        let Some(text) = annotations.get(key) else { return Ok(0) };
+        let parsed: mesh_runtime::config::HumanDuration =
+            text.parse().map_err(|error| format!("metadata.annotations.{key}: {error}"))?;
+        Ok(u64::try_from(parsed.0.as_millis()).unwrap_or(u64::MAX))
+    };
+    for (key, field) in [
+        ("timeout.linkerd.io/request", &mut route.request_timeout_ms),
+        ("retry.linkerd.io/timeout", &mut route.backend_timeout_ms),
+    ] {
+        let millis = duration(key)?;
+        if millis != 0 {
+            *field = millis;
+        }
+    }
+    let (http, grpc) =
+        (annotations.get("retry.linkerd.io/http"), annotations.get("retry.linkerd.io/grpc"));
+    if http.is_none() && grpc.is_none() {
+        return Ok(());
+    }
+    let key = "metadata.annotations.retry.linkerd.io/limit";
+    let limit = annotations.get("retry.linkerd.io/limit").map(|text| text.parse()).transpose();
+    route.retry = Some(v1::RetryPolicy {
+        attempts: limit.map_err(|_| format!("{key}: must be a number"))?.unwrap_or(1),
+        statuses: http.map(|text| linkerd_statuses(text)).transpose()?.unwrap_or_default(),
+        grpc_codes: grpc.map(|text| linkerd_grpc(text)).transpose()?.unwrap_or_default(),
+        any_method: true,
+        ..v1::RetryPolicy::default()
+    });
+    Ok(())
+}
+
+/// `5xx`, `gateway-error`, `503`, `500-504`, with commas.
+fn linkerd_statuses(text: &str) -> Result<Vec<v1::StatusRange>, String> {
+    let one = |part: &str| {
+        let (from, to) = match part.trim() {
+            "5xx" => (500, 599),
+            "gateway-error" => (502, 504),
+            part => {
+                let (from, to) = part.split_once('-').unwrap_or((part, part));
+                let both = from.parse().ok().zip(to.parse().ok());
+                both.ok_or_else(|| format!("retry.linkerd.io/http: {part:?} is no status"))?
+            }
+        };
+        Ok(v1::StatusRange { from, to })
+    };
+    text.split(',').map(one).collect()
+}
+
+fn linkerd_grpc(text: &str) -> Result<Vec<u32>, String> {
+    let one = |part: &str| match part.trim() {
+        "cancelled" => Ok(1),
+        "deadline-exceeded" => Ok(4),
+        "resource-exhausted" => Ok(8),
+        "internal" => Ok(13),
+        "unavailable" => Ok(14),
+        part => Err(format!("retry.linkerd.io/grpc: {part:?} is no code it knows")),
+    };
+    text.split(',').map(one).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! What people write about traffic: the kinds of Gateway API and Linkerd that
+//! a mesh obeys, and one of our own, read strictly and made into the messages
+//! of `mesh-api`.
+//!
+//! The static snapshot of a proxy, `meshctl apply`, federation and the
+//! Kubernetes side all read with this crate, so that a rule means the same
+//! wherever it was written. Nothing here decides: that is `mesh-core`.
+//!
+//! In reading order:
+//! - [`manifest`]: one document, and streams of them.
+//! - [`rule`]: HTTPRoute and GRPCRoute rules.
+//! - [`profile`]: Linkerd's ServiceProfile.
+//! - [`traffic`]: TrafficPolicy, our own.
+//! - [`compile`]: what all of them together mean for one service.
+
+pub mod compile;
+pub mod duration;
+pub mod manifest;
+pub mod profile;
+pub mod rule;
+pub mod traffic;
+mod wire;
+
+pub use compile::{Compiled, Problem, Registry, compile};
+pub use manifest::{Kind, Manifest, ManifestError, ObjectName};

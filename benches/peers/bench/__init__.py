@@ -7,5 +7,6 @@ process.py    processes, pinning, CPU and memory accounting
 load.py       what drives the requests
 run.py        one measurement; cli.py all of them, interleaved
 report.py     tables
+honesty.py    that everybody verifies certificates
 profiling.py  where our own CPU time goes
 """

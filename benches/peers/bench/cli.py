@@ -1,16 +1,17 @@
 """All rows and contenders, interleaved."""
 
 import argparse
+import contextlib
+import fcntl
 import os
-import signal
 import sys
-import tempfile
 
-from . import certs, load, profiling, report, rows, run, world
+from . import certs, honesty, load, profiling, report, rows, run, world
 from .proxies import envoy, haproxy, isthmus, nginx
 
 PEERS = ["haproxy", "haproxy-h1", "nginx", "envoy", "envoy-h1"]
 OURS = "isthmus"
+LOCK = "/tmp/isthmus-bench.lock"
 
 
 def arguments(given):
@@ -38,6 +39,8 @@ def arguments(given):
     parser.add_argument("--profile", choices=["perf", "callgrind"],
                         help="one row: where CPU time (perf) or instructions (callgrind) of our proxies go")
     parser.add_argument("--keep", metavar="DIR", help="leave configurations and logs there")
+    parser.add_argument("--check", action="store_true",
+                        help="measure nothing, show that every contender verifies certificates on both sides")
     parser.add_argument("--list", action="store_true", help="list the rows")
     chosen = parser.parse_args(given)
     if chosen.quick:
@@ -64,14 +67,9 @@ def main(given):
         return 0
     chosen = rows.select([name for name in options.rows.split(",") if name] or [row.name for row in rows.ROWS])
     contenders = select(options)
-    # So that what runs is ended, by leaving this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as directory:
-            return compare(options, chosen, contenders, options.keep or directory)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    # Removed by `run`, which also ends every process.
+    directory = os.path.abspath(options.keep or os.environ["ISTHMUS_BENCH_DIR"])
+    return compare(options, chosen, contenders, directory)
 
 
 def select(options):
@@ -100,14 +98,21 @@ def select(options):
 def compare(options, chosen, contenders, directory):
     proxy_core, load_core = (int(core) for core in options.cores.split(","))
     os.makedirs(directory, exist_ok=True)
-    keys = tempfile.mkdtemp(dir=directory)
-    certs.make(os.path.join(keys, "certs"))
+    keys = os.path.join(os.environ["ISTHMUS_BENCH_DIR"], "certs")
+    certs.make(keys)
     settings = run.Settings(options.duration, options.warm_up, proxy_core, load_core, directory,
-                            os.path.join(keys, "certs"), load.TYPICAL_HEADERS if options.headers else {})
+                            keys, load.TYPICAL_HEADERS if options.headers else {})
+    for name in "output", "markdown":
+        if getattr(options, name):
+            setattr(options, name, os.path.abspath(getattr(options, name)))
+    # Load generators leave their files where they run.
+    os.chdir(directory)
     # The harness itself must not take the proxies' core.
     os.sched_setaffinity(0, {load_core})
     world.build(options.congestion)
     backends = load.start_backends(directory, load_core)
+    if options.check:
+        return honesty.check(contenders, settings)
     if options.profile:
         return profiling.profile(options.profile, chosen, contenders, settings)
     results = report.start(options, contenders)
@@ -136,11 +141,20 @@ def repeat(row, contenders, settings, repetitions):
                 continue
             progress(f"{row.name}  {repetition + 1}/{repetitions}  {contender.label}")
             try:
-                entry["runs"].append(run.measure(contender, row, settings))
+                with alone():
+                    entry["runs"].append(run.measure(contender, row, settings))
             except run.NotMeasured as error:
                 entry["missing"] = str(error)
     progress("")
     return result
+
+
+@contextlib.contextmanager
+def alone():
+    """Not while another comparison on this machine measures: they take turns."""
+    with open(LOCK, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def progress(text):

@@ -12,7 +12,9 @@ from .process import FILES, Process, find
 from .rows import HTTP1_PORT, HTTP2_PORT, IPERF_PORT
 from .world import CLIENT, SERVER, inside
 
-BODY = "x" * 255 + "\n"
+BODY = "x" * 256
+# A gRPC message: not compressed, 64 bytes. It is echoed.
+MESSAGE = b"\0" + (64).to_bytes(4, "big") + b"m" * 64
 
 BACKEND = """
 user root;
@@ -28,6 +30,8 @@ http {{
     server {{ listen 0.0.0.0:{port} backlog=8192; location / {{ return 200 "{body}"; }} }}
 }}
 """
+
+MESSAGE_FILE = "message"
 
 # What a service's client sends besides Host, for --headers.
 TYPICAL_HEADERS = {
@@ -60,15 +64,13 @@ def start_backends(directory, core):
     """All of them, for the whole run; those that nobody calls cost nothing."""
     config = os.path.join(directory, "backend.conf")
     with open(config, "w") as file:
-        file.write(BACKEND.format(directory=directory, port=HTTP1_PORT, body=BODY.strip()))
-    files = os.path.join(directory, "files")
-    os.makedirs(files, exist_ok=True)
-    with open(os.path.join(files, "index.html"), "w") as file:
-        file.write(BODY)
+        file.write(BACKEND.format(directory=directory, port=HTTP1_PORT, body=BODY))
+    with open(os.path.join(directory, MESSAGE_FILE), "wb") as file:
+        file.write(MESSAGE)
     commands = {
         "nginx": [find("nginx", "apt-get install nginx-light"), "-c", config],
         "nghttpd": [find("nghttpd", "apt-get install nghttp2-server"), "--no-tls", "-n", "1",
-                    "-m", "256", "-d", files, str(HTTP2_PORT)],
+                    "-m", "256", "--echo-upload", "--trailer", "grpc-status: 0", str(HTTP2_PORT)],
         "iperf3": [find("iperf3", "apt-get install iperf3"), "-s", "-p", str(IPERF_PORT)],
     }
     return [Process("backend", SERVER, core, command, os.path.join(directory, f"{name}.log"))
@@ -111,56 +113,73 @@ class WrkClose(Wrk):
 
 
 class H2load:
-    """HTTP/2 with prior knowledge as fast as it goes."""
+    """Unary gRPC calls, with prior knowledge of HTTP/2, as fast as they go."""
 
     tool = "h2load"
+    answer = len(MESSAGE)
 
     def __init__(self, core, headers):
-        self.core, self.headers = core, headers
+        self.core = core
+        self.headers = {"content-type": "application/grpc", "te": "trailers", **headers}
 
     def probe(self, row, address, host):
-        text = run(self.core, [find("h2load", "apt-get install nghttp2-client"), "-n", "1",
-                               "-H", f":authority: {host}", f"http://{address}/"], 5)
-        if "1 succeeded" not in text:
-            raise LoadFailed(text)
+        self.outcome(run(self.core, self.command(row, address, host, ["-n", "1", "-c", "1"]), 5))
 
-    def command(self, row, host, seconds):
-        command = [find("h2load", "apt-get install nghttp2-client"), "-t", "1", "-c", str(row.connections),
-                   "-m", str(row.streams), "-D", str(max(1, round(seconds))), "-H", f":authority: {host}"]
+    def command(self, row, address, host, amount):
+        command = [find("h2load", "apt-get install nghttp2-client"), *amount, "-t", "1",
+                   "-m", str(row.streams), "-H", f":authority: {host}"]
         for name, value in self.headers.items():
             command += ["-H", f"{name}: {value}"]
-        return command
+        return [*command, *self.body(), f"http://{address}/shop.Orders/Get"]
+
+    def body(self):
+        return ["-d", MESSAGE_FILE]
 
     def drive(self, row, address, host, seconds):
-        return self.outcome(run(self.core, [*self.command(row, host, seconds), f"http://{address}/"], seconds))
+        amount = ["-c", str(row.connections), "-D", str(max(1, round(seconds)))]
+        return self.outcome(run(self.core, self.command(row, address, host, amount), seconds))
 
     def outcome(self, text):
+        """Whole answers count. h2load's own idea of success does not: it knows
+        no status without a reason phrase, which HTTP/1.1 allows."""
         finished = re.search(r"finished in ([\d.]+)(us|ms|s|m)", text)
-        counts = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", text)
-        if not finished or not counts or int(counts[2]) == 0:
-            raise LoadFailed(text)
-        errors = sum(int(counts[i]) for i in (3, 4, 5))
-        return Outcome(int(counts[2]), errors, milliseconds(finished[1], finished[2]) / 1000)
+        counts = re.search(r"(\d+) done, \d+ succeeded, \d+ failed, (\d+) errored, (\d+) timeout", text)
+        refused = re.search(r"(\d+) 3xx, (\d+) 4xx, (\d+) 5xx", text)
+        data = re.search(r"\((\d+)\) data", text)
+        if not (finished and counts and refused and data) or int(counts[1]) == 0:
+            raise LoadFailed(text[-600:])
+        done = int(counts[1])
+        missing = max(0, done - int(data[1]) // self.answer)
+        errors = int(counts[2]) + int(counts[3]) + max(missing, sum(map(int, refused.groups())))
+        if errors >= done:
+            raise LoadFailed(text[-600:])
+        return Outcome(done, errors, milliseconds(finished[1], finished[2]) / 1000)
 
 
 class Paced(H2load):
     """HTTP/1.1 at a fixed rate. A request that is late because the answer
     before it was is timed from when it was sent."""
 
+    answer = len(BODY)
+
+    def __init__(self, core, headers):
+        super().__init__(core, headers)
+        self.headers = headers
+
+    def body(self):
+        return ["--h1"]
+
     def probe(self, row, address, host):
         ask(address, host)
 
     def drive(self, row, address, host, seconds):
-        log = f"/tmp/isthmus-bench-paced-{os.getpid()}.log"
-        command = [*self.command(row, host, seconds), "--h1", "--rps", str(row.rate / row.connections),
-                   f"--log-file={log}", f"http://{address}/"]
-        try:
-            outcome = self.outcome(run(self.core, command, seconds))
-            with open(log) as file:
-                times = sorted(int(line.split()[2]) / 1000 for line in file)
-        finally:
-            if os.path.exists(log):
-                os.unlink(log)
+        log = os.path.abspath("paced.log")
+        amount = ["-c", str(row.connections), "-D", str(max(1, round(seconds))),
+                  "--rps", str(row.rate / row.connections), f"--log-file={log}"]
+        outcome = self.outcome(run(self.core, self.command(row, address, host, amount), seconds))
+        with open(log) as file:
+            times = sorted(int(line.split()[2]) / 1000 for line in file)
+        os.unlink(log)
         outcome.latencies = {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100]}
         return outcome
 
@@ -216,7 +235,7 @@ def ask(address, host):
             connection.request("GET", "/", headers={"Host": host})
             answer = connection.getresponse()
             body = answer.read()
-            if answer.status != 200 or body.strip() != BODY.strip().encode():
+            if answer.status != 200 or body != BODY.encode():
                 raise LoadFailed(f"answer {answer.status}: {body[:200].decode(errors='replace')}")
         finally:
             connection.close()
@@ -237,7 +256,7 @@ def hold(count, address, host):
             connection = socket.create_connection((address, 80), timeout=5)
             connection.sendall(request)
             answer = b""
-            while not answer.endswith(BODY.strip().encode()):
+            while not answer.endswith(BODY.encode()):
                 part = connection.recv(FILES)
                 if not part:
                     raise LoadFailed(f"closed after {len(held)} connections")

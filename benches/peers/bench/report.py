@@ -7,7 +7,7 @@ import platform
 import statistics
 import subprocess
 
-from .rows import ADDED, ROWS
+from .rows import ADDED, BULK, ROWS
 
 GOALS = {row.name: row for row in ROWS}
 
@@ -135,7 +135,7 @@ def verdicts(one):
         for key, limit in goals.limits if goals else ():
             worst = max(values(entry, key))
             yield f"{name}goal ≤ {limit} MiB at {key}: {worst:.1f} {met(worst <= limit)}"
-        yield from added(one, label, entry, measured)
+        yield from across(one, label, entry, measured)
 
 
 def against(ratio, ours, measured, peers):
@@ -148,7 +148,7 @@ def against(ratio, ours, measured, peers):
 PICKS = {"min": min, "median": statistics.median}
 
 
-def added(one, label, entry, measured):
+def across(one, label, entry, measured):
     """Across sites: more than two hops in the same run."""
     build, _, way = label.rpartition("/")
     near = measured.get(f"{build}/same-site")
@@ -158,6 +158,9 @@ def added(one, label, entry, measured):
     # Over QUIC twice as much may be added.
     limit = ADDED.get(one["name"], 0) * (2 if way == "quic" else 1)
     verdict = f", goal ≤ +{limit} {met(more['median'] <= limit)}" if limit else ""
+    if one["name"] == "cross-bulk":
+        low = min(values(entry))
+        yield f"goal ≤ {BULK[way]} CPU s/GiB over {way}: {low:.2f} (min) {met(low <= BULK[way])}"
     yield f"{label} minus {build}/same-site: {more['min']:+.2f} (min), {more['median']:+.2f} (median){verdict}"
 
 

@@ -80,6 +80,9 @@ ROWS = [
 # Across sites: CPU that the gateways may add to two hops, by link.
 ADDED = {"cross-h1-32": 25, "cross-h1-1": 90, "cross-h2": 15}
 
+# Across sites: CPU s/GiB of all four, by link.
+BULK = {"tls": 2.5, "quic": 6.0}
+
 # What --quick takes: the rows that say most in the shortest time.
 QUICK = ["h1-one-hop-32", "h1-two-hop-32", "h2-two-hop"]
 

@@ -32,7 +32,7 @@ class Settings:
 class Path:
     """The proxies of one contender for one row, running."""
 
-    def __init__(self, contender, row, settings, wrap=lambda spec: spec.command):
+    def __init__(self, contender, row, settings, wrap=lambda spec: spec.command, ready=True):
         self.row, self.settings = row, settings
         self.address = contender.virtual_address(row)
         self.host = "orders.shop"
@@ -43,7 +43,8 @@ class Path:
             for spec in specs:
                 log = os.path.join(settings.directory, f"{spec.role}.log".replace(" ", "-"))
                 self.processes.append(Process(spec.role, spec.host, settings.proxy_core, wrap(spec), log))
-            self.wait()
+            if ready:
+                self.wait()
         except BaseException:
             self.stop()
             raise
@@ -53,7 +54,7 @@ class Path:
         deadline = time.monotonic() + READY
         while True:
             try:
-                return self.load.probe(self.row, self.address, self.host)
+                return self.probe()
             except LoadFailed as error:
                 for process in self.processes:
                     if process.ended():
@@ -62,6 +63,10 @@ class Path:
                     said = "; ".join(filter(None, (process.tail() for process in self.processes)))
                     raise NotMeasured(f"no answer in {READY} s: {error} {said}") from error
                 time.sleep(0.05)
+
+    def probe(self):
+        """One request over the whole path, or LoadFailed."""
+        self.load.probe(self.row, self.address, self.host)
 
     def drive(self, seconds):
         try:

@@ -71,15 +71,15 @@ def four_hops(binary, row, directory, certs, transport):
     west = site_file(
         "west", identities.WEST,
         [service("payments.prod", OTHER_SITE, row, there, imported_from=["east"])],
-        link={"site": "east", "trust_domain": identities.EAST, "dial": True, "transport": transport})
+        transport, link={"site": "east", "trust_domain": identities.EAST, "dial": True})
     east = site_file(
         "east", identities.EAST,
         [service("payments.prod", OTHER_SITE, row, here, allow=allow, exported_to=["west"])],
-        link={"site": "west", "trust_domain": identities.WEST, "transport": transport})
+        transport, link={"site": "west", "trust_domain": identities.WEST})
     return [
         node(binary, DESTINATION, SERVER, "payments", east, directory, certs, inbound),
-        gateway(binary, EAST_GATEWAY, EAST, "east-gateway", east, directory, certs),
-        gateway(binary, WEST_GATEWAY, WEST, "west-gateway", west, directory, certs),
+        gateway(binary, EAST_GATEWAY, EAST, "east-gateway", east, directory, certs, transport),
+        gateway(binary, WEST_GATEWAY, WEST, "west-gateway", west, directory, certs, transport),
         node(binary, SOURCE, CLIENT, "checkout", west, directory, certs),
     ]
 
@@ -91,14 +91,19 @@ def service(name, virtual, row, endpoint, **more):
             "endpoints": [{"port": port, **endpoint}]}
 
 
-def site_file(site, domain, services, link=None):
+def site_file(site, domain, services, transport="", link=None):
+    """Over TLS nobody offers QUIC: the machine's tunnel to its gateway is what
+    the link between the sites is."""
     def one(name, lan, wan):
         # Machines dial their gateway on its LAN, the other site on its WAN.
         address = f"{lan if name == site else wan}:{GATEWAY_PORT}"
-        return {"id": "gw-1", "site": name, "quic": [address], "tls": [address]}
+        return {"id": "gw-1", "site": name, "quic": [address] if transport == "quic" else [], "tls": [address]}
 
-    linked = {"links": [link], "gateways": [one("west", WEST_LAN, WEST_WAN), one("east", EAST_LAN, EAST_WAN)]}
-    return {"site": site, "trust_domain": domain, "services": services, **(linked if link else {})}
+    alone = {"site": site, "trust_domain": domain, "services": services}
+    if link is None:
+        return alone
+    return {**alone, "links": [{**link, "transport": transport}],
+            "gateways": [one("west", WEST_LAN, WEST_WAN), one("east", EAST_LAN, EAST_WAN)]}
 
 
 def node(binary, role, host, leaf, site, directory, certs, inbound="off"):
@@ -107,10 +112,11 @@ def node(binary, role, host, leaf, site, directory, certs, inbound="off"):
         "role": "node", "http_listener": "off", "transparent": capture, "inbound": inbound})
 
 
-def gateway(binary, role, host, leaf, site, directory, certs):
+def gateway(binary, role, host, leaf, site, directory, certs, transport):
     door = f"0.0.0.0:{GATEWAY_PORT}"
     return process(binary, role, host, leaf, site, directory, certs, {
-        "role": "gateway", "gateway": {"id": "gw-1", "quic": door, "tls": door}})
+        "role": "gateway", "gateway": {
+            "id": "gw-1", "quic": door if transport == "quic" else "off", "tls": door}})
 
 
 def process(binary, role, host, leaf, site, directory, certs, config):

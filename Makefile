@@ -26,6 +26,7 @@ demo:
 test:
 	cargo build --workspace --bins
 	cargo test --workspace
+	cd benches/peers && python3 -B -m unittest -q bench.tests
 
 test-netns:
 	tests/tests/netns/run

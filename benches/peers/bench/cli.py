@@ -114,7 +114,8 @@ def compare(options, chosen, contenders, directory):
     if options.check:
         return honesty.check(contenders, settings)
     if options.profile:
-        return profiling.profile(options.profile, chosen, contenders, settings)
+        with alone():
+            return profiling.profile(options.profile, chosen, contenders, settings)
     results = report.start(options, contenders)
     for row in chosen:
         world.set_congestion(row.congestion or options.congestion)

@@ -96,7 +96,9 @@ class Wrk:
                    "-H", f"Host: {host}", *self.extra]
         for name, value in self.headers.items():
             command += ["-H", f"{name}: {value}"]
-        text = run(self.core, [*command, f"http://{address}/"], seconds)
+        return self.outcome(run(self.core, [*command, f"http://{address}/"], seconds))
+
+    def outcome(self, text):
         done = re.search(r"(\d+) requests in ([\d.]+)(m?s|m)", text)
         if not done or int(done[1]) == 0:
             raise LoadFailed(text)

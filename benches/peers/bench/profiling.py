@@ -2,6 +2,7 @@
 user space), or instructions of user space counted by callgrind, which do not
 depend on what else the machine does."""
 
+import collections
 import os
 import re
 import signal
@@ -45,13 +46,42 @@ def perf(contender, row, settings):
         outcome = path.drive(settings.duration)
         recorder.send_signal(signal.SIGINT)
         said = recorder.communicate(timeout=60)[1]
+        script = subprocess.run([program, "script", "-i", record, "-F", "pid,ip,sym,dso"],
+                                text=True, capture_output=True, timeout=300)
+        stacks = samples(script.stdout)
         for role, pid in pids.items():
-            report = subprocess.run(
-                [program, "report", "-i", record, "--stdio", "--no-children", "-g", "none", "--pid", str(pid),
-                 "--percentage", "relative", "--sort", "dso,symbol"], text=True, capture_output=True, timeout=300)
-            lines = [line.rstrip() for line in report.stdout.splitlines() if line.strip() and line[0] != "#"]
-            print(f"\n  {role}, share of samples ({outcome.units:.0f} {unit(row)})")
-            print("\n".join("  " + line[:150] for line in lines[:TOP]) or f"  no samples: {said}{report.stderr}")
+            found = stacks.get(pid, [])
+            print(f"\n  {role}: {len(found)} samples, {outcome.units:.0f} {unit(row)} {'' if found else said + script.stderr}")
+            print_shares("object", [stack[0][1] for stack in found], 6)
+            print_shares("system call", [system_call(stack) for stack in found], 12)
+            print_shares("function", [f"{name}  [{dso}]" for (name, dso), *_ in found], TOP)
+
+
+def samples(script):
+    """By process, the stacks of perf-script(1): [(function, object), …], innermost first."""
+    stacks, stack = {}, None
+    for line in script.splitlines():
+        frame = re.match(r"\s+[0-9a-f]+ (.*) \(([^)]*)\)$", line)
+        if frame and stack is not None:
+            stack.append((frame[1], os.path.basename(frame[2])))
+        elif line.strip().isdigit():
+            stack = []
+            stacks.setdefault(int(line), []).append(stack)
+    return {pid: [stack for stack in found if stack] for pid, found in stacks.items()}
+
+
+def system_call(stack):
+    """What the kernel was asked for: the function under its entry point."""
+    names = [name for name, _ in stack]
+    if "do_syscall_64" in names[1:]:
+        return names[names.index("do_syscall_64") - 1].removeprefix("__x64_sys_")
+    return "(interrupts and the scheduler)" if stack[0][1].startswith("[kernel") else "(none: user space)"
+
+
+def print_shares(by, names, count):
+    print(f"    by {by}")
+    for name, times in collections.Counter(names).most_common(count):
+        print(f"    {times / len(names):7.1%}  {name[:140]}")
 
 
 def callgrind(contender, row, settings):

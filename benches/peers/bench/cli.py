@@ -6,7 +6,7 @@ import fcntl
 import os
 import sys
 
-from . import certs, honesty, load, profiling, report, rows, run, world
+from . import certs, honesty, load, process, profiling, report, rows, run, world
 from .proxies import envoy, haproxy, isthmus, nginx
 
 PEERS = ["haproxy", "haproxy-h1", "nginx", "envoy", "envoy-h1"]
@@ -67,6 +67,7 @@ def main(given):
         return 0
     chosen = rows.select([name for name in options.rows.split(",") if name] or [row.name for row in rows.ROWS])
     contenders = select(options)
+    process.require(load.NEEDS + [contender.needs for contender in contenders if contender.needs])
     # Removed by `run`, which also ends every process.
     directory = os.path.abspath(options.keep or os.environ["ISTHMUS_BENCH_DIR"])
     return compare(options, chosen, contenders, directory)

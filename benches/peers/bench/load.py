@@ -8,7 +8,7 @@ import socket
 import subprocess
 from dataclasses import dataclass, field
 
-from .process import FILES, Process, find
+from .process import FILES, Process
 from .rows import HTTP1_PORT, HTTP2_PORT, IPERF_PORT
 from .world import CLIENT, SERVER, inside
 
@@ -46,6 +46,11 @@ TYPICAL_HEADERS = {
 }
 
 
+NEEDS = [("nginx", "apt-get install nginx-light"), ("nghttpd", "apt-get install nghttp2-server"),
+         ("h2load", "apt-get install nghttp2-client"), ("wrk", "apt-get install wrk"),
+         ("iperf3", "apt-get install iperf3")]
+
+
 class LoadFailed(Exception):
     """The load generator ended with an error, or nothing was answered."""
 
@@ -68,10 +73,10 @@ def start_backends(directory, core):
     with open(os.path.join(directory, MESSAGE_FILE), "wb") as file:
         file.write(MESSAGE)
     commands = {
-        "nginx": [find("nginx", "apt-get install nginx-light"), "-c", config],
-        "nghttpd": [find("nghttpd", "apt-get install nghttp2-server"), "--no-tls", "-n", "1",
+        "nginx": ["nginx", "-c", config],
+        "nghttpd": ["nghttpd", "--no-tls", "-n", "1",
                     "-m", "256", "--echo-upload", "--trailer", "grpc-status: 0", str(HTTP2_PORT)],
-        "iperf3": [find("iperf3", "apt-get install iperf3"), "-s", "-p", str(IPERF_PORT)],
+        "iperf3": ["iperf3", "-s", "-p", str(IPERF_PORT)],
     }
     return [Process("backend", SERVER, core, command, os.path.join(directory, f"{name}.log"))
             for name, command in commands.items()]
@@ -91,7 +96,7 @@ class Wrk:
         ask(address, host)
 
     def drive(self, row, address, host, seconds):
-        command = [find("wrk", "apt-get install wrk"), "-t", "1", "-c", str(row.connections),
+        command = ["wrk", "-t", "1", "-c", str(row.connections),
                    "-d", str(max(1, round(seconds))), "--latency", "--timeout", "5s",
                    "-H", f"Host: {host}", *self.extra]
         for name, value in self.headers.items():
@@ -128,7 +133,7 @@ class H2load:
         self.outcome(run(self.core, self.command(row, address, host, ["-n", "1", "-c", "1"]), 5))
 
     def command(self, row, address, host, amount):
-        command = [find("h2load", "apt-get install nghttp2-client"), *amount, "-t", "1",
+        command = ["h2load", *amount, "-t", "1",
                    "-m", str(row.streams), "-H", f":authority: {host}"]
         for name, value in self.headers.items():
             command += ["-H", f"{name}: {value}"]
@@ -201,7 +206,7 @@ class Iperf3:
         return self.transfer(address, ["-t", str(max(1, round(seconds)))], seconds)
 
     def transfer(self, address, amount, seconds):
-        text = run(self.core, [find("iperf3", "apt-get install iperf3"), "-J", "-c", address, "-p", "80", *amount],
+        text = run(self.core, ["iperf3", "-J", "-c", address, "-p", "80", *amount],
                    seconds)
         said = json.loads(text)
         if "error" in said or "sum_received" not in said.get("end", {}):

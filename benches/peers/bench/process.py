@@ -90,9 +90,8 @@ def core_times(core):
     raise SystemExit(f"there is no core {core}; see --cores")
 
 
-def find(program, remedy):
-    """The path of a program, or an error that says how to get it."""
-    path = shutil.which(program)
-    if path is None:
-        raise SystemExit(f"{program} is missing: {remedy}")
-    return path
+def require(needs):
+    """Says everything that is missing, and how to get it."""
+    missing = [f"  {program}: {remedy}" for program, remedy in dict.fromkeys(needs) if not shutil.which(program)]
+    if missing:
+        raise SystemExit("missing; benches/peers/setup installs everything, or\n" + "\n".join(missing))

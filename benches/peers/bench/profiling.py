@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 
-from .process import find
+from .process import require
 from .run import NotMeasured, Path
 
 # Functions that are printed for each proxy.
@@ -24,6 +24,7 @@ def profile(tool, rows, contenders, settings):
     ours = [contender for contender in contenders if contender.ours and contender.carries(rows[0])]
     if not ours:
         raise SystemExit("--profile is of our own proxies: add isthmus to --peers")
+    require([("perf", INSTALL)] if tool == "perf" else [("valgrind", INSTALL)])
     for contender in ours:
         print(f"\n{contender.label}: {rows[0].title}")
         try:
@@ -34,19 +35,18 @@ def profile(tool, rows, contenders, settings):
 
 
 def perf(contender, row, settings):
-    program = find("perf", INSTALL)
     with Path(contender, row, settings) as path:
         path.drive(settings.warm_up or 1)
         pids = {process.role: process.child.pid for process in path.processes}
         record = os.path.join(settings.directory, "perf.data")
         # cpu-clock: virtual machines often have no counters.
         recorder = subprocess.Popen(
-            [program, "record", "-q", "-g", "-e", "cpu-clock", "-F", str(FREQUENCY), "-o", record,
+            ["perf", "record", "-q", "-g", "-e", "cpu-clock", "-F", str(FREQUENCY), "-o", record,
              "-p", ",".join(map(str, pids.values()))], stderr=subprocess.PIPE, text=True)
         outcome = path.drive(settings.duration)
         recorder.send_signal(signal.SIGINT)
         said = recorder.communicate(timeout=60)[1]
-        script = subprocess.run([program, "script", "-i", record, "-F", "pid,ip,sym,dso"],
+        script = subprocess.run(["perf", "script", "-i", record, "-F", "pid,ip,sym,dso"],
                                 text=True, capture_output=True, timeout=300)
         stacks = samples(script.stdout)
         for role, pid in pids.items():
@@ -85,26 +85,24 @@ def print_shares(by, names, count):
 
 
 def callgrind(contender, row, settings):
-    annotate, control = find("callgrind_annotate", INSTALL), find("callgrind_control", INSTALL)
-
     def out(role):
         return os.path.join(settings.directory, f"callgrind.{role}".replace(" ", "-"))
 
     def wrap(spec):
-        return [find("valgrind", INSTALL), "-q", "--tool=callgrind", "--instr-atstart=no",
+        return ["valgrind", "-q", "--tool=callgrind", "--instr-atstart=no",
                 f"--callgrind-out-file={out(spec.role)}", *spec.command]
 
     with Path(contender, row, settings, wrap) as path:
         path.drive(settings.warm_up or 1)
-        toggle(control, path, "on")
+        toggle(path, "on")
         outcome = path.drive(settings.duration)
-        toggle(control, path, "off")
+        toggle(path, "off")
         for process in path.processes:
-            subprocess.run([control, "-d", str(process.child.pid)], capture_output=True, timeout=60)
+            subprocess.run(["callgrind_control", "-d", str(process.child.pid)], capture_output=True, timeout=60)
             for title, inclusive in ("in the function itself", "no"), ("with what it calls", "yes"):
                 # A dump adds its number to the name.
                 listing = subprocess.run(
-                    [annotate, "--auto=no", "--tree=none", f"--inclusive={inclusive}", out(process.role) + ".1"],
+                    ["callgrind_annotate", "--auto=no", "--tree=none", f"--inclusive={inclusive}", out(process.role) + ".1"],
                     text=True, capture_output=True, timeout=300)
                 if listing.returncode != 0:
                     raise NotMeasured(listing.stderr.strip())
@@ -112,9 +110,9 @@ def callgrind(contender, row, settings):
                 print_listing(listing.stdout, outcome.units, max if inclusive == "yes" else int.__add__)
 
 
-def toggle(control, path, state):
+def toggle(path, state):
     for process in path.processes:
-        subprocess.run([control, "-i", state, str(process.child.pid)], capture_output=True, timeout=60)
+        subprocess.run(["callgrind_control", "-i", state, str(process.child.pid)], capture_output=True, timeout=60)
 
 
 def print_listing(text, units, join):

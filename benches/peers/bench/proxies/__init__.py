@@ -31,6 +31,8 @@ class Contender:
     # row -> whether it can carry it.
     carries: object = lambda row: row.hops != 4
     ours: bool = False
+    # (program, what installs it)
+    needs: tuple = ()
 
 
 def same_site(_row):

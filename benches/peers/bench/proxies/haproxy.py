@@ -6,12 +6,11 @@
 import os
 
 from ..certs import SERVER_NAME
-from ..process import find
 from ..rows import HTTP2, TCP
 from ..world import CAPTURE_PORT, CLIENT, INBOUND_PORT, SERVER, SERVER_IP
 from . import DESTINATION, SOURCE, Contender, Spec, same_site
 
-INSTALL = "apt-get install haproxy"
+NEEDS = ("haproxy", "apt-get install haproxy")
 
 # -db keeps it in the foreground, without a master.
 COMMON = """
@@ -39,8 +38,8 @@ backend out
 
 def contenders():
     return [
-        Contender("haproxy", lambda *args: specs(*args, "h2"), same_site),
-        Contender("haproxy-h1", lambda *args: specs(*args, "http/1.1"), same_site,
+        Contender("haproxy", lambda *args: specs(*args, "h2"), same_site, needs=NEEDS),
+        Contender("haproxy-h1", lambda *args: specs(*args, "http/1.1"), same_site, needs=NEEDS,
                   # Between proxies only: elsewhere it is the other one.
                   carries=lambda row: row.hops == 2 and row.mode not in (HTTP2, TCP)),
     ]
@@ -75,4 +74,4 @@ def write(row, directory, name, bind, server):
 
 
 def spec(role, host, config):
-    return Spec(role, host, [find("haproxy", INSTALL), "-db", "-f", config])
+    return Spec(role, host, ["haproxy", "-db", "-f", config])

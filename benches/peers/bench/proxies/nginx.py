@@ -7,12 +7,11 @@ uses gRPC's upstream module, its only one that speaks HTTP/2.
 import os
 
 from ..certs import SERVER_NAME
-from ..process import find
 from ..rows import HTTP2, TCP
 from ..world import CAPTURE_PORT, CLIENT, INBOUND_PORT, SERVER, SERVER_IP
 from . import DESTINATION, SOURCE, Contender, Spec, same_site
 
-INSTALL = "apt-get install nginx-light libnginx-mod-stream"
+NEEDS = ("nginx", "apt-get install nginx-light libnginx-mod-stream")
 STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"
 
 MAIN = """
@@ -94,7 +93,7 @@ DIAL_TLS = """
 
 
 def contenders():
-    return [Contender("nginx", specs, same_site)]
+    return [Contender("nginx", specs, same_site, needs=NEEDS)]
 
 
 def specs(row, directory, certs):
@@ -133,4 +132,4 @@ def write(row, directory, certs, name, listen, upstream):
 
 
 def spec(role, host, config):
-    return Spec(role, host, [find("nginx", INSTALL), "-c", config])
+    return Spec(role, host, ["nginx", "-c", config])

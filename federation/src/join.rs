@@ -12,7 +12,7 @@ use crate::{
     authority::{State, state::NodeState},
     ca::{IssueError, Issued, KeyRequest},
     links::Links,
-    refusal::{Refusal, commit_status, refuse},
+    refusal::{Refusal, commit_status, reason_of, refuse},
     site::{Site, bundles, gateways},
     tokens::{self, TokenRefusal},
 };
@@ -116,7 +116,8 @@ fn tell(request: &v1::JoinNodeRequest, answer: &Result<Response<v1::JoinNodeResp
         Ok(joined) => log::info!(node = joined.get_ref().node.as_str(),
             token = request.token_id.as_str(), hostname = text(&request.hostname).as_str(); "node joined"),
         Err(status) => log::warn!(token = text(&request.token_id).as_str(),
-            hostname = text(&request.hostname).as_str(), error = status.message(); "join refused"),
+            hostname = text(&request.hostname).as_str(), reason = reason_of(status),
+            error = status.message(); "join refused"),
     }
 }
 

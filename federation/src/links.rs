@@ -26,7 +26,7 @@ use crate::{
     paths::Paths,
     peering::Peering,
     redeem::{self, LinkError, PeerSite, check_new},
-    refusal::{Refusal, commit_status, refuse},
+    refusal::{Refusal, commit_status, reason_of, refuse},
     site::{Site, gateways},
     tokens::{self, NewToken},
     view::View,
@@ -124,8 +124,8 @@ impl Links {
         match &answer {
             Ok(_) => log::warn!(site = site.as_str(), token = request.token_id.as_str();
                 "linked: a site has redeemed its token"),
-            Err(status) => log::warn!(site = site.as_str(), error = status.message();
-                "link refused"),
+            Err(status) => log::warn!(site = site.as_str(), reason = reason_of(status),
+                error = status.message(); "link refused"),
         }
         answer
     }

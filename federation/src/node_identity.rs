@@ -18,7 +18,7 @@ use crate::{
     authority::{Authority, State, state::NodeState},
     ca::{IssueError, Issued, KeyRequest},
     join::text,
-    refusal::{Refusal, Role, caller, commit_status, refuse},
+    refusal::{Refusal, Role, caller, commit_status, reason_of, refuse},
     site::Site,
     tenure::is_revoked,
 };
@@ -131,13 +131,17 @@ impl NodeIdentityService {
             let (events, answer) = decide(state, known)?;
             Ok((events, Ok(answer)))
         });
-        match outcome.await.map_err(commit_status)? {
-            Ok(answer) => Ok(answer),
-            Err(reason) => {
-                log::error!(node = node.as_str(), reason = reason.as_str(); "a node exists twice");
-                Err(NodeError::Duplicated { id: node.clone(), reason }.status())
+        let status = match outcome.await.map_err(commit_status) {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(reason)) => {
+                log::error!(node = node.as_str(), detail = reason.as_str(); "a node exists twice");
+                NodeError::Duplicated { id: node.clone(), reason }.status()
             }
-        }
+            Err(status) => status,
+        };
+        log::warn!(node = node.as_str(), reason = reason_of(&status), detail = status.message();
+            "node refused");
+        Err(status)
     }
 }
 

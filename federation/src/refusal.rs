@@ -18,6 +18,11 @@ pub fn refuse(code: Code, reason: &'static str, message: impl fmt::Display) -> S
     status
 }
 
+/// The stable reason of a refusal; empty if it has none.
+pub fn reason_of(status: &Status) -> &str {
+    status.metadata().get(REASON).and_then(|reason| reason.to_str().ok()).unwrap_or_default()
+}
+
 /// A refusal that is an error type of ours.
 pub trait Refusal: fmt::Display {
     /// The gRPC code.

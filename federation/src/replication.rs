@@ -28,6 +28,7 @@ use crate::{
     imports::{Imported, Peer, apply_import},
     live::LinkLive,
     paths::Paths,
+    refusal::reason_of,
     view::View,
 };
 
@@ -77,10 +78,9 @@ enum Lost {
 }
 
 fn describe(status: &tonic::Status) -> String {
-    let reason = status.metadata().get(crate::refusal::REASON);
-    match reason.and_then(|reason| reason.to_str().ok()) {
-        Some(reason) => format!("{} ({reason})", status.message()),
-        None => status.message().to_owned(),
+    match reason_of(status) {
+        "" => status.message().to_owned(),
+        reason => format!("{} ({reason})", status.message()),
     }
 }
 

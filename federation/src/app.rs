@@ -40,6 +40,7 @@ use crate::{
     paths::{GatewayPaths, Paths},
     peering::Peering,
     refusal::Never,
+    registration::OwnPorts,
     registry::Registry,
     replication,
     services::Services,
@@ -135,16 +136,28 @@ pub async fn start<S: Store>(
             format!("listen: cannot listen on {}; is it in use?", config.listen)
         })?;
     let grpc = listener.local_addr()?;
-    let admin = publish(&site, config, parts.net, drain);
+    let own_ports = own_ports(config, grpc, parts.net.clone());
+    let admin = publish(&site, config, parts.net, own_ports, drain);
     let own = config.trust_domain.clone();
     serve(&admin, door::open(listener, site.credentials.clone(), own, drain), drain);
     let mut registry = Metrics::default();
-    metrics::register(&mut registry, site);
+    metrics::register(&mut registry, site, admin.registry.refused());
     Ok(Running { admin, grpc, metrics: registry })
 }
 
+fn own_ports(config: &Config, grpc: SocketAddr, net: Arc<dyn Net>) -> OwnPorts {
+    let listens = Arc::new([grpc, config.listen, config.address, config.admin]);
+    OwnPorts { listens, has: Arc::new(move |ip| net.has(ip)) }
+}
+
 /// The view, who writes to it and who reads it.
-fn publish(site: &Site, config: &Config, net: Arc<dyn Net>, drain: &Drain) -> AdminService {
+fn publish(
+    site: &Site,
+    config: &Config,
+    net: Arc<dyn Net>,
+    own_ports: OwnPorts,
+    drain: &Drain,
+) -> AdminService {
     let view = View::new(
         site.authority.clone(),
         ViewConfig {
@@ -159,7 +172,7 @@ fn publish(site: &Site, config: &Config, net: Arc<dyn Net>, drain: &Drain) -> Ad
     drain.spawn(replication::run(view.clone(), paths.clone(), drain.clone()));
     AdminService {
         site: site.clone(),
-        registry: Registry::new(view.clone(), drain.clone()),
+        registry: Registry::new(view.clone(), own_ports, drain.clone()),
         discovery: Discovery::new(view.clone(), drain.clone()),
         roles: config.roles.clone(),
         links: Links::new(site.clone(), view.clone(), peering, paths, drain.clone()),

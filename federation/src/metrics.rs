@@ -1,21 +1,38 @@
-//! Figures of the authority, read when somebody scrapes.
+//! Figures of the authority, read when somebody scrapes, and what was refused.
 
-use std::fmt;
+use std::{fmt, sync::atomic::AtomicU64};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::gauge::ConstGauge,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
 
 use crate::{site::Site, tokens};
 
-/// Registers what is read from a site.
-pub fn register(registry: &mut Registry, site: Site) {
-    registry
-        .sub_registry_with_prefix("isthmus_federation")
-        .register_collector(Box::new(Figures(site)));
+/// Registers what is read from a site, and what is counted.
+pub fn register(registry: &mut Registry, site: Site, refused: &Refused) {
+    let registry = registry.sub_registry_with_prefix("isthmus_federation");
+    let help = "Registrations refused, by code";
+    registry.register("registrations_refused", help, refused.0.clone());
+    registry.register_collector(Box::new(Figures(site)));
+}
+
+/// Registrations refused, by code. Clones share the figures.
+#[derive(Debug, Clone, Default)]
+pub struct Refused(Family<Reason, Counter<u64, AtomicU64>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: String,
+}
+
+impl Refused {
+    /// One more for this code.
+    pub fn count(&self, reason: String) {
+        self.0.get_or_create(&Reason { reason }).inc();
+    }
 }
 
 #[derive(Clone)]

@@ -2,14 +2,20 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use mesh_api::v1::{
     EndpointDeregistered, EndpointRegistered, Grants, Health, Port, Protocol, Register,
     RegistryError, authority_record::Event,
 };
-use mesh_core::{NodeId, PortName, ServiceName, SpiffeId, name::is_reserved_namespace};
+use mesh_core::{
+    NodeId, PortName, ServiceName, SpiffeId,
+    address::{self, Forbidden, Place},
+    name::is_reserved_namespace,
+};
 
 use crate::authority::{State, state::Registration};
 
@@ -47,6 +53,17 @@ pub enum RegisterError {
         /// Which rule it breaks.
         problem: String,
     },
+    /// An address that nobody may be made to dial.
+    #[error(
+        "address {addr}: {problem}; set `advertise` in agent.yaml to where other machines reach \
+         this one's proxy, or leave it out: gateways then use the tunnel that this machine opens"
+    )]
+    Address {
+        /// What it asked for.
+        addr: SocketAddr,
+        /// Why not.
+        problem: Forbidden,
+    },
     /// Too many instances.
     #[error("this node has {MAX_INSTANCES} instances already; remove one first")]
     Quota,
@@ -74,6 +91,7 @@ impl RegisterError {
             Self::NotGranted { .. } | Self::Node(_) => RegistryError::NotGranted,
             Self::Reserved(_) => RegistryError::ReservedNamespace,
             Self::Invalid { .. } => RegistryError::Invalid,
+            Self::Address { .. } => RegistryError::ForbiddenAddress,
             Self::Quota => RegistryError::Quota,
             Self::Conflict { .. } => RegistryError::Conflict,
         }
@@ -97,6 +115,7 @@ pub fn decide_register(
     }
     let service = check(register)?;
     check_granted(&service, &joined.grants)?;
+    check_address(state, register)?;
     let grants = &joined.grants;
     let identity =
         SpiffeId::workload(&state.site().trust_domain, &grants.namespace, &grants.account)
@@ -159,7 +178,7 @@ fn check(register: &Register) -> Result<ServiceName, RegisterError> {
     for target in &register.target_ports {
         check_port_number("target_ports", *target)?;
     }
-    check_addresses(register)?;
+    check_target_address(register)?;
     if register.weight > MAX_WEIGHT {
         return Err(invalid("weight", format!("must be at most {MAX_WEIGHT}")));
     }
@@ -206,7 +225,7 @@ fn check_port_number(what: &str, number: u32) -> Result<(), RegisterError> {
     Err(invalid(what, format!("{number} is no port number; it must be 1 to 65535")))
 }
 
-fn check_addresses(register: &Register) -> Result<(), RegisterError> {
+fn check_target_address(register: &Register) -> Result<(), RegisterError> {
     if !register.target_address.is_empty() {
         let ip: IpAddr = register
             .target_address
@@ -216,25 +235,61 @@ fn check_addresses(register: &Register) -> Result<(), RegisterError> {
             return Err(invalid("target_address", "must be the address of one host"));
         }
     }
-    if !register.address.is_empty() {
-        let addr: SocketAddr =
-            register.address.parse().map_err(|_| invalid("address", "must be ip:port"))?;
-        if addr.ip().is_multicast() || addr.ip().is_unspecified() || addr.port() == 0 {
-            return Err(invalid("address", "must be an address that others can dial"));
-        }
-        // A gateway dials it: clouds keep their metadata services there.
-        if is_link_local(addr.ip()) {
-            return Err(invalid("address", "must not be link-local"));
-        }
-    }
     Ok(())
 }
 
-/// RFC 3927 and RFC 4291 section 2.5.6, also as an IPv4-mapped address.
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+/// Where others dial this instance; `None` if through its tunnel alone.
+fn address(register: &Register) -> Result<Option<SocketAddr>, RegisterError> {
+    match register.address.as_str() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| invalid("address", "must be ip:port")),
+    }
+}
+
+/// Gateways dial it for others: neither a host that is none of the site's nor
+/// a gateway.
+fn check_address(state: &State, register: &Register) -> Result<(), RegisterError> {
+    let Some(addr) = address(register)? else { return Ok(()) };
+    let of_site = || {
+        let of_it = state.gateways.values();
+        of_it.flat_map(|gateway| gateway.quic_addresses.iter().chain(&gateway.tls_addresses))
+    };
+    let linked = state.links.values().flat_map(|link| &link.gateways);
+    let linked =
+        linked.flat_map(|gateway| gateway.quic_addresses.iter().chain(&gateway.tls_addresses));
+    let listens: Vec<SocketAddr> =
+        of_site().chain(linked).filter_map(|text| text.parse().ok()).collect();
+    let loopback = address::is_on_loopback(of_site().map(String::as_str));
+    let place = Place { loopback, listens: &listens, has: &|_| false };
+    address::check(addr, place).map_err(|problem| RegisterError::Address { addr, problem })
+}
+
+/// Where this federation itself listens. Clones share it.
+#[derive(Clone)]
+pub struct OwnPorts {
+    /// gRPC, as bound and as gateways reach it, and admin.
+    pub listens: Arc<[SocketAddr]>,
+    /// Whether its host has an address.
+    pub has: Arc<dyn Fn(IpAddr) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for OwnPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnPorts").field("listens", &self.listens).finish_non_exhaustive()
+    }
+}
+
+impl OwnPorts {
+    /// An instance that would be there is none. Not pure, and so apart from
+    /// [`decide_register`]: addresses of a host come and go.
+    pub fn check(&self, register: &Register) -> Result<(), RegisterError> {
+        let Some(addr) = address(register)? else { return Ok(()) };
+        // What else the address may be is decided from the state.
+        let place = Place { loopback: true, listens: &self.listens, has: &*self.has };
+        match address::check(addr, place) {
+            Err(problem @ Forbidden::Own) => Err(RegisterError::Address { addr, problem }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -32,8 +32,9 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     authority::CommitError,
+    metrics::Refused,
     refusal::{Role, caller, refuse},
-    registration::{RegisterError, decide_deregister, decide_register, is_same},
+    registration::{OwnPorts, RegisterError, decide_deregister, decide_register, is_same},
     tenure::{self, check_local, check_not_duplicated},
     view::View,
 };
@@ -56,7 +57,9 @@ const TWO_BOOTS: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Registry {
     view: View,
+    own_ports: OwnPorts,
     drain: Drain,
+    refused: Refused,
     sessions: Arc<Mutex<BTreeMap<NodeId, Vec<Known>>>>,
     next: Arc<AtomicU64>,
 }
@@ -99,8 +102,14 @@ impl Drop for Listed {
 
 impl Registry {
     /// Publishes into `view`; its sessions end with `drain`.
-    pub fn new(view: View, drain: Drain) -> Self {
-        Self { view, drain, sessions: Arc::default(), next: Arc::default() }
+    pub fn new(view: View, own_ports: OwnPorts, drain: Drain) -> Self {
+        let (sessions, next, refused) = Default::default();
+        Self { view, own_ports, drain, refused, sessions, next }
+    }
+
+    /// Registrations refused so far.
+    pub fn refused(&self) -> &Refused {
+        &self.refused
     }
 
     /// The agent of a node, if it has a session.
@@ -314,6 +323,9 @@ impl Session {
     /// Durable when it returns without an error. What is registered already
     /// costs no write.
     async fn register(&self, sequence: u64, register: Register) -> RegistryReply {
+        if let Err(error) = self.registry.own_ports.check(&register) {
+            return self.not_registered(sequence, &register, CommitError::Refused(error));
+        }
         let authority = self.view().authority();
         let key = (self.node.clone(), register.instance.as_str().into());
         let state = authority.state();
@@ -342,8 +354,10 @@ impl Session {
             CommitError::Refused(error) => error.code(),
             _ => RegistryError::Unavailable,
         };
+        let reason = code.as_str_name().trim_start_matches("REGISTRY_ERROR_").to_ascii_lowercase();
         log::warn!(node = self.node.as_str(), service = register.service.as_str(),
-            reason = code.as_str_name(), detail:% = error; "registration refused");
+            reason = reason.as_str(), detail:% = error; "registration refused");
+        self.registry.refused.count(reason);
         refused(sequence, code, &error.to_string())
     }
 

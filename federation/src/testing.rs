@@ -43,6 +43,7 @@ use crate::{
     links::{Links, Patience},
     paths::Paths,
     peering::Peering,
+    registration::OwnPorts,
     registry::Registry,
     replication,
     site::{Site, trust},
@@ -72,6 +73,14 @@ pub(crate) async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
 /// Short terms: silence for a second ends a lease.
 pub(crate) fn short() -> Terms {
     Terms { lease: Duration::from_secs(1), start: Duration::from_secs(1), ..Terms::default() }
+}
+
+/// Where a test's federation says that it listens: on all addresses of a host
+/// that has one.
+fn own_ports() -> OwnPorts {
+    let listens = ["127.0.0.1:8446", "0.0.0.0:8448"].map(|addr| addr.parse().unwrap());
+    let host: std::net::IpAddr = "10.0.0.5".parse().unwrap();
+    OwnPorts { listens: Arc::new(listens), has: Arc::new(move |ip| ip == host) }
 }
 
 /// Finds other sites by name, instead of through gateways.
@@ -192,7 +201,7 @@ impl TestSite {
             come_back: Duration::from_secs(1),
         };
         let test = Self {
-            registry: Registry::new(view.clone(), drain.clone()),
+            registry: Registry::new(view.clone(), own_ports(), drain.clone()),
             discovery: Discovery::new(view.clone(), drain.clone()),
             links: Links::new(site.clone(), view.clone(), peering.clone(), paths, drain.clone())
                 .with_patience(patience),

@@ -15,11 +15,13 @@
 //! - [`route`]: which backends a request may go to.
 //! - [`balance`]: which endpoint of a backend it goes to.
 //! - [`path`]: how bytes get to that endpoint.
+//! - [`address`]: where an endpoint must not be.
 //! - [`authorize`]: whether a caller may pass; the only maker of a `Permit`.
 //! - [`reason`]: the stable codes of everything that can be refused.
 //! - [`token`]: what lets a machine join or a site link, as text.
 //! - [`wire`]: from and to the messages of `mesh-api`.
 
+pub mod address;
 pub mod authorize;
 pub mod balance;
 pub mod identity;

@@ -1,10 +1,11 @@
 //! How bytes get to an endpoint: the source's choice, and a gateway's.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_api::FEDERATION_SERVICE;
 
 use crate::{
+    address::{self, Forbidden},
     identity::PeerIdentity,
     name::{
         EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, Subject,
@@ -161,6 +162,22 @@ pub enum RefusedReason {
     /// The next hop took too long.
     #[error("timeout")]
     Timeout,
+    /// An address, or an endpoint whose address must not be dialled.
+    #[error("forbidden_target")]
+    ForbiddenTarget,
+}
+
+/// What a gateway knows of itself.
+#[derive(Clone, Copy)]
+pub struct Own<'a> {
+    /// Its name in its site.
+    pub id: &'a GatewayId,
+    /// Where it listens, whatever for.
+    pub listens: &'a [SocketAddr],
+    /// Whether its host has this address.
+    pub has: &'a dyn Fn(IpAddr) -> bool,
+    /// Whether it holds a session of this node.
+    pub holds: &'a dyn Fn(&NodeId) -> bool,
 }
 
 /// A gateway's whole decision on one stream.
@@ -168,15 +185,14 @@ pub enum RefusedReason {
 /// From its own site the neighbour must be a node, workload or gateway of its
 /// trust domain, and the target local or imported. From a link the neighbour
 /// must be that link's gateway, the target of this site, and exported to it.
-/// `sessions` says whether this gateway holds a session of a node.
+/// What is dialled is never the mesh itself or this host ([`address`]).
 ///
 /// The caller passes `connect` on with one hop more.
 pub fn forward(
     snapshot: &Snapshot,
-    own: &GatewayId,
+    own: Own<'_>,
     neighbour: &PeerIdentity,
     connect: &Connect,
-    sessions: impl Fn(&NodeId) -> bool,
 ) -> Result<NextHop, RefusedReason> {
     if connect.hops >= MAX_HOPS {
         return Err(RefusedReason::HopLimit);
@@ -197,8 +213,12 @@ pub fn forward(
             _ => Err(RefusedReason::Role),
         };
     }
-    let siblings = (!matches!(neighbour, Neighbour::Sibling)).then_some(own);
-    forward_to_local(snapshot, endpoint, siblings, sessions)
+    if let Some(addr) = endpoint.address {
+        check_dialled(snapshot, own, addr).map_err(|_| RefusedReason::ForbiddenTarget)?;
+        return Ok(NextHop::Dial { addr, identity: endpoint.identity.clone() });
+    }
+    let from_sibling = matches!(neighbour, Neighbour::Sibling);
+    forward_to_session(snapshot, endpoint, own, from_sibling)
 }
 
 /// Who opened the stream, by identity alone.
@@ -301,28 +321,37 @@ fn named<'s>(snapshot: &'s Snapshot, connect: &Connect) -> Result<&'s Endpoint, 
     }
 }
 
-/// Dials it, or uses its node's session: here, or at a gateway beside `own`
-/// (`None`: the stream came from there, and is handed on only once).
-fn forward_to_local(
+/// Whether the gateway that is `own` may dial the address of an endpoint:
+/// besides its own ports, those of federation and of every gateway are no
+/// endpoint's.
+pub fn check_dialled(snapshot: &Snapshot, own: Own<'_>, addr: SocketAddr) -> Result<(), Forbidden> {
+    let gateways = || snapshot.gateways.values();
+    let of_site = gateways().filter(|gateway| gateway.site == snapshot.site);
+    let loopback = address::is_on_loopback(of_site.flat_map(|gateway| gateway.addresses()));
+    let doors = gateways().flat_map(|gateway| gateway.addresses());
+    let doors = doors.filter_map(|text| text.parse().ok());
+    let own_ports = own.listens.iter().copied().chain(snapshot.federation);
+    let listens: Vec<SocketAddr> = own_ports.chain(doors).collect();
+    address::check(addr, address::Place { loopback, listens: &listens, has: own.has })
+}
+
+/// Uses the session of its node: here, or at a gateway beside `own`, unless
+/// the stream comes from there: it is handed on only once.
+fn forward_to_session(
     snapshot: &Snapshot,
     endpoint: &Endpoint,
-    own: Option<&GatewayId>,
-    sessions: impl Fn(&NodeId) -> bool,
+    own: Own<'_>,
+    from_sibling: bool,
 ) -> Result<NextHop, RefusedReason> {
-    if let Some(addr) = endpoint.address {
-        // An endpoint that claims federation's own door is a way around it.
-        if snapshot.federation == Some(addr) {
-            return Err(RefusedReason::Role);
-        }
-        return Ok(NextHop::Dial { addr, identity: endpoint.identity.clone() });
-    }
     let node = endpoint.node.as_ref().ok_or(RefusedReason::NoPath)?;
-    if sessions(node) {
+    if (own.holds)(node) {
         return Ok(NextHop::Session(node.clone()));
     }
-    let own = own.ok_or(RefusedReason::NoPath)?;
+    if from_sibling {
+        return Err(RefusedReason::NoPath);
+    }
     let known = |id: &GatewayId| {
-        id != own && snapshot.gateways.contains_key(&(snapshot.site.clone(), id.clone()))
+        id != own.id && snapshot.gateways.contains_key(&(snapshot.site.clone(), id.clone()))
     };
     let holders: Vec<GatewayId> = endpoint.via.iter().filter(|id| known(id)).cloned().collect();
     if holders.is_empty() {

@@ -164,6 +164,13 @@ pub struct Gateway {
     pub tls_addresses: Vec<Arc<str>>,
 }
 
+impl Gateway {
+    /// Where it listens, whatever the transport: `host:port`.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.quic_addresses.iter().chain(&self.tls_addresses).map(|address| &**address)
+    }
+}
+
 /// Which transports a link may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LinkTransport {

@@ -350,6 +350,10 @@ mod tests {
         ) -> BoxFuture<'a, io::Result<Box<dyn LocalListener>>> {
             RealNet.bind_unix(path, mode)
         }
+
+        fn has(&self, ip: std::net::IpAddr) -> bool {
+            RealNet.has(ip)
+        }
         fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
             self.0.lock().unwrap().push(format!("resolve {host}"));
             Box::pin(async move { RealNet.resolve(host).await })

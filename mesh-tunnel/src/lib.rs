@@ -28,5 +28,5 @@ mod testing;
 pub use dial::{DialError, Dialer, GatewayAddresses};
 pub use listen::{Arrival, Door, Doors};
 pub use net::{Io, Listener, Net, RealNet, Stream};
-pub use session::{IncomingStream, OpenError, Session, Transport, TunnelStream};
+pub use session::{IncomingStream, OpenError, RefusedHeader, Session, Transport, TunnelStream};
 pub use tls::{Credentials, Svid, Trust};

@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, RawFd},
     path::Path,
     pin::Pin,
@@ -125,6 +125,8 @@ pub trait Net: fmt::Debug + Send + Sync + 'static {
         path: &'a Path,
         mode: u32,
     ) -> BoxFuture<'a, io::Result<Box<dyn LocalListener>>>;
+    /// Whether this host has an address.
+    fn has(&self, ip: IpAddr) -> bool;
     /// Makes QUIC's connection ids and timings repeatable in a simulation.
     fn quic_seed(&self) -> Option<[u8; 32]> {
         None
@@ -199,6 +201,11 @@ impl Net for RealNet {
             let listener = mesh_runtime::process::bind_unix(path, mode).await?;
             Ok(Box::new(listener) as Box<dyn LocalListener>)
         })
+    }
+
+    /// Only what is its own can be bound.
+    fn has(&self, ip: IpAddr) -> bool {
+        std::net::UdpSocket::bind((ip, 0)).is_ok()
     }
 
     fn resolve<'a>(&'a self, host_port: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
@@ -394,6 +401,15 @@ mod tests {
             let first = RealNet.udp(any(), shared).await.unwrap();
             let second = RealNet.udp(first.local_addr().unwrap(), shared).await;
             assert_eq!(second.is_ok(), shared);
+        }
+    }
+
+    #[test]
+    fn a_host_knows_its_addresses() {
+        // RFC 5737: nobody's.
+        let cases = [("127.0.0.1", true), ("127.8.8.8", true), ("192.0.2.1", false)];
+        for (ip, has) in cases {
+            assert_eq!(RealNet.has(ip.parse().unwrap()), has, "{ip}");
         }
     }
 

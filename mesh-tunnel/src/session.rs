@@ -102,7 +102,6 @@ struct Shared {
     accepted: Arc<AtomicUsize>,
     /// Streams we accept at once.
     limit: usize,
-    malformed: AtomicU64,
     /// Microseconds; 0 is unknown.
     rtt: AtomicU64,
     /// The endpoints that the peer has last announced.
@@ -125,7 +124,16 @@ enum Phase {
 type Headers = FuturesUnordered<BoxFuture<'static, Header>>;
 
 /// A stream and its `Connect`, or what is wrong with it.
-type Header = (Raw, Result<Connect, (RefusedReason, String)>);
+type Header = (Raw, Result<Connect, RefusedHeader>);
+
+/// A stream of the peer that was refused before anybody was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedHeader {
+    /// Its code.
+    pub reason: RefusedReason,
+    /// For people.
+    pub detail: String,
+}
 
 /// Why a stream could not be opened.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -229,6 +237,15 @@ impl Session {
     /// The next stream that the peer opens; `None` when the tunnel has ended.
     /// Streams with a header that cannot be read are refused on the way.
     pub async fn accept(&self) -> Option<IncomingStream> {
+        loop {
+            if let Ok(incoming) = self.accept_or_refuse().await? {
+                return Some(incoming);
+            }
+        }
+    }
+
+    /// The same for whoever counts what was refused on the way.
+    pub async fn accept_or_refuse(&self) -> Option<Result<IncomingStream, RefusedHeader>> {
         let shared = self.shared();
         let mut headers = shared.headers.lock().await;
         loop {
@@ -239,35 +256,32 @@ impl Session {
                     continue;
                 }
             };
-            if let Some(incoming) = self.admit(raw, header) {
-                return Some(incoming);
-            }
+            return Some(self.admit(raw, header));
         }
     }
 
     fn admit(
         &self,
         raw: Raw,
-        header: Result<Connect, (RefusedReason, String)>,
-    ) -> Option<IncomingStream> {
+        header: Result<Connect, RefusedHeader>,
+    ) -> Result<IncomingStream, RefusedHeader> {
         let shared = self.shared();
         let counted = Counted::up_to(&shared.accepted, shared.limit);
         let refusal = match (header, counted) {
             (Ok(connect), Some(counted)) => {
                 let stream = TunnelStream::new(raw, counted, self.clone());
-                return Some(IncomingStream { connect, stream });
+                return Ok(IncomingStream { connect, stream });
             }
-            (Ok(_), None) => {
-                (RefusedReason::Quota, format!("{} streams are open in this tunnel", shared.limit))
-            }
-            (Err(refusal), _) => {
-                shared.malformed.fetch_add(1, Ordering::Relaxed);
-                refusal
-            }
+            (Ok(_), None) => RefusedHeader {
+                reason: RefusedReason::Quota,
+                detail: format!("{} streams are open in this tunnel", shared.limit),
+            },
+            (Err(refusal), _) => refusal,
         };
-        log::debug!(peer = shared.peer.id.as_str(), reason:% = refusal.0, detail = refusal.1.as_str(); "stream refused");
-        shared.refuse(raw, refusal);
-        None
+        let RefusedHeader { reason, detail } = &refusal;
+        log::debug!(peer = shared.peer.id.as_str(), reason:% = reason, detail = detail.as_str(); "stream refused");
+        shared.refuse(raw, &refusal);
+        Err(refusal)
     }
 
     /// Who is at the other end.
@@ -350,11 +364,6 @@ impl Session {
     pub fn streams(&self) -> usize {
         let shared = self.shared();
         shared.opened.load(Ordering::Relaxed) + shared.accepted.load(Ordering::Relaxed)
-    }
-
-    /// Streams of the peer refused because their header could not be read.
-    pub fn malformed(&self) -> u64 {
-        self.shared().malformed.load(Ordering::Relaxed)
     }
 
     /// Tells the peer which endpoints it reaches in reverse.
@@ -447,11 +456,11 @@ impl Shared {
 
     /// Answers a stream that nobody will see. If the answer does not fit into
     /// the window at once, the stream is just reset.
-    fn refuse(self: &Arc<Self>, mut raw: Raw, (reason, detail): (RefusedReason, String)) {
+    fn refuse(self: &Arc<Self>, mut raw: Raw, refusal: &RefusedHeader) {
         let refused = v1::Refused {
-            reason: v1::RefusedReason::from(reason).into(),
+            reason: v1::RefusedReason::from(refusal.reason).into(),
             hop: String::new(),
-            detail,
+            detail: refusal.detail.clone(),
         };
         let reply = v1::ConnectReply { reply: Some(v1::connect_reply::Reply::Refused(refused)) };
         let answered = wire::framed(&reply).is_ok_and(|bytes| raw.write_now(&bytes));
@@ -471,7 +480,7 @@ async fn read_header(mut raw: Raw) -> Header {
             Connect::try_from(message).map_err(|error| (error.reason(), error.to_string()))
         }
     };
-    (raw, header)
+    (raw, header.map_err(|(reason, detail)| RefusedHeader { reason, detail }))
 }
 
 fn from_wire(refused: v1::Refused) -> OpenError {

@@ -7,7 +7,7 @@
 use std::{
     fmt, io,
     io::IoSliceMut,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     pin::Pin,
     sync::Arc,
@@ -109,6 +109,11 @@ impl Net for SimNet {
             let listener = self.bind((Ipv4Addr::UNSPECIFIED, port).into(), false).await?;
             Ok(Box::new(SimUnix(listener)) as Box<dyn LocalListener>)
         })
+    }
+
+    /// A simulated host has one address besides this, and does not tell.
+    fn has(&self, ip: IpAddr) -> bool {
+        ip.is_loopback()
     }
 
     /// Names are turmoil's host names.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Parser;
+use mesh_core::address::{self, Place};
 use mesh_runtime::config::{self, ConfigError, HumanDuration};
 use serde::Deserialize;
 
@@ -147,11 +148,12 @@ impl Config {
     }
 
     fn check(&self, file: &str) -> Result<(), ConfigError> {
-        let undiallable = |addr: &SocketAddr| {
-            addr.ip().is_unspecified() || addr.ip().is_multicast() || addr.port() == 0
-        };
-        if let Some(addr) = self.advertise.filter(undiallable) {
-            let problem = format!("{addr} cannot be dialled; write this machine's own address");
+        // The site knows whether loopback is its network, and its own ports.
+        let place = Place { loopback: true, listens: &[], has: &|_| false };
+        if let Some(addr) = self.advertise
+            && let Err(problem) = address::check(addr, place)
+        {
+            let problem = format!("{addr}: {problem}; write this machine's own address");
             return Err(ConfigError::meaning(file, "advertise", problem));
         }
         for (key, value) in [("locality.region", &self.region), ("locality.zone", &self.zone)] {
@@ -219,6 +221,7 @@ mod tests {
             ("advertise: here\n", "agent.yaml:1:12: ", "invalid socket address"),
             ("advertise: 0.0.0.0:4143\n", "agent.yaml: advertise: ", "own address"),
             ("advertise: 10.0.0.5:0\n", "agent.yaml: advertise: ", "own address"),
+            ("advertise: 169.254.169.254:80\n", "agent.yaml: advertise: ", "link-local"),
             ("locality: { zone: 'a b' }\n", "agent.yaml: locality.zone: ", "printable"),
             ("renew_after: 40d\n", "agent.yaml: renew_after: ", "30 days"),
             ("renew_after: 1ms\n", "agent.yaml: renew_after: ", "1s to 15d"),

@@ -204,7 +204,8 @@ impl Ledger {
 
     /// One answer; the error is a refusal of the session itself.
     pub fn answered(&mut self, reply: RegistryReply, now: Instant) -> Result<(), String> {
-        let refused = reply.error() != RegistryError::Unspecified;
+        // A code of a later version is a refusal too.
+        let refused = reply.error != i32::from(RegistryError::Unspecified);
         match self.pending.remove(&reply.sequence) {
             Some(Asked::Register(instance)) => {
                 self.registered(instance, refused.then_some(reply.detail), now);
@@ -337,6 +338,20 @@ mod tests {
         assert_eq!(shown(&later), ["register a:80 Healthy"]);
         let changed = services(&[("a", 81, Health::Healthy)]);
         assert_eq!(shown(&ledger.changes(&changed, now)), ["register a:81 Healthy"]);
+    }
+
+    #[test]
+    fn a_code_of_a_later_version_is_a_refusal() {
+        let now = mesh_runtime::clock::monotonic();
+        let mut ledger = Ledger::new(Place::default(), BTreeSet::new());
+        let requests = ledger.changes(&services(&[("a", 80, Health::Healthy)]), now);
+        let refusal = RegistryReply {
+            sequence: requests[0].sequence,
+            error: 4711,
+            detail: "a new rule".into(),
+        };
+        ledger.answered(refusal, now).unwrap();
+        assert_eq!(ledger.registrations["a"], Registration::Refused("a new rule".into()));
     }
 
     #[test]

@@ -155,6 +155,17 @@ impl State {
         self.shared.snapshot.load()
     }
 
+    /// Where this process listens, whatever for.
+    fn listens(&self) -> Vec<SocketAddr> {
+        let config = &self.shared.config;
+        let written = config.gateway.map(|doors| (doors.quic, doors.tls));
+        let doors = [written, *self.doors.borrow()].into_iter().flatten();
+        let doors = doors.flat_map(|(quic, tls)| quic.into_iter().chain([tls]));
+        let others = [config.admin, config.http_listener, config.transparent, config.inbound];
+        let services = config.listeners.iter().map(|listener| listener.listen);
+        doors.chain(others.into_iter().flatten()).chain(services).collect()
+    }
+
     /// What this gateway is; waits for the identity source. `None` if the
     /// process stops before that.
     async fn own(&self) -> Option<Own> {

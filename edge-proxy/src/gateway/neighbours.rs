@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_core::{GatewayId, Snapshot, name::Subject};
-use mesh_tunnel::Session;
+use mesh_tunnel::{IncomingStream, RefusedHeader, Session};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -150,8 +150,8 @@ impl Tunnel {
         let mut going = std::pin::pin!(going);
         loop {
             tokio::select! {
-                incoming = self.session.accept() => match incoming {
-                    Some(incoming) => drain.spawn(streams::serve(self.clone(), incoming)),
+                incoming = self.session.accept_or_refuse() => match incoming {
+                    Some(incoming) => self.begin(incoming),
                     None => return self.session.closed().await,
                 },
                 changed = snapshot.changed() => {
@@ -161,6 +161,15 @@ impl Tunnel {
                 }
                 deadline = &mut going => return self.finish(deadline).await,
             }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, incoming: Result<IncomingStream, RefusedHeader>) {
+        match incoming {
+            Ok(incoming) => {
+                self.state.shared.drain.spawn(streams::serve(self.clone(), incoming));
+            }
+            Err(refused) => streams::note_refused(self, &refused),
         }
     }
 
@@ -184,8 +193,8 @@ impl Tunnel {
         look.reset();
         loop {
             tokio::select! {
-                incoming = self.session.accept() => match incoming {
-                    Some(incoming) => drain.spawn(streams::serve(self.clone(), incoming)),
+                incoming = self.session.accept_or_refuse() => match incoming {
+                    Some(incoming) => self.begin(incoming),
                     None => return self.session.closed().await,
                 },
                 _ = look.tick() => if self.session.streams() == 0 {

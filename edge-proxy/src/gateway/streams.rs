@@ -3,10 +3,12 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mesh_core::{
-    GatewayId, NodeId, SiteName,
-    path::{Connect, MAX_HOPS, NextHop, RefusedReason, forward},
+    GatewayId, NodeId, SiteName, Snapshot,
+    path::{Connect, MAX_HOPS, NextHop, Own, RefusedReason, check_dialled, forward},
 };
-use mesh_tunnel::{IncomingStream, OpenError, Session, Stream, TunnelStream, session::refusal};
+use mesh_tunnel::{
+    IncomingStream, OpenError, RefusedHeader, Session, Stream, TunnelStream, session::refusal,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, timeout},
@@ -109,11 +111,32 @@ fn admit(tunnel: &Tunnel, connect: &Connect) -> Result<(Slot, Slot, NextHop), Re
     let Some(snapshot) = tunnel.state.snapshot() else {
         return Err(Refusal::here(RefusedReason::NoPath, "this gateway has no snapshot yet"));
     };
-    let sessions = &tunnel.state.sessions;
-    let holds = |node: &NodeId| sessions.holds(node);
-    let next = forward(&snapshot, &tunnel.own.id, tunnel.session.peer(), connect, holds)
-        .map_err(|reason| Refusal::here(reason, ""))?;
+    let listens = tunnel.state.listens();
+    let own = Own {
+        id: &tunnel.own.id,
+        listens: &listens,
+        has: &|ip| tunnel.state.shared.net.has(ip),
+        holds: &|node| tunnel.state.sessions.holds(node),
+    };
+    let next = forward(&snapshot, own, tunnel.session.peer(), connect)
+        .map_err(|reason| Refusal::here(reason, explain(&snapshot, own, connect, reason)))?;
     Ok((slot, half_open, next))
+}
+
+/// What is wrong with an address that is not dialled. The neighbour may be
+/// another site: the address itself stays in our own log.
+fn explain(snapshot: &Snapshot, own: Own<'_>, connect: &Connect, reason: RefusedReason) -> String {
+    let id = connect.endpoint.as_ref().filter(|_| reason == RefusedReason::ForbiddenTarget);
+    let endpoint =
+        id.and_then(|id| snapshot.endpoint(connect.service.as_str(), &connect.site, id.as_str()));
+    let Some(addr) = endpoint.and_then(|endpoint| endpoint.address) else { return String::new() };
+    let Err(problem) = check_dialled(snapshot, own, addr) else { return String::new() };
+    log::warn!(
+        connection = connect.connection_id.as_str(), service = connect.service.as_str(),
+        endpoint = endpoint.map_or("-", |endpoint| endpoint.id.as_str()), addr:% = addr;
+        "the address of an endpoint is not dialled: {problem}"
+    );
+    format!("its address is not dialled: {problem}")
 }
 
 /// Opens the next hop. Exactly one attempt: trying elsewhere is the source's
@@ -314,6 +337,19 @@ async fn refuse(tunnel: &Tunnel, incoming: IncomingStream, refusal: Refusal) {
         "stream refused"
     );
     let _late = timeout(REFUSE_DEADLINE, incoming.refuse(reason, &hop, &detail)).await;
+}
+
+/// A stream that was refused before it was decided on: what it wanted could not
+/// be read, or is no name.
+pub(super) fn note_refused(tunnel: &Tunnel, refused: &RefusedHeader) {
+    let RefusedHeader { reason, detail } = refused;
+    tunnel.state.metrics.refused(&tunnel.neighbour, *reason);
+    log::info!(
+        target: "access",
+        neighbour:% = tunnel.neighbour, refused:% = reason, hop = tunnel.own.hop().as_str(),
+        detail = detail.as_str();
+        "stream refused"
+    );
 }
 
 fn kind(next: &NextHop) -> &'static str {

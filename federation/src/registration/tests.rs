@@ -1,6 +1,9 @@
 use std::sync::Arc;
 
-use mesh_api::v1::{AuthorityRecord, NodeJoined, Revision, SiteCreated};
+use mesh_api::v1::{
+    AuthorityRecord, Bundle, Gateway, GatewaySeen, Link, LinkMade, NodeJoined, Revision,
+    SiteCreated,
+};
 
 use super::*;
 
@@ -103,15 +106,6 @@ fn everything_else_is_refused_with_its_code() {
         ("target name", Register { target_address: "db.example".into(), ..register() }, Invalid),
         ("any target", Register { target_address: "0.0.0.0".into(), ..register() }, Invalid),
         ("address", Register { address: "10.0.0.1".into(), ..register() }, Invalid),
-        ("any address", Register { address: "0.0.0.0:4143".into(), ..register() }, Invalid),
-        ("metadata", Register { address: "169.254.169.254:80".into(), ..register() }, Invalid),
-        (
-            "mapped metadata",
-            Register { address: "[::ffff:169.254.169.254]:80".into(), ..register() },
-            Invalid,
-        ),
-        ("link-local", Register { address: "[fe80::1]:4143".into(), ..register() }, Invalid),
-        ("no dial", Register { address: "10.0.0.1:0".into(), ..register() }, Invalid),
         ("weight", Register { weight: u32::MAX, ..register() }, Invalid),
     ];
     for (name, asked, code) in table {
@@ -121,6 +115,100 @@ fn everything_else_is_refused_with_its_code() {
     let stranger = node("00000000-0000-4000-8000-00000000000f");
     let error = decide_register(&state, &stranger, &register()).unwrap_err();
     assert_eq!(error.code(), NotGranted);
+}
+
+fn gateway(site: &str, tls: &str) -> Gateway {
+    Gateway {
+        id: "gw-1".into(),
+        site: site.into(),
+        quic_addresses: vec![],
+        tls_addresses: vec![tls.into()],
+    }
+}
+
+fn seen(gateway: Gateway) -> Event {
+    Event::GatewaySeen(GatewaySeen { gateway: Some(gateway) })
+}
+
+fn linked(gateway: Gateway) -> Event {
+    let link =
+        Link { site: gateway.site.clone(), trust_domain: "east.example".into(), ..Link::default() };
+    let bundle = Bundle { trust_domain: "east.example".into(), sequence: 1, roots: vec![vec![1]] };
+    let (link, bundle) = (Some(link), Some(bundle));
+    Event::LinkMade(LinkMade { link, bundle, gateways: vec![gateway] })
+}
+
+/// Whatever a gateway would dial for others.
+#[test]
+fn addresses_that_nobody_may_be_made_to_dial_are_refused() {
+    let gateways =
+        [seen(gateway("west", "192.0.2.1:8443")), linked(gateway("east", "192.0.2.9:443"))];
+    let state = state_after(gateways.into());
+    let forbidden = [
+        "0.0.0.0:4143",
+        "[::]:4143",
+        "10.0.0.1:0",
+        "224.0.0.1:4143",
+        "255.255.255.255:4143",
+        "169.254.169.254:80",
+        "[::ffff:169.254.169.254]:80",
+        "[fe80::1]:4143",
+        "100.100.100.200:80",
+        "127.0.0.1:4143",
+        "[::1]:4143",
+        "[::ffff:127.0.0.1]:4143",
+        // Gateways, of this site and of a linked one.
+        "192.0.2.1:8443",
+        "[::ffff:192.0.2.9]:443",
+    ];
+    for address in forbidden {
+        let asked = Register { address: address.into(), ..register() };
+        let error = decide_register(&state, &node(NODE), &asked).expect_err(address);
+        assert_eq!(error.code(), RegistryError::ForbiddenAddress, "{error}");
+        assert!(error.to_string().contains("advertise"), "says what to do: {error}");
+    }
+    for address in ["", "10.0.0.1:4143", "192.0.2.1:4143", "[2001:db8::1]:4143"] {
+        let asked = Register { address: address.into(), ..register() };
+        assert!(decide_register(&state, &node(NODE), &asked).is_ok(), "{address}");
+    }
+}
+
+#[test]
+fn loopback_is_for_sites_whose_gateways_live_there() {
+    let asked = Register { address: "127.0.0.1:4143".into(), ..register() };
+    let cases = [
+        (vec![], false),
+        (vec![seen(gateway("west", "127.0.0.1:8443"))], true),
+        (vec![seen(gateway("west", "gw.west.example:8443"))], false),
+        (vec![linked(gateway("east", "127.0.0.1:8443"))], false),
+    ];
+    for (events, allowed) in cases {
+        let answer = decide_register(&state_after(events.clone()), &node(NODE), &asked);
+        assert_eq!(answer.is_ok(), allowed, "{events:?}");
+    }
+}
+
+#[test]
+fn where_federation_listens_is_no_instance() {
+    let listens = ["10.0.0.5:8446", "0.0.0.0:8448"].map(|addr| addr.parse().unwrap());
+    let host: IpAddr = "10.0.7.5".parse().unwrap();
+    let own = OwnPorts { listens: Arc::new(listens), has: Arc::new(move |ip| ip == host) };
+    let cases = [
+        ("10.0.0.5:8446", false),
+        ("[::ffff:10.0.0.5]:8446", false),
+        ("10.0.7.5:8448", false),
+        ("10.0.7.6:8448", true),
+        ("10.0.7.5:8446", true),
+        ("10.0.0.5:4143", true),
+        ("", true),
+    ];
+    for (address, allowed) in cases {
+        let answer = own.check(&Register { address: address.into(), ..register() });
+        assert_eq!(answer.is_ok(), allowed, "{address}");
+        if let Err(error) = answer {
+            assert_eq!(error.code(), RegistryError::ForbiddenAddress);
+        }
+    }
 }
 
 #[test]

@@ -129,6 +129,31 @@ async fn what_is_not_granted_is_refused_and_the_session_goes_on() {
 }
 
 #[tokio::test]
+async fn an_address_of_the_mesh_itself_is_refused_counted_and_keeps_what_was() {
+    let site = TestSite::alone().await;
+    let node = site.join(1).await;
+    let mut agent = Agent::connect(&site, &node, "a").await.unwrap();
+    let at = |address: &str| Register { address: address.into(), ..register("orders.shop") };
+    let reply = agent.ask(Asked::Register(at("10.0.0.7:4143"))).await.unwrap();
+    assert_eq!(reply.error(), RegistryError::Unspecified, "{}", reply.detail);
+    let n = site.state().revision.n;
+    // Federation's admin port, and what is no host at all.
+    for address in ["10.0.0.5:8448", "169.254.169.254:80"] {
+        let reply = agent.ask(Asked::Register(at(address))).await.unwrap();
+        assert_eq!(reply.error(), RegistryError::ForbiddenAddress, "{address}");
+    }
+    assert_eq!(site.state().revision.n, n, "nothing has changed");
+    until(&site, "published", |all| all.len() == 1).await;
+    assert_eq!(endpoints(&site)[0].address, "10.0.0.7:4143");
+    let mut figures = prometheus_client::registry::Registry::default();
+    crate::metrics::register(&mut figures, site.site.clone(), site.registry.refused());
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &figures).unwrap();
+    let line = "isthmus_federation_registrations_refused_total{reason=\"forbidden_address\"} 2";
+    assert!(text.contains(line), "{text}");
+}
+
+#[tokio::test]
 async fn only_joined_nodes_may_register() {
     let site = TestSite::alone().await;
     let node = site.join(1).await;

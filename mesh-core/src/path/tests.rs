@@ -1,6 +1,8 @@
+use std::net::IpAddr;
+
 use mesh_api::v1::{self, ResourceKind, resource::Resource as Kind};
 
-use super::{Connect, MAX_HOPS, NextHop, Path, RefusedReason, forward, path_to};
+use super::{Connect, MAX_HOPS, NextHop, Own, Path, RefusedReason, forward, path_to};
 use crate::{
     example::{NODE, OTHER_NODE, change, endpoint, gateway, mesh, peer, service},
     name::{GatewayId, NodeId},
@@ -37,7 +39,11 @@ fn ask_with(
     connect: &Connect,
     sessions: impl Fn(&NodeId) -> bool,
 ) -> Result<NextHop, RefusedReason> {
-    forward(snapshot, &"gw-1".parse().unwrap(), &peer(neighbour, None), connect, sessions)
+    let listens = ["10.0.0.4:8443", "0.0.0.0:4191"].map(|addr| addr.parse().unwrap());
+    let host: IpAddr = "10.0.7.4".parse().unwrap();
+    let id = "gw-1".parse().unwrap();
+    let own = Own { id: &id, listens: &listens, has: &|ip| ip == host, holds: &sessions };
+    forward(snapshot, own, &peer(neighbour, None), connect)
 }
 
 fn dial() -> NextHop {
@@ -205,13 +211,83 @@ fn no_way_to_federation() {
     assert_eq!(ask(&mesh, WEB, &connect), Err(RefusedReason::NoPath));
 }
 
+/// The mesh with `o-1` at this address.
+fn claiming(address: &str, more: Vec<Kind>) -> Snapshot {
+    let claim = v1::Endpoint { address: address.into(), ..endpoint("orders.shop", "east", "o-1") };
+    with([vec![Kind::Endpoint(claim)], more].concat(), vec![])
+}
+
+/// Whoever asks, and whatever federation has let in.
 #[test]
-fn an_endpoint_cannot_claim_the_door_of_federation() {
-    let claim =
-        v1::Endpoint { address: "10.0.0.5:8446".into(), ..endpoint("orders.shop", "east", "o-1") };
-    let snapshot = with(vec![Kind::Endpoint(claim)], vec![]);
+fn an_endpoint_cannot_make_a_gateway_dial_the_mesh_itself_or_its_host() {
+    let far = Kind::Gateway(v1::Gateway {
+        site: "west".into(),
+        tls_addresses: vec!["198.51.100.9:8443".into()],
+        quic_addresses: vec!["198.51.100.9:9443".into()],
+        ..gateway("gw-9")
+    });
+    let forbidden = [
+        // Federation's door, and its address in other words.
+        "10.0.0.5:8446",
+        "[::ffff:10.0.0.5]:8446",
+        // Ports of this gateway: one address, and all that its host has.
+        "10.0.0.4:8443",
+        "10.0.7.4:4191",
+        // Gateways: of this site and of a linked one.
+        "192.0.2.1:8443",
+        "198.51.100.9:8443",
+        "198.51.100.9:9443",
+        // No host of the site.
+        "127.0.0.1:4143",
+        "[::1]:4143",
+        "0.1.2.3:4143",
+        "[::ffff:0.0.0.0]:4143",
+        "[::ffff:224.0.0.1]:4143",
+        "255.255.255.255:4143",
+        "169.254.169.254:80",
+        "[fe80::1]:4143",
+        "[fd00:ec2::254]:80",
+    ];
     let connect = connect("east", "orders.shop", "o-1");
-    assert_eq!(ask(&snapshot, WEB, &connect), Err(RefusedReason::Role));
+    let west = "spiffe://west.example/ns/isthmus-system/sa/gateway";
+    let sibling = "spiffe://east.example/ns/isthmus-system/sa/gateway";
+    for address in forbidden {
+        let snapshot = claiming(address, vec![far.clone()]);
+        for who in [WEB, west, sibling] {
+            let refused = Err(RefusedReason::ForbiddenTarget);
+            assert_eq!(ask(&snapshot, who, &connect), refused, "{address} for {who}");
+        }
+    }
+    for address in ["10.0.0.4:4143", "10.0.7.4:4143", "10.0.0.5:4143", "192.0.2.1:4143"] {
+        let asked = ask(&claiming(address, vec![far.clone()]), WEB, &connect);
+        let Ok(NextHop::Dial { addr, .. }) = asked else { panic!("{address}: {asked:?}") };
+        assert_eq!(addr, address.parse().unwrap(), "beside them");
+    }
+}
+
+/// A site that is all on one host.
+#[test]
+fn loopback_is_dialled_where_all_gateways_of_the_site_live_there() {
+    let at = |id: &str, tls: &str, quic: &str| {
+        Kind::Gateway(v1::Gateway {
+            tls_addresses: vec![tls.into()],
+            quic_addresses: vec![quic.into()],
+            ..gateway(id)
+        })
+    };
+    let (inside, outside) = ("127.0.0.1:8443", "192.0.2.1:8443");
+    let cases = [
+        (at("gw-1", inside, inside), at("gw-2", inside, "[::1]:8443"), true),
+        (at("gw-1", inside, inside), at("gw-2", outside, inside), false),
+        (at("gw-1", inside, inside), at("gw-2", inside, outside), false),
+    ];
+    // Where the gateways of other sites are says nothing.
+    let far = Kind::Gateway(v1::Gateway { site: "west".into(), ..gateway("gw-9") });
+    let connect = connect("east", "orders.shop", "o-1");
+    for (one, two, allowed) in cases {
+        let snapshot = claiming("127.0.0.1:4143", vec![one, two, far.clone()]);
+        assert_eq!(ask(&snapshot, WEB, &connect).is_ok(), allowed);
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The header of a tunnel stream and the codes of its refusal.
 
+use std::net::{IpAddr, SocketAddr};
+
 use mesh_api::{FEDERATION_SERVICE, v1};
 
 use super::{WireError, parse, wrong};
@@ -17,6 +19,9 @@ pub enum BadConnect {
     /// It asks for behaviour that must not be ignored and is not there.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// Names only: nobody is dialled for having been written here.
+    #[error("forbidden_target: {0} is an address; a gateway carries only to names")]
+    Address(&'static str),
 }
 
 impl BadConnect {
@@ -25,6 +30,7 @@ impl BadConnect {
         match self {
             Self::Malformed(_) => RefusedReason::Malformed,
             Self::Unsupported(_) => RefusedReason::Unsupported,
+            Self::Address(_) => RefusedReason::ForbiddenTarget,
         }
     }
 }
@@ -36,6 +42,14 @@ impl TryFrom<v1::Connect> for Connect {
         if let Some(first) = message.critical.first() {
             // The peer chose the text: keep the error short.
             return Err(BadConnect::Unsupported(first.chars().take(64).collect()));
+        }
+        let names = [
+            ("site", &message.site),
+            ("service", &message.service),
+            ("endpoint", &message.endpoint),
+        ];
+        if let Some((field, _)) = names.into_iter().find(|(_, text)| is_address(text)) {
+            return Err(BadConnect::Address(field));
         }
         let endpoint = match message.endpoint.as_str() {
             "" if message.service == FEDERATION_SERVICE => None,
@@ -52,6 +66,12 @@ impl TryFrom<v1::Connect> for Connect {
             connection_id: connection_id(message.connection_id)?,
         })
     }
+}
+
+/// With or without port and brackets.
+fn is_address(text: &str) -> bool {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok()
 }
 
 fn connection_id(value: String) -> Result<String, WireError> {
@@ -122,4 +142,5 @@ refused_reasons!(
     Draining,
     Unsupported,
     Timeout,
+    ForbiddenTarget,
 );

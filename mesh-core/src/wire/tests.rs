@@ -72,17 +72,13 @@ fn a_connect_names_and_never_addresses() {
     };
     let malformed = [
         with(|c| c.site = String::new()),
-        with(|c| c.site = "10.0.0.1".into()),
-        with(|c| c.service = "10.0.0.1:80".into()),
-        with(|c| c.service = "127.0.0.1".into()),
         with(|c| c.service = "localhost".into()),
-        with(|c| c.service = "[::1]:8446".into()),
+        with(|c| c.service = "localhost:8446".into()),
         with(|c| c.service = "a.b.c".into()),
         with(|c| c.service = format!("{}.shop", "x".repeat(64))),
         with(|c| c.port = "8446/tcp".into()),
         with(|c| c.port = String::new()),
         with(|c| c.endpoint = String::new()),
-        with(|c| c.endpoint = "10.1.2.3:4143".into()),
         with(|c| c.endpoint = "x".repeat(65)),
         with(|c| c.connection_id = "x".repeat(65)),
         with(|c| c.connection_id = "a b".into()),
@@ -92,6 +88,20 @@ fn a_connect_names_and_never_addresses() {
     for message in malformed {
         let error = Connect::try_from(message.clone()).expect_err("must be refused");
         assert_eq!(error.reason(), RefusedReason::Malformed, "{message:?}");
+    }
+    let addresses = [
+        with(|c| c.site = "10.0.0.1".into()),
+        with(|c| c.service = "10.0.0.1:80".into()),
+        with(|c| c.service = "127.0.0.1".into()),
+        with(|c| c.service = "[::1]:8446".into()),
+        with(|c| c.service = "[::1]".into()),
+        with(|c| c.service = "::ffff:169.254.169.254".into()),
+        with(|c| c.endpoint = "10.1.2.3:4143".into()),
+        with(|c| c.endpoint = "10.1.2.3".into()),
+    ];
+    for message in addresses {
+        let error = Connect::try_from(message.clone()).expect_err("must be refused");
+        assert_eq!(error.reason(), RefusedReason::ForbiddenTarget, "{message:?}");
     }
     let good = [
         with(|c| c.connection_id = "~".repeat(64)),
@@ -121,7 +131,7 @@ fn hops_past_counting_stay_past_the_limit() {
 
 #[test]
 fn refusals_there_and_back() {
-    assert_eq!(RefusedReason::ALL.len(), 13);
+    assert_eq!(RefusedReason::ALL.len(), 14);
     for reason in RefusedReason::ALL {
         let wire = v1::RefusedReason::from(*reason);
         assert_eq!(RefusedReason::from(wire), *reason);

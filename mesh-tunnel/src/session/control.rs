@@ -166,7 +166,6 @@ fn start(new: Establishing, stream: Raw, hello: v1::Hello) -> Session {
         opened: Arc::default(),
         accepted: Arc::default(),
         limit: usize::try_from(limit).unwrap_or(usize::MAX),
-        malformed: AtomicU64::new(0),
         rtt: AtomicU64::new(0),
         reachable: watch::Sender::new(Arc::new([])),
         stream_drains: broadcast::Sender::new(NOTICES),

@@ -251,7 +251,7 @@ async fn dropped_without_an_answer_is_a_refusal() {
 }
 
 #[tokio::test]
-async fn malformed_headers_are_refused_and_counted() {
+async fn malformed_headers_and_addresses_are_refused_and_told() {
     for transport in TRANSPORTS {
         let t = tunnel(transport).await;
         let long = vec![0xff; usize::from(u16::MAX)];
@@ -262,9 +262,20 @@ async fn malformed_headers_are_refused_and_counted() {
         let cases: [&[u8]; 4] = [&[0, 3, 0xff, 0xff, 0xff], &long, &unnamed, &address];
         let acceptor = tokio::spawn({
             let far = t.far.clone();
-            async move { far.accept().await.unwrap().accept().await.unwrap() }
+            async move {
+                let mut refused = Vec::new();
+                loop {
+                    match far.accept_or_refuse().await.unwrap() {
+                        Ok(incoming) => break (refused, incoming.accept().await.unwrap()),
+                        Err(header) => refused.push(header.reason),
+                    }
+                }
+            }
         });
-        for case in cases {
+        let reasons =
+            [RefusedReason::Malformed; 3].into_iter().chain([RefusedReason::ForbiddenTarget]);
+        let reasons: Vec<RefusedReason> = reasons.collect();
+        for (case, reason) in cases.into_iter().zip(&reasons) {
             let mut raw = t.near.shared().carrier.open().await.unwrap();
             raw.write_all(case).await.unwrap();
             raw.flush().await.unwrap();
@@ -272,11 +283,11 @@ async fn malformed_headers_are_refused_and_counted() {
             let Some(v1::connect_reply::Reply::Refused(refused)) = reply.reply else {
                 panic!("accepted")
             };
-            assert_eq!(refused.reason(), v1::RefusedReason::Malformed);
+            assert_eq!(RefusedReason::from(refused.reason()), *reason);
         }
-        assert_eq!(t.far.malformed(), 4);
         t.near.open(&connect("good"), b"").await.unwrap();
-        acceptor.await.unwrap();
+        let (refused, _stream) = acceptor.await.unwrap();
+        assert_eq!(refused, reasons);
     }
 }
 

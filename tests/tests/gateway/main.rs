@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod addresses;
 mod changes;
 mod early;
 mod mesh;
@@ -14,7 +15,8 @@ use std::{net::SocketAddr, time::Duration};
 use edge_proxy::gateway::{Tuning, quota::Limits};
 use mesh::{
     Behaviour, Running, STEP, Site, any_doors, bundle, connect, dial, dial_limited, endpoint,
-    endpoint_proxy, exchange, gateway, link, node, service, site, start, try_dial, whole,
+    endpoint_proxy, exchange, gateway, link, node, service, site, start, start_with_admin,
+    try_dial, whole,
 };
 use mesh_api::v1;
 use mesh_core::{
@@ -25,6 +27,7 @@ use mesh_core::{
 use mesh_tunnel::{OpenError, Session, Transport, TunnelStream};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
     time::timeout,
 };
 
@@ -44,10 +47,28 @@ impl Pair {
     }
 
     async fn tuned(transport: LinkTransport, address: SocketAddr, tuning: Tuning) -> Self {
+        Self::made(transport, address, tuning, None).await
+    }
+
+    /// The gateway of `east` says that it has an admin port there.
+    async fn with_admin(
+        transport: LinkTransport,
+        address: SocketAddr,
+        admin: Option<SocketAddr>,
+    ) -> Self {
+        Self::made(transport, address, Tuning::default(), admin).await
+    }
+
+    async fn made(
+        transport: LinkTransport,
+        address: SocketAddr,
+        tuning: Tuning,
+        admin: Option<SocketAddr>,
+    ) -> Self {
         let (west, east) = (Site::new("west"), Site::new("east"));
         let both = [&west, &east];
         let west_gateway = start(&west, "gw-w", &both, any_doors(), tuning).await;
-        let east_gateway = start(&east, "gw-e", &both, any_doors(), tuning).await;
+        let east_gateway = start_with_admin(&east, "gw-e", &both, any_doors(), tuning, admin).await;
         let pair = Self { west, east, west_gateway, east_gateway };
         let seen = (pair.east_gateway.quic, pair.east_gateway.tls);
         pair.publish(transport, address, seen);

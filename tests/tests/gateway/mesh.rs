@@ -159,7 +159,19 @@ pub(crate) async fn start(
     doors: GatewayDoors,
     tuning: Tuning,
 ) -> Running {
-    let config = Config { gateway: Some(doors), ..Config::given(Role::Gateway) };
+    start_with_admin(of, id, sites, doors, tuning, None).await
+}
+
+/// The same with an admin port in its configuration, which nothing serves.
+pub(crate) async fn start_with_admin(
+    of: &Site,
+    id: &str,
+    sites: &[&Site],
+    doors: GatewayDoors,
+    tuning: Tuning,
+    admin: Option<SocketAddr>,
+) -> Running {
+    let config = Config { gateway: Some(doors), admin, ..Config::given(Role::Gateway) };
     let own = Own {
         site: Some(of.name.parse().unwrap()),
         trust_domain: Some(of.ca.trust_domain.clone()),

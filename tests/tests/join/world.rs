@@ -105,7 +105,7 @@ impl Drop for Logs {
 
 /// A port on which nobody listens, TCP and UDP. Another process may take it
 /// before it is used; the kernel hands them out in turn, so it hardly does.
-fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     loop {
         let tcp = StdListener::bind("127.0.0.1:0").unwrap();
         let addr = tcp.local_addr().unwrap();
@@ -118,7 +118,7 @@ fn free_port() -> SocketAddr {
 /// A site: federation and a gateway.
 pub(crate) struct World {
     federation: Option<Process>,
-    _gateway: Process,
+    gateway: Option<Process>,
     _logs: Logs,
     dir: tempfile::TempDir,
 }
@@ -137,8 +137,8 @@ impl World {
         let federation = Self::federation(dir.path());
         let config = path("etc/gateway.yaml").display().to_string();
         let gateway = Process::start("edge-proxy", &["--config".into(), config], &logs[1]);
-        let world =
-            Self { federation: Some(federation), _gateway: gateway, _logs: Logs(logs.into()), dir };
+        let (federation, gateway) = (Some(federation), Some(gateway));
+        let world = Self { federation, gateway, _logs: Logs(logs.into()), dir };
         world.served().await;
         until("the gateway serves", || async {
             tokio::net::TcpStream::connect(gateway_at).await.is_ok()
@@ -204,6 +204,24 @@ impl World {
     pub(crate) async fn start_federation(&mut self) {
         self.federation = Some(Self::federation(self.dir.path()));
         self.served().await;
+    }
+
+    pub(crate) fn kill_gateway(&mut self) {
+        self.gateway.take().unwrap().signal("-KILL");
+    }
+
+    /// What `meshctl` says on federation's host.
+    pub(crate) fn meshctl(&self, words: &[&str]) -> String {
+        let output = meshctl_at(&self.dir.path().join("run"), words);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A line of federation.yaml.
+    pub(crate) fn written(&self, key: &str) -> String {
+        let text = fs::read_to_string(self.dir.path().join("etc/federation.yaml")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}: ")));
+        line.unwrap().to_owned()
     }
 
     async fn admin(&self) -> AdminClient<Channel> {
@@ -277,10 +295,23 @@ impl World {
 
 /// What `meshctl` does on a machine.
 pub(crate) fn meshctl(on: &Agent, words: &[&str]) -> Output {
+    meshctl_at(&on.dir.join("run"), words)
+}
+
+fn meshctl_at(run: &Path, words: &[&str]) -> Output {
     let mut command = Command::new(program("meshctl"));
-    command.arg("--run").arg(on.dir.join("run")).args(words);
+    command.arg("--run").arg(run).args(words);
     command.env_remove("ISTHMUS_RUN").env_remove("ISTHMUS_SITES").output().unwrap()
 }
+
+/// A proxy on a machine.
+pub(crate) struct Proxy {
+    _process: Process,
+    _logs: Logs,
+}
+
+/// Where machines say that their proxies are.
+const REACHABLE: &str = "advertise: 127.0.0.1:4143\n";
 
 /// One machine: its agent, its files.
 pub(crate) struct Agent {
@@ -296,6 +327,16 @@ impl Agent {
 
     /// With more lines in its configuration.
     pub(crate) async fn start_with(world: &World, name: &str, more: &str) -> Self {
+        Self::start_advertising(world, name, &format!("{REACHABLE}{more}")).await
+    }
+
+    /// Other machines cannot dial its proxy.
+    pub(crate) async fn start_unreachable(world: &World, name: &str) -> Self {
+        Self::start_advertising(world, name, "").await
+    }
+
+    /// With these lines, and where its proxy is among them, if anywhere.
+    pub(crate) async fn start_advertising(world: &World, name: &str, more: &str) -> Self {
         let dir = world.dir.path().join(name);
         fs::create_dir_all(dir.join("services.d")).unwrap();
         // Machines of one host would otherwise share the host's.
@@ -307,7 +348,7 @@ impl Agent {
         let show = dir.display();
         let config = format!(
             "state: {show}/state\nrun: {show}/run\nservices: {show}/services.d\n\
-             machine_id_file: {show}/machine-id\nadvertise: 127.0.0.1:4143\n{more}"
+             machine_id_file: {show}/machine-id\n{more}"
         );
         fs::write(dir.join("agent.yaml"), config).unwrap();
         let logs = Logs(vec![dir.join("agent.log")]);
@@ -330,7 +371,7 @@ impl Agent {
 
     /// A machine with the same disk.
     pub(crate) async fn copied(&self, name: &str) -> Self {
-        Self::started(self.copy_disk(name), "").await
+        Self::started(self.copy_disk(name), REACHABLE).await
     }
 
     /// What [`Agent::copied`] starts from.
@@ -355,13 +396,32 @@ impl Agent {
     /// An application and the file that describes it.
     pub(crate) async fn serve(&self, name: &str) -> tokio::net::TcpListener {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let target = listener.local_addr().unwrap().port();
+        self.describe(name, listener.local_addr().unwrap().port());
+        listener
+    }
+
+    /// The file that describes an application on this port.
+    pub(crate) fn describe(&self, name: &str, target: u16) {
         let text = format!(
             "service: {name}\nnamespace: shop\nport: 80\ntarget: {target}\nprotocol: http\n\
              check: {{ tcp: {target}, interval: 200ms }}\n"
         );
         fs::write(self.dir.join(format!("services.d/{name}.yaml")), text).unwrap();
-        listener
+    }
+
+    /// A proxy with the identity that this agent hands out; ends with the test
+    /// or when it is dropped.
+    pub(crate) fn proxy(&self, config: &str) -> Proxy {
+        let (show, log) = (self.dir.display(), self.dir.join("proxy.log"));
+        fs::create_dir_all(self.dir.join("proxy")).unwrap();
+        let file = self.dir.join("proxy.yaml");
+        let config = format!(
+            "identity: {{ socket: {show}/run/identity.sock }}\nstate: {show}/proxy\nworkers: 1\n\
+             {config}"
+        );
+        fs::write(&file, config).unwrap();
+        let args = ["--config".into(), file.display().to_string()];
+        Proxy { _process: Process::start("edge-proxy", &args, &log), _logs: Logs(vec![log]) }
     }
 
     pub(crate) async fn operator(&self) -> AgentClient<Channel> {

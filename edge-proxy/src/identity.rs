@@ -24,7 +24,13 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
-use crate::{app::Shared, beliefs, config::IdentitySource, own::Own, retry::Backoff};
+use crate::{
+    app::Shared,
+    beliefs,
+    config::{IdentitySource, Role},
+    own::Own,
+    retry::Backoff,
+};
 
 /// One conversation with the identity source.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -64,6 +70,11 @@ enum IdentityError {
     Unusable(#[from] rustls::Error),
     #[error("cannot make a key: {0}")]
     Key(String),
+    #[error(
+        "this machine has the identity {0}, not that of a gateway; join it with a token of \
+         `meshctl token create --gateway`"
+    )]
+    NotAGateway(SpiffeId),
 }
 
 impl From<tonic::Status> for IdentityError {
@@ -208,6 +219,10 @@ impl Source {
         let mut client = WorkloadIdentityClient::new(channel);
         let answer = client.describe(v1::DescribeRequest {}).await?;
         let described = Described::try_from(answer.into_inner())?;
+        // Its doors would be those of nobody: nothing is told or opened.
+        if self.shared.config.role == Role::Gateway && !described.id.is_gateway() {
+            return Err(IdentityError::NotAGateway(described.id));
+        }
         let same = before.as_ref().is_some_and(|before| {
             (&before.id, &before.node, &before.site)
                 == (&described.id, &described.node, &described.site)

@@ -77,6 +77,16 @@ impl Discovery {
         ids.next().filter(|_| ids.next().is_none()).cloned()
     }
 
+    /// A gateway that nobody is told of helps nobody, and looks healthy.
+    fn check_announced(&self, gateway: Option<&str>) {
+        let known = &self.view.authority().state().gateways;
+        if let Some(gateway) = gateway.filter(|gateway| !known.contains_key(*gateway)) {
+            log::warn!(gateway; "nobody is told where this gateway is; name its id and its \
+                 addresses under `gateways` in federation.yaml, or correct `gateway.id` in its \
+                 gateway.yaml");
+        }
+    }
+
     fn report_sessions(&self, gateway: &str, stream: u64, sessions: NodeSessions) {
         let state = self.view.authority().state();
         let parsed = sessions.nodes.iter().filter_map(|node| node.parse::<NodeId>().ok());

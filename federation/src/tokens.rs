@@ -5,6 +5,7 @@ use std::time::Duration;
 use mesh_api::v1::{Grants, TokenCreated, TokenPurpose, authority_record::Event};
 use mesh_core::{
     ServiceName, SiteName, SpiffeId,
+    address::is_on_loopback,
     name::is_reserved_namespace,
     token::{MAX_GATEWAYS, Purpose, Token},
 };
@@ -52,6 +53,12 @@ pub enum CreateError {
          federation.yaml"
     )]
     NoGateway,
+    /// A gateway elsewhere would not find us.
+    #[error(
+        "federation is reached at {0}, from its own host alone; set `listen` in federation.yaml to \
+         an address that the gateway's host can reach"
+    )]
+    OutOfReach(String),
     /// Linked already, or ourselves.
     #[error("{0}")]
     Site(String),
@@ -64,7 +71,7 @@ impl Refusal for CreateError {
     fn code(&self) -> Code {
         match self {
             Self::Invalid { .. } | Self::Reserved(_) => Code::InvalidArgument,
-            Self::NoGateway | Self::Site(_) => Code::FailedPrecondition,
+            Self::NoGateway | Self::OutOfReach(_) | Self::Site(_) => Code::FailedPrecondition,
             Self::TooMany => Code::ResourceExhausted,
         }
     }
@@ -74,6 +81,7 @@ impl Refusal for CreateError {
             Self::Invalid { .. } => "invalid_argument",
             Self::Reserved(_) => "reserved_namespace",
             Self::NoGateway => "no_gateway",
+            Self::OutOfReach(_) => "federation_out_of_reach",
             Self::Site(_) => "invalid_site",
             Self::TooMany => "too_many_tokens",
         }
@@ -193,6 +201,9 @@ pub async fn create(
     site.authority
         .commit(actor, |state| {
             let token = check_create(state, &new, &id, secret)?;
+            if new.gateway {
+                check_reach(state, &site.address)?;
+            }
             let created = TokenCreated {
                 id: id.clone(),
                 purpose: new.purpose.wire().into(),
@@ -206,6 +217,16 @@ pub async fn create(
             Ok((vec![Event::TokenCreated(created)], (token, expires_unix_s)))
         })
         .await
+}
+
+/// A gateway on another host dials federation, unless the site is all on one.
+fn check_reach(state: &State, address: &str) -> Result<(), CreateError> {
+    let gateways = state.gateways.values();
+    let all = gateways.flat_map(|g| g.quic_addresses.iter().chain(&g.tls_addresses));
+    if is_on_loopback([address]) && !is_on_loopback(all.map(String::as_str)) {
+        return Err(CreateError::OutOfReach(address.to_owned()));
+    }
+    Ok(())
 }
 
 fn check_create(
@@ -340,4 +361,29 @@ fn default_ttl(ttl: Duration) -> Result<Duration, CreateError> {
 
 fn invalid(field: &'static str, problem: impl ToString) -> CreateError {
     CreateError::Invalid { field, problem: problem.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestSite;
+
+    #[tokio::test]
+    async fn a_gateway_elsewhere_must_be_able_to_reach_federation() {
+        let made = async |site: &Site, gateway| {
+            let grants =
+                Grants { namespace: "shop".into(), account: "orders".into(), services: vec![] };
+            let new = NewToken::join(grants, 1, Duration::ZERO, gateway).unwrap();
+            create(site, "test", new).await.map_err(|error| match error {
+                CommitError::Refused(refused) => refused.reason(),
+                _ => "store",
+            })
+        };
+        // Its gateways have names; it says that it is at 127.0.0.1.
+        let mut site = TestSite::alone().await.site;
+        assert_eq!(made(&site, true).await.unwrap_err(), "federation_out_of_reach");
+        assert!(made(&site, false).await.is_ok());
+        site.address = "10.0.0.5:8446".into();
+        assert!(made(&site, true).await.is_ok());
+    }
 }

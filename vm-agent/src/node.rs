@@ -1,6 +1,6 @@
 //! The node identity: what joining has yielded, parsed.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::v1;
 use mesh_core::{
@@ -159,6 +159,11 @@ impl Node {
     /// Whom it believes.
     pub fn trust(&self) -> Trust {
         self.trust.clone()
+    }
+
+    /// Where federation listens, as those are told who joined to be gateways.
+    pub fn federation(&self) -> Option<SocketAddr> {
+        self.joined.site.as_ref()?.federation_address.parse().ok()
     }
 
     /// Its id as a gateway, if it was joined to be one.

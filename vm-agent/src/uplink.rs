@@ -1,6 +1,7 @@
-//! Keeps one tunnel to a gateway of the site, and gRPC to federation in it.
+//! Keeps gRPC to federation: in a tunnel to a gateway of the site, or from a
+//! gateway's own machine directly.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::v1::{self, Hello, Role, TunnelLimits};
 use mesh_core::{Allowed, Gateway, SpiffeId, path::RefusedReason, service::LinkTransport};
@@ -112,8 +113,7 @@ enum End {
 
 fn publish(agent: &Agent, member: &Member, link: &Link) {
     log::info!(
-        site = member.node().site.as_str(), gateway = link.gateway(),
-        transport:? = link.session.transport(); "connected"
+        site = member.node().site.as_str(), way:% = link.way; "connected"
     );
     agent.uplink.send_replace(Uplink {
         channel: Some(link.channel.clone()),
@@ -148,23 +148,45 @@ fn is_rejection(problem: &str) -> bool {
 }
 
 struct Link {
-    session: Session,
+    way: Way,
     channel: Channel,
 }
 
-impl Link {
-    fn gateway(&self) -> &str {
-        &self.session.hello().gateway
-    }
+/// How it gets to federation.
+enum Way {
+    /// Its own listener.
+    Direct(SocketAddr),
+    /// A stream in this tunnel.
+    Tunnel(Session),
+}
 
-    /// Answers of other calls may be on their way, e.g. the one to leaving.
-    async fn end(self) {
-        let _ = timeout(LAST_ANSWERS, self.session.closed()).await;
-        self.session.close("the agent is done with it");
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct(addr) => write!(f, "federation at {addr}"),
+            Self::Tunnel(session) => {
+                write!(f, "gateway {} over {}", session.hello().gateway, session.transport())
+            }
+        }
     }
 }
 
-/// One tunnel to any gateway; the error tells each failure.
+impl Link {
+    /// Answers of other calls may be on their way, e.g. the one to leaving.
+    async fn end(self) {
+        match self.way {
+            Way::Direct(_) => tokio::time::sleep(LAST_ANSWERS).await,
+            Way::Tunnel(session) => {
+                let _ = timeout(LAST_ANSWERS, session.closed()).await;
+                session.close("the agent is done with it");
+            }
+        }
+    }
+}
+
+/// From a gateway's machine directly if that works: it must not need its own
+/// gateway to get the gateway's certificate. From others, and otherwise, one
+/// tunnel to any gateway. The error tells each failure.
 async fn connect(agent: &Agent, member: &Member) -> Result<Link, String> {
     let node = member.node();
     if node.remaining(clock::now_unix()).is_none() {
@@ -183,6 +205,12 @@ async fn connect(agent: &Agent, member: &Member) -> Result<Link, String> {
     let mut gateways = node.gateways.clone();
     gateways.shuffle(&mut rand::rng());
     let mut problems = Vec::new();
+    if let Some(addr) = node.federation() {
+        match connect_directly(&dialer, addr, &node).await {
+            Ok(link) => return Ok(link),
+            Err(problem) => problems.push(format!("federation at {addr}: {problem}")),
+        }
+    }
     for gateway in &gateways {
         match connect_to(&dialer, gateway, &node).await {
             Ok(link) => return Ok(link),
@@ -205,6 +233,16 @@ fn hello(agent: &Agent, node: &Node) -> Hello {
     }
 }
 
+async fn connect_directly(dialer: &Dialer, addr: SocketAddr, node: &Node) -> Result<Link, String> {
+    let route = control::Route::Direct(dialer.net.clone(), addr);
+    let channel = control::channel(route, &dialer.credentials, &node.site, &node.trust_domain);
+    match timeout(DIAL, channel).await {
+        Ok(Ok(channel)) => Ok(Link { way: Way::Direct(addr), channel }),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {DIAL:?}")),
+    }
+}
+
 async fn connect_to(dialer: &Dialer, gateway: &Gateway, node: &Node) -> Result<Link, String> {
     let addresses = GatewayAddresses {
         quic: gateway.quic_addresses.clone(),
@@ -218,7 +256,7 @@ async fn connect_to(dialer: &Dialer, gateway: &Gateway, node: &Node) -> Result<L
     let route = control::Route::Through(session.clone());
     let channel = control::channel(route, &dialer.credentials, &node.site, &node.trust_domain);
     match timeout(CONTROL, channel).await {
-        Ok(Ok(channel)) => Ok(Link { session, channel }),
+        Ok(Ok(channel)) => Ok(Link { way: Way::Tunnel(session), channel }),
         Ok(Err(error)) => Err(format!("federation behind it: {error}")),
         Err(_) => Err(format!("federation behind it: no answer within {CONTROL:?}")),
     }
@@ -228,12 +266,22 @@ async fn connect_to(dialer: &Dialer, gateway: &Gateway, node: &Node) -> Result<L
 async fn hold(agent: &Arc<Agent>, member: &Arc<Member>, link: &Link, drain: &Drain) -> End {
     let node = member.node();
     let why = tokio::select! {
-        why = link.session.closed() => format!("tunnel ended: {why}"),
-        () = refuse_streams(&link.session, &node) => "tunnel ended".to_owned(),
+        why = broken(&link.way, &node) => why,
         why = session::run(agent, link.channel.clone(), drain) => return End::Lost(why),
         () = renew::run(agent, member, link.channel.clone()) => return End::Renewed,
     };
-    End::Lost(format!("gateway {}: {why}", link.gateway()))
+    End::Lost(format!("{}: {why}", link.way))
+}
+
+/// Until a tunnel has ended. A direct connection is watched by what uses it.
+async fn broken(way: &Way, node: &Node) -> String {
+    match way {
+        Way::Direct(_) => std::future::pending().await,
+        Way::Tunnel(session) => tokio::select! {
+            why = session.closed() => format!("tunnel ended: {why}"),
+            () = refuse_streams(session, node) => "tunnel ended".to_owned(),
+        },
+    }
 }
 
 /// An agent carries no payload: whatever is opened towards it is a mistake.

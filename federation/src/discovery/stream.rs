@@ -179,6 +179,7 @@ impl ProxyStream {
         self.lens.everything = self.lens.is_gateway;
         if self.lens.is_gateway {
             self.gateway = self.discovery.gateway_id(&subscribe.gateway);
+            self.discovery.check_announced(self.gateway.as_deref());
         }
         self.told = subscribe.have.filter(|have| self.discovery.view.covers(have));
         self.waits = subscribe.have.is_some();

@@ -85,6 +85,12 @@ impl Token {
     }
 }
 
+/// What makes the machine a gateway besides its identity.
+const NEXT_FOR_GATEWAY: &str = "on the machine: meshctl join <token>, and in its gateway.yaml
+    identity: { socket: /run/isthmus/identity.sock }
+    gateway: { id: <id>, quic: 0.0.0.0:8443, tls: 0.0.0.0:8443 }
+  here: the same id with its addresses under `gateways` in federation.yaml, and restart federation";
+
 impl Create {
     async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
         let request = v1::CreateTokenRequest {
@@ -96,7 +102,9 @@ impl Create {
             gateway: self.gateway,
         };
         let answer = run.admin().await?.create_token(request).await?.into_inner();
-        show_created(format, answer, "on the machine: meshctl join <token>")
+        let next =
+            if self.gateway { NEXT_FOR_GATEWAY } else { "on the machine: meshctl join <token>" };
+        show_created(format, answer, next)
     }
 }
 

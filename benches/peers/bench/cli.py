@@ -9,6 +9,7 @@ import sys
 from . import certs, honesty, load, process, profiling, report, rows, run, world
 from .proxies import envoy, haproxy, isthmus, nginx
 
+# Measured unless --peers says otherwise.
 PEERS = ["haproxy", "haproxy-h1", "nginx", "envoy", "envoy-h1"]
 OURS = "isthmus"
 LOCK = "/tmp/isthmus-bench.lock"
@@ -83,9 +84,10 @@ def select(options):
         binaries[label] = path
     named = options.peers.split(",")
     available = haproxy.contenders() + nginx.contenders() + envoy.contenders()
-    unknown = set(named) - {contender.label for contender in available} - {OURS}
+    known = [contender.label for contender in available] + [OURS]
+    unknown = set(named) - set(known)
     if unknown:
-        raise SystemExit(f"no peer {', '.join(sorted(unknown))}; there are: {', '.join([*PEERS, OURS])}")
+        raise SystemExit(f"no peer {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
     chosen = [contender for contender in available if contender.label in named]
     for label, path in binaries.items():
         if label == OURS and OURS not in named:

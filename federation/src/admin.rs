@@ -16,6 +16,7 @@ use crate::{
     authority::{State, state::NodeState},
     discovery::Discovery,
     links::Links,
+    manifests::{self, Change},
     node_identity::removal,
     refusal::{Refusal, commit_status},
     registry::Registry,
@@ -297,6 +298,41 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::StatResponse>, Status> {
         self.admit(&request, Call::Read)?;
         Ok(Response::new(self.discovery.stat()))
+    }
+
+    async fn apply_manifests(
+        &self,
+        request: Request<v1::ApplyManifestsRequest>,
+    ) -> Result<Response<v1::ApplyManifestsResponse>, Status> {
+        let change = Change::read(request.get_ref()).map_err(|error| error.status())?;
+        let namespaces = change.namespaces();
+        let call = match request.get_ref().dry_run {
+            true => Call::Read,
+            false => Call::Manifests { namespaces: &namespaces },
+        };
+        let actor = self.admit(&request, call)?;
+        change.apply(&self.site, &self.view, &actor).await.map(Response::new)
+    }
+
+    async fn get_manifests(
+        &self,
+        request: Request<v1::GetManifestsRequest>,
+    ) -> Result<Response<v1::GetManifestsResponse>, Status> {
+        self.admit(&request, Call::Read)?;
+        let wanted = request.into_inner().name.unwrap_or_default();
+        let state = self.site.authority.state();
+        let found = manifests::list(&state, &self.view, &wanted);
+        found.map(Response::new).map_err(|error| error.status())
+    }
+
+    async fn delete_manifests(
+        &self,
+        request: Request<v1::DeleteManifestsRequest>,
+    ) -> Result<Response<v1::DeleteManifestsResponse>, Status> {
+        let names = &request.get_ref().names;
+        let namespaces = manifests::namespaces_of(&self.site.authority.state(), names);
+        let actor = self.admit(&request, Call::Manifests { namespaces: &namespaces })?;
+        manifests::delete(&self.site, &actor, names).await.map(Response::new)
     }
 
     async fn read_snapshot(

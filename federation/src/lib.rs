@@ -14,6 +14,7 @@
 //!   [`exports`] say who may call what.
 //! - [`peering`]: linked sites pull from us; [`replication`]: we pull from them,
 //!   over [`paths`]; [`imports`]: what they may say.
+//! - [`manifests`]: documents about traffic, kept and compiled.
 //! - [`admin`]: what operators may ask and do; [`status`]: what they see.
 //! - [`tenure`]: how long a stream may last.
 //! - [`refusal`]: how a call is refused, and who may call what.
@@ -40,6 +41,7 @@ pub mod leases;
 pub mod links;
 pub mod live;
 pub mod local_identity;
+pub mod manifests;
 pub mod metrics;
 pub mod node_identity;
 pub mod own_identity;

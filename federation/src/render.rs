@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::v1::{
-    Endpoint, Gateway, Health, Port, Revocation, Service, Site, resource::Resource as R,
+    Endpoint, Gateway, Health, Port, Protocol, Revocation, Service, Site, resource::Resource as R,
 };
 use mesh_core::{NodeId, ServiceName, SiteName};
+use mesh_manifest::{Compiled, Problem};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     feed::{Resources, insert},
     leases::Liveness,
     live::Live,
+    manifests::Manifests,
     registration::{ports_differ, union_of_ports},
     virtual_address::VirtualAddresses,
 };
@@ -50,6 +52,8 @@ pub struct Rendered {
     pub resources: Resources,
     /// What was left out.
     pub notes: Vec<Note>,
+    /// What of which document about traffic is not in force.
+    pub problems: Vec<Problem>,
 }
 
 /// The whole view. Virtual addresses are kept from call to call.
@@ -64,8 +68,16 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
     }
     remote_endpoints(sources, &services, &mut rendered.resources);
     addresses.allocate(services.keys());
-    for (name, merged) in services {
+    let mut manifests = Manifests::of(sources.state);
+    let ports = registered_ports(&services);
+    for (name, mut merged) in services {
+        let Compiled { routes, traffic, opaque_ports, problems } =
+            manifests.compile(name.as_str(), &ports);
+        rendered.problems.extend(problems);
+        make_opaque(&mut merged.ports, &opaque_ports);
         let service = Service {
+            routes,
+            traffic,
             name: name.to_string(),
             ports: merged.ports,
             exported_to: exported_to(sources.state, &name),
@@ -75,7 +87,23 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
         };
         insert(&mut rendered.resources, R::Service(service));
     }
+    rendered.problems.extend(manifests.unused());
     rendered
+}
+
+/// (name, number) of the ports of every service.
+fn registered_ports(
+    services: &BTreeMap<ServiceName, Merged>,
+) -> BTreeMap<String, Vec<(String, u16)>> {
+    let port = |port: &Port| (port.name.clone(), u16::try_from(port.number).unwrap_or_default());
+    let ports = |merged: &Merged| merged.ports.iter().map(port).collect();
+    services.iter().map(|(name, merged)| (name.to_string(), ports(merged))).collect()
+}
+
+fn make_opaque(ports: &mut [Port], numbers: &[u16]) {
+    for port in ports.iter_mut().filter(|p| numbers.iter().any(|n| u32::from(*n) == p.number)) {
+        port.set_protocol(Protocol::Tcp);
+    }
 }
 
 /// Site, bundles, gateways, links and revocations.

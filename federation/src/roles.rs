@@ -89,6 +89,11 @@ pub enum Call<'a> {
         /// Of the token; `None` if there is no such token.
         grants: Option<&'a Grants>,
     },
+    /// Changes documents about traffic.
+    Manifests {
+        /// Those they are in, and those of the services they are for.
+        namespaces: &'a [String],
+    },
     /// Everything else: links, nodes, revocation.
     Administer,
 }
@@ -195,6 +200,7 @@ impl<'a> Call<'a> {
             Self::Export { .. } => "export",
             Self::CreateToken { .. } => "create token",
             Self::RevokeToken { .. } => "revoke token",
+            Self::Manifests { .. } => "change manifests",
             Self::Administer => "administer",
         }
     }
@@ -204,9 +210,10 @@ impl<'a> Call<'a> {
         match self {
             Self::Read => Role::Viewer,
             Self::CreateToken { privileged: true, .. } | Self::Administer => Role::Admin,
-            Self::Export { .. } | Self::CreateToken { .. } | Self::RevokeToken { .. } => {
-                Role::Operator
-            }
+            Self::Export { .. }
+            | Self::CreateToken { .. }
+            | Self::RevokeToken { .. }
+            | Self::Manifests { .. } => Role::Operator,
         }
     }
 
@@ -215,6 +222,7 @@ impl<'a> Call<'a> {
         match self {
             Self::Read | Self::Administer | Self::RevokeToken { grants: None } => Vec::new(),
             Self::Export { service } => vec![namespace_of(service)],
+            Self::Manifests { namespaces } => namespaces.iter().map(String::as_str).collect(),
             Self::CreateToken { namespace, services, .. } => granted(namespace, services),
             Self::RevokeToken { grants: Some(grants) } => {
                 granted(&grants.namespace, &grants.services)

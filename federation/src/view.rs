@@ -15,8 +15,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::v1::{Delta, Health, Revision, TunnelStatus};
+use mesh_api::v1::{self, Delta, Health, ResourceKind, Revision, TunnelStatus};
 use mesh_core::{NodeId, ServiceName, SiteName};
+use mesh_manifest::Problem;
 use mesh_runtime::drain::Drain;
 use tokio::{
     sync::{Notify, watch},
@@ -25,7 +26,7 @@ use tokio::{
 
 use crate::{
     authority::{Authority, State},
-    feed::{Everything, Feed, Lens, Resources},
+    feed::{Everything, Feed, Key, Lens, Resources},
     leases::{Leases, Liveness, Terms},
     live::{GatewayLive, LinkLive, Live, Reported},
     registration::decide_deregister_all,
@@ -80,6 +81,7 @@ struct Inner {
     site: Feed,
     exports: BTreeMap<SiteName, Feed>,
     notes: Vec<Note>,
+    problems: Vec<Problem>,
     /// The newest revision holds what every linked site exports.
     settled: bool,
 }
@@ -95,6 +97,7 @@ impl View {
             site: Feed::new(authority.epoch(), n),
             exports: BTreeMap::new(),
             notes: Vec::new(),
+            problems: Vec::new(),
             settled: false,
         };
         let revision = watch::Sender::new(inner.site.revision());
@@ -176,9 +179,27 @@ impl View {
         self.lock().exports.get(site)?.delta(have, &Everything)
     }
 
+    /// (name, number) of the ports of a service; `None` if there is none.
+    pub fn service_ports(&self, name: &str) -> Option<Vec<(String, u16)>> {
+        let key = Key { kind: ResourceKind::Service, name: name.into() };
+        let port =
+            |port: &v1::Port| (port.name.clone(), u16::try_from(port.number).unwrap_or_default());
+        self.read(|resources, _| match &resources.get(&key)?.resource {
+            Some(v1::resource::Resource::Service(service)) => {
+                Some(service.ports.iter().map(port).collect())
+            }
+            _ => None,
+        })
+    }
+
     /// What could not be merged or imported.
     pub fn notes(&self) -> Vec<Note> {
         self.lock().notes.clone()
+    }
+
+    /// What of which document about traffic is not in force.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.lock().problems.clone()
     }
 
     // ---- what is live ----------------------------------------------------
@@ -352,8 +373,9 @@ impl Inner {
         let leases = &self.leases;
         let liveness = |node: &NodeId| leases.liveness(node);
         let sources = Sources { state, live: &self.live, liveness: &liveness, federation_address };
-        let Rendered { resources, notes } = render(&sources, &mut self.addresses);
+        let Rendered { resources, notes, problems } = render(&sources, &mut self.addresses);
         self.notes = notes;
+        self.problems = problems;
         let live = &self.live.links;
         self.settled |= state
             .links

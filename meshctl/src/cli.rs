@@ -85,6 +85,14 @@ enum Command {
     /// What this site shares with linked sites
     #[command(subcommand)]
     Service(command::service::Service),
+    /// Put documents about traffic in force: routes, profiles, policies
+    Apply(command::manifest::Apply),
+    /// What `apply` would change
+    Diff(command::manifest::Diff),
+    /// Documents about traffic, and whether they are in force
+    Get(command::manifest::Get),
+    /// Take documents about traffic out of force
+    Delete(command::manifest::Delete),
     /// The machines of this site
     #[command(subcommand)]
     Node(command::node::Node),
@@ -136,6 +144,10 @@ impl Cli {
             Command::Link(link) => link.run(&run()?, format).await,
             Command::Links => command::link::links(&run()?, format).await,
             Command::Service(service) => service.run(&run()?, format).await,
+            Command::Apply(apply) => apply.run(&run()?, format).await,
+            Command::Diff(diff) => diff.run(&run()?, format).await,
+            Command::Get(get) => get.run(&run()?, format).await,
+            Command::Delete(delete) => delete.run(&run()?, format).await,
             Command::Node(node) => node.run(&run()?, format).await,
             Command::Identity(identity) => identity.run(&run()?, format).await,
             Command::Status => command::status::status(&run()?, format).await,
@@ -190,6 +202,12 @@ mod tests {
             "stat orders.shop",
             "endpoints orders.shop --json",
             "why orders.shop payments.prod --path /pay",
+            "apply -f routes.yaml -f - --dry-run",
+            "diff -f routes/",
+            "get",
+            "get httproute -n shop orders -o yaml",
+            "delete httproute orders -n shop",
+            "delete -f routes.yaml",
             "check --json",
             "completions bash",
         ];

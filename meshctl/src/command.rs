@@ -4,6 +4,7 @@ pub mod check;
 pub mod endpoints;
 pub mod join;
 pub mod link;
+pub mod manifest;
 pub mod node;
 pub mod service;
 pub mod site;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use mesh_api::v1::{Bundle, Gateway, Grants, Link, Register, TokenPurpose};
 use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId, TrustDomain};
+use mesh_manifest::Manifest;
 
 /// The site itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +49,18 @@ impl TokenState {
     pub fn uses_left(&self) -> u32 {
         self.uses.saturating_sub(u32::try_from(self.used_by.len()).unwrap_or(u32::MAX))
     }
+}
+
+/// A document about traffic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ManifestState {
+    /// JSON, as it was applied.
+    pub document: String,
+    /// When one of its name was first applied, Unix seconds.
+    pub created_unix_s: i64,
+    /// What it says, or why this version does not understand it: it may have
+    /// been applied through another one.
+    pub read: Result<Manifest, String>,
 }
 
 /// A certificate that was issued to a node.

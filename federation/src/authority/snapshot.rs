@@ -1,9 +1,9 @@
 //! A state as the shortest log that folds to it: what compaction writes.
 
 use mesh_api::v1::{
-    AuthorityRecord, BundleUpdated, EndpointRegistered, GatewaySeen, LinkMade, NodeDuplicated,
-    NodeJoined, NodeRenewed, Revision as WireRevision, Revocation, ServiceExported, SiteCreated,
-    TokenCreated, TokenRevoked, TokenUsed, authority_record::Event,
+    AuthorityRecord, BundleUpdated, EndpointRegistered, GatewaySeen, LinkMade, ManifestApplied,
+    NodeDuplicated, NodeJoined, NodeRenewed, Revision as WireRevision, Revocation, ServiceExported,
+    SiteCreated, TokenCreated, TokenRevoked, TokenUsed, authority_record::Event,
 };
 
 use super::state::{NodeState, State, TokenState};
@@ -24,6 +24,7 @@ pub fn records(state: &State, now_unix_s: i64) -> Vec<AuthorityRecord> {
     out.nodes();
     out.links();
     out.services();
+    out.manifests();
     out.revocations();
     out.records
 }
@@ -158,6 +159,16 @@ impl Records<'_> {
                 service: service.to_string(),
                 sites: export.sites.iter().map(ToString::to_string).collect(),
                 all: export.all,
+            }));
+        }
+    }
+
+    fn manifests(&mut self) {
+        for (name, manifest) in self.state.manifests.iter() {
+            self.push_now(Event::ManifestApplied(ManifestApplied {
+                document: manifest.document.clone(),
+                name: Some(crate::manifests::wire_name(name)),
+                created_unix_s: manifest.created_unix_s,
             }));
         }
     }

@@ -6,14 +6,16 @@ use std::{
 };
 
 use mesh_api::v1::{
-    AuthorityRecord, Bundle, EndpointRegistered, Gateway, LinkMade, NodeJoined, NodeRenewed,
-    NodeResolved, Revocation, ServiceExported, SiteCreated, TokenCreated, TokenUsed,
-    authority_record::Event,
+    AuthorityRecord, Bundle, EndpointRegistered, Gateway, LinkMade, ManifestApplied, ManifestName,
+    NodeJoined, NodeRenewed, NodeResolved, Revocation, ServiceExported, SiteCreated, TokenCreated,
+    TokenUsed, authority_record::Event,
 };
 use mesh_core::{NodeId, Revision, ServiceName, SiteName, TrustDomain};
+use mesh_manifest::{Kind, Manifest, ObjectName};
 
 pub use super::entries::{
-    Export, LinkState, NodeCertificate, NodeState, Registration, SiteState, TokenState,
+    Export, LinkState, ManifestState, NodeCertificate, NodeState, Registration, SiteState,
+    TokenState,
 };
 
 /// A map that is shared until it is changed, and then copied once.
@@ -41,6 +43,8 @@ pub struct State {
     pub revocations: Arc<BTreeMap<String, i64>>,
     /// Own gateways that have ever said where they are, by id.
     pub gateways: Shared<String, Gateway>,
+    /// Documents about traffic.
+    pub manifests: Shared<ObjectName, ManifestState>,
 }
 
 /// A record that cannot follow the ones before it. In a log this means that
@@ -140,6 +144,12 @@ impl State {
             Event::GatewaySeen(seen) => {
                 let gateway = seen.gateway.clone().ok_or("without a gateway")?;
                 self.gateway_seen(gateway);
+                Ok(())
+            }
+            Event::ManifestApplied(applied) => self.manifest_applied(applied),
+            Event::ManifestDeleted(deleted) => {
+                let name = object_name(deleted.name.as_ref())?;
+                Arc::make_mut(&mut self.manifests).remove(&name);
                 Ok(())
             }
         }
@@ -323,6 +333,24 @@ impl State {
         }
     }
 
+    fn manifest_applied(&mut self, applied: &ManifestApplied) -> Result<(), String> {
+        let name = object_name(applied.name.as_ref())?;
+        let read = serde_json::from_str(&applied.document)
+            .map_err(|error| error.to_string())
+            .and_then(|value| {
+                let read = Manifest::from_value(value, &name.to_string());
+                read.map_err(|error| error.to_string())
+            })
+            .map(|read| Manifest { created: applied.created_unix_s.max(0).unsigned_abs(), ..read });
+        let state = ManifestState {
+            document: applied.document.clone(),
+            created_unix_s: applied.created_unix_s,
+            read,
+        };
+        Arc::make_mut(&mut self.manifests).insert(name, Arc::new(state));
+        Ok(())
+    }
+
     fn revoke(&mut self, revocation: &Revocation) {
         Arc::make_mut(&mut self.revocations)
             .insert(revocation.subject.clone(), revocation.revoked_at_unix_s);
@@ -334,6 +362,14 @@ impl State {
 struct Moment {
     n: u64,
     unix_ms: i64,
+}
+
+fn object_name(name: Option<&ManifestName>) -> Result<ObjectName, String> {
+    let name = name.ok_or("without a name")?;
+    let kind = Kind::from_typed(&name.kind).ok_or_else(|| {
+        format!("unknown kind {:?}: written by a newer version of federation; upgrade", name.kind)
+    })?;
+    Ok(ObjectName { kind, namespace: name.namespace.clone(), name: name.name.clone() })
 }
 
 fn parse<T>(value: &str) -> Result<T, String>

@@ -1,0 +1,189 @@
+use mesh_api::v1::{ManifestName, Service, resource::Resource as R};
+
+use super::*;
+use crate::{
+    testing::{TestSite, short},
+    view::{View, ViewConfig},
+};
+
+const ROUTE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: orders, namespace: shop }
+spec:
+  parentRefs: [{ kind: Service, name: orders }]
+  rules: [{ backendRefs: [{ name: orders }, { name: missing }] }]
+";
+
+fn name() -> ManifestName {
+    ManifestName { kind: "HTTPRoute".into(), namespace: "shop".into(), name: "orders".into() }
+}
+
+fn request(documents: &str) -> v1::ApplyManifestsRequest {
+    v1::ApplyManifestsRequest {
+        documents: documents.into(),
+        source: "f.yaml".into(),
+        dry_run: false,
+    }
+}
+
+struct World {
+    site: TestSite,
+    view: View,
+}
+
+impl World {
+    fn new() -> Self {
+        let site = TestSite::new("west", &Default::default(), short());
+        let view = View::new(site.site.authority.clone(), ViewConfig::default());
+        Self { site, view }
+    }
+
+    async fn apply(&self, documents: &str) -> Result<Vec<v1::ManifestChange>, String> {
+        let change = Change::read(&request(documents)).map_err(|error| error.to_string())?;
+        let applied = change.apply(&self.site.site, &self.view, "local:0").await;
+        applied.map(|answer| answer.changes).map_err(|status| status.message().to_owned())
+    }
+
+    fn state(&self) -> std::sync::Arc<State> {
+        self.site.site.authority.state()
+    }
+}
+
+#[tokio::test]
+async fn documents_are_applied_changed_and_deleted() {
+    let world = World::new();
+    let first = world.apply(ROUTE).await.unwrap();
+    assert_eq!(first[0].action, "created");
+    assert_eq!(first[0].problems, ["NoMatchingParent: there is no service orders.shop yet"]);
+    assert_eq!(world.apply(ROUTE).await.unwrap()[0].action, "unchanged");
+    let revision = world.state().revision;
+    let changed = world.apply(&ROUTE.replace("missing", "other")).await.unwrap();
+    assert_eq!(changed[0].action, "configured");
+    assert!(changed[0].before.contains("missing") && changed[0].after.contains("other"));
+    assert_eq!(world.state().revision.n, revision.n + 1);
+    delete(&world.site.site, "local:0", &[name()]).await.unwrap();
+    assert!(world.state().manifests.is_empty());
+    let again = delete(&world.site.site, "local:0", &[name()]).await.unwrap_err();
+    assert_eq!(again.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn all_of_them_or_none() {
+    let world = World::new();
+    let wrong = format!(
+        "{ROUTE}---{}",
+        ROUTE.replace("name: orders,", "name: b,").replace("rules", "rule")
+    );
+    let error = world.apply(&wrong).await.unwrap_err();
+    assert!(error.contains("f.yaml, document 2: HTTPRoute shop/b: spec."), "{error}");
+    let twice = world.apply(&format!("{ROUTE}---{ROUTE}")).await.unwrap_err();
+    assert!(twice.contains("is there twice"), "{twice}");
+    assert!(world.state().manifests.is_empty());
+    let both = format!("{ROUTE}---{}", ROUTE.replace("name: orders,", "name: b,"));
+    let dry = v1::ApplyManifestsRequest { dry_run: true, ..request(&both) };
+    let dry = Change::read(&dry).unwrap().apply(&world.site.site, &world.view, "local:0").await;
+    assert_eq!(dry.unwrap().changes.len(), 2);
+    assert!(world.state().manifests.is_empty(), "only asked");
+    let known = [name(), ManifestName { name: "none".into(), ..name() }];
+    world.apply(ROUTE).await.unwrap();
+    delete(&world.site.site, "local:0", &known).await.unwrap_err();
+    assert_eq!(world.state().manifests.len(), 1);
+}
+
+/// What is applied survives a compacted log, its age included.
+#[tokio::test]
+async fn documents_survive_compaction() {
+    let world = World::new();
+    world.apply(ROUTE).await.unwrap();
+    let state = world.state();
+    let mut folded = State::default();
+    for record in crate::authority::snapshot::records(&state, 0) {
+        folded.fold(&record).unwrap();
+    }
+    assert_eq!(folded.manifests, state.manifests);
+    assert!(folded.manifests.values().all(|manifest| manifest.read.is_ok()));
+}
+
+/// A document that this version refuses is kept, told of, and nothing else is
+/// lost.
+#[test]
+fn what_is_not_understood_is_no_obstacle() {
+    let mut state = State::default();
+    let created = Event::SiteCreated(v1::SiteCreated {
+        name: "west".into(),
+        trust_domain: "west.example".into(),
+        root: vec![1],
+    });
+    let applied = Event::ManifestApplied(v1::ManifestApplied {
+        document: "{\"kind\": \"HTTPRoute\"}".into(),
+        name: Some(name()),
+        created_unix_s: 1,
+    });
+    for (n, event) in [created, applied].into_iter().enumerate() {
+        let revision = Some(v1::Revision { epoch: 1, n: n as u64 + 1 });
+        let record = v1::AuthorityRecord { revision, event: Some(event), ..Default::default() };
+        state.fold(&record).unwrap();
+    }
+    let problems: Vec<Problem> = Manifests::of(&state).unused().collect();
+    assert_eq!(problems[0].document, "HTTPRoute shop/orders");
+    assert!(problems[0].text.contains("apiVersion"), "{}", problems[0].text);
+}
+
+#[test]
+fn operators_of_both_namespaces_may_change_a_consumer_route() {
+    let consumer = ROUTE.replace("namespace: shop }", "namespace: web }").replace(
+        "{ kind: Service, name: orders }",
+        "{ kind: Service, name: orders, namespace: shop }",
+    );
+    let change = Change::read(&request(&consumer)).unwrap();
+    assert_eq!(change.namespaces(), ["shop", "web"]);
+}
+
+async fn register(world: &World, service: &str) {
+    const NODE: &str = "00000000-0000-4000-8000-000000000001";
+    let joined = Event::NodeJoined(v1::NodeJoined { id: NODE.into(), ..Default::default() });
+    let port = v1::Port { name: "http".into(), number: 80, protocol: 0 };
+    let register = v1::Register {
+        instance: "a".into(),
+        service: service.into(),
+        ports: vec![port],
+        target_ports: vec![8080],
+        ..Default::default()
+    };
+    let registered = Event::Registered(v1::EndpointRegistered {
+        node: NODE.into(),
+        spiffe_id: "spiffe://west.example/ns/shop/sa/orders".into(),
+        register: Some(register),
+        registered_at: 0,
+    });
+    let decide = |_: &State| Ok::<_, ManifestRefusal>((vec![joined, registered], ()));
+    world.site.site.authority.commit("local:0", decide).await.unwrap();
+}
+
+/// What is applied is published with the service it is for.
+#[tokio::test]
+async fn documents_become_routes_of_their_service() {
+    let world = World::new();
+    register(&world, "orders.shop").await;
+    world.apply(ROUTE).await.unwrap();
+    let view = View::new(world.site.site.authority.clone(), ViewConfig::default());
+    let published =
+        view.snapshot().upsert.into_iter().find_map(|resource| match resource.resource {
+            Some(R::Service(service)) => Some(service),
+            _ => None,
+        });
+    let Service { routes, .. } = published.unwrap();
+    let invalid: Vec<&str> = routes[0].backends.iter().map(|b| b.invalid.as_str()).collect();
+    assert_eq!(invalid, ["", "BackendNotFound: there is no service missing.shop"]);
+    let listed = list(&world.state(), &view, &ManifestName::default()).unwrap().manifests;
+    assert_eq!(listed[0].services, ["orders.shop"]);
+    assert_eq!(
+        listed[0].problems,
+        ["BackendNotFound: there is no service missing.shop; its share is answered with 500"]
+    );
+    let kind = ManifestName { kind: "pod".into(), ..Default::default() };
+    assert!(list(&world.state(), &view, &kind).is_err());
+    let none = ManifestName { namespace: "web".into(), ..Default::default() };
+    assert!(list(&world.state(), &view, &none).unwrap().manifests.is_empty());
+}

@@ -1,5 +1,6 @@
 //! Identity and snapshot from files, without a control plane.
 
+mod balance;
 pub mod snapshot;
 
 use std::{

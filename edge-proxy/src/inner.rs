@@ -341,6 +341,7 @@ mod tests {
             target: ([127, 0, 0, 1], 8080).into(),
             locality: Locality::default(),
             weight: 1,
+            capacity: 0,
             health: Health::Healthy,
             node: None,
             via: Default::default(),

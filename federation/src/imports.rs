@@ -234,6 +234,7 @@ fn check_endpoint(endpoint: &Endpoint, peer: Peer<'_>) -> Result<Endpoint, Impor
         spiffe_id: endpoint.spiffe_id.clone(),
         locality: endpoint.locality.clone(),
         weight: endpoint.weight.min(MAX_WEIGHT),
+        capacity: endpoint.capacity.min(MAX_WEIGHT),
         health: health.into(),
         // Names cross a link, addresses do not: whatever was said is dropped.
         ..Endpoint::default()

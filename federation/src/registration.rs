@@ -25,7 +25,7 @@ pub const MAX_INSTANCES: usize = 256;
 pub const MAX_PORTS: usize = 16;
 /// The longest instance name and part of a locality, in bytes.
 const MAX_TEXT: usize = 64;
-/// The largest weight: sums over a hundred thousand endpoints stay in `u64`.
+/// The largest weight and capacity: sums over a hundred thousand endpoints stay in `u64`.
 const MAX_WEIGHT: u32 = 1_000_000;
 
 /// Why a registration is refused. Nothing has changed.
@@ -181,6 +181,9 @@ fn check(register: &Register) -> Result<ServiceName, RegisterError> {
     check_target_address(register)?;
     if register.weight > MAX_WEIGHT {
         return Err(invalid("weight", format!("must be at most {MAX_WEIGHT}")));
+    }
+    if register.capacity > MAX_WEIGHT {
+        return Err(invalid("capacity", format!("must be at most {MAX_WEIGHT}")));
     }
     let locality = register.locality.clone().unwrap_or_default();
     for part in [&locality.region, &locality.zone, &locality.host] {

@@ -255,6 +255,7 @@ fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into:
                 target_port: *target_port,
                 locality: register.locality.clone(),
                 weight: register.weight,
+                capacity: register.capacity,
                 health: health.into(),
                 node: registration.node.to_string(),
                 via: via.clone(),

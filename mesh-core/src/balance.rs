@@ -4,8 +4,28 @@
 //! An endpoint of weight `w` stands for `w` equal ones: it is drawn as a
 //! candidate that often, and its requests in flight count as spread over them.
 
+mod balancer;
+pub mod formula;
+mod hash;
+pub mod load;
+mod outlier;
+mod paths;
+pub mod policy;
+mod refresh;
+mod ring;
+mod urn;
+mod watch;
+
 use std::{sync::Arc, time::Duration};
 
+pub use self::{
+    balancer::{Backing, Balancer, End, Slot},
+    formula::TIERS,
+    hash::hash,
+    paths::Paths,
+    policy::{BalancePolicy, LocalityMode},
+    watch::INTERVAL,
+};
 use crate::{
     name::{EndpointId, SiteName},
     service::{Endpoint, Health, Locality},

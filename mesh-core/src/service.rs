@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     authorize::ServerPolicy,
+    balance::BalancePolicy,
     name::{EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain},
     rule::{Routes, TrafficPolicy},
 };
@@ -92,6 +93,8 @@ pub struct Service {
     pub traffic: TrafficPolicy,
     /// Who may call it; used by the proxies of its endpoints.
     pub policy: ServerPolicy,
+    /// How callers spread requests over its endpoints.
+    pub balance: BalancePolicy,
 }
 
 impl Service {
@@ -128,6 +131,9 @@ pub struct Endpoint {
     pub locality: Locality,
     /// Relative share of new traffic; 0 is none.
     pub weight: u32,
+    /// Requests at once that it is good for; 0 is unknown. Its share grows
+    /// with it, and a tier with more in flight than that sends the rest on.
+    pub capacity: u32,
     /// As last reported.
     pub health: Health,
     /// The machine it runs on.

@@ -5,6 +5,7 @@
 //! Unknown enum values fall back where that is safe (a protocol is detected, a
 //! health is unknown) and are refused where it is not (a pinned transport).
 
+mod balance;
 mod connect;
 mod endpoint;
 mod protection;
@@ -16,6 +17,7 @@ use std::{fmt::Display, net::SocketAddr, str::FromStr, sync::Arc, time::Duration
 use mesh_api::v1;
 use rustls_pki_types::CertificateDer;
 
+use balance::balance;
 pub use connect::BadConnect;
 pub(crate) use service::{policy_domains, service};
 

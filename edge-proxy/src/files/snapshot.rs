@@ -11,6 +11,7 @@ use mesh_core::{
 use mesh_runtime::config::{self, ConfigError, HumanDuration};
 use serde::Deserialize;
 
+use super::balance::BalanceFile;
 use crate::config::file::parsed;
 
 /// What was written.
@@ -45,6 +46,8 @@ struct ServiceFile {
     allow: Option<Vec<PrincipalFile>>,
     #[serde(default)]
     routes: Vec<RouteFile>,
+    #[serde(default)]
+    balance: Option<BalanceFile>,
     #[serde(default)]
     endpoints: Vec<EndpointFile>,
 }
@@ -139,6 +142,9 @@ struct EndpointFile {
     target: Option<SocketAddr>,
     #[serde(default = "one")]
     weight: u32,
+    /// Requests at once that it is good for.
+    #[serde(default)]
+    capacity: u32,
     #[serde(default)]
     region: String,
     #[serde(default)]
@@ -197,6 +203,12 @@ pub fn load(path: &Path, bundles: &TrustBundles) -> Result<Snapshot, ConfigError
 /// The same from a text; `name` is how errors call it.
 pub fn parse(text: &str, name: &str, bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
     let file: SiteFile = config::parse(text, name)?;
+    for service in &file.services {
+        if let Some(problem) = service.balance.as_ref().and_then(BalanceFile::problem) {
+            let key = format!("service {}: balance.affinity", service.name);
+            return Err(ConfigError::meaning(name, key, problem));
+        }
+    }
     let snapshot = apply(None, &file.delta(bundles)).map_err(|rejected| match rejected {
         Rejected::Invalid { resource, problem } => ConfigError::meaning(name, resource, problem),
         other @ Rejected::WrongBase { .. } => ConfigError::meaning(name, "snapshot", other),
@@ -274,6 +286,7 @@ impl ServiceFile {
             policy: self.allow.as_ref().map(|allow| v1::AuthorizationPolicy {
                 allow: allow.iter().map(principal).collect(),
             }),
+            balance: self.balance.as_ref().map(BalanceFile::wire),
             ..Default::default()
         }
     }
@@ -352,6 +365,7 @@ impl EndpointFile {
                 host: String::new(),
             }),
             weight: self.weight,
+            capacity: self.capacity,
             health: v1::Health::Unknown.into(),
             node: self.node.clone(),
             via: self.via.clone(),

@@ -277,8 +277,9 @@ fn a_link_brings_no_more_than_a_link_may() {
 #[test]
 fn unknown_health_and_large_weights_are_tamed() {
     let known = Known::new();
-    let odd = Endpoint { health: 99, weight: u32::MAX, ..endpoint() };
+    let odd = Endpoint { health: 99, weight: u32::MAX, capacity: u32::MAX, ..endpoint() };
     let imported = known.apply(&Imported::default(), &delta([R::Endpoint(odd)])).unwrap();
     let endpoint = &imported.endpoints["e1"];
     assert_eq!((endpoint.health(), endpoint.weight), (Health::Unknown, MAX_WEIGHT));
+    assert_eq!(endpoint.capacity, MAX_WEIGHT);
 }

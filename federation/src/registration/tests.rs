@@ -107,6 +107,7 @@ fn everything_else_is_refused_with_its_code() {
         ("any target", Register { target_address: "0.0.0.0".into(), ..register() }, Invalid),
         ("address", Register { address: "10.0.0.1".into(), ..register() }, Invalid),
         ("weight", Register { weight: u32::MAX, ..register() }, Invalid),
+        ("capacity", Register { capacity: u32::MAX, ..register() }, Invalid),
     ];
     for (name, asked, code) in table {
         let error = decide_register(&state, &node(NODE), &asked).expect_err(name);

@@ -37,6 +37,7 @@ impl TryFrom<&v1::Endpoint> for Endpoint {
             target: target(message)?,
             locality: locality.unwrap_or_default(),
             weight: message.weight,
+            capacity: message.capacity,
             health: message.health().into(),
             node,
             via,
@@ -71,6 +72,7 @@ impl From<&Endpoint> for v1::Endpoint {
             locality: (endpoint.locality != Locality::default())
                 .then(|| (&endpoint.locality).into()),
             weight: endpoint.weight,
+            capacity: endpoint.capacity,
             health: v1::Health::from(endpoint.health).into(),
             node: endpoint.node.as_ref().map(ToString::to_string).unwrap_or_default(),
             via: endpoint.via.iter().map(ToString::to_string).collect(),

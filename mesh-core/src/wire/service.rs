@@ -5,10 +5,12 @@ use std::{collections::BTreeSet, sync::Arc};
 use mesh_api::v1;
 
 use super::{
-    MAX_PORTS, MAX_PRINCIPALS, MAX_ROUTES, MAX_SITES, WireError, at_most, list, parse, wrong,
+    MAX_PORTS, MAX_PRINCIPALS, MAX_ROUTES, MAX_SITES, WireError, at_most, balance, list, parse,
+    wrong,
 };
 use crate::{
     authorize::{DomainMatch, PrincipalMatch, ServerPolicy},
+    balance::BalancePolicy,
     name::{SiteName, TrustDomain, label},
     rule::{Route, Routes, TrafficPolicy},
     service::{Link, Map, Protocol, Service, ServicePort},
@@ -47,6 +49,7 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
             exported_to: BTreeSet::new(),
             allow: message.policy.as_ref().map(principals).transpose()?,
         },
+        balance: balance(message.balance.as_ref())?,
     })
 }
 
@@ -180,6 +183,9 @@ impl From<&Service> for v1::Service {
             policy: allow.map(|allow| v1::AuthorizationPolicy {
                 allow: allow.iter().map(Into::into).collect(),
             }),
+            // What is not said is the default, which may change.
+            balance: (service.balance != BalancePolicy::default())
+                .then(|| (&service.balance).into()),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     SiteRecord, WireError,
 };
 use crate::{
+    balance::BalancePolicy,
     example::{self, NODE},
     identity::{Revoked, TrustBundle},
     path::{Connect, RefusedReason},
@@ -155,6 +156,7 @@ fn an_endpoint_there_and_back() {
         via: vec!["gw-1".into(), "gw-2".into()],
         target_address: "10.9.9.9".into(),
         address: "[2001:db8::1]:4143".into(),
+        capacity: 250,
         ..endpoint()
     };
     let read = Endpoint::try_from(&full).unwrap();
@@ -246,6 +248,8 @@ fn a_service_there_and_back() {
     message.imported_from = vec!["west".into()];
     message.virtual_address = "2001:db8::7".into();
     message.ports[0].number = 65535;
+    let balance = BalancePolicy { subset: 3, ..BalancePolicy::default() };
+    message.balance = Some((&balance).into());
     let principal = |trust_domain: &str, namespace: &str, account: &str| v1::PrincipalMatch {
         trust_domain: trust_domain.into(),
         namespace: namespace.into(),

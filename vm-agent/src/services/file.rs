@@ -11,7 +11,8 @@
 //! Several ports are a list: `ports: [{ name: api, port: 80, target: 8080,
 //! protocol: http }, …]`. `target` is where the application listens, if it is
 //! not `port`; `address` the IP address on which it does, if it is not
-//! loopback; `weight` its share of new traffic, 1 by default.
+//! loopback; `weight` its share of new traffic, 1 by default; `capacity` how
+//! many requests at once it is good for, unknown where omitted.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -46,6 +47,8 @@ pub struct ServiceSpec {
     pub address: Option<IpAddr>,
     /// Relative share of new traffic.
     pub weight: u32,
+    /// Requests at once that it is good for; 0 is unknown.
+    pub capacity: u32,
     /// How it is asked for its health.
     pub check: CheckSpec,
 }
@@ -102,6 +105,7 @@ struct ServiceFile {
     ports: Vec<PortFile>,
     address: Option<IpAddr>,
     weight: Option<u32>,
+    capacity: Option<u32>,
     #[serde(default)]
     check: CheckFile,
 }
@@ -160,6 +164,11 @@ impl ServiceFile {
         if weight > MAX_WEIGHT {
             return Err(("weight", format!("must be at most {MAX_WEIGHT}")));
         }
+        let capacity = self.capacity.unwrap_or(0);
+        if self.capacity == Some(0) || capacity > MAX_WEIGHT {
+            let problem = format!("must be 1 to {MAX_WEIGHT}; leave it out if it is not known");
+            return Err(("capacity", problem));
+        }
         if self.address.is_some_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
             let problem = "must be the address of one host; leave it out for loopback";
             return Err(("address", problem.to_owned()));
@@ -169,7 +178,8 @@ impl ServiceFile {
         let ports = self.ports()?;
         let host = self.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let check = self.check.check(host, &ports)?;
-        Ok(ServiceSpec { instance, service, ports, address: self.address, weight, check })
+        let address = self.address;
+        Ok(ServiceSpec { instance, service, ports, address, weight, capacity, check })
     }
 
     fn ports(&self) -> Result<Vec<PortSpec>, Problem> {
@@ -311,6 +321,7 @@ impl ServiceSpec {
             target_ports: self.ports.iter().map(|port| port.target.into()).collect(),
             target_address: self.address.map(|ip| ip.to_string()).unwrap_or_default(),
             weight: self.weight,
+            capacity: self.capacity,
             ..v1::Register::default()
         }
     }
@@ -355,6 +366,7 @@ mod tests {
     #[test]
     fn ports_targets_and_addresses() {
         let text = "service: orders\nnamespace: shop\ninstance: blue\naddress: 10.0.0.5\nweight: 3\n\
+                    capacity: 64\n\
                     ports:\n- { port: 80, target: 8080, protocol: http }\n\
                     - { name: db, port: 5432, protocol: tcp }\n";
         let spec = parse_orders(text).unwrap();
@@ -362,6 +374,7 @@ mod tests {
         assert_eq!((spec.instance.as_str(), spec.weight), ("blue", 3));
         assert_eq!(spec.check.probe, Probe::Tcp(vec![ten(8080), ten(5432)]));
         let wire = spec.wire();
+        assert_eq!((wire.weight, wire.capacity), (3, 64));
         assert_eq!(wire.target_ports, [8080, 5432]);
         assert_eq!(wire.target_address, "10.0.0.5");
         let checked = format!("{text}check: {{ http: /live, port: 9000 }}\n");
@@ -387,6 +400,7 @@ mod tests {
             ("port: 80\naddress: 0.0.0.0\n", ": address: ", "loopback"),
             ("port: 80\naddress: here\n", ":4:10: ", "IP address"),
             ("port: 80\nweight: 2000000\n", ": weight: ", "at most"),
+            ("port: 80\ncapacity: 0\n", ": capacity: ", "leave it out"),
             ("port: 80\ninstance: 'a b'\n", ": instance: ", "a-z"),
             ("port: 80\ncheck: { http: healthz }\n", ": check: ", "must be a path"),
             ("port: 80\ncheck: { http: /, tcp: 81 }\n", ": check: ", "either http or tcp"),

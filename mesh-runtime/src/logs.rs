@@ -1,4 +1,5 @@
-//! Log lines: to journald with structured fields where systemd started us,
+//! Log lines: to journald where systemd started us, as `<message> key=value …`
+//! and with each key as a field of its own (`journalctl GATEWAY=gw1`);
 //! elsewhere to stderr as `<time> <LEVEL> <module>: <message> key=value …`.
 //!
 //! The filter is `ISTHMUS_LOG`, else `RUST_LOG`, else the default given; the
@@ -57,21 +58,29 @@ impl Log for Journal {
 
     fn log(&self, record: &Record<'_>) {
         if self.filter.matches(record) {
-            self.journal.log(record);
+            // `journalctl` shows the message alone: it has to tell the whole.
+            // The fields are there too, for those who ask for them by name.
+            let text = text(record);
+            self.journal.log(&record.to_builder().args(format_args!("{text}")).build());
         }
     }
 
     fn flush(&self) {}
 }
 
-/// One record as one line. Peers choose parts of messages and values: control
-/// characters are escaped, so that nobody writes log lines of his own.
+/// One record as one line.
 fn line(record: &Record<'_>) -> String {
-    let mut line = format!("{:<5} {}: ", record.level(), record.target());
-    push_escaped(&mut line, &record.args().to_string());
+    format!("{:<5} {}: {}", record.level(), record.target(), text(record))
+}
+
+/// Message and fields. Peers choose parts of them: control characters are
+/// escaped, so that nobody writes log lines of his own.
+fn text(record: &Record<'_>) -> String {
+    let mut text = String::new();
+    push_escaped(&mut text, &record.args().to_string());
     // A String takes everything.
-    let _ = record.key_values().visit(&mut Fields(&mut line));
-    line
+    let _ = record.key_values().visit(&mut Fields(&mut text));
+    text
 }
 
 struct Fields<'a>(&'a mut String);

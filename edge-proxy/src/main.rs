@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     process::start("info");
     let result = Config::load(&flags).map_err(anyhow::Error::from).and_then(app::run);
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("edge-proxy: {error:#}");
+    eprintln!("edge-proxy: {}", process::told(error.as_ref()));
     match error.downcast_ref::<ConfigError>() {
         Some(error) => ExitCode::from(error.exit_code()),
         None => ExitCode::from(process::EXIT_FAILURE),

@@ -88,7 +88,7 @@ fn serve(path: &std::path::Path) -> ExitCode {
     match runtime.block_on(app::run(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<ConfigError>() => fail(EXIT_CONFIG, &error),
-        Err(error) => fail(EXIT_FAILURE, &format_args!("{error:#}")),
+        Err(error) => fail(EXIT_FAILURE, &process::told(error.as_ref())),
     }
 }
 

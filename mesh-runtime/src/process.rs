@@ -42,6 +42,20 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     );
 }
 
+/// An error with those of its causes that it does not tell itself.
+pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.contains(&why) {
+            text = format!("{text}: {why}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// A runtime for the control side, or for one worker. From the first on, a
 /// write beyond a limit on file sizes is an error (`EFBIG`, `setrlimit(2)`).
 pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
@@ -172,6 +186,19 @@ mod tests {
             assert!(error.to_string().contains("not a socket"), "{error}");
             assert_eq!(std::fs::read(&path).unwrap(), b"precious");
         });
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}")]
+        struct Outer {
+            text: &'static str,
+            source: io::Error,
+        }
+        let told = |text| told(&Outer { text, source: io::Error::other("disk full") });
+        assert_eq!(told("state: disk full; make room"), "state: disk full; make room");
+        assert_eq!(told("cannot keep state"), "cannot keep state: disk full");
     }
 
     #[test]

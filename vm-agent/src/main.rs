@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vm-agent: {error:#}");
+            eprintln!("vm-agent: {}", process::told(error.as_ref()));
             ExitCode::from(process::EXIT_FAILURE)
         }
     }

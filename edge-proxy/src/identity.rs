@@ -58,7 +58,7 @@ pub fn start(shared: &Shared) {
 enum IdentityError {
     #[error("identity socket {source}; is {who} running?")]
     Unreachable { who: &'static str, source: std::io::Error },
-    #[error("identity source: {0}")]
+    #[error("identity source: {}", if .0.message().is_empty() { .0.code().description() } else { .0.message() })]
     Refused(Box<tonic::Status>),
     #[error("identity source: no answer within {DEADLINE:?}")]
     Timeout,
@@ -201,8 +201,10 @@ impl Source {
                 renewal.pause().await;
             }
             _ => {
-                log::warn!(error:% = error; "no identity yet, trying again");
-                self.ready.fails(error.to_string());
+                // Said once, not at every attempt: a machine may join months later.
+                if self.ready.fails(error.to_string()) {
+                    log::warn!(error:% = error; "no identity yet, trying again");
+                }
                 first.pause().await;
             }
         }

@@ -88,17 +88,18 @@ impl Condition {
         self.set(None);
     }
 
-    /// It does not hold; `why` is shown to people.
-    pub fn fails(&self, why: impl Into<String>) {
-        self.set(Some(why.into()));
+    /// It does not hold; `why` is shown to people. Returns whether that is
+    /// news.
+    pub fn fails(&self, why: impl Into<String>) -> bool {
+        self.set(Some(why.into()))
     }
 
-    fn set(&self, reason: Option<String>) {
+    fn set(&self, reason: Option<String>) -> bool {
         self.readiness.reasons.send_if_modified(|reasons| {
             let changed = reasons.get(self.name) != Some(&reason);
             reasons.insert(self.name, reason);
             changed
-        });
+        })
     }
 }
 

@@ -197,7 +197,9 @@ async fn tell_readiness(agent: Arc<Agent>, condition: Condition) {
         let status = agent.status();
         match status.state.as_str() {
             "connected" => condition.holds(),
-            state => condition.fails(format!("{state} {}", status.problem).trim()),
+            state => {
+                condition.fails(format!("{state} {}", status.problem).trim());
+            }
         }
         // Cannot fail: the agent holds the senders.
         tokio::select! {

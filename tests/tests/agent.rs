@@ -434,6 +434,17 @@ impl registry_server::Registry for Registry {
     }
 }
 
+/// What is asked, and how to ask it.
+async fn serve_registry(dir: &Path) -> (mpsc::Receiver<Asked>, Channel) {
+    let (tx, seen) = mpsc::channel(64);
+    let path = dir.join("federation.sock");
+    let listener = process::bind_unix(&path, 0o600).await.unwrap();
+    let service = registry_server::RegistryServer::new(Registry(tx));
+    let server = tonic::transport::Server::builder();
+    tokio::spawn(server.serve_with_incoming(service, unix::incoming(listener)));
+    (seen, unix::channel(&path).await.unwrap())
+}
+
 /// The next thing asked that is not a heartbeat.
 async fn next(seen: &mut mpsc::Receiver<Asked>) -> Asked {
     loop {
@@ -450,14 +461,7 @@ fn a_session_tells_what_runs_and_says_goodbye() {
     let (config, ca) = (config(dir.path()), Ca::new("west.example"));
     joined(&config, &ca);
     run(async {
-        let (tx, mut seen) = mpsc::channel(64);
-        let listener =
-            process::bind_unix(&dir.path().join("federation.sock"), 0o600).await.unwrap();
-        let service = registry_server::RegistryServer::new(Registry(tx));
-        let server = tonic::transport::Server::builder();
-        tokio::spawn(server.serve_with_incoming(service, unix::incoming(listener)));
-        let channel = unix::channel(&dir.path().join("federation.sock")).await.unwrap();
-
+        let (mut seen, channel) = serve_registry(dir.path()).await;
         let app_port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = app_port.local_addr().unwrap().port();
         let file = config.services.join("orders.yaml");
@@ -495,6 +499,42 @@ fn a_session_tells_what_runs_and_says_goodbye() {
         assert_eq!(leaving.within_ms, 5000);
         assert_eq!(ended.await.unwrap(), "goodbye");
         assert!(seen.try_recv().is_err(), "nothing comes after goodbye");
+        assert!(agent.state.registered().is_empty());
+        app.stop().await;
+    });
+}
+
+#[test]
+fn a_session_of_a_machine_that_stops_takes_everything_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, ca) = (config(dir.path()), Ca::new("west.example"));
+    joined(&config, &ca);
+    for instance in ["a", "b"] {
+        let text = format!("service: {instance}\nnamespace: shop\nport: 1\n");
+        std::fs::write(config.services.join(format!("{instance}.yaml")), text).unwrap();
+    }
+    run(async {
+        let (mut seen, channel) = serve_registry(dir.path()).await;
+        let (app, _drain) = start(&config).await;
+        let (agent, drain) = (app.agent.clone(), Drain::new());
+        let ended = tokio::spawn({
+            let (agent, drain) = (agent.clone(), drain.clone());
+            async move { session::run(&agent, channel, &drain).await }
+        });
+        let Asked::Hello(_) = next(&mut seen).await else { panic!("hello comes first") };
+        for _ in 0..2 {
+            let Asked::Register(_) = next(&mut seen).await else { panic!("what is there") };
+        }
+        agent.farewell.set(Farewell::Deregister).unwrap();
+        drain.start();
+        let mut gone = BTreeSet::new();
+        for _ in 0..2 {
+            let Asked::Deregister(one) = next(&mut seen).await else { panic!("taken back") };
+            gone.insert(one.instance);
+        }
+        assert_eq!(gone.into_iter().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(ended.await.unwrap(), "goodbye");
+        assert!(seen.try_recv().is_err(), "and not: back in 5 s");
         assert!(agent.state.registered().is_empty());
         app.stop().await;
     });

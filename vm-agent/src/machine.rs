@@ -61,13 +61,9 @@ fn kept_id(path: &Path) -> Result<String, files::FileError> {
     Ok(id)
 }
 
-/// Whether the whole machine is going down, as systemd says; `false` where
-/// there is no systemd.
+/// Whether the whole machine is going down, as systemd says (with an exit code
+/// that is not 0); `false` where it says nothing.
 pub async fn is_stopping() -> bool {
-    // sd_booted(3)
-    if !Path::new("/run/systemd/system").is_dir() {
-        return false;
-    }
     let asked = tokio::process::Command::new("systemctl")
         .arg("is-system-running")
         .stdin(std::process::Stdio::null())
@@ -75,6 +71,7 @@ pub async fn is_stopping() -> bool {
         .output();
     match tokio::time::timeout(SYSTEMCTL, asked).await {
         Ok(Ok(output)) => output.stdout.trim_ascii() == b"stopping",
+        // Without systemd there is no systemctl, or it says "offline".
         Ok(Err(_)) | Err(_) => false,
     }
 }

@@ -148,8 +148,14 @@ impl<'a> Session<'a> {
     /// Waits until every request is answered; the drain's deadline bounds it.
     async fn say_goodbye(mut self) -> Result<(), String> {
         let requests = match self.agent.farewell.get() {
-            Some(Farewell::Leaving(within)) => vec![self.ledger.leaving(*within)],
-            Some(Farewell::Deregister) => self.ledger.deregister_all(),
+            Some(Farewell::Leaving(within)) => {
+                log::info!(within:? = within; "stopping, and expected back");
+                vec![self.ledger.leaving(*within)]
+            }
+            Some(Farewell::Deregister) => {
+                log::info!("the machine stops: every service is deregistered");
+                self.ledger.deregister_all()
+            }
             None => Vec::new(),
         };
         for request in requests {

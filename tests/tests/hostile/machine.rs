@@ -1,9 +1,9 @@
 //! The life of a machine: killed, rebooted, copied. None of it needs a token.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use crate::{
-    programs::eventually,
+    programs::{eventually, program, said},
     site::{FEDERATION, GATEWAY, Machine, Site, get},
 };
 
@@ -87,6 +87,75 @@ fn a_reboot_while_federation_is_down_waits_for_it() {
     agent_is_ready(&site, M1);
 }
 
+/// A vm-agent for whom `systemctl is-system-running` answers with this word
+/// and, as the real one does for all but "running", with exit code 1.
+fn agent_under_systemd(site: &Site, answer: &str) -> Command {
+    let dir = site.dir().join("fake");
+    fs::create_dir_all(&dir).unwrap();
+    let systemctl = dir.join("systemctl");
+    let code = i32::from(answer != "running");
+    let script = format!(
+        "#!/bin/sh\n[ \"$*\" = is-system-running ] || exit 2\necho {answer}\nexit {code}\n"
+    );
+    fs::write(&systemctl, script).unwrap();
+    fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(program("vm-agent"));
+    command.env("PATH", format!("{}:{}", dir.display(), std::env::var("PATH").unwrap()));
+    command
+}
+
+/// SIGTERM; what the agent says until it has ended.
+fn stop_agent(site: &mut Site) -> String {
+    let agent = site.daemon_mut(&M1.agent());
+    agent.signal("TERM");
+    assert_eq!(agent.wait().code(), Some(0));
+    let log = agent.log();
+    site.kill(&M1.agent());
+    log
+}
+
+/// By the instances that federation has on record.
+fn endpoints(site: &Site) -> usize {
+    let words = ["-o", "json", "endpoints", "orders.shop"];
+    let output = site.meshctl(site.dir(), &words).output().unwrap();
+    let Ok(shown) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
+        // No instance, no service.
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("orders.shop: not known"), "{told}");
+        return 0;
+    };
+    shown["endpoints"].as_array().unwrap().len()
+}
+
+#[test]
+fn a_machine_that_stops_is_gone_at_once_and_a_restart_is_not() {
+    let mut site = Site::start();
+    site.add(M1);
+    for answer in ["running", "degraded", "starting", "offline", "unknown", "stopping"] {
+        site.kill(&M1.agent());
+        let mut command = agent_under_systemd(&site, answer);
+        site.start_agent_as(M1, &mut command);
+        agent_is_ready(&site, M1);
+        eventually("both ports are registered", || match endpoints(&site) {
+            2 => Ok(()),
+            n => Err(format!("{n} endpoints")),
+        });
+        let log = stop_agent(&mut site);
+        let last: Vec<_> = log.lines().rev().take(2).collect();
+        if answer == "stopping" {
+            // The agent ends when the answer is there, and that is durable.
+            assert!(last[1].contains("every service is deregistered"), "{log}");
+            assert_eq!(endpoints(&site), 0, "{log}");
+        } else {
+            assert!(last[1].contains("expected back within=5s"), "{answer}: {log}");
+        }
+        site.start_agent(M1);
+    }
+    // The machine is on again.
+    site.wait_served(M1);
+    site.check_alive();
+}
+
 #[test]
 fn a_copied_state_directory_is_not_a_second_machine() {
     let mut site = Site::start();
@@ -110,7 +179,7 @@ fn a_copied_state_directory_is_not_a_second_machine() {
     site.request(M1).unwrap();
     site.start_proxy(COPY);
     let token = site.token();
-    crate::programs::said(&site.join(COPY, &token));
+    said(&site.join(COPY, &token));
     site.wait_served(COPY);
     site.check_alive();
 }

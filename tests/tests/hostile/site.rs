@@ -230,6 +230,10 @@ impl Site {
         &self.daemons[name]
     }
 
+    pub(crate) fn daemon_mut(&mut self, name: &str) -> &mut Daemon {
+        self.daemons.get_mut(name).unwrap()
+    }
+
     /// SIGKILL, now.
     pub(crate) fn kill(&mut self, name: &str) {
         drop(self.daemons.remove(name).unwrap());

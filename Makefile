@@ -1,6 +1,7 @@
 # make demo [DURATION=20s] [DEMO_ARGS="--json --block-udp"]
 # make test                    everything that needs no root
 # make test-netns              two sites on a real kernel, in namespaces of their own
+# make test-vm                 the packaged units on booted systemd, in containers; needs root
 # make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
 # make bench [BENCH_ARGS=…]    CPU per request beside other proxies: benches/README.md
@@ -14,7 +15,7 @@ DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 FUZZ_TARGETS := tunnel_header control_message token snapshot
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-netns fuzz soak bench
+.PHONY: demo test test-netns test-vm fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -30,6 +31,9 @@ test:
 
 test-netns:
 	tests/tests/netns/run
+
+test-vm:
+	tests/vm/run
 
 # libFuzzer on the stable compiler; the corpus that is committed is replayed
 # first. Without AddressSanitizer: no unsafe code of ours is reached.

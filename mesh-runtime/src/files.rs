@@ -32,9 +32,14 @@ pub enum FileError {
         /// Its permission bits.
         mode: u32,
     },
-    /// Longer than [`MAX_PRIVATE`].
-    #[error("{}: is longer than {MAX_PRIVATE} bytes; it is not ours", .0.display())]
-    TooLong(PathBuf),
+    /// Longer than what is ours may be.
+    #[error("{}: is longer than {limit} bytes; it is not ours", .path.display())]
+    TooLong {
+        /// Which file.
+        path: PathBuf,
+        /// The limit, in bytes.
+        limit: u64,
+    },
 }
 
 impl FileError {
@@ -106,8 +111,14 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Reads a file that only its owner (and root) may read.
+/// Reads a file of at most [`MAX_PRIVATE`] bytes that only its owner (and root)
+/// may read.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_private_at_most(path, MAX_PRIVATE)
+}
+
+/// The same with another limit, in bytes.
+pub fn read_private_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let failed = |source| FileError::Io { path: path.to_owned(), doing: "cannot be read", source };
     let file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.mode() & 0o777;
@@ -115,9 +126,9 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
         return Err(FileError::NotPrivate { path: path.to_owned(), mode });
     }
     let mut bytes = Vec::new();
-    file.take(MAX_PRIVATE + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_PRIVATE {
-        return Err(FileError::TooLong(path.to_owned()));
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(FileError::TooLong { path: path.to_owned(), limit });
     }
     Ok(bytes)
 }

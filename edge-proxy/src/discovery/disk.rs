@@ -20,6 +20,8 @@ use crate::app::Shared;
 
 const NAME: &str = "snapshot.bin";
 const MAGIC: &[u8; 8] = b"ISTHSNP1";
+/// The longest file, in bytes; as long as the longest delta.
+const MAX: u64 = 64 << 20;
 /// The shortest time between two writes: the file is for boots, not for
 /// history.
 const EVERY: Duration = Duration::from_secs(3);
@@ -58,7 +60,7 @@ impl Disk {
     }
 
     fn try_read(&self) -> Result<v1::Delta, DiskError> {
-        let bytes = files::read_private(&self.path)?;
+        let bytes = files::read_private_at_most(&self.path, MAX)?;
         decode(&bytes).map_err(|problem| {
             let path = self.path.display().to_string();
             DiskError::Damaged { path, problem }
@@ -166,6 +168,27 @@ mod tests {
             assert!(decode(&bad).is_err(), "byte {at}");
             assert!(decode(&good[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    /// A gateway holds a whole site and its links.
+    #[test]
+    fn a_large_site_is_read_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(dir.path());
+        let mut large = delta();
+        large.upsert.extend((0..60_000).map(|i| {
+            let gateway = v1::Gateway {
+                id: format!("gw-{i}"),
+                site: "east".into(),
+                quic_addresses: vec![format!("gateway-{i}.of-a-large-site.east.example:8443")],
+                tls_addresses: vec![format!("gateway-{i}.of-a-large-site.east.example:8443")],
+            };
+            v1::Resource { resource: Some(v1::resource::Resource::Gateway(gateway)) }
+        }));
+        let snapshot = mesh_core::apply(None, &large).unwrap();
+        disk.write(&snapshot).unwrap();
+        assert!(std::fs::metadata(disk.path.as_path()).unwrap().len() > files::MAX_PRIVATE);
+        assert_eq!(disk.try_read().unwrap().upsert.len(), large.upsert.len());
     }
 
     #[test]

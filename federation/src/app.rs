@@ -31,6 +31,7 @@ use crate::{
     discovery::Discovery,
     door,
     join::JoinService,
+    kept::Kept,
     leases::Terms,
     links::Links,
     local_identity::LocalIdentityService,
@@ -169,7 +170,9 @@ fn publish(
     let paths: Arc<dyn Paths> = Arc::new(GatewayPaths::new(site.clone(), net));
     let peering = Peering::new(view.clone(), drain.clone());
     drain.spawn(view.clone().run(drain.clone()));
-    drain.spawn(replication::run(view.clone(), paths.clone(), drain.clone()));
+    let kept = Kept::new(&config.state);
+    drain.spawn(replication::run(view.clone(), paths.clone(), kept.clone(), drain.clone()));
+    drain.spawn(kept.keep(view.clone(), drain.clone()));
     AdminService {
         site: site.clone(),
         registry: Registry::new(view.clone(), own_ports, drain.clone()),

@@ -13,7 +13,8 @@
 //! - [`links`]: made by [`redeem`]ing a token with a [`proof`], listed, ended;
 //!   [`exports`] say who may call what.
 //! - [`peering`]: linked sites pull from us; [`replication`]: we pull from them,
-//!   over [`paths`]; [`imports`]: what they may say.
+//!   over [`paths`]; [`imports`]: what they may say; [`kept`]: what they said
+//!   last.
 //! - [`manifests`]: documents about traffic, kept and compiled.
 //! - [`admin`]: what operators may ask and do; [`status`]: what they see.
 //! - [`tenure`]: how long a stream may last.
@@ -37,6 +38,7 @@ pub mod feed;
 pub mod imports;
 pub mod init;
 pub mod join;
+pub mod kept;
 pub mod leases;
 pub mod links;
 pub mod live;

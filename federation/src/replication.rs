@@ -2,7 +2,8 @@
 //!
 //! One task per link, for as long as the link lasts. What a peer sends is
 //! checked by [`apply_import`] and published by the view; a refused delta
-//! changes nothing. When the stream is lost, the last state stays.
+//! changes nothing. When the stream is lost, the last state stays, also over a
+//! restart of ours.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,6 +27,7 @@ use tonic::Streaming;
 use crate::{
     authority::{State, state::LinkState},
     imports::{Imported, Peer, apply_import},
+    kept::Kept,
     live::LinkLive,
     paths::Paths,
     refusal::reason_of,
@@ -85,7 +87,7 @@ fn describe(status: &tonic::Status) -> String {
 }
 
 /// Keeps one task per link until the process drains.
-pub async fn run(view: View, paths: Arc<dyn Paths>, drain: Drain) {
+pub async fn run(view: View, paths: Arc<dyn Paths>, kept: Kept, drain: Drain) {
     let mut changed = view.authority().revision();
     let mut links: BTreeMap<SiteName, Running> = BTreeMap::new();
     loop {
@@ -95,10 +97,14 @@ pub async fn run(view: View, paths: Arc<dyn Paths>, drain: Drain) {
         });
         for (site, link) in state.links.iter() {
             if !links.contains_key(site) {
-                let (view, paths, site) = (view.clone(), paths.clone(), site.clone());
-                let made_at_ms = link.made_at_ms;
-                let task = Replication { view, paths, site: site.clone(), made_at_ms };
-                links.insert(site, Running::start(task, &drain));
+                let task = Replication {
+                    view: view.clone(),
+                    paths: paths.clone(),
+                    site: site.clone(),
+                    made_at_ms: link.made_at_ms,
+                };
+                task.begin_with(kept.read(site, link));
+                links.insert(site.clone(), Running::start(task, &drain));
             }
         }
         tokio::select! {
@@ -139,13 +145,17 @@ struct Replication {
 }
 
 impl Replication {
-    /// Until the link ends.
-    async fn run(self) {
-        // What an earlier link with this site brought is not this one's.
+    /// What an earlier link with this site brought is not this one's; what this
+    /// one brought before federation stopped is.
+    fn begin_with(&self, imported: Imported) {
         self.change(|live| {
-            *live = LinkLive::default();
+            *live = LinkLive { imported, ..LinkLive::default() };
             true
         });
+    }
+
+    /// Until the link ends.
+    async fn run(self) {
         let mut pause = BACKOFF.0;
         loop {
             let began = Instant::now();

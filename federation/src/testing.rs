@@ -39,6 +39,7 @@ use crate::{
     ca::CertificateAuthority,
     clock::Clock,
     discovery::Discovery,
+    kept::Kept,
     leases::Terms,
     links::{Links, Patience},
     paths::Paths,
@@ -193,7 +194,9 @@ impl TestSite {
         drain.spawn(view.clone().run(drain.clone()));
         let from = SpiffeId::federation(&site.authority.state().site().trust_domain);
         let paths = paths.unwrap_or_else(|| Arc::new(MapPaths { from, map: map.clone() }));
-        drain.spawn(replication::run(view.clone(), paths.clone(), drain.clone()));
+        let kept = Kept::new(keys.path());
+        drain.spawn(replication::run(view.clone(), paths.clone(), kept.clone(), drain.clone()));
+        drain.spawn(kept.keep(view.clone(), drain.clone()));
         let peering = Peering::new(view.clone(), drain.clone());
         let patience = Patience {
             prove: Duration::from_secs(2),

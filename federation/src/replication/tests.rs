@@ -187,3 +187,48 @@ async fn ending_a_link_that_has_ended_is_no_error() {
     assert!(west.state().links.is_empty());
     assert!(task.end_link().await);
 }
+
+/// A peer that is not there.
+struct Away;
+
+impl Paths for Away {
+    fn linked<'a>(
+        &'a self,
+        _: &'a SiteName,
+        _: &'a TrustDomain,
+    ) -> BoxFuture<'a, io::Result<Channel>> {
+        Box::pin(async { Err(io::Error::other("away")) })
+    }
+
+    fn join_door<'a>(
+        &'a self,
+        _: &'a mesh_core::token::Token,
+    ) -> BoxFuture<'a, io::Result<Channel>> {
+        Box::pin(async { Err(io::Error::other("away")) })
+    }
+}
+
+#[tokio::test]
+async fn what_a_peer_exported_outlives_a_restart_without_it_and_not_the_link() {
+    let (west, fake) = linked_with(vec![delta(None, 1, "east.example")]).await;
+    eventually("imported", || (imported(&west) == 1).then_some(())).await;
+    assert_eq!(west.drain.finish(Duration::from_secs(10)).await, 0);
+    let west = west.restart_over(Some(Arc::new(Away)));
+    eventually("there again", || (imported(&west) == 1).then_some(())).await;
+    assert!(!west.view.is_settled(), "it may be old: known proxies wait for the peer a while");
+
+    // The peer tells everything anew, whatever was kept.
+    west.drain.finish(Duration::from_secs(10)).await;
+    fake.heard.lock().unwrap().clear();
+    let west = west.restart_over(Some(Arc::new(fake.clone())));
+    let subscribed = |ask: &Ask| match ask {
+        Ask::Subscribe(subscribe) => Some(subscribe.have),
+        _ => None,
+    };
+    let have = || fake.heard.lock().unwrap().iter().find_map(subscribed);
+    assert_eq!(eventually("asked", have).await, None);
+
+    let ended = LinkEnded { site: "east".into() };
+    west.commit(vec![Event::LinkEnded(ended)]).await;
+    eventually("forgotten", || (imported(&west) == 0).then_some(())).await;
+}

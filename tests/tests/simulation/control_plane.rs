@@ -35,6 +35,8 @@ fn two_sites(seed: u64, tick: Duration) -> (turmoil::Sim<'static>, Disks) {
         .max_message_latency(tick)
         .tcp_capacity(4096)
         .udp_capacity(4096)
+        // A connection to a host that is down keeps its port for ever.
+        .ephemeral_ports(16384..=65535)
         .build();
     let disks = add_sites(&mut sim);
     (sim, disks)
@@ -148,7 +150,9 @@ fn traffic_goes_on_without_any_control_plane() {
         until_ok("node", ORDERS, MINUTE).await?;
         traffic(60 * MINUTE, 2 * MINUTE).await?;
 
+        // One comes back, knows nothing of the other, and takes nothing away.
         script.ask(Step::Start("west-fed"));
+        traffic(2 * MINUTE, Duration::from_secs(1)).await?;
         script.ask(Step::Start("east-fed"));
         traffic(2 * MINUTE, Duration::from_secs(1)).await?;
         until_known(&disks, "west", "payments.prod", 4, MINUTE).await?;
@@ -240,4 +244,30 @@ fn a_lost_machine_is_gone_from_the_other_site_within_ten_seconds() {
             Ok(())
         });
     }
+}
+
+/// Workload SVIDs live 24 h. These are almost old enough to be renewed when the
+/// federations go.
+#[test]
+#[ignore = "a day of virtual time takes minutes: `make soak` runs it"]
+fn without_any_control_plane_traffic_ends_with_the_certificates() {
+    simulate(seeds()[0], COARSE, |disks, script| async move {
+        bring_up(&disks).await?;
+        until_ok("vm", PAYMENTS, WARM_UP).await?;
+        until_ok("node", ORDERS, WARM_UP).await?;
+        sleep(14 * 60 * MINUTE).await;
+        script.ask(Step::Crash("west-fed"));
+        script.ask(Step::Crash("east-fed"));
+        traffic(9 * 60 * MINUTE, 30 * MINUTE).await?;
+        sleep(2 * 60 * MINUTE).await;
+        for (from, url) in [("vm", PAYMENTS), ("node", ORDERS)] {
+            let refused = request(&net(), door(from), "GET", url, "").await;
+            assert!(refused.as_ref().is_ok_and(|answer| answer.status >= 500), "{refused:?}");
+        }
+        script.ask(Step::Start("west-fed"));
+        script.ask(Step::Start("east-fed"));
+        until_ok("vm", PAYMENTS, 5 * MINUTE).await?;
+        until_ok("node", ORDERS, 5 * MINUTE).await?;
+        Ok(())
+    });
 }

@@ -23,6 +23,7 @@ use crate::{
     files::snapshot,
     gateway::Gateway,
     identity,
+    inbound::limits::Limits,
     metrics::Metrics,
     own::{Own, OwnCell},
     snapshot_cell::{Complete, SnapshotCell},
@@ -58,6 +59,8 @@ pub struct Shared {
     pub stats: Stats,
     /// Stop accepting, then stop.
     pub drain: Drain,
+    /// What services allow their callers, counted over all workers.
+    pub limits: Limits,
     /// What is counted.
     pub metrics: Metrics,
     /// One line per request.
@@ -85,6 +88,7 @@ impl Shared {
             readiness: Readiness::new(),
             stats: Stats::default(),
             drain: Drain::new(),
+            limits: Limits::default(),
             metrics,
             access_log,
         })

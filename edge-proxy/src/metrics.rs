@@ -140,6 +140,8 @@ pub struct Metrics {
     pub handshake_failures: Family<ReasonLabel, Counter>,
     /// Attempts after the first one.
     pub retries: Family<ReasonLabel, Counter>,
+    /// Copies of requests that were not made.
+    pub mirrors_skipped: Counter,
     /// Access-log lines that the writer had no room for.
     pub access_log_dropped: Counter,
     /// What the role gateway counts.
@@ -161,6 +163,7 @@ impl Metrics {
             inner_sessions: Family::default(),
             handshake_failures: Family::default(),
             retries: Family::default(),
+            mirrors_skipped: Counter::default(),
             access_log_dropped: Counter::default(),
             gateway: gateway::metrics::Metrics::default(),
             registry: Arc::default(),
@@ -177,6 +180,8 @@ impl Metrics {
         let handshakes = "Inner handshakes that failed";
         registry.register("handshake_failure", handshakes, m.handshake_failures.clone());
         registry.register("retry", "Attempts after the first one", m.retries.clone());
+        let skipped = "Copies of requests that were not made";
+        registry.register("mirror_skipped", skipped, m.mirrors_skipped.clone());
         let dropped = "Access-log lines the writer had no room for";
         registry.register("access_log_dropped", dropped, m.access_log_dropped.clone());
         metrics.gateway.register(&mut registry);

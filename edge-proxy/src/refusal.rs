@@ -17,12 +17,23 @@ pub struct Refusal {
     pub reason: Reason,
     /// One line for people.
     pub text: String,
+    /// What a client of HTTP sees.
+    pub status: StatusCode,
+    /// What a client of gRPC sees, if not what the reason says.
+    grpc_status: Option<u32>,
 }
 
 impl Refusal {
     /// A refusal with its line for people.
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
-        Self { reason, text: text.into() }
+        let status = StatusCode::from_u16(reason.http_status());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self { reason, text: text.into(), status, grpc_status: None }
+    }
+
+    /// The same with other statuses.
+    pub fn with_status(self, status: StatusCode, grpc_status: u32) -> Self {
+        Self { status, grpc_status: Some(grpc_status), ..self }
     }
 
     /// The response that says so: HTTP status and one line of text, or for a
@@ -36,8 +47,7 @@ impl Refusal {
 
     fn text_response(&self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::from(format!("{}\n", self.text)));
-        *response.status_mut() = StatusCode::from_u16(self.reason.http_status())
-            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.status_mut() = self.status;
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, plain);
         response
@@ -48,7 +58,11 @@ impl Refusal {
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from_static(grpc_status(self.reason)));
+        let status = match self.grpc_status {
+            Some(status) => HeaderValue::from(status),
+            None => HeaderValue::from_static(grpc_status(self.reason)),
+        };
+        headers.insert("grpc-status", status);
         if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.text)) {
             headers.insert("grpc-message", message);
         }
@@ -71,6 +85,7 @@ fn grpc_status(reason: Reason) -> &'static str {
         | Reason::DeniedNotAWorkload
         | Reason::ForbiddenTarget => "7",
         Reason::NoSuchService | Reason::NoSuchPort | Reason::NoRoute | Reason::Unsupported => "12",
+        Reason::RateLimited | Reason::CircuitOpen => "8",
         Reason::BadRequest => "13",
         _ => "14",
     }

@@ -19,7 +19,9 @@ use crate::{
     outbound::{
         listen::{self, Purpose},
         loads::Loads,
+        mirror::MAX_MIRRORS,
         pool::Pool,
+        protect::Protections,
     },
     tunnels::Tunnels,
     view::View,
@@ -39,6 +41,10 @@ pub struct Worker {
     pub tunnels: Tunnels,
     /// What it has seen of endpoints.
     pub loads: Arc<Loads>,
+    /// What it allows itself at services.
+    pub protections: Protections,
+    /// Copies of requests in flight.
+    pub mirrors: Arc<Semaphore>,
     /// Warm inner sessions.
     pub pool: Pool,
     /// Connections to applications.
@@ -103,6 +109,8 @@ impl Worker {
             shared: app.shared.clone(),
             tunnels: app.tunnels.at(index),
             loads: Arc::default(),
+            protections: Protections::default(),
+            mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
             pool: Pool::default(),
             apps: Arc::default(),
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
@@ -192,6 +200,8 @@ async fn sweep(worker: Arc<Worker>) {
         worker.apps.sweep();
         if let Some(snapshot) = snapshot {
             worker.loads.sweep(&snapshot);
+            worker.protections.sweep(&snapshot);
+            worker.shared.limits.sweep(&snapshot);
         }
     }
 }

@@ -36,8 +36,16 @@ reasons! {
     NoSuchPort = "no_such_port", 404;
     /// No route of the service matches.
     NoRoute = "no_route", 404;
-    /// All weights are zero.
-    NoBackend = "no_backend", 503;
+    /// The rule has no backend, or all weights are zero.
+    NoBackend = "no_backend", 500;
+    /// The backend that was chosen does not exist (Gateway API).
+    InvalidBackend = "invalid_backend", 500;
+    /// Injected on purpose; the rule says with which status.
+    FaultInjected = "fault_injected", 503;
+    /// A rate limit of the service.
+    RateLimited = "rate_limited", 429;
+    /// The caller has as much at this service as its policy allows.
+    CircuitOpen = "circuit_open", 503;
     /// No endpoint may be used.
     NoEndpoint = "no_endpoint", 503;
     /// No gateway or session leads there.

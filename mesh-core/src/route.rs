@@ -151,6 +151,14 @@ pub fn choose_backend(backends: &Backends, random: u64) -> Option<&Backend> {
     by_weight(&backends.0, random, |backend| backend.weight)
 }
 
+/// One of a rule's backends by weight, with its position; `random` is uniform
+/// over all of `u64`. `None` if there is none, or all weights are zero.
+pub fn choose(backends: &[RouteBackend], random: u64) -> Option<(usize, &RouteBackend)> {
+    let chosen = by_weight(backends, random, |backend| backend.weight)?;
+    let index = backends.iter().position(|backend| std::ptr::eq(backend, chosen))?;
+    Some((index, chosen))
+}
+
 fn by_weight<T>(items: &[T], random: u64, weight: impl Fn(&T) -> u32) -> Option<&T> {
     let total: u64 = items.iter().map(|item| u64::from(weight(item))).sum();
     let mut point = scale(random, total);

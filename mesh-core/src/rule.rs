@@ -2,6 +2,7 @@
 //! servers protect themselves.
 //!
 //! - [`matching`]: which rule a request falls under.
+//! - [`budget`]: how many repetitions there may be.
 //! - [`filter`]: what a rule changes about a request and its answer.
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
@@ -10,9 +11,11 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::name::{PortName, ServiceName};
 
+pub mod budget;
 pub mod filter;
 pub mod matching;
 
+pub use budget::Budget;
 pub use filter::Target;
 pub use matching::Routes;
 

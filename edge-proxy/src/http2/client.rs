@@ -112,6 +112,9 @@ pub enum ExchangeError {
     /// It may have been processed.
     #[error("{0}")]
     Broken(h2::Error),
+    /// No answer in the time that one attempt may take.
+    #[error("no answer in time")]
+    TimedOut,
     /// The request's own body failed.
     #[error("the client's body ended early")]
     BodyFailed,
@@ -194,12 +197,13 @@ impl Client {
     }
 
     /// Sends a request and waits for the head of its response, sending the
-    /// body meanwhile. An upload that is not done by then must be driven on;
+    /// body meanwhile, up to `until`. An upload that is not done by then must be driven on;
     /// on an error the body comes back.
     pub async fn exchange<B>(
         &self,
         request: Request<()>,
         body: B,
+        until: Option<Instant>,
     ) -> Result<(Response<RecvStream>, Upload<B>), (ExchangeError, B)>
     where
         B: Body<Data = Bytes> + Unpin,
@@ -209,7 +213,14 @@ impl Client {
             Err(error) => return Err((error, body)),
         };
         let mut upload = Upload::new(body, stream);
-        match until_head(response, &mut upload).await {
+        let head = until_head(response, &mut upload);
+        let answered = match until {
+            None => head.await,
+            Some(until) => {
+                tokio::time::timeout_at(until, head).await.unwrap_or(Err(ExchangeError::TimedOut))
+            }
+        };
+        match answered {
             Ok(response) => Ok((response, upload)),
             Err(error) => Err((error, upload.into_body())),
         }

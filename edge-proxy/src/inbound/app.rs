@@ -270,7 +270,7 @@ async fn send_http2(
     if is_connect {
         return Err(Refusal::new(Reason::Unsupported, "CONNECT to an application"));
     }
-    match client.exchange(head, body).await {
+    match client.exchange(head, body, None).await {
         Ok((response, upload)) => {
             let (head, stream) = response.into_parts();
             let upload = (!upload.is_done()).then_some(upload);

@@ -2,9 +2,11 @@
 //! - this page: accepting, inner TLS, the session of one caller.
 //! - [`request`]: one stream: which own endpoint, whether the caller may, and
 //!   the answer.
+//! - [`limits`]: what a service allows its callers.
 //! - [`app`]: connections to applications.
 
 pub mod app;
+pub mod limits;
 pub mod request;
 
 use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, time::Duration};

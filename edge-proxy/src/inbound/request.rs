@@ -4,6 +4,7 @@
 use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -11,7 +12,8 @@ use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use mesh_core::{
-    Endpoint, Permit, PortName, Protocol, Reason, RequestHead, ServiceName, authorize,
+    Endpoint, Permit, PortName, Protocol, Reason, Service, ServiceName, authorize,
+    message::RequestHead,
 };
 
 use super::{
@@ -23,6 +25,7 @@ use crate::{
     headers,
     http2::{RecvBody, StreamIo, Upload, UploadEnd},
     metrics::Direction,
+    outbound::deadline,
     record::Record,
     refusal::Refusal,
     worker::Worker,
@@ -59,6 +62,8 @@ struct Admitted {
     endpoint: Arc<Endpoint>,
     protocol: Inner,
     permit: Permit,
+    /// What its service needs to be limited.
+    service: Arc<Service>,
 }
 
 /// Answers one stream in any case.
@@ -77,6 +82,11 @@ pub async fn serve(
         Err(refusal) => return refuse(&refusal, &mut respond, record),
     };
     record.entry.endpoint = Some(admitted.endpoint.id.clone());
+    let place = worker.shared.limits.place(&admitted.service, &admitted.endpoint).await;
+    let _place = match place {
+        Ok(place) => place,
+        Err(refusal) => return refuse(&refusal, &mut respond, record),
+    };
     let refused = match admitted.protocol {
         Inner::Tcp => forward_bytes(&worker, admitted, request, &mut respond, &mut record).await,
         Inner::Http1 | Inner::Http2 => {
@@ -128,7 +138,7 @@ async fn admit(
     let service = snapshot.services.get(&asked.service).ok_or_else(|| not_ours(&asked))?;
     let method = (asked.protocol != Inner::Tcp).then_some(request.method());
     let path = method.map_or("", |_| request.uri().path());
-    let head = RequestHead { service: &asked.service, port: &asked.port, method, path };
+    let head = mesh_core::RequestHead { service: &asked.service, port: &asked.port, method, path };
     let permit = authorize(&service.policy, &caller.peer, &head)
         .map_err(|denied| Refusal::new(denied.reason.reason(), denied.to_string()))?;
     let port = service.port(asked.port.as_str());
@@ -137,7 +147,27 @@ async fn admit(
         Inner::Http1 if grpc => Inner::Http2,
         protocol => protocol,
     };
-    Ok(Admitted { endpoint: endpoint.clone(), protocol, permit })
+    if protocol != Inner::Tcp {
+        limit_rate(worker, service, caller, request)?;
+    }
+    let (endpoint, service) = (endpoint.clone(), service.clone());
+    Ok(Admitted { endpoint, protocol, permit, service })
+}
+
+fn limit_rate(
+    worker: &Worker,
+    service: &Service,
+    caller: &Caller,
+    request: &Request<RecvStream>,
+) -> Result<(), Refusal> {
+    if service.traffic.rate_limits.is_empty() {
+        return Ok(());
+    }
+    let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    let method = request.method().clone();
+    let mut head = RequestHead { method, target, ..RequestHead::new() };
+    head.fields.read_map(request.headers());
+    worker.shared.limits.take(service, &caller.peer.id, &head)
 }
 
 fn asked(headers: &HeaderMap, method: &Method) -> Result<Asked, Refusal> {
@@ -193,10 +223,15 @@ async fn forward_request(
     let count = received.count();
     let request = Request::from_parts(head, received);
     let http2 = admitted.protocol == Inner::Http2;
+    let late = until_late(time_left(request.headers()));
     let answered = tokio::select! {
         biased;
-        // Dropping the other branch tells the application.
+        // Dropping the other branches tells the application.
         _ = poll_fn(|cx| respond.poll_reset(cx)) => None,
+        () = late => {
+            let text = format!("service {}: its application has not answered in time", admitted.service.name);
+            return Err(Refusal::new(Reason::Timeout, text));
+        }
         answer = app::send(worker, &admitted.endpoint, admitted.permit, http2, request) => {
             Some(answer?)
         }
@@ -207,6 +242,18 @@ async fn forward_request(
     }
     record.entry.received = count.load(Ordering::Relaxed);
     Ok(())
+}
+
+fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(deadline::TIMEOUT).map(HeaderValue::as_bytes).and_then(deadline::parse_millis)
+}
+
+/// Waits until the caller's deadline, forever without one.
+async fn until_late(left: Option<Duration>) {
+    match left {
+        Some(left) => tokio::time::sleep(left).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Sends the application's answer back.

@@ -11,18 +11,20 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
 
-use super::{loads::Attempt, pool::Place};
+use super::{loads::Attempt, pool::Place, protect::InFlight};
 use crate::{http2::RecvBody, record::Record};
-
-/// What of a request's body is kept for a second attempt.
-const MAX_REPLAY: usize = 64 << 10;
 
 /// A request's body that can be sent again as long as it is short.
 #[derive(Debug)]
 pub struct ReplayBody {
-    incoming: Incoming,
+    /// `None` for a copy: all of it is kept.
+    incoming: Option<Incoming>,
+    /// What is kept at most.
+    limit: usize,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     /// The next of `kept` to be sent again.
@@ -32,10 +34,35 @@ pub struct ReplayBody {
 }
 
 impl ReplayBody {
-    /// Nothing has been read yet.
-    pub fn new(incoming: Incoming) -> Self {
-        let received = Arc::default();
-        Self { incoming, kept: Vec::new(), kept_bytes: 0, next: 0, replayable: true, received }
+    /// Nothing has been read yet; up to `limit` bytes are kept.
+    pub fn new(incoming: Incoming, limit: usize) -> Self {
+        let (kept, received) = (Vec::new(), Arc::default());
+        let incoming = Some(incoming);
+        Self { incoming, limit, kept, kept_bytes: 0, next: 0, replayable: true, received }
+    }
+
+    /// The same body for somebody else, once all of it has come; `None` if it
+    /// is not known to be short enough to be kept.
+    pub async fn copy(&mut self) -> Option<Self> {
+        let left = self.incoming.as_ref().map_or(Some(0), |body| match body.is_end_stream() {
+            true => Some(0),
+            false => body.size_hint().exact(),
+        })?;
+        if left > self.limit as u64 {
+            return None;
+        }
+        while let Some(frame) = self.frame().await {
+            frame.ok()?;
+        }
+        self.rewind().then(|| Self {
+            incoming: None,
+            limit: self.limit,
+            kept: self.kept.clone(),
+            kept_bytes: self.kept_bytes,
+            next: 0,
+            replayable: true,
+            received: Arc::default(),
+        })
     }
 
     /// Counts the bytes that came from the client.
@@ -51,7 +78,7 @@ impl ReplayBody {
 
     fn keep(&mut self, data: &Bytes) {
         self.kept_bytes += data.len();
-        if self.replayable && self.kept_bytes <= MAX_REPLAY {
+        if self.replayable && self.kept_bytes <= self.limit {
             self.kept.push(data.clone());
             self.next = self.kept.len();
         } else {
@@ -78,7 +105,8 @@ impl Body for ReplayBody {
             self.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(incoming).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
             match frame.data_ref() {
                 Some(data) => {
@@ -92,7 +120,7 @@ impl Body for ReplayBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.next >= self.kept.len() && self.incoming.is_end_stream()
+        self.next >= self.kept.len() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -107,7 +135,19 @@ pub struct OutBody {
     source: Source,
     record: Option<Record>,
     received: Option<Arc<AtomicU64>>,
-    _used: Option<(Attempt, Place)>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    _used: Option<Used>,
+}
+
+/// What an answer occupies until its body has ended.
+#[derive(Debug)]
+pub struct Used {
+    /// The endpoint's load.
+    pub attempt: Attempt,
+    /// A place on a session.
+    pub place: Place,
+    /// A request of the service.
+    pub in_flight: InFlight,
 }
 
 #[derive(Debug)]
@@ -119,23 +159,55 @@ enum Source {
 impl OutBody {
     /// A body of ours.
     pub fn whole(data: Bytes, record: Record) -> Self {
-        Self { source: Source::Whole(data), record: Some(record), received: None, _used: None }
+        let mut body = Self::of(Source::Whole(data));
+        body.record = Some(record);
+        body
     }
 
     /// A body that is told of elsewhere.
     pub fn empty() -> Self {
-        Self { source: Source::Whole(Bytes::new()), record: None, received: None, _used: None }
+        Self::of(Source::Whole(Bytes::new()))
     }
 
-    /// A body from the mesh; holds the endpoint's load and the session's
-    /// place until it has ended.
+    /// A body from the mesh; holds what it occupies until it has ended, or
+    /// until the deadline breaks it off.
     pub fn stream(
         body: RecvBody,
         record: Record,
         received: Option<Arc<AtomicU64>>,
-        used: (Attempt, Place),
+        used: Used,
+        deadline: Option<Instant>,
     ) -> Self {
-        Self { source: Source::Stream(body), record: Some(record), received, _used: Some(used) }
+        let mut body = Self::of(Source::Stream(body));
+        body.record = Some(record);
+        body.received = received;
+        body.deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        body._used = Some(used);
+        body
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, record: None, received: None, deadline: None, _used: None }
+    }
+
+    /// The next frame, unless the deadline comes first.
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        match &mut self.source {
+            Source::Whole(data) if data.is_empty() => Poll::Ready(None),
+            Source::Whole(data) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
+            Source::Stream(body) => {
+                let polled = Pin::new(body).poll_frame(cx);
+                let late = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
+                if polled.is_pending() && self.deadline.as_mut().is_some_and(late) {
+                    let cancelled = h2::Error::from(h2::Reason::CANCEL);
+                    return Poll::Ready(Some(Err(cancelled)));
+                }
+                polled
+            }
+        }
     }
 }
 
@@ -148,17 +220,16 @@ impl Body for OutBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let this = &mut *self;
-        let frame = match &mut this.source {
-            Source::Whole(data) if data.is_empty() => None,
-            Source::Whole(data) => Some(Ok(Frame::data(std::mem::take(data)))),
-            Source::Stream(body) => ready!(Pin::new(body).poll_frame(cx)),
-        };
+        let frame = ready!(this.poll_source(cx));
         if let Some(record) = &mut this.record {
             match &frame {
                 Some(Ok(frame)) => {
                     record.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
-                Some(Err(_)) => record.failed(mesh_core::Reason::UpstreamReset),
+                Some(Err(error)) if error.is_reset() || error.is_io() || error.is_remote() => {
+                    record.failed(mesh_core::Reason::UpstreamReset);
+                }
+                Some(Err(_)) => record.failed(mesh_core::Reason::Timeout),
                 None => {}
             }
         }

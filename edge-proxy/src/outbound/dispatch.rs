@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use mesh_core::{
-    Endpoint, EndpointId, PortName, Reason, ServiceName, Snapshot,
-    message::RequestHead,
-    route::{Destination, rule},
+use super::{
+    decision::{Chosen, Decision},
+    loads::Attempt,
 };
-use tokio::time::Instant;
-
-use super::loads::Attempt;
 use crate::{refusal::Refusal, worker::Worker};
+use mesh_core::{
+    Endpoint, EndpointId, PortName, Reason, ServiceName, Snapshot, route::Destination,
+};
 
 /// Attempts at one request at most, whatever fails.
 pub const MAX_ATTEMPTS: usize = 3;
@@ -25,40 +24,50 @@ pub struct Dispatch {
     pub service: ServiceName,
     /// Its port.
     pub port: PortName,
-    /// When the whole request must have been answered.
-    pub deadline: Option<Instant>,
     candidates: Arc<[Arc<Endpoint>]>,
     tried: Vec<EndpointId>,
 }
 
 impl Dispatch {
-    /// Routes: rule, backend by weight, its endpoints.
-    pub async fn new(
+    /// For opaque bytes: rule, backend by weight, its endpoints.
+    pub async fn opaque(worker: &Arc<Worker>, destination: &Destination) -> Result<Self, Refusal> {
+        let decision = Decision::take(worker, destination, None).await?;
+        let chosen = decision.choose()?;
+        Self::to(worker, &decision, &chosen).await
+    }
+
+    /// The endpoints of a chosen backend.
+    pub async fn to(
         worker: &Arc<Worker>,
-        destination: &Destination,
-        head: Option<&RequestHead>,
+        decision: &Decision,
+        chosen: &Chosen,
     ) -> Result<Self, Refusal> {
-        let cell = &worker.shared.snapshot;
-        let mut snapshot = cell.want(&destination.service).await.ok_or_else(no_snapshot)?;
-        let svid = worker.shared.credentials.svid();
-        let from = svid.as_ref().and_then(|svid| svid.id.namespace());
-        let (service, port, timeout) = {
-            let rule = rule(&snapshot, destination, from, head)
-                .map_err(|error| Refusal::new(error.reason(), error.to_string()))?;
-            let chosen = rule.choose(rand::random());
-            let chosen = chosen.ok_or_else(|| {
-                let text = format!("service {}: all backends have weight 0", destination.service);
-                Refusal::new(Reason::NoBackend, text)
-            })?;
-            (chosen.service.clone(), chosen.port.clone(), rule.request_timeout())
-        };
-        if service != destination.service {
-            snapshot = cell.want(&service).await.ok_or_else(no_snapshot)?;
+        if chosen.service != decision.service.name {
+            return Self::alone(worker, &chosen.service, &chosen.port).await;
         }
-        let candidates = worker.view(&snapshot).endpoints(&service, &port);
-        let deadline = timeout.map(|timeout| mesh_runtime::clock::monotonic() + timeout);
-        let worker = worker.clone();
-        Ok(Self { worker, snapshot, service, port, deadline, candidates, tried: Vec::new() })
+        let snapshot = decision.snapshot.clone();
+        Ok(Self::over(worker, snapshot, &chosen.service, &chosen.port))
+    }
+
+    /// The endpoints of a service, whatever its own rules say.
+    pub async fn alone(
+        worker: &Arc<Worker>,
+        service: &ServiceName,
+        port: &PortName,
+    ) -> Result<Self, Refusal> {
+        let snapshot = worker.shared.snapshot.want(service).await.ok_or_else(no_snapshot)?;
+        Ok(Self::over(worker, snapshot, service, port))
+    }
+
+    fn over(
+        worker: &Arc<Worker>,
+        snapshot: Arc<Snapshot>,
+        service: &ServiceName,
+        port: &PortName,
+    ) -> Self {
+        let candidates = worker.view(&snapshot).endpoints(service, port);
+        let (service, port) = (service.clone(), port.clone());
+        Self { worker: worker.clone(), snapshot, service, port, candidates, tried: Vec::new() }
     }
 
     /// How many attempts there were.

@@ -4,7 +4,12 @@
 //! - [`sniff`]: what a connection speaks.
 //! - [`front`]: HTTP/1 and HTTP/2 towards clients.
 //! - [`target`]: which service a request names.
-//! - [`request`]: one request: route, choose, send, try again.
+//! - [`request`]: one request: its rule, what the rule does, its answer.
+//! - [`decision`]: which rule, and which of its backends.
+//! - [`deadline`]: how long it may take, as it travels.
+//! - [`protect`]: what this proxy allows itself at one service.
+//! - [`attempts`]: sending, and sending again where that is safe.
+//! - [`mirror`]: copies whose answers nobody waits for.
 //! - [`opaque`]: one connection of opaque bytes.
 //! - [`dispatch`]: which endpoint takes the next attempt.
 //! - [`pool`]: warm inner sessions.
@@ -12,14 +17,19 @@
 //! - [`probation`]: how an endpoint that was away comes back.
 //! - [`body`]: bodies on their way through.
 
+pub mod attempts;
 pub mod body;
+pub mod deadline;
+pub mod decision;
 pub mod dispatch;
 pub mod front;
 pub mod listen;
 pub mod loads;
+pub mod mirror;
 pub mod opaque;
 pub mod pool;
 pub mod probation;
+pub mod protect;
 pub mod request;
 pub mod sniff;
 pub mod target;

@@ -45,7 +45,7 @@ pub async fn open(
     if worker.shared.drain.is_draining() {
         return Err(Refusal::new(Reason::Draining, "this proxy is going away"));
     }
-    let mut dispatch = Dispatch::new(worker, destination, None).await?;
+    let mut dispatch = Dispatch::opaque(worker, destination).await?;
     let mut last = None;
     loop {
         let (endpoint, mut load) = match dispatch.next(false) {

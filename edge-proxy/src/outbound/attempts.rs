@@ -1,0 +1,367 @@
+//! Sending a request, and sending it again where that is safe.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use mesh_core::{
+    Endpoint, PortName, Reason, ServiceName,
+    message::RequestHead,
+    rule::{RetryPolicy, TrafficPolicy},
+};
+use mesh_runtime::clock;
+use tokio::time::Instant;
+
+use super::{
+    body::ReplayBody,
+    deadline,
+    dispatch::{Dispatch, MAX_ATTEMPTS},
+    loads::Attempt,
+    pool::{self, Place},
+    probation,
+    protect::InFlight,
+};
+use crate::{
+    headers,
+    http2::{ExchangeError, RecvBody, Upload},
+    inner::{Blame, OpenFailure},
+    record::Record,
+    refusal::Refusal,
+    worker::Worker,
+};
+
+/// What of a refusal's text is passed on.
+const MAX_REFUSAL_TEXT: usize = 4096;
+/// How long a refusal's text may take after its head.
+const REFUSAL_TEXT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// One request with what it takes to send it more than once.
+pub struct Carried {
+    /// As the application shall see it.
+    pub head: RequestHead,
+    /// Which service takes it.
+    pub service: ServiceName,
+    /// Which of its ports.
+    pub port: PortName,
+    /// What the application is spoken to in.
+    pub speaks: &'static str,
+    /// `None` only while an attempt holds it.
+    pub body: Option<ReplayBody>,
+    /// Bytes that came from the client.
+    pub received: Option<Arc<AtomicU64>>,
+    /// When the whole request must have been answered.
+    pub deadline: Option<Instant>,
+    /// When an attempt is repeated beyond what is always safe.
+    pub retry: Option<RetryPolicy>,
+    /// How long one attempt may take.
+    pub attempt_timeout: Option<std::time::Duration>,
+    /// What the service allows its callers.
+    pub traffic: TrafficPolicy,
+}
+
+/// An answer, and what it was got with.
+pub struct Answer {
+    /// Its head.
+    pub head: http::response::Parts,
+    /// Its body.
+    pub body: RecvBody,
+    /// The endpoint's load and the session's place, held while the body runs.
+    pub used: (Attempt, Place),
+}
+
+/// Why an attempt gave no answer, and what may be tried after it.
+struct Failed {
+    refusal: Refusal,
+    after: After,
+}
+
+/// What may be tried after a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// Nothing was processed: another endpoint, whatever the request is.
+    Anything,
+    /// The session had ended before the request was processed: the same
+    /// endpoint may do, in a new session.
+    Again,
+    /// It may have been processed: only what is idempotent or declared
+    /// repeatable, within the budget.
+    IfSafe,
+    /// Nothing.
+    Nothing,
+}
+
+/// Tries until there is an answer, or nothing more may be tried.
+pub async fn attempts(
+    worker: &Arc<Worker>,
+    dispatch: &mut Dispatch,
+    carried: &mut Carried,
+    in_flight: &mut InFlight,
+    record: &mut Record,
+) -> Result<Answer, Refusal> {
+    let (mut again, mut repeated) = (false, 0);
+    let mut last: Option<Refusal> = None;
+    loop {
+        let (endpoint, mut load) = match dispatch.next(again) {
+            Ok(next) => next,
+            // What failed before says more than "nothing is left".
+            Err(refusal) => return Err(last.unwrap_or(refusal)),
+        };
+        tell(record, dispatch, &endpoint);
+        let sent = attempt(worker, dispatch, &endpoint, carried, &mut load, record).await;
+        let failed = match sent {
+            Ok((answer, upload)) => {
+                let (head, body, place) = answer;
+                if !carried.wants_another(&head) || !carried.may_repeat(repeated, in_flight) {
+                    drive_on(worker, upload);
+                    return Ok(Answer { head, body, used: (load, place) });
+                }
+                let mut replay = upload.into_body();
+                if !replay.rewind() {
+                    // Too long to be sent again: the answer stands.
+                    return Ok(Answer { head, body, used: (load, place) });
+                }
+                carried.body = Some(replay);
+                load.blame();
+                Failed::answered(&endpoint, head.status)
+            }
+            Err(failed) => {
+                let rewound = carried.body.as_mut().is_some_and(ReplayBody::rewind);
+                let allowed = rewound
+                    && match failed.after {
+                        After::Anything | After::Again => dispatch.attempts() < MAX_ATTEMPTS,
+                        After::IfSafe => carried.may_repeat(repeated, in_flight),
+                        After::Nothing => false,
+                    };
+                if !allowed {
+                    return Err(failed.refusal);
+                }
+                failed
+            }
+        };
+        drop(load);
+        again = failed.after == After::Again || failed.after == After::IfSafe;
+        worker.shared.metrics.retried(failed.refusal.reason);
+        if failed.after == After::IfSafe {
+            carried.pause(repeated).await;
+            repeated += 1;
+        }
+        last = Some(failed.refusal);
+    }
+}
+
+fn tell(record: &mut Record, dispatch: &Dispatch, endpoint: &Endpoint) {
+    record.entry.endpoint = Some(endpoint.id.clone());
+    record.entry.site = Some(endpoint.site.clone());
+    record.entry.attempts = u32::try_from(dispatch.attempts()).unwrap_or(u32::MAX);
+}
+
+type Sent = ((http::response::Parts, RecvBody, Place), Upload<ReplayBody>);
+
+/// Sends once. The body comes back where it may be sent again.
+async fn attempt(
+    worker: &Arc<Worker>,
+    dispatch: &Dispatch,
+    endpoint: &Arc<Endpoint>,
+    carried: &mut Carried,
+    load: &mut Attempt,
+    record: &mut Record,
+) -> Result<Sent, Failed> {
+    let until = carried.attempt_timeout.map(|timeout| clock::monotonic() + timeout);
+    let place = match pool::place(worker, &dispatch.snapshot, endpoint).await {
+        Ok(place) => place,
+        Err(failure) => {
+            let blame = failure.blames(&dispatch.snapshot.site, endpoint);
+            load.not_opened(blame);
+            if blame == Blame::Endpoint {
+                probation::start(worker, endpoint);
+            }
+            return Err(Failed::to_open(endpoint, &failure));
+        }
+    };
+    record.entry.path_kind = place.session.path_kind;
+    record.entry.peer = Some(place.session.peer.id.clone());
+    record.entry.connection = Some(place.session.connection.clone());
+    let Some(body) = carried.body.take() else { return Err(Failed::without_body()) };
+    let request = match carried.request(endpoint) {
+        Ok(request) => request,
+        Err(refusal) => return Err(Failed { refusal, after: After::Nothing }),
+    };
+    let (response, upload) = match place.session.client.exchange(request, body, until).await {
+        Ok(answered) => answered,
+        Err((error, body)) => {
+            carried.body = Some(body);
+            if error.is_connection_lost() {
+                probation::start(worker, endpoint);
+            }
+            return Err(Failed::to_answer(endpoint, &error, load));
+        }
+    };
+    let (mut head, stream) = response.into_parts();
+    let body = RecvBody::new(stream);
+    if let Some(code) = head.headers.get(headers::ERROR) {
+        let reason = reason_of(code, head.status);
+        carried.body = Some(upload.into_body());
+        return Err(Failed::there(endpoint, reason, &refusal_text(body).await, load));
+    }
+    load.answered();
+    headers::remove_hop_by_hop(&mut head.headers);
+    head.version = http::Version::HTTP_11;
+    Ok(((head, body, place), upload))
+}
+
+/// Answers may begin before requests have ended: then the rest of the request
+/// needs a task, because nobody may read the answer as fast as we send.
+fn drive_on(worker: &Worker, mut upload: Upload<ReplayBody>) {
+    if !upload.is_done() {
+        worker.shared.drain.spawn(async move {
+            upload.run().await;
+        });
+    }
+}
+
+fn reason_of(code: &HeaderValue, status: StatusCode) -> Reason {
+    let known = Reason::ALL.iter().find(|reason| reason.code().as_bytes() == code.as_bytes());
+    known.copied().unwrap_or(match status {
+        StatusCode::FORBIDDEN => Reason::DeniedNoRule,
+        _ => Reason::UpstreamReset,
+    })
+}
+
+/// What the far proxy says to people.
+async fn refusal_text(mut body: RecvBody) -> String {
+    let read = async {
+        let mut text = BytesMut::new();
+        while let Some(Ok(frame)) = body.frame().await {
+            text.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
+            if text.len() >= MAX_REFUSAL_TEXT {
+                text.truncate(MAX_REFUSAL_TEXT);
+                break;
+            }
+        }
+        text
+    };
+    let text = tokio::time::timeout(REFUSAL_TEXT_TIMEOUT, read).await.unwrap_or_default();
+    String::from_utf8_lossy(&text).trim_end().to_owned()
+}
+
+impl Carried {
+    /// As it travels to the proxy of `endpoint`.
+    fn request(&self, endpoint: &Endpoint) -> Result<Request<()>, Refusal> {
+        let request = self.head.to_request();
+        let mut request =
+            request.map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
+        let value = |text: &str| HeaderValue::from_str(text).expect("names are ASCII");
+        let fields = request.headers_mut();
+        fields.insert(headers::SERVICE, value(self.service.as_str()));
+        fields.insert(headers::PORT, value(self.port.as_str()));
+        fields.insert(headers::PROTOCOL, HeaderValue::from_static(self.speaks));
+        fields.insert(headers::ENDPOINT, value(endpoint.id.as_str()));
+        if let Some(deadline) = self.deadline {
+            let mut told = mesh_core::message::Fields::new();
+            told.read_map(fields);
+            deadline::write(&mut told, deadline.saturating_duration_since(clock::monotonic()));
+            fields.clear();
+            told.write_map(fields);
+        }
+        Ok(request)
+    }
+
+    /// Whether an answer is one that the policy repeats.
+    fn wants_another(&self, head: &http::response::Parts) -> bool {
+        let Some(retry) = &self.retry else { return false };
+        let grpc = || {
+            let code = head.headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+            Some(retry.grpc_codes.contains(&code))
+        };
+        retry.repeats(head.status) || grpc().unwrap_or(false)
+    }
+
+    /// Whether what may have been processed may be sent once more.
+    fn may_repeat(&self, repeated: u32, in_flight: &mut InFlight) -> bool {
+        let (times, any_method) = match &self.retry {
+            Some(retry) => (retry.attempts, retry.any_method),
+            None => (1, false),
+        };
+        repeated < times
+            && (any_method || is_idempotent(&self.head.method))
+            && in_flight.repeat(&self.traffic)
+    }
+
+    /// Waits before repetition `n`, counted from 0, as the policy says.
+    async fn pause(&self, n: u32) {
+        if let Some(retry) = &self.retry {
+            tokio::time::sleep(retry.wait(n, rand::random())).await;
+        }
+    }
+}
+
+/// RFC 9110 section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE]
+        .contains(method)
+}
+
+impl Failed {
+    fn to_open(endpoint: &Endpoint, failure: &OpenFailure) -> Self {
+        let text = format!("{}: {failure}", describe(endpoint));
+        Self { refusal: Refusal::new(failure.reason(), text), after: After::Anything }
+    }
+
+    fn to_answer(endpoint: &Endpoint, error: &ExchangeError, load: &mut Attempt) -> Self {
+        let (reason, after) = match error {
+            ExchangeError::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
+            ExchangeError::Broken(_) => {
+                if error.is_connection_lost() {
+                    load.unreachable();
+                } else {
+                    load.blame();
+                }
+                (Reason::UpstreamReset, After::IfSafe)
+            }
+            ExchangeError::TimedOut => {
+                load.blame();
+                (Reason::Timeout, After::IfSafe)
+            }
+            ExchangeError::BodyFailed => (Reason::BadRequest, After::Nothing),
+        };
+        let text = format!("{}: {error}", describe(endpoint));
+        Self { refusal: Refusal::new(reason, text), after }
+    }
+
+    /// An answer that the policy repeats.
+    fn answered(endpoint: &Endpoint, status: StatusCode) -> Self {
+        let text = format!("{}: answered {}", describe(endpoint), status.as_u16());
+        Self { refusal: Refusal::new(Reason::UpstreamReset, text), after: After::IfSafe }
+    }
+
+    /// The far proxy refused.
+    fn there(endpoint: &Endpoint, reason: Reason, text: &str, load: &mut Attempt) -> Self {
+        let after = match reason {
+            // It was not given to any application.
+            Reason::Draining | Reason::Overloaded | Reason::AppUnreachable => After::Anything,
+            // What it was asked for is not there (yet, or any more).
+            Reason::NoEndpoint => After::Anything,
+            Reason::UpstreamReset => After::IfSafe,
+            _ => After::Nothing,
+        };
+        if after != After::Nothing {
+            load.blame();
+        }
+        let text = if text.is_empty() {
+            format!("{}: its proxy refused", describe(endpoint))
+        } else {
+            text.to_owned()
+        };
+        Self { refusal: Refusal::new(reason, text), after }
+    }
+
+    fn without_body() -> Self {
+        let text = "the request's body is gone; this is a defect of the proxy";
+        Self { refusal: Refusal::new(Reason::UpstreamReset, text), after: After::Nothing }
+    }
+}
+
+fn describe(endpoint: &Endpoint) -> String {
+    format!("service {}, endpoint {} in {}", endpoint.service, endpoint.id, endpoint.site)
+}

@@ -1,0 +1,83 @@
+//! Copies of requests whose answers nobody waits for.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_core::{message::RequestHead, rule::Mirror};
+
+use super::{
+    attempts::{Carried, attempts},
+    body::ReplayBody,
+    decision::{Chosen, Decision},
+    dispatch::Dispatch,
+};
+use crate::{metrics::Direction, record::Record, worker::Worker};
+
+/// How long a copy may take; nobody waits for it.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Copies of one worker in flight; more are not made.
+pub const MAX_MIRRORS: usize = 256;
+
+/// Sends the copies that the rule asks for. A request whose body is longer
+/// than what is kept for repetition is not copied: nothing waits for a mirror.
+pub async fn start(
+    worker: &Arc<Worker>,
+    decision: &Decision,
+    head: &RequestHead,
+    body: &mut ReplayBody,
+) {
+    let Some(route) = decision.route() else { return };
+    let wanted = |mirror: &&Mirror| mirror.fraction.takes(rand::random());
+    for mirror in route.filters.mirrors.iter().filter(wanted) {
+        let chosen = Chosen::mirror(mirror, &decision.port);
+        let Some(copy) = body.copy().await else {
+            worker.shared.metrics.mirrors_skipped.inc();
+            return;
+        };
+        let Ok(place) = worker.mirrors.clone().try_acquire_owned() else {
+            worker.shared.metrics.mirrors_skipped.inc();
+            return;
+        };
+        let (worker, head, service) = (worker.clone(), head.clone(), decision.service.clone());
+        worker.shared.drain.clone().spawn(async move {
+            let sent = tokio::time::timeout(TIMEOUT, send(&worker, &service, &chosen, head, copy));
+            if sent.await.is_err() {
+                log::debug!(service = chosen.service.as_str(); "a mirror did not answer in time");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn send(
+    worker: &Arc<Worker>,
+    service: &mesh_core::Service,
+    chosen: &Chosen,
+    head: RequestHead,
+    body: ReplayBody,
+) {
+    let mut record = Record::new(&worker.shared, Direction::Outbound, "http1");
+    record.entry.service = Some(chosen.service.clone());
+    record.entry.port = Some(chosen.port.clone());
+    let sending = async {
+        let mut in_flight = worker.protections.begin(service)?;
+        let mut dispatch = Dispatch::alone(worker, &chosen.service, &chosen.port).await?;
+        let mut carried = Carried {
+            head,
+            service: chosen.service.clone(),
+            port: chosen.port.clone(),
+            speaks: "http1",
+            body: Some(body),
+            received: None,
+            deadline: None,
+            retry: None,
+            attempt_timeout: None,
+            traffic: service.traffic.clone(),
+        };
+        attempts(worker, &mut dispatch, &mut carried, &mut in_flight, &mut record).await
+    };
+    let result: Result<_, crate::refusal::Refusal> = sending.await;
+    match result {
+        Ok(answer) => record.answered(answer.head.status),
+        Err(refusal) => record.failed(refusal.reason),
+    }
+}

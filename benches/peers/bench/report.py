@@ -79,6 +79,8 @@ def print_row(one):
             print(f"  {label:18}" + figures(entry, reference))
         if "missing" in entry:
             print(f"  {label:18}not measured: {entry['missing'][:300]}")
+        elif "failed" in entry:
+            print(f"  {label:18}{entry['failed']} repetition failed and is left out")
         errors = sum(values(entry, "errors"))
         if errors:
             print(f"  {label:18}{errors} requests failed: these figures do not count")
@@ -170,17 +172,28 @@ def met(fine):
 
 def markdown(results):
     """For SPECIFICATION.md: median, and minimum in brackets."""
-    labels = [label for label in results["contenders"]
-              if any(label in one["contenders"] for one in results["rows"])]
-    lines = [headline(results) + ". Medians (minima).", "",
-             "| work | unit | " + " | ".join(labels) + " |", "|---" * (len(labels) + 2) + "|"]
-    for one in results["rows"]:
+    tables = [table([one for one in results["rows"] if across_sites(one) == apart], results["contenders"])
+              for apart in (False, True)]
+    return "\n\n".join([headline(results) + ". Medians (minima).", *filter(None, tables)]) + "\n"
+
+
+def across_sites(one):
+    return one["name"].startswith("cross-")
+
+
+def table(rows, order):
+    """Its columns are the contenders that any of the rows has."""
+    labels = [label for label in order if any(label in one["contenders"] for one in rows)]
+    if not labels:
+        return ""
+    lines = ["| work | unit | " + " | ".join(labels) + " |", "|---" * (len(labels) + 2) + "|"]
+    for one in rows:
         cells = []
         for label in labels:
             found = values(one["contenders"].get(label, {"runs": []}))
             cells.append(f"{number(median(found))} ({number(min(found))})" if found else "–")
         lines.append(f"| {one['title']} | {one['unit']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def commit():

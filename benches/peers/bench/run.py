@@ -37,8 +37,10 @@ class Path:
         self.address = contender.virtual_address(row)
         self.host = "orders.shop"
         self.load = load.LOADS[row.load](settings.load_core, settings.headers)
-        self.processes = []
+        self.processes, self.backend = [], None
         try:
+            if row.load == "iperf3":
+                self.backend = load.start_iperf3(settings.directory, settings.load_core)
             specs = contender.specs(row, settings.directory, settings.certs)
             for spec in specs:
                 log = os.path.join(settings.directory, f"{spec.role}.log".replace(" ", "-"))
@@ -82,8 +84,9 @@ class Path:
         return {process.role: process.resident() for process in self.processes}
 
     def stop(self):
-        for process in self.processes:
-            process.stop()
+        for process in [*self.processes, self.backend]:
+            if process:
+                process.stop()
 
     def __enter__(self):
         return self

@@ -108,6 +108,15 @@ class Reports(unittest.TestCase):
         self.assertEqual(list(report.verdicts(self.row("h1-two-hop-32", haproxy=[8], isthmus=[]))), [])
 
 
+    def test_the_table_has_a_column_for_everybody_measured(self):
+        rows_measured = [self.row("h1-two-hop-32", haproxy=[10, 30, 20], isthmus=[8]),
+                         self.row("cross-h2", **{"isthmus/tls": [5]})]
+        near, far = (report.table([one], ["haproxy", "isthmus", "isthmus/tls"]) for one in rows_measured)
+        self.assertIn("| haproxy | isthmus |", near)
+        self.assertIn("| 20.0 (10.0) | 8.00 (8.00) |", near)
+        self.assertIn("| isthmus/tls |", far)
+
+
 class Rows(unittest.TestCase):
     def test_a_row_is_named_by_its_beginning(self):
         self.assertEqual([row.name for row in rows.select(["h2"])], ["h2-one-hop", "h2-two-hop"])

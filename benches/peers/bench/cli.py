@@ -126,10 +126,15 @@ def compare(options, chosen, contenders, directory):
         results["rows"].append(repeat(row, contenders, settings, options.reps))
         report.print_row(results["rows"][-1])
         report.write(results, options)
-        for backend in backends:
-            if backend.ended():
-                raise SystemExit(f"a backend ended: {backend.tail()}")
+        alive(backends)
     return 0
+
+
+def alive(backends):
+    """What answered must still be there, or the row says nothing."""
+    for backend in backends:
+        if backend.ended():
+            raise SystemExit(f"a backend ended: {backend.tail()}")
 
 
 def repeat(row, contenders, settings, repetitions):
@@ -160,9 +165,14 @@ def repeat(row, contenders, settings, repetitions):
 @contextlib.contextmanager
 def alone():
     """Not while another comparison on this machine measures: they take turns."""
-    with open(LOCK, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    lock = os.open(LOCK, os.O_RDONLY | os.O_CREAT)
+    try:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(lock, 0o644)  # other users only open it
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def progress(text):

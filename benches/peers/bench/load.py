@@ -28,6 +28,11 @@ http {{
     access_log off;
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
+    client_body_temp_path {directory}/backend.body;
+    proxy_temp_path {directory}/backend.proxy;
+    fastcgi_temp_path {directory}/backend.fastcgi;
+    uwsgi_temp_path {directory}/backend.uwsgi;
+    scgi_temp_path {directory}/backend.scgi;
     server {{ listen 0.0.0.0:{port} backlog=8192; location / {{ return 200 "{body}"; }} }}
 }}
 """

@@ -44,7 +44,6 @@ http {{
     server {{
         listen {listen}{h2};
         {tls}
-        http2_max_requests 1000000000;
         http2_max_concurrent_streams 256;
         location / {{
             {passing}

@@ -27,6 +27,13 @@ impl Clock {
         i64::try_from(self.since_epoch().as_millis()).unwrap_or(i64::MAX)
     }
 
+    /// How far a clock that shows this is ahead of ours, in milliseconds; what
+    /// is under way for a second is behind by as much. 0 says nothing.
+    pub fn ahead_ms(&self, theirs_unix_ms: u64) -> Option<i64> {
+        let theirs = i64::try_from(theirs_unix_ms).unwrap_or(i64::MAX);
+        (theirs != 0).then(|| theirs.saturating_sub(self.unix_ms()))
+    }
+
     /// Seconds since the Unix epoch.
     pub fn unix_s(&self) -> i64 {
         self.unix_ms() / 1000

@@ -58,6 +58,8 @@ pub struct LinkLive {
     pub refused: Option<String>,
     /// Why there is no stream.
     pub problem: Option<String>,
+    /// How far the clock of its federation is ahead of ours, if it has said.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 impl LinkLive {

@@ -16,8 +16,8 @@ use std::{
 use mesh_api::{
     VERSIONS,
     v1::{
-        Deregister, Health, HealthReport, Leaving, NodeDuplicated, Register, RegistryError,
-        RegistryHello, RegistryReply, RegistryRequest, authority_record::Event,
+        Deregister, Health, HealthReport, Heartbeat, Leaving, NodeDuplicated, Register,
+        RegistryError, RegistryHello, RegistryReply, RegistryRequest, authority_record::Event,
         registry_request::Request as Asked, registry_server,
     },
 };
@@ -71,6 +71,7 @@ struct Known {
     began: Instant,
     heard: Instant,
     agent_version: String,
+    clock_ahead_ms: Option<i64>,
     cut: Arc<Notify>,
 }
 
@@ -79,6 +80,8 @@ struct Known {
 pub struct AgentInfo {
     /// As it called itself.
     pub version: String,
+    /// How far its clock is ahead of ours, if it has said.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 /// Takes the session off the list when its task ends.
@@ -116,7 +119,8 @@ impl Registry {
     pub fn agent(&self, node: &NodeId) -> Option<AgentInfo> {
         let sessions = self.sessions();
         let newest = sessions.get(node)?.last()?;
-        Some(AgentInfo { version: newest.agent_version.clone() })
+        let (version, clock_ahead_ms) = (newest.agent_version.clone(), newest.clock_ahead_ms);
+        Some(AgentInfo { version, clock_ahead_ms })
     }
 
     /// The boot in which a node's agent speaks now: unset if it has been silent
@@ -141,9 +145,19 @@ impl Registry {
             began: Instant::now(),
             heard: Instant::now(),
             agent_version: short(&hello.agent_version),
+            clock_ahead_ms: None,
             cut: cut.clone(),
         });
         Listed { registry: self.clone(), node: node.clone(), number }
+    }
+
+    fn compare_clocks(&self, listed: &Listed, heartbeat: &Heartbeat) {
+        let ahead = self.view.authority().clock().ahead_ms(heartbeat.time_unix_ms);
+        let mut sessions = self.sessions();
+        let mut of_node = sessions.get_mut(&listed.node).into_iter().flatten();
+        if let Some(own) = of_node.find(|known| known.number == listed.number) {
+            own.clock_ahead_ms = ahead;
+        }
     }
 
     /// A session has just spoken: whether a younger one of another boot of the
@@ -273,6 +287,9 @@ impl Session {
                 continue;
             }
             self.heard(&request);
+            if let Some(Asked::Heartbeat(heartbeat)) = &request.request {
+                self.registry.compare_clocks(&listed, heartbeat);
+            }
             let reply = self.answer(request).await?;
             self.reply(reply).await?;
         }

@@ -162,6 +162,7 @@ impl Replication {
             let Err(lost) = self.pull().await;
             self.change(|live| {
                 live.up = false;
+                live.clock_ahead_ms = None;
                 live.problem = Some(lost.to_string());
                 false
             });
@@ -222,8 +223,15 @@ impl Replication {
             Some(Answer::Unlinked(why)) => {
                 return Err(Lost::Unlinked(why.chars().take(256).collect()));
             }
-            // A sign of life, or a message of a later version.
-            Some(Answer::HeartbeatUnixMs(_)) | None => {}
+            Some(Answer::HeartbeatUnixMs(theirs)) => {
+                let ahead = self.view.authority().clock().ahead_ms(theirs);
+                self.change(|live| {
+                    live.clock_ahead_ms = ahead;
+                    false
+                });
+            }
+            // A sign of life of a later version.
+            None => {}
         }
         self.change(|live| {
             live.up = true;
@@ -273,6 +281,7 @@ impl Replication {
                 heard: Some(Instant::now()),
                 refused: None,
                 problem: None,
+                clock_ahead_ms: live.clock_ahead_ms,
             };
             changed
         });
@@ -298,7 +307,9 @@ impl Replication {
         });
         let nack = Nack { revision: delta.to, reason: format!("{code}: {problem}") };
         if ask(tx, Ask::Nack(nack)).is_ok() {
-            let _ = timeout(Duration::from_millis(100), inbound.message()).await;
+            // What is on its way here must not cut that short.
+            let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
+            let _ = timeout(Duration::from_millis(100), rest).await;
         }
     }
 

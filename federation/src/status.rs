@@ -13,16 +13,25 @@ use crate::{
 
 /// A root that ends sooner than this needs a plan.
 const ROOT_WARNING: Duration = Duration::from_secs(180 * 86_400);
+/// Clocks that differ by more make certificates be refused soon: leaves are
+/// backdated by 10 minutes, and joining is refused from 5 minutes on.
+const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
 /// All joined machines.
 pub fn nodes(admin: &AdminService) -> Vec<v1::NodeInfo> {
     let state = admin.site.authority.state();
-    state.nodes.values().map(|node| node_info(admin, node)).collect()
+    let proxies = admin.discovery.proxies();
+    state.nodes.values().map(|node| node_info(admin, node, &proxies)).collect()
 }
 
-fn node_info(admin: &AdminService, node: &NodeState) -> v1::NodeInfo {
+fn node_info(admin: &AdminService, node: &NodeState, proxies: &[v1::ProxyInfo]) -> v1::NodeInfo {
     let (liveness, silent) = admin.view.liveness(&node.id);
     let agent = admin.registry.agent(&node.id);
+    // While its agent is away, its proxy tells.
+    let clock = agent.as_ref().and_then(|agent| agent.clock_ahead_ms).or_else(|| {
+        let on_node = |proxy: &&v1::ProxyInfo| proxy.node == node.id.as_str();
+        proxies.iter().filter(on_node).find_map(|proxy| proxy.clock_ahead_ms)
+    });
     let state = match liveness {
         _ if node.duplicated.is_some() => "duplicated",
         Liveness::Alive => "connected",
@@ -40,6 +49,7 @@ fn node_info(admin: &AdminService, node: &NodeState) -> v1::NodeInfo {
         agent_version: agent.map(|agent| agent.version).unwrap_or_default(),
         serial: node.current.serial.clone(),
         previous_serial: node.previous.as_ref().map(|c| c.serial.clone()).unwrap_or_default(),
+        clock_ahead_ms: clock,
     }
 }
 
@@ -58,6 +68,9 @@ pub fn site(admin: &AdminService) -> v1::SiteStatusResponse {
     let state = admin.site.authority.state();
     let links = admin.links.list().links;
     let proxies = admin.discovery.proxies();
+    let nodes = nodes(admin);
+    let mut warnings = warnings(admin, &state, &links, &proxies);
+    warnings.extend(clock_warnings(&nodes, &proxies, &links));
     v1::SiteStatusResponse {
         site: Some(admin.site.describe_to_gateway()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -65,8 +78,8 @@ pub fn site(admin: &AdminService) -> v1::SiteStatusResponse {
         root_fingerprint: fingerprint(admin.site.ca.root()),
         root_expires_unix_s: admin.site.ca.root_not_after_unix_s(),
         issuing_ca_expires_unix_s: admin.site.ca.issuing_not_after_unix_s(),
-        nodes: nodes(admin),
-        warnings: warnings(admin, &state, &links, &proxies),
+        nodes,
+        warnings,
         links,
         proxies,
         gateways: crate::site::gateways(&state),
@@ -114,6 +127,45 @@ fn warnings(
     warnings
 }
 
+/// Whose clock differs from ours. Of the proxies only those are named that are
+/// on no machine of the list, gateways above all.
+fn clock_warnings(
+    nodes: &[v1::NodeInfo],
+    proxies: &[v1::ProxyInfo],
+    links: &[v1::LinkInfo],
+) -> Vec<String> {
+    let nodes = nodes
+        .iter()
+        .map(|node| (format!("machine {} (node {})", node.hostname, node.id), node.clock_ahead_ms));
+    let proxies = proxies.iter().filter(|proxy| proxy.node.is_empty()).map(|proxy| {
+        let name = match proxy.gateway.as_str() {
+            "" => format!("proxy {}", proxy.spiffe_id),
+            gateway => format!("gateway {gateway}"),
+        };
+        (name, proxy.clock_ahead_ms)
+    });
+    let links = links
+        .iter()
+        .map(|link| (format!("federation of linked site {}", link.site), link.clock_ahead_ms));
+    nodes
+        .chain(proxies)
+        .chain(links)
+        .filter_map(|(who, ahead)| clock_warning(&who, ahead?))
+        .collect()
+}
+
+fn clock_warning(who: &str, ahead_ms: i64) -> Option<String> {
+    let skew = Duration::from_millis(ahead_ms.unsigned_abs());
+    let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+    (skew > CLOCK_WARNING).then(|| {
+        format!(
+            "clock: {who} is {} s {side} this federation; set the wrong one (e.g. with chrony): \
+             certificates will be refused",
+            skew.as_secs()
+        )
+    })
+}
+
 fn certificate_warnings(admin: &AdminService) -> Vec<String> {
     let now = admin.site.authority.clock().unix_s();
     let days = |until: i64| (until - now) / 86_400;
@@ -131,4 +183,51 @@ fn certificate_warnings(admin: &AdminService) -> Vec<String> {
         warnings.push(format!("the root ends in {} days", days(root)));
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_warned_of_from_a_minute_on_either_way() {
+        let node = |ahead| v1::NodeInfo {
+            id: "n1".into(),
+            hostname: "web".into(),
+            clock_ahead_ms: ahead,
+            ..v1::NodeInfo::default()
+        };
+        for (ahead, expected) in [
+            (None, None),
+            (Some(0), None),
+            (Some(60_000), None),
+            (Some(-60_999), Some("machine web (node n1) is 60 s behind this")),
+            (Some(60_001), Some("is 60 s ahead of this")),
+            (Some(i64::MAX), Some("ahead of this")),
+            (Some(i64::MIN), Some("behind this")),
+        ] {
+            let warnings = clock_warnings(&[node(ahead)], &[], &[]);
+            assert_eq!(warnings.len(), usize::from(expected.is_some()), "{ahead:?}: {warnings:?}");
+            let right = expected.is_none_or(|text| warnings[0].contains(text));
+            assert!(right, "{ahead:?}: {warnings:?}");
+        }
+    }
+
+    #[test]
+    fn one_machine_is_warned_of_once() {
+        let ahead = Some(3_600_000);
+        let node = v1::NodeInfo { clock_ahead_ms: ahead, ..v1::NodeInfo::default() };
+        let of = |node: &str, gateway: &str| v1::ProxyInfo {
+            node: node.into(),
+            gateway: gateway.into(),
+            clock_ahead_ms: ahead,
+            ..v1::ProxyInfo::default()
+        };
+        let link =
+            v1::LinkInfo { site: "east".into(), clock_ahead_ms: ahead, ..Default::default() };
+        let warnings = clock_warnings(&[node], &[of("n1", ""), of("", "gw1")], &[link]);
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert!(warnings[1].contains("gateway gw1 is 3600 s ahead"), "{warnings:?}");
+        assert!(warnings[2].contains("linked site east"), "{warnings:?}");
+    }
 }

@@ -39,6 +39,13 @@ pub fn age_ms(ms: u64) -> String {
     }
 }
 
+/// `+3600.0s`, `-0.1s`: how far a clock is ahead.
+pub fn ahead_ms(ms: i64) -> String {
+    let sign = if ms < 0 { '-' } else { '+' };
+    let ms = ms.unsigned_abs();
+    format!("{sign}{}.{}s", ms / 1000, ms % 1000 / 100)
+}
+
 /// Reads `90`, `90s`, `15m`, `24h`, `7d`, `500ms`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration; write 30s, 15m, 24h or 7d");
@@ -59,6 +66,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_are_shown_with_their_sign() {
+        for (ms, shown) in [(3_600_000, "+3600.0s"), (-140, "-0.1s"), (0, "+0.0s")] {
+            assert_eq!(ahead_ms(ms), shown);
+        }
+    }
 
     #[test]
     fn durations_are_read() {

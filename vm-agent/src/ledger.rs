@@ -93,9 +93,9 @@ impl Ledger {
         self.ask(Request::Hello(hello), Asked::Other)
     }
 
-    /// Renews the lease.
-    pub fn heartbeat(&mut self) -> RegistryRequest {
-        self.ask(Request::Heartbeat(Heartbeat {}), Asked::Other)
+    /// Renews the lease, and lets the site compare clocks.
+    pub fn heartbeat(&mut self, time_unix_ms: u64) -> RegistryRequest {
+        self.ask(Request::Heartbeat(Heartbeat { time_unix_ms }), Asked::Other)
     }
 
     /// The last message: away, and back within this time.

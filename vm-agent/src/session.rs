@@ -141,7 +141,7 @@ impl<'a> Session<'a> {
         if self.heard.elapsed() > SILENCE {
             return Err(format!("federation: silent for {SILENCE:?}"));
         }
-        let heartbeat = self.ledger.heartbeat();
+        let heartbeat = self.ledger.heartbeat(clock::unix_millis());
         self.send(heartbeat).await
     }
 

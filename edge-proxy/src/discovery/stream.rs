@@ -157,6 +157,7 @@ impl Open<'_> {
             interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
             stats: self.discovery.shared.stats.take(),
             snapshot_state: revision.map(|r| format!("{}/{}", r.epoch, r.n)).unwrap_or_default(),
+            time_unix_ms: mesh_runtime::clock::unix_millis(),
         }))
     }
 

@@ -10,6 +10,8 @@ use mesh_api::v1::{Nack, ProxyInfo, Report, Revision, ServiceStat, StatResponse,
 use mesh_core::PeerIdentity;
 use tokio::time::Instant;
 
+use crate::clock::Clock;
+
 /// Services in one report; more are dropped.
 const MAX_STATS: usize = 4096;
 /// Buckets of one histogram.
@@ -32,6 +34,9 @@ struct Proxy {
     nack: String,
     heard: Instant,
     report: Option<(Instant, Report)>,
+    /// A gateway's id.
+    gateway: Option<String>,
+    clock_ahead_ms: Option<i64>,
 }
 
 impl Proxies {
@@ -45,7 +50,13 @@ impl Proxies {
         }
     }
 
-    pub(crate) fn add(&self, stream: u64, peer: &PeerIdentity, version: &str) {
+    pub(crate) fn add(
+        &self,
+        stream: u64,
+        peer: &PeerIdentity,
+        version: &str,
+        gateway: Option<&str>,
+    ) {
         let proxy = Proxy {
             peer: peer.clone(),
             version: version.chars().take(64).collect(),
@@ -53,6 +64,8 @@ impl Proxies {
             nack: String::new(),
             heard: Instant::now(),
             report: None,
+            gateway: gateway.map(str::to_owned),
+            clock_ahead_ms: None,
         };
         self.lock().insert(stream, proxy);
     }
@@ -77,13 +90,17 @@ impl Proxies {
         self.change(stream, |proxy| proxy.nack = reason);
     }
 
-    pub(crate) fn report(&self, stream: u64, mut report: Report) {
+    pub(crate) fn report(&self, stream: u64, mut report: Report, clock: &Clock) {
         report.stats.truncate(MAX_STATS);
         for stat in &mut report.stats {
             stat.latency.truncate(MAX_BUCKETS + 1);
             stat.bounds_ms.truncate(MAX_BUCKETS);
         }
-        self.change(stream, |proxy| proxy.report = Some((Instant::now(), report)));
+        let ahead = clock.ahead_ms(report.time_unix_ms);
+        self.change(stream, |proxy| {
+            proxy.clock_ahead_ms = ahead;
+            proxy.report = Some((Instant::now(), report));
+        });
     }
 
     pub(crate) fn infos(&self) -> Vec<ProxyInfo> {
@@ -96,6 +113,8 @@ impl Proxies {
             last_heard_ms: u64::try_from(proxy.heard.elapsed().as_millis()).unwrap_or(u64::MAX),
             certificate_expires_unix_s: i64::try_from(proxy.peer.not_after.as_secs())
                 .unwrap_or(i64::MAX),
+            gateway: proxy.gateway.clone().unwrap_or_default(),
+            clock_ahead_ms: proxy.clock_ahead_ms,
         };
         self.lock().values().map(info).collect()
     }

@@ -184,7 +184,8 @@ impl ProxyStream {
         self.told = subscribe.have.filter(|have| self.discovery.view.covers(have));
         self.waits = subscribe.have.is_some();
         self.lens.resumed = self.told.is_some();
-        self.discovery.proxies.add(self.number, &self.peer, &subscribe.proxy_version);
+        let (version, gateway) = (&subscribe.proxy_version, self.gateway.as_deref());
+        self.discovery.proxies.add(self.number, &self.peer, version, gateway);
         self.discovery.heard(self.number, &self.peer);
         log::info!(peer = self.peer.id.as_str(), version = subscribe.proxy_version.as_str(),
             resumed = self.lens.resumed; "discovery stream");
@@ -209,7 +210,10 @@ impl ProxyStream {
                     discovery.report_sessions(gateway, self.number, sessions);
                 }
             }
-            Some(Asked::Report(report)) => discovery.proxies.report(self.number, report),
+            Some(Asked::Report(report)) => {
+                let clock = discovery.view.authority().clock();
+                discovery.proxies.report(self.number, report, clock);
+            }
             Some(Asked::Subscribe(_)) => {
                 let message = "a second subscription on one stream";
                 return Err(refuse(Code::InvalidArgument, "malformed", message));

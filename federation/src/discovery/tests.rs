@@ -240,11 +240,14 @@ async fn what_proxies_say_can_be_asked_for() {
     let report = mesh_api::v1::Report {
         interval_ms: 1000,
         stats: vec![stat],
+        time_unix_ms: mesh_runtime::clock::unix_millis() - 3_600_000,
         ..mesh_api::v1::Report::default()
     };
     proxy.say(Ask::Report(report)).await;
     let row = eventually("a row", || site.discovery.stat().rows.pop()).await;
     assert_eq!((row.stat.unwrap().success, row.node), (7, a.to_string()));
+    let ahead = site.discovery.proxies()[0].clock_ahead_ms.unwrap();
+    assert!((-3_610_000..=-3_600_000).contains(&ahead), "{ahead}");
     let acked = eventually("acked", || site.discovery.proxies().pop()?.acked).await;
     assert_eq!(Some(acked), proxy.revision());
     let nack = mesh_api::v1::Nack { revision: None, reason: "no".into() };

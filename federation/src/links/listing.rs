@@ -46,6 +46,7 @@ impl Links {
                 exports: exported_names(state, site),
                 imports: imports.map(ToString::to_string).collect(),
                 refused: refused(live, &notes),
+                clock_ahead_ms: live.clock_ahead_ms,
             }
         })
     }

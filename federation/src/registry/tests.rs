@@ -92,7 +92,7 @@ async fn what_is_registered_is_durable_then_published_and_goes_when_asked() {
     let n = site.state().revision.n;
     for request in [
         Asked::Register(register("orders.shop")),
-        Asked::Heartbeat(Heartbeat {}),
+        Asked::Heartbeat(Heartbeat::default()),
         Asked::Health(HealthReport {
             instance: "orders".into(),
             health: Health::Unhealthy.into(),
@@ -209,6 +209,27 @@ async fn an_agent_that_leaves_and_does_not_come_back_is_deregistered() {
 }
 
 #[tokio::test]
+async fn how_far_a_clock_is_off_is_known_while_its_agent_says_so() {
+    let site = TestSite::alone().await;
+    let node = site.join(1).await;
+    let mut agent = Agent::connect(&site, &node, "a").await.unwrap();
+    let ahead = || site.registry.agent(&node).unwrap().clock_ahead_ms;
+    assert_eq!(ahead(), None, "not said yet");
+    let hour = 3_600_000;
+    for offset in [hour, -hour, 0] {
+        let now = mesh_runtime::clock::unix_millis();
+        let heartbeat = Heartbeat { time_unix_ms: now.saturating_add_signed(offset) };
+        agent.ask(Asked::Heartbeat(heartbeat)).await.unwrap();
+        let ahead = ahead().unwrap();
+        // On its way for a while.
+        assert!((offset - 10_000..=offset).contains(&ahead), "{offset}: {ahead}");
+    }
+    // An older agent says nothing.
+    agent.ask(Asked::Heartbeat(Heartbeat::default())).await.unwrap();
+    assert_eq!(ahead(), None);
+}
+
+#[tokio::test]
 async fn two_boots_that_both_speak_are_a_duplicate_and_one_that_died_is_not() {
     let site = TestSite::alone().await;
     let (node, rebooted) = (site.join(1).await, site.join(2).await);
@@ -219,8 +240,8 @@ async fn two_boots_that_both_speak_are_a_duplicate_and_one_that_died_is_not() {
     let deadline = Instant::now() + Duration::from_secs(20);
     let error = loop {
         assert!(Instant::now() < deadline, "never found out");
-        alive.ask(Asked::Heartbeat(Heartbeat {})).await.unwrap();
-        let asked = first.ask(Asked::Heartbeat(Heartbeat {})).await;
+        alive.ask(Asked::Heartbeat(Heartbeat::default())).await.unwrap();
+        let asked = first.ask(Asked::Heartbeat(Heartbeat::default())).await;
         let Err(error) = asked else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;

@@ -15,10 +15,14 @@ use crate::{
     testing::{TestSite, connect, eventually},
 };
 
+const HOUR_MS: u64 = 3_600_000;
+
 /// East, as it would be if it were not ours: says what it is told to say.
 #[derive(Clone)]
 struct Fake {
     deltas: Vec<Delta>,
+    /// What its clock shows.
+    time_unix_ms: u64,
     heard: Arc<Mutex<Vec<Ask>>>,
 }
 
@@ -40,6 +44,7 @@ impl peering_server::Peering for Fake {
         let subscribed = Answer::Subscribed(Subscribed { version: 1 });
         let answers = std::iter::once(subscribed)
             .chain(self.deltas.clone().into_iter().map(Answer::Delta))
+            .chain([Answer::HeartbeatUnixMs(self.time_unix_ms)])
             .map(|answer| Ok(ReplicateResponse { response: Some(answer) }));
         let answers = tokio_stream::iter(answers.collect::<Vec<_>>());
         Ok(Response::new(Box::pin(answers.chain(tokio_stream::pending()))))
@@ -66,7 +71,8 @@ impl Paths for Fake {
 
 /// West, linked with a fake east.
 async fn linked_with(deltas: Vec<Delta>) -> (TestSite, Fake) {
-    let fake = Fake { deltas, heard: Arc::default() };
+    let time_unix_ms = mesh_runtime::clock::unix_millis() + HOUR_MS;
+    let fake = Fake { deltas, time_unix_ms, heard: Arc::default() };
     let paths: Arc<dyn Paths> = Arc::new(fake.clone());
     let west = TestSite::over("west", &Arc::default(), Terms::default(), Some(paths));
     let east = TestSite::new("east", &Arc::default(), Terms::default());
@@ -137,6 +143,15 @@ async fn a_refused_delta_changes_nothing_and_is_told_to_everybody() {
 }
 
 #[tokio::test]
+async fn the_clock_of_a_linked_site_is_compared() {
+    let (west, _fake) = linked_with(vec![delta(None, 1, "east.example")]).await;
+    let listed = || west.links.list().links.pop()?.clock_ahead_ms;
+    let ahead = eventually("heard", listed).await.unsigned_abs();
+    assert!((HOUR_MS - 10_000..=HOUR_MS).contains(&ahead), "{ahead}");
+    west.drain.start();
+}
+
+#[tokio::test]
 async fn a_delta_that_does_not_follow_makes_us_begin_anew() {
     let (west, fake) = linked_with(vec![delta(Some(7), 8, "east.example")]).await;
     eventually("a new start", || {
@@ -179,7 +194,7 @@ async fn ending_a_link_that_has_ended_is_no_error() {
     eventually("imported", || (imported(&west) == 1).then_some(())).await;
     let task = Replication {
         view: west.view.clone(),
-        paths: Arc::new(Fake { deltas: vec![], heard: Arc::default() }),
+        paths: Arc::new(Fake { deltas: vec![], time_unix_ms: 0, heard: Arc::default() }),
         site: "east".parse().unwrap(),
         made_at_ms: west.state().links.values().next().unwrap().made_at_ms,
     };

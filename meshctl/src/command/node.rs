@@ -94,7 +94,7 @@ pub(crate) fn node_table(nodes: &[view::Node], wide: bool, paint: Paint) -> Stri
     let now = time::now_unix_s();
     let mut header = vec!["NODE", "HOST", "STATE", "IDENTITY", "CERTIFICATE", "HEARD", "VERSION"];
     if wide {
-        header.extend(["SERVICES", "SERIAL"]);
+        header.extend(["SERVICES", "SERIAL", "CLOCK"]);
     }
     let mut table = Table::new(&header);
     for node in nodes {
@@ -111,6 +111,7 @@ pub(crate) fn node_table(nodes: &[view::Node], wide: bool, paint: Paint) -> Stri
         if wide {
             cells.push(grants.map(|grants| grants.services.join(",")).unwrap_or_default());
             cells.push(node.serial.clone());
+            cells.push(node.clock_ahead_ms.map(time::ahead_ms).unwrap_or_default());
         }
         table.row(cells);
     }

@@ -52,6 +52,10 @@ struct ProxyView {
     nack: String,
     last_heard_ms: u64,
     certificate_expires_unix_s: i64,
+    /// Of a gateway.
+    gateway: String,
+    /// How far its clock is ahead of federation's, milliseconds.
+    clock_ahead_ms: Option<i64>,
 }
 
 /// `<n>@<epoch>`.
@@ -104,6 +108,8 @@ impl From<v1::ProxyInfo> for ProxyView {
             nack: proxy.nack,
             last_heard_ms: proxy.last_heard_ms,
             certificate_expires_unix_s: proxy.certificate_expires_unix_s,
+            gateway: proxy.gateway,
+            clock_ahead_ms: proxy.clock_ahead_ms,
         }
     }
 }

@@ -73,6 +73,8 @@ pub struct Node {
     pub serial: String,
     /// Hex.
     pub previous_serial: String,
+    /// How far its clock is ahead of federation's, milliseconds.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 impl From<v1::NodeInfo> for Node {
@@ -87,6 +89,7 @@ impl From<v1::NodeInfo> for Node {
             agent_version: node.agent_version,
             serial: node.serial,
             previous_serial: node.previous_serial,
+            clock_ahead_ms: node.clock_ahead_ms,
         }
     }
 }
@@ -145,6 +148,8 @@ pub struct Link {
     pub imports: Vec<String>,
     /// What could not be imported, and why.
     pub refused: Vec<String>,
+    /// How far the clock of its federation is ahead of ours, milliseconds.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 /// The tunnels of one gateway to one site.
@@ -175,6 +180,7 @@ impl From<v1::LinkInfo> for Link {
             exports: link.exports,
             imports: link.imports,
             refused: link.refused,
+            clock_ahead_ms: link.clock_ahead_ms,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::{
-    programs::{program, said},
+    programs::{eventually, program, said},
     site::{Machine, Site},
 };
 
@@ -48,4 +48,40 @@ fn a_clock_an_hour_off_is_told_and_costs_nothing() {
     site.start_proxy(M1);
     said(&site.join(M1, &token));
     site.wait_served(M1);
+    assert_eq!(clock_warnings(&site), Vec::<String>::new());
+
+    // A member goes on, and the site says whose clock is wrong.
+    site.kill(&M1.agent());
+    site.start_agent_as(M1, &mut agent_at("+1h"));
+    let warnings = eventually("a warning", || match clock_warnings(&site) {
+        none if none.is_empty() => Err("none".to_owned()),
+        warnings => Ok(warnings),
+    });
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let right = warnings[0].contains("ahead of this federation") && warnings[0].contains("chrony");
+    assert!(right, "{warnings:?}");
+    site.request(M1).unwrap();
+    site.kill(&M1.agent());
+    site.start_agent(M1);
+    eventually("the clock is right", || match clock_warnings(&site) {
+        none if none.is_empty() => Ok(()),
+        warnings => Err(format!("{warnings:?}")),
+    });
+    site.check_alive();
+}
+
+/// What `meshctl status` says of clocks, once the agent of [`M1`] has spoken.
+fn clock_warnings(site: &Site) -> Vec<String> {
+    let status = eventually("the agent tells its time", || {
+        let words = ["-o", "json", "status"];
+        let shown = said(&site.meshctl(site.dir(), &words).output().unwrap());
+        let status: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        match &status["nodes"][0]["clock_ahead_ms"] {
+            ahead if ahead.is_i64() => Ok(status),
+            unknown => Err(unknown.to_string()),
+        }
+    });
+    let warnings = status["warnings"].as_array().unwrap().iter();
+    let warnings = warnings.map(|warning| warning.as_str().unwrap().to_owned());
+    warnings.filter(|warning| warning.starts_with("clock: ")).collect()
 }

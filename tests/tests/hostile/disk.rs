@@ -47,7 +47,9 @@ fn shown(output: &Output) -> String {
 }
 
 fn tokens(site: &Site) -> String {
-    said(&site.meshctl(site.dir(), &["token", "list"]).output().unwrap())
+    let listed = said(&site.meshctl(site.dir(), &["token", "list"]).output().unwrap());
+    // The last column counts down.
+    listed.lines().map(|line| line.split(" in ").next().unwrap_or_default()).collect()
 }
 
 /// Asks for a token, which may not be written.

@@ -39,6 +39,7 @@ pub mod record;
 pub mod refusal;
 mod retry;
 pub mod snapshot_cell;
+mod state_file;
 pub mod stats;
 pub mod tunnels;
 pub mod view;

@@ -1,97 +1,54 @@
 //! The last snapshot on disk, so that a machine boots into the mesh without
 //! federation.
 //!
-//! `snapshot.bin`: 8 bytes of magic with the format's number, CRC-32 (IEEE) of
-//! the rest as 4 bytes big endian, then a whole `Delta` (protobuf). Replaced
-//! atomically, mode 0600. What does not read is told and ignored.
+//! `snapshot.bin` in the state directory ([`StateFile`]) holds a whole `Delta`
+//! (protobuf). What does not read is told and ignored.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use mesh_api::v1;
 use mesh_core::{Snapshot, to_delta};
-use mesh_runtime::files;
 use prost::Message;
 
-use crate::app::Shared;
+use crate::{
+    app::Shared,
+    state_file::{StateFile, StateFileError},
+};
 
 const NAME: &str = "snapshot.bin";
 const MAGIC: &[u8; 8] = b"ISTHSNP1";
 /// The longest file, in bytes; as long as the longest delta.
-const MAX: u64 = 64 << 20;
+const LONGEST: u64 = 64 << 20;
 /// The shortest time between two writes: the file is for boots, not for
 /// history.
 const EVERY: Duration = Duration::from_secs(3);
 
-/// Why there is no snapshot on disk.
-#[derive(Debug, thiserror::Error)]
-enum DiskError {
-    #[error(transparent)]
-    File(#[from] files::FileError),
-    #[error("{path}: {problem}")]
-    Damaged { path: String, problem: String },
-}
-
 /// Where the last snapshot is kept.
 #[derive(Debug, Clone)]
-pub(super) struct Disk {
-    path: Arc<PathBuf>,
-}
+pub(super) struct Disk(StateFile);
 
 impl Disk {
     pub(super) fn new(state: &Path) -> Self {
-        Self { path: Arc::new(state.join(NAME)) }
+        Self(StateFile::new(state, NAME, MAGIC, LONGEST))
     }
 
     /// The last snapshot; `None` if there is none or it is damaged, which is
     /// told.
     pub(super) fn read(&self) -> Option<v1::Delta> {
-        match self.try_read() {
-            Ok(delta) => Some(delta),
-            Err(DiskError::File(error)) if error.is_not_found() => None,
-            Err(error) => {
-                log::error!(error:% = error; "the snapshot on disk cannot be read, beginning without");
-                None
-            }
-        }
-    }
-
-    fn try_read(&self) -> Result<v1::Delta, DiskError> {
-        let bytes = files::read_private_at_most(&self.path, MAX)?;
-        decode(&bytes).map_err(|problem| {
-            let path = self.path.display().to_string();
-            DiskError::Damaged { path, problem }
+        self.try_read().unwrap_or_else(|error| {
+            log::error!(error:% = error; "the snapshot on disk cannot be read, beginning without");
+            None
         })
     }
 
-    /// Makes the directory too: only systemd makes it beforehand.
-    fn write(&self, snapshot: &Snapshot) -> Result<(), DiskError> {
-        if let Some(folder) = self.path.parent() {
-            files::create_private_dir(folder)?;
-        }
-        Ok(files::write_private(&self.path, &encode(&to_delta(snapshot)))?)
+    fn try_read(&self) -> Result<Option<v1::Delta>, StateFileError> {
+        let Some(body) = self.0.read()? else { return Ok(None) };
+        v1::Delta::decode(body.as_slice()).map(Some).map_err(|error| self.0.damaged(error))
     }
-}
 
-fn encode(delta: &v1::Delta) -> Vec<u8> {
-    let body = delta.encode_to_vec();
-    let mut bytes = Vec::with_capacity(MAGIC.len() + 4 + body.len());
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&crc32fast::hash(&body).to_be_bytes());
-    bytes.extend_from_slice(&body);
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Result<v1::Delta, String> {
-    let rest = bytes.strip_prefix(MAGIC).ok_or("not a snapshot of this version")?;
-    let (crc, body) = rest.split_first_chunk::<4>().ok_or("it is cut off")?;
-    if crc32fast::hash(body) != u32::from_be_bytes(*crc) {
-        return Err("its checksum is wrong".to_owned());
+    fn write(&self, snapshot: &Snapshot) -> Result<(), StateFileError> {
+        self.0.write(&to_delta(snapshot).encode_to_vec())
     }
-    v1::Delta::decode(body).map_err(|error| error.to_string())
 }
 
 /// Writes every new snapshot, at most one per [`EVERY`], until the drain
@@ -155,21 +112,6 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read() {
-        assert_eq!(decode(&encode(&delta())).unwrap(), delta());
-    }
-
-    #[test]
-    fn any_flipped_bit_and_any_cut_is_noticed() {
-        let good = encode(&delta());
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 0x10;
-            assert!(decode(&bad).is_err(), "byte {at}");
-            assert!(decode(&good[..at]).is_err(), "cut at {at}");
-        }
-    }
-
     /// A gateway holds a whole site and its links.
     #[test]
     fn a_large_site_is_read_too() {
@@ -187,8 +129,8 @@ mod tests {
         }));
         let snapshot = mesh_core::apply(None, &large).unwrap();
         disk.write(&snapshot).unwrap();
-        assert!(std::fs::metadata(disk.path.as_path()).unwrap().len() > files::MAX_PRIVATE);
-        assert_eq!(disk.try_read().unwrap().upsert.len(), large.upsert.len());
+        assert!(std::fs::metadata(disk.0.path()).unwrap().len() > mesh_runtime::files::MAX_PRIVATE);
+        assert_eq!(disk.try_read().unwrap().unwrap().upsert.len(), large.upsert.len());
     }
 
     #[test]
@@ -199,7 +141,9 @@ mod tests {
         let snapshot = mesh_core::apply(None, &delta()).unwrap();
         disk.write(&snapshot).unwrap();
         assert_eq!(disk.read(), Some(to_delta(&snapshot)));
-        std::fs::write(disk.path.as_path(), b"ISTHSNP1 and then nonsense").unwrap();
+        std::fs::write(disk.0.path(), b"ISTHSNP1 and then nonsense").unwrap();
+        assert!(disk.read().is_none());
+        disk.0.write(b"\xff no protobuf").unwrap();
         assert!(disk.read().is_none());
         disk.write(&snapshot).unwrap();
         assert!(disk.read().is_some());

@@ -46,6 +46,9 @@ pub struct Session {
 /// tried whatever the request is.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenFailure {
+    /// This proxy has no certificate: everybody would refuse it.
+    #[error("this proxy has no identity yet; its /ready says why")]
+    NoIdentity,
     /// Nothing leads there.
     #[error(transparent)]
     NoPath(#[from] NoPath),
@@ -80,6 +83,7 @@ impl OpenFailure {
     /// The stable code.
     pub fn reason(&self) -> Reason {
         match self {
+            Self::NoIdentity => Reason::NoIdentity,
             Self::NoPath(_) => Reason::NoPath,
             Self::Refused { reason: RefusedReason::Unreachable, .. } => Reason::EndpointUnreachable,
             Self::Refused { .. } | Self::Path(_) => Reason::PathRefused,
@@ -93,7 +97,7 @@ impl OpenFailure {
     pub fn blames(&self, own: &SiteName, endpoint: &Endpoint) -> Blame {
         let remote = endpoint.site != *own;
         match self {
-            Self::Overloaded => Blame::Nobody,
+            Self::Overloaded | Self::NoIdentity => Blame::Nobody,
             // No gateway of ours leads to the other site: none of its
             // endpoints can be reached, and none of them is to blame.
             Self::NoPath(_) | Self::Path(_) if remote => Blame::Path,
@@ -129,6 +133,9 @@ pub async fn open(
     snapshot: &Snapshot,
     endpoint: &Endpoint,
 ) -> Result<Session, OpenFailure> {
+    if shared.credentials.svid().is_none() {
+        return Err(OpenFailure::NoIdentity);
+    }
     let path = path_to(snapshot, endpoint)?;
     let connection = format!("{:016x}", rand::random::<u64>());
     let (secured, going) = secure(shared, tunnels, endpoint, &path, &connection).await?;
@@ -365,6 +372,7 @@ mod tests {
             ("west", refused(RefusedReason::NoPath, "west/gw-1"), Blame::Endpoint),
             ("east", OpenFailure::Unreachable("refused".into()), Blame::Endpoint),
             ("east", OpenFailure::Overloaded, Blame::Nobody),
+            ("east", OpenFailure::NoIdentity, Blame::Nobody),
         ];
         let own = "west".parse().expect("a site");
         for (site, failure, blame) in cases {

@@ -48,6 +48,8 @@ reasons! {
     CircuitOpen = "circuit_open", 503;
     /// No endpoint may be used.
     NoEndpoint = "no_endpoint", 503;
+    /// This proxy has no certificate to show.
+    NoIdentity = "no_identity", 503;
     /// No gateway or session leads there.
     NoPath = "no_path", 503;
     /// The endpoint's proxy could not be reached.

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, thread, time::Duration};
 
 use anyhow::Context;
 use mesh_runtime::{
-    admin::{self, Admin, Readiness},
+    admin::{self, Admin, Condition, Readiness},
     clock,
     drain::Drain,
     process,
@@ -115,13 +115,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     process::current_thread()?.block_on(async {
         let credentials = Credentials::new(None, Trust::default());
         let app = App::new(Shared::new(config, Arc::new(RealNet), credentials)?);
+        // Whoever asks before the other conditions are there is not told yes.
+        let staying = app.shared.readiness.condition("staying");
         app.load_files()?;
         app.serve_admin().await?;
         app.check_ports().await?;
         let (died, mut deaths) = mpsc::channel(1);
         let workers = app.start_workers(&died).await?;
         app.start_control();
-        app.report_draining();
+        app.report_draining(staying);
         log::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(); "started");
         tokio::select! {
             terminated = process::until_terminated(&app.shared.drain) => terminated?,
@@ -236,8 +238,7 @@ impl App {
 
     /// What is going away takes nothing new. Identity and snapshot have
     /// conditions of their own where they do not come from files.
-    fn report_draining(&self) {
-        let staying = self.shared.readiness.condition("staying");
+    fn report_draining(&self, staying: Condition) {
         staying.holds();
         let drain = self.shared.drain.clone();
         self.shared.drain.spawn_beside(async move {

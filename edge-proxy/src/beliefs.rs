@@ -14,7 +14,17 @@ use mesh_tunnel::{Credentials, Trust};
 /// a domain that is believed are taken all the same: after a long absence the
 /// snapshot on disk may be older than the own CA.
 pub(crate) fn add(credentials: &Credentials, snapshot: Option<&Snapshot>, bundles: &[TrustBundle]) {
-    let mut trust = credentials.trust();
+    if let Some(trust) = with(credentials.trust(), snapshot, bundles) {
+        credentials.replace_trust(trust);
+    }
+}
+
+/// What [`add`] would make of `trust`; `None` if nothing.
+pub(crate) fn with(
+    mut trust: Trust,
+    snapshot: Option<&Snapshot>,
+    bundles: &[TrustBundle],
+) -> Option<Trust> {
     let mut believed = BTreeMap::clone(&trust.bundles);
     let mut changed = false;
     for bundle in bundles {
@@ -27,10 +37,8 @@ pub(crate) fn add(credentials: &Credentials, snapshot: Option<&Snapshot>, bundle
             changed = true;
         }
     }
-    if changed {
-        trust.bundles = Arc::new(believed);
-        credentials.replace_trust(trust);
-    }
+    trust.bundles = Arc::new(believed);
+    changed.then_some(trust)
 }
 
 /// Believes exactly what the snapshot says, but never older roots of a domain

@@ -38,7 +38,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long opaque connections may go on after SIGTERM.
     pub opaque_drain_timeout: Duration,
-    /// Holds the last snapshot.
+    /// Holds the last snapshot and the last identity.
     pub state: Option<PathBuf>,
     /// Region, zone, host.
     pub locality: Locality,

@@ -26,6 +26,7 @@ use crate::{
     beliefs,
     config::{Role, SnapshotSource},
     gateway::Gateway,
+    identity,
     retry::Backoff,
     snapshot_cell::Complete,
     tunnels::Tunnels,
@@ -148,12 +149,13 @@ impl Discovery {
                 backoff.reset();
             }
             resync = matches!(error, StreamError::Resync(_));
-            match error {
+            match &error {
                 StreamError::NoIdentity => {
                     self.wait_for_identity(&mut credentials).await;
                     continue;
                 }
                 StreamError::Moved => self.forget(),
+                StreamError::Ended(status) => identity::heed(&self.shared, status).await,
                 _ => {}
             }
             log::warn!(error:% = error; "discovery stream ended, going on with what is there");

@@ -1,10 +1,18 @@
 //! The SVID from the `WorkloadIdentity` socket (vm-agent's, or federation's
 //! beside a gateway), and its renewal.
 //!
-//! The key is made here and never leaves. A machine that has not joined yet is
-//! a normal state: this asks again until there is an identity. Renewal happens
-//! at two thirds of the lifetime, jittered; while it fails, everything goes on
-//! with the certificate that is there.
+//! The key is made here and never leaves this machine. A machine that has not
+//! joined yet is a normal state: this asks again until there is an identity.
+//! Renewal happens at two thirds of the lifetime, jittered; while it fails,
+//! everything goes on with the certificate that is there.
+//!
+//! The newest identity is on disk too ([`kept`]). A proxy that starts while the
+//! source cannot give a new one begins with that, until the source can. A
+//! source that says no ends it: the file is removed, and what came from it is
+//! presented no longer.
+
+mod described;
+mod kept;
 
 use std::{
     net::SocketAddr,
@@ -13,34 +21,43 @@ use std::{
 };
 
 use mesh_api::v1::{self, workload_identity_client::WorkloadIdentityClient};
-use mesh_core::{
-    Allowed, Gateway, GatewayId, Locality, NodeId, SpiffeId, TrustBundle, identity::Side,
-    verify_peer, wire::SiteRecord,
-};
+use mesh_core::{Allowed, Locality, SpiffeId, TrustBundle, identity::Side, verify_peer};
 use mesh_runtime::{admin::Condition, clock};
 use mesh_tunnel::{Svid, tls};
 use rand::Rng;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::time::timeout;
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 
+use self::{
+    described::{Described, Malformed, every},
+    kept::{Disk, Kept, NotUsable},
+};
 use crate::{
     app::Shared,
     beliefs,
     config::{IdentitySource, Role},
+    headers,
     own::Own,
     retry::Backoff,
 };
 
 /// One conversation with the identity source.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long after the start the source may take to give an identity before the
+/// one on disk is used: an agent that starts at the same time comes first.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Pauses while there is no identity at all: joining shall be felt at once.
 const FIRST_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// Pauses while the identity on disk is in use: whoever gives a new one, or
+/// says no, shall be felt soon.
+const FROM_DISK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Pauses while a renewal fails: most of a third of a lifetime is left.
 const RENEWAL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How often the source is asked what this proxy is; also how soon a machine
-/// that was asleep notices that its certificate is due.
-const LOOK: Duration = Duration::from_secs(30);
+/// How often the source is asked what this proxy is: how soon it is noticed
+/// that the machine has left its site, or was asleep and its certificate is
+/// due.
+const LOOK: Duration = Duration::from_secs(5);
 /// When to renew, as a share of the lifetime: two thirds, ±10 %.
 const RENEW_AT: std::ops::RangeInclusive<f64> = 0.60..=0.7333;
 
@@ -48,8 +65,16 @@ const RENEW_AT: std::ops::RangeInclusive<f64> = 0.60..=0.7333;
 /// identity does not come from a socket.
 pub fn start(shared: &Shared) {
     let IdentitySource::Socket(socket) = &shared.config.identity else { return };
-    let ready = shared.readiness.condition("identity");
-    let source = Source { shared: shared.clone(), socket: socket.clone(), ready };
+    let source = Source {
+        shared: shared.clone(),
+        socket: socket.clone(),
+        ready: shared.readiness.condition("identity"),
+        disk: shared.config.state.as_deref().map(Disk::new),
+        described: None,
+        current: None,
+        kept: None,
+        told: String::new(),
+    };
     shared.drain.spawn(source.run());
 }
 
@@ -60,10 +85,12 @@ enum IdentityError {
     Unreachable { who: &'static str, source: std::io::Error },
     #[error("identity source: {}", if .0.message().is_empty() { .0.code().description() } else { .0.message() })]
     Refused(Box<tonic::Status>),
-    #[error("identity source: no answer within {DEADLINE:?}")]
-    Timeout,
+    #[error("identity source: no answer within {0:?}")]
+    Timeout(Duration),
     #[error("identity source: {0}")]
-    Malformed(String),
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Kept(#[from] NotUsable),
     #[error("issued certificate: {0}")]
     NotOurs(#[from] mesh_core::VerifyError),
     #[error("issued certificate: {0}")]
@@ -83,53 +110,36 @@ impl From<tonic::Status> for IdentityError {
     }
 }
 
-/// What the source says of this proxy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Described {
-    site: SiteRecord,
-    id: SpiffeId,
-    node: Option<NodeId>,
-    gateway: Option<GatewayId>,
-    gateways: Vec<Gateway>,
-    bundles: Vec<TrustBundle>,
-    locality: Locality,
-}
-
-impl TryFrom<v1::Description> for Described {
-    type Error = IdentityError;
-
-    fn try_from(message: v1::Description) -> Result<Self, IdentityError> {
-        let site = message.site.as_ref().ok_or_else(|| malformed("no site"))?;
-        Ok(Self {
-            site: SiteRecord::try_from(site).map_err(malformed)?,
-            id: message.spiffe_id.parse().map_err(malformed)?,
-            node: optional(&message.node)?,
-            gateway: optional(&message.gateway)?,
-            gateways: every(&message.gateways)?,
-            bundles: every(&message.bundles)?,
-            locality: match &message.locality {
-                Some(locality) => Locality::try_from(locality).map_err(malformed)?,
-                None => Locality::default(),
-            },
-        })
+impl IdentityError {
+    /// Whether somebody who decides has said no: the machine has not joined
+    /// (any more), is not the one that joined or no gateway, or was refused by
+    /// its site. Everything else is no answer.
+    fn is_refusal(&self) -> bool {
+        let status = match self {
+            Self::Refused(status) => status,
+            other => return matches!(other, Self::NotAGateway(_)),
+        };
+        let decided = [Code::PermissionDenied, Code::FailedPrecondition, Code::NotFound];
+        match reason(status) {
+            Some(reason) => reason == "not_joined" || decided.contains(&status.code()),
+            None => false,
+        }
     }
 }
 
-fn malformed(problem: impl std::fmt::Display) -> IdentityError {
-    IdentityError::Malformed(problem.to_string())
+/// The stable reason of a refusal of ours.
+fn reason(status: &tonic::Status) -> Option<&str> {
+    status.metadata().get(headers::ERROR.as_str())?.to_str().ok()
 }
 
-fn optional<T: std::str::FromStr<Err: std::fmt::Display>>(
-    text: &str,
-) -> Result<Option<T>, IdentityError> {
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(malformed) }
-}
-
-fn every<'a, M, T>(messages: &'a [M]) -> Result<Vec<T>, IdentityError>
-where
-    T: TryFrom<&'a M, Error: std::fmt::Display>,
-{
-    messages.iter().map(|message| T::try_from(message).map_err(malformed)).collect()
+/// Looks at how federation has ended a stream of this proxy: if it says that
+/// the identity is no more, no later start may use what is on disk.
+pub(crate) async fn heed(shared: &Shared, status: &tonic::Status) {
+    let is_over = matches!(reason(status), Some("peer_revoked" | "node_not_joined"));
+    let is_ours = matches!(shared.config.identity, IdentitySource::Socket(_));
+    if let Some(state) = shared.config.state.as_deref().filter(|_| is_over && is_ours) {
+        Disk::new(state).remove().await;
+    }
 }
 
 /// When the certificate in use is due, in time since the Unix epoch: clocks of
@@ -147,10 +157,41 @@ impl Due {
     }
 }
 
+/// The certificate in use.
+struct Current {
+    of: Described,
+    due: Due,
+    /// It is the one that was on disk at the start; the source has not yet
+    /// been able to say what it thinks of it.
+    is_from_disk: bool,
+}
+
+/// What comes between two attempts that fail.
+struct Pauses {
+    first: Backoff,
+    from_disk: Backoff,
+    renewal: Backoff,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        let of = |(first, longest)| Backoff::new(first, longest);
+        Self { first: of(FIRST_RETRY), from_disk: of(FROM_DISK_RETRY), renewal: of(RENEWAL_RETRY) }
+    }
+}
+
 struct Source {
     shared: Shared,
     socket: PathBuf,
     ready: Condition,
+    disk: Option<Disk>,
+    /// What the source has said last.
+    described: Option<Described>,
+    current: Option<Current>,
+    /// What was on disk at the start, while it may be of use.
+    kept: Option<Kept>,
+    /// What was told last of the identity on disk.
+    told: String,
 }
 
 impl Source {
@@ -162,81 +203,172 @@ impl Source {
         }
     }
 
-    async fn keep(&self) {
-        let mut described: Option<Described> = None;
-        let mut due: Option<Due> = None;
-        let mut first = Backoff::new(FIRST_RETRY.0, FIRST_RETRY.1);
-        let mut renewal = Backoff::new(RENEWAL_RETRY.0, RENEWAL_RETRY.1);
+    async fn keep(mut self) {
+        self.kept = self.disk.as_ref().and_then(Disk::read);
+        let patience = clock::monotonic() + PATIENCE;
+        let mut pauses = Pauses::new();
         loop {
-            match timeout(DEADLINE, self.look(&described, due)).await {
-                Ok(Ok((now, issued))) => {
-                    described = Some(now);
-                    due = Some(issued);
-                    renewal.reset();
-                    first.reset();
+            let is_patient = self.kept.is_some() && clock::monotonic() < patience;
+            let deadline = if is_patient { PATIENCE } else { DEADLINE };
+            let looked = timeout(deadline, self.look()).await;
+            match looked.unwrap_or(Err(IdentityError::Timeout(deadline))) {
+                Ok(due) => {
+                    pauses = Pauses::new();
                     self.ready.holds();
-                    tokio::time::sleep(pause(issued)).await;
+                    tokio::time::sleep(pause(due)).await;
                 }
-                Ok(Err(error)) => self.failed(&error, due, &mut first, &mut renewal).await,
-                Err(_) => {
-                    self.failed(&IdentityError::Timeout, due, &mut first, &mut renewal).await;
+                Err(error) if error.is_refusal() => {
+                    self.forget(&error).await;
+                    self.failed(&error, &mut pauses).await;
+                }
+                Err(error) => {
+                    if clock::monotonic() >= patience {
+                        self.use_kept();
+                    }
+                    self.failed(&error, &mut pauses).await;
                 }
             }
         }
     }
 
     /// Tells, and pauses. Without a usable certificate the proxy is not ready;
-    /// with one, nothing has changed yet.
-    async fn failed(
-        &self,
-        error: &IdentityError,
-        due: Option<Due>,
-        first: &mut Backoff,
-        renewal: &mut Backoff,
-    ) {
-        let left = due.map(|due| due.expires.saturating_sub(clock::now_unix()));
-        match left {
-            Some(left) if !left.is_zero() => {
-                log::warn!(error:% = error, expires_in:? = left; "identity cannot be renewed, trying again");
-                renewal.pause().await;
+    /// with one, nothing has changed yet. What may go on for long is told once,
+    /// not at every attempt: a machine may join months later.
+    async fn failed(&mut self, error: &IdentityError, pauses: &mut Pauses) {
+        let problem = error.to_string();
+        let Some(left) = self.left() else {
+            if self.ready.fails(problem) {
+                log::warn!(error:% = error; "no identity yet, trying again");
             }
-            _ => {
-                // Said once, not at every attempt: a machine may join months later.
-                if self.ready.fails(error.to_string()) {
-                    log::warn!(error:% = error; "no identity yet, trying again");
+            return pauses.first.pause().await;
+        };
+        let is_from_disk = self.current.as_ref().is_some_and(|current| current.is_from_disk);
+        if !is_from_disk || self.is_news(problem) {
+            log::warn!(error:% = error, expires_in:? = left; "identity cannot be renewed, trying again");
+        }
+        let pause = if is_from_disk { &mut pauses.from_disk } else { &mut pauses.renewal };
+        pause.pause().await;
+    }
+
+    /// Whether something else was told last.
+    fn is_news(&mut self, problem: String) -> bool {
+        let is_news = self.told != problem;
+        self.told = problem;
+        is_news
+    }
+
+    /// Until the certificate in use ends; `None` if there is none that is good.
+    fn left(&self) -> Option<Duration> {
+        let expires = self.current.as_ref()?.due.expires;
+        expires.checked_sub(clock::now_unix()).filter(|left| !left.is_zero())
+    }
+
+    /// Asks what this proxy is, and for a certificate if it is due or if what
+    /// this proxy is has changed. What is new is kept.
+    async fn look(&mut self) -> Result<Due, IdentityError> {
+        let channel = self.channel().await?;
+        let mut client = WorkloadIdentityClient::new(channel);
+        let answer = client.describe(v1::DescribeRequest {}).await?;
+        let described = Described::try_from(&answer.into_inner())?;
+        self.check_role(&described.id)?;
+        let is_news = self.described.as_ref() != Some(&described);
+        if is_news {
+            self.tell(&described);
+            self.described = Some(described.clone());
+        }
+        let same = self.current.as_ref().filter(|current| current.of.is_same_as(&described));
+        match same.map(|current| current.due) {
+            Some(due) if clock::now_unix() < due.renew => {
+                if is_news {
+                    self.save(&described).await;
                 }
-                first.pause().await;
+                return Ok(due);
+            }
+            Some(_) => {}
+            None => self.withdraw("it is of another proxy"),
+        }
+        let due = self.issue(&mut client, &described).await?;
+        self.current = Some(Current { of: described.clone(), due, is_from_disk: false });
+        self.kept = None;
+        self.save(&described).await;
+        Ok(due)
+    }
+
+    /// The doors of a gateway that is none would be those of nobody: nothing is
+    /// told or opened.
+    fn check_role(&self, id: &SpiffeId) -> Result<(), IdentityError> {
+        if self.shared.config.role == Role::Gateway && !id.is_gateway() {
+            return Err(IdentityError::NotAGateway(id.clone()));
+        }
+        Ok(())
+    }
+
+    async fn save(&self, described: &Described) {
+        if let (Some(disk), Some(svid)) = (&self.disk, self.shared.credentials.svid()) {
+            disk.save(described, &svid).await;
+        }
+    }
+
+    /// Begins with the identity on disk, if there is no other one.
+    fn use_kept(&mut self) {
+        let Some(kept) = self.kept.take_if(|_| self.current.is_none()) else { return };
+        match self.begin_with(&kept) {
+            Ok(expires) => {
+                let due = Due { renew: Duration::ZERO, expires };
+                self.current = Some(Current { of: kept.described, due, is_from_disk: true });
+                self.ready.holds();
+            }
+            Err(problem) => {
+                // The clock may yet be set, the source may yet speak: it is
+                // looked at again.
+                self.kept = Some(kept);
+                if self.is_news(problem.to_string()) {
+                    log::warn!(error:% = problem; "the identity on disk is not used");
+                }
             }
         }
     }
 
-    /// Asks what this proxy is, and for a certificate if it is due or if what
-    /// this proxy is has changed.
-    async fn look(
-        &self,
-        before: &Option<Described>,
-        due: Option<Due>,
-    ) -> Result<(Described, Due), IdentityError> {
-        let channel = self.channel().await?;
-        let mut client = WorkloadIdentityClient::new(channel);
-        let answer = client.describe(v1::DescribeRequest {}).await?;
-        let described = Described::try_from(answer.into_inner())?;
-        // Its doors would be those of nobody: nothing is told or opened.
-        if self.shared.config.role == Role::Gateway && !described.id.is_gateway() {
-            return Err(IdentityError::NotAGateway(described.id));
+    /// Puts what was on disk to use; says when it ends.
+    fn begin_with(&self, kept: &Kept) -> Result<Duration, IdentityError> {
+        self.check_role(&kept.described.id)?;
+        if let Some(described) = &self.described {
+            kept.check_is_of(described)?;
         }
-        let same = before.as_ref().is_some_and(|before| {
-            (&before.id, &before.node, &before.site)
-                == (&described.id, &described.node, &described.site)
-        });
-        if before.as_ref() != Some(&described) {
-            self.tell(&described);
+        let now = clock::now_unix();
+        let (trust, snapshot) = (self.shared.credentials.trust(), self.shared.snapshot.load());
+        let bundles = &kept.described.bundles;
+        let more = beliefs::with(trust.clone(), snapshot.as_deref(), bundles);
+        let svid = kept.svid(&more.unwrap_or(trust), now)?;
+        let expires = Duration::from_secs(svid.not_after.as_secs());
+        if self.described.is_none() {
+            self.tell(&kept.described);
         }
-        if let Some(due) = due.filter(|due| same && clock::now_unix() < due.renew) {
-            return Ok((described, due));
+        self.shared.credentials.try_replace_svid(svid).map_err(NotUsable::Key)?;
+        log::warn!(
+            id = kept.described.id.as_str(), site = kept.described.site.name.as_str(),
+            expires_in:? = expires.saturating_sub(now);
+            "beginning with the identity on disk"
+        );
+        Ok(expires)
+    }
+
+    /// The source has said no: no start uses what is on disk, and what was
+    /// begun with ends. A certificate that this process was issued stays in
+    /// use; whoever is called with it knows of its revocation.
+    async fn forget(&mut self, refusal: &IdentityError) {
+        self.kept = None;
+        self.withdraw(&refusal.to_string());
+        if let Some(disk) = &self.disk {
+            disk.remove().await;
         }
-        let due = self.issue(&mut client, &described).await?;
-        Ok((described, due))
+    }
+
+    fn withdraw(&mut self, why: &str) {
+        if self.current.take_if(|current| current.is_from_disk).is_some() {
+            log::warn!(why = why; "the identity that was on disk is presented no longer");
+            self.shared.credentials.withdraw_svid();
+        }
     }
 
     async fn channel(&self) -> Result<Channel, IdentityError> {

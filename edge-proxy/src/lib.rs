@@ -9,7 +9,8 @@
 //! - [`own`]: what this proxy knows of itself.
 //! - [`snapshot_cell`]: the newest snapshot, and which services are wanted.
 //! - [`files`]: identity and snapshot from files, without a control plane.
-//! - [`identity`]: the SVID from the `WorkloadIdentity` socket, and its renewal.
+//! - [`identity`]: the SVID from the `WorkloadIdentity` socket, its renewal, and
+//!   its copy on disk.
 //! - [`discovery`]: the snapshot from federation and its copy on disk.
 //! - [`outbound`]: from the application into the mesh.
 //! - [`inner`]: the session between two proxies, end to end.

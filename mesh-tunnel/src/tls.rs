@@ -126,6 +126,12 @@ impl Credentials {
         Ok(())
     }
 
+    /// Presents nothing any more, until there is another SVID.
+    pub fn withdraw_svid(&self) {
+        self.held.store(None);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
     /// Replaces the trust; sessions whose peer is no longer believed are cut
     /// by their owners, who watch [`Credentials::changed`].
     pub fn replace_trust(&self, trust: Trust) {

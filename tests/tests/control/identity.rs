@@ -1,7 +1,7 @@
 //! A `WorkloadIdentity` socket that answers as a test wants.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -18,17 +18,23 @@ use tonic::{Request, Response, Status};
 use super::*;
 
 /// What the source answers.
-struct Script {
+pub(super) struct Script {
     ca: Ca,
     described: SpiffeId,
     issued: Mutex<SpiffeId>,
     lifetime: Mutex<Duration>,
     refuses: AtomicBool,
+    /// What it says of the machine, instead of describing it.
+    pub(super) described_as_gone: Mutex<Option<Status>>,
+    /// What it says instead of issuing.
+    pub(super) no: Mutex<Option<Status>>,
+    /// The machine it speaks of.
+    pub(super) node: Mutex<&'static str>,
     issues: AtomicUsize,
 }
 
 impl Script {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         let ca = Ca::new("east.example");
         let id = SpiffeId::workload(&ca.trust_domain, "shop", "web").unwrap();
         Arc::new(Self {
@@ -37,6 +43,9 @@ impl Script {
             issued: Mutex::new(id),
             lifetime: Mutex::new(Duration::from_secs(3600)),
             refuses: AtomicBool::new(false),
+            described_as_gone: Mutex::default(),
+            no: Mutex::default(),
+            node: Mutex::new(NODE),
             issues: AtomicUsize::new(0),
         })
     }
@@ -55,6 +64,9 @@ impl WorkloadIdentity for Source {
         if self.0.refuses.load(Ordering::Relaxed) {
             return Err(Status::unavailable("this machine has not joined a site yet"));
         }
+        if let Some(gone) = self.0.described_as_gone.lock().unwrap().clone() {
+            return Err(gone);
+        }
         Ok(Response::new(v1::Description {
             site: Some(v1::Site {
                 name: "east".into(),
@@ -62,7 +74,7 @@ impl WorkloadIdentity for Source {
                 federation_address: "127.0.0.1:8446".into(),
             }),
             spiffe_id: self.0.described.to_string(),
-            node: NODE.into(),
+            node: (*self.0.node.lock().unwrap()).into(),
             gateways: vec![v1::Gateway {
                 id: "gw-1".into(),
                 site: "east".into(),
@@ -79,15 +91,18 @@ impl WorkloadIdentity for Source {
         request: Request<v1::IssueRequest>,
     ) -> Result<Response<v1::IssuedCertificate>, Status> {
         self.0.issues.fetch_add(1, Ordering::Relaxed);
+        if let Some(no) = self.0.no.lock().unwrap().clone() {
+            return Err(no);
+        }
         let (id, lifetime) =
             (self.0.issued.lock().unwrap().clone(), *self.0.lifetime.lock().unwrap());
-        let node = NODE.parse().unwrap();
+        let node = self.0.node.lock().unwrap().parse().unwrap();
         let chain = self.0.ca.certify_for(&request.into_inner().csr, &id, Some(&node), lifetime);
         Ok(Response::new(v1::IssuedCertificate { chain, ..v1::IssuedCertificate::default() }))
     }
 }
 
-fn serve(script: &Arc<Script>, socket: &Path) -> tokio::task::JoinHandle<()> {
+pub(super) fn serve(script: &Arc<Script>, socket: &Path) -> tokio::task::JoinHandle<()> {
     let incoming = mesh_tunnel::unix::incoming(UnixListener::bind(socket).unwrap());
     let server = WorkloadIdentityServer::new(Source(script.clone()));
     tokio::spawn(async move {
@@ -97,8 +112,13 @@ fn serve(script: &Arc<Script>, socket: &Path) -> tokio::task::JoinHandle<()> {
 
 /// A proxy that has nothing but the path of the socket.
 fn proxy(socket: &Path) -> App {
+    proxy_with(socket, None)
+}
+
+/// And, perhaps, a state directory.
+pub(super) fn proxy_with(socket: &Path, state: Option<PathBuf>) -> App {
     let identity = IdentitySource::Socket(socket.to_owned());
-    let config = Config { identity, ..Config::given(Role::Node) };
+    let config = Config { identity, state, ..Config::given(Role::Node) };
     App::new(shared(config, Credentials::new(None, Trust::default()), Own::default()))
 }
 

@@ -5,6 +5,7 @@
 
 mod discovery;
 mod identity;
+mod reboot;
 
 use std::{sync::Arc, time::Duration};
 

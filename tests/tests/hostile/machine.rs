@@ -3,12 +3,15 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use crate::{
-    programs::{eventually, program, said},
+    programs::{eventually, holds, program, said},
     site::{FEDERATION, GATEWAY, Machine, Site, get},
 };
 
 const M1: Machine = Machine("m1", 21);
 const COPY: Machine = Machine("copy", 22);
+
+/// In a machine's directory: what its proxy may begin with.
+const KEPT: &str = "proxy/identity.bin";
 
 fn agent_is_ready(site: &Site, machine: Machine) {
     site.wait_ready(site.addr(machine.1, 4190), "the agent is connected");
@@ -56,35 +59,6 @@ fn a_machine_that_rebooted_serves_again() {
         site.request(M1).unwrap();
     }
     site.check_alive();
-}
-
-/// Workload certificates live in memory alone, so a machine that boots while
-/// federation is down has its snapshot and no certificate: it says so, and
-/// serves as soon as federation is back, without a token.
-#[test]
-fn a_reboot_while_federation_is_down_waits_for_it() {
-    let mut site = Site::start();
-    site.add(M1);
-    let snapshot = site.run_dir(M1).join("proxy/snapshot.bin");
-    eventually("the snapshot is on disk", || {
-        fs::metadata(&snapshot).map(drop).map_err(|error| error.to_string())
-    });
-    for name in [FEDERATION, &M1.proxy(), &M1.agent()] {
-        site.kill(name);
-    }
-    site.start_agent(M1);
-    site.start_proxy(M1);
-    let admin = site.addr(M1.1, 4191);
-    eventually("the proxy says what it lacks", || match get(admin, "/ready", "admin") {
-        Ok(answer) if answer.starts_with("HTTP/1.1 503") && answer.contains("identity: ") => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
-    let refused = site.request(M1).unwrap_err();
-    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
-    site.check_alive();
-    site.start_federation();
-    site.wait_served(M1);
-    agent_is_ready(&site, M1);
 }
 
 /// A vm-agent for whom `systemctl is-system-running` answers with this word
@@ -161,10 +135,14 @@ fn a_copied_state_directory_is_not_a_second_machine() {
     let mut site = Site::start();
     site.add(M1);
     site.prepare(COPY);
-    let (from, to) = (site.run_dir(M1).join("agent"), site.run_dir(COPY).join("agent"));
-    fs::create_dir(&to).unwrap();
-    for entry in fs::read_dir(from).unwrap().flatten() {
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    holds(&site.run_dir(M1).join(KEPT), "west.example/ns/shop/sa/orders");
+    holds(&site.run_dir(M1).join("proxy/snapshot.bin"), "west.example/ns/shop/sa/orders");
+    for part in ["agent", "proxy"] {
+        let (from, to) = (site.run_dir(M1).join(part), site.run_dir(COPY).join(part));
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(from).unwrap().flatten() {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
     }
     site.start_agent(COPY);
     let admin = site.addr(COPY.1, 4190);
@@ -175,9 +153,20 @@ fn a_copied_state_directory_is_not_a_second_machine() {
     assert!(told.starts_with("HTTP/1.1 503"), "{told}");
     let log = site.daemon(&COPY.agent()).log();
     assert!(log.contains("was the image cloned? `meshctl join <token>`"), "{log}");
+    // Nor does its proxy begin with the identity that was copied.
+    let kept = site.run_dir(COPY).join(KEPT);
+    assert!(kept.exists());
+    site.start_proxy(COPY);
+    eventually(
+        "it is forgotten",
+        || if kept.exists() { Err("it is there".into()) } else { Ok(()) },
+    );
+    let refused = site.request(COPY).unwrap_err();
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("no_identity"), "{refused}");
+    let log = site.daemon(&COPY.proxy()).log();
+    assert!(!log.contains("beginning with the identity on disk"), "{log}");
     // The original is none the worse, and the copy can join as itself.
     site.request(M1).unwrap();
-    site.start_proxy(COPY);
     let token = site.token();
     said(&site.join(COPY, &token));
     site.wait_served(COPY);

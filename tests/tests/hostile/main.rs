@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes in real time")]
 
 mod clock;
+mod cold;
 mod demo;
 mod disk;
 mod garbage;

@@ -36,6 +36,15 @@ pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, S
     }
 }
 
+/// Waits until a file holds a text: what was told is on its disk.
+pub(crate) fn holds(path: &Path, text: &str) {
+    eventually(&format!("{} holds {text}", path.display()), || {
+        let bytes = fs::read(path).map_err(|error| error.to_string())?;
+        let found = bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        found.then_some(()).ok_or_else(|| format!("not in {} bytes", bytes.len()))
+    });
+}
+
 /// A running program; killed when dropped.
 pub(crate) struct Daemon {
     child: Child,

@@ -45,19 +45,24 @@ impl Machine {
 }
 
 impl Site {
-    /// Files and addresses; nothing runs yet.
+    /// Site west: files and addresses; nothing runs yet.
     pub(crate) fn init() -> Self {
+        Self::init_as("west")
+    }
+
+    fn init_as(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("h").tempdir_in("/tmp").unwrap();
         let (net, hold) = claim();
         let site = Self { daemons: BTreeMap::new(), dir, net, _hold: hold };
         let path = |name: &str| site.dir().join(name).display().to_string();
         let gateway = site.addr(12, 8443).to_string();
+        let trust_domain = format!("{name}.example");
         let words = [
             "site",
             "init",
-            "west",
+            name,
             "--trust-domain",
-            "west.example",
+            &trust_domain,
             "--state",
             &path("state"),
             "--config",
@@ -79,9 +84,14 @@ impl Site {
         site
     }
 
-    /// Federation and gateway are up.
+    /// Federation and gateway of west are up.
     pub(crate) fn start() -> Self {
-        let mut site = Self::init();
+        Self::start_as("west")
+    }
+
+    /// The same under another name.
+    pub(crate) fn start_as(name: &str) -> Self {
+        let mut site = Self::init_as(name);
         site.start_federation();
         site.start_gateway();
         site
@@ -124,7 +134,8 @@ impl Site {
         self.wait_ready(self.addr(12, 4191), "the gateway");
     }
 
-    /// Writes what an operator writes on a machine; starts its applications.
+    /// Writes what an operator writes on a machine that backs orders.shop;
+    /// starts its applications.
     pub(crate) fn prepare(&self, machine: Machine) {
         let run = self.run_dir(machine);
         fs::create_dir_all(run.join("services.d")).unwrap();
@@ -166,6 +177,15 @@ impl Site {
         serve(at(8082), echo);
     }
 
+    /// Lets a machine that was prepared back `<name>.shop` instead.
+    pub(crate) fn back(&self, machine: Machine, name: &str) {
+        let folder = self.run_dir(machine).join("services.d");
+        let text = fs::read_to_string(folder.join("orders.yaml")).unwrap();
+        fs::remove_file(folder.join("orders.yaml")).unwrap();
+        let text = text.replace("service: orders", &format!("service: {name}"));
+        fs::write(folder.join(format!("{name}.yaml")), text).unwrap();
+    }
+
     pub(crate) fn run_dir(&self, machine: Machine) -> PathBuf {
         self.dir().join(machine.0)
     }
@@ -195,12 +215,21 @@ impl Site {
 
     /// A machine that has joined and answers.
     pub(crate) fn add(&mut self, machine: Machine) {
+        self.add_backing(machine, "orders");
+    }
+
+    /// The same for `<name>.shop`.
+    pub(crate) fn add_backing(&mut self, machine: Machine, name: &str) {
         self.prepare(machine);
+        if name != "orders" {
+            self.back(machine, name);
+        }
         self.start_agent(machine);
         self.start_proxy(machine);
         let token = self.token();
         said(&self.join(machine, &token));
-        self.wait_served(machine);
+        let service = format!("{name}.shop");
+        eventually("a request succeeds", || self.request_to(machine, &service));
     }
 
     pub(crate) fn token(&self) -> String {
@@ -212,7 +241,7 @@ impl Site {
             "--account",
             "orders",
             "--service",
-            "orders.shop",
+            "*.shop",
         ];
         said(&self.meshctl(self.dir(), &words).output().unwrap()).trim().to_owned()
     }
@@ -254,7 +283,12 @@ impl Site {
 
     /// A request to orders.shop by the proxy of `machine`.
     pub(crate) fn request(&self, machine: Machine) -> Result<(), String> {
-        let answer = get(self.addr(machine.1, 4140), "/", "orders.shop");
+        self.request_to(machine, "orders.shop")
+    }
+
+    /// The same to another service.
+    pub(crate) fn request_to(&self, machine: Machine, service: &str) -> Result<(), String> {
+        let answer = get(self.addr(machine.1, 4140), "/", service);
         match answer.map_err(|error| error.to_string())? {
             answer if answer.contains(HELLO) => Ok(()),
             answer => Err(answer),

@@ -1,7 +1,7 @@
 //! One request or opaque connection, told when it ends: one access-log line,
 //! and the metrics.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use mesh_core::{Reason, ServiceName};
 use mesh_runtime::clock;
@@ -20,6 +20,8 @@ use crate::{
 pub struct Record {
     /// What is told.
     pub entry: Entry,
+    /// Where it came from, if it came from outside.
+    pub client: Option<IpAddr>,
     shared: Shared,
     started: Instant,
     answered: Option<Duration>,
@@ -50,7 +52,7 @@ impl Record {
             attempts: 1,
         };
         let started = clock::monotonic();
-        Self { entry, shared: shared.clone(), started, answered: None, open: None }
+        Self { entry, client: None, shared: shared.clone(), started, answered: None, open: None }
     }
 
     /// The head of a response is there.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mesh_api::ALPN_INNER;
-use mesh_core::{Allowed, Endpoint, Snapshot, balance::Vantage, route::Destination};
+use mesh_core::{Allowed, Endpoint, Snapshot, route::Destination};
 use mesh_tunnel::net::Listener;
 use tokio::sync::Semaphore;
 
@@ -24,7 +24,7 @@ use crate::{
         protect::Protections,
     },
     tunnels::Tunnels,
-    view::View,
+    view::{View, Viewer},
 };
 
 /// How often pools are looked through.
@@ -54,6 +54,8 @@ pub struct Worker {
     /// Handshakes that may be under way.
     pub half_open: Semaphore,
     view: Mutex<Option<Arc<View>>>,
+    /// Tells it from the workers of other machines where they are not known.
+    seed: u64,
 }
 
 impl fmt::Debug for Worker {
@@ -116,6 +118,7 @@ impl Worker {
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             half_open: Semaphore::new(MAX_HALF_OPEN),
             view: Mutex::default(),
+            seed: rand::random(),
         })
     }
 
@@ -160,20 +163,22 @@ impl Worker {
 
     /// What is derived from `snapshot`; made anew only when it is another one.
     pub fn view(&self, snapshot: &Arc<Snapshot>) -> Arc<View> {
+        let own = self.shared.own.load();
         let mut held = self.view.lock().unwrap_or_else(PoisonError::into_inner);
         match &*held {
-            Some(view) if view.is_of(snapshot) => view.clone(),
+            Some(view) if view.is_of(snapshot, &own) => view.clone(),
             earlier => {
-                let view = Arc::new(View::new(snapshot, earlier.as_deref()));
+                let viewer = Viewer {
+                    loads: self.loads.clone(),
+                    own,
+                    seed: self.seed,
+                    worker: (self.index, self.shared.config.workers),
+                };
+                let view = Arc::new(View::new(snapshot, viewer, earlier.as_deref()));
                 *held = Some(view.clone());
                 view
             }
         }
-    }
-
-    /// Where this proxy decides from.
-    pub fn vantage(&self, snapshot: &Snapshot) -> Vantage {
-        Vantage { site: snapshot.site.clone(), locality: self.shared.own.load().locality.clone() }
     }
 
     /// Whether an endpoint is one of this proxy's own: of this site, with this

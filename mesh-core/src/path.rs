@@ -80,6 +80,16 @@ pub fn path_to(snapshot: &Snapshot, endpoint: &Endpoint) -> Result<Path, NoPath>
     Ok(Path::Reverse(holders))
 }
 
+/// Whether [`path_to`] finds one, without making it.
+pub fn is_reachable(snapshot: &Snapshot, endpoint: &Endpoint) -> bool {
+    let own = |(site, _): &&(SiteName, GatewayId)| *site == snapshot.site;
+    let mut gateways = snapshot.gateways.keys().filter(own);
+    if endpoint.site != snapshot.site {
+        return snapshot.links.contains_key(&endpoint.site) && gateways.next().is_some();
+    }
+    endpoint.address.is_some() || gateways.any(|(_, id)| endpoint.via.contains(id))
+}
+
 /// The header of one tunnel stream, parsed. Names, never addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connect {

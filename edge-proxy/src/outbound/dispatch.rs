@@ -1,15 +1,18 @@
 //! Which endpoint takes the next attempt.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
+
+use http::HeaderValue;
+use mesh_core::{
+    Endpoint, PortName, Reason, ServiceName, Snapshot, balance::Slot, message::Fields,
+    route::Destination,
+};
 
 use super::{
     decision::{Chosen, Decision},
-    loads::Attempt,
+    loads::{Attempt, Balanced},
 };
 use crate::{refusal::Refusal, worker::Worker};
-use mesh_core::{
-    Endpoint, EndpointId, PortName, Reason, ServiceName, Snapshot, route::Destination,
-};
 
 /// Attempts at one request at most, whatever fails.
 pub const MAX_ATTEMPTS: usize = 3;
@@ -17,15 +20,17 @@ pub const MAX_ATTEMPTS: usize = 3;
 /// Where one request or opaque connection may go.
 #[derive(Debug)]
 pub struct Dispatch {
-    worker: Arc<Worker>,
     /// What it was decided from.
     pub snapshot: Arc<Snapshot>,
     /// The chosen backend.
     pub service: ServiceName,
     /// Its port.
     pub port: PortName,
-    candidates: Arc<[Arc<Endpoint>]>,
-    tried: Vec<EndpointId>,
+    balanced: Arc<Balanced>,
+    tried: Vec<Slot>,
+    /// What the request stays with an endpoint by.
+    key: Option<u64>,
+    cookie: Option<HeaderValue>,
 }
 
 impl Dispatch {
@@ -65,9 +70,33 @@ impl Dispatch {
         service: &ServiceName,
         port: &PortName,
     ) -> Self {
-        let candidates = worker.view(&snapshot).endpoints(service, port);
-        let (service, port) = (service.clone(), port.clone());
-        Self { worker: worker.clone(), snapshot, service, port, candidates, tried: Vec::new() }
+        let balanced = worker.view(&snapshot).balanced(service, port);
+        let (service, port, tried) = (service.clone(), port.clone(), Vec::new());
+        Self { snapshot, service, port, balanced, tried, key: None, cookie: None }
+    }
+
+    /// Keeps a request with the endpoint that its key belongs to, if the
+    /// service asks for that. Opaque bytes have no `fields`; `client` is where
+    /// it came from.
+    pub fn stay(&mut self, fields: Option<&Fields>, client: Option<IpAddr>) {
+        let affinity = self.balanced.affinity();
+        let Some(affinity) = affinity.as_ref() else { return };
+        self.key = affinity.key(fields, client);
+        // Only an answer over HTTP can bring a cookie.
+        if self.key.is_none()
+            && fields.is_some()
+            && let Some((cookie, key)) = affinity.new_cookie(rand::random())
+        {
+            self.key = Some(key);
+            let cookie = HeaderValue::try_from(cookie).expect("a cookie's name is a token");
+            self.cookie = Some(cookie);
+        }
+    }
+
+    /// `Set-Cookie` for the answer to a client that has none and shall stay
+    /// with its endpoint.
+    pub fn cookie(&self) -> Option<&HeaderValue> {
+        self.cookie.as_ref()
     }
 
     /// How many attempts there were.
@@ -78,18 +107,17 @@ impl Dispatch {
     /// The endpoint of the next attempt: one not tried before, or, with
     /// `again` and nothing else left, any.
     pub fn next(&mut self, again: bool) -> Result<(Arc<Endpoint>, Attempt), Refusal> {
-        let from = self.worker.vantage(&self.snapshot);
-        let loads = &self.worker.loads;
-        let chosen = loads
-            .choose(&from, &self.candidates, &self.tried)
-            .or_else(|| again.then(|| loads.choose(&from, &self.candidates, &[])).flatten());
-        let Some(endpoint) = chosen else { return Err(self.no_endpoint()) };
-        self.tried.push(endpoint.id.clone());
-        Ok((endpoint.clone(), loads.begin(endpoint)))
+        let chosen = self
+            .balanced
+            .choose(&self.tried, self.key)
+            .or_else(|| again.then(|| self.balanced.choose(&[], self.key)).flatten());
+        let Some((endpoint, attempt)) = chosen else { return Err(self.no_endpoint()) };
+        self.tried.push(attempt.slot());
+        Ok((endpoint, attempt))
     }
 
     fn no_endpoint(&self) -> Refusal {
-        let text = match self.candidates.len() {
+        let text = match self.balanced.len() {
             0 => format!("service {} has no endpoint for port {}", self.service, self.port),
             n => format!("service {}: none of its {n} endpoints may be used", self.service),
         };

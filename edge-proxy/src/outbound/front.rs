@@ -1,6 +1,6 @@
 //! HTTP/1 and HTTP/2 towards clients.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response};
 use hyper::{
@@ -53,27 +53,36 @@ pub enum Toward {
 }
 
 /// Serves a connection that must be HTTP.
-pub async fn serve(worker: &Arc<Worker>, toward: Toward, stream: Stream) {
+pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream: Stream) {
     match sniff::http(stream, HEAD_TIMEOUT).await {
-        Ok((speaks, stream)) => serve_as(worker, toward, speaks, stream).await,
+        Ok((speaks, stream)) => serve_as(worker, toward, client, speaks, stream).await,
         Err(error) => log::debug!(error:% = error; "client connection ended"),
     }
 }
 
 /// Serves a connection to one port by what that port speaks.
-pub async fn serve_port(worker: &Arc<Worker>, destination: Destination, stream: Stream) {
-    let record = || Record::new(&worker.shared, Direction::Outbound, "tcp");
+pub async fn serve_port(
+    worker: &Arc<Worker>,
+    destination: Destination,
+    client: IpAddr,
+    stream: Stream,
+) {
+    let record = || {
+        let mut record = Record::new(&worker.shared, Direction::Outbound, "tcp");
+        record.client = Some(client);
+        record
+    };
     match protocol(worker, &destination).await {
         Protocol::Tcp => opaque::carry(worker, &destination, stream, record()).await,
         Protocol::Http | Protocol::Grpc => {
-            serve(worker, Toward::Service(destination), stream).await;
+            serve(worker, Toward::Service(destination), client, stream).await;
         }
         Protocol::Detect => match sniff::detect(stream, DETECT_PATIENCE).await {
             Ok((Speaks::Opaque, stream)) => {
                 opaque::carry(worker, &destination, stream, record()).await;
             }
             Ok((speaks, stream)) => {
-                serve_as(worker, Toward::Service(destination), speaks, stream).await;
+                serve_as(worker, Toward::Service(destination), client, speaks, stream).await;
             }
             Err(error) => log::debug!(error:% = error; "client connection ended"),
         },
@@ -87,10 +96,16 @@ async fn protocol(worker: &Worker, destination: &Destination) -> Protocol {
     port.map_or(Protocol::Detect, |port| port.protocol)
 }
 
-async fn serve_as(worker: &Arc<Worker>, toward: Toward, speaks: Speaks, stream: Stream) {
+async fn serve_as(
+    worker: &Arc<Worker>,
+    toward: Toward,
+    client: IpAddr,
+    speaks: Speaks,
+    stream: Stream,
+) {
     let drain = worker.shared.drain.clone();
     let patience = worker.shared.config.drain_timeout;
-    let service = service_fn(|request| answer(worker.clone(), toward.clone(), request));
+    let service = service_fn(|request| answer(worker.clone(), toward.clone(), client, request));
     let io = TokioIo::new(stream);
     let ended = if speaks == Speaks::Http2 {
         let connection = http2_server(&drain).serve_connection(io, service);
@@ -180,10 +195,12 @@ where
 async fn answer(
     worker: Arc<Worker>,
     toward: Toward,
+    client: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Infallible> {
     let speaks = if request.version() == http::Version::HTTP_2 { "http2" } else { "http1" };
     let mut record = Record::new(&worker.shared, Direction::Outbound, speaks);
+    record.client = Some(client);
     record.entry.method = Some(request.method().clone());
     record.entry.uri = Some(request.uri().clone());
     let grpc = is_grpc(request.headers());
@@ -192,7 +209,7 @@ async fn answer(
         Err(refusal) => return Ok(request::refused(&refusal, grpc, record)),
     };
     if request.method() == Method::CONNECT {
-        return Ok(tunnel(&worker, destination, request, record).await);
+        return Ok(tunnel(&worker, destination, client, request, record).await);
     }
     Ok(request::carry(&worker, destination, request, record).await)
 }
@@ -217,6 +234,7 @@ fn destination(
 async fn tunnel(
     worker: &Arc<Worker>,
     destination: Destination,
+    client: IpAddr,
     request: Request<Incoming>,
     mut record: Record,
 ) -> Response<OutBody> {
@@ -239,7 +257,9 @@ async fn tunnel(
     } else {
         drain.spawn(async move {
             match hyper::upgrade::on(request).await {
-                Ok(upgraded) => inside(worker, destination, upgraded_stream(upgraded)).await,
+                Ok(upgraded) => {
+                    inside(worker, destination, client, upgraded_stream(upgraded)).await
+                }
                 Err(error) => log::debug!(error:% = error; "client left after CONNECT"),
             }
         });
@@ -248,8 +268,13 @@ async fn tunnel(
 }
 
 /// Requests inside a CONNECT; boxed, because one may hold another.
-fn inside(worker: Arc<Worker>, destination: Destination, stream: Stream) -> BoxFuture<'static, ()> {
-    Box::pin(async move { serve_port(&worker, destination, stream).await })
+fn inside(
+    worker: Arc<Worker>,
+    destination: Destination,
+    client: IpAddr,
+    stream: Stream,
+) -> BoxFuture<'static, ()> {
+    Box::pin(async move { serve_port(&worker, destination, client, stream).await })
 }
 
 /// The client's connection itself where it can be had (HTTP/1), so that a

@@ -64,12 +64,14 @@ async fn next(
 async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: SocketAddr) {
     match purpose {
         Purpose::Proxy if worker.shared.config.admits(from.ip()) => {
-            front::serve(worker, Toward::Named, stream).await;
+            front::serve(worker, Toward::Named, from.ip(), stream).await;
         }
         Purpose::Proxy => {
             log::warn!(from:% = from; "client is in no block of allow_from; closed");
         }
-        Purpose::Service(destination) => front::serve_port(worker, destination, stream).await,
+        Purpose::Service(destination) => {
+            front::serve_port(worker, destination, from.ip(), stream).await
+        }
         Purpose::Captured => captured(worker, stream, from).await,
     }
 }
@@ -84,7 +86,7 @@ async fn captured(worker: &Arc<Worker>, mut stream: Stream, from: SocketAddr) {
     let snapshot = worker.shared.snapshot.load();
     let destination = snapshot.and_then(|s| worker.view(&s).captured(dialled));
     match destination {
-        Some(destination) => front::serve_port(worker, destination, stream).await,
+        Some(destination) => front::serve_port(worker, destination, from.ip(), stream).await,
         None => {
             log::info!(dialled:% = dialled, from:% = from; "no service has this address; refused");
             stream.abort_on_close();

@@ -1,125 +1,157 @@
-//! What this worker has seen of endpoints: latency, requests in flight,
-//! failures in a row; and, apart from them, of the ways to other sites.
+//! Which endpoint takes an attempt, and what comes of it: a [`Balancer`] per
+//! port of a service and worker, and, apart from them, the ways to other
+//! sites. Everything is decided in `mesh_core::balance`; here are the clock
+//! and the locks, which nobody contends for.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use mesh_core::{
-    Endpoint, EndpointId, SiteName, Snapshot,
-    balance::{Load, Vantage, choose},
+    Endpoint, Snapshot,
+    balance::{Backing, Balancer, End, Paths, Slot, policy::Affinity},
 };
 use mesh_runtime::clock;
 use tokio::time::Instant;
 
 use crate::inner::Blame;
 
-type Key = (SiteName, EndpointId);
-
-/// Loads by endpoint.
+/// What one worker has seen, whatever the service.
 #[derive(Debug)]
 pub struct Loads {
     start: Instant,
-    table: Mutex<HashMap<Key, Load>>,
-    /// Ways that failed, by the site they lead to.
-    paths: Mutex<HashMap<SiteName, Load>>,
-    /// Endpoints that the proxy itself tries again.
-    probation: Mutex<HashSet<Key>>,
+    paths: Mutex<Paths>,
+    /// Of `paths`; read by every choice.
+    paths_version: AtomicU64,
+    /// Whether any way is known to have failed.
+    any_failed: AtomicBool,
 }
 
 impl Default for Loads {
     fn default() -> Self {
         Self {
             start: clock::monotonic(),
-            table: Mutex::default(),
             paths: Mutex::default(),
-            probation: Mutex::default(),
+            paths_version: AtomicU64::new(0),
+            any_failed: AtomicBool::new(false),
         }
     }
 }
 
 impl Loads {
-    fn table(&self) -> MutexGuard<'_, HashMap<Key, Load>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn paths(&self) -> MutexGuard<'_, HashMap<SiteName, Load>> {
-        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn probation(&self) -> MutexGuard<'_, HashSet<Key>> {
-        self.probation.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves an endpoint alone; false if it is already.
-    pub fn begin_probation(&self, endpoint: &Endpoint) -> bool {
-        self.probation().insert((endpoint.site.clone(), endpoint.id.clone()))
-    }
-
-    /// It may be chosen again, whatever was before.
-    pub fn end_probation(&self, endpoint: &Endpoint) {
-        let key = (endpoint.site.clone(), endpoint.id.clone());
-        self.probation().remove(&key);
-        if let Some(load) = self.table().get_mut(&key) {
-            load.readmit();
-        }
-    }
-
     fn now(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// The better of two by chance, never one of `exclude`.
-    pub fn choose<'a>(
-        &self,
-        from: &Vantage,
-        endpoints: &'a [Arc<Endpoint>],
-        exclude: &[EndpointId],
-    ) -> Option<&'a Arc<Endpoint>> {
-        let (table, paths, probation) = (self.table(), self.paths(), self.probation());
-        let load = |endpoint: &Endpoint| {
-            let key = (endpoint.site.clone(), endpoint.id.clone());
-            let mut load = table.get(&key).cloned().unwrap_or_default();
-            if probation.contains(&key) {
-                load.ejected_until = Some(Duration::MAX);
-                return load;
-            }
-            // An endpoint behind a way that failed is left alone like one
-            // that failed itself, and is not blamed.
-            let path = paths.get(&endpoint.site).and_then(|path| path.ejected_until);
-            load.ejected_until = load.ejected_until.max(path);
-            load
-        };
-        choose(from, endpoints, exclude, load, self.now(), rand::random)
+    fn paths(&self) -> MutexGuard<'_, Paths> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An attempt at an endpoint begins.
-    pub fn begin(self: &Arc<Self>, endpoint: &Endpoint) -> Attempt {
-        let key = (endpoint.site.clone(), endpoint.id.clone());
-        self.table().entry(key.clone()).or_default().start();
-        let started = self.now();
-        let end = AttemptEnd::Served;
-        Attempt { loads: self.clone(), key, started, latency: None, end }
+    fn change_paths(&self, change: impl FnOnce(&mut Paths)) {
+        let mut paths = self.paths();
+        change(&mut paths);
+        self.paths_version.store(paths.version(), Ordering::Relaxed);
+        self.any_failed.store(!paths.is_clear(), Ordering::Relaxed);
     }
 
-    /// Forgets endpoints that are no longer in the snapshot.
+    /// Forgets the ways to sites that are no longer linked.
     pub fn sweep(&self, snapshot: &Snapshot) {
-        self.paths().retain(|site, _| snapshot.links.contains_key(site));
-        let known = |id: &EndpointId, site: &SiteName| {
-            let named = |endpoint: &Arc<Endpoint>| endpoint.id == *id && endpoint.site == *site;
-            snapshot.services.values().any(|service| service.endpoints.iter().any(named))
-        };
-        self.table().retain(|(site, id), load| load.in_flight > 0 || known(id, site));
+        if self.any_failed.load(Ordering::Relaxed) {
+            self.change_paths(|paths| paths.retain(|site| snapshot.links.contains_key(site)));
+        }
+    }
+}
+
+/// The endpoints of one port of a service. Lives as long as the service is
+/// known, through all snapshots; whoever holds it needs no other lookup.
+#[derive(Debug)]
+pub struct Balanced {
+    loads: Arc<Loads>,
+    balancer: Mutex<Balancer>,
+    affinity: ArcSwapOption<Affinity>,
+}
+
+impl Balanced {
+    /// Without endpoints. From the same `seed` follow the same choices.
+    pub fn new(loads: &Arc<Loads>, seed: u64) -> Self {
+        Self {
+            loads: loads.clone(),
+            balancer: Mutex::new(Balancer::new(seed)),
+            affinity: ArcSwapOption::empty(),
+        }
+    }
+
+    fn balancer(&self) -> MutexGuard<'_, Balancer> {
+        self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what backs the port from now on.
+    pub fn update(&self, backing: &Backing<'_>) {
+        self.affinity.store(backing.policy.affinity.clone().map(Arc::new));
+        self.balancer().update(backing, self.loads.now());
+    }
+
+    /// What requests stay with an endpoint by.
+    pub fn affinity(&self) -> arc_swap::Guard<Option<Arc<Affinity>>> {
+        self.affinity.load()
+    }
+
+    /// How many endpoints there are.
+    pub fn len(&self) -> usize {
+        self.balancer().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Chooses an endpoint, never one of `tried`, and begins an attempt at it;
+    /// with a `key` the one that the key belongs to.
+    pub fn choose(
+        self: &Arc<Self>,
+        tried: &[Slot],
+        key: Option<u64>,
+    ) -> Option<(Arc<Endpoint>, Attempt)> {
+        let now = self.loads.now();
+        let mut balancer = self.balancer();
+        if balancer.is_stale(now, self.loads.paths_version.load(Ordering::Relaxed)) {
+            balancer.refresh(&self.loads.paths(), now);
+        }
+        let slot = balancer.choose(tried, key, now)?;
+        balancer.begin(slot);
+        let endpoint = balancer.endpoint(slot).clone();
+        let (started, end) = (now, AttemptEnd::Served);
+        Some((endpoint, Attempt { balanced: self.clone(), slot, started, latency: None, end }))
+    }
+
+    /// The proxy itself tries an endpoint from now on, which is left alone
+    /// meanwhile; false if it is already, or is not known.
+    pub fn hold(&self, endpoint: &Endpoint) -> bool {
+        let mut balancer = self.balancer();
+        let slot = balancer.find(&endpoint.site, &endpoint.id);
+        slot.is_some_and(|slot| balancer.hold(slot))
+    }
+
+    /// It may be chosen again, whatever was before.
+    pub fn readmit(&self, endpoint: &Endpoint) {
+        let mut balancer = self.balancer();
+        if let Some(slot) = balancer.find(&endpoint.site, &endpoint.id) {
+            balancer.readmit(slot, self.loads.now());
+        }
     }
 }
 
 /// One attempt at an endpoint; its end is counted when it is dropped.
 #[derive(Debug)]
 pub struct Attempt {
-    loads: Arc<Loads>,
-    key: Key,
+    balanced: Arc<Balanced>,
+    slot: Slot,
     started: Duration,
     latency: Option<Duration>,
     end: AttemptEnd,
@@ -135,9 +167,14 @@ enum AttemptEnd {
 }
 
 impl Attempt {
+    /// The endpoint's, for those that a further attempt shall not take.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
     /// The head of the answer is there: that was the latency.
     pub fn answered(&mut self) {
-        self.latency = Some(self.loads.now().saturating_sub(self.started));
+        self.latency = Some(self.balanced.loads.now().saturating_sub(self.started));
     }
 
     /// The endpoint is to blame.
@@ -162,24 +199,25 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let now = self.loads.now();
+        let loads = &self.balanced.loads;
+        let now = loads.now();
         let latency = self.latency.unwrap_or(now.saturating_sub(self.started));
-        if let Some(load) = self.loads.table().get_mut(&self.key) {
-            match self.end {
-                AttemptEnd::Unreachable => load.end_unreachable(now),
-                AttemptEnd::Served => load.end(now, latency, true),
-                AttemptEnd::Failed => load.end(now, latency, false),
-                AttemptEnd::PathFailed | AttemptEnd::NotTried => load.abandon(),
-            }
-        }
-        let mut paths = self.loads.paths();
+        let end = match self.end {
+            AttemptEnd::Served => End::Served(latency),
+            AttemptEnd::Failed => End::Failed(latency),
+            AttemptEnd::Unreachable => End::Unreachable,
+            AttemptEnd::PathFailed | AttemptEnd::NotTried => End::NotTried,
+        };
+        let mut balancer = self.balanced.balancer();
+        balancer.end(self.slot, end, now);
+        let site = &balancer.endpoint(self.slot).site;
         match self.end {
-            AttemptEnd::PathFailed => {
-                paths.entry(self.key.0.clone()).or_default().end_unreachable(now);
-            }
+            AttemptEnd::PathFailed => loads.change_paths(|paths| paths.fail(site, now)),
             // Whatever was said there, somebody there said it.
-            AttemptEnd::Served | AttemptEnd::Failed if self.latency.is_some() => {
-                paths.remove(&self.key.0);
+            AttemptEnd::Served | AttemptEnd::Failed
+                if self.latency.is_some() && loads.any_failed.load(Ordering::Relaxed) =>
+            {
+                loads.change_paths(|paths| paths.answer(site));
             }
             _ => {}
         }
@@ -188,11 +226,14 @@ impl Drop for Attempt {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::collections::BTreeSet;
 
-    use mesh_core::{Endpoint, Health, Locality, balance::Vantage};
+    use mesh_core::{
+        Health, Locality,
+        balance::{BalancePolicy, Vantage},
+    };
 
-    use super::{Blame, Loads};
+    use super::*;
 
     fn endpoint(site: &str, id: &str) -> Arc<Endpoint> {
         Arc::new(Endpoint {
@@ -212,31 +253,81 @@ mod tests {
         })
     }
 
+    fn balanced(endpoints: &[Arc<Endpoint>]) -> Arc<Balanced> {
+        let balanced = Arc::new(Balanced::new(&Arc::default(), 7));
+        let from = Vantage { site: "west".parse().expect("a site"), locality: Locality::default() };
+        balanced.update(&Backing {
+            from: &from,
+            policy: &BalancePolicy::default(),
+            endpoints,
+            reachable: &|_| true,
+            workers: 1,
+        });
+        balanced
+    }
+
+    /// Who is chosen. The attempts are not tried, and say nothing.
+    fn chosen(balanced: &Arc<Balanced>) -> Vec<String> {
+        let choose = |_| {
+            let (endpoint, mut attempt) = balanced.choose(&[], None).expect("one");
+            attempt.not_opened(Blame::Nobody);
+            endpoint.id.to_string()
+        };
+        let ids: BTreeSet<String> = (0..200).map(choose).collect();
+        ids.into_iter().collect()
+    }
+
+    fn attempt(balanced: &Arc<Balanced>, id: &str) -> Attempt {
+        loop {
+            let (endpoint, mut attempt) = balanced.choose(&[], None).expect("one");
+            if endpoint.id.as_str() == id {
+                return attempt;
+            }
+            attempt.not_opened(Blame::Nobody);
+        }
+    }
+
     #[test]
     fn a_failed_way_spares_its_endpoints_without_blame() {
-        let loads = Arc::new(Loads::default());
-        let from = Vantage { site: "west".parse().expect("a site"), locality: Locality::default() };
-        let (a, b) = (endpoint("east", "a"), endpoint("east", "b"));
-        let all = [a.clone(), b.clone(), endpoint("north", "c")];
-        let chosen = || {
-            let choose = |_| loads.choose(&from, &all, &[]).expect("one").id.to_string();
-            (0..200).map(choose).collect::<std::collections::BTreeSet<_>>()
-        };
-        assert_eq!(chosen().len(), 3);
+        let a = endpoint("east", "a");
+        let all = [a.clone(), endpoint("east", "b"), endpoint("north", "c")];
+        let balanced = balanced(&all);
+        assert_eq!(chosen(&balanced).len(), 3);
+        let (mut of_a, mut of_b) = (attempt(&balanced, "a"), attempt(&balanced, "b"));
+        of_a.not_opened(Blame::Path);
+        drop(of_a);
+        assert_eq!(chosen(&balanced), ["c"], "b lies behind the same way");
+        {
+            let balancer = balanced.balancer();
+            let slot = balancer.find(&a.site, &a.id).expect("there");
+            assert_eq!((balancer.load(slot).failures, balancer.load(slot).in_flight), (0, 0));
+        }
+        of_b.answered();
+        drop(of_b);
+        assert!(chosen(&balanced).contains(&"a".to_owned()), "an answer: the way is open");
+    }
 
-        loads.begin(&a).not_opened(Blame::Path);
-        assert_eq!(Vec::from_iter(chosen()), ["c"], "b lies behind the same way");
-        assert!(loads.table().values().all(|load| load.failures == 0 && load.in_flight == 0));
+    #[test]
+    fn nobody_there_and_probation() {
+        let (a, b) = (endpoint("west", "a"), endpoint("west", "b"));
+        let balanced = balanced(&[a.clone(), b]);
+        let mut of_a = attempt(&balanced, "a");
+        of_a.not_opened(Blame::Endpoint);
+        drop(of_a);
+        assert_eq!(chosen(&balanced), ["b"]);
+        assert!(balanced.hold(&a) && !balanced.hold(&a));
+        assert!(!balanced.hold(&endpoint("west", "x")));
+        balanced.readmit(&a);
+        assert_eq!(chosen(&balanced), ["a", "b"]);
+        assert_eq!(balanced.len(), 2);
+    }
 
-        loads.begin(&b).answered();
-        assert!(chosen().contains("a"), "an answer shows that the way is open");
-
-        loads.begin(&a).not_opened(Blame::Endpoint);
-        assert!(!chosen().contains("a"));
-
-        assert!(loads.begin_probation(&a) && !loads.begin_probation(&a));
-        assert!(!chosen().contains("a"));
-        loads.end_probation(&a);
-        assert!(chosen().contains("a"));
+    #[test]
+    fn what_has_been_tried_is_not_tried_again() {
+        let balanced = balanced(&[endpoint("west", "a"), endpoint("west", "b")]);
+        let (first, attempt) = balanced.choose(&[], None).expect("one");
+        let (second, other) = balanced.choose(&[attempt.slot()], None).expect("another");
+        assert_ne!(first.id, second.id);
+        assert!(balanced.choose(&[attempt.slot(), other.slot()], None).is_none());
     }
 }

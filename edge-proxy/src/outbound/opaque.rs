@@ -46,6 +46,7 @@ pub async fn open(
         return Err(Refusal::new(Reason::Draining, "this proxy is going away"));
     }
     let mut dispatch = Dispatch::opaque(worker, destination).await?;
+    dispatch.stay(None, record.client);
     let mut last = None;
     loop {
         let (endpoint, mut load) = match dispatch.next(false) {

@@ -17,7 +17,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Leaves the endpoint alone until a session to it comes up, it is gone from
 /// the snapshot, or this process drains. One probation per endpoint and worker.
 pub fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) {
-    if !worker.loads.begin_probation(endpoint) {
+    let Some(snapshot) = worker.shared.snapshot.load() else { return };
+    let balanced = worker.view(&snapshot).balanced(&endpoint.service, &endpoint.port);
+    if !balanced.hold(endpoint) {
         return;
     }
     let (worker, endpoint) = (worker.clone(), endpoint.clone());
@@ -26,7 +28,7 @@ pub fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) {
             () = until_over(&worker, &endpoint) => {}
             () = worker.shared.drain.draining() => {}
         }
-        worker.loads.end_probation(&endpoint);
+        balanced.readmit(&endpoint);
     });
 }
 

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header::UPGRADE};
+use http::{
+    HeaderValue, Request, Response,
+    header::{SET_COOKIE, UPGRADE},
+};
 use http_body::Body;
 use hyper::body::Incoming;
 use mesh_core::{
@@ -101,6 +104,7 @@ async fn try_carry(
     let chosen = decision.choose()?;
     let mut in_flight = worker.protections.begin(&decision.service)?;
     let mut dispatch = Dispatch::to(worker, &decision, &chosen).await?;
+    dispatch.stay(Some(&head.fields), record.client);
     let client = parts.version;
     let mut body = ReplayBody::new(body, decision.service.traffic.replay_bytes);
     change(&mut head, &decision, &chosen);
@@ -129,6 +133,9 @@ async fn try_carry(
     };
     let mut answer = answered?;
     change_answer(&mut answer.head, &decision, &chosen);
+    if let Some(cookie) = dispatch.cookie() {
+        answer.head.headers.append(SET_COOKIE, cookie.clone());
+    }
     Ok(Outcome::Forwarded { answer, used: in_flight, deadline, received })
 }
 

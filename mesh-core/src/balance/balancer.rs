@@ -259,6 +259,11 @@ impl Balancer {
         &self.members[slot.0 as usize].load
     }
 
+    /// Requests in flight at all endpoints that are known.
+    pub fn in_flight(&self) -> u32 {
+        self.tiers.of.iter().map(|tier| tier.in_flight).sum()
+    }
+
     /// How many endpoints are known.
     pub fn len(&self) -> usize {
         self.order.len()
@@ -320,11 +325,13 @@ impl Balancer {
         if first == second {
             return Some(first.item);
         }
-        let cost = |drawn| {
+        let load = |drawn| {
             let (item, shares) = urn.shares(drawn);
-            self.members[item as usize].load.cost(now, shares)
+            (&self.members[item as usize].load, shares)
         };
-        Some(if cost(second) < cost(first) { second.item } else { first.item })
+        let ((first_load, firsts), (second_load, seconds)) = (load(first), load(second));
+        let better = second_load.is_better(seconds, first_load, firsts, now);
+        Some(if better { second.item } else { first.item })
     }
 
     /// Who a key belongs to, as far as it has room.
@@ -380,7 +387,8 @@ impl Balancer {
         let window = self.policy.outlier.success_rate.as_ref().map(|rate| rate.window);
         let Some(member) = self.members.get_mut(slot.0 as usize) else { return };
         let tier = &mut self.tiers.of[member.tier];
-        tier.in_flight = tier.in_flight.saturating_sub(1);
+        // A tier's sum is of those that are known.
+        tier.in_flight = tier.in_flight.saturating_sub(u32::from(member.known));
         let was_out = member.load.out;
         match end {
             End::NotTried => member.load.abandon(),

@@ -10,6 +10,10 @@ pub const DECAY: Duration = Duration::from_secs(10);
 /// Latency of an endpoint that has work and has never answered: one request
 /// finds out, the others go where answers come from.
 const UNMEASURED_US: f64 = 1_000_000.0;
+/// Latencies are alike when the higher is at most so many times the lower, and
+/// so many microseconds more.
+pub(super) const TOLERANCE: f64 = 2.0;
+pub(super) const SLACK_US: f64 = 1000.0;
 /// Parts of the window over which successes are counted.
 const BUCKETS: usize = 5;
 
@@ -148,16 +152,29 @@ impl Load {
         self.updated = now;
     }
 
-    /// What two candidates are compared by, for an endpoint that stands for
-    /// `shares` equal ones; lower is better.
-    pub fn cost(&self, now: Duration, shares: f64) -> f64 {
-        let latency = match self.ewma_us {
+    /// Whether a request had better go here than to `other`; each stands for
+    /// so many equal endpoints. Where latencies are alike, what is in flight
+    /// decides, and nothing where that is equal: so equal endpoints keep the
+    /// shares that they are drawn by. Else latency times what is in flight.
+    pub fn is_better(&self, shares: f64, other: &Load, others: f64, now: Duration) -> bool {
+        let (own, its) = (self.latency(now), other.latency(now));
+        let (low, high) = (own.min(its), own.max(its));
+        let busy = f64::from(self.in_flight) / shares;
+        let other_busy = f64::from(other.in_flight) / others;
+        if low > 0.0 && high <= TOLERANCE * low + SLACK_US {
+            return busy < other_busy;
+        }
+        own * (busy + 1.0) < its * (other_busy + 1.0)
+    }
+
+    /// What a request is to expect, in microseconds.
+    fn latency(&self, now: Duration) -> f64 {
+        match self.ewma_us {
             0.0 if self.in_flight > 0 => UNMEASURED_US,
-            0.0 => return 0.0,
+            0.0 => 0.0,
             // An old latency says little: what was slow is tried again.
             measured => measured * self.decay(now),
-        };
-        latency * (f64::from(self.in_flight) / shares + 1.0)
+        }
     }
 
     fn decay(&self, now: Duration) -> f64 {

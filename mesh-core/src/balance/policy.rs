@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use http::HeaderName;
 
 use super::hash;
+use crate::message::Fields;
 
 /// A ratio in hundredths: 140 is 1.4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -210,23 +211,14 @@ impl Affinity {
         ttl.map_or(Ok(()), |ttl| time("balance.affinity.cookie_ttl", ttl, second, MAX_COOKIE))
     }
 
-    /// The key of a request; `None` where it has none. `field` gives the
-    /// values of a header field in their order, `source` is the client's
-    /// address.
-    pub fn key<'h, I>(
-        &self,
-        field: impl FnOnce(&HeaderName) -> I,
-        source: Option<IpAddr>,
-    ) -> Option<u64>
-    where
-        I: IntoIterator<Item = &'h [u8]>,
-    {
+    /// The key of a request; `None` where it has none. Opaque bytes have no
+    /// `fields`; `source` is the client's address.
+    pub fn key(&self, fields: Option<&Fields>, source: Option<IpAddr>) -> Option<u64> {
         match &self.by {
             AffinityKey::Cookie { name, .. } => {
-                let found = field(&http::header::COOKIE).into_iter().find_map(|v| cookie(v, name));
-                found.map(hash)
+                fields?.all("cookie").find_map(|field| cookie(field, name)).map(hash)
             }
-            AffinityKey::Header(name) => field(name).into_iter().next().map(hash),
+            AffinityKey::Header(name) => fields?.get(name.as_str()).map(hash),
             AffinityKey::Source => source.map(|ip| match ip.to_canonical() {
                 IpAddr::V4(ip) => hash(&ip.octets()),
                 IpAddr::V6(ip) => hash(&ip.octets()),
@@ -364,10 +356,13 @@ mod tests {
 
     #[test]
     fn keys() {
-        let cookie = by_cookie("sid", None);
-        let key = |values: &[&'static str]| {
-            cookie.key(|_| values.iter().map(|v| v.as_bytes()).collect::<Vec<_>>(), None)
+        let fields = |name: &str, values: &[&str]| {
+            let mut fields = Fields::new();
+            values.iter().for_each(|value| fields.push(name, value.as_bytes()));
+            fields
         };
+        let cookie = by_cookie("sid", None);
+        let key = |values: &[&str]| cookie.key(Some(&fields("Cookie", values)), None);
         assert_eq!(key(&["sid=7"]), Some(hash(b"7")));
         assert_eq!(key(&["a=1; sid=7 ;b=2"]), Some(hash(b"7")));
         assert_eq!(key(&["a=1", "sid=7"]), Some(hash(b"7")));
@@ -375,16 +370,15 @@ mod tests {
             assert_eq!(key(none), None, "{none:?}");
         }
         let header = affinity(AffinityKey::Header(HeaderName::from_static("x-user")));
-        let of = |name: &HeaderName| match name.as_str() {
-            "x-user" => vec![&b"u1"[..], b"u2"],
-            _ => Vec::new(),
-        };
-        assert_eq!(header.key(of, None), Some(hash(b"u1")));
+        let user = fields("X-User", &["u1", "u2"]);
+        assert_eq!(header.key(Some(&user), None), Some(hash(b"u1")));
+        assert_eq!(cookie.key(Some(&user), None), None);
+        assert_eq!(header.key(None, None), None);
         let source = by_source();
-        let ip = |text: &str| source.key(|_| Vec::new(), Some(text.parse().unwrap()));
+        let ip = |text: &str| source.key(None, Some(text.parse().unwrap()));
         assert_eq!(ip("10.0.0.1"), ip("::ffff:10.0.0.1"));
         assert_ne!(ip("10.0.0.1"), ip("10.0.0.2"));
-        assert_eq!(source.key(|_| Vec::new(), None), None);
+        assert_eq!(source.key(Some(&user), None), None);
     }
 
     #[test]
@@ -392,8 +386,9 @@ mod tests {
         let affinity = by_cookie("sid", Some(Duration::from_secs(3600)));
         let (set, key) = affinity.new_cookie(255).unwrap();
         assert_eq!(set, "sid=00000000000000ff; Path=/; Max-Age=3600; HttpOnly; SameSite=Lax");
-        let sent = set.split(';').next().unwrap().as_bytes();
-        assert_eq!(affinity.key(|_| [sent], None), Some(key));
+        let mut fields = Fields::new();
+        fields.push("cookie", set.split(';').next().unwrap().as_bytes());
+        assert_eq!(affinity.key(Some(&fields), None), Some(key));
         assert_eq!(by_source().new_cookie(1), None);
         let session = by_cookie("sid", None).new_cookie(1).unwrap().0;
         assert!(!session.contains("Max-Age"));

@@ -4,12 +4,10 @@
 
 use std::time::Duration;
 
+use super::load::{SLACK_US, TOLERANCE};
+
 /// How often a tier is looked at, and shares with it.
 pub const INTERVAL: Duration = Duration::from_millis(250);
-/// A tier may be as many times slower than the next one, and by so many
-/// microseconds more, before it sends anything on for that.
-const TOLERANCE: f64 = 2.0;
-const SLACK_US: f64 = 1000.0;
 /// What a tier keeps however bad it is: somebody has to find out when it is
 /// better.
 const FLOOR: f64 = 0.05;

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use mesh_api::v1::{self, ResourceKind, resource::Resource as Kind};
 
-use super::{Connect, MAX_HOPS, NextHop, Own, Path, RefusedReason, forward, path_to};
+use super::{Connect, MAX_HOPS, NextHop, Own, Path, RefusedReason, forward, is_reachable, path_to};
 use crate::{
     example::{NODE, OTHER_NODE, change, endpoint, gateway, mesh, peer, service},
     name::{GatewayId, NodeId},
@@ -315,7 +315,9 @@ fn paths_of_a_source() {
     let path = |snapshot: &Snapshot, service: &str, site: &str, id: &str| {
         let site = site.parse().unwrap();
         let endpoint = snapshot.endpoint(service, &site, id).unwrap();
-        path_to(snapshot, endpoint).map_err(|error| error.to_string())
+        let path = path_to(snapshot, endpoint);
+        assert_eq!(is_reachable(snapshot, endpoint), path.is_ok(), "{path:?}");
+        path.map_err(|error| error.to_string())
     };
     let direct = path(&mesh, "orders.shop", "east", "o-1").unwrap();
     assert_eq!(direct, Path::Direct("10.1.2.3:4143".parse().unwrap()));

@@ -1,12 +1,12 @@
 //! `meshctl endpoints`: where a service's requests may go.
 
-use std::fmt::Display;
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use clap::Args;
 use mesh_core::{
-    Endpoint, Health, Locality, ServiceName, Snapshot,
-    balance::{Tier, Vantage, tier},
-    path::path_to,
+    Endpoint, Health, Locality, PortName, Service, ServiceName, Snapshot,
+    balance::{Backing, BalancePolicy, Balancer, Paths, Slot, Tier, Vantage, tier},
+    path::{is_reachable, path_to},
     snapshot::apply,
 };
 use serde::Serialize;
@@ -54,14 +54,11 @@ impl Endpoints {
         let snapshot = snapshot(run).await?;
         let service = service(&snapshot, &self.service)?;
         let vantage = Vantage { site: snapshot.site.clone(), locality: Locality::default() };
-        let rows = service
-            .endpoints
-            .iter()
-            .map(|endpoint| EndpointView::new(&snapshot, &vantage, endpoint));
+        let ports = service.ports.iter().map(|port| &port.name);
         let view = EndpointsView {
             service: service.name.to_string(),
             seen_from: snapshot.site.to_string(),
-            endpoints: rows.collect(),
+            endpoints: ports.flat_map(|port| views(&snapshot, &vantage, service, port)).collect(),
         };
         output::print(format, &view)
     }
@@ -74,6 +71,45 @@ struct EndpointsView {
     endpoints: Vec<EndpointView>,
 }
 
+/// The endpoints of a port as a proxy would choose from them that has seen
+/// nothing yet. Of other sites a worker uses a subset; here are all, with the
+/// share that they have on average.
+pub(crate) fn balancer(
+    snapshot: &Snapshot,
+    from: &Vantage,
+    service: &Service,
+    port: &PortName,
+) -> Balancer {
+    let of_port = service.endpoints.iter().filter(|endpoint| endpoint.port == *port);
+    let endpoints: Vec<Arc<Endpoint>> = of_port.cloned().collect();
+    let mut balancer = Balancer::new(rand::random());
+    let policy = BalancePolicy { subset: 0, ..service.balance.clone() };
+    let backing = Backing {
+        from,
+        policy: &policy,
+        endpoints: &endpoints,
+        reachable: &|endpoint| is_reachable(snapshot, endpoint),
+        workers: 1,
+    };
+    balancer.update(&backing, Duration::ZERO);
+    balancer.refresh(&Paths::default(), Duration::ZERO);
+    balancer
+}
+
+/// The endpoints of a port, as they look from one vantage.
+pub(crate) fn views(
+    snapshot: &Snapshot,
+    from: &Vantage,
+    service: &Service,
+    port: &PortName,
+) -> Vec<EndpointView> {
+    let balancer = balancer(snapshot, from, service, port);
+    let view = |(slot, share): (Slot, f64)| {
+        EndpointView::new(snapshot, from, balancer.endpoint(slot), share)
+    };
+    balancer.expected().into_iter().map(view).collect()
+}
+
 /// One endpoint, as it looks from one vantage.
 #[derive(Debug, Serialize, Clone)]
 pub(crate) struct EndpointView {
@@ -84,6 +120,10 @@ pub(crate) struct EndpointView {
     pub(crate) health: &'static str,
     pub(crate) tier: &'static str,
     pub(crate) weight: u32,
+    /// Requests at once that it is good for; 0 is unknown.
+    pub(crate) capacity: u32,
+    /// Of the requests from this vantage while all answer equally fast, 0 to 1.
+    pub(crate) share: f64,
     /// `direct`, `via gateway`, `reverse`; what is missing if nothing leads
     /// there.
     pub(crate) path: String,
@@ -94,7 +134,7 @@ pub(crate) struct EndpointView {
 }
 
 impl EndpointView {
-    pub(crate) fn new(snapshot: &Snapshot, from: &Vantage, endpoint: &Endpoint) -> Self {
+    fn new(snapshot: &Snapshot, from: &Vantage, endpoint: &Endpoint, share: f64) -> Self {
         let (path, through) = match path_to(snapshot, endpoint) {
             Ok(path) => (path.describe().to_owned(), through(&path)),
             Err(none) => (format!("none: {}", none.problem), String::new()),
@@ -109,6 +149,8 @@ impl EndpointView {
             health: health(endpoint.health),
             tier: tier_name(tier(from, endpoint)),
             weight: endpoint.weight,
+            capacity: endpoint.capacity,
+            share,
             path,
             through,
             node: endpoint.node.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -157,9 +199,9 @@ pub(crate) fn tier_name(tier: Tier) -> &'static str {
 /// Endpoints as a table.
 pub(crate) fn endpoint_table(endpoints: &[EndpointView], wide: bool, paint: Paint) -> String {
     let mut header =
-        vec!["ENDPOINT", "SITE", "PORT", "HEALTH", "TIER", "WEIGHT", "PATH", "IDENTITY"];
+        vec!["ENDPOINT", "SITE", "PORT", "HEALTH", "TIER", "WEIGHT", "SHARE", "PATH", "IDENTITY"];
     if wide {
-        header.extend(["THROUGH", "NODE", "LOCALITY"]);
+        header.extend(["CAPACITY", "THROUGH", "NODE", "LOCALITY"]);
     }
     let mut table = Table::new(&header);
     for endpoint in endpoints {
@@ -170,11 +212,13 @@ pub(crate) fn endpoint_table(endpoints: &[EndpointView], wide: bool, paint: Pain
             view::state(paint, endpoint.health),
             endpoint.tier.to_owned(),
             endpoint.weight.to_string(),
+            format!("{:.1}%", 100.0 * endpoint.share),
             endpoint.path.clone(),
             endpoint.identity.clone(),
         ];
         if wide {
             cells.extend([
+                capacity(endpoint.capacity),
                 endpoint.through.clone(),
                 endpoint.node.clone(),
                 endpoint.locality.clone(),
@@ -183,6 +227,10 @@ pub(crate) fn endpoint_table(endpoints: &[EndpointView], wide: bool, paint: Pain
         table.row(cells);
     }
     table.render(paint)
+}
+
+fn capacity(capacity: u32) -> String {
+    if capacity == 0 { String::new() } else { capacity.to_string() }
 }
 
 impl Show for EndpointsView {

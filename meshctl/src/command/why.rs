@@ -7,16 +7,16 @@ use clap::Args;
 use mesh_core::{
     Endpoint, Locality, PeerIdentity, RequestHead, Service, ServiceName, Snapshot, SpiffeId,
     authorize,
-    balance::{Load, Vantage, choose},
+    balance::{Vantage, tier},
     message,
-    path::path_to,
+    path::{is_reachable, path_to},
     route::{Destination, choose_backend, route},
     service::{Backend, Protocol},
 };
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 
-use super::endpoints::{EndpointView, endpoint_table, service, snapshot};
+use super::endpoints::{EndpointView, balancer, endpoint_table, service, snapshot, views};
 use crate::{
     endpoint::Run,
     failure::Failure,
@@ -147,20 +147,14 @@ fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failure> {
 }
 
 fn candidates(snapshot: &Snapshot, from: &Vantage, backend: &Backend) -> BackendView {
-    let endpoints = of_port(snapshot, backend);
+    let service = snapshot.services.get(&backend.service);
+    let candidates = service.map(|service| views(snapshot, from, service, &backend.port));
     BackendView {
         service: backend.service.to_string(),
         port: backend.port.to_string(),
         weight: backend.weight,
-        candidates: endpoints.iter().map(|e| EndpointView::new(snapshot, from, e)).collect(),
+        candidates: candidates.unwrap_or_default(),
     }
-}
-
-/// The endpoints that back one port.
-fn of_port(snapshot: &Snapshot, backend: &Backend) -> Vec<Arc<Endpoint>> {
-    let service = snapshot.services.get(&backend.service);
-    let endpoints = service.map(|service| service.endpoints.as_slice()).unwrap_or_default();
-    endpoints.iter().filter(|endpoint| endpoint.port == backend.port).cloned().collect()
 }
 
 fn chosen(
@@ -169,26 +163,13 @@ fn chosen(
     backend: &Backend,
     head: Option<&message::RequestHead>,
 ) -> Result<Chosen, String> {
-    let endpoints = of_port(snapshot, backend);
-    let idle = |_: &Endpoint| Load::default();
-    let (mut skipped, mut last) = (Vec::new(), None);
-    // As the proxy does: what nothing leads to makes room for the next.
-    let (endpoint, path) = loop {
-        let next =
-            choose(&caller.vantage, &endpoints, &skipped, idle, Duration::ZERO, rand::random);
-        let Some(endpoint) = next else {
-            let none = || format!("no_endpoint: no endpoint of {} may be used", backend.service);
-            return Err(last.unwrap_or_else(none));
-        };
-        match path_to(snapshot, endpoint) {
-            Ok(path) => break (endpoint, path),
-            Err(none) => {
-                skipped.push(endpoint.id.clone());
-                last = Some(format!("no_path: {none}"));
-            }
-        }
-    };
     let target = snapshot.services.get(&backend.service).ok_or("no_such_service")?;
+    let mut balancer = balancer(snapshot, &caller.vantage, target, &backend.port);
+    let slot = balancer.choose(&[], None, Duration::ZERO);
+    let slot =
+        slot.ok_or_else(|| format!("no_endpoint: no endpoint of {} may be used", backend.service))?;
+    let endpoint = balancer.endpoint(slot);
+    let path = path_to(snapshot, endpoint).map_err(|none| format!("no_path: {none}"))?;
     let request = RequestHead {
         service: &backend.service,
         port: &backend.port,
@@ -198,7 +179,7 @@ fn chosen(
     let (allowed, verdict) = verdict(target, &caller.peer, &request);
     Ok(Chosen {
         endpoint: endpoint.id.to_string(),
-        skipped: skipped.iter().map(ToString::to_string).collect(),
+        skipped: skipped(snapshot, caller, target, endpoint),
         site: endpoint.site.to_string(),
         identity: endpoint.identity.to_string(),
         hops: hops(snapshot, caller, endpoint, &path),
@@ -207,6 +188,25 @@ fn chosen(
         verdict,
         decided_by: format!("the proxy of {} in {}", endpoint.identity, endpoint.site),
     })
+}
+
+/// Those that would have been as good or better, if anything led there.
+fn skipped(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    target: &Service,
+    taken: &Endpoint,
+) -> Vec<String> {
+    let near = |endpoint: &Endpoint| tier(&caller.vantage, endpoint);
+    let as_good = |endpoint: &&Arc<Endpoint>| {
+        endpoint.port == taken.port
+            && endpoint.weight > 0
+            && endpoint.health.is_usable()
+            && near(endpoint) <= near(taken)
+    };
+    let endpoints = target.endpoints.iter().filter(as_good);
+    let cut = endpoints.filter(|endpoint| !is_reachable(snapshot, endpoint));
+    cut.map(|endpoint| endpoint.id.to_string()).collect()
 }
 
 fn verdict(target: &Service, peer: &PeerIdentity, request: &RequestHead<'_>) -> (bool, String) {
@@ -454,7 +454,8 @@ mod tests {
         let explained = why("shop/orders catalog.shop --path /a").expect("explained");
         assert_eq!(explained.from, "spiffe://west.example/ns/shop/sa/orders");
         assert_eq!((explained.port.as_str(), explained.revision), ("http", 7));
-        assert_eq!(explained.backends[0].candidates.len(), 2);
+        let shares = explained.backends[0].candidates.iter().map(|c| (c.id.as_str(), c.share));
+        assert_eq!(Vec::from_iter(shares), [("e1", 0.0), ("w1", 1.0)]);
         let chosen = explained.chosen.expect("an endpoint");
         assert_eq!((chosen.endpoint.as_str(), chosen.path.as_str()), ("w1", "reverse"));
         assert!(chosen.allowed, "{}", chosen.verdict);

@@ -309,53 +309,60 @@ fn what_nothing_leads_to_is_left_alone() {
     assert_eq!(world.chosen(&["b"]), ["a"]);
 }
 
+/// Gives endpoints a latency in milliseconds and something in flight.
+fn loaded(endpoints: Vec<Endpoint>, loads: &[(&str, u32, u32)]) -> World {
+    let mut world = World::new(endpoints);
+    for (id, latency, in_flight) in loads {
+        let (ewma_us, updated) = (1000.0 * f64::from(*latency), world.now);
+        *world.load_mut(id) = Load { ewma_us, in_flight: *in_flight, updated, ..Load::default() };
+    }
+    world
+}
+
 #[test]
 fn the_better_of_two() {
-    let mut world = World::new(["a", "b", "c"].map(local).into());
-    for (id, us, in_flight) in [("a", 2000.0, 1), ("b", 1000.0, 0), ("c", 2000.0, 0)] {
-        let now = world.now;
-        *world.load_mut(id) = Load { ewma_us: us, in_flight, updated: now, ..Load::default() };
-    }
-    let counts = world.tally(3000);
+    let three = || ["a", "b", "c"].map(local).into();
+    let counts = loaded(three(), &[("a", 40, 1), ("b", 10, 0), ("c", 40, 0)]).tally(3000);
     assert_eq!(counts.get("a"), None, "always beaten");
     assert!(counts["b"].abs_diff(2000) < 130, "in two of three pairs: {counts:?}");
+    // Who is nearly as fast is not starved.
+    let counts = loaded(three(), &[("a", 21, 0), ("b", 10, 0), ("c", 15, 0)]).tally(3000);
+    assert!(counts.values().all(|n| n.abs_diff(1000) < 130), "{counts:?}");
+    // Nor is who was just met first.
+    let counts = loaded(three(), &[("a", 10, 1), ("b", 10, 1), ("c", 10, 1)]).tally(3000);
+    assert!(counts.values().all(|n| n.abs_diff(1000) < 130), "{counts:?}");
 }
 
 /// Two of equal weight are always compared; of unequal weight the heavy one
 /// meets itself often enough to keep its share.
 #[test]
 fn how_often_candidates_meet() {
-    let with = |weights: [u32; 2], slow: &str| {
-        let mut world = World::new(vec![weighted("a", weights[0]), weighted("b", weights[1])]);
-        for id in ["a", "b"] {
-            let ewma_us = if id == slow { 2000.0 } else { 1000.0 };
-            let updated = world.now;
-            *world.load_mut(id) = Load { ewma_us, updated, ..Load::default() };
-        }
-        world.tally(10_000)
+    let with = |weights: [u32; 2], a: u32, b: u32| {
+        let both = vec![weighted("a", weights[0]), weighted("b", weights[1])];
+        loaded(both, &[("a", a, 0), ("b", b, 0)]).tally(10_000)
     };
-    assert_eq!(with([1, 1], "a").get("a"), None);
-    assert_eq!(with([100, 100], "a").get("a"), None);
+    assert_eq!(with([1, 1], 40, 10).get("a"), None);
+    assert_eq!(with([100, 100], 40, 10).get("a"), None);
     // Of 4 shares 3 are a's: it meets itself in 3 * 2 of 4 * 3 draws.
-    assert!(with([3, 1], "a")["a"].abs_diff(5000) < 300);
-    assert_eq!(with([3, 1], "b").get("b"), None);
+    assert!(with([3, 1], 40, 10)["a"].abs_diff(5000) < 300);
+    assert_eq!(with([3, 1], 10, 40).get("b"), None);
+    assert!(with([3, 1], 10, 20)["a"].abs_diff(7500) < 250);
 }
 
 #[test]
 fn requests_in_flight_count_per_share() {
-    let with = |a: (u32, f64), b: (u32, f64)| {
-        let mut world = World::new(vec![weighted("a", 12), weighted("b", 3)]);
-        for (id, (in_flight, ewma_us)) in [("a", a), ("b", b)] {
-            let updated = world.now;
-            *world.load_mut(id) = Load { in_flight, ewma_us, updated, ..Load::default() };
-        }
-        world.tally(10_000).get("b").copied().unwrap_or_default()
+    let with = |a: (u32, u32), b: (u32, u32)| {
+        let both = vec![weighted("a", 12), weighted("b", 3)];
+        let counts = loaded(both, &[("a", a.0, a.1), ("b", b.0, b.1)]).tally(10_000);
+        counts.get("b").copied().unwrap_or_default()
     };
     // 7 on four shares is less than 2 on one, 9 is more.
-    assert_eq!(with((7, 1000.0), (2, 1000.0)), 0);
-    assert!(with((9, 1000.0), (2, 1000.0)).abs_diff(4000) < 300);
-    // 8 on four shares make three times the latency: worse than twice.
-    assert!(with((8, 1000.0), (0, 2000.0)).abs_diff(4000) < 300);
+    assert_eq!(with((10, 7), (10, 2)), 0);
+    assert!(with((10, 9), (10, 2)).abs_diff(4000) < 300);
+    assert!(with((10, 8), (10, 2)).abs_diff(2000) < 250, "8 is equal");
+    // 16 on four shares make five times the latency: worse than four times.
+    assert!(with((10, 16), (40, 0)).abs_diff(4000) < 300);
+    assert_eq!(with((10, 8), (40, 0)), 0);
 }
 
 #[test]
@@ -692,18 +699,36 @@ fn latency_rises_at_once_and_falls_slowly() {
 }
 
 #[test]
-fn cost() {
-    let load = |ewma_us, in_flight| Load { ewma_us, in_flight, updated: SECOND, ..Load::default() };
-    assert_eq!(load(1000.0, 0).cost(SECOND, 1.0), 1000.0);
-    assert_eq!(load(1000.0, 3).cost(SECOND, 1.0), 4000.0);
-    assert_eq!(load(1000.0, 3).cost(SECOND, 3.0), 2000.0);
-    // Old knowledge fades.
-    let faded = load(1000.0, 0).cost(11 * SECOND, 1.0);
-    assert!((faded - 367.88).abs() < 0.01, "{faded}");
-    // A clock that seems to go back changes nothing.
-    assert_eq!(load(1000.0, 0).cost(Duration::ZERO, 1.0), 1000.0);
-    // Never measured: the first request is free, a second is not.
-    assert_eq!(load(0.0, 0).cost(SECOND, 1.0), 0.0);
-    assert_eq!(load(0.0, 1).cost(SECOND, 1.0), 2_000_000.0);
-    assert!(load(1e300, u32::MAX).cost(SECOND, 1.0) > 0.0);
+fn what_is_better() {
+    let load = |ms, in_flight, at: u64| Load {
+        ewma_us: 1000.0 * f64::from(ms),
+        in_flight,
+        updated: Duration::from_secs(at),
+        ..Load::default()
+    };
+    let now = 20 * SECOND;
+    let cases = [
+        (load(10, 0, 20), load(10, 0, 20), false, "nothing decides"),
+        (load(10, 0, 20), load(21, 0, 20), false, "alike"),
+        (load(10, 0, 20), load(22, 0, 20), true, "faster"),
+        (load(10, 1, 20), load(22, 0, 20), true, "two waits of 10 before one of 22"),
+        (load(10, 2, 20), load(22, 0, 20), false, "three of 10 are more"),
+        (load(10, 7, 20), load(10, 8, 20), true, "less in flight"),
+        (load(20, 7, 20), load(10, 8, 20), true, "less in flight, and alike"),
+        (load(40, 0, 10), load(15, 0, 20), false, "what is old has faded: alike"),
+        (load(400, 0, 0), load(15, 0, 20), false, "faded, and slower still"),
+        (load(40, 0, 0), load(15, 0, 20), true, "faded to less"),
+        (load(0, 0, 0), load(1, 0, 20), true, "never measured: the first finds out"),
+        (load(0, 1, 0), load(9, 90, 20), false, "never measured: a second waits"),
+        (load(0, 0, 0), load(0, 0, 0), false, "neither measured"),
+        (load(0, 0, 0), load(0, 1, 0), true, "neither measured, one busy"),
+        // A clock that seems to go back changes nothing.
+        (load(10, 0, 90), load(22, 0, 20), true, "of the future"),
+    ];
+    for (own, other, better, why) in cases {
+        assert_eq!(own.is_better(1.0, &other, 1.0, now), better, "{why}");
+    }
+    assert!(load(10, 3, 20).is_better(4.0, &load(10, 1, 20), 1.0, now));
+    let most = load(u32::MAX, u32::MAX, 20);
+    assert!(load(1, 0, 20).is_better(1.0, &most, 1.0, now));
 }

@@ -111,7 +111,6 @@ mod tests {
         }
     }
 
-    #[test]
     /// A gateway holds a whole site and its links.
     #[test]
     fn a_large_site_is_read_too() {

@@ -11,6 +11,7 @@
 //! - [`files`]: identity and snapshot from files, without a control plane.
 //! - [`identity`]: the SVID from the `WorkloadIdentity` socket, and its renewal.
 //! - [`discovery`]: the snapshot from federation and its copy on disk.
+//! - [`http1`]: HTTP/1 towards clients and applications.
 //! - [`outbound`]: from the application into the mesh.
 //! - [`inner`]: the session between two proxies, end to end.
 //! - [`inbound`]: from the mesh to the application.
@@ -27,6 +28,7 @@ pub mod discovery;
 pub mod files;
 pub mod gateway;
 pub mod headers;
+pub mod http1;
 pub mod http2;
 pub mod identity;
 pub mod inbound;

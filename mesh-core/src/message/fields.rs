@@ -95,12 +95,13 @@ impl Fields {
     /// Appends a field that has been checked: from a parser, from types of the
     /// `http` crate, or written in this program. For all others there is
     /// [`Fields::try_push`]; what is not a field here breaks messages apart.
-    #[inline]
-    pub fn push(&mut self, name: &str, value: &[u8]) {
+    /// Returns the name's id.
+    pub fn push(&mut self, name: &str, value: &[u8]) -> Option<Known> {
         debug_assert!(is_name(name.as_bytes()) && is_value(value), "{name}: {value:?}");
         let known = Known::of(name.as_bytes());
         let entry = self.append(name.as_bytes(), value, known);
         self.insert(self.entries.len(), entry);
+        known
     }
 
     /// [`Fields::push`] of a known name, in lower case.
@@ -211,7 +212,10 @@ impl Fields {
         if known.is_none_or(|known| self.has(known)) {
             place = self.entries.iter().position(|entry| self.is_named(*entry, known, name));
         }
-        let Some(place) = place else { return self.push(name, value) };
+        let Some(place) = place else {
+            self.push(name, value);
+            return;
+        };
         self.remove(name);
         let entry = self.append(name.as_bytes(), value, known);
         self.insert(place, entry);
@@ -224,7 +228,8 @@ impl Fields {
         let known = Known::of(name.as_bytes());
         let named = |fields: &Self, entry: &Entry| fields.is_named(*entry, known, name);
         let Some(place) = self.entries.iter().position(|entry| named(self, entry)) else {
-            return self.push(name, element);
+            self.push(name, element);
+            return;
         };
         let mut joined = self.append(name.as_bytes(), b"", known);
         self.block.truncate(self.block.len() - END);

@@ -8,12 +8,15 @@
 //! - [`parse`]: heads of requests and responses, and how long their bodies are.
 //! - [`body`]: bodies, to and from their framing.
 //! - [`write`]: heads, with the framing that fits the other side.
+//! - [`conn`]: all of that over a byte stream.
 
 pub mod body;
+pub mod conn;
 pub mod error;
 pub mod parse;
 pub mod write;
 
+pub use conn::{Buffers, ClientConn, ConnError, Peer, ServerConn};
 pub use error::BadMessage;
 pub use parse::{Request, Response};
 

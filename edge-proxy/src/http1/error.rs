@@ -76,6 +76,9 @@ pub enum BadMessage {
     /// RFC 9110 section 15.2.2: nobody had asked.
     #[error("the protocol is switched without a request to do so")]
     UnaskedUpgrade,
+    /// RFC 9110 section 15.2: more than any honest application sends.
+    #[error("too many informational responses before an answer")]
+    Informational,
     /// RFC 9112 section 7.1.
     #[error("a chunk is malformed")]
     Chunk,

@@ -136,6 +136,11 @@ impl ReadBuffer {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Puts bytes in front that were read elsewhere.
     pub(super) fn prepend(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
@@ -173,7 +178,8 @@ mod tests {
         read.consume(SMALL);
         read.release(&buffers);
         assert!(read.memory.is_empty());
-        assert_eq!((buffers.spare().small.len(), buffers.spare().large.len()), (1, 1));
+        let spare = buffers.spare();
+        assert_eq!((spare.small.len(), spare.large.len()), (1, 1));
     }
 
     #[test]

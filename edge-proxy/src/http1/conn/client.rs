@@ -28,7 +28,7 @@ const MAX_INFORMATIONAL: u32 = 32;
 /// A connection to an application: one request after the other.
 #[derive(Debug)]
 pub struct ClientConn<S = Stream> {
-    wire: Wire<S>,
+    pub(super) wire: Wire<S>,
     limits: Limits,
     asked: Asked,
     encoder: Encoder,

@@ -26,7 +26,7 @@ use crate::http1::{
 
 /// What is read of a request whose answer does not need it, to save the
 /// connection for the next.
-const MAX_DISCARDED: usize = 64 << 10;
+const MAX_DISCARDED: u64 = 64 << 10;
 /// How long a client that does not read is waited for when a connection is
 /// closed.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,10 +37,12 @@ const LINGER: Duration = Duration::from_secs(2);
 /// A client's connection: one request after the other.
 #[derive(Debug)]
 pub struct ServerConn<S = Stream> {
-    wire: Wire<S>,
+    pub(super) wire: Wire<S>,
     limits: Limits,
     /// The request's body.
     incoming: Incoming,
+    /// What of it was read though nobody needs it.
+    discarded: u64,
     /// Bytes of the next head that have been looked at.
     seen: usize,
     /// The client waits for a 100, and may send no body without it.
@@ -90,6 +92,7 @@ impl<S: Io> ServerConn<S> {
             wire: Wire::new(io, buffers),
             limits: Limits { head: limits.head.min(LARGE), ..limits },
             incoming: Incoming::new(Body::None),
+            discarded: 0,
             seen: 0,
             continue_wanted: false,
             last: false,
@@ -171,17 +174,15 @@ impl<S: Io> ServerConn<S> {
         if self.continue_wanted && !self.incoming.is_end() {
             return Poll::Ready(Ok(false));
         }
-        // Only so much in one wake-up, and only if no more is announced.
-        let mut discarded = 0;
         while !self.incoming.is_end() {
-            let left = self.incoming.decoder.expected();
-            if discarded > MAX_DISCARDED || left > MAX_DISCARDED as u64 {
+            let left = self.incoming.decoder.expected().saturating_add(self.discarded);
+            if left > MAX_DISCARDED {
                 return Poll::Ready(Ok(false));
             }
             if ready!(self.incoming.poll(cx, &mut self.wire))? {
                 let count = self.incoming.data;
                 self.incoming.consume(count, &mut self.wire);
-                discarded += count;
+                self.discarded += count as u64;
             }
         }
         Poll::Ready(Ok(true))
@@ -212,6 +213,7 @@ impl<S: Io> ServerConn<S> {
         self.wire.begin_message();
         self.seen = 0;
         self.incoming = Incoming::new(request.body);
+        self.discarded = 0;
         self.continue_wanted = request.expect_continue;
         self.reader = Reader {
             asked: Asked::new(&head.method, request.upgrade),

@@ -106,6 +106,12 @@ impl<S> Wire<S> {
         &mut self.out
     }
 
+    /// What is held for this connection alone.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.read.memory() + self.out.capacity()
+    }
+
     /// Nothing says that the next message is as large as the last.
     pub(super) fn begin_message(&mut self) {
         self.busy = false;

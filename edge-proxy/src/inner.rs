@@ -1,5 +1,9 @@
 //! The session between two proxies, end to end: inner TLS 1.3 with both
 //! workloads' SVIDs, HTTP/2 inside.
+//!
+//! - [`mux`]: the lean framing that takes HTTP/2's place.
+
+pub mod mux;
 
 use std::{io, sync::Arc, time::Duration};
 

@@ -106,7 +106,7 @@ pub fn request(
     head.method = Method::from_bytes(method.as_bytes()).map_err(|_| BadMessage::RequestLine)?;
     let mut framing = Framing::default();
     let mut host = None;
-    read_fields(buf, parsed.headers, &mut head.fields, &mut framing, Some(&mut host))?;
+    read_fields(&buf[..head_len], parsed.headers, &mut head.fields, &mut framing, Some(&mut host))?;
     expect_line_end(buf, head_len - 2)?;
     let version = version(minor);
     target::read(target, host, version, head)?;
@@ -147,7 +147,7 @@ pub fn response(
     expect_line_end(buf, line.saturating_sub(1))?;
     head.status = StatusCode::from_u16(code).map_err(|_| BadMessage::StatusLine)?;
     let mut framing = Framing::default();
-    read_fields(buf, parsed.headers, &mut head.fields, &mut framing, None)?;
+    read_fields(&buf[..head_len], parsed.headers, &mut head.fields, &mut framing, None)?;
     expect_line_end(buf, head_len - 2)?;
     framing.of_response(head_len, version(minor), head.status, asked).map(Some)
 }
@@ -161,7 +161,7 @@ pub fn trailers(buf: &[u8], fields: &mut Fields) -> Result<Option<usize>, BadMes
         Ok(Status::Partial) => return Ok(None),
         Err(error) => return Err(field_error(error)),
     };
-    read_fields(buf, headers, fields, &mut Framing::default(), None)?;
+    read_fields(&buf[..length], headers, fields, &mut Framing::default(), None)?;
     expect_line_end(buf, length - 2)?;
     Ok(Some(length))
 }
@@ -212,20 +212,29 @@ fn expect_line_end(buf: &[u8], at: usize) -> Result<(), BadMessage> {
     if buf.get(at) == Some(&b'\r') { Ok(()) } else { Err(BadMessage::LineEnd) }
 }
 
-/// Copies fields, `Host` aside if the message is a request.
+/// Copies fields, `Host` aside if the message is a request: all at once, then
+/// those again that are not written as we write them.
 fn read_fields<'b>(
-    buf: &[u8],
+    head: &'b [u8],
     headers: &[Header<'b>],
     fields: &mut Fields,
     framing: &mut Framing,
     mut host: Option<&mut Option<&'b [u8]>>,
 ) -> Result<(), BadMessage> {
+    let Some(first) = headers.first() else { return Ok(()) };
+    let section = &head[offset(head, first.name.as_bytes())..];
+    let copied = fields.copy_section(section);
     for Header { name, value } in headers {
-        let mut end = offset(buf, value) + value.len();
-        while matches!(buf.get(end), Some(b' ' | b'\t')) {
+        let name_at = offset(section, name.as_bytes());
+        let value_at = offset(section, value);
+        let mut end = value_at + value.len();
+        let plain = value_at == name_at + name.len() + ": ".len()
+            && section.get(value_at - 1) == Some(&b' ')
+            && section.get(end) == Some(&b'\r');
+        while matches!(section.get(end), Some(b' ' | b'\t')) {
             end += 1;
         }
-        expect_line_end(buf, end)?;
+        expect_line_end(section, end)?;
         if let Some(host) = host.as_deref_mut()
             && name.eq_ignore_ascii_case("host")
         {
@@ -235,7 +244,12 @@ fn read_fields<'b>(
             }
             continue;
         }
-        if let Some(known) = fields.push(name, value) {
+        let known = if plain {
+            fields.push_copied(copied, name_at, name.len(), value.len())
+        } else {
+            fields.push(name, value)
+        };
+        if let Some(known) = known {
             framing.note(known, value)?;
         }
     }

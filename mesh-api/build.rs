@@ -1,12 +1,13 @@
 //! Compiles the .proto files with `protox`, so that no `protoc` is needed.
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "isthmus/v1/mesh.proto",
     "isthmus/v1/tunnel.proto",
     "isthmus/v1/identity.proto",
     "isthmus/v1/control.proto",
     "isthmus/v1/admin.proto",
     "isthmus/v1/authority.proto",
+    "isthmus/v1/inner.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

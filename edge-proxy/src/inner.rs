@@ -1,5 +1,9 @@
 //! The session between two proxies, end to end: inner TLS 1.3 with both
 //! workloads' SVIDs, HTTP/2 inside.
+//!
+//! - [`mux`]: the lean framing that takes HTTP/2's place.
+
+pub mod mux;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -46,9 +50,6 @@ pub struct Session {
 /// tried whatever the request is.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenFailure {
-    /// This proxy has no certificate: everybody would refuse it.
-    #[error("this proxy has no identity yet; its /ready says why")]
-    NoIdentity,
     /// Nothing leads there.
     #[error(transparent)]
     NoPath(#[from] NoPath),
@@ -83,7 +84,6 @@ impl OpenFailure {
     /// The stable code.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::NoIdentity => Reason::NoIdentity,
             Self::NoPath(_) => Reason::NoPath,
             Self::Refused { reason: RefusedReason::Unreachable, .. } => Reason::EndpointUnreachable,
             Self::Refused { .. } | Self::Path(_) => Reason::PathRefused,
@@ -97,7 +97,7 @@ impl OpenFailure {
     pub fn blames(&self, own: &SiteName, endpoint: &Endpoint) -> Blame {
         let remote = endpoint.site != *own;
         match self {
-            Self::Overloaded | Self::NoIdentity => Blame::Nobody,
+            Self::Overloaded => Blame::Nobody,
             // No gateway of ours leads to the other site: none of its
             // endpoints can be reached, and none of them is to blame.
             Self::NoPath(_) | Self::Path(_) if remote => Blame::Path,
@@ -133,9 +133,6 @@ pub async fn open(
     snapshot: &Snapshot,
     endpoint: &Endpoint,
 ) -> Result<Session, OpenFailure> {
-    if shared.credentials.svid().is_none() {
-        return Err(OpenFailure::NoIdentity);
-    }
     let path = path_to(snapshot, endpoint)?;
     let connection = format!("{:016x}", rand::random::<u64>());
     let (secured, going) = secure(shared, tunnels, endpoint, &path, &connection).await?;
@@ -348,7 +345,6 @@ mod tests {
             target: ([127, 0, 0, 1], 8080).into(),
             locality: Locality::default(),
             weight: 1,
-            capacity: 0,
             health: Health::Healthy,
             node: None,
             via: Default::default(),
@@ -372,7 +368,6 @@ mod tests {
             ("west", refused(RefusedReason::NoPath, "west/gw-1"), Blame::Endpoint),
             ("east", OpenFailure::Unreachable("refused".into()), Blame::Endpoint),
             ("east", OpenFailure::Overloaded, Blame::Nobody),
-            ("east", OpenFailure::NoIdentity, Blame::Nobody),
         ];
         let own = "west".parse().expect("a site");
         for (site, failure, blame) in cases {

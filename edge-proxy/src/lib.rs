@@ -12,6 +12,7 @@
 //! - [`identity`]: the SVID from the `WorkloadIdentity` socket, its renewal, and
 //!   its copy on disk.
 //! - [`discovery`]: the snapshot from federation and its copy on disk.
+//! - [`http1`]: HTTP/1 towards clients and applications.
 //! - [`outbound`]: from the application into the mesh.
 //! - [`inner`]: the session between two proxies, end to end.
 //! - [`inbound`]: from the mesh to the application.
@@ -28,6 +29,7 @@ pub mod discovery;
 pub mod files;
 pub mod gateway;
 pub mod headers;
+pub mod http1;
 pub mod http2;
 pub mod identity;
 pub mod inbound;

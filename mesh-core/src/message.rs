@@ -12,7 +12,9 @@
 //! - [`hop`]: fields that belong to one connection, and those of the mesh.
 //! - [`forwarded`]: what the next hop is told of the client.
 //! - [`convert`]: from and to the types of the `http` crate (HTTP/2).
+//! - [`codec`]: from and to bytes between two proxies.
 
+pub mod codec;
 pub mod convert;
 pub mod fields;
 pub mod forwarded;

@@ -7,7 +7,7 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 
-use super::{Fields, Known, KnownSet, RequestHead, ResponseHead, Scheme};
+use super::{Fields, Known, KnownSet, RequestHead, ResponseHead, Scheme, fields::byte_table};
 
 /// What a head lacks to be one of a request. The client is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -175,8 +175,10 @@ impl Fields {
 /// than what is often sent (all above ASCII must be percent-encoded, RFC 3986
 /// section 2.1), laxer than the grammar (`"<>\^`{|}` pass).
 pub fn is_target(target: &[u8]) -> bool {
-    let is_text = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
-    target == b"*" || (target.first() == Some(&b'/') && target.iter().all(is_text))
+    // Without an early end, so that the compiler takes many bytes at once.
+    let is_text = |byte: u8| (byte > b' ') & (byte < 0x7f) & (byte != b'#');
+    let all = target.iter().fold(true, |all, &byte| all & is_text(byte));
+    target == b"*" || (target.first() == Some(&b'/') && all)
 }
 
 /// `host[:port]` with a host (RFC 9110 section 4.2.1), without user
@@ -195,10 +197,11 @@ fn is_host(host: &[u8]) -> bool {
         let text = std::str::from_utf8(inner).unwrap_or_default();
         return text.parse::<std::net::Ipv6Addr>().is_ok();
     }
-    // Unreserved and sub-delims of RFC 3986 section 3.2.2.
-    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte);
-    !host.is_empty() && host.iter().all(is_name)
+    !host.is_empty() && host.iter().fold(true, |all, &byte| all & REG_NAME[usize::from(byte)])
 }
+
+/// Unreserved and sub-delims of RFC 3986 section 3.2.2.
+static REG_NAME: [bool; 256] = byte_table(b"-._~!$&'()*+,;=");
 
 /// Empty, or up to 65535 (RFC 3986 section 3.2.3).
 fn is_port(port: &[u8]) -> bool {

@@ -91,6 +91,61 @@ pub fn remove_mesh(fields: &mut Fields) {
     fields.remove_set(MESH);
 }
 
+/// What no trailer section may say (RFC 9110 section 6.5.1): framing, routing,
+/// controls and conditions, authentication, the form of content. Whoever
+/// merges trailers into the head would be deceived by them.
+const NOT_IN_TRAILERS: KnownSet = KnownSet::of(&[
+    Known::Authorization,
+    Known::ContentLength,
+    Known::ContentType,
+    Known::Cookie,
+    Known::Date,
+    Known::Expect,
+    Known::Forwarded,
+    Known::Host,
+    Known::Location,
+    Known::RetryAfter,
+    Known::SetCookie,
+    Known::Trailer,
+    Known::XForwardedClientCert,
+    Known::XForwardedFor,
+    Known::XForwardedHost,
+    Known::XForwardedPort,
+    Known::XForwardedProto,
+    Known::XRealIp,
+]);
+
+/// The rest of [`NOT_IN_TRAILERS`], in lower case.
+const NAMES_NOT_IN_TRAILERS: &[&str] = &[
+    "age",
+    "cache-control",
+    "content-encoding",
+    "content-range",
+    "expires",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "max-forwards",
+    "pragma",
+    "range",
+    "vary",
+    "warning",
+    "www-authenticate",
+];
+
+/// Removes from trailers what they may not say.
+pub fn remove_from_trailers(fields: &mut Fields) {
+    fields.remove_set(NOT_IN_TRAILERS.with(HOP).with(MESH));
+    let is_forbidden = |name: &str| {
+        NAMES_NOT_IN_TRAILERS.iter().any(|forbidden| forbidden.eq_ignore_ascii_case(name))
+    };
+    if fields.iter().any(|(name, _)| is_forbidden(name)) {
+        fields.retain(|name, _| !is_forbidden(name));
+    }
+}
+
 /// The elements of a comma-separated list without parameters (RFC 9110
 /// section 5.6.1): white space and empty elements are skipped.
 pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -167,6 +222,24 @@ mod tests {
         headers.push("x-32", b"too late");
         remove(&mut headers, Upgrade::Drop);
         assert_eq!(headers, fields(&[("x-32", "too late")]));
+    }
+
+    #[test]
+    fn trailers_say_nothing_of_the_message() {
+        let mut trailers = fields(&[
+            ("Content-Length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "close"),
+            ("Cache-Control", "no-store"),
+            ("isthmus-error", "no_route"),
+            ("x-forwarded-for", "::1"),
+            ("set-cookie", "a"),
+            ("te", "trailers"),
+            ("grpc-status", "0"),
+            ("x-checksum", "1"),
+        ]);
+        remove_from_trailers(&mut trailers);
+        assert_eq!(trailers, fields(&[("grpc-status", "0"), ("x-checksum", "1")]));
     }
 
     #[test]

@@ -252,7 +252,7 @@ async fn serve_h2(work: Work, stream: Stream) {
 
 async fn call_h2(work: Work, stream: Stream) {
     let drain = Drain::new();
-    let (client, _guardian) = Client::begin(stream, None, &drain).await.expect("a session");
+    let client = Client::begin(stream, &drain).await.expect("a session");
     let (tasks, each) = tasks(work);
     let mut running = JoinSet::new();
     for _ in 0..tasks {
@@ -260,7 +260,7 @@ async fn call_h2(work: Work, stream: Stream) {
         running.spawn(async move {
             for _ in 0..each {
                 let body = http_body_util::Empty::<Bytes>::new();
-                let answered = client.exchange(request(), body).await;
+                let answered = client.exchange(request(), body, None).await;
                 let Ok((response, _upload)) = answered else { panic!("no answer") };
                 let mut body = response.into_body();
                 let mut bytes = 0;

@@ -10,8 +10,6 @@ use std::{
 use mesh_tunnel::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http2::StreamIo;
-
 /// What an idle direction holds.
 const FIRST_BUFFER: usize = 4 << 10;
 /// What a busy direction grows to: bulk is decided by bytes per system call.
@@ -26,12 +24,6 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin {
 impl Duplex for Stream {
     fn reset(&mut self) {
         self.abort_on_close();
-    }
-}
-
-impl Duplex for StreamIo {
-    fn reset(&mut self) {
-        StreamIo::reset(self);
     }
 }
 

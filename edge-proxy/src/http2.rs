@@ -1,15 +1,12 @@
-//! HTTP/2 (RFC 9113) at the level of streams: what inner sessions and the
-//! application's side have in common.
+//! HTTP/2 (RFC 9113) at the level of streams, towards applications.
 //!
 //! `h2` is used directly: resets, refusals and GOAWAY keep their meaning, and
 //! a request costs no task of its own at the source.
 
 mod client;
-mod stream;
 mod upload;
 
-pub use client::{Client, ExchangeError, Guardian, Lease, Probing, probe};
-pub use stream::StreamIo;
+pub use client::{Client, ExchangeError, Lease};
 pub use upload::{Upload, UploadEnd};
 
 use std::{

@@ -1,11 +1,17 @@
 //! The session between two proxies, end to end: inner TLS 1.3 with both
-//! workloads' SVIDs, HTTP/2 inside.
+//! workloads' SVIDs, and streams with framing of our own inside.
 //!
-//! - [`mux`]: the lean framing that takes HTTP/2's place.
+//! - [`mux`]: the framing.
+//! - [`request`]: one request on a stream.
 
 pub mod mux;
+pub mod request;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use mesh_api::ALPN_INNER;
 use mesh_core::{
@@ -15,12 +21,12 @@ use mesh_core::{
 };
 use mesh_runtime::clock;
 use mesh_tunnel::{Credentials, OpenError, Stream, net::BoxFuture, tls};
+use mux::{Guardian, Probing, Spoken, Target};
 use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use crate::{
     app::Shared,
-    http2::{Client, Guardian, Probing},
     metrics::{Direction, Open},
     tunnels::{self, Tunnels},
 };
@@ -36,7 +42,11 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Session {
     /// Streams are opened here.
-    pub client: Client,
+    pub mux: mux::Session,
+    /// The endpoint it leads to.
+    endpoint: Arc<Endpoint>,
+    /// What streams are for, by what is spoken in them.
+    targets: [OnceLock<Arc<Target>>; 3],
     /// Who answers; exactly the endpoint's identity.
     pub peer: PeerIdentity,
     /// How bytes get there.
@@ -46,10 +56,24 @@ pub struct Session {
     _open: Open,
 }
 
+impl Session {
+    /// What a stream to this endpoint is for.
+    pub fn target(&self, protocol: Spoken) -> &Arc<Target> {
+        self.targets[protocol as usize].get_or_init(|| {
+            let Endpoint { service, port, id, .. } = &*self.endpoint;
+            let (service, port, endpoint) = (service.clone(), port.clone(), id.clone());
+            Arc::new(Target { service, port, endpoint, protocol })
+        })
+    }
+}
+
 /// Why no inner session came up. No request was sent: another endpoint may be
 /// tried whatever the request is.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenFailure {
+    /// This proxy has no certificate: everybody would refuse it.
+    #[error("this proxy has no identity yet; its /ready says why")]
+    NoIdentity,
     /// Nothing leads there.
     #[error(transparent)]
     NoPath(#[from] NoPath),
@@ -84,6 +108,7 @@ impl OpenFailure {
     /// The stable code.
     pub fn reason(&self) -> Reason {
         match self {
+            Self::NoIdentity => Reason::NoIdentity,
             Self::NoPath(_) => Reason::NoPath,
             Self::Refused { reason: RefusedReason::Unreachable, .. } => Reason::EndpointUnreachable,
             Self::Refused { .. } | Self::Path(_) => Reason::PathRefused,
@@ -97,7 +122,7 @@ impl OpenFailure {
     pub fn blames(&self, own: &SiteName, endpoint: &Endpoint) -> Blame {
         let remote = endpoint.site != *own;
         match self {
-            Self::Overloaded => Blame::Nobody,
+            Self::Overloaded | Self::NoIdentity => Blame::Nobody,
             // No gateway of ours leads to the other site: none of its
             // endpoints can be reached, and none of them is to blame.
             Self::NoPath(_) | Self::Path(_) if remote => Blame::Path,
@@ -131,20 +156,22 @@ pub async fn open(
     shared: &Shared,
     tunnels: &Tunnels,
     snapshot: &Snapshot,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
 ) -> Result<Session, OpenFailure> {
+    if shared.credentials.svid().is_none() {
+        return Err(OpenFailure::NoIdentity);
+    }
     let path = path_to(snapshot, endpoint)?;
     let connection = format!("{:016x}", rand::random::<u64>());
     let (secured, going) = secure(shared, tunnels, endpoint, &path, &connection).await?;
     let (stream, peer, chain) = secured;
-    let (client, guardian) = Client::begin(stream, Some(Probing::SOURCE), &shared.drain)
-        .await
-        .map_err(|error| OpenFailure::Handshake(error.to_string()))?;
+    let (mux, guardian) = mux::Session::start(stream, Probing::SOURCE, &shared.drain);
     let guard = guard(shared.credentials.clone(), peer.clone(), chain, guardian, going);
     shared.drain.spawn_beside(guard);
     let (path_kind, connection) = (path.describe(), connection.into());
     let _open = shared.metrics.inner_session(Direction::Outbound);
-    Ok(Session { client, peer, path_kind, connection, _open })
+    let (endpoint, targets) = (endpoint.clone(), Default::default());
+    Ok(Session { mux, endpoint, targets, peer, path_kind, connection, _open })
 }
 
 /// Completes when something on a session's path goes away; never for a direct
@@ -345,6 +372,7 @@ mod tests {
             target: ([127, 0, 0, 1], 8080).into(),
             locality: Locality::default(),
             weight: 1,
+            capacity: 0,
             health: Health::Healthy,
             node: None,
             via: Default::default(),
@@ -368,6 +396,7 @@ mod tests {
             ("west", refused(RefusedReason::NoPath, "west/gw-1"), Blame::Endpoint),
             ("east", OpenFailure::Unreachable("refused".into()), Blame::Endpoint),
             ("east", OpenFailure::Overloaded, Blame::Nobody),
+            ("east", OpenFailure::NoIdentity, Blame::Nobody),
         ];
         let own = "west".parse().expect("a site");
         for (site, failure, blame) in cases {

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    Ping, PingPong, Reason, RecvStream, SendStream,
+    Reason, RecvStream, SendStream,
     client::{Connection, ResponseFuture, SendRequest},
 };
 use http::{Request, Response};
@@ -25,25 +25,6 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, Upload, UploadEnd,
 };
-
-/// How a connection finds out that its peer has fallen silent.
-#[derive(Debug, Clone, Copy)]
-pub struct Probing {
-    /// Between two PINGs while streams are open.
-    pub interval: Duration,
-    /// How long a PING may stay unanswered.
-    pub timeout: Duration,
-}
-
-impl Probing {
-    /// A source towards a destination: a machine that dies says nothing, and
-    /// requests without an answer wait to be tried elsewhere.
-    pub const SOURCE: Probing =
-        Probing { interval: Duration::from_secs(1), timeout: Duration::from_secs(2) };
-    /// A destination towards its sources: only to give memory back.
-    pub const DESTINATION: Probing =
-        Probing { interval: Duration::from_secs(10), timeout: Duration::from_secs(20) };
-}
 
 /// The client's end of a connection; cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,36 +38,8 @@ pub struct Client {
 struct Life {
     streams: AtomicUsize,
     gone: AtomicBool,
-    retired: AtomicBool,
-    cut: Notify,
     idle: Notify,
-    ended: Notify,
     last_used: std::sync::Mutex<Instant>,
-}
-
-/// The end of a connection, in the hands of somebody who does not keep it
-/// open. There is one per connection.
-#[derive(Debug)]
-pub struct Guardian(Arc<Life>);
-
-impl Guardian {
-    /// Waits for the end.
-    pub async fn ended(&self) {
-        if !self.0.gone.load(Ordering::Relaxed) {
-            self.0.ended.notified().await;
-        }
-    }
-
-    /// Opens nothing new on it; open streams go on.
-    pub fn retire(&self) {
-        self.0.retired.store(true, Ordering::Relaxed);
-    }
-
-    /// Ends it now; open streams fail.
-    pub fn cut(&self) {
-        self.0.retired.store(true, Ordering::Relaxed);
-        self.0.cut.notify_one();
-    }
 }
 
 /// Counts one stream while it lives.
@@ -138,11 +91,7 @@ impl Client {
     /// Begins a connection over `io` and spawns the task that drives it.
     /// Applications are not probed: gRPC servers end connections that PING
     /// more often than they like.
-    pub async fn begin(
-        io: Stream,
-        probing: Option<Probing>,
-        drain: &Drain,
-    ) -> Result<(Self, Guardian), h2::Error> {
+    pub async fn begin(io: Stream, drain: &Drain) -> Result<Self, h2::Error> {
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -156,15 +105,11 @@ impl Client {
         let life = Arc::new(Life {
             streams: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
-            retired: AtomicBool::new(false),
-            cut: Notify::new(),
             idle: Notify::new(),
-            ended: Notify::new(),
             last_used: std::sync::Mutex::new(Instant::now()),
         });
-        drain.spawn(drive(connection, probing, life.clone(), drain.clone()));
-        let guardian = Guardian(life.clone());
-        Ok((Self { send, life }, guardian))
+        drain.spawn(drive(connection, life.clone(), drain.clone()));
+        Ok(Self { send, life })
     }
 
     /// Streams open now.
@@ -174,12 +119,7 @@ impl Client {
 
     /// Whether new streams may be opened.
     pub fn is_usable(&self) -> bool {
-        !self.life.gone.load(Ordering::Relaxed) && !self.life.retired.load(Ordering::Relaxed)
-    }
-
-    /// Opens nothing new on it; open streams go on.
-    pub fn retire(&self) {
-        self.life.retired.store(true, Ordering::Relaxed);
+        !self.life.gone.load(Ordering::Relaxed)
     }
 
     /// How long it has had no stream; zero while it has one.
@@ -226,16 +166,6 @@ impl Client {
         }
     }
 
-    /// Opens a stream that stays open both ways, for CONNECT.
-    pub async fn connect(
-        &self,
-        request: Request<()>,
-    ) -> Result<(Response<RecvStream>, SendStream<Bytes>), ExchangeError> {
-        let (response, stream) = self.open(request, false).await?;
-        let response = response.await.map_err(ExchangeError::of)?;
-        Ok((response, stream))
-    }
-
     async fn open(
         &self,
         request: Request<()>,
@@ -264,15 +194,9 @@ where
     .await
 }
 
-/// Drives a connection until it ends, is cut, its peer falls silent, or this
-/// process drains and nothing is left on it.
-async fn drive(
-    mut connection: Connection<Stream, Bytes>,
-    probing: Option<Probing>,
-    life: Arc<Life>,
-    drain: Drain,
-) {
-    let ping = probing.zip(connection.ping_pong());
+/// Drives a connection until it ends, or this process drains and nothing is
+/// left on it.
+async fn drive(connection: Connection<Stream, Bytes>, life: Arc<Life>, drain: Drain) {
     let drained = async {
         drain.draining().await;
         while life.streams.load(Ordering::Relaxed) > 0 {
@@ -285,26 +209,8 @@ async fn drive(
                 log::debug!(error:% = error; "HTTP/2 connection ended");
             }
         }
-        () = probe(ping, || life.streams.load(Ordering::Relaxed) > 0) => log::debug!("HTTP/2 peer does not answer PING"),
-        () = life.cut.notified() => {}
         () = drained => {}
         () = drain.stopping() => {}
     }
     life.gone.store(true, Ordering::Relaxed);
-    life.ended.notify_one();
-}
-
-/// Returns when the peer leaves a PING unanswered; probes only while `busy`.
-pub async fn probe(ping: Option<(Probing, PingPong)>, busy: impl Fn() -> bool) {
-    let Some((probing, mut ping)) = ping else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(probing.interval).await;
-        if !busy() {
-            continue;
-        }
-        let pong = tokio::time::timeout(probing.timeout, ping.ping(Ping::opaque())).await;
-        if !matches!(pong, Ok(Ok(_))) {
-            return;
-        }
-    }
 }

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use crate::{
     http2::{Client, ExchangeError, Lease, RecvBody, Upload},
+    inner::{mux::StreamError, request},
     refusal::Refusal,
     worker::Worker,
 };
@@ -293,11 +294,9 @@ async fn http2_client(worker: &Arc<Worker>, endpoint: &Endpoint) -> Result<Clien
         return Ok(client);
     }
     let stream = connect(worker, endpoint).await?;
-    let begun =
-        tokio::time::timeout(DIAL_TIMEOUT, Client::begin(stream, None, &worker.shared.drain));
+    let begun = tokio::time::timeout(DIAL_TIMEOUT, Client::begin(stream, &worker.shared.drain));
     let late = |_| unreachable(endpoint, "it does not speak HTTP/2");
-    let (client, _guardian) =
-        begun.await.map_err(late)?.map_err(|error| unreachable(endpoint, error))?;
+    let client = begun.await.map_err(late)?.map_err(|error| unreachable(endpoint, error))?;
     clients.push(client.clone());
     Ok(client)
 }
@@ -336,13 +335,13 @@ impl Body for AppBody {
 /// A caller's body, counted.
 #[derive(Debug)]
 pub struct CountedBody {
-    body: RecvBody,
+    body: request::RecvBody,
     count: Arc<AtomicU64>,
 }
 
 impl CountedBody {
     /// Nothing has been read yet.
-    pub fn new(body: RecvBody) -> Self {
+    pub fn new(body: request::RecvBody) -> Self {
         Self { body, count: Arc::default() }
     }
 
@@ -354,12 +353,12 @@ impl CountedBody {
 
 impl Body for CountedBody {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = StreamError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
             let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);

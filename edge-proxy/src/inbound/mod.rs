@@ -9,19 +9,22 @@ pub mod app;
 pub mod limits;
 pub mod request;
 
-use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use h2::server::Connection;
-use http::HeaderValue;
 use mesh_core::{Allowed, PeerIdentity, identity::Side};
 use mesh_tunnel::{Stream, net::Listener, tls};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use crate::{
-    http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, Probing, SEND_BUFFER, STREAM_WINDOW},
-    inner::{HANDSHAKE_TIMEOUT, until_end},
+    inner::{
+        HANDSHAKE_TIMEOUT,
+        mux::{Limits, Probing, ServerSession},
+        until_end,
+    },
     metrics::Direction,
     worker::Worker,
 };
@@ -33,8 +36,6 @@ pub const MAX_HALF_OPEN: usize = 256;
 const MAX_SESSIONS: usize = 16_384;
 /// Pause after a failed accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a cut session may take to tell its peer.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a caller's bytes reached this proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +65,6 @@ impl Via {
 pub struct Caller {
     /// Who it is.
     pub peer: PeerIdentity,
-    /// The same for applications.
-    pub client_id: HeaderValue,
     /// `direct` or `reverse`.
     pub path_kind: &'static str,
     /// Joins log lines, if the path has told.
@@ -114,7 +113,7 @@ pub async fn serve_stream(worker: Arc<Worker>, stream: Stream, via: Via) {
         return;
     };
     match handshake(&worker, stream, &via, half_open).await {
-        Ok((caller, connection)) => serve_session(&worker, caller, connection).await,
+        Ok((caller, stream)) => serve_session(&worker, caller, stream).await,
         Err(error) => {
             let refused = tls::verify_error(&error);
             let code = refused.as_ref().map_or("handshake", mesh_core::VerifyError::code);
@@ -124,14 +123,12 @@ pub async fn serve_stream(worker: Arc<Worker>, stream: Stream, via: Via) {
     }
 }
 
-type Session = Connection<Stream, Bytes>;
-
 async fn handshake(
     worker: &Worker,
     stream: Stream,
     via: &Via,
     _half_open: SemaphorePermit<'_>,
-) -> io::Result<(Arc<Caller>, Session)> {
+) -> io::Result<(Arc<Caller>, Stream)> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
     let secured = tls::accept(worker.inner_server.clone(), stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, secured).await.map_err(late)??;
@@ -140,86 +137,53 @@ async fn handshake(
     let peer = tls::peer_of(tls_session, credentials, Side::Client, &Allowed::Known)
         .map_err(io::Error::other)?;
     let chain = tls_session.peer_certificates().unwrap_or_default().to_vec();
-    let client_id = HeaderValue::from_str(peer.id.as_str()).expect("SPIFFE IDs are ASCII");
     let connection = match via {
         Via::Tcp(_) => None,
         Via::Reverse { connection_id, .. } => Some(connection_id.as_str().into()),
     };
     let path_kind = via.describe();
-    let caller = Caller { peer, client_id, path_kind, connection, chain };
-    let begun = server().handshake(Box::new(stream) as Stream);
-    let session = tokio::time::timeout(HANDSHAKE_TIMEOUT, begun).await.map_err(late)?;
-    Ok((Arc::new(caller), session.map_err(io::Error::other)?))
+    let caller = Caller { peer, path_kind, connection, chain };
+    Ok((Arc::new(caller), Box::new(stream)))
 }
 
-fn server() -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER);
-    builder
-}
-
-/// Why a session ends before its peer ends it.
-enum Ending {
-    /// Streams that run may finish.
-    Drain,
-    /// The peer is no longer who it proved to be.
-    Cut,
-}
-
-async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, mut session: Session) {
+async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream) {
     let _open = worker.shared.metrics.inner_session(Direction::Inbound);
-    let ping = session.ping_pong().map(|ping| (Probing::DESTINATION, ping));
-    let silent = crate::http2::probe(ping, || true);
-    tokio::pin!(silent);
-    let ending = tokio::select! {
-        () = serve_streams(worker, &caller, &mut session) => return,
-        () = &mut silent => return,
-        ending = until_ending(worker, &caller) => ending,
-        () = worker.shared.drain.stopping() => Ending::Cut,
-    };
-    if matches!(ending, Ending::Drain) {
-        session.graceful_shutdown();
-        let patience = tokio::time::sleep(worker.shared.config.longest_drain());
+    let drain = &worker.shared.drain;
+    let (mut session, guardian) =
+        ServerSession::start(stream, Probing::DESTINATION, Limits::default(), drain);
+    let (retired, disbelieved) =
+        (until_retired(worker, &caller), until_disbelieved(worker, &caller));
+    let patience = tokio::time::sleep(Duration::ZERO);
+    tokio::pin!(retired, disbelieved, patience);
+    let (mut retiring, mut cut) = (false, false);
+    loop {
         tokio::select! {
-            () = serve_streams(worker, &caller, &mut session) => return,
-            () = &mut silent => return,
-            () = until_disbelieved(worker, &caller) => {}
-            () = patience => {}
-            () = worker.shared.drain.stopping() => {}
-        }
-    }
-    session.abrupt_shutdown(h2::Reason::CANCEL);
-    let closed = poll_fn(|cx| session.poll_closed(cx));
-    let _told = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
-}
-
-async fn serve_streams(worker: &Arc<Worker>, caller: &Arc<Caller>, session: &mut Session) {
-    while let Some(accepted) = session.accept().await {
-        match accepted {
-            Ok((request, respond)) => {
-                let (worker, caller) = (worker.clone(), caller.clone());
-                let drain = worker.shared.drain.clone();
-                drain.spawn(request::serve(worker, caller, request, respond));
+            opened = session.accept() => {
+                let Some(opened) = opened else { return };
+                drain.spawn(request::serve(worker.clone(), caller.clone(), opened));
             }
-            Err(error) => {
-                log::debug!(peer = caller.peer.id.as_str(), error:% = error; "session ended");
-                return;
+            () = &mut retired, if !retiring => {
+                guardian.retire();
+                retiring = true;
+                patience.as_mut().reset(Instant::now() + worker.shared.config.longest_drain());
+            }
+            () = &mut disbelieved, if !cut => {
+                guardian.cut();
+                cut = true;
+            }
+            () = &mut patience, if retiring && !cut => {
+                guardian.cut();
+                cut = true;
             }
         }
     }
 }
 
 /// A session does not outlive what proved it.
-async fn until_ending(worker: &Worker, caller: &Caller) -> Ending {
+async fn until_retired(worker: &Worker, caller: &Caller) {
     tokio::select! {
-        () = worker.shared.drain.draining() => Ending::Drain,
-        () = tokio::time::sleep(until_end(&caller.peer)) => Ending::Drain,
-        () = until_disbelieved(worker, caller) => Ending::Cut,
+        () = worker.shared.drain.draining() => {}
+        () = tokio::time::sleep(until_end(&caller.peer)) => {}
     }
 }
 

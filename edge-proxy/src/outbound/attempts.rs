@@ -3,11 +3,11 @@
 use std::sync::{Arc, atomic::AtomicU64};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use mesh_core::{
-    Endpoint, PortName, Reason, ServiceName,
-    message::RequestHead,
+    Endpoint, Reason,
+    message::{RequestHead, ResponseHead, codec, hop},
     rule::{RetryPolicy, TrafficPolicy},
 };
 use mesh_runtime::clock;
@@ -24,8 +24,11 @@ use super::{
 };
 use crate::{
     headers,
-    http2::{ExchangeError, RecvBody, Upload},
-    inner::{Blame, OpenFailure},
+    inner::{
+        Blame, OpenFailure,
+        mux::Spoken,
+        request::{ExchangeError, RecvBody, Upload, exchange},
+    },
     record::Record,
     refusal::Refusal,
     worker::Worker,
@@ -40,12 +43,8 @@ const REFUSAL_TEXT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs
 pub struct Carried {
     /// As the application shall see it.
     pub head: RequestHead,
-    /// Which service takes it.
-    pub service: ServiceName,
-    /// Which of its ports.
-    pub port: PortName,
     /// What the application is spoken to in.
-    pub speaks: &'static str,
+    pub speaks: Spoken,
     /// `None` only while an attempt holds it.
     pub body: Option<ReplayBody>,
     /// Bytes that came from the client.
@@ -63,7 +62,7 @@ pub struct Carried {
 /// An answer, and what it was got with.
 pub struct Answer {
     /// Its head.
-    pub head: http::response::Parts,
+    pub head: ResponseHead,
     /// Its body.
     pub body: RecvBody,
     /// The endpoint's load and the session's place, held while the body runs.
@@ -156,7 +155,7 @@ fn tell(record: &mut Record, dispatch: &Dispatch, endpoint: &Endpoint) {
     record.entry.attempts = u32::try_from(dispatch.attempts()).unwrap_or(u32::MAX);
 }
 
-type Sent = ((http::response::Parts, RecvBody, Place), Upload<ReplayBody>);
+type Sent = ((ResponseHead, RecvBody, Place), Upload<ReplayBody>);
 
 /// Sends once. The body comes back where it may be sent again.
 async fn attempt(
@@ -179,15 +178,12 @@ async fn attempt(
             return Err(Failed::to_open(endpoint, &failure));
         }
     };
-    record.entry.path_kind = place.session.path_kind;
-    record.entry.peer = Some(place.session.peer.id.clone());
-    record.entry.connection = Some(place.session.connection.clone());
+    record.entry.path_kind = place.path_kind;
+    record.entry.peer = Some(place.peer.id.clone());
+    record.entry.connection = Some(place.connection.clone());
     let Some(body) = carried.body.take() else { return Err(Failed::without_body()) };
-    let request = match carried.request(endpoint) {
-        Ok(request) => request,
-        Err(refusal) => return Err(Failed { refusal, after: After::Nothing }),
-    };
-    let (response, upload) = match place.session.client.exchange(request, body, until).await {
+    let (target, coded) = (place.target(carried.speaks), carried.coded());
+    let (coded, body, upload) = match exchange(&place.mux, target, &coded, body, until).await {
         Ok(answered) => answered,
         Err((error, body)) => {
             carried.body = Some(body);
@@ -197,16 +193,19 @@ async fn attempt(
             return Err(Failed::to_answer(endpoint, &error, load));
         }
     };
-    let (mut head, stream) = response.into_parts();
-    let body = RecvBody::new(stream);
-    if let Some(code) = head.headers.get(headers::ERROR) {
+    let mut head = ResponseHead::new();
+    if let Err(error) = codec::get_response(&coded, &mut head) {
+        carried.body = Some(upload.into_body());
+        load.blame();
+        return Err(Failed::broken(endpoint, &error));
+    }
+    if let Some(code) = head.fields.get(headers::ERROR.as_str()) {
         let reason = reason_of(code, head.status);
         carried.body = Some(upload.into_body());
         return Err(Failed::there(endpoint, reason, &refusal_text(body).await, load));
     }
     load.answered();
-    headers::remove_hop_by_hop(&mut head.headers);
-    head.version = http::Version::HTTP_11;
+    hop::remove(&mut head.fields, hop::Upgrade::Drop);
     Ok(((head, body, place), upload))
 }
 
@@ -220,8 +219,8 @@ fn drive_on(worker: &Worker, mut upload: Upload<ReplayBody>) {
     }
 }
 
-fn reason_of(code: &HeaderValue, status: StatusCode) -> Reason {
-    let known = Reason::ALL.iter().find(|reason| reason.code().as_bytes() == code.as_bytes());
+pub fn reason_of(code: &[u8], status: StatusCode) -> Reason {
+    let known = Reason::ALL.iter().find(|reason| reason.code().as_bytes() == code);
     known.copied().unwrap_or(match status {
         StatusCode::FORBIDDEN => Reason::DeniedNoRule,
         _ => Reason::UpstreamReset,
@@ -229,7 +228,7 @@ fn reason_of(code: &HeaderValue, status: StatusCode) -> Reason {
 }
 
 /// What the far proxy says to people.
-async fn refusal_text(mut body: RecvBody) -> String {
+pub async fn refusal_text(mut body: RecvBody) -> String {
     let read = async {
         let mut text = BytesMut::new();
         while let Some(Ok(frame)) = body.frame().await {
@@ -246,32 +245,22 @@ async fn refusal_text(mut body: RecvBody) -> String {
 }
 
 impl Carried {
-    /// As it travels to the proxy of `endpoint`.
-    fn request(&self, endpoint: &Endpoint) -> Result<Request<()>, Refusal> {
-        let request = self.head.to_request();
-        let mut request =
-            request.map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
-        let value = |text: &str| HeaderValue::from_str(text).expect("names are ASCII");
-        let fields = request.headers_mut();
-        fields.insert(headers::SERVICE, value(self.service.as_str()));
-        fields.insert(headers::PORT, value(self.port.as_str()));
-        fields.insert(headers::PROTOCOL, HeaderValue::from_static(self.speaks));
-        fields.insert(headers::ENDPOINT, value(endpoint.id.as_str()));
+    /// As it travels to the far proxy, with what is left of its time.
+    fn coded(&mut self) -> Vec<u8> {
         if let Some(deadline) = self.deadline {
-            let mut told = mesh_core::message::Fields::new();
-            told.read_map(fields);
-            deadline::write(&mut told, deadline.saturating_duration_since(clock::monotonic()));
-            fields.clear();
-            told.write_map(fields);
+            let left = deadline.saturating_duration_since(clock::monotonic());
+            deadline::write(&mut self.head.fields, left);
         }
-        Ok(request)
+        let mut coded = Vec::new();
+        codec::put_request(&self.head, &mut coded);
+        coded
     }
 
     /// Whether an answer is one that the policy repeats.
-    fn wants_another(&self, head: &http::response::Parts) -> bool {
+    fn wants_another(&self, head: &ResponseHead) -> bool {
         let Some(retry) = &self.retry else { return false };
         let grpc = || {
-            let code = head.headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+            let code = std::str::from_utf8(head.fields.get("grpc-status")?).ok()?.parse().ok()?;
             Some(retry.grpc_codes.contains(&code))
         };
         retry.repeats(head.status) || grpc().unwrap_or(false)
@@ -311,7 +300,7 @@ impl Failed {
     fn to_answer(endpoint: &Endpoint, error: &ExchangeError, load: &mut Attempt) -> Self {
         let (reason, after) = match error {
             ExchangeError::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
-            ExchangeError::Broken(_) => {
+            ExchangeError::Broken { .. } => {
                 if error.is_connection_lost() {
                     load.unreachable();
                 } else {
@@ -327,6 +316,12 @@ impl Failed {
         };
         let text = format!("{}: {error}", describe(endpoint));
         Self { refusal: Refusal::new(reason, text), after }
+    }
+
+    /// The far proxy sent what is no answer.
+    fn broken(endpoint: &Endpoint, error: &codec::BadCode) -> Self {
+        let text = format!("{}: {error}", describe(endpoint));
+        Self { refusal: Refusal::new(Reason::UpstreamReset, text), after: After::Nothing }
     }
 
     /// An answer that the policy repeats.

@@ -16,7 +16,10 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::{loads::Attempt, pool::Place, protect::InFlight};
-use crate::{http2::RecvBody, record::Record};
+use crate::{
+    inner::{mux::StreamError, request::RecvBody},
+    record::Record,
+};
 
 /// A request's body that can be sent again as long as it is short.
 #[derive(Debug)]
@@ -194,7 +197,7 @@ impl OutBody {
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         match &mut self.source {
             Source::Whole(data) if data.is_empty() => Poll::Ready(None),
             Source::Whole(data) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
@@ -202,8 +205,7 @@ impl OutBody {
                 let polled = Pin::new(body).poll_frame(cx);
                 let late = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
                 if polled.is_pending() && self.deadline.as_mut().is_some_and(late) {
-                    let cancelled = h2::Error::from(h2::Reason::CANCEL);
-                    return Poll::Ready(Some(Err(cancelled)));
+                    return Poll::Ready(Some(Err(StreamError::Ended)));
                 }
                 polled
             }
@@ -213,12 +215,12 @@ impl OutBody {
 
 impl Body for OutBody {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = StreamError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let this = &mut *self;
         let frame = ready!(this.poll_source(cx));
         if let Some(record) = &mut this.record {
@@ -226,10 +228,9 @@ impl Body for OutBody {
                 Some(Ok(frame)) => {
                     record.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
-                Some(Err(error)) if error.is_reset() || error.is_io() || error.is_remote() => {
-                    record.failed(mesh_core::Reason::UpstreamReset);
-                }
-                Some(Err(_)) => record.failed(mesh_core::Reason::Timeout),
+                // We have ended it ourselves: the deadline.
+                Some(Err(StreamError::Ended)) => record.failed(mesh_core::Reason::Timeout),
+                Some(Err(_)) => record.failed(mesh_core::Reason::UpstreamReset),
                 None => {}
             }
         }

@@ -10,7 +10,7 @@ use super::{
     decision::{Chosen, Decision},
     dispatch::Dispatch,
 };
-use crate::{metrics::Direction, record::Record, worker::Worker};
+use crate::{inner::mux::Spoken, metrics::Direction, record::Record, worker::Worker};
 
 /// How long a copy may take; nobody waits for it.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -63,9 +63,7 @@ async fn send(
         let mut dispatch = Dispatch::alone(worker, &chosen.service, &chosen.port).await?;
         let mut carried = Carried {
             head,
-            service: chosen.service.clone(),
-            port: chosen.port.clone(),
-            speaks: "http1",
+            speaks: Spoken::Http1,
             body: Some(body),
             received: None,
             deadline: None,

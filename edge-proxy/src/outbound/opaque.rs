@@ -2,10 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use mesh_core::{Endpoint, Reason, route::Destination};
+use http::StatusCode;
+use mesh_core::{
+    Endpoint, Reason,
+    message::{ResponseHead, codec},
+    route::Destination,
+};
 
 use super::{
+    attempts::reason_of,
     dispatch::{Dispatch, MAX_ATTEMPTS},
     loads::Attempt,
     pool::{self, Place},
@@ -14,8 +19,11 @@ use super::{
 use crate::{
     copy::{Copied, Duplex, copy},
     headers,
-    http2::{ExchangeError, StreamIo},
-    inner::{self, Blame},
+    inner::{
+        self, Blame, Session,
+        mux::{Pipe, Received, Spoken},
+        request::ExchangeError,
+    },
     record::Record,
     refusal::Refusal,
     worker::Worker,
@@ -28,7 +36,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An open stream to the application of an endpoint.
 #[derive(Debug)]
 pub struct Opened {
-    stream: StreamIo,
+    stream: Pipe,
     _place: Place,
     _load: Attempt,
 }
@@ -81,7 +89,7 @@ async fn attempt(
     endpoint: &Arc<Endpoint>,
     load: &mut Attempt,
     record: &mut Record,
-) -> Result<(StreamIo, Place), (Refusal, Retry)> {
+) -> Result<(Pipe, Place), (Refusal, Retry)> {
     let place = match place(worker, dispatch, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
@@ -94,21 +102,17 @@ async fn attempt(
             return Err((Refusal::new(failure.reason(), text), Retry::Elsewhere));
         }
     };
-    record.entry.path_kind = place.session.path_kind;
-    record.entry.peer = Some(place.session.peer.id.clone());
-    record.entry.connection = Some(place.session.connection.clone());
-    let connected = place.session.client.connect(head(dispatch, endpoint));
-    let answered = tokio::time::timeout(CONNECT_TIMEOUT, connected).await;
+    record.entry.path_kind = place.path_kind;
+    record.entry.peer = Some(place.peer.id.clone());
+    record.entry.connection = Some(place.connection.clone());
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&place)).await;
     load.answered();
     let named = |what: &dyn std::fmt::Display| {
         format!("service {}, endpoint {}: {what}", dispatch.service, endpoint.id)
     };
-    match answered {
-        Ok(Ok((response, send))) if response.status() == StatusCode::OK => {
-            Ok((StreamIo::new(send, response.into_body()), place))
-        }
-        Ok(Ok((response, _))) => {
-            let reason = refused_with(&response);
+    match connected {
+        Ok(Ok(stream)) => Ok((stream, place)),
+        Ok(Err(NotConnected::Refused(reason))) => {
             let denied = reason.http_status() == 403;
             if !denied {
                 load.blame();
@@ -117,7 +121,7 @@ async fn attempt(
             let retry = if denied { Retry::No } else { Retry::Elsewhere };
             Err((Refusal::new(reason, text), retry))
         }
-        Ok(Err(error)) => {
+        Ok(Err(NotConnected::Broken(error))) => {
             if !matches!(error, ExchangeError::NotProcessed(_)) {
                 load.blame();
             }
@@ -127,6 +131,38 @@ async fn attempt(
             load.blame();
             Err((Refusal::new(Reason::Timeout, named(&"no answer")), Retry::Elsewhere))
         }
+    }
+}
+
+/// Why a stream did not become a connection.
+enum NotConnected {
+    /// The far proxy says so.
+    Refused(Reason),
+    /// It says nothing.
+    Broken(ExchangeError),
+}
+
+impl<E: Into<ExchangeError>> From<E> for NotConnected {
+    fn from(error: E) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+/// Opens a stream for bytes and waits until the far proxy has its application.
+async fn connect(session: &Session) -> Result<Pipe, NotConnected> {
+    let mut stream = session.mux.open(session.target(Spoken::Tcp), &[], false)?;
+    let Some(Received::Head(coded)) = stream.recv().await? else {
+        let text = "an answer without a head".to_owned();
+        return Err(NotConnected::Broken(ExchangeError::Broken { text, lost: false }));
+    };
+    let mut head = ResponseHead::new();
+    if let Err(error) = codec::get_response(&coded, &mut head) {
+        let text = error.to_string();
+        return Err(NotConnected::Broken(ExchangeError::Broken { text, lost: false }));
+    }
+    match head.fields.get(headers::ERROR.as_str()) {
+        None if head.status == StatusCode::OK => Ok(stream.into_pipe()),
+        code => Err(NotConnected::Refused(reason_of(code.unwrap_or_default(), head.status))),
     }
 }
 
@@ -141,26 +177,7 @@ async fn place(
         return pool::place(worker, &dispatch.snapshot, endpoint).await;
     }
     let opened = inner::open(&worker.shared, &worker.tunnels, &dispatch.snapshot, endpoint);
-    Ok(Place::on(&Arc::new(opened.await?)))
-}
-
-fn head(dispatch: &Dispatch, endpoint: &Endpoint) -> Request<()> {
-    let value = |name: &str| HeaderValue::from_str(name).expect("names are ASCII");
-    let mut request = Request::new(());
-    *request.method_mut() = Method::CONNECT;
-    *request.uri_mut() = Uri::try_from(dispatch.service.as_str()).expect("names are authorities");
-    let headers = request.headers_mut();
-    headers.insert(headers::SERVICE, value(dispatch.service.as_str()));
-    headers.insert(headers::PORT, value(dispatch.port.as_str()));
-    headers.insert(headers::PROTOCOL, HeaderValue::from_static("tcp"));
-    headers.insert(headers::ENDPOINT, value(endpoint.id.as_str()));
-    request
-}
-
-fn refused_with<B>(response: &http::Response<B>) -> Reason {
-    let code = response.headers().get(headers::ERROR).map(HeaderValue::as_bytes);
-    let known = Reason::ALL.iter().find(|reason| Some(reason.code().as_bytes()) == code);
-    known.copied().unwrap_or(Reason::UpstreamReset)
+    Ok(Arc::new(opened.await?))
 }
 
 /// Copies until both have ended, or the drain's patience has.

@@ -10,7 +10,6 @@ use mesh_core::{Endpoint, EndpointId, SiteName, Snapshot};
 use tokio::sync::watch;
 
 use crate::{
-    http2::{Lease, MAX_STREAMS},
     inner::{self, OpenFailure, Session},
     worker::Worker,
 };
@@ -42,21 +41,8 @@ struct Entry {
     opening: Option<watch::Receiver<Opened>>,
 }
 
-/// A stream's place on a session.
-#[derive(Debug)]
-pub struct Place {
-    /// The session.
-    pub session: Arc<Session>,
-    /// Counts the stream until dropped.
-    pub lease: Lease,
-}
-
-impl Place {
-    /// A place on a session that has room.
-    pub fn on(session: &Arc<Session>) -> Self {
-        Self { session: session.clone(), lease: session.client.lease() }
-    }
-}
+/// A session with room for another stream.
+pub type Place = Arc<Session>;
 
 /// What a caller has to do.
 enum Plan {
@@ -77,7 +63,7 @@ impl Pool {
     /// Closes what is idle, and retires what leads to endpoints that are gone.
     pub fn sweep(&self, snapshot: Option<&Snapshot>) {
         self.entries().retain(|(site, id), entry| {
-            entry.sessions.retain(|s| s.client.is_usable() && s.client.idle_for() < IDLE);
+            entry.sessions.retain(|s| s.mux.is_usable() && s.mux.idle_for() < IDLE);
             let service = entry.endpoint.service.as_str();
             let known = snapshot.is_some_and(|s| s.endpoint(service, site, id.as_str()).is_some());
             entry.opening.is_some() || (known && !entry.sessions.is_empty())
@@ -101,7 +87,7 @@ pub async fn place(
     };
     let result = opened.wait_for(Option::is_some).await.ok().and_then(|opened| opened.clone());
     let lost = || Err(OpenFailure::Handshake("it was given up".into()));
-    result.unwrap_or_else(lost).map(|session| Place::on(&session))
+    result.unwrap_or_else(lost)
 }
 
 fn plan(
@@ -113,14 +99,14 @@ fn plan(
     let mut entries = worker.pool.entries();
     let entry = entries.entry(key).or_insert_with(|| Entry::new(endpoint));
     entry.follow(endpoint);
-    entry.sessions.retain(|session| session.client.is_usable());
-    let least = entry.sessions.iter().min_by_key(|session| session.client.streams()).cloned();
-    let streams = least.as_ref().map_or(usize::MAX, |session| session.client.streams());
+    entry.sessions.retain(|session| session.mux.is_usable());
+    let least = entry.sessions.iter().min_by_key(|session| session.mux.streams()).cloned();
+    let streams = least.as_ref().map_or(usize::MAX, |session| session.mux.streams());
     if streams >= SPREAD_AT && entry.opening.is_none() && entry.sessions.len() < MAX_SESSIONS {
         entry.opening = Some(start_opening(worker, snapshot, endpoint));
     }
     match (least, &entry.opening) {
-        (Some(session), _) if streams < MAX_STREAMS as usize => Ok(Plan::Use(Place::on(&session))),
+        (Some(session), _) if session.mux.has_room() => Ok(Plan::Use(session)),
         (_, Some(opening)) => Ok(Plan::Wait(opening.clone())),
         _ => Err(OpenFailure::Overloaded),
     }

@@ -3,17 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{
-    HeaderValue, Request, Response,
-    header::{SET_COOKIE, UPGRADE},
-};
+use http::{HeaderValue, Request, Response, header::UPGRADE};
 use http_body::Body;
 use hyper::body::Incoming;
 use mesh_core::{
     Protocol, Reason,
     message::{RequestHead, ResponseHead, Scheme, hop},
     route::Destination,
-    rule::{Fault, HeaderChanges, Target},
+    rule::{Fault, Target},
 };
 use mesh_runtime::clock;
 use tokio::time::Instant;
@@ -27,6 +24,7 @@ use super::{
     mirror,
 };
 use crate::{
+    inner::mux::Spoken,
     record::Record,
     refusal::{Refusal, is_grpc},
     worker::Worker,
@@ -48,7 +46,7 @@ pub async fn carry(
             record.answered(head.status);
             let used = Used { attempt, place, in_flight: used };
             let body = OutBody::stream(body, record, received, used, deadline);
-            Response::from_parts(head, body)
+            head.to_response().map(|()| body)
         }
         Ok(Outcome::Answered(response)) => {
             record.answered(response.status());
@@ -114,8 +112,6 @@ async fn try_carry(
     let route = decision.route();
     let mut carried = Carried {
         head,
-        service: chosen.service.clone(),
-        port: chosen.port.clone(),
         speaks,
         body: Some(body),
         received: received.clone(),
@@ -134,7 +130,7 @@ async fn try_carry(
     let mut answer = answered?;
     change_answer(&mut answer.head, &decision, &chosen);
     if let Some(cookie) = dispatch.cookie() {
-        answer.head.headers.append(SET_COOKIE, cookie.clone());
+        answer.head.fields.push("set-cookie", cookie.as_bytes());
     }
     Ok(Outcome::Forwarded { answer, used: in_flight, deadline, received })
 }
@@ -217,31 +213,22 @@ fn change(head: &mut RequestHead, decision: &Decision, chosen: &Chosen) {
     }
 }
 
-fn change_answer(head: &mut http::response::Parts, decision: &Decision, chosen: &Chosen) {
+fn change_answer(head: &mut ResponseHead, decision: &Decision, chosen: &Chosen) {
     let rule = decision.route().map(|route| &route.filters.response);
     let backend = decision.backend(chosen).map(|backend| &backend.response);
-    let changes = [backend, rule].into_iter().flatten().filter(|changes| !changes.is_empty());
-    let changes: Vec<&HeaderChanges> = changes.collect();
-    if changes.is_empty() {
-        return;
+    for change in [backend, rule].into_iter().flatten() {
+        change.apply(&mut head.fields);
     }
-    let mut answer = ResponseHead::new();
-    answer.read_parts(head);
-    for change in changes {
-        change.apply(&mut answer.fields);
-    }
-    head.headers.clear();
-    answer.fields.write_map(&mut head.headers);
 }
 
 /// What the application shall be spoken to in: HTTP/2 where the port is
 /// declared so, or where the client speaks it and the application must, being
 /// gRPC or having been found out to. All others understand HTTP/1.
-fn inner_protocol(dispatch: &Dispatch, client: http::Version, head: &RequestHead) -> &'static str {
+fn inner_protocol(dispatch: &Dispatch, client: http::Version, head: &RequestHead) -> Spoken {
     let service = dispatch.snapshot.services.get(&dispatch.service);
     let port = service.and_then(|service| service.port(dispatch.port.as_str()));
     let protocol = port.map_or(Protocol::Detect, |port| port.protocol);
     let must = protocol == Protocol::Detect || head.is_grpc();
     let client = client == http::Version::HTTP_2;
-    if protocol == Protocol::Grpc || (client && must) { "http2" } else { "http1" }
+    if protocol == Protocol::Grpc || (client && must) { Spoken::Http2 } else { Spoken::Http1 }
 }

@@ -358,7 +358,9 @@ mod tests {
     fn keys() {
         let fields = |name: &str, values: &[&str]| {
             let mut fields = Fields::new();
-            values.iter().for_each(|value| fields.push(name, value.as_bytes()));
+            values.iter().for_each(|value| {
+                fields.push(name, value.as_bytes());
+            });
             fields
         };
         let cookie = by_cookie("sid", None);

@@ -36,13 +36,12 @@ impl Framing {
     /// Takes note of a field.
     pub(super) fn note(&mut self, known: Known, value: &[u8]) -> Result<(), BadMessage> {
         match known {
-            Known::ContentLength => {
-                // RFC 9112 section 6.3, rule 5; equal values too: the next
-                // reader may not have seen that they are.
-                if self.length.replace(length(value)?).is_some() {
-                    return Err(BadMessage::LengthRepeated);
-                }
-            }
+            // RFC 9112 section 6.3, rule 5; equal values too: the next reader
+            // may not have seen that they are.
+            Known::ContentLength => match self.length.replace(length(value)?) {
+                None => {}
+                Some(_) => return Err(BadMessage::LengthRepeated),
+            },
             Known::TransferEncoding => self.encoding = Some(self.encoding(value)?),
             Known::Connection => self.connection(value)?,
             Known::Upgrade => self.upgrade = true,

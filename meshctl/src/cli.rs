@@ -209,6 +209,7 @@ mod tests {
             "delete httproute orders -n shop",
             "delete -f routes.yaml",
             "check --json",
+            "check --from orders.shop --to payments.prod:grpc --path /pay --json",
             "completions bash",
         ];
         for line in lines {

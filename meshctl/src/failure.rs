@@ -5,7 +5,7 @@ use std::fmt;
 use tonic::{Code, Status};
 
 /// Trailer with the stable reason code of a refusal.
-const REASON: &str = "isthmus-error";
+pub(crate) const REASON: &str = "isthmus-error";
 
 /// Stable exit codes; scripts depend on them (`meshctl --help` lists them).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

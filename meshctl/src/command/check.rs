@@ -1,13 +1,19 @@
 //! `meshctl check`: walks from the socket to the linked sites and names the
 //! first thing that does not work, with its remedy.
 
-use std::time::Duration;
+mod between;
+mod clock;
+mod probe;
+mod request;
+
+use std::net::SocketAddr;
 
 use clap::Args;
 use mesh_api::v1;
 use serde::Serialize;
-use tokio::net::{TcpStream, UdpSocket, lookup_host};
 
+use self::between::Ends;
+use super::why::Why;
 use crate::{
     endpoint::Run,
     failure::{Exit, Failure},
@@ -15,8 +21,6 @@ use crate::{
     time,
 };
 
-/// A gateway that takes longer than this to answer one packet is away.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// An issuing CA lives 30 days and is renewed well before.
 const CA_WARNING_S: i64 = 3 * 24 * 3600;
 /// The peer sends something every second; this long is a lost link.
@@ -25,13 +29,35 @@ const LINK_SILENCE_MS: u64 = 10_000;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 all passed, 1 something did not, 69 federation does not answer, 77 its socket may not be opened.
+    after_help = "With --from and --to it follows one request, hop by hop, and stops at the first that fails:
+  federation name gateway route endpoint policy path identity clock link proxy request
+Where the caller is the workload of this machine, the last hop is a real request through its
+proxy: GET, for gRPC the health check, for TCP a connection; elsewhere it is skipped. A machine
+asks federation with its own identity, which needs a role (see `meshctl --help`).
+
+Exit codes: 0 all passed, 1 something did not, 2 the command line makes no sense,
+69 federation does not answer, 77 its socket may not be opened, or no role.
 
 Examples:
   meshctl check
+  meshctl check --from orders.shop --to payments.prod
+  meshctl check --from shop/orders --to payments.prod:grpc --json | jq -r '.items[-1].hop'
   meshctl --site west check --json | jq '.items[] | select(.ok | not)'"
 )]
-pub struct Check {}
+pub struct Check {
+    /// Whose request: a SPIFFE ID, <namespace>/<account>, or a service whose identity it is
+    #[arg(long, requires = "to", value_name = "CALLER")]
+    from: Option<String>,
+    /// To what: <name>.<namespace>[:port name or number]
+    #[arg(long, requires = "from", value_name = "SERVICE")]
+    to: Option<String>,
+    /// Path of the request
+    #[arg(long, default_value = "/", requires = "to")]
+    path: String,
+    /// Where the proxy of this machine takes HTTP
+    #[arg(long, default_value = "127.0.0.1:4140", requires = "to", value_name = "IP:PORT")]
+    proxy: SocketAddr,
+}
 
 #[derive(Debug, Serialize)]
 struct Walk {
@@ -41,36 +67,53 @@ struct Walk {
 
 #[derive(Debug, Serialize)]
 struct Item {
+    /// What kind of thing; stable, for scripts.
+    hop: &'static str,
     name: String,
     ok: bool,
+    /// Could not be tried from here.
+    skipped: bool,
     detail: String,
     /// Empty if it passed.
     remedy: String,
 }
 
 impl Walk {
-    fn passed(&mut self, name: impl Into<String>, detail: impl Into<String>) {
-        self.items.push(Item {
-            name: name.into(),
-            ok: true,
-            detail: detail.into(),
-            remedy: String::new(),
-        });
+    fn passed(&mut self, hop: &'static str, name: impl Into<String>, detail: impl Into<String>) {
+        let (name, detail, remedy) = (name.into(), detail.into(), String::new());
+        self.items.push(Item { hop, name, ok: true, skipped: false, detail, remedy });
+    }
+
+    fn skipped(&mut self, hop: &'static str, name: impl Into<String>, detail: impl Into<String>) {
+        let (name, detail, remedy) = (name.into(), detail.into(), String::new());
+        self.items.push(Item { hop, name, ok: true, skipped: true, detail, remedy });
     }
 
     fn failed(
         &mut self,
+        hop: &'static str,
         name: impl Into<String>,
         detail: impl Into<String>,
         remedy: impl Into<String>,
     ) {
         self.ok = false;
-        self.items.push(Item {
-            name: name.into(),
-            ok: false,
-            detail: detail.into(),
-            remedy: remedy.into(),
-        });
+        let (name, detail, remedy) = (name.into(), detail.into(), remedy.into());
+        self.items.push(Item { hop, name, ok: false, skipped: false, detail, remedy });
+    }
+
+    /// Notes what came of it, problem and remedy if it failed; whether to go on.
+    fn hop(
+        &mut self,
+        hop: &'static str,
+        name: &str,
+        result: Result<String, (String, String)>,
+    ) -> bool {
+        let passed = result.is_ok();
+        match result {
+            Ok(detail) => self.passed(hop, name, detail),
+            Err((problem, remedy)) => self.failed(hop, name, problem, remedy),
+        }
+        passed
     }
 }
 
@@ -82,7 +125,7 @@ impl Check {
         match status(run).await {
             Err(failure) => {
                 exit = failure.exit;
-                walk.failed("federation answers", failure.problem, failure.remedy);
+                walk.failed("federation", "federation answers", failure.problem, failure.remedy);
             }
             Ok(status) => {
                 let site = status.site.clone().unwrap_or_default();
@@ -90,12 +133,11 @@ impl Check {
                     "site {} ({}), version {}",
                     site.name, site.trust_domain, status.version
                 );
-                walk.passed("federation answers", text);
-                authorities(&mut walk, &status, time::now_unix_s());
-                gateways(&mut walk, &status, &site.name).await;
-                proxies(&mut walk, &status);
-                links(&mut walk, &status);
-                nodes(&mut walk, &status);
+                walk.passed("federation", "federation answers", text);
+                match self.ends() {
+                    Some(ends) => between::walk(&mut walk, run, &status, &ends).await?,
+                    None => everything(&mut walk, &status, &site.name).await,
+                }
             }
         }
         output::print(format, &walk)?;
@@ -106,6 +148,24 @@ impl Check {
                 .remedy(&first.remedy)),
         }
     }
+}
+
+impl Check {
+    /// One request, if it is about one.
+    fn ends(self) -> Option<Ends> {
+        let why = Why::get(self.from?, self.to?, self.path);
+        Some(Ends { why, proxy: self.proxy })
+    }
+}
+
+/// Each part of the site by itself.
+async fn everything(walk: &mut Walk, status: &v1::SiteStatusResponse, site: &str) {
+    authorities(walk, status, time::now_unix_s());
+    gateways(walk, status, site).await;
+    proxies(walk, status);
+    links(walk, status);
+    nodes(walk, status);
+    clocks(walk, status);
 }
 
 async fn status(run: &Run) -> Result<v1::SiteStatusResponse, Failure> {
@@ -119,9 +179,10 @@ fn authorities(walk: &mut Walk, status: &v1::SiteStatusResponse, now: i64) {
         let name = format!("{name} is valid");
         let expires = format!("expires {}", time::until(end, now));
         if end - now > CA_WARNING_S {
-            walk.passed(name, expires);
+            walk.passed("authority", name, expires);
         } else {
             walk.failed(
+                "authority",
                 name,
                 expires,
                 "restart federation: it renews its issuing CA when it starts; check the clock",
@@ -135,6 +196,7 @@ async fn gateways(walk: &mut Walk, status: &v1::SiteStatusResponse, site: &str) 
         status.gateways.iter().filter(|g| g.site == site || g.site.is_empty()).collect();
     if own.is_empty() {
         walk.failed(
+            "gateway",
             "a gateway exists",
             "none is configured",
             "add `gateways:` to federation.yaml and restart it",
@@ -143,16 +205,16 @@ async fn gateways(walk: &mut Walk, status: &v1::SiteStatusResponse, site: &str) 
     for gateway in own {
         for address in &gateway.tls_addresses {
             let name = format!("gateway {} answers TCP {address}", gateway.id);
-            match tcp(address).await {
-                Ok(took) => walk.passed(name, took),
-                Err(error) => walk.failed(name, error, GATEWAY_TCP_REMEDY),
+            match probe::tcp(address).await {
+                Ok(took) => walk.passed("gateway", name, took),
+                Err(error) => walk.failed("gateway", name, error, GATEWAY_TCP_REMEDY),
             }
         }
         for address in &gateway.quic_addresses {
             let name = format!("gateway {} answers UDP {address}", gateway.id);
-            match quic(address).await {
-                Ok(took) => walk.passed(name, took),
-                Err(error) => walk.failed(name, error, GATEWAY_UDP_REMEDY),
+            match probe::quic(address).await {
+                Ok(took) => walk.passed("gateway", name, took),
+                Err(error) => walk.failed("gateway", name, error, GATEWAY_UDP_REMEDY),
             }
         }
     }
@@ -162,62 +224,12 @@ const GATEWAY_TCP_REMEDY: &str = "systemctl status isthmus-gateway; then the fir
 const GATEWAY_UDP_REMEDY: &str =
     "open the port for UDP too; until then machines and links use TLS over TCP";
 
-async fn tcp(address: &str) -> Result<String, String> {
-    let started = tokio::time::Instant::now();
-    match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Ok(format!("in {:.1} ms", started.elapsed().as_secs_f64() * 1000.0)),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),
-    }
-}
-
-/// Sends a QUIC Initial-sized packet of a version nobody speaks: a QUIC server
-/// must answer with Version Negotiation (RFC 9000 section 6.1), without any
-/// certificate and without keeping state.
-async fn quic(address: &str) -> Result<String, String> {
-    let started = tokio::time::Instant::now();
-    let exchange = async {
-        let addr = lookup_host(address).await?.next();
-        let addr = addr.ok_or_else(|| std::io::Error::other("the name has no address"))?;
-        let any = if addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let socket = UdpSocket::bind(any).await?;
-        socket.connect(addr).await?;
-        socket.send(&version_probe()).await?;
-        let mut answer = [0_u8; 1500];
-        let len = socket.recv(&mut answer).await?;
-        Ok::<bool, std::io::Error>(is_version_negotiation(&answer[..len]))
-    };
-    match tokio::time::timeout(PROBE_TIMEOUT, exchange).await {
-        Ok(Ok(true)) => Ok(format!("in {:.1} ms", started.elapsed().as_secs_f64() * 1000.0)),
-        Ok(Ok(false)) => Err("something answers that does not speak QUIC".into()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())),
-    }
-}
-
-/// A reserved version (RFC 9000 section 15: 0x?a?a?a?a).
-const PROBE_VERSION: [u8; 4] = [0x1a, 0x2a, 0x3a, 0x4a];
-
-fn version_probe() -> [u8; 1200] {
-    let mut packet = [0_u8; 1200];
-    // Long header, fixed bit; version; 8 bytes destination id; no source id.
-    packet[0] = 0xc0;
-    packet[1..5].copy_from_slice(&PROBE_VERSION);
-    packet[5] = 8;
-    packet[6..14].copy_from_slice(&rand::random::<[u8; 8]>());
-    packet
-}
-
-/// Long header with version 0 (RFC 9000 section 17.2.1).
-fn is_version_negotiation(packet: &[u8]) -> bool {
-    packet.len() >= 7 && packet[0] & 0x80 != 0 && packet[1..5] == [0; 4]
-}
-
 fn proxies(walk: &mut Walk, status: &v1::SiteStatusResponse) {
     let refused: Vec<_> = status.proxies.iter().filter(|proxy| !proxy.nack.is_empty()).collect();
     match refused.first() {
-        None => walk.passed("proxies follow", count(status.proxies.len(), "proxy stream")),
+        None => walk.passed("proxy", "proxies follow", count(status.proxies.len(), "proxy stream")),
         Some(first) => walk.failed(
+            "proxy",
             "proxies follow",
             format!("{} refuses the newest state: {}", first.spiffe_id, first.nack),
             "upgrade that proxy: it runs an older version than federation",
@@ -230,14 +242,24 @@ fn links(walk: &mut Walk, status: &v1::SiteStatusResponse) {
         let name = format!("link {} is up", link.site);
         let heard = format!("last heard {} ago", time::age_ms(link.last_heard_ms));
         if link.state == "up" && link.last_heard_ms < LINK_SILENCE_MS {
-            walk.passed(name, heard);
+            walk.passed("link", name, heard);
         } else {
-            let remedy = format!(
-                "run `meshctl check` in {}: its gateway or federation does not answer",
-                link.site
-            );
-            walk.failed(name, format!("{}, {heard}", link.state), remedy);
+            walk.failed("link", name, format!("{}, {heard}", link.state), link_remedy(&link.site));
         }
+    }
+}
+
+fn link_remedy(site: &str) -> String {
+    format!("run `meshctl check` in {site}: its gateway or federation does not answer")
+}
+
+fn clocks(walk: &mut Walk, status: &v1::SiteStatusResponse) {
+    let differing = clock::differing(status, |_| true);
+    if differing.is_empty() {
+        walk.passed("clock", "clocks agree", "with federation's");
+    }
+    for one in differing {
+        walk.failed("clock", "clocks agree", one, clock::REMEDY);
     }
 }
 
@@ -246,15 +268,17 @@ fn nodes(walk: &mut Walk, status: &v1::SiteStatusResponse) {
         let short: String = node.id.chars().take(8).collect();
         let name = format!("machine {} ({short}) is connected", node.hostname);
         match node.state.as_str() {
-            "connected" => walk.passed(name, String::new()),
+            "connected" => walk.passed("machine", name, String::new()),
             // Said so itself: a stop, not a failure.
-            "leaving" => walk.passed(name, "it is stopping".to_owned()),
+            "leaving" => walk.passed("machine", name, "it is stopping"),
             "duplicated" => walk.failed(
+                "machine",
                 name,
                 format!("{}: two machines hold this identity", node.id),
                 format!("meshctl node resolve {}", node.id),
             ),
             state => walk.failed(
+                "machine",
                 name,
                 format!("{state} for {}", time::age_ms(node.last_heard_ms)),
                 "on the machine: systemctl status isthmus-vm-agent; if it is gone for good: meshctl identity revoke node:<id>",
@@ -267,7 +291,11 @@ impl Show for Walk {
     fn text(&self, _wide: bool, paint: Paint) -> String {
         let mut text = String::new();
         for item in &self.items {
-            let mark = if item.ok { paint.good("✓") } else { paint.bad("✗") };
+            let mark = match (item.ok, item.skipped) {
+                (true, true) => paint.faint("–"),
+                (true, false) => paint.good("✓"),
+                (false, _) => paint.bad("✗"),
+            };
             let detail = if item.detail.is_empty() {
                 String::new()
             } else {
@@ -282,23 +310,6 @@ impl Show for Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_version_negotiation_is_recognised() {
-        assert!(is_version_negotiation(&[0x80, 0, 0, 0, 0, 0, 8, 1]));
-        assert!(!is_version_negotiation(&[0x80, 0, 0, 0, 1, 0, 8]));
-        assert!(!is_version_negotiation(&[0x40, 0, 0, 0, 0, 0, 8]));
-        assert!(!is_version_negotiation(&[]));
-    }
-
-    #[tokio::test]
-    async fn a_closed_tcp_port_is_named() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = listener.local_addr().expect("an address").to_string();
-        assert!(tcp(&addr).await.is_ok());
-        drop(listener);
-        assert!(tcp(&addr).await.is_err());
-    }
 
     #[test]
     fn each_part_can_fail_and_says_how_to_mend_it() {
@@ -317,12 +328,18 @@ mod tests {
             state: "lost".into(),
             ..Default::default()
         });
-        status.proxies.push(v1::ProxyInfo { nack: "no".into(), ..Default::default() });
+        status.proxies.push(v1::ProxyInfo {
+            nack: "no".into(),
+            gateway: "gw1".into(),
+            clock_ahead_ms: Some(3_600_000),
+            ..Default::default()
+        });
         let mut walk = Walk { ok: true, items: Vec::new() };
         authorities(&mut walk, &status, 50);
         proxies(&mut walk, &status);
         links(&mut walk, &status);
         nodes(&mut walk, &status);
+        clocks(&mut walk, &status);
         let failed: Vec<_> =
             walk.items.iter().filter(|item| !item.ok).map(|item| item.name.as_str()).collect();
         assert_eq!(
@@ -331,7 +348,8 @@ mod tests {
                 "issuing CA is valid",
                 "proxies follow",
                 "link east is up",
-                "machine  (n1) is connected"
+                "machine  (n1) is connected",
+                "clocks agree",
             ]
         );
         assert!(walk.items.iter().all(|item| item.ok == item.remedy.is_empty()));

@@ -43,6 +43,16 @@ pub struct Why {
 }
 
 impl Why {
+    /// A GET.
+    pub(super) fn get(from: String, to: String, path: String) -> Self {
+        Self { from, to, path, method: http::Method::GET }
+    }
+
+    /// Of the request.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Downloads the snapshot, decides, shows.
     pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
         let snapshot = snapshot(run).await?;
@@ -58,19 +68,19 @@ struct Caller {
 }
 
 #[derive(Debug, Serialize)]
-struct Explained {
-    from: String,
-    site: String,
-    service: String,
-    port: String,
+pub(super) struct Explained {
+    pub(super) from: String,
+    pub(super) site: String,
+    pub(super) service: String,
+    pub(super) port: String,
     request: String,
-    revision: u64,
+    pub(super) revision: u64,
     backends: Vec<BackendView>,
     /// The backend that this request takes, by weight.
-    backend: Option<String>,
-    chosen: Option<Chosen>,
+    pub(super) backend: Option<String>,
+    pub(super) chosen: Option<Chosen>,
     /// What a client sees if nothing is chosen: a stable code.
-    refused: Option<String>,
+    pub(super) refused: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,22 +92,23 @@ struct BackendView {
 }
 
 #[derive(Debug, Serialize)]
-struct Chosen {
-    endpoint: String,
+pub(super) struct Chosen {
+    pub(super) endpoint: String,
     /// Nearer ones that nothing leads to.
     skipped: Vec<String>,
-    site: String,
-    identity: String,
-    path: String,
-    hops: Vec<String>,
-    allowed: bool,
+    pub(super) site: String,
+    pub(super) identity: String,
+    pub(super) path: String,
+    pub(super) hops: Vec<String>,
+    pub(super) allowed: bool,
     /// Of the policy, as it is known in this site.
-    verdict: String,
+    pub(super) verdict: String,
     /// Which proxy takes the decision.
     decided_by: String,
 }
 
-fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failure> {
+/// What the proxies decide. Fails if a name is not one, or not known.
+pub(super) fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failure> {
     let caller = caller(snapshot, &why.from)?;
     let destination = destination(snapshot, &why.to)?;
     let port = service(snapshot, &destination.service)?.port(destination.port.as_str());

@@ -1,7 +1,10 @@
 //! A gateway on another host than federation: an admin's token makes its
 //! machine one, its agent hands it its identity, and it carries requests.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use isthmus_tests::apps;
 use mesh_tunnel::{Net, RealNet};
@@ -74,7 +77,9 @@ struct Shop {
 impl Shop {
     async fn open(world: &World) -> Self {
         let net: Arc<dyn Net> = Arc::new(RealNet);
-        let (application, listener) = (free_port(), free_port());
+        let (mut application, listener) = (free_port(), free_port());
+        // Where the services of a machine are, unless their files say so.
+        application.set_ip(Ipv4Addr::LOCALHOST.into());
         tokio::spawn(apps::serve_http(net, application, "orders"));
         let closed = "http_listener: off\nadmin: off\n";
         let orders = machine(world, "orders", closed).await;

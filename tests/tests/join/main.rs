@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod addresses;
+mod check;
 mod gateways;
 mod roles;
 mod world;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     future::Future,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener as StdListener},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -103,11 +103,13 @@ impl Drop for Logs {
     }
 }
 
-/// A port on which nobody listens, TCP and UDP. Another process may take it
-/// before it is used; the kernel hands them out in turn, so it hardly does.
+/// A port on which nobody listens, TCP and UDP, at an address that nobody else
+/// is likely to use before it is.
 pub(crate) fn free_port() -> SocketAddr {
     loop {
-        let tcp = StdListener::bind("127.0.0.1:0").unwrap();
+        // On 127.0.0.1 any connection of this machine may take it meanwhile.
+        let [a, b, c] = rand::random::<[u8; 3]>().map(|n| n.clamp(1, 254));
+        let tcp = StdListener::bind((Ipv4Addr::new(127, a, b, c), 0)).unwrap();
         let addr = tcp.local_addr().unwrap();
         if std::net::UdpSocket::bind(addr).is_ok() {
             return addr;
@@ -212,9 +214,14 @@ impl World {
 
     /// What `meshctl` says on federation's host.
     pub(crate) fn meshctl(&self, words: &[&str]) -> String {
-        let output = meshctl_at(&self.dir.path().join("run"), words);
+        let output = self.meshctl_output(words);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The same, whether it succeeds or not.
+    pub(crate) fn meshctl_output(&self, words: &[&str]) -> Output {
+        meshctl_at(&self.dir.path().join("run"), words)
     }
 
     /// A line of federation.yaml.

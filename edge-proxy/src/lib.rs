@@ -40,6 +40,7 @@ pub mod own;
 pub mod prefixed;
 pub mod record;
 pub mod refusal;
+pub mod resolved;
 mod retry;
 pub mod snapshot_cell;
 mod state_file;

@@ -1,7 +1,7 @@
 //! One request or opaque connection, told when it ends: one access-log line,
 //! and the metrics.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use mesh_core::{Reason, ServiceName};
 use mesh_runtime::clock;
@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use crate::{
     access_log::Entry,
-    app::Shared,
     metrics::{Direction, RequestLabels, TargetLabels},
     stats::Flow,
+    worker::Worker,
 };
 
 /// Filled in while a request or opaque connection runs; told when dropped, so
@@ -22,7 +22,7 @@ pub struct Record {
     pub entry: Entry,
     /// Where it came from, if it came from outside.
     pub client: Option<IpAddr>,
-    shared: Shared,
+    worker: Arc<Worker>,
     started: Instant,
     answered: Option<Duration>,
     open: Option<TargetLabels>,
@@ -30,7 +30,7 @@ pub struct Record {
 
 impl Record {
     /// It begins now.
-    pub fn new(shared: &Shared, direction: Direction, protocol: &'static str) -> Self {
+    pub fn new(worker: &Arc<Worker>, direction: Direction, protocol: &'static str) -> Self {
         let entry = Entry {
             time: clock::now_unix(),
             direction,
@@ -52,7 +52,7 @@ impl Record {
             attempts: 1,
         };
         let started = clock::monotonic();
-        Self { entry, client: None, shared: shared.clone(), started, answered: None, open: None }
+        Self { entry, client: None, worker: worker.clone(), started, answered: None, open: None }
     }
 
     /// The head of a response is there.
@@ -72,9 +72,9 @@ impl Record {
     /// An opaque connection is open from now on.
     pub fn opened(&mut self) {
         let target = self.target();
-        self.shared.metrics.tcp_open.get_or_create(&target).inc();
+        self.worker.shared.metrics.tcp_open.get_or_create(&target).inc();
         if let Some(service) = &target.service {
-            self.shared.stats.of(service, self.flow()).connected();
+            self.worker.shared.stats.of(service, self.flow()).connected();
         }
         self.answered = Some(self.started.elapsed());
         self.open = Some(target);
@@ -89,13 +89,6 @@ impl Record {
         }
     }
 
-    /// What federation is told: a failure is what a client cannot mend.
-    fn report(&self, service: &ServiceName) {
-        let ok = self.entry.status < 500 && self.entry.reason.is_none();
-        let latency = self.answered.unwrap_or(self.entry.duration);
-        self.shared.stats.of(service, self.flow()).ended(ok, latency);
-    }
-
     fn flow(&self) -> Flow {
         match self.entry.direction {
             Direction::Inbound => Flow::Inbound,
@@ -105,24 +98,27 @@ impl Record {
 
     /// Clients choose names: only those of the snapshot become labels.
     fn is_known(&self, name: &ServiceName) -> bool {
-        self.shared.snapshot.load().is_some_and(|snapshot| snapshot.services.contains_key(name))
+        self.worker
+            .shared
+            .snapshot
+            .load()
+            .is_some_and(|snapshot| snapshot.services.contains_key(name))
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         self.entry.duration = self.started.elapsed();
-        let metrics = &self.shared.metrics;
+        let shared = &self.worker.shared;
         if let Some(open) = self.open.take() {
-            metrics.tcp_open.get_or_create(&open).dec();
+            shared.metrics.tcp_open.get_or_create(&open).dec();
         }
-        let target = self.target();
-        if let Some(service) = &target.service {
-            self.report(service);
-        }
-        if let Some(latency) = self.answered {
-            metrics.latency_ms.get_or_create(&target).observe(latency.as_secs_f64() * 1000.0);
-        }
+        let target = TargetLabels {
+            direction: self.entry.direction,
+            service: self.entry.service.clone(),
+            port: self.entry.port.clone(),
+            path: self.entry.path_kind,
+        };
         let opaque = self.entry.protocol == "tcp";
         let labels = RequestLabels {
             target,
@@ -130,9 +126,19 @@ impl Drop for Record {
             status_class: u8::try_from(self.entry.status / 100).unwrap_or_default(),
             reason: self.entry.reason,
         };
-        metrics.requests.get_or_create(&labels).inc();
-        if self.shared.access_log.is_on() {
-            self.shared.access_log.put(self.entry.clone());
+        let known = || self.entry.service.as_ref().is_some_and(|name| self.is_known(name));
+        let handles = self.worker.resolved.of(shared, labels, self.flow(), known);
+        handles.requests.inc();
+        if let Some(latency) = self.answered {
+            handles.latency_ms.observe(latency.as_secs_f64() * 1000.0);
+        }
+        if let Some(figures) = &handles.figures {
+            // What federation is told: a failure is what a client cannot mend.
+            let ok = self.entry.status < 500 && self.entry.reason.is_none();
+            figures.ended(ok, self.answered.unwrap_or(self.entry.duration));
+        }
+        if shared.access_log.is_on() {
+            shared.access_log.put(self.entry.clone());
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::{
         pool::Pool,
         protect::Protections,
     },
+    resolved::Resolved,
     tunnels::Tunnels,
     view::{View, Viewer},
 };
@@ -43,6 +44,8 @@ pub struct Worker {
     pub loads: Arc<Loads>,
     /// What it allows itself at services.
     pub protections: Protections,
+    /// What requests are counted in.
+    pub resolved: Resolved,
     /// Copies of requests in flight.
     pub mirrors: Arc<Semaphore>,
     /// Warm inner sessions.
@@ -112,6 +115,7 @@ impl Worker {
             tunnels: app.tunnels.at(index),
             loads: Arc::default(),
             protections: Protections::default(),
+            resolved: Resolved::default(),
             mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
             pool: Pool::default(),
             apps: Arc::default(),

@@ -44,8 +44,7 @@ struct Admitted {
 
 /// Answers one stream in any case.
 pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, opened: Opened) {
-    let mut record =
-        Record::new(&worker.shared, Direction::Inbound, opened.target.protocol.as_str());
+    let mut record = Record::new(&worker, Direction::Inbound, opened.target.protocol.as_str());
     record.entry.peer = Some(caller.peer.id.clone());
     record.entry.path_kind = caller.path_kind;
     record.entry.connection.clone_from(&caller.connection);

@@ -68,7 +68,7 @@ pub async fn serve_port(
     stream: Stream,
 ) {
     let record = || {
-        let mut record = Record::new(&worker.shared, Direction::Outbound, "tcp");
+        let mut record = Record::new(worker, Direction::Outbound, "tcp");
         record.client = Some(client);
         record
     };
@@ -105,7 +105,9 @@ async fn serve_as(
 ) {
     let drain = worker.shared.drain.clone();
     let patience = worker.shared.config.drain_timeout;
-    let service = service_fn(|request| answer(worker.clone(), toward.clone(), client, request));
+    // Boxed: hyper moves it more than once.
+    let service =
+        service_fn(|request| Box::pin(answer(worker.clone(), toward.clone(), client, request)));
     let io = TokioIo::new(stream);
     let ended = if speaks == Speaks::Http2 {
         let connection = http2_server(&drain).serve_connection(io, service);
@@ -199,7 +201,7 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Infallible> {
     let speaks = if request.version() == http::Version::HTTP_2 { "http2" } else { "http1" };
-    let mut record = Record::new(&worker.shared, Direction::Outbound, speaks);
+    let mut record = Record::new(&worker, Direction::Outbound, speaks);
     record.client = Some(client);
     record.entry.method = Some(request.method().clone());
     record.entry.uri = Some(request.uri().clone());

@@ -55,7 +55,7 @@ async fn send(
     head: RequestHead,
     body: ReplayBody,
 ) {
-    let mut record = Record::new(&worker.shared, Direction::Outbound, "http1");
+    let mut record = Record::new(worker, Direction::Outbound, "http1");
     record.entry.service = Some(chosen.service.clone());
     record.entry.port = Some(chosen.port.clone());
     let sending = async {

@@ -335,3 +335,6 @@ pub fn decide_redeem(
     let used = TokenUsed { id, by: format!("site:{} ({})", peer.site, peer.trust_domain) };
     Ok(vec![Event::TokenUsed(used), peer.made(false, LinkTransport::Unspecified)])
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,47 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T
     }
 }
 
+/// Every line that this process has logged, with its fields, since the first
+/// test has asked.
+pub(crate) fn logged() -> Vec<String> {
+    struct Lines(Mutex<Vec<String>>);
+
+    struct Fields<'a>(&'a mut String);
+
+    impl<'kvs> log::kv::VisitSource<'kvs> for Fields<'_> {
+        fn visit_pair(
+            &mut self,
+            key: log::kv::Key<'kvs>,
+            value: log::kv::Value<'kvs>,
+        ) -> Result<(), log::kv::Error> {
+            self.0.push_str(&format!(" {key}={value}"));
+            Ok(())
+        }
+    }
+
+    impl log::Log for Lines {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            let mut line = record.args().to_string();
+            let _ = record.key_values().visit(&mut Fields(&mut line));
+            self.0.lock().unwrap().push(line);
+        }
+
+        fn flush(&self) {}
+    }
+
+    static LINES: Lines = Lines(Mutex::new(Vec::new()));
+    static BEGIN: std::sync::Once = std::sync::Once::new();
+    BEGIN.call_once(|| {
+        log::set_logger(&LINES).expect("no other logger in these tests");
+        log::set_max_level(log::LevelFilter::Info);
+    });
+    LINES.0.lock().unwrap().clone()
+}
+
 /// Waits for something, but not for ever.
 pub(crate) async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"))

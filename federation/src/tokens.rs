@@ -365,8 +365,39 @@ fn invalid(field: &'static str, problem: impl ToString) -> CreateError {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::v1::{TokenRevoked, TokenUsed};
+
     use super::*;
     use crate::testing::TestSite;
+
+    /// One table for joining and linking: each reason, and that the first one
+    /// counts.
+    #[tokio::test]
+    async fn a_token_that_does_not_hold_has_its_own_reason_for_each_purpose() {
+        let site = TestSite::alone().await;
+        let grants =
+            || Grants { namespace: "shop".into(), account: "orders".into(), services: vec![] };
+        let join = || NewToken::join(grants(), 1, Duration::ZERO, false).unwrap();
+        let link = || NewToken::link("east", Duration::ZERO).unwrap();
+        for (new, other) in [(join(), Purpose::Link), (link(), Purpose::Node)] {
+            let purpose = new.purpose;
+            let (token, expires) = create(&site.site, "test", new).await.unwrap();
+            let ask = |secret: &[u8], purpose, now| {
+                let asked = check(&site.state(), &token.id, secret, purpose, now).map(drop);
+                asked.map_err(|refusal| refusal.reason())
+            };
+            assert_eq!(ask(&token.secret, purpose, expires - 1), Ok(()));
+            assert_eq!(ask(&token.secret, purpose, expires), Err("token_expired"));
+            assert_eq!(ask(&token.secret, other, expires - 1), Err("token_wrong_purpose"));
+            assert_eq!(ask(&[0; 32], purpose, expires - 1), Err("token_unknown"));
+            assert_eq!(ask(b"", purpose, expires - 1), Err("token_unknown"));
+            let (id, by) = (token.id.to_string(), "somebody".into());
+            site.commit(vec![Event::TokenUsed(TokenUsed { id: id.clone(), by })]).await;
+            assert_eq!(ask(&token.secret, purpose, expires - 1), Err("token_used_up"));
+            site.commit(vec![Event::TokenRevoked(TokenRevoked { id })]).await;
+            assert_eq!(ask(&token.secret, purpose, expires - 1), Err("token_revoked"));
+        }
+    }
 
     #[tokio::test]
     async fn a_gateway_elsewhere_must_be_able_to_reach_federation() {

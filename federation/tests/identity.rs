@@ -161,6 +161,24 @@ fn each_token_that_does_not_hold_is_refused_for_its_own_reason() {
 }
 
 #[test]
+fn a_token_of_another_site_opens_nothing() {
+    run(async {
+        let (west, east) = (TestSite::new("west").await, TestSite::new("east").await);
+        let foreign = east.token(1, MINUTE, false).await;
+        let csr = || tls::new_key_and_csr().unwrap().1;
+        // As its bearer would use it: its secret is not sent to another root.
+        assert!(is_cut(&west.ask_to_join(&foreign, csr()).await.unwrap_err()));
+        // As a thief would.
+        let pin = west.token(1, MINUTE, false).await.root_spki_sha256;
+        let stolen = Token { root_spki_sha256: pin, ..foreign.clone() };
+        let refused = west.ask_to_join(&stolen, csr()).await.unwrap_err();
+        assert_eq!(reason(&refused), "token_unknown", "{refused}");
+        assert!(west.site().authority.state().nodes.is_empty());
+        east.join(&foreign).await.expect("it is still good where it is from");
+    });
+}
+
+#[test]
 fn requests_that_are_not_in_order_use_nothing_up() {
     run(async {
         let site = TestSite::new("west").await;

@@ -52,6 +52,11 @@ struct Bytes {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Unwanted {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Joined {
     end: &'static str,
 }
@@ -63,6 +68,7 @@ type Count = Counter<u64, AtomicU64>;
 pub struct Metrics {
     tunnels: Family<Tunnel, Gauge>,
     opened: Family<Tunnel, Count>,
+    unwanted: Family<Unwanted, Count>,
     streams: Family<From, Gauge>,
     ended: Family<Ended, Count>,
     refused: Family<Refused, Count>,
@@ -76,6 +82,8 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("gateway");
         registry.register("tunnels", "Tunnels that are up", self.tunnels.clone());
         registry.register("tunnels_opened", "Tunnels that have come up", self.opened.clone());
+        let help = "Tunnels ended at once, by code";
+        registry.register("tunnels_refused", help, self.unwanted.clone());
         registry.register("streams", "Streams that are open", self.streams.clone());
         registry.register("streams_ended", "Streams that have ended", self.ended.clone());
         registry.register("streams_refused", "Streams refused, by code", self.refused.clone());
@@ -91,6 +99,10 @@ impl Metrics {
 
     pub(super) fn tunnel_down(&self, neighbour: &Neighbour, transport: Transport) {
         self.tunnels.get_or_create(&tunnel(neighbour, transport)).dec();
+    }
+
+    pub(super) fn unwanted(&self, reason: &'static str) {
+        self.unwanted.get_or_create(&Unwanted { reason }).inc();
     }
 
     pub(super) fn refused(&self, from: &Neighbour, reason: RefusedReason) {

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mesh_core::{GatewayId, Snapshot, name::Subject};
+use mesh_api::v1;
+use mesh_core::{GatewayId, PeerIdentity, Snapshot, name::Subject};
 use mesh_tunnel::{IncomingStream, RefusedHeader, Session};
 use tokio_util::sync::CancellationToken;
 
@@ -34,56 +35,78 @@ pub(super) struct Tunnel {
 pub(super) async fn accepted(state: Arc<State>, own: Own, session: Session) {
     match Tunnel::new(state, own, session, String::new()) {
         Ok(tunnel) => tunnel.serve().await,
-        Err(refused) => {
-            log::warn!(peer = refused.peer.as_str(), problem = refused.problem; "tunnel refused");
-        }
+        // Told already.
+        Err(_unwanted) => {}
     }
 }
 
-/// A tunnel that is ended at once.
-pub(super) struct Unwanted {
-    pub(super) peer: String,
-    pub(super) problem: &'static str,
+/// Why a tunnel is ended at once. The door has let its peer in: this comes
+/// after it, and does not rely on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unwanted {
+    #[error("of another trust domain only the gateway is accepted")]
+    NotAGateway,
+    #[error("there is no snapshot yet that could name a link")]
+    NoSnapshot,
+    #[error("there is no link with its trust domain")]
+    NotLinked,
+    #[error("its Hello names no gateway")]
+    NoGatewayId,
+    #[error("it says that it is this gateway")]
+    Ourselves,
+}
+
+impl Unwanted {
+    /// The stable code, as in the log and the metric.
+    fn code(self) -> &'static str {
+        match self {
+            // As the door says it.
+            Self::NotAGateway => "peer_not_allowed",
+            Self::NoSnapshot => "no_snapshot",
+            Self::NotLinked => "not_linked",
+            Self::NoGatewayId => "malformed",
+            Self::Ourselves => "own_gateway",
+        }
+    }
 }
 
 /// What the other end is. It has a valid certificate; this decides what for.
 fn classify(
     own: &Own,
     snapshot: Option<&Snapshot>,
-    session: &Session,
-) -> Result<Neighbour, &'static str> {
-    let peer = session.peer();
-    let gateway = || session.hello().gateway.parse::<GatewayId>();
+    peer: &PeerIdentity,
+    hello: &v1::Hello,
+) -> Result<Neighbour, Unwanted> {
+    let gateway = || hello.gateway.parse::<GatewayId>().map_err(|_| Unwanted::NoGatewayId);
     if peer.id.trust_domain() != &own.trust_domain {
         if !peer.id.is_gateway() {
-            return Err("of another trust domain only the gateway is accepted");
+            return Err(Unwanted::NotAGateway);
         }
-        let snapshot = snapshot.ok_or("there is no snapshot yet that could name a link")?;
+        let snapshot = snapshot.ok_or(Unwanted::NoSnapshot)?;
         let domain = peer.id.trust_domain();
         let link = snapshot.links.values().find(|link| &link.trust_domain == domain);
-        let link = link.ok_or("there is no link with its trust domain")?;
-        let gateway = gateway().map_err(|_| "its Hello names no gateway")?;
-        return Ok(Neighbour::Link(link.site.clone(), gateway));
+        let link = link.ok_or(Unwanted::NotLinked)?;
+        return Ok(Neighbour::Link(link.site.clone(), gateway()?));
     }
     if peer.id.is_gateway() {
-        let gateway = gateway().map_err(|_| "its Hello names no gateway")?;
+        let gateway = gateway()?;
         if gateway == own.id {
-            return Err("it says that it is this gateway");
+            return Err(Unwanted::Ourselves);
         }
         return Ok(Neighbour::Sibling(gateway));
     }
     match (peer.id.subject(), &peer.node) {
         // A proxy takes streams; an operator's command line on the same machine,
         // with the same identity, does not.
-        (Subject::Workload { .. }, Some(node)) if takes_streams(session) => {
+        (Subject::Workload { .. }, Some(node)) if takes_streams(hello) => {
             Ok(Neighbour::Node(node.clone(), peer.id.clone()))
         }
         (Subject::Workload { .. } | Subject::Node(_), _) => Ok(Neighbour::Client(peer.id.clone())),
     }
 }
 
-fn takes_streams(session: &Session) -> bool {
-    session.hello().limits.as_ref().is_none_or(|limits| limits.streams > 0)
+fn takes_streams(hello: &v1::Hello) -> bool {
+    hello.limits.as_ref().is_none_or(|limits| limits.streams > 0)
 }
 
 impl Tunnel {
@@ -95,13 +118,16 @@ impl Tunnel {
         session: Session,
         reason: String,
     ) -> Result<Arc<Self>, Unwanted> {
-        let neighbour = match classify(&own, state.snapshot().as_deref(), &session) {
-            Ok(neighbour) => neighbour,
-            Err(problem) => {
-                session.close(problem);
-                return Err(Unwanted { peer: session.peer().id.to_string(), problem });
-            }
-        };
+        let (peer, hello) = (session.peer(), session.hello());
+        let neighbour =
+            classify(&own, state.snapshot().as_deref(), peer, hello).inspect_err(|unwanted| {
+                session.close(&unwanted.to_string());
+                state.metrics.unwanted(unwanted.code());
+                log::warn!(
+                    peer = peer.id.as_str(), code = unwanted.code();
+                    "tunnel refused: {unwanted}"
+                );
+            })?;
         let quota = state.quotas.of(&neighbour);
         let id = state.sessions.insert(neighbour.clone(), session.clone(), reason);
         state.metrics.tunnel_up(&neighbour, session.transport());
@@ -209,5 +235,116 @@ impl Tunnel {
     /// Whether new streams are refused here.
     pub(super) fn is_draining(&self) -> bool {
         self.state.shared.drain.is_draining()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mesh_api::v1::resource::Resource as Kind;
+    use mesh_core::{apply, name::NodeId};
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    const NODE: &str = "6f0c2a52-8d0b-4d5f-9d42-0a4a5f4c1e11";
+
+    /// `east`, linked with `west`.
+    fn snapshot() -> Snapshot {
+        let site = v1::Site {
+            name: "east".into(),
+            trust_domain: "east.example".into(),
+            ..v1::Site::default()
+        };
+        let link = v1::Link {
+            site: "west".into(),
+            trust_domain: "west.example".into(),
+            ..v1::Link::default()
+        };
+        let upsert = [Kind::Site(site), Kind::Link(link)];
+        let upsert = upsert.map(|kind| v1::Resource { resource: Some(kind) }).into();
+        let to = Some(v1::Revision { epoch: 1, n: 1 });
+        let delta = v1::Delta { from: None, to, upsert, remove: Vec::new() };
+        apply(None, &delta).expect("well formed")
+    }
+
+    fn ask(
+        snapshot: Option<&Snapshot>,
+        id: &str,
+        node: Option<&str>,
+        gateway: &str,
+        streams: u32,
+    ) -> Result<Neighbour, Unwanted> {
+        let own = Own {
+            site: "east".parse().expect("a site"),
+            trust_domain: "east.example".parse().expect("a domain"),
+            id: "gw-1".parse().expect("an id"),
+        };
+        let peer = PeerIdentity {
+            id: id.parse().expect("an id"),
+            node: node.map(|node| node.parse().expect("a node")),
+            serial: "01".into(),
+            not_after: UnixTime::since_unix_epoch(Duration::MAX / 2),
+        };
+        let limits = Some(v1::TunnelLimits { streams });
+        let hello = v1::Hello { gateway: gateway.into(), limits, ..v1::Hello::default() };
+        classify(&own, snapshot, &peer, &hello)
+    }
+
+    /// Even if the door has let them in.
+    #[test]
+    fn over_a_link_only_the_gateway_of_a_linked_site_is_a_neighbour() {
+        let snapshot = snapshot();
+        let linked = "spiffe://west.example/ns/isthmus-system/sa/gateway";
+        let cases = [
+            ("spiffe://west.example/ns/shop/sa/web", "gw-w", Err(Unwanted::NotAGateway)),
+            (
+                "spiffe://west.example/ns/isthmus-system/sa/federation",
+                "gw-w",
+                Err(Unwanted::NotAGateway),
+            ),
+            (
+                "spiffe://west.example/node/6f0c2a52-8d0b-4d5f-9d42-0a4a5f4c1e11",
+                "gw-w",
+                Err(Unwanted::NotAGateway),
+            ),
+            (
+                "spiffe://north.example/ns/isthmus-system/sa/gateway",
+                "gw-n",
+                Err(Unwanted::NotLinked),
+            ),
+            (linked, "", Err(Unwanted::NoGatewayId)),
+            (linked, "Not An Id", Err(Unwanted::NoGatewayId)),
+        ];
+        for (id, gateway, expected) in cases {
+            assert_eq!(ask(Some(&snapshot), id, Some(NODE), gateway, 1), expected, "{id}");
+        }
+        assert_eq!(ask(None, linked, None, "gw-w", 1), Err(Unwanted::NoSnapshot));
+        let link = Neighbour::Link("west".parse().expect("a site"), "gw-w".parse().expect("an id"));
+        assert_eq!(ask(Some(&snapshot), linked, None, "gw-w", 1), Ok(link));
+    }
+
+    #[test]
+    fn neighbours_of_the_own_site() {
+        let web = "spiffe://east.example/ns/shop/sa/web";
+        let machine = format!("spiffe://east.example/node/{NODE}");
+        let own = "spiffe://east.example/ns/isthmus-system/sa/gateway";
+        let node: NodeId = NODE.parse().expect("a node");
+        let client = |id: &str| Ok(Neighbour::Client(id.parse().expect("an id")));
+        let proxy = Ok(Neighbour::Node(node, web.parse().expect("an id")));
+        let sibling = Ok(Neighbour::Sibling("gw-2".parse().expect("an id")));
+        let cases = [
+            (web, Some(NODE), "", 1, proxy),
+            (web, Some(NODE), "", 0, client(web)),
+            (web, None, "", 1, client(web)),
+            (machine.as_str(), Some(NODE), "", 1, client(&machine)),
+            (own, None, "gw-2", 1, sibling),
+            (own, None, "gw-1", 1, Err(Unwanted::Ourselves)),
+            (own, None, "", 1, Err(Unwanted::NoGatewayId)),
+        ];
+        for (id, node, gateway, streams, expected) in cases {
+            assert_eq!(ask(None, id, node, gateway, streams), expected, "{id}");
+        }
     }
 }

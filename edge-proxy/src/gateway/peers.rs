@@ -10,10 +10,7 @@ use mesh_core::{
 use mesh_tunnel::{DialError, Dialer, Session, Transport};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{
-    Own, State, door,
-    neighbours::{Tunnel, Unwanted},
-};
+use super::{Own, State, door, neighbours::Tunnel};
 use crate::{retry::Backoff, tunnels::addresses};
 
 /// Pause before a tunnel that has ended is dialled again; doubles while
@@ -215,10 +212,8 @@ impl Keeper {
                 self.state.shared.drain.spawn(tunnel.clone().serve());
                 Some(tunnel)
             }
-            Err(Unwanted { peer, problem }) => {
-                log::warn!(peer = peer.as_str(), problem = problem; "tunnel refused");
-                None
-            }
+            // Told already.
+            Err(_unwanted) => None,
         }
     }
 

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 use super::*;
 use crate::{
     leases::Terms,
-    testing::{TestSite, connect, eventually},
+    testing::{TestSite, connect, eventually, logged},
 };
 
 const HOUR_MS: u64 = 3_600_000;
@@ -127,6 +127,7 @@ fn nacks(fake: &Fake) -> Vec<String> {
 
 #[tokio::test]
 async fn a_refused_delta_changes_nothing_and_is_told_to_everybody() {
+    logged();
     for stranger in ["west.example", "north.example"] {
         let deltas = vec![delta(None, 1, "east.example"), delta(Some(1), 2, stranger)];
         let (west, fake) = linked_with(deltas).await;
@@ -138,6 +139,9 @@ async fn a_refused_delta_changes_nothing_and_is_told_to_everybody() {
         assert_eq!(imported(&west), 1, "what was accepted before stays");
         let nack = eventually("told", || nacks(&fake).pop()).await;
         assert!(nack.starts_with("import_foreign_identity"), "{nack}");
+        let parts = ["refused what a linked site sent", "reason=import_foreign_identity", stranger];
+        let said = logged();
+        assert!(said.iter().any(|line| parts.iter().all(|part| line.contains(part))), "{said:?}");
         west.drain.start();
     }
 }

@@ -142,6 +142,13 @@ fn parts_of_names() {
 }
 
 #[test]
+fn a_workload_has_a_namespace_and_a_node_has_none() {
+    let of = |id: &str| id.parse::<SpiffeId>().unwrap().namespace().map(str::to_owned);
+    assert_eq!(of("spiffe://west.example/ns/shop/sa/orders").as_deref(), Some("shop"));
+    assert_eq!(of("spiffe://west.example/node/6f0c2a52-8d0b-4d5f-9d42-0a4a5f4c1e11"), None);
+}
+
+#[test]
 fn made_identities_are_the_parsed_ones() {
     let domain: TrustDomain = "east.example".parse().unwrap();
     let node: NodeId = NODE.parse().unwrap();

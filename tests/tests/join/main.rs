@@ -82,7 +82,14 @@ fn tokens_are_used_up_and_refused_with_their_reason() {
         let id = world.revoked_token().await;
         let refused = second.join(&id).await.unwrap_err();
         assert_eq!(reason(&refused), "token_revoked", "{refused}");
+        let cut = &id[..id.len() - 20];
+        let refused = second.join(cut).await.unwrap_err();
+        assert_eq!(reason(&refused), "token_truncated", "{refused}");
+        assert_eq!(second.status().await.state, "not joined");
         assert_eq!(world.nodes().await.len(), 1);
+        for code in ["token_used_up", "token_revoked"] {
+            assert!(world.logged(&["join refused", code]), "{}", world.federation_said());
+        }
     });
 }
 
@@ -101,6 +108,8 @@ fn a_service_without_a_grant_is_not_registered_and_says_why() {
         let billing = status.services.iter().find(|s| s.service == "billing.shop").unwrap();
         assert!(billing.detail.contains("not granted"), "{}", billing.detail);
         assert!(world.endpoints("billing.shop").await.is_empty());
+        let parts = ["registration refused", "not_granted", "billing.shop"];
+        assert!(world.logged(&parts), "{}", world.federation_said());
     });
 }
 
@@ -164,6 +173,7 @@ fn a_copied_state_directory_is_noticed() {
         let refused = original.identity().await.issue(v1::IssueRequest { csr }).await.unwrap_err();
         let codes = [Code::FailedPrecondition, Code::PermissionDenied, Code::Unavailable];
         assert!(codes.contains(&refused.code()), "no new certificates: {refused}");
+        assert!(world.logged(&["node duplicated", &node]), "{}", world.federation_said());
     });
 }
 
@@ -217,6 +227,7 @@ fn a_disk_from_the_past_is_noticed() {
         })
         .await;
         assert_eq!(world.nodes().await[0].state, "duplicated");
+        assert!(world.logged(&["node refused", "node_duplicated"]), "{}", world.federation_said());
     });
 }
 

@@ -241,6 +241,11 @@ impl World {
         fs::read_to_string(self.dir.path().join("log/federation")).unwrap()
     }
 
+    /// Whether federation has logged a line with all of this.
+    pub(crate) fn logged(&self, parts: &[&str]) -> bool {
+        self.federation_said().lines().any(|line| parts.iter().all(|part| line.contains(part)))
+    }
+
     async fn create_token(&self, services: &[&str], uses: u32) -> v1::CreateTokenResponse {
         self.create_token_of("orders", services, uses).await
     }

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use mesh_api::v1;
-use mesh_core::rule::{Route, TrafficPolicy};
+use mesh_core::{
+    balance::BalancePolicy,
+    rule::{Route, TrafficPolicy},
+};
 
 use crate::{
+    balance::Balance,
     manifest::{Kind, Manifest, Spec},
     profile::{ServiceProfileSpec, authority},
     rule::{BackendRef, Filter, Fraction, GrpcRule, HttpMatch, HttpRule, Mirror, ParentRef},
@@ -31,6 +35,8 @@ pub struct Compiled {
     pub routes: Vec<v1::Route>,
     /// `None` without any policy.
     pub traffic: Option<v1::TrafficPolicy>,
+    /// `None` without any policy.
+    pub balance: Option<v1::BalancePolicy>,
     /// Numbers of ports that a profile makes opaque.
     pub opaque_ports: Vec<u16>,
     /// What of them is not in force, and why.
@@ -98,6 +104,9 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
     if let Some(traffic) = &compiled.traffic {
         TrafficPolicy::try_from(traffic).map_err(|error| format!("spec: {error}"))?;
     }
+    if let Some(balance) = &compiled.balance {
+        BalancePolicy::try_from(balance).map_err(|error| format!("spec.{error}"))?;
+    }
     Ok(())
 }
 
@@ -163,6 +172,8 @@ impl<R: Registry> Compiling<'_, R> {
             Spec::Profile(spec) => self.profile(manifest, spec),
             Spec::Traffic(spec) => {
                 let traffic = spec.traffic.wire()?;
+                let balance = spec.balance.as_ref().map(Balance::wire).transpose();
+                self.compiled.balance = balance.map_err(|text| format!("spec.{text}"))?;
                 for policy in &spec.rules {
                     if self.compiled.routes.is_empty() {
                         self.compiled.routes.push(self.itself());

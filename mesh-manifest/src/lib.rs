@@ -10,9 +10,10 @@
 //! - [`manifest`]: one document, and streams of them.
 //! - [`rule`]: HTTPRoute and GRPCRoute rules.
 //! - [`profile`]: Linkerd's ServiceProfile.
-//! - [`traffic`]: TrafficPolicy, our own.
+//! - [`traffic`]: TrafficPolicy, our own; [`balance`]: its part about endpoints.
 //! - [`compile`]: what all of them together mean for one service.
 
+pub mod balance;
 pub mod compile;
 pub mod duration;
 pub mod manifest;

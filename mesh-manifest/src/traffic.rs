@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
+    balance::Balance,
     duration::{ManifestDuration, millis},
     profile::RetryBudget,
     rule::{Fraction, HttpMatch, Retry, Timeouts, ValueMatch},
@@ -18,6 +19,8 @@ pub struct TrafficPolicySpec {
     pub target_ref: TargetRef,
     /// For all of its requests.
     pub traffic: Traffic,
+    /// How its callers spread requests over its endpoints.
+    pub balance: Option<Balance>,
     /// More for single rules of its routes.
     pub rules: Vec<RulePolicy>,
 }

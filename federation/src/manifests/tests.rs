@@ -15,6 +15,15 @@ spec:
   rules: [{ backendRefs: [{ name: orders }, { name: missing }] }]
 ";
 
+const POLICY: &str = "
+apiVersion: isthmus.io/v1
+kind: TrafficPolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  targetRef: { kind: Service, name: orders }
+  balance: { subset: 3, affinity: { header: x-user } }
+";
+
 fn name() -> ManifestName {
     ManifestName { kind: "HTTPRoute".into(), namespace: "shop".into(), name: "orders".into() }
 }
@@ -166,14 +175,15 @@ async fn register(world: &World, service: &str) {
 async fn documents_become_routes_of_their_service() {
     let world = World::new();
     register(&world, "orders.shop").await;
-    world.apply(ROUTE).await.unwrap();
+    world.apply(&format!("{ROUTE}---{POLICY}")).await.unwrap();
     let view = View::new(world.site.site.authority.clone(), ViewConfig::default());
     let published =
         view.snapshot().upsert.into_iter().find_map(|resource| match resource.resource {
             Some(R::Service(service)) => Some(service),
             _ => None,
         });
-    let Service { routes, .. } = published.unwrap();
+    let Service { routes, balance, .. } = published.unwrap();
+    assert_eq!(balance.unwrap().subset, Some(3));
     let invalid: Vec<&str> = routes[0].backends.iter().map(|b| b.invalid.as_str()).collect();
     assert_eq!(invalid, ["", "BackendNotFound: there is no service missing.shop"]);
     let listed = list(&world.state(), &view, &ManifestName::default()).unwrap().manifests;

@@ -243,6 +243,53 @@ spec:
     assert_eq!(traffic.circuit_breaker.unwrap().max_requests, 100);
 }
 
+fn balance(text: &str) -> Result<v1::BalancePolicy, String> {
+    let policy = format!(
+        "apiVersion: isthmus.io/v1\nkind: TrafficPolicy\nmetadata: {{ name: orders, namespace: \
+         shop }}\nspec:\n  targetRef: {{ kind: Service, name: orders }}\n  balance: {text}\n"
+    );
+    let read = read(&policy, "policy.yaml");
+    let manifests = read.map_err(|error| error.to_string())?;
+    Ok(compile("orders.shop", &manifests, &registry()).balance.unwrap())
+}
+
+#[test]
+fn how_requests_are_spread_is_read_and_checked() {
+    use mesh_core::balance::BalancePolicy;
+    let meant = |text: &str| balance(text).map(|wire| BalancePolicy::try_from(&wire).unwrap());
+    assert_eq!(meant("{}"), Ok(BalancePolicy::default()));
+    let policy = meant(
+        "{ locality: Strict, overprovisioningPercent: 200, panicPercent: 0, slowStart: 0s, subset: \
+         0, outlier: { consecutiveFailures: 3, baseEjection: 1s, maxEjection: 5m, \
+         maxEjectedPercent: 30, successRate: { off: true } }, affinity: { cookie: SID, cookieTtl: \
+         1h, maxLoadPercent: 125 } }",
+    );
+    let wire = v1::BalancePolicy::from(&policy.unwrap());
+    assert_eq!(wire.locality(), v1::LocalityMode::Strict);
+    assert_eq!((wire.overprovisioning_percent, wire.panic_percent), (Some(200), Some(0)));
+    assert_eq!((wire.slow_start_ms, wire.subset), (Some(0), Some(0)));
+    let outlier = wire.outlier.unwrap();
+    assert_eq!((outlier.consecutive_failures, outlier.max_ejected_percent), (Some(3), Some(30)));
+    assert_eq!((outlier.base_ejection_ms, outlier.max_ejection_ms), (Some(1000), Some(300_000)));
+    assert!(outlier.success_rate.unwrap().off);
+    let affinity = wire.affinity.unwrap();
+    assert_eq!(affinity.by, Some(v1::affinity::By::Cookie("SID".into())));
+    assert_eq!((affinity.cookie_ttl_s, affinity.max_load_percent), (3600, 125));
+    for (text, wanted) in [
+        ("{ locality: near }", "near"),
+        ("{ slowstart: 1s }", "slowStart"),
+        ("{ overprovisioningPercent: 50 }", "overprovisioning_percent"),
+        ("{ affinity: {} }", "one of cookie, header and source"),
+        ("{ affinity: { cookie: a, source: true } }", "one of cookie, header and source"),
+        ("{ affinity: { header: x-a, cookieTtl: 1s } }", "only with a cookie"),
+        ("{ affinity: { cookie: 'a b' } }", "balance.affinity.cookie"),
+        ("{ outlier: { successRate: { minHosts: 1 } } }", "min_hosts"),
+    ] {
+        let error = balance(text).unwrap_err();
+        assert!(error.contains(wanted), "{text}: {error}");
+    }
+}
+
 #[test]
 fn annotations_of_linkerd_are_obeyed() {
     let text = route("shop", "a", "[{}]").replace(

@@ -99,6 +99,8 @@ fn chunks_that_two_could_read_differently_are_refused() {
         (b"fffffffffffffffff\r\n", Chunk),
         (b"1\r\nx\n0\r\n\r\n", Chunk),
         (b"1\r\nx\r0\r\n\r\n", Chunk),
+        (b"1\r\nx\rx0\r\n\r\n", Chunk),
+        (b"1\r\nxx\n0\r\n\r\n", Chunk),
         (b"1\r\nxy\r\n0\r\n\r\n", Chunk),
         (b"1\r\nx0\r\n\r\n", Chunk),
         (b"0\r\n\n", LineEnd),

@@ -170,10 +170,6 @@ impl<S: Io> ServerConn<S> {
 
     /// Reads what is left of the last request; whether that was little.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ConnError>> {
-        // Whether its body comes without a 100 is up to the client.
-        if self.continue_wanted && !self.incoming.is_end() {
-            return Poll::Ready(Ok(false));
-        }
         while !self.incoming.is_end() {
             let left = self.incoming.decoder.expected().saturating_add(self.discarded);
             if left > MAX_DISCARDED {

@@ -14,6 +14,7 @@ use crate::http1::Limits;
 
 mod client;
 mod server;
+mod warm;
 
 /// A stream whose other side is written in advance: reads give one piece
 /// each, with a wait before it, then the end; writes take `accept` bytes.

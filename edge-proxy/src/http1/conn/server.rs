@@ -187,6 +187,12 @@ impl<S: Io> ServerConn<S> {
     /// The next request, if all of its head is there. A head that comes in
     /// drops is looked at once per line.
     fn parse(&mut self, head: &mut RequestHead) -> Result<Option<Request>, ConnError> {
+        // Empty lines between requests are nothing (RFC 9112 section 2.2), not
+        // even the beginning of one.
+        while self.wire.filled().starts_with(b"\r\n") {
+            self.wire.consume(2);
+            self.seen = 0;
+        }
         let filled = self.wire.filled();
         let new = &filled[self.seen.min(filled.len())..];
         let full = filled.len() >= self.limits.head;

@@ -25,6 +25,9 @@ struct Script {
     /// After the input nothing comes, not even the end.
     open: bool,
     accept: usize,
+    /// Each write is followed by a wait.
+    pausing: bool,
+    paused: bool,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -65,6 +68,11 @@ impl Script {
 
     fn accepting(mut self, accept: usize) -> Self {
         self.accept = accept;
+        self
+    }
+
+    fn pausing(mut self) -> Self {
+        self.pausing = true;
         self
     }
 
@@ -115,11 +123,16 @@ impl AsyncWrite for Script {
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.accept == 0 {
+            return Poll::Pending;
+        }
+        self.paused = self.pausing && !self.paused;
+        if self.paused {
+            cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let mut seen = self.seen.lock().unwrap();

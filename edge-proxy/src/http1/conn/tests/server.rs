@@ -73,6 +73,20 @@ async fn a_request_in_drops_is_a_request() {
 }
 
 #[tokio::test]
+async fn empty_lines_are_not_the_beginning_of_a_request() {
+    let lines = b"\r\n".repeat(100_000);
+    let (mut conn, _) = server(Script::new(&[&lines, GET, b"\r\n\r", b"\n"]).open());
+    let mut head = RequestHead::new();
+    conn.request(&mut head).await.unwrap().unwrap();
+    answer(&mut conn, b"").await;
+    for _ in 0..10 {
+        assert!(waits(conn.request(&mut head)));
+    }
+    assert!(conn.is_idle());
+    assert_eq!(conn.wire.memory(), 0);
+}
+
+#[tokio::test]
 async fn what_sniffing_read_comes_first() {
     let (mut conn, _) = server(Script::new(&[&GET[5..]]));
     conn = conn.with_read(&GET[..5]);
@@ -278,17 +292,25 @@ async fn a_client_that_does_not_read_makes_the_sender_wait() {
         }
     }
     assert!(conn.wire.memory() < 300_000, "{}", conn.wire.memory());
-    // One that reads slowly does not make us keep what it has read.
-    let (mut conn, seen) = server(Script::new(&[GET]).accepting(900));
-    conn.request(&mut RequestHead::new()).await.unwrap().unwrap();
-    conn.send_head(&ok(), Body::Chunked);
-    for _ in 0..2000 {
-        conn.send(&[b'x'; 10_000]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_slow_client_has_read_is_not_kept() {
+    for size in [900, 10_000] {
+        let (mut conn, seen) = server(Script::new(&[GET]).accepting(size).pausing());
+        conn.request(&mut RequestHead::new()).await.unwrap().unwrap();
+        conn.send_head(&ok(), Body::Chunked);
+        for _ in 0..2000 {
+            conn.send(&vec![b'x'; size]).await.unwrap();
+            // Something is always unsent.
+            let _either = waits(conn.flush());
+        }
+        assert!(conn.wire.memory() < 300_000, "{}", conn.wire.memory());
+        conn.finish(None).unwrap();
+        conn.flush().await.unwrap();
+        let written = &seen.lock().unwrap().written;
+        assert!(written.len() > 2000 * size && written.ends_with(b"x\r\n0\r\n\r\n"));
     }
-    assert!(conn.wire.memory() < 300_000, "{}", conn.wire.memory());
-    conn.finish(None).unwrap();
-    conn.flush().await.unwrap();
-    assert!(seen.lock().unwrap().written.len() > 20_000_000);
 }
 
 #[tokio::test]
@@ -323,38 +345,45 @@ async fn a_tunnel_begins_where_the_request_ended() {
     assert_eq!(read, b"first");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_client_that_still_sends_can_read_its_answer() {
+/// A client that sends `lines` and its body, then on and on, and reads its
+/// answer: how long the connection lives after that.
+async fn lingers(lines: &str, close: bool) -> u64 {
     let (mut client, served) = tokio::io::duplex(1024);
     let mut conn = ServerConn::new(served, Limits::default(), Buffers::new());
-    client
-        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
-        .await
-        .unwrap();
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    let begin = tokio::time::Instant::now();
     let serve = async {
         conn.request(&mut RequestHead::new()).await.unwrap().unwrap();
+        if close {
+            conn.close_after();
+        }
         answer(&mut conn, b"no").await;
         conn.close().await;
+        begin.elapsed().as_secs()
     };
     let call = async {
         // More than fits between the two.
-        client.write_all(&vec![b'x'; 50_000]).await.unwrap();
+        let sent = client.write_all(&vec![b'x'; 50_000]).await;
         let mut text = String::new();
         client.read_to_string(&mut text).await.unwrap();
         assert!(text.ends_with("\r\n\r\nno"), "{text}");
         // It does not end its direction: the proxy does.
         tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-        client
+        assert!(client.write_all(b"x").await.is_err());
+        sent
     };
-    let begin = tokio::time::Instant::now();
-    let ((), mut client) = tokio::join!(
-        async {
-            serve.await;
-            assert_eq!(begin.elapsed().as_secs(), 2);
-        },
-        call
-    );
-    assert!(client.write_all(b"x").await.is_err());
+    let (lived, _sent) = tokio::join!(serve, call);
+    lived
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_still_sends_can_read_its_answer() {
+    // It has not sent all, or may send another request.
+    assert_eq!(lingers("Connection: close\r\nContent-Length: 100000\r\n", false).await, 2);
+    assert_eq!(lingers("", true).await, 2);
+    // It has said that it sends no more.
+    assert_eq!(lingers("Connection: close\r\n", false).await, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -119,7 +119,7 @@ pub enum Spec {
     /// Linkerd.
     Profile(ServiceProfileSpec),
     /// Ours.
-    Traffic(TrafficPolicySpec),
+    Traffic(Box<TrafficPolicySpec>),
 }
 
 /// A document that cannot be taken.

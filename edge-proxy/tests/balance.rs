@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use mesh_api::v1::{self, affinity::By};
 use mesh_core::Locality;
 use support::{
-    DOMAIN, Proxy,
+    DOMAIN, Proxy, any,
     apps::{App, empty, full, http1, read},
     endpoint, inbound_config, orders, outbound_config,
     pki::Authority,
@@ -165,4 +165,33 @@ async fn a_header_or_the_clients_address_keeps_requests_together() {
     assert!(four.askers(&[], 40).await.len() > 1, "who does not say is spread");
     four.tell(by(By::Source(true)), &[]);
     assert_eq!(four.askers(&[], 20).await.len(), 1);
+}
+
+/// Eleven of twelve are not there any more, and nobody has said so.
+#[tokio::test]
+async fn whoever_is_left_is_found() {
+    let authority = Authority::new(DOMAIN);
+    let svid = authority.workload("orders");
+    let destination = Proxy::start(&authority, svid, inbound_config()).await;
+    let app = App::start(|_request: Request<Incoming>| async { Response::new(full("here")) }).await;
+    let closed = tokio::net::TcpListener::bind(any()).await.unwrap().local_addr().unwrap();
+    let source = Proxy::start(&authority, authority.workload("checkout"), outbound_config()).await;
+    let endpoints = (0..12).map(|i| {
+        // Some proxies are gone, some applications.
+        let (proxy, target) = match i {
+            7 => (destination.inbound(), app.addr),
+            i if i % 2 == 0 => (closed, app.addr),
+            _ => (destination.inbound(), closed),
+        };
+        endpoint(&format!("e{i}"), "orders.shop", "http", "orders", proxy, target)
+    });
+    let snapshot = snapshot(&authority, vec![orders()], endpoints.collect());
+    source.tell(&snapshot);
+    destination.tell(&snapshot);
+    for round in 0..20 {
+        let request = Request::post(URI).body(full("order")).unwrap();
+        let response = http1(source.http()).await.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200, "round {round}");
+        assert_eq!(read(response).await, "here");
+    }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     body::ReplayBody,
     deadline,
-    dispatch::{Dispatch, MAX_ATTEMPTS},
+    dispatch::Dispatch,
     loads::Attempt,
     pool::{self, Place},
     probation,
@@ -80,6 +80,8 @@ struct Failed {
 enum After {
     /// Nothing was processed: another endpoint, whatever the request is.
     Anything,
+    /// The same, and nobody was there.
+    Nobody,
     /// The session had ended before the request was processed: the same
     /// endpoint may do, in a new session.
     Again,
@@ -128,7 +130,8 @@ pub async fn attempts(
                 let rewound = carried.body.as_mut().is_some_and(ReplayBody::rewind);
                 let allowed = rewound
                     && match failed.after {
-                        After::Anything | After::Again => dispatch.attempts() < MAX_ATTEMPTS,
+                        After::Anything | After::Again => dispatch.may_go_on(false),
+                        After::Nobody => dispatch.may_go_on(true),
                         After::IfSafe => carried.may_repeat(repeated, in_flight),
                         After::Nothing => false,
                     };
@@ -175,7 +178,7 @@ async fn attempt(
             if blame == Blame::Endpoint {
                 probation::start(worker, endpoint);
             }
-            return Err(Failed::to_open(endpoint, &failure));
+            return Err(Failed::to_open(endpoint, &failure, blame));
         }
     };
     record.entry.path_kind = place.path_kind;
@@ -292,9 +295,10 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 impl Failed {
-    fn to_open(endpoint: &Endpoint, failure: &OpenFailure) -> Self {
+    fn to_open(endpoint: &Endpoint, failure: &OpenFailure, blame: Blame) -> Self {
         let text = format!("{}: {failure}", describe(endpoint));
-        Self { refusal: Refusal::new(failure.reason(), text), after: After::Anything }
+        let after = if blame == Blame::Nobody { After::Anything } else { After::Nobody };
+        Self { refusal: Refusal::new(failure.reason(), text), after }
     }
 
     fn to_answer(endpoint: &Endpoint, error: &ExchangeError, load: &mut Attempt) -> Self {
@@ -333,15 +337,19 @@ impl Failed {
     /// The far proxy refused.
     fn there(endpoint: &Endpoint, reason: Reason, text: &str, load: &mut Attempt) -> Self {
         let after = match reason {
-            // It was not given to any application.
-            Reason::Draining | Reason::Overloaded | Reason::AppUnreachable => After::Anything,
+            // It was not given to any application: there is none, or none that
+            // takes more.
+            Reason::Draining | Reason::AppUnreachable => After::Nobody,
+            Reason::Overloaded => After::Anything,
             // What it was asked for is not there (yet, or any more).
             Reason::NoEndpoint => After::Anything,
             Reason::UpstreamReset => After::IfSafe,
             _ => After::Nothing,
         };
-        if after != After::Nothing {
-            load.blame();
+        match after {
+            After::Nothing => {}
+            After::Nobody => load.unreachable(),
+            After::Anything | After::Again | After::IfSafe => load.blame(),
         }
         let text = if text.is_empty() {
             format!("{}: its proxy refused", describe(endpoint))

@@ -1,12 +1,14 @@
 //! Which endpoint takes the next attempt.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use mesh_core::{
     Endpoint, PortName, Reason, ServiceName, Snapshot, balance::Slot, message::Fields,
     route::Destination,
 };
+use mesh_runtime::clock;
+use tokio::time::Instant;
 
 use super::{
     decision::{Chosen, Decision},
@@ -14,8 +16,13 @@ use super::{
 };
 use crate::{refusal::Refusal, worker::Worker};
 
-/// Attempts at one request at most, whatever fails.
-pub const MAX_ATTEMPTS: usize = 3;
+/// Attempts at one request that somebody refused.
+const MAX_ATTEMPTS: usize = 3;
+/// Attempts in all, where nobody was there: when many endpoints go at once,
+/// those that are left have to be found.
+const MAX_LOOKS: usize = 16;
+/// For how long after the first failure such attempts may begin.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where one request or opaque connection may go.
 #[derive(Debug)]
@@ -31,6 +38,8 @@ pub struct Dispatch {
     /// What the request stays with an endpoint by.
     key: Option<u64>,
     cookie: Option<HeaderValue>,
+    /// When the first attempt had failed.
+    failed: Option<Instant>,
 }
 
 impl Dispatch {
@@ -72,7 +81,7 @@ impl Dispatch {
     ) -> Self {
         let balanced = worker.view(&snapshot).balanced(service, port);
         let (service, port, tried) = (service.clone(), port.clone(), Vec::new());
-        Self { snapshot, service, port, balanced, tried, key: None, cookie: None }
+        Self { snapshot, service, port, balanced, tried, key: None, cookie: None, failed: None }
     }
 
     /// Keeps a request with the endpoint that its key belongs to, if the
@@ -102,6 +111,14 @@ impl Dispatch {
     /// How many attempts there were.
     pub fn attempts(&self) -> usize {
         self.tried.len()
+    }
+
+    /// Whether another attempt may follow one in which nothing was processed.
+    /// Where nobody was there it costs nobody anything.
+    pub fn may_go_on(&mut self, nobody_there: bool) -> bool {
+        let failed = *self.failed.get_or_insert_with(clock::monotonic);
+        let looks = nobody_there && self.attempts() < MAX_LOOKS && failed.elapsed() < PATIENCE;
+        looks || self.attempts() < MAX_ATTEMPTS
     }
 
     /// The endpoint of the next attempt: one not tried before, or, with

@@ -11,7 +11,7 @@ use mesh_core::{
 
 use super::{
     attempts::reason_of,
-    dispatch::{Dispatch, MAX_ATTEMPTS},
+    dispatch::Dispatch,
     loads::Attempt,
     pool::{self, Place},
     probation,
@@ -67,9 +67,11 @@ pub async fn open(
         let attempt = attempt(worker, &dispatch, &endpoint, &mut load, record);
         match attempt.await {
             Ok((stream, place)) => return Ok(Opened { stream, _place: place, _load: load }),
-            Err((refusal, _)) if dispatch.attempts() >= MAX_ATTEMPTS => return Err(refusal),
             Err((refusal, Retry::No)) => return Err(refusal),
-            Err((refusal, Retry::Elsewhere)) => {
+            Err((refusal, retry)) if !dispatch.may_go_on(retry == Retry::Nobody) => {
+                return Err(refusal);
+            }
+            Err((refusal, Retry::Elsewhere | Retry::Nobody)) => {
                 worker.shared.metrics.retried(refusal.reason);
                 last = Some(refusal);
             }
@@ -80,6 +82,8 @@ pub async fn open(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retry {
     Elsewhere,
+    /// Elsewhere: nobody was there.
+    Nobody,
     No,
 }
 
@@ -99,7 +103,8 @@ async fn attempt(
                 probation::start(worker, endpoint);
             }
             let text = format!("service {}, endpoint {}: {failure}", dispatch.service, endpoint.id);
-            return Err((Refusal::new(failure.reason(), text), Retry::Elsewhere));
+            let retry = if blame == Blame::Nobody { Retry::Elsewhere } else { Retry::Nobody };
+            return Err((Refusal::new(failure.reason(), text), retry));
         }
     };
     record.entry.path_kind = place.path_kind;
@@ -113,12 +118,17 @@ async fn attempt(
     match connected {
         Ok(Ok(stream)) => Ok((stream, place)),
         Ok(Err(NotConnected::Refused(reason))) => {
-            let denied = reason.http_status() == 403;
-            if !denied {
-                load.blame();
+            let retry = match reason {
+                Reason::AppUnreachable | Reason::Draining => Retry::Nobody,
+                _ if reason.http_status() == 403 => Retry::No,
+                _ => Retry::Elsewhere,
+            };
+            match retry {
+                Retry::Nobody => load.unreachable(),
+                Retry::Elsewhere => load.blame(),
+                Retry::No => {}
             }
             let text = named(&format_args!("refused: {reason}"));
-            let retry = if denied { Retry::No } else { Retry::Elsewhere };
             Err((Refusal::new(reason, text), retry))
         }
         Ok(Err(NotConnected::Broken(error))) => {

@@ -15,7 +15,7 @@ use std::{
 
 use mesh_api::ALPN_INNER;
 use mesh_core::{
-    Allowed, Endpoint, Path, PeerIdentity, Reason, SiteName, Snapshot, VerifyError,
+    Allowed, Endpoint, Path, PeerIdentity, Reason, SiteName, Snapshot, SpiffeId, VerifyError,
     identity::Side,
     path::{Connect, NoPath, RefusedReason, path_to},
 };
@@ -74,6 +74,9 @@ pub enum OpenFailure {
     /// This proxy has no certificate: everybody would refuse it.
     #[error("this proxy has no identity yet; its /ready says why")]
     NoIdentity,
+    /// There is no proxy there.
+    #[error("it has no proxy: it speaks plaintext")]
+    Plaintext,
     /// Nothing leads there.
     #[error(transparent)]
     NoPath(#[from] NoPath),
@@ -109,7 +112,7 @@ impl OpenFailure {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NoIdentity => Reason::NoIdentity,
-            Self::NoPath(_) => Reason::NoPath,
+            Self::NoPath(_) | Self::Plaintext => Reason::NoPath,
             Self::Refused { reason: RefusedReason::Unreachable, .. } => Reason::EndpointUnreachable,
             Self::Refused { .. } | Self::Path(_) => Reason::PathRefused,
             Self::Unreachable(_) | Self::Handshake(_) => Reason::EndpointUnreachable,
@@ -161,9 +164,11 @@ pub async fn open(
     if shared.credentials.svid().is_none() {
         return Err(OpenFailure::NoIdentity);
     }
+    let Some(identity) = &endpoint.identity else { return Err(OpenFailure::Plaintext) };
     let path = path_to(snapshot, endpoint)?;
     let connection = format!("{:016x}", rand::random::<u64>());
-    let (secured, going) = secure(shared, tunnels, endpoint, &path, &connection).await?;
+    let (secured, going) =
+        secure(shared, tunnels, (endpoint, identity), &path, &connection).await?;
     let (stream, peer, chain) = secured;
     let (mux, guardian) = mux::Session::start(stream, Probing::SOURCE, &shared.drain);
     let guard = guard(shared.credentials.clone(), peer.clone(), chain, guardian, going);
@@ -191,7 +196,7 @@ struct Bytes {
 async fn secure(
     shared: &Shared,
     tunnels: &Tunnels,
-    endpoint: &Endpoint,
+    (endpoint, identity): (&Endpoint, &SpiffeId),
     path: &Path,
     connection: &str,
 ) -> Result<(Secured, Going), OpenFailure> {
@@ -199,7 +204,7 @@ async fn secure(
     loop {
         let opened = open_bytes(shared, tunnels, endpoint, path, connection, deadline).await?;
         let Bytes { stream, answered, going } = opened;
-        let error = match handshake(&shared.credentials, endpoint, stream, answered).await {
+        let error = match handshake(&shared.credentials, identity, stream, answered).await {
             Ok(secured) => return Ok((secured, going)),
             Err(error) => error,
         };
@@ -266,11 +271,11 @@ type Secured = (Stream, PeerIdentity, Vec<CertificateDer<'static>>);
 /// the path is `answered`; until then that of the path does.
 async fn handshake(
     credentials: &Arc<Credentials>,
-    endpoint: &Endpoint,
+    identity: &SpiffeId,
     bytes: Stream,
     answered: BoxFuture<'static, ()>,
 ) -> io::Result<Secured> {
-    let allowed = Allowed::Exactly(endpoint.identity.clone());
+    let allowed = Allowed::Exactly(identity.clone());
     let config = credentials.client(ALPN_INNER, allowed.clone());
     let late = async {
         answered.await;
@@ -367,7 +372,7 @@ mod tests {
             service: "orders.shop".parse().expect("a service"),
             port: "http".parse().expect("a port"),
             site: site.parse().expect("a site"),
-            identity: "spiffe://east.example/ns/shop/sa/orders".parse().expect("an id"),
+            identity: "spiffe://east.example/ns/shop/sa/orders".parse().ok(),
             address: None,
             target: ([127, 0, 0, 1], 8080).into(),
             locality: Locality::default(),

@@ -194,7 +194,7 @@ impl Worker {
         };
         let same_identity = || {
             let svid = self.shared.credentials.svid();
-            svid.is_some_and(|svid| svid.id == endpoint.identity)
+            svid.is_some_and(|svid| Some(&svid.id) == endpoint.identity.as_ref())
         };
         endpoint.site == snapshot.site && same_node && same_identity()
     }

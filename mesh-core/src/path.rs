@@ -223,9 +223,10 @@ pub fn forward(
             _ => Err(RefusedReason::Role),
         };
     }
+    let Some(identity) = &endpoint.identity else { return Err(RefusedReason::UnknownEndpoint) };
     if let Some(addr) = endpoint.address {
         check_dialled(snapshot, own, addr).map_err(|_| RefusedReason::ForbiddenTarget)?;
-        return Ok(NextHop::Dial { addr, identity: endpoint.identity.clone() });
+        return Ok(NextHop::Dial { addr, identity: identity.clone() });
     }
     let from_sibling = matches!(neighbour, Neighbour::Sibling);
     forward_to_session(snapshot, endpoint, own, from_sibling)

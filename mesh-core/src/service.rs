@@ -120,8 +120,10 @@ pub struct Endpoint {
     pub port: PortName,
     /// Where it runs.
     pub site: SiteName,
-    /// Who answers there.
-    pub identity: SpiffeId,
+    /// Who answers there. `None`: an application without a proxy, dialled at
+    /// `target` in plaintext; only a proxy's own static snapshot says so, no
+    /// message can.
+    pub identity: Option<SpiffeId>,
     /// Its proxy's inbound listener; `None` if only a session that the node
     /// dialled leads there.
     pub address: Option<SocketAddr>,
@@ -140,6 +142,13 @@ pub struct Endpoint {
     pub node: Option<NodeId>,
     /// Gateways of its site that hold a session of the node.
     pub via: BTreeSet<GatewayId>,
+}
+
+impl Endpoint {
+    /// Who answers there, for people.
+    pub fn answers_as(&self) -> &str {
+        self.identity.as_ref().map_or("plaintext", SpiffeId::as_str)
+    }
 }
 
 /// Weighted targets of a request. The weights' sum fits in a `u64`.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use mesh_api::v1::{self, resource::Resource as Kind};
 use mesh_core::{
-    Endpoint, EndpointId, GatewayId, PortName, Rejected, ServiceName, SiteName, Snapshot, SpiffeId,
+    Endpoint, GatewayId, PortName, Rejected, ServiceName, SiteName, Snapshot, SpiffeId,
     TrustBundles, TrustDomain, apply,
 };
 use mesh_runtime::config::{self, ConfigError, HumanDuration};
@@ -132,8 +132,12 @@ struct EndpointFile {
     port: PortName,
     #[serde(default)]
     site: String,
-    #[serde(deserialize_with = "parsed")]
-    identity: SpiffeId,
+    /// Who answers; not with `plaintext`.
+    #[serde(default)]
+    identity: Option<SpiffeIdFile>,
+    /// An application without a proxy, dialled at `target` without TLS.
+    #[serde(default)]
+    plaintext: bool,
     /// Inbound listener of its proxy.
     #[serde(default)]
     proxy: Option<SocketAddr>,
@@ -154,6 +158,9 @@ struct EndpointFile {
     #[serde(default)]
     via: Vec<String>,
 }
+
+#[derive(Debug, Deserialize)]
+struct SpiffeIdFile(#[serde(deserialize_with = "parsed")] SpiffeId);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -209,11 +216,13 @@ pub fn parse(text: &str, name: &str, bundles: &TrustBundles) -> Result<Snapshot,
             return Err(ConfigError::meaning(name, key, problem));
         }
     }
-    let snapshot = apply(None, &file.delta(bundles)).map_err(|rejected| match rejected {
+    file.check_endpoints(name)?;
+    let mut snapshot = apply(None, &file.delta(bundles)).map_err(|rejected| match rejected {
         Rejected::Invalid { resource, problem } => ConfigError::meaning(name, resource, problem),
         other @ Rejected::WrongBase { .. } => ConfigError::meaning(name, "snapshot", other),
     })?;
     check_ports(&snapshot, name)?;
+    file.without_proxies(&mut snapshot);
     Ok(snapshot)
 }
 
@@ -231,8 +240,45 @@ fn check_ports(snapshot: &Snapshot, name: &str) -> Result<(), ConfigError> {
 }
 
 impl SiteFile {
+    /// Either a proxy with an identity, or an application in plaintext.
+    fn check_endpoints(&self, name: &str) -> Result<(), ConfigError> {
+        for service in &self.services {
+            for (place, endpoint) in service.endpoints.iter().enumerate() {
+                let key = || format!("service {}: endpoints[{place}]", service.name);
+                if let Some(problem) = endpoint.problem() {
+                    return Err(ConfigError::meaning(name, key(), problem));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// No message can say that an endpoint speaks plaintext, so that nobody but
+    /// this file can: it is said after the rest has been checked.
+    fn without_proxies(&self, snapshot: &mut Snapshot) {
+        for file in &self.services {
+            let plain = |place: usize| file.endpoints[place].plaintext;
+            let ids: Vec<String> = (0..file.endpoints.len())
+                .filter(|place| plain(*place))
+                .map(|place| file.endpoints[place].id(file.name.as_str(), place))
+                .collect();
+            let Some(service) = snapshot.services.get_mut(&file.name) else { continue };
+            for endpoint in &mut Arc::make_mut(service).endpoints {
+                if endpoint.site == self.site && ids.iter().any(|id| id == endpoint.id.as_str()) {
+                    let target = endpoint.target;
+                    *endpoint = Arc::new(Endpoint {
+                        identity: None,
+                        address: Some(target),
+                        ..Endpoint::clone(endpoint)
+                    });
+                }
+            }
+        }
+    }
+
     fn delta(&self, bundles: &TrustBundles) -> v1::Delta {
         let own = self.site.as_str();
+        let domain = self.trust_domain.as_str();
         let mut upsert = vec![Kind::Site(v1::Site {
             name: own.into(),
             trust_domain: self.trust_domain.as_str().into(),
@@ -244,11 +290,9 @@ impl SiteFile {
         for service in &self.services {
             upsert.push(Kind::Service(service.wire()));
             let endpoints = service.endpoints.iter().enumerate();
-            upsert.extend(
-                endpoints.map(|(i, endpoint)| {
-                    Kind::Endpoint(endpoint.wire(own, service.name.as_str(), i))
-                }),
-            );
+            upsert.extend(endpoints.map(|(i, endpoint)| {
+                Kind::Endpoint(endpoint.wire((own, domain), service.name.as_str(), i))
+            }));
         }
         let upsert = upsert.into_iter().map(|kind| v1::Resource { resource: Some(kind) });
         v1::Delta {
@@ -343,19 +387,40 @@ impl MatchFile {
 impl EndpointFile {
     /// Without an id it is named after its place, which is all that tells it
     /// from others.
-    fn wire(&self, own: &str, service: &str, place: usize) -> v1::Endpoint {
-        let id = match self.id.as_str() {
-            "" => format!("{}-{place}", service.replace('.', "-")).parse::<EndpointId>().ok(),
-            written => written.parse().ok(),
-        };
+    fn id(&self, service: &str, place: usize) -> String {
+        match self.id.as_str() {
+            "" => format!("{}-{place}", service.replace('.', "-")),
+            written => written.to_owned(),
+        }
+    }
+
+    fn problem(&self) -> Option<&'static str> {
+        let remote = !self.site.is_empty() || !self.via.is_empty();
+        match (&self.identity, self.plaintext) {
+            (None, false) => Some("needs `identity`; or `plaintext: true` if there is no proxy"),
+            (Some(_), true) => Some("`plaintext` has no proxy, so nobody has an `identity`"),
+            (None, true) if self.target.is_none() => Some("`plaintext` needs a `target`"),
+            (None, true) if self.proxy.is_some() || remote => {
+                Some("`plaintext` is dialled at its `target`: no `proxy`, `site` or `via`")
+            }
+            _ => None,
+        }
+    }
+
+    fn wire(&self, own: (&str, &str), service: &str, place: usize) -> v1::Endpoint {
+        let (own, domain) = own;
         let target = self.target;
+        let identity = match &self.identity {
+            Some(SpiffeIdFile(identity)) => identity.to_string(),
+            // Taken away again by `without_proxies`.
+            None => format!("spiffe://{domain}/ns/none/sa/none"),
+        };
         v1::Endpoint {
-            // What is no id is refused with the endpoint's name by `apply`.
-            id: id.map_or_else(|| self.id.clone(), |id| id.as_str().into()),
+            id: self.id(service, place),
             service: service.into(),
             port: self.port.as_str().into(),
             site: or_own(&self.site, own),
-            spiffe_id: self.identity.as_str().into(),
+            spiffe_id: identity,
             address: self.proxy.map(|addr| addr.to_string()).unwrap_or_default(),
             target_port: target.map_or(0, |addr| addr.port().into()),
             target_address: target.map(|addr| addr.ip().to_string()).unwrap_or_default(),
@@ -442,6 +507,20 @@ services:
     }
 
     #[test]
+    fn only_the_file_says_plaintext() {
+        let text = WEST.replace(
+            "identity: spiffe://west.example/ns/shop/sa/orders\n        proxy: 127.0.0.1:4143",
+            "plaintext: true",
+        );
+        let snapshot = parse(&text, "west.yaml", &TrustBundles::new()).unwrap();
+        let endpoint = &snapshot.services["orders.shop"].endpoints[0];
+        assert_eq!(endpoint.identity, None);
+        assert_eq!(endpoint.address, Some(endpoint.target));
+        let message = v1::Endpoint::from(&**endpoint);
+        assert!(Endpoint::try_from(&message).is_err(), "no message carries it");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let change = |from: &str, to: &str| WEST.replace(from, to);
         let cases = [
@@ -449,6 +528,11 @@ services:
             (change("protocol: http", "protocol: htp"), "did you mean `http`"),
             (change("identity: spiffe://west", "identity: spiffe://east"), "endpoint"),
             (change("target: 127.0.0.1:8080", "target: 127.0.0.1"), "west.yaml:20"),
+            (change("proxy: 127.0.0.1:4143", "plaintext: true"), "nobody has an `identity`"),
+            (
+                change("identity: spiffe://west.example/ns/shop/sa/orders\n        ", ""),
+                "plaintext: true",
+            ),
             (change("proxy:", "proxi:"), "did you mean `proxy`"),
             (change("- port: http\n        identity", "- port: httpx\n        identity"), "httpx"),
         ];

@@ -169,7 +169,7 @@ fn to_node(tunnel: &Tunnel, node: &NodeId, connect: &Connect) -> Option<Session>
     let snapshot = tunnel.state.snapshot()?;
     let id = connect.endpoint.as_ref()?;
     let endpoint = snapshot.endpoint(connect.service.as_str(), &connect.site, id.as_str());
-    tunnel.state.sessions.node(node, endpoint.map(|endpoint| &endpoint.identity))
+    tunnel.state.sessions.node(node, endpoint.and_then(|endpoint| endpoint.identity.as_ref()))
 }
 
 fn to_sibling(tunnel: &Tunnel, gateways: &[GatewayId]) -> Option<Session> {

@@ -241,7 +241,7 @@ mod tests {
             service: "orders.shop".parse().expect("a service"),
             port: "http".parse().expect("a port"),
             site: site.parse().expect("a site"),
-            identity: format!("spiffe://{site}.example/ns/shop/sa/orders").parse().expect("an id"),
+            identity: format!("spiffe://{site}.example/ns/shop/sa/orders").parse().ok(),
             address: None,
             target: ([127, 0, 0, 1], 8080).into(),
             locality: Locality::default(),

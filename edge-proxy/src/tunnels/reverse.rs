@@ -86,7 +86,7 @@ fn names_ours(
     let endpoint = snapshot.endpoint(connect.service.as_str(), &connect.site, endpoint_id.as_str());
     let is_ours = endpoint.is_some_and(|endpoint| {
         let same_machine = own.node.is_none() || endpoint.node == own.node;
-        endpoint.port == connect.port && &endpoint.identity == id && same_machine
+        endpoint.port == connect.port && endpoint.identity.as_ref() == Some(id) && same_machine
     });
     if is_ours { Ok(()) } else { Err((RefusedReason::UnknownEndpoint, "not an endpoint of ours")) }
 }

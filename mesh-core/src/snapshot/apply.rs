@@ -352,8 +352,10 @@ fn check_endpoints(next: &Snapshot, settled: Option<&Snapshot>) -> Result<(), Re
                 // Nothing leads there until it is linked.
                 None => continue,
             };
-            if endpoint.identity.trust_domain() != domain {
-                let problem = format!("{} is not of {domain}", endpoint.identity);
+            if let Some(identity) = &endpoint.identity
+                && identity.trust_domain() != domain
+            {
+                let problem = format!("{identity} is not of {domain}");
                 return Err(invalid(resource(), problem));
             }
             if local && endpoint.target.port() == 0 {

@@ -32,7 +32,7 @@ impl TryFrom<&v1::Endpoint> for Endpoint {
             service: parse("service", &message.service)?,
             port: parse("port", &message.port)?,
             site: parse("site", &message.site)?,
-            identity,
+            identity: Some(identity),
             address: optional_address("address", &message.address)?,
             target: target(message)?,
             locality: locality.unwrap_or_default(),
@@ -66,7 +66,8 @@ impl From<&Endpoint> for v1::Endpoint {
             service: endpoint.service.to_string(),
             port: endpoint.port.to_string(),
             site: endpoint.site.to_string(),
-            spiffe_id: endpoint.identity.to_string(),
+            // Empty is refused by whoever reads it.
+            spiffe_id: endpoint.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
             address: endpoint.address.map(|a| a.to_string()).unwrap_or_default(),
             target_port: endpoint.target.port().into(),
             locality: (endpoint.locality != Locality::default())

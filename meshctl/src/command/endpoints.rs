@@ -145,7 +145,7 @@ impl EndpointView {
             id: endpoint.id.to_string(),
             site: endpoint.site.to_string(),
             port: endpoint.port.to_string(),
-            identity: endpoint.identity.to_string(),
+            identity: endpoint.answers_as().to_owned(),
             health: health(endpoint.health),
             tier: tier_name(tier(from, endpoint)),
             weight: endpoint.weight,

@@ -192,12 +192,12 @@ fn chosen(
         endpoint: endpoint.id.to_string(),
         skipped: skipped(snapshot, caller, target, endpoint),
         site: endpoint.site.to_string(),
-        identity: endpoint.identity.to_string(),
+        identity: endpoint.answers_as().to_owned(),
         hops: hops(snapshot, caller, endpoint, &path),
         path: path.describe().to_owned(),
         allowed,
         verdict,
-        decided_by: format!("the proxy of {} in {}", endpoint.identity, endpoint.site),
+        decided_by: format!("the proxy of {} in {}", endpoint.answers_as(), endpoint.site),
     })
 }
 
@@ -257,7 +257,7 @@ fn hops(
     // How another site reaches its own endpoints is not known here.
     let dialled = endpoint.address.is_none() && endpoint.site == snapshot.site;
     let reverse = if dialled { " (through the session it dialled)" } else { "" };
-    hops.push(format!("proxy of {}{reverse}", endpoint.identity));
+    hops.push(format!("proxy of {}{reverse}", endpoint.answers_as()));
     hops
 }
 
@@ -284,7 +284,7 @@ fn caller(snapshot: &Snapshot, from: &str) -> Result<Caller, Failure> {
         })?;
         locality = endpoint.locality.clone();
         node.clone_from(&endpoint.node);
-        endpoint.identity.clone()
+        endpoint.identity.clone().expect("what federation sends has an identity")
     };
     let year = Duration::from_secs(365 * 24 * 3600);
     let not_after = UnixTime::since_unix_epoch(mesh_runtime::clock::now_unix() + year);

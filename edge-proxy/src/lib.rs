@@ -42,6 +42,7 @@ pub mod record;
 pub mod refusal;
 pub mod resolved;
 mod retry;
+pub mod scratch;
 pub mod snapshot_cell;
 mod state_file;
 pub mod stats;

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use mesh_core::{Reason, ServiceName};
+use mesh_core::{Reason, ServiceName, message::RequestHead};
 use mesh_runtime::clock;
 use tokio::time::Instant;
 
@@ -38,7 +38,7 @@ impl Record {
             service: None,
             port: None,
             method: None,
-            uri: None,
+            path: None,
             status: 0,
             received: 0,
             sent: 0,
@@ -53,6 +53,14 @@ impl Record {
         };
         let started = clock::monotonic();
         Self { entry, client: None, worker: worker.clone(), started, answered: None, open: None }
+    }
+
+    /// What a request asks for; kept only if it will be written.
+    pub fn asks(&mut self, head: &RequestHead) {
+        if self.worker.shared.access_log.is_on() {
+            self.entry.method = Some(head.method.clone());
+            self.entry.path = Some(head.path().into());
+        }
     }
 
     /// The head of a response is there.

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use crate::{
     app::{App, Shared},
     config::Config,
+    http1::Buffers,
     inbound::{self, MAX_HALF_OPEN, app::Apps},
     outbound::{
         listen::{self, Purpose},
@@ -24,6 +25,7 @@ use crate::{
         protect::Protections,
     },
     resolved::Resolved,
+    scratch::Spare,
     tunnels::Tunnels,
     view::{View, Viewer},
 };
@@ -50,6 +52,10 @@ pub struct Worker {
     pub mirrors: Arc<Semaphore>,
     /// Warm inner sessions.
     pub pool: Pool,
+    /// Memory of requests in flight.
+    pub scratch: Spare,
+    /// Memory of HTTP/1 connections.
+    pub buffers: Arc<Buffers>,
     /// Connections to applications.
     pub apps: Arc<Apps>,
     /// TLS of the mesh's door.
@@ -118,6 +124,8 @@ impl Worker {
             resolved: Resolved::default(),
             mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
             pool: Pool::default(),
+            scratch: Spare::default(),
+            buffers: Buffers::new(),
             apps: Arc::default(),
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             half_open: Semaphore::new(MAX_HALF_OPEN),

@@ -110,11 +110,19 @@ impl RequestHead {
 
     /// The authority without its port: `[::1]` keeps its brackets.
     pub fn host(&self) -> &str {
-        let end = match self.authority.rfind(':') {
-            Some(colon) if !self.authority[colon..].contains(']') => colon,
-            _ => self.authority.len(),
-        };
-        &self.authority[..end]
+        self.split_authority().0
+    }
+
+    /// The port of the authority, as it is written; it may be empty.
+    pub fn port(&self) -> Option<&str> {
+        self.split_authority().1
+    }
+
+    fn split_authority(&self) -> (&str, Option<&str>) {
+        match self.authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, Some(port)),
+            _ => (&self.authority, None),
+        }
     }
 
     /// Whether the client speaks gRPC.
@@ -168,15 +176,16 @@ mod tests {
     #[test]
     fn an_authority_has_a_host() {
         let cases = [
-            ("orders.shop:80", "orders.shop"),
-            ("orders.shop", "orders.shop"),
-            ("[::1]:80", "[::1]"),
-            ("[::1]", "[::1]"),
-            ("", ""),
+            ("orders.shop:80", "orders.shop", Some("80")),
+            ("orders.shop:", "orders.shop", Some("")),
+            ("orders.shop", "orders.shop", None),
+            ("[::1]:80", "[::1]", Some("80")),
+            ("[::1]", "[::1]", None),
+            ("", "", None),
         ];
-        for (authority, host) in cases {
+        for (authority, host, port) in cases {
             let head = RequestHead { authority: authority.into(), ..RequestHead::new() };
-            assert_eq!(head.host(), host, "{authority}");
+            assert_eq!((head.host(), head.port()), (host, port), "{authority}");
         }
     }
 

@@ -4,7 +4,14 @@
 //! holder to take nothing new; when all its tasks have ended, or the deadline
 //! has passed, [`Drain::finish`] returns and the runtime may be dropped.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -13,6 +20,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub struct Drain {
     draining: CancellationToken,
     stopping: CancellationToken,
+    /// As `draining`, for those who ask with every request: no lock.
+    is_draining: Arc<AtomicBool>,
     tasks: TaskTracker,
 }
 
@@ -47,12 +56,14 @@ impl Drain {
 
     /// Asks every holder to take nothing new.
     pub fn start(&self) {
+        // Before the wake-ups: who is woken asks.
+        self.is_draining.store(true, Ordering::Release);
         self.draining.cancel();
     }
 
     /// Whether [`Drain::start`] was called.
     pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+        self.is_draining.load(Ordering::Acquire)
     }
 
     /// Waits for [`Drain::start`].

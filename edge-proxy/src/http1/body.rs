@@ -90,6 +90,15 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// Bytes of data to come, if the head has said so.
+    pub fn length(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            State::Done => Some(0),
+            _ => None,
+        }
+    }
+
     /// Bytes of data that are sure to come next.
     pub fn expected(&self) -> u64 {
         match self.state {
@@ -106,6 +115,11 @@ impl Decoder {
             return Ok(());
         }
         Err(BadMessage::Truncated)
+    }
+
+    /// Whether there are trailers to be taken.
+    pub fn has_trailers(&self) -> bool {
+        self.trailers.is_some()
     }
 
     /// The trailers, once; `None` without any.

@@ -68,6 +68,11 @@ impl Incoming {
         self.data == 0 && self.decoder.is_end()
     }
 
+    /// Bytes to come, if the head has said so.
+    fn length(&self) -> Option<u64> {
+        self.decoder.length().map(|left| left + self.data as u64)
+    }
+
     fn data<'w, S>(&self, wire: &'w Wire<S>) -> &'w [u8] {
         &wire.filled()[..self.data]
     }
@@ -76,6 +81,10 @@ impl Incoming {
         let count = count.min(self.data);
         self.data -= count;
         wire.consume(count);
+    }
+
+    fn has_trailers(&self) -> bool {
+        self.decoder.has_trailers()
     }
 
     fn take_trailers(&mut self) -> Option<Fields> {

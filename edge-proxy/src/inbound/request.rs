@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Uri};
+use http::Request;
 use http_body::Body;
 use mesh_core::{
     Endpoint, Permit, Protocol, Reason, Service, authorize,
@@ -120,8 +120,7 @@ async fn admit(
     if !opaque {
         codec::get_request(coded, head)
             .map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
-        record.entry.method = Some(head.method.clone());
-        record.entry.uri = head.target.parse::<Uri>().ok();
+        record.asks(head);
     }
     let snapshot = worker.shared.snapshot.want(&asked.service).await;
     let snapshot = snapshot.ok_or_else(|| not_ours(asked))?;

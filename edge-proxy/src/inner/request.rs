@@ -83,14 +83,16 @@ impl From<OpenError> for ExchangeError {
 }
 
 /// Sends a request and waits for the head of its answer, sending the body
-/// meanwhile, up to `until`. An upload that is not done by then must be driven
-/// on; on an error the body comes back.
+/// meanwhile, up to `until`. Heads before the head (1xx) are shown to `early`.
+/// An upload that is not done by then must be driven on; on an error the body
+/// comes back.
 pub async fn exchange<B>(
     session: &Session,
     target: &Arc<Target>,
     head: &[u8],
     body: B,
     until: Option<Instant>,
+    early: impl FnMut(&[u8], &mut Context<'_>),
 ) -> Result<(Bytes, RecvBody, Upload<B>), (ExchangeError, B)>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -100,7 +102,7 @@ where
         Err(error) => return Err((error.into(), body)),
     };
     let mut upload = Upload::new(body, stream.clone());
-    let head = until_head(&stream, &mut upload);
+    let head = until_head(&stream, &mut upload, early);
     let answered = match until {
         None => head.await,
         Some(until) => {
@@ -114,7 +116,11 @@ where
 }
 
 /// Drives the upload until the head of the answer is there.
-async fn until_head<B>(stream: &Shared, upload: &mut Upload<B>) -> Result<Bytes, ExchangeError>
+async fn until_head<B>(
+    stream: &Shared,
+    upload: &mut Upload<B>,
+    mut early: impl FnMut(&[u8], &mut Context<'_>),
+) -> Result<Bytes, ExchangeError>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -126,8 +132,7 @@ where
             let received = ready!(stream.lock().poll_recv(cx)).map_err(ExchangeError::from)?;
             match received {
                 Some(Received::Head(head)) => return Poll::Ready(Ok(head)),
-                // Clients of ours have not asked for any.
-                Some(Received::Informational(_)) => {}
+                Some(Received::Informational(head)) => early(&head, cx),
                 _ => {
                     let text = "an answer without a head".to_owned();
                     return Poll::Ready(Err(ExchangeError::Broken { text, lost: false }));
@@ -151,31 +156,56 @@ impl RecvBody {
         Self { stream, ended: false }
     }
 
-    fn frame(&mut self, received: Option<Received>) -> Option<Result<Frame<Bytes>, StreamError>> {
-        match received {
-            Some(Received::Data(data)) => Some(Ok(Frame::data(data))),
-            Some(Received::Trailers(block)) => {
-                self.ended = true;
-                Some(trailers(&block).map(Frame::trailers))
-            }
-            // The session lets no other head through.
-            Some(Received::Head(_) | Received::Informational(_)) | None => {
-                self.ended = true;
-                None
-            }
+    /// What comes next; `None` at the end. Trailers come last.
+    pub fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Part, StreamError>>> {
+        if self.ended {
+            return Poll::Ready(None);
         }
+        let part = match ready!(self.stream.lock().poll_recv(cx)) {
+            Ok(Some(Received::Data(data))) => return Poll::Ready(Some(Ok(Part::Data(data)))),
+            Ok(Some(Received::Trailers(block))) => Some(trailers(&block).map(Part::Trailers)),
+            // The session lets no other head through.
+            Ok(Some(Received::Head(_) | Received::Informational(_)) | None) => None,
+            Err(error) => Some(Err(error)),
+        };
+        self.ended = true;
+        Poll::Ready(part)
+    }
+
+    /// The stream itself; `None` while the upload holds it, too.
+    pub fn into_exchange(self) -> Option<Exchange> {
+        self.stream.into_inner()
     }
 }
 
-fn trailers(block: &[u8]) -> Result<HeaderMap, StreamError> {
+/// A piece of what follows a head.
+#[derive(Debug)]
+pub enum Part {
+    /// Bytes; never empty.
+    Data(Bytes),
+    /// What follows the bytes.
+    Trailers(Fields),
+}
+
+fn trailers(block: &[u8]) -> Result<Fields, StreamError> {
     let mut fields = Fields::new();
     codec::get_fields(block, &mut fields).map_err(|error| StreamError::Reset {
         code: ResetCode::Protocol,
         reason: error.to_string().into(),
     })?;
-    let mut map = HeaderMap::new();
-    fields.write_map(&mut map);
-    Ok(map)
+    Ok(fields)
+}
+
+/// As HTTP/2 has it.
+pub fn frame(part: Part) -> Frame<Bytes> {
+    match part {
+        Part::Data(data) => Frame::data(data),
+        Part::Trailers(fields) => {
+            let mut map = HeaderMap::new();
+            fields.write_map(&mut map);
+            Frame::trailers(map)
+        }
+    }
 }
 
 impl Body for RecvBody {
@@ -186,17 +216,7 @@ impl Body for RecvBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let received = ready!(self.stream.lock().poll_recv(cx));
-        match received {
-            Ok(received) => Poll::Ready(self.frame(received)),
-            Err(error) => {
-                self.ended = true;
-                Poll::Ready(Some(Err(error)))
-            }
-        }
+        self.poll_part(cx).map_ok(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -245,6 +265,19 @@ where
     /// Whether there is nothing left to drive.
     pub fn is_done(&self) -> bool {
         self.ended.is_some()
+    }
+
+    /// Ends it, whatever the body has.
+    pub fn finish(&mut self) {
+        if self.ended.is_none() {
+            self.stream.lock().finish();
+            self.ended = Some(UploadEnd::Sent);
+        }
+    }
+
+    /// What is sent.
+    pub fn body(&self) -> &B {
+        &self.body
     }
 
     /// Gives the body back.

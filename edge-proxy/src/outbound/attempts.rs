@@ -1,22 +1,24 @@
 //! Sending a request, and sending it again where that is safe.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{sync::Arc, task::Context};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use mesh_core::{
     Endpoint, Reason,
-    message::{RequestHead, ResponseHead, codec, hop},
+    message::{ResponseHead, codec, hop},
     rule::{RetryPolicy, TrafficPolicy},
 };
 use mesh_runtime::clock;
 use tokio::time::Instant;
 
 use super::{
+    answer::{Answer, AnswerBody, Used},
     body::ReplayBody,
     deadline,
     dispatch::Dispatch,
+    front::http1::Conn,
     loads::Attempt,
     pool::{self, Place},
     probation,
@@ -31,6 +33,7 @@ use crate::{
     },
     record::Record,
     refusal::Refusal,
+    scratch::Scratch,
     worker::Worker,
 };
 
@@ -40,33 +43,45 @@ const MAX_REFUSAL_TEXT: usize = 4096;
 const REFUSAL_TEXT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// One request with what it takes to send it more than once.
-pub struct Carried {
-    /// As the application shall see it.
-    pub head: RequestHead,
+#[derive(Debug)]
+pub struct Carried<'a> {
+    /// The request as the application shall see it; the answer is put here.
+    pub scratch: &'a mut Scratch,
     /// What the application is spoken to in.
     pub speaks: Spoken,
     /// `None` only while an attempt holds it.
     pub body: Option<ReplayBody>,
-    /// Bytes that came from the client.
-    pub received: Option<Arc<AtomicU64>>,
     /// When the whole request must have been answered.
     pub deadline: Option<Instant>,
     /// When an attempt is repeated beyond what is always safe.
-    pub retry: Option<RetryPolicy>,
+    pub retry: Option<&'a RetryPolicy>,
     /// How long one attempt may take.
     pub attempt_timeout: Option<std::time::Duration>,
     /// What the service allows its callers.
-    pub traffic: TrafficPolicy,
+    pub traffic: &'a TrafficPolicy,
+    /// Who is told of heads before the head.
+    pub early: Early<'a>,
 }
 
-/// An answer, and what it was got with.
-pub struct Answer {
-    /// Its head.
-    pub head: ResponseHead,
-    /// Its body.
-    pub body: RecvBody,
-    /// The endpoint's load and the session's place, held while the body runs.
-    pub used: (Attempt, Place),
+/// Who is told of heads before the head (1xx).
+#[derive(Debug, Clone, Copy)]
+pub enum Early<'a> {
+    /// Nobody.
+    Nobody,
+    /// The client on this connection.
+    Client(&'a Conn),
+}
+
+impl Early<'_> {
+    /// What is no head is left out: it says nothing that matters.
+    fn tell(self, coded: &[u8], cx: &mut Context<'_>) {
+        let Self::Client(conn) = self else { return };
+        let mut head = ResponseHead::new();
+        if codec::get_response(coded, &mut head).is_ok() && head.status.is_informational() {
+            hop::remove(&mut head.fields, hop::Upgrade::Drop);
+            conn.lock().tell(&head, cx);
+        }
+    }
 }
 
 /// Why an attempt gave no answer, and what may be tried after it.
@@ -96,7 +111,7 @@ enum After {
 pub async fn attempts(
     worker: &Arc<Worker>,
     dispatch: &mut Dispatch,
-    carried: &mut Carried,
+    carried: &mut Carried<'_>,
     in_flight: &mut InFlight,
     record: &mut Record,
 ) -> Result<Answer, Refusal> {
@@ -111,20 +126,23 @@ pub async fn attempts(
         tell(record, dispatch, &endpoint);
         let sent = attempt(worker, dispatch, &endpoint, carried, &mut load, record).await;
         let failed = match sent {
-            Ok((answer, upload)) => {
-                let (head, body, place) = answer;
-                if !carried.wants_another(&head) || !carried.may_repeat(repeated, in_flight) {
-                    drive_on(worker, upload);
-                    return Ok(Answer { head, body, used: (load, place) });
+            Ok((body, upload, place)) => {
+                let answer = |body, upload, load| {
+                    let used = Used { attempt: load, place, in_flight: None };
+                    Ok(Answer { body: AnswerBody::Mesh(body), upload, used })
+                };
+                // A body that is too long to be sent again lets the answer stand.
+                if !carried.wants_another()
+                    || !upload.body().is_replayable()
+                    || !carried.may_repeat(repeated, in_flight)
+                {
+                    return answer(body, upload, load);
                 }
                 let mut replay = upload.into_body();
-                if !replay.rewind() {
-                    // Too long to be sent again: the answer stands.
-                    return Ok(Answer { head, body, used: (load, place) });
-                }
+                replay.rewind();
                 carried.body = Some(replay);
                 load.blame();
-                Failed::answered(&endpoint, head.status)
+                Failed::answered(&endpoint, carried.scratch.answer.status)
             }
             Err(failed) => {
                 let rewound = carried.body.as_mut().is_some_and(ReplayBody::rewind);
@@ -158,14 +176,14 @@ fn tell(record: &mut Record, dispatch: &Dispatch, endpoint: &Endpoint) {
     record.entry.attempts = u32::try_from(dispatch.attempts()).unwrap_or(u32::MAX);
 }
 
-type Sent = ((ResponseHead, RecvBody, Place), Upload<ReplayBody>);
+type Sent = (RecvBody, Upload<ReplayBody>, Place);
 
 /// Sends once. The body comes back where it may be sent again.
 async fn attempt(
     worker: &Arc<Worker>,
     dispatch: &Dispatch,
     endpoint: &Arc<Endpoint>,
-    carried: &mut Carried,
+    carried: &mut Carried<'_>,
     load: &mut Attempt,
     record: &mut Record,
 ) -> Result<Sent, Failed> {
@@ -185,8 +203,12 @@ async fn attempt(
     record.entry.peer = Some(place.peer.id.clone());
     record.entry.connection = Some(place.connection.clone());
     let Some(body) = carried.body.take() else { return Err(Failed::without_body()) };
-    let (target, coded) = (place.target(carried.speaks), carried.coded());
-    let (coded, body, upload) = match exchange(&place.mux, target, &coded, body, until).await {
+    carried.encode();
+    let (target, early) = (place.target(carried.speaks), carried.early);
+    let (coded, tell) =
+        (&carried.scratch.coded, |head: &[u8], cx: &mut Context<'_>| early.tell(head, cx));
+    let sent = exchange(&place.mux, target, coded, body, until, tell).await;
+    let (coded, body, mut upload) = match sent {
         Ok(answered) => answered,
         Err((error, body)) => {
             carried.body = Some(body);
@@ -196,8 +218,8 @@ async fn attempt(
             return Err(Failed::to_answer(endpoint, &error, load));
         }
     };
-    let mut head = ResponseHead::new();
-    if let Err(error) = codec::get_response(&coded, &mut head) {
+    let head = &mut carried.scratch.answer;
+    if let Err(error) = codec::get_response(&coded, head) {
         carried.body = Some(upload.into_body());
         load.blame();
         return Err(Failed::broken(endpoint, &error));
@@ -208,13 +230,21 @@ async fn attempt(
         return Err(Failed::there(endpoint, reason, &refusal_text(body).await, load));
     }
     load.answered();
-    hop::remove(&mut head.fields, hop::Upgrade::Drop);
-    Ok(((head, body, place), upload))
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    match (upload.body().is_offer(), switched) {
+        // Declined: the request is what it would have been without the offer.
+        (true, false) => upload.finish(),
+        (false, true) => return Err(Failed::unasked(endpoint)),
+        (true, true) | (false, false) => {}
+    }
+    let upgrade = if switched { hop::Upgrade::Keep } else { hop::Upgrade::Drop };
+    hop::remove(&mut head.fields, upgrade);
+    Ok((body, upload, place))
 }
 
 /// Answers may begin before requests have ended: then the rest of the request
 /// needs a task, because nobody may read the answer as fast as we send.
-fn drive_on(worker: &Worker, mut upload: Upload<ReplayBody>) {
+pub fn drive_on(worker: &Worker, mut upload: Upload<ReplayBody>) {
     if !upload.is_done() {
         worker.shared.drain.spawn(async move {
             upload.run().await;
@@ -247,21 +277,22 @@ pub async fn refusal_text(mut body: RecvBody) -> String {
     String::from_utf8_lossy(&text).trim_end().to_owned()
 }
 
-impl Carried {
+impl Carried<'_> {
     /// As it travels to the far proxy, with what is left of its time.
-    fn coded(&mut self) -> Vec<u8> {
+    fn encode(&mut self) {
+        let Scratch { head, coded, .. } = &mut *self.scratch;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(clock::monotonic());
-            deadline::write(&mut self.head.fields, left);
+            deadline::write(&mut head.fields, left);
         }
-        let mut coded = Vec::new();
-        codec::put_request(&self.head, &mut coded);
-        coded
+        coded.clear();
+        codec::put_request(head, coded);
     }
 
-    /// Whether an answer is one that the policy repeats.
-    fn wants_another(&self, head: &ResponseHead) -> bool {
+    /// Whether the answer is one that the policy repeats.
+    fn wants_another(&self) -> bool {
         let Some(retry) = &self.retry else { return false };
+        let head = &self.scratch.answer;
         let grpc = || {
             let code = std::str::from_utf8(head.fields.get("grpc-status")?).ok()?.parse().ok()?;
             Some(retry.grpc_codes.contains(&code))
@@ -276,8 +307,8 @@ impl Carried {
             None => (1, false),
         };
         repeated < times
-            && (any_method || is_idempotent(&self.head.method))
-            && in_flight.repeat(&self.traffic)
+            && (any_method || is_idempotent(&self.scratch.head.method))
+            && in_flight.repeat(self.traffic)
     }
 
     /// Waits before repetition `n`, counted from 0, as the policy says.
@@ -357,6 +388,12 @@ impl Failed {
             text.to_owned()
         };
         Self { refusal: Refusal::new(reason, text), after }
+    }
+
+    /// The far proxy switched to a protocol that nobody had offered.
+    fn unasked(endpoint: &Endpoint) -> Self {
+        let text = format!("{}: switched protocols unasked", describe(endpoint));
+        Self { refusal: Refusal::new(Reason::UpstreamReset, text), after: After::Nothing }
     }
 
     fn without_body() -> Self {

@@ -15,17 +15,80 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::{loads::Attempt, pool::Place, protect::InFlight};
-use crate::{
-    inner::{mux::StreamError, request::RecvBody},
-    record::Record,
+use super::{
+    answer::{AnswerBody, AnswerError, Used},
+    front::http1::Conn,
 };
+use crate::{http1::ConnError, record::Record};
+
+/// A request's body as its client sends it.
+#[derive(Debug)]
+pub enum ClientBody {
+    /// There is none.
+    None,
+    /// There is none either, but bytes of another protocol will follow if the
+    /// application agrees.
+    Offer,
+    /// On a connection that carries one request at a time.
+    Http1(Conn),
+    /// On a stream of HTTP/2.
+    Http2(Incoming),
+}
+
+/// The client has not sent all of its request.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Over HTTP/1.
+    #[error(transparent)]
+    Http1(#[from] ConnError),
+    /// Over HTTP/2.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+}
+
+impl ClientBody {
+    /// Bytes that it is known to have.
+    fn length(&self) -> Option<u64> {
+        match self {
+            Self::None => Some(0),
+            Self::Offer => None,
+            Self::Http1(conn) => conn.lock().body_length(),
+            Self::Http2(body) if body.is_end_stream() => Some(0),
+            Self::Http2(body) => body.size_hint().exact(),
+        }
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::None => Poll::Ready(None),
+            Self::Offer => Poll::Pending,
+            Self::Http1(conn) => conn.lock().poll_frame(cx),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Http2),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Offer => false,
+            Self::Http1(conn) => conn.lock().is_body_over(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+}
 
 /// A request's body that can be sent again as long as it is short.
 #[derive(Debug)]
 pub struct ReplayBody {
-    /// `None` for a copy: all of it is kept.
-    incoming: Option<Incoming>,
+    incoming: ClientBody,
     /// What is kept at most.
     limit: usize,
     kept: Vec<Bytes>,
@@ -33,44 +96,50 @@ pub struct ReplayBody {
     /// The next of `kept` to be sent again.
     next: usize,
     replayable: bool,
-    received: Arc<AtomicU64>,
+    /// Made when the first bytes are counted by somebody.
+    received: Option<Arc<AtomicU64>>,
 }
 
 impl ReplayBody {
     /// Nothing has been read yet; up to `limit` bytes are kept.
-    pub fn new(incoming: Incoming, limit: usize) -> Self {
-        let (kept, received) = (Vec::new(), Arc::default());
-        let incoming = Some(incoming);
-        Self { incoming, limit, kept, kept_bytes: 0, next: 0, replayable: true, received }
+    pub fn new(incoming: ClientBody, limit: usize) -> Self {
+        let kept = Vec::new();
+        Self { incoming, limit, kept, kept_bytes: 0, next: 0, replayable: true, received: None }
+    }
+
+    /// Whether it stands for bytes of another protocol.
+    pub fn is_offer(&self) -> bool {
+        matches!(self.incoming, ClientBody::Offer)
     }
 
     /// The same body for somebody else, once all of it has come; `None` if it
     /// is not known to be short enough to be kept.
     pub async fn copy(&mut self) -> Option<Self> {
-        let left = self.incoming.as_ref().map_or(Some(0), |body| match body.is_end_stream() {
-            true => Some(0),
-            false => body.size_hint().exact(),
-        })?;
-        if left > self.limit as u64 {
+        if self.incoming.length()? > self.limit as u64 {
             return None;
         }
         while let Some(frame) = self.frame().await {
             frame.ok()?;
         }
         self.rewind().then(|| Self {
-            incoming: None,
+            incoming: ClientBody::None,
             limit: self.limit,
             kept: self.kept.clone(),
             kept_bytes: self.kept_bytes,
             next: 0,
             replayable: true,
-            received: Arc::default(),
+            received: None,
         })
     }
 
-    /// Counts the bytes that came from the client.
-    pub fn received(&self) -> Arc<AtomicU64> {
-        self.received.clone()
+    /// Counts the bytes that come from the client.
+    pub fn received(&mut self) -> Arc<AtomicU64> {
+        self.received.get_or_insert_default().clone()
+    }
+
+    /// Whether all that was sent has been kept.
+    pub fn is_replayable(&self) -> bool {
+        self.replayable
     }
 
     /// Begins again, if all that was sent has been kept.
@@ -98,22 +167,23 @@ impl ReplayBody {
 
 impl Body for ReplayBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(data) = self.kept.get(self.next).cloned() {
             self.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(incoming).poll_frame(cx));
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
             match frame.data_ref() {
                 Some(data) => {
-                    self.received.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    if let Some(received) = &self.received {
+                        received.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    }
                     self.keep(data);
                 }
                 None => self.give_up(),
@@ -123,16 +193,22 @@ impl Body for ReplayBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.next >= self.kept.len() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.next >= self.kept.len() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::default()
+        match self.incoming.length() {
+            Some(left) => {
+                let again: usize = self.kept.iter().skip(self.next).map(Bytes::len).sum();
+                SizeHint::with_exact(left + again as u64)
+            }
+            None => SizeHint::default(),
+        }
     }
 }
 
-/// A response's body towards a client. What is told of the request is told
-/// when it has ended or the client has gone.
+/// A response's body towards a client of HTTP/2. What is told of the request
+/// is told when it has ended or the client has gone.
 #[derive(Debug)]
 pub struct OutBody {
     source: Source,
@@ -142,21 +218,10 @@ pub struct OutBody {
     _used: Option<Used>,
 }
 
-/// What an answer occupies until its body has ended.
-#[derive(Debug)]
-pub struct Used {
-    /// The endpoint's load.
-    pub attempt: Attempt,
-    /// A place on a session.
-    pub place: Place,
-    /// A request of the service.
-    pub in_flight: InFlight,
-}
-
 #[derive(Debug)]
 enum Source {
     Whole(Bytes),
-    Stream(RecvBody),
+    Stream(AnswerBody),
 }
 
 impl OutBody {
@@ -172,10 +237,10 @@ impl OutBody {
         Self::of(Source::Whole(Bytes::new()))
     }
 
-    /// A body from the mesh; holds what it occupies until it has ended, or
-    /// until the deadline breaks it off.
+    /// A body from an application; holds what it occupies until it has ended,
+    /// or until the deadline breaks it off.
     pub fn stream(
-        body: RecvBody,
+        body: AnswerBody,
         record: Record,
         received: Option<Arc<AtomicU64>>,
         used: Used,
@@ -197,7 +262,7 @@ impl OutBody {
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         match &mut self.source {
             Source::Whole(data) if data.is_empty() => Poll::Ready(None),
             Source::Whole(data) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
@@ -205,7 +270,7 @@ impl OutBody {
                 let polled = Pin::new(body).poll_frame(cx);
                 let late = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
                 if polled.is_pending() && self.deadline.as_mut().is_some_and(late) {
-                    return Poll::Ready(Some(Err(StreamError::Ended)));
+                    return Poll::Ready(Some(Err(AnswerError::Late)));
                 }
                 polled
             }
@@ -215,12 +280,12 @@ impl OutBody {
 
 impl Body for OutBody {
     type Data = Bytes;
-    type Error = StreamError;
+    type Error = AnswerError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = &mut *self;
         let frame = ready!(this.poll_source(cx));
         if let Some(record) = &mut this.record {
@@ -229,7 +294,7 @@ impl Body for OutBody {
                     record.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
                 // We have ended it ourselves: the deadline.
-                Some(Err(StreamError::Ended)) => record.failed(mesh_core::Reason::Timeout),
+                Some(Err(AnswerError::Late)) => record.failed(mesh_core::Reason::Timeout),
                 Some(Err(_)) => record.failed(mesh_core::Reason::UpstreamReset),
                 None => {}
             }

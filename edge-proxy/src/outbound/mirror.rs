@@ -5,12 +5,14 @@ use std::{sync::Arc, time::Duration};
 use mesh_core::{message::RequestHead, rule::Mirror};
 
 use super::{
-    attempts::{Carried, attempts},
+    attempts::{Carried, Early, attempts, drive_on},
     body::ReplayBody,
     decision::{Chosen, Decision},
     dispatch::Dispatch,
 };
-use crate::{inner::mux::Spoken, metrics::Direction, record::Record, worker::Worker};
+use crate::{
+    inner::mux::Spoken, metrics::Direction, record::Record, scratch::Scratch, worker::Worker,
+};
 
 /// How long a copy may take; nobody waits for it.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -37,12 +39,16 @@ pub async fn start(
             worker.shared.metrics.mirrors_skipped.inc();
             return;
         };
-        let (worker, head, service) = (worker.clone(), head.clone(), decision.service.clone());
+        let mut scratch = worker.scratch.take();
+        scratch.head.clone_from(head);
+        let (worker, service) = (worker.clone(), decision.service.clone());
         worker.shared.drain.clone().spawn(async move {
-            let sent = tokio::time::timeout(TIMEOUT, send(&worker, &service, &chosen, head, copy));
+            let sent =
+                tokio::time::timeout(TIMEOUT, send(&worker, &service, &chosen, &mut scratch, copy));
             if sent.await.is_err() {
                 log::debug!(service = chosen.service.as_str(); "a mirror did not answer in time");
             }
+            worker.scratch.give(scratch);
             drop(place);
         });
     }
@@ -52,7 +58,7 @@ async fn send(
     worker: &Arc<Worker>,
     service: &mesh_core::Service,
     chosen: &Chosen,
-    head: RequestHead,
+    scratch: &mut Scratch,
     body: ReplayBody,
 ) {
     let mut record = Record::new(worker, Direction::Outbound, "http1");
@@ -62,20 +68,23 @@ async fn send(
         let mut in_flight = worker.protections.begin(service)?;
         let mut dispatch = Dispatch::alone(worker, &chosen.service, &chosen.port).await?;
         let mut carried = Carried {
-            head,
+            scratch: &mut *scratch,
             speaks: Spoken::Http1,
             body: Some(body),
-            received: None,
             deadline: None,
             retry: None,
             attempt_timeout: None,
-            traffic: service.traffic.clone(),
+            traffic: &service.traffic,
+            early: Early::Nobody,
         };
         attempts(worker, &mut dispatch, &mut carried, &mut in_flight, &mut record).await
     };
     let result: Result<_, crate::refusal::Refusal> = sending.await;
     match result {
-        Ok(answer) => record.answered(answer.head.status),
+        Ok(answer) => {
+            record.answered(scratch.answer.status);
+            drive_on(worker, answer.upload);
+        }
         Err(refusal) => record.failed(refusal.reason),
     }
 }

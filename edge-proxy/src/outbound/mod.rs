@@ -8,6 +8,7 @@
 //! - [`decision`]: which rule, and which of its backends.
 //! - [`deadline`]: how long it may take, as it travels.
 //! - [`protect`]: what this proxy allows itself at one service.
+//! - [`answer`]: what came back, and what it holds.
 //! - [`attempts`]: sending, and sending again where that is safe.
 //! - [`mirror`]: copies whose answers nobody waits for.
 //! - [`opaque`]: one connection of opaque bytes.
@@ -17,6 +18,7 @@
 //! - [`probation`]: how an endpoint that was away comes back.
 //! - [`body`]: bodies on their way through.
 
+pub mod answer;
 pub mod attempts;
 pub mod body;
 pub mod deadline;

@@ -10,6 +10,7 @@ use mesh_core::{
 };
 
 use super::{
+    answer::Used,
     attempts::reason_of,
     dispatch::Dispatch,
     loads::Attempt,
@@ -36,9 +37,22 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An open stream to the application of an endpoint.
 #[derive(Debug)]
 pub struct Opened {
-    stream: Pipe,
-    _place: Place,
-    _load: Attempt,
+    stream: Relayed,
+    _used: Used,
+}
+
+/// How the bytes get there.
+#[derive(Debug)]
+pub enum Relayed {
+    /// In an inner session.
+    Mesh(Pipe),
+}
+
+impl Opened {
+    /// Holds what is used until the connection ends.
+    pub fn new(stream: Relayed, used: Used) -> Self {
+        Self { stream, _used: used }
+    }
 }
 
 /// Opens a stream to `destination`. Nothing has been sent yet, so any failure
@@ -66,7 +80,10 @@ pub async fn open(
         record.entry.attempts = u32::try_from(dispatch.attempts()).unwrap_or(u32::MAX);
         let attempt = attempt(worker, &dispatch, &endpoint, &mut load, record);
         match attempt.await {
-            Ok((stream, place)) => return Ok(Opened { stream, _place: place, _load: load }),
+            Ok((stream, place)) => {
+                let used = Used { attempt: load, place, in_flight: None };
+                return Ok(Opened::new(Relayed::Mesh(stream), used));
+            }
             Err((refusal, Retry::No)) => return Err(refusal),
             Err((refusal, retry)) if !dispatch.may_go_on(retry == Retry::Nobody) => {
                 return Err(refusal);
@@ -198,14 +215,15 @@ pub async fn run(worker: &Worker, mut client: impl Duplex, mut opened: Opened, m
         worker.shared.drain.draining().await;
         tokio::time::sleep(worker.shared.config.opaque_drain_timeout).await;
     };
+    let Relayed::Mesh(stream) = &mut opened.stream;
     let ended = tokio::select! {
-        result = copy(&mut client, &mut opened.stream, &mut copied) => result.is_ok(),
+        result = copy(&mut client, stream, &mut copied) => result.is_ok(),
         () = patience => false,
         () = worker.shared.drain.stopping() => false,
     };
     if !ended {
         client.reset();
-        opened.stream.reset();
+        stream.reset();
         record.failed(Reason::UpstreamReset);
     }
     record.entry.received = copied.forth;

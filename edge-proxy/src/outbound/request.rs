@@ -1,14 +1,13 @@
 //! One request: its rule, what the rule does with it, and its answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header::UPGRADE};
+use http::{HeaderValue, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use mesh_core::{
     Protocol, Reason,
-    message::{RequestHead, ResponseHead, Scheme, hop},
+    message::{Known, RequestHead, ResponseHead, Scheme, hop},
     route::Destination,
     rule::{Fault, Target},
 };
@@ -16,109 +15,96 @@ use mesh_runtime::clock;
 use tokio::time::Instant;
 
 use super::{
-    attempts::{Answer, Carried, attempts},
-    body::{OutBody, ReplayBody, Used},
+    answer::Answer,
+    attempts::{Carried, Early, attempts},
+    body::{ClientBody, ReplayBody},
     deadline,
     decision::{Chosen, Decision},
     dispatch::Dispatch,
     mirror,
 };
 use crate::{
-    inner::mux::Spoken,
-    record::Record,
-    refusal::{Refusal, is_grpc},
-    worker::Worker,
+    inner::mux::Spoken, record::Record, refusal::Refusal, scratch::Scratch, worker::Worker,
 };
 
-/// Carries a request to `destination` and answers in any case.
-pub async fn carry(
-    worker: &Arc<Worker>,
-    destination: Destination,
-    request: Request<Incoming>,
-    mut record: Record,
-) -> Response<OutBody> {
-    let grpc = is_grpc(request.headers());
-    record.entry.service = Some(destination.service.clone());
-    record.entry.port = Some(destination.port.clone());
-    match try_carry(worker, &destination, request, &mut record).await {
-        Ok(Outcome::Forwarded { answer, used, deadline, received }) => {
-            let Answer { head, body, used: (attempt, place) } = answer;
-            record.answered(head.status);
-            let used = Used { attempt, place, in_flight: used };
-            let body = OutBody::stream(body, record, received, used, deadline);
-            head.to_response().map(|()| body)
-        }
-        Ok(Outcome::Answered(response)) => {
-            record.answered(response.status());
-            response.map(|text| OutBody::whole(text, record))
-        }
-        Err(refusal) => refused(&refusal, grpc, record),
-    }
-}
-
-/// The response that tells a client of a refusal.
-pub fn refused(refusal: &Refusal, grpc: bool, mut record: Record) -> Response<OutBody> {
-    record.failed(refusal.reason);
-    record.entry.status = refusal.status.as_u16();
-    log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
-    refusal.response(grpc).map(|text| OutBody::whole(text, record))
+/// How a client speaks.
+#[derive(Debug, Clone, Copy)]
+pub struct Client<'a> {
+    /// Over HTTP/2.
+    pub http2: bool,
+    /// It offers to switch to the protocol that its head names.
+    pub upgrade: bool,
+    /// Who is told of heads before the head.
+    pub early: Early<'a>,
 }
 
 /// What became of a request.
-enum Outcome {
-    /// The application has answered.
-    Forwarded {
-        answer: Answer,
-        used: super::protect::InFlight,
-        deadline: Option<Instant>,
-        received: Option<Arc<std::sync::atomic::AtomicU64>>,
-    },
+#[derive(Debug)]
+pub enum Outcome {
+    /// An application has answered; the head is in the scratch.
+    Forwarded(Box<Forwarded>),
     /// The rule itself has.
     Answered(Response<Bytes>),
 }
 
-async fn try_carry(
+/// An application's answer on its way back.
+#[derive(Debug)]
+pub struct Forwarded {
+    /// Its body, and what is left of the request.
+    pub answer: Answer,
+    /// When all of it must have come.
+    pub deadline: Option<Instant>,
+    /// Counts the request's body; `None` if it has none.
+    pub received: Option<Arc<AtomicU64>>,
+}
+
+/// Carries the request in `scratch` to `destination`, up to the head of its
+/// answer, which is put in `scratch`, too.
+///
+/// # Errors
+///
+/// Nobody has answered.
+pub async fn carry(
     worker: &Arc<Worker>,
     destination: &Destination,
-    request: Request<Incoming>,
+    scratch: &mut Scratch,
+    body: ClientBody,
+    client: Client<'_>,
     record: &mut Record,
 ) -> Result<Outcome, Refusal> {
+    record.entry.service = Some(destination.service.clone());
+    record.entry.port = Some(destination.port.clone());
     if worker.shared.drain.is_draining() {
         let text = "this proxy is going away; open a new connection";
         return Err(Refusal::new(Reason::Draining, text));
     }
-    refuse_upgrades(&request)?;
-    let (parts, body) = request.into_parts();
-    let mut head = RequestHead::new();
-    head.read_parts(&parts).map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
-    let decision = Decision::take(worker, destination, Some(&head)).await?;
+    let decision = Decision::take(worker, destination, Some(&scratch.head)).await?;
     if let Some(fault) = decision.route().and_then(|route| route.fault.as_ref()) {
-        inject(fault, &head).await?;
+        inject(fault, &scratch.head).await?;
     }
-    if let Some(response) = redirect(&decision, &head) {
+    if let Some(response) = redirect(&decision, &scratch.head) {
         return Ok(Outcome::Answered(response));
     }
-    let deadline = deadline_of(&decision, &head);
+    let deadline = deadline_of(&decision, &scratch.head);
     let chosen = decision.choose()?;
     let mut in_flight = worker.protections.begin(&decision.service)?;
     let mut dispatch = Dispatch::to(worker, &decision, &chosen).await?;
-    dispatch.stay(Some(&head.fields), record.client);
-    let client = parts.version;
+    dispatch.stay(Some(&scratch.head.fields), record.client);
     let mut body = ReplayBody::new(body, decision.service.traffic.replay_bytes);
-    change(&mut head, &decision, &chosen);
-    mirror::start(worker, &decision, &head, &mut body).await;
-    let speaks = inner_protocol(&dispatch, client, &head);
+    change(&mut scratch.head, &decision, &chosen, client.upgrade);
+    mirror::start(worker, &decision, &scratch.head, &mut body).await;
+    let speaks = inner_protocol(&dispatch, client.http2, &scratch.head);
     let received = (!body.is_end_stream()).then(|| body.received());
     let route = decision.route();
     let mut carried = Carried {
-        head,
+        scratch,
         speaks,
         body: Some(body),
-        received: received.clone(),
         deadline,
-        retry: route.and_then(|route| route.retry.clone()),
+        retry: route.and_then(|route| route.retry.as_ref()),
         attempt_timeout: route.and_then(|route| route.backend_timeout),
-        traffic: decision.service.traffic.clone(),
+        traffic: &decision.service.traffic,
+        early: client.early,
     };
     let sending = attempts(worker, &mut dispatch, &mut carried, &mut in_flight, record);
     let answered = match deadline {
@@ -128,27 +114,17 @@ async fn try_carry(
             .unwrap_or_else(|_| Err(too_late(destination))),
     };
     let mut answer = answered?;
-    change_answer(&mut answer.head, &decision, &chosen);
+    answer.used.in_flight = Some(in_flight);
+    change_answer(&mut scratch.answer, &decision, &chosen);
     if let Some(cookie) = dispatch.cookie() {
-        answer.head.fields.push("set-cookie", cookie.as_bytes());
+        scratch.answer.fields.push("set-cookie", cookie.as_bytes());
     }
-    Ok(Outcome::Forwarded { answer, used: in_flight, deadline, received })
+    Ok(Outcome::Forwarded(Box::new(Forwarded { answer, deadline, received })))
 }
 
 fn too_late(destination: &Destination) -> Refusal {
     let text = format!("service {}: no answer before the request's deadline", destination.service);
     Refusal::new(Reason::Timeout, text)
-}
-
-fn refuse_upgrades(request: &Request<Incoming>) -> Result<(), Refusal> {
-    let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
-    let websocket = upgrade.is_some_and(|value| value.to_ascii_lowercase().contains("websocket"));
-    if websocket {
-        let text = "WebSocket is not carried yet; declare the port as tcp";
-        return Err(Refusal::new(Reason::Unsupported, text));
-    }
-    // Any other upgrade is an offer that may be ignored (RFC 9110 section 7.8).
-    Ok(())
 }
 
 /// Delays or refuses a request on purpose.
@@ -194,11 +170,12 @@ fn deadline_of(decision: &Decision, head: &RequestHead) -> Option<Instant> {
 }
 
 /// Makes a client's request what the application shall see.
-fn change(head: &mut RequestHead, decision: &Decision, chosen: &Chosen) {
-    hop::remove(&mut head.fields, hop::Upgrade::Drop);
+fn change(head: &mut RequestHead, decision: &Decision, chosen: &Chosen, upgrade: bool) {
+    // Any other upgrade is an offer that may be ignored (RFC 9110 section 7.8).
+    hop::remove(&mut head.fields, if upgrade { hop::Upgrade::Keep } else { hop::Upgrade::Drop });
     hop::remove_mesh(&mut head.fields);
     // Answered by our own front as soon as the body is asked for.
-    head.fields.remove("expect");
+    head.fields.remove_known(Known::Expect);
     if head.authority.is_empty() {
         head.authority.push_str(chosen.service.as_str());
     }
@@ -224,11 +201,10 @@ fn change_answer(head: &mut ResponseHead, decision: &Decision, chosen: &Chosen) 
 /// What the application shall be spoken to in: HTTP/2 where the port is
 /// declared so, or where the client speaks it and the application must, being
 /// gRPC or having been found out to. All others understand HTTP/1.
-fn inner_protocol(dispatch: &Dispatch, client: http::Version, head: &RequestHead) -> Spoken {
+fn inner_protocol(dispatch: &Dispatch, http2: bool, head: &RequestHead) -> Spoken {
     let service = dispatch.snapshot.services.get(&dispatch.service);
     let port = service.and_then(|service| service.port(dispatch.port.as_str()));
     let protocol = port.map_or(Protocol::Detect, |port| port.protocol);
     let must = protocol == Protocol::Detect || head.is_grpc();
-    let client = client == http::Version::HTTP_2;
-    if protocol == Protocol::Grpc || (client && must) { Spoken::Http2 } else { Spoken::Http1 }
+    if protocol == Protocol::Grpc || (http2 && must) { Spoken::Http2 } else { Spoken::Http1 }
 }

@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 use crate::prefixed::Prefixed;
 
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Where a line that has not ended by then is not worth waiting for.
 const MAX_LINE: usize = 4096;
 /// Registered methods that requests begin with.
@@ -52,20 +52,6 @@ pub async fn detect(stream: Stream, patience: Duration) -> io::Result<(Speaks, S
     })
     .await
     .map(|(speaks, stream)| (speaks.unwrap_or(Speaks::Opaque), stream))
-}
-
-/// Tells HTTP/2 from HTTP/1 on a connection that must be one of them.
-pub async fn http(stream: Stream, patience: Duration) -> io::Result<(Speaks, Stream)> {
-    let (speaks, stream) = read_until(stream, patience, |bytes| {
-        let shared = bytes.len().min(PREFACE.len());
-        match bytes[..shared] == PREFACE[..shared] {
-            false => Some(Speaks::Http1),
-            true if shared == PREFACE.len() => Some(Speaks::Http2),
-            true => None,
-        }
-    })
-    .await?;
-    Ok((speaks.unwrap_or(Speaks::Http1), stream))
 }
 
 async fn read_until(

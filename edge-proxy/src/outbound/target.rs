@@ -2,67 +2,46 @@
 
 use std::net::IpAddr;
 
-use http::{Method, Request, header::HOST, uri::Authority};
-use mesh_core::{Reason, Service, ServiceName, Snapshot, route::Destination};
+use http::Method;
+use mesh_core::{Reason, Service, ServiceName, Snapshot, message::RequestHead, route::Destination};
 
 use crate::refusal::Refusal;
 
 /// What Kubernetes appends to service names.
 const CLUSTER_SUFFIXES: [&str; 2] = [".svc.cluster.local", ".svc"];
 
-/// Host and port that a request names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// As the client wrote it.
-    pub authority: Authority,
-}
-
-/// What the request names: the target of CONNECT, the authority of an absolute
-/// form or of HTTP/2, else `Host` (RFC 9112 section 3.2).
-pub fn named<B>(request: &Request<B>) -> Result<Named, Refusal> {
-    if let Some(authority) = request.uri().authority() {
-        return Ok(Named { authority: authority.clone() });
+/// The service and port that a request names: by the target of CONNECT, the
+/// authority of an absolute form or of HTTP/2, else `Host` (RFC 9112 section
+/// 3.2).
+pub fn resolve(head: &RequestHead, snapshot: &Snapshot) -> Result<Destination, Refusal> {
+    if head.authority.is_empty() {
+        let text = "the request names no service: send one Host header, or an absolute URI";
+        return Err(Refusal::new(Reason::BadRequest, text));
     }
-    if *request.method() == Method::CONNECT {
+    // An empty port is none (RFC 3986 section 3.2.3).
+    let (host, number) = (head.host(), head.port().filter(|port| !port.is_empty()));
+    if head.method == Method::CONNECT && number.is_none() {
         return Err(Refusal::new(Reason::BadRequest, "CONNECT needs <host>:<port>"));
     }
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let (host, more) = (hosts.next(), hosts.next());
-    let host = host.filter(|_| more.is_none()).and_then(|host| host.to_str().ok());
-    match host.and_then(|host| host.parse().ok()) {
-        Some(authority) => Ok(Named { authority }),
-        None => {
-            let text = "the request names no service: send one Host header, or an absolute URI";
-            Err(Refusal::new(Reason::BadRequest, text))
-        }
-    }
+    let name = service_name(host)?;
+    let service = snapshot.services.get(&name).ok_or_else(|| no_such_service(host))?;
+    let port = match number {
+        Some(number) => number.parse().ok().and_then(|number| service.port_number(number)),
+        None => service.port_number(80).or_else(|| only_port(service)),
+    };
+    let port = port.ok_or_else(|| no_such_port(service, number))?;
+    Ok(Destination { service: name, port: port.name.clone() })
 }
 
-impl Named {
-    /// The service and port it names.
-    pub fn resolve(&self, snapshot: &Snapshot) -> Result<Destination, Refusal> {
-        let host = self.authority.host();
-        let name = service_name(host)?;
-        let service = snapshot.services.get(&name).ok_or_else(|| no_such_service(host))?;
-        let port = match self.authority.port_u16() {
-            Some(number) => service.port_number(number),
-            None if self.authority.port().is_some() => None,
-            None => service.port_number(80).or_else(|| only_port(service)),
-        };
-        let port = port.ok_or_else(|| self.no_such_port(service))?;
-        Ok(Destination { service: name, port: port.name.clone() })
-    }
-
-    fn no_such_port(&self, service: &Service) -> Refusal {
-        let ports: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
-        let ports = ports.join(", ");
-        let problem = match self.authority.port() {
-            Some(port) => format!("has no port {}", port.as_str()),
-            None => "has several ports and none is 80; name one".to_owned(),
-        };
-        let text = format!("service {} {problem}; it has: {ports}", service.name);
-        Refusal::new(Reason::NoSuchPort, text)
-    }
+fn no_such_port(service: &Service, number: Option<&str>) -> Refusal {
+    let ports: Vec<String> = service.ports.iter().map(|port| port.number.to_string()).collect();
+    let ports = ports.join(", ");
+    let problem = match number {
+        Some(number) => format!("has no port {number}"),
+        None => "has several ports and none is 80; name one".to_owned(),
+    };
+    let text = format!("service {} {problem}; it has: {ports}", service.name);
+    Refusal::new(Reason::NoSuchPort, text)
 }
 
 fn only_port(service: &Service) -> Option<&mesh_core::ServicePort> {
@@ -98,30 +77,37 @@ fn no_such_service(host: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use mesh_core::TrustBundles;
 
-    fn request(method: &str, uri: &str, hosts: &[&str]) -> Request<()> {
-        let mut builder = Request::builder().method(method).uri(uri);
-        for host in hosts {
-            builder = builder.header(HOST, *host);
-        }
-        builder.body(()).unwrap()
-    }
+    use super::*;
+    use crate::files::snapshot;
 
     #[test]
-    fn the_target_comes_before_the_host() {
+    fn ports_are_those_of_the_service() {
+        let text = "site: west\ntrust_domain: west.example\nservices:\n\
+                    \x20 - name: web.shop\n    ports: [{ name: a, port: 80 }, { name: b, port: 81 }]\n\
+                    \x20 - name: db.shop\n    ports: [{ name: sql, port: 5432 }]\n\
+                    \x20 - name: two.shop\n    ports: [{ name: a, port: 1 }, { name: b, port: 2 }]\n";
+        let snapshot = snapshot::parse(text, "t.yaml", &TrustBundles::new()).unwrap();
         let cases = [
-            (request("GET", "http://a.b:81/x", &["c.d"]), Ok("a.b:81")),
-            (request("GET", "/x", &["c.d:90"]), Ok("c.d:90")),
-            (request("CONNECT", "a.b:6379", &["c.d"]), Ok("a.b:6379")),
-            (request("GET", "/x", &[]), Err(Reason::BadRequest)),
-            (request("GET", "/x", &["a.b", "a.b"]), Err(Reason::BadRequest)),
-            (request("GET", "/x", &["a b"]), Err(Reason::BadRequest)),
+            (Method::GET, "web.shop", Ok("a")),
+            (Method::GET, "web.shop:", Ok("a")),
+            (Method::GET, "web.shop:81", Ok("b")),
+            (Method::GET, "web.shop:82", Err(Reason::NoSuchPort)),
+            (Method::GET, "web.shop:65617", Err(Reason::NoSuchPort)),
+            (Method::GET, "db.shop", Ok("sql")),
+            (Method::GET, "two.shop", Err(Reason::NoSuchPort)),
+            (Method::GET, "no.shop", Err(Reason::NoSuchService)),
+            (Method::GET, "", Err(Reason::BadRequest)),
+            (Method::CONNECT, "db.shop:5432", Ok("sql")),
+            (Method::CONNECT, "db.shop", Err(Reason::BadRequest)),
         ];
-        for (request, wanted) in cases {
-            let named = named(&request);
-            let found = named.as_ref().map(|named| named.authority.as_str());
-            assert_eq!(found.map_err(|refusal| refusal.reason), wanted, "{request:?}");
+        for (method, authority, wanted) in cases {
+            let authority = authority.to_owned();
+            let head = RequestHead { method, authority, ..RequestHead::new() };
+            let found = resolve(&head, &snapshot);
+            let found = found.as_ref().map(|found| found.port.as_str());
+            assert_eq!(found.map_err(|refusal| refusal.reason), wanted, "{head:?}");
         }
     }
 

@@ -79,13 +79,41 @@ impl App {
     }
 }
 
+/// A client of HTTP/1, which says `Host` as all must (RFC 9112 section 3.2).
+pub struct Http1(hyper::client::conn::http1::SendRequest<AnyBody>);
+
+impl Http1 {
+    /// Sends a request; one that names a host says so in `Host`, too.
+    pub fn send_request(
+        &mut self,
+        mut request: Request<AnyBody>,
+    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+        let authority = request.uri().authority().map(|authority| authority.to_string());
+        if let Some(authority) = authority {
+            let host = authority.parse().unwrap();
+            request.headers_mut().entry(http::header::HOST).or_insert(host);
+        }
+        self.0.send_request(request)
+    }
+
+    /// Waits until another request may be sent.
+    pub async fn ready(&mut self) -> hyper::Result<()> {
+        self.0.ready().await
+    }
+
+    /// Whether the proxy has closed the connection.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
 /// A client's connection over HTTP/1.
-pub async fn http1(addr: SocketAddr) -> hyper::client::conn::http1::SendRequest<AnyBody> {
+pub async fn http1(addr: SocketAddr) -> Http1 {
     let stream = TcpStream::connect(addr).await.unwrap();
     let (send, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection.with_upgrades());
-    send
+    Http1(send)
 }
 
 /// A client's connection over HTTP/2 with prior knowledge.

@@ -111,6 +111,25 @@ impl<S: Io> ServerConn<S> {
         self
     }
 
+    /// Reads until it can be told whether `preface`, which no request begins
+    /// with, comes instead of one.
+    pub fn poll_begins_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        preface: &[u8],
+    ) -> Poll<io::Result<bool>> {
+        loop {
+            let filled = self.wire.filled();
+            let shared = filled.len().min(preface.len());
+            if shared == preface.len() || filled[..shared] != preface[..shared] {
+                return Poll::Ready(Ok(filled.starts_with(preface)));
+            }
+            if ready!(self.wire.poll_fill(cx, Room::Small))? == 0 {
+                return Poll::Ready(Ok(false));
+            }
+        }
+    }
+
     /// The stream.
     pub fn io(&self) -> &S {
         self.wire.io()
@@ -279,6 +298,16 @@ impl<S: Io> ServerConn<S> {
     /// Whether all of the request's body has been consumed.
     pub fn is_body_end(&self) -> bool {
         self.incoming.is_end()
+    }
+
+    /// Bytes of the request's body to come, if its head has said so.
+    pub fn body_length(&self) -> Option<u64> {
+        self.incoming.length()
+    }
+
+    /// Whether there are trailers to be taken.
+    pub fn has_trailers(&self) -> bool {
+        self.incoming.has_trailers()
     }
 
     /// What followed the request's body, once.

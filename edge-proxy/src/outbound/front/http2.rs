@@ -1,0 +1,198 @@
+//! Clients that send many requests at once.
+
+use std::{convert::Infallible, future::Future, net::IpAddr, sync::Arc, time::Duration};
+
+use http::{Method, Request, Response};
+use hyper::{
+    body::Incoming, rt::Executor, server::conn::http2, service::service_fn, upgrade::Upgraded,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_core::{Protocol, Reason, message::ResponseHead, route::Destination};
+use mesh_runtime::drain::Drain;
+use mesh_tunnel::Stream;
+
+use super::{Toward, inside, protocol};
+use crate::{
+    http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW},
+    metrics::Direction,
+    outbound::{
+        attempts::{Early, drive_on},
+        body::{ClientBody, OutBody},
+        opaque,
+        request::{self, Client, Forwarded, Outcome},
+    },
+    prefixed::UpgradedIo,
+    record::Record,
+    refusal::Refusal,
+    scratch::Scratch,
+    worker::Worker,
+};
+
+/// A client that is silent this long with streams open is gone.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Serves a connection that speaks HTTP/2, until it ends.
+pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream: Stream) {
+    let drain = worker.shared.drain.clone();
+    let patience = worker.shared.config.drain_timeout;
+    // Boxed: hyper moves it more than once.
+    let service =
+        service_fn(|request| Box::pin(answer(worker.clone(), toward.clone(), client, request)));
+    let connection = server(&drain).serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.draining() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection => ended,
+                () = tokio::time::sleep(patience) => Ok(()),
+                () = drain.stopping() => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        log::debug!(error:% = error; "client connection ended");
+    }
+}
+
+fn server(drain: &Drain) -> http2::Builder<OnDrain> {
+    let mut builder = http2::Builder::new(OnDrain(drain.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_TIMEOUT)
+        .keep_alive_timeout(PING_TIMEOUT)
+        // The application's own date passes.
+        .auto_date_header(false);
+    builder
+}
+
+/// hyper's tasks belong to the drain like all others.
+#[derive(Debug, Clone)]
+struct OnDrain(Drain);
+
+impl<F> Executor<F> for OnDrain
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(async move {
+            task.await;
+        });
+    }
+}
+
+/// Answers one request in any case.
+async fn answer(
+    worker: Arc<Worker>,
+    toward: Toward,
+    client: IpAddr,
+    request: Request<Incoming>,
+) -> Result<Response<OutBody>, Infallible> {
+    let mut record = Record::new(&worker, Direction::Outbound, "http2");
+    record.client = Some(client);
+    let mut scratch = worker.scratch.take();
+    let response = try_answer(&worker, &toward, client, request, &mut scratch, record).await;
+    worker.scratch.give(scratch);
+    Ok(response)
+}
+
+async fn try_answer(
+    worker: &Arc<Worker>,
+    toward: &Toward,
+    client: IpAddr,
+    mut request: Request<Incoming>,
+    scratch: &mut Scratch,
+    mut record: Record,
+) -> Response<OutBody> {
+    let upgrade = (*request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    if let Err(error) = scratch.head.read_parts(&parts) {
+        return refused(&Refusal::new(Reason::BadRequest, error.to_string()), false, record);
+    }
+    drop(parts);
+    record.asks(&scratch.head);
+    let grpc = scratch.head.is_grpc();
+    let destination = match toward.destination(worker, &scratch.head) {
+        Ok(destination) => destination,
+        Err(refusal) => return refused(&refusal, grpc, record),
+    };
+    if let Some(upgrade) = upgrade {
+        return connect(worker, destination, client, upgrade, record).await;
+    }
+    let speaks = Client { http2: true, upgrade: false, early: Early::Nobody };
+    let body = ClientBody::Http2(body);
+    let outcome = request::carry(worker, &destination, scratch, body, speaks, &mut record).await;
+    match outcome {
+        Ok(Outcome::Forwarded(forwarded)) => forward(worker, *forwarded, &scratch.answer, record),
+        Ok(Outcome::Answered(response)) => {
+            record.answered(response.status());
+            response.map(|text| OutBody::whole(text, record))
+        }
+        Err(refusal) => refused(&refusal, grpc, record),
+    }
+}
+
+fn forward(
+    worker: &Worker,
+    forwarded: Forwarded,
+    head: &ResponseHead,
+    mut record: Record,
+) -> Response<OutBody> {
+    let Forwarded { answer, deadline, received } = forwarded;
+    record.answered(head.status);
+    drive_on(worker, answer.upload);
+    let body = OutBody::stream(answer.body, record, received, answer.used, deadline);
+    head.to_response().map(|()| body)
+}
+
+/// The response that tells a client of a refusal.
+fn refused(refusal: &Refusal, grpc: bool, mut record: Record) -> Response<OutBody> {
+    record.failed(refusal.reason);
+    record.entry.status = refusal.status.as_u16();
+    log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
+    refusal.response(grpc).map(|text| OutBody::whole(text, record))
+}
+
+/// CONNECT: a byte stream to the named port. For a port that speaks HTTP the
+/// requests inside are carried one by one.
+async fn connect(
+    worker: &Arc<Worker>,
+    destination: Destination,
+    client: IpAddr,
+    upgrade: hyper::upgrade::OnUpgrade,
+    mut record: Record,
+) -> Response<OutBody> {
+    let opened = match protocol(worker, &destination).await {
+        Protocol::Tcp => {
+            record.entry.protocol = "tcp";
+            match opaque::open(worker, &destination, &mut record).await {
+                Ok(opened) => Some(opened),
+                Err(refusal) => return refused(&refusal, false, record),
+            }
+        }
+        _ => None,
+    };
+    let worker = worker.clone();
+    worker.shared.drain.clone().spawn(async move {
+        let stream = match upgrade.await {
+            Ok(upgraded) => as_stream(upgraded),
+            Err(error) => return log::debug!(error:% = error; "client left after CONNECT"),
+        };
+        match opened {
+            Some(opened) => opaque::run(&worker, stream, opened, record).await,
+            None => inside(worker, destination, client, stream).await,
+        }
+    });
+    Response::new(OutBody::empty())
+}
+
+fn as_stream(upgraded: Upgraded) -> Stream {
+    Box::new(UpgradedIo(TokioIo::new(upgraded)))
+}

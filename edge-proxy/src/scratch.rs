@@ -1,0 +1,50 @@
+//! Memory of requests in flight, lent by the worker: a warm request allocates
+//! no heads, and an idle connection holds none.
+
+use std::sync::{Mutex, PoisonError};
+
+use mesh_core::message::{RequestHead, ResponseHead};
+
+/// Kept per worker; a burst above this allocates.
+const KEEP: usize = 256;
+/// Of a head's block of memory that is kept for the next.
+const KEEP_BYTES: usize = 4 << 10;
+
+/// What one request needs while it runs.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// The request.
+    pub head: RequestHead,
+    /// The answer.
+    pub answer: ResponseHead,
+    /// Either of them as it travels to another proxy.
+    pub coded: Vec<u8>,
+}
+
+/// What no request uses.
+#[derive(Debug, Default)]
+#[allow(clippy::vec_box, reason = "what is lent does not move")]
+pub struct Spare(Mutex<Vec<Box<Scratch>>>);
+
+impl Spare {
+    /// Cleared memory.
+    pub fn take(&self) -> Box<Scratch> {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_default()
+    }
+
+    /// Takes memory back; an unusually large head is not kept.
+    pub fn give(&self, mut scratch: Box<Scratch>) {
+        let Scratch { head, answer, coded } = &mut *scratch;
+        head.clear();
+        answer.clear();
+        coded.clear();
+        head.fields.shrink_to(KEEP_BYTES);
+        answer.fields.shrink_to(KEEP_BYTES);
+        coded.shrink_to(KEEP_BYTES);
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < KEEP {
+            spare.push(scratch);
+        }
+    }
+}

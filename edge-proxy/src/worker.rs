@@ -14,8 +14,10 @@ use tokio::sync::Semaphore;
 
 use crate::{
     app::{App, Shared},
+    apps::Apps,
     config::Config,
-    inbound::{self, MAX_HALF_OPEN, app::Apps},
+    http1::Buffers,
+    inbound::{self, MAX_HALF_OPEN, heads::SpareHeads},
     outbound::{
         listen::{self, Purpose},
         loads::Loads,
@@ -52,6 +54,8 @@ pub struct Worker {
     pub pool: Pool,
     /// Connections to applications.
     pub apps: Arc<Apps>,
+    /// Memory for the heads of callers' requests.
+    pub heads: SpareHeads,
     /// TLS of the mesh's door.
     pub inner_server: Arc<rustls::ServerConfig>,
     /// Handshakes that may be under way.
@@ -109,6 +113,7 @@ impl Bound {
 impl Worker {
     /// Nothing is bound yet.
     pub fn new(app: &App, index: usize) -> Arc<Self> {
+        let Shared { net, drain, .. } = &app.shared;
         Arc::new(Self {
             index,
             shared: app.shared.clone(),
@@ -118,7 +123,8 @@ impl Worker {
             resolved: Resolved::default(),
             mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
             pool: Pool::default(),
-            apps: Arc::default(),
+            apps: Apps::new(net.clone(), drain.clone(), Buffers::new()),
+            heads: SpareHeads::default(),
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             half_open: Semaphore::new(MAX_HALF_OPEN),
             view: Mutex::default(),

@@ -167,7 +167,8 @@ impl RecvBody {
     }
 }
 
-fn trailers(block: &[u8]) -> Result<HeaderMap, StreamError> {
+/// A block of trailers as it travels between proxies.
+pub fn trailers(block: &[u8]) -> Result<HeaderMap, StreamError> {
     let mut fields = Fields::new();
     codec::get_fields(block, &mut fields).map_err(|error| StreamError::Reset {
         code: ResetCode::Protocol,

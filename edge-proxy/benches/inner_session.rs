@@ -5,6 +5,7 @@
 use std::{
     io,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -260,7 +261,7 @@ async fn call_h2(work: Work, stream: Stream) {
         running.spawn(async move {
             for _ in 0..each {
                 let body = http_body_util::Empty::<Bytes>::new();
-                let answered = client.exchange(request(), body, None).await;
+                let answered = client.exchange(request(), body, None, |_, _| Poll::Pending).await;
                 let Ok((response, _upload)) = answered else { panic!("no answer") };
                 let mut body = response.into_body();
                 let mut bytes = 0;

@@ -13,6 +13,7 @@
 //!   its copy on disk.
 //! - [`discovery`]: the snapshot from federation and its copy on disk.
 //! - [`http1`]: HTTP/1 towards clients and applications.
+//! - [`apps`]: connections to applications.
 //! - [`outbound`]: from the application into the mesh.
 //! - [`inner`]: the session between two proxies, end to end.
 //! - [`inbound`]: from the mesh to the application.
@@ -22,6 +23,7 @@
 
 pub mod access_log;
 pub mod app;
+pub mod apps;
 mod beliefs;
 pub mod config;
 pub mod copy;

@@ -14,9 +14,10 @@ use tokio::sync::Semaphore;
 
 use crate::{
     app::{App, Shared},
+    apps::Apps,
     config::Config,
     http1::Buffers,
-    inbound::{self, MAX_HALF_OPEN, app::Apps},
+    inbound::{self, MAX_HALF_OPEN, heads::SpareHeads},
     outbound::{
         listen::{self, Purpose},
         loads::Loads,
@@ -58,6 +59,8 @@ pub struct Worker {
     pub buffers: Arc<Buffers>,
     /// Connections to applications.
     pub apps: Arc<Apps>,
+    /// Memory for the heads of callers' requests.
+    pub heads: SpareHeads,
     /// TLS of the mesh's door.
     pub inner_server: Arc<rustls::ServerConfig>,
     /// Handshakes that may be under way.
@@ -115,6 +118,8 @@ impl Bound {
 impl Worker {
     /// Nothing is bound yet.
     pub fn new(app: &App, index: usize) -> Arc<Self> {
+        let Shared { net, drain, .. } = &app.shared;
+        let buffers = Buffers::new();
         Arc::new(Self {
             index,
             shared: app.shared.clone(),
@@ -125,8 +130,9 @@ impl Worker {
             mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
             pool: Pool::default(),
             scratch: Spare::default(),
-            buffers: Buffers::new(),
-            apps: Arc::default(),
+            apps: Apps::new(net.clone(), drain.clone(), buffers.clone()),
+            buffers,
+            heads: SpareHeads::default(),
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             half_open: Semaphore::new(MAX_HALF_OPEN),
             view: Mutex::default(),

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -20,7 +20,10 @@ use http::{Request, Response};
 use http_body::Body;
 use mesh_runtime::drain::Drain;
 use mesh_tunnel::Stream;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, Upload, UploadEnd,
@@ -71,6 +74,9 @@ pub enum ExchangeError {
     /// The request's own body failed.
     #[error("the client's body ended early")]
     BodyFailed,
+    /// Nobody waits for an answer any more.
+    #[error("the caller has gone")]
+    Gone,
 }
 
 impl ExchangeError {
@@ -137,30 +143,34 @@ impl Client {
     }
 
     /// Sends a request and waits for the head of its response, sending the
-    /// body meanwhile, up to `until`. An upload that is not done by then must be driven on;
-    /// on an error the body comes back.
+    /// body meanwhile, up to `until`, and as long as `gone` is not ready. An
+    /// upload that is not done by then must be driven on; on an error the body
+    /// comes back.
     pub async fn exchange<B>(
         &self,
         request: Request<()>,
-        body: B,
+        mut body: B,
         until: Option<Instant>,
+        mut gone: impl FnMut(&mut Context<'_>, &mut B) -> Poll<()>,
     ) -> Result<(Response<RecvStream>, Upload<B>), (ExchangeError, B)>
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let (response, stream) = match self.open(request, body.is_end_stream()).await {
+        let ended = body.is_end_stream();
+        let opening = async {
+            tokio::select! {
+                biased;
+                () = poll_fn(|cx| gone(cx, &mut body)) => Err(ExchangeError::Gone),
+                opened = self.open(request, ended) => opened,
+            }
+        };
+        let (response, stream) = match in_time(until, opening).await {
             Ok(opened) => opened,
             Err(error) => return Err((error, body)),
         };
         let mut upload = Upload::new(body, stream);
-        let head = until_head(response, &mut upload);
-        let answered = match until {
-            None => head.await,
-            Some(until) => {
-                tokio::time::timeout_at(until, head).await.unwrap_or(Err(ExchangeError::TimedOut))
-            }
-        };
-        match answered {
+        let head = until_head(response, &mut upload, gone);
+        match in_time(until, head).await {
             Ok(response) => Ok((response, upload)),
             Err(error) => Err((error, upload.into_body())),
         }
@@ -177,10 +187,21 @@ impl Client {
     }
 }
 
+async fn in_time<T>(
+    until: Option<Instant>,
+    work: impl Future<Output = Result<T, ExchangeError>>,
+) -> Result<T, ExchangeError> {
+    match until {
+        None => work.await,
+        Some(until) => timeout_at(until, work).await.unwrap_or(Err(ExchangeError::TimedOut)),
+    }
+}
+
 /// Drives the upload until the head of the response is there.
 async fn until_head<B>(
     mut response: ResponseFuture,
     upload: &mut Upload<B>,
+    mut gone: impl FnMut(&mut Context<'_>, &mut B) -> Poll<()>,
 ) -> Result<Response<RecvStream>, ExchangeError>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -188,6 +209,9 @@ where
     poll_fn(|cx| {
         if upload.poll(cx) == Poll::Ready(UploadEnd::BodyFailed) {
             return Poll::Ready(Err(ExchangeError::BodyFailed));
+        }
+        if gone(cx, upload.body()).is_ready() {
+            return Poll::Ready(Err(ExchangeError::Gone));
         }
         Pin::new(&mut response).poll(cx).map_err(ExchangeError::of)
     })

@@ -16,7 +16,6 @@ pub struct Upload<B> {
     body: B,
     stream: SendStream<Bytes>,
     pending: Bytes,
-    sent: u64,
     ended: Option<UploadEnd>,
 }
 
@@ -39,27 +38,17 @@ where
     /// by the head that opened the stream.
     pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
         let ended = body.is_end_stream().then_some(UploadEnd::Sent);
-        Self { body, stream, pending: Bytes::new(), sent: 0, ended }
+        Self { body, stream, pending: Bytes::new(), ended }
     }
 
-    /// Whether there is nothing left to drive.
-    pub fn is_done(&self) -> bool {
-        self.ended.is_some()
+    /// The body.
+    pub fn body(&mut self) -> &mut B {
+        &mut self.body
     }
 
     /// Gives the body back; the stream is reset unless it has ended.
     pub fn into_body(self) -> B {
         self.body
-    }
-
-    /// Bytes handed to the stream.
-    pub fn sent(&self) -> u64 {
-        self.sent
-    }
-
-    /// Drives it to its end.
-    pub async fn run(&mut self) -> UploadEnd {
-        std::future::poll_fn(|cx| self.poll(cx)).await
     }
 
     /// Moves what can be moved.
@@ -101,7 +90,6 @@ where
         let room = self.stream.capacity().min(self.pending.len());
         let chunk = self.pending.split_to(room);
         let last = self.pending.is_empty() && self.body.is_end_stream();
-        self.sent += chunk.len() as u64;
         Poll::Ready(self.stream.send_data(chunk, last).map(|()| last).map_err(|_| ()))
     }
 

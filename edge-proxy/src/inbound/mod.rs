@@ -3,11 +3,16 @@
 //! - [`request`]: one stream: which own endpoint, whether the caller may, and
 //!   the answer.
 //! - [`limits`]: what a service allows its callers.
-//! - [`app`]: connections to applications.
+//! - [`app`]: the way to an application, with a permit only.
+//! - [`answer`]: its answer on the way back.
+//! - [`stream`] and [`heads`]: what a caller is to them, and memory for heads.
 
-pub mod app;
+mod answer;
+mod app;
+pub mod heads;
 pub mod limits;
 pub mod request;
+mod stream;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

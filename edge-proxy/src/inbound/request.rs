@@ -1,31 +1,30 @@
 //! One stream of a caller: which own endpoint it is for, whether the caller
 //! may, and the answer.
 
-use std::{
-    future::poll_fn,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
-use http::Request;
+use http::{Method, StatusCode};
 use http_body::Body;
 use mesh_core::{
     Endpoint, Permit, Protocol, Reason, Service, authorize,
-    message::{RequestHead, ResponseHead, codec, hop},
+    message::{Known, RequestHead, ResponseHead, codec, hop},
 };
+use mesh_runtime::clock;
+use mesh_tunnel::Stream;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Caller,
-    app::{self, Answer, CountedBody},
+    answer::{Broken, Carried, carry_http1, carry_http2},
+    app::{self, Failed},
+    heads::Heads,
+    stream::{CallerStream, HeadError},
 };
 use crate::{
+    apps::{self, Exchange},
     copy::{Copied, copy},
-    headers,
-    http2::Upload as Http2Upload,
-    inner::{
-        mux::{Opened, Spoken, Target},
-        request::{RecvBody, Shared, Upload, UploadEnd},
-    },
+    headers, http1,
+    inner::mux::{HeadKind, MAX_INFORMATIONAL, Opened, Spoken, Target},
     metrics::Direction,
     outbound::deadline,
     record::Record,
@@ -42,66 +41,56 @@ struct Admitted {
     service: Arc<Service>,
 }
 
+/// A refusal, and whom it is for.
+type Refused = (Refusal, CallerStream);
+
 /// Answers one stream in any case.
 pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, opened: Opened) {
-    let mut record = Record::new(&worker, Direction::Inbound, opened.target.protocol.as_str());
+    let Opened { target, head: coded, exchange, .. } = opened;
+    let mut record = Record::new(&worker, Direction::Inbound, target.protocol.as_str());
     record.entry.peer = Some(caller.peer.id.clone());
     record.entry.path_kind = caller.path_kind;
     record.entry.connection.clone_from(&caller.connection);
-    let stream = Shared::new(opened.exchange);
-    let mut head = RequestHead::new();
-    let admitted = admit(&worker, &caller, &opened.target, &opened.head, &mut head, &mut record);
-    let admitted = match admitted.await {
-        Ok(admitted) => admitted,
-        Err(refusal) => return refuse(&refusal, &stream, record).await,
+    let stream = CallerStream::new(exchange);
+    let mut heads = worker.heads.take();
+    let admitted = admit(&worker, &caller, &target, &coded, &mut heads.request, &mut record);
+    let served = match admitted.await {
+        Ok(admitted) => forward(&worker, &caller, &admitted, stream, &mut heads, &mut record).await,
+        Err(refusal) => Err((refusal, stream)),
     };
-    record.entry.endpoint = Some(admitted.endpoint.id.clone());
-    let place = worker.shared.limits.place(&admitted.service, &admitted.endpoint).await;
-    let _place = match place {
-        Ok(place) => place,
-        Err(refusal) => return refuse(&refusal, &stream, record).await,
-    };
-    let refused = match admitted.protocol {
-        Spoken::Tcp => return forward_bytes(&worker, admitted, stream, record).await,
-        Spoken::Http1 | Spoken::Http2 => {
-            forward_request(&worker, &caller, admitted, head, &stream, &mut record).await
-        }
-    };
-    if let Err(refusal) = refused {
-        refuse(&refusal, &stream, record).await;
+    if let Err((refusal, stream)) = served {
+        refuse(&refusal, stream, &mut heads, &mut record).await;
     }
+    worker.heads.give(heads);
 }
 
-async fn refuse(refusal: &Refusal, stream: &Shared, mut record: Record) {
+async fn refuse(
+    refusal: &Refusal,
+    mut stream: CallerStream,
+    heads: &mut Heads,
+    record: &mut Record,
+) {
     log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
     record.failed(refusal.reason);
-    let mut head = ResponseHead::new();
-    head.status = refusal.status;
-    head.fields.push(headers::ERROR.as_str(), refusal.reason.code().as_bytes());
-    if send_head(stream, &head, false).await {
+    let Heads { answer, coded, .. } = heads;
+    answer.clear();
+    answer.status = refusal.status;
+    answer.fields.push(headers::ERROR.as_str(), refusal.reason.code().as_bytes());
+    if stream.send_head(answer, HeadKind::Final, coded).await.is_ok() {
         // A caller that has gone misses the text. What it still sends is not
         // read: dropping the stream says so.
         let text = refusal.text.as_bytes();
         let mut sent = 0;
         let _gone = poll_fn(|cx| {
             loop {
-                match stream.lock().poll_send(cx, &text[sent..], true) {
-                    std::task::Poll::Ready(Ok(n)) if sent + n < text.len() => sent += n,
+                match stream.poll_send(cx, &text[sent..], true) {
+                    Poll::Ready(Ok(n)) if sent + n < text.len() => sent += n,
                     done => return done.map_ok(drop),
                 }
             }
         })
         .await;
     }
-}
-
-/// False if the caller has gone.
-async fn send_head(stream: &Shared, head: &ResponseHead, end: bool) -> bool {
-    use crate::inner::mux::HeadKind::{Final, FinalEnd};
-    let mut coded = Vec::new();
-    codec::put_response(head, &mut coded);
-    let kind = if end { FinalEnd } else { Final };
-    poll_fn(|cx| stream.lock().poll_send_head(cx, &coded, kind)).await.is_ok()
 }
 
 /// Target and permission come from the stream's own header and the verified
@@ -153,109 +142,226 @@ fn not_ours(asked: &Target) -> Refusal {
     Refusal::new(Reason::NoEndpoint, text)
 }
 
-/// One request to the application. An error means that nothing was answered.
-async fn forward_request(
+/// One stream to the application. An error means that nothing was answered.
+async fn forward(
     worker: &Arc<Worker>,
     caller: &Caller,
-    admitted: Admitted,
-    mut head: RequestHead,
-    stream: &Shared,
+    admitted: &Admitted,
+    stream: CallerStream,
+    heads: &mut Heads,
     record: &mut Record,
-) -> Result<(), Refusal> {
-    let left = head.fields.get(deadline::TIMEOUT).and_then(deadline::parse_millis);
-    hop::remove(&mut head.fields, hop::Upgrade::Drop);
-    hop::remove_mesh(&mut head.fields);
-    head.fields.set(headers::CLIENT_ID.as_str(), caller.peer.id.as_str().as_bytes());
-    if let Some(left) = left {
-        deadline::write(&mut head.fields, left);
-    }
-    let received = CountedBody::new(RecvBody::new(stream.clone()));
-    let count = received.count();
-    let request = head.to_request();
-    let request = request.map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
-    let request: Request<CountedBody> = request.map(|()| received);
-    let http2 = admitted.protocol == Spoken::Http2;
-    let answered = tokio::select! {
-        biased;
-        // Dropping the other branches tells the application.
-        _ = poll_fn(|cx| stream.lock().poll_reset(cx)) => None,
-        () = until_late(left) => {
-            let name = &admitted.service.name;
-            let text = format!("service {name}: its application has not answered in time");
-            return Err(Refusal::new(Reason::Timeout, text));
-        }
-        answer = app::send(worker, &admitted.endpoint, admitted.permit, http2, request) => {
-            Some(answer?)
-        }
+) -> Result<(), Refused> {
+    record.entry.endpoint = Some(admitted.endpoint.id.clone());
+    let place = worker.shared.limits.place(&admitted.service, &admitted.endpoint).await;
+    let _place = match place {
+        Ok(place) => place,
+        Err(refusal) => return Err((refusal, stream)),
     };
-    match answered {
-        Some(answer) => answer_with(worker, answer, stream, record).await,
-        None => record.failed(Reason::UpstreamReset),
+    if admitted.protocol == Spoken::Tcp {
+        return forward_bytes(worker, admitted, stream, heads, record).await;
     }
-    record.entry.received = count.load(Ordering::Relaxed);
+    if heads.request.method == Method::CONNECT {
+        return Err((Refusal::new(Reason::Unsupported, "CONNECT to an application"), stream));
+    }
+    if admitted.protocol == Spoken::Http2 {
+        let until = prepare(&mut heads.request, caller, hop::Upgrade::Drop);
+        return forward_http2(worker, admitted, stream, heads, until, record).await;
+    }
+    let upgrade = offered(&heads.request, &stream);
+    let until = prepare(&mut heads.request, caller, upgrade);
+    forward_http1(worker, admitted, stream, heads, (upgrade, until), record).await
+}
+
+/// Whether the source offers another protocol: without a body of its own, what
+/// follows on the stream is for that protocol.
+fn offered(head: &RequestHead, stream: &CallerStream) -> hop::Upgrade {
+    let bodiless = !matches!(http1::Body::of(&head.fields, true), http1::Body::Length(1..));
+    let open = bodiless && !stream.is_end_stream();
+    match open && hop::offers_tunnel(&head.fields) {
+        true => hop::Upgrade::Keep,
+        false => hop::Upgrade::Drop,
+    }
+}
+
+/// Makes a caller's request what the application shall see; returns when it
+/// must have been answered.
+fn prepare(head: &mut RequestHead, caller: &Caller, upgrade: hop::Upgrade) -> Option<Instant> {
+    let left = head.fields.get(deadline::TIMEOUT).and_then(deadline::parse_millis);
+    hop::remove(&mut head.fields, upgrade);
+    hop::remove_mesh(&mut head.fields);
+    head.fields.push_known(Known::IsthmusClientId, caller.peer.id.as_str().as_bytes());
+    let left = left?;
+    deadline::write(&mut head.fields, left);
+    Some(clock::monotonic() + left)
+}
+
+/// Makes an application's answer what the caller shall see.
+fn clean(head: &mut ResponseHead, upgrade: hop::Upgrade) {
+    hop::remove(&mut head.fields, upgrade);
+    // Only proxies may say this; the source would believe it.
+    head.fields.remove_known(Known::IsthmusError);
+}
+
+async fn forward_http1(
+    worker: &Arc<Worker>,
+    admitted: &Admitted,
+    stream: CallerStream,
+    heads: &mut Heads,
+    (upgrade, until): (hop::Upgrade, Option<Instant>),
+    record: &mut Record,
+) -> Result<(), Refused> {
+    let Admitted { endpoint, permit, .. } = admitted;
+    let Heads { request, answer, coded } = heads;
+    let offer = upgrade == hop::Upgrade::Keep;
+    let mut exchange = app::http1(worker, endpoint.target, permit, request, stream, offer);
+    let response = final_head(&mut exchange, endpoint, answer, coded, until).await;
+    let response = match response {
+        Ok(response) => response,
+        Err(failed) => return give_up(failed, exchange.into_body(), record),
+    };
+    let switched = answer.status == StatusCode::SWITCHING_PROTOCOLS;
+    if switched {
+        clean(answer, hop::Upgrade::Keep);
+        answer.fields.push_known(Known::Connection, b"upgrade");
+    } else {
+        clean(answer, hop::Upgrade::Drop);
+    }
+    let ended = response.body.is_empty() && !switched;
+    let kind = if ended { HeadKind::FinalEnd } else { HeadKind::Final };
+    if let Err(error) = exchange.body().send_head(answer, kind, coded).await {
+        return give_up(not_sent(endpoint, error), exchange.into_body(), record);
+    }
+    record.answered(answer.status);
+    if switched {
+        if let Some((app, stream)) = exchange.into_tunnel() {
+            pass_bytes(app, stream, record).await;
+        }
+        return Ok(());
+    }
+    let Some(answer) = exchange.into_answer() else { return Ok(()) };
+    let mut carried = Carried::default();
+    let result = carry_http1(answer, ended, &mut carried).await;
+    ended_with(result, carried, record);
     Ok(())
 }
 
-/// Waits until the caller's deadline, forever without one.
-async fn until_late(left: Option<Duration>) {
-    match left {
-        Some(left) => tokio::time::sleep(left).await,
-        None => std::future::pending().await,
+/// Waits for the final head, passing on what comes before it.
+async fn final_head(
+    exchange: &mut Exchange<'_, CallerStream>,
+    endpoint: &Endpoint,
+    answer: &mut ResponseHead,
+    coded: &mut Vec<u8>,
+    until: Option<Instant>,
+) -> Result<http1::Response, Failed> {
+    let mut told = 0;
+    loop {
+        let head = exchange.head(answer, |cx, stream| stream.poll_gone(cx));
+        let response = match until {
+            None => head.await,
+            Some(until) => timeout_at(until, head).await.map_err(|_| app::late(endpoint))?,
+        };
+        let response = response.map_err(|error| app::of_http1(endpoint, &error))?;
+        if apps::is_final(answer.status) {
+            return Ok(response);
+        }
+        // More might be more than a caller may leave waiting.
+        if told < MAX_INFORMATIONAL {
+            told += 1;
+            clean(answer, hop::Upgrade::Drop);
+            let sent = exchange.body().send_head(answer, HeadKind::Informational, coded).await;
+            if sent == Err(HeadError::Gone) {
+                return Err(Failed::Gone);
+            }
+        }
     }
 }
 
-/// Sends the application's answer back.
-async fn answer_with(worker: &Worker, answer: Answer, stream: &Shared, record: &mut Record) {
-    let Answer { head: parts, body, mut upload, kept } = answer;
-    let mut head = ResponseHead::new();
-    head.read_parts(&parts);
-    hop::remove(&mut head.fields, hop::Upgrade::Drop);
-    // Only proxies may say this; the source would believe it.
-    head.fields.remove(headers::ERROR.as_str());
-    record.answered(head.status);
-    let ended = body.is_end_stream();
-    if !send_head(stream, &head, ended).await {
-        return record.failed(Reason::UpstreamReset);
+fn not_sent(endpoint: &Endpoint, error: HeadError) -> Failed {
+    match error {
+        HeadError::Gone => Failed::Gone,
+        HeadError::TooLong => app::broken(endpoint, &"its head is too long").into(),
     }
-    let mut download = Upload::new(body, stream.clone());
-    let end = tokio::select! {
-        end = download.run() => end,
-        // Its end does not matter; the answer's does.
-        () = drive(&mut upload) => UploadEnd::Stopped,
+}
+
+/// There is no answer; an error is one to tell the caller.
+fn give_up(failed: Failed, stream: CallerStream, record: &mut Record) -> Result<(), Refused> {
+    record.entry.received = stream.received();
+    match failed {
+        Failed::Refused(refusal) => Err((refusal, stream)),
+        Failed::BodyFailed if !stream.has_failed() => {
+            let text = "the request's body is not what its head has announced";
+            Err((Refusal::new(Reason::BadRequest, text), stream))
+        }
+        Failed::BodyFailed | Failed::Gone => {
+            record.failed(Reason::UpstreamReset);
+            Ok(())
+        }
+    }
+}
+
+fn ended_with(result: Result<(), Broken>, carried: Carried, record: &mut Record) {
+    record.entry.received = carried.received;
+    record.entry.sent = carried.sent;
+    if let Err(broken) = result {
+        log::debug!(error:% = broken; "an answer did not arrive whole");
+        record.failed(Reason::UpstreamReset);
+    }
+}
+
+async fn forward_http2(
+    worker: &Arc<Worker>,
+    admitted: &Admitted,
+    stream: CallerStream,
+    heads: &mut Heads,
+    until: Option<Instant>,
+    record: &mut Record,
+) -> Result<(), Refused> {
+    let Admitted { endpoint, permit, .. } = admitted;
+    let Heads { request, answer, coded } = heads;
+    let answered = app::http2(worker, endpoint, permit, request, stream, until).await;
+    let (response, mut carrying) = match answered {
+        Ok(answered) => answered,
+        Err((failed, stream)) => return give_up(failed, stream, record),
     };
-    record.entry.sent = download.sent();
-    match end {
-        UploadEnd::Sent => kept.give_back(worker),
-        UploadEnd::Stopped | UploadEnd::BodyFailed => record.failed(Reason::UpstreamReset),
+    answer.read_parts(&response.into_parts().0);
+    clean(answer, hop::Upgrade::Drop);
+    let ended = carrying.body.is_end_stream();
+    let kind = if ended { HeadKind::FinalEnd } else { HeadKind::Final };
+    if let Err(error) = carrying.upload.body().send_head(answer, kind, coded).await {
+        return give_up(not_sent(endpoint, error), carrying.upload.into_body(), record);
     }
+    record.answered(answer.status);
+    let mut carried = Carried::default();
+    let result = carry_http2(carrying, ended, &mut carried).await;
+    ended_with(result, carried, record);
+    Ok(())
 }
 
-/// Sends on what is left of a request; never ends.
-async fn drive(upload: &mut Option<Http2Upload<CountedBody>>) {
-    if let Some(upload) = upload {
-        upload.run().await;
-    }
-    std::future::pending().await
-}
-
-/// Bytes between a stream and the application.
+/// A connection's bytes.
 async fn forward_bytes(
     worker: &Arc<Worker>,
-    admitted: Admitted,
-    stream: Shared,
-    mut record: Record,
-) {
-    let Admitted { endpoint, permit, .. } = admitted;
-    let mut app = match app::dial(worker, &endpoint, &permit).await {
+    admitted: &Admitted,
+    mut stream: CallerStream,
+    heads: &mut Heads,
+    record: &mut Record,
+) -> Result<(), Refused> {
+    let app = match app::dial(worker, &admitted.endpoint, &admitted.permit).await {
         Ok(app) => app,
-        Err(refusal) => return refuse(&refusal, &stream, record).await,
+        Err(refusal) => return Err((refusal, stream)),
     };
-    if !send_head(&stream, &ResponseHead::new(), false).await {
-        return record.failed(Reason::UpstreamReset);
+    heads.answer.clear();
+    if stream.send_head(&heads.answer, HeadKind::Final, &mut heads.coded).await.is_err() {
+        record.failed(Reason::UpstreamReset);
+        return Ok(());
     }
     record.opened();
-    let Some(exchange) = stream.into_inner() else { return };
-    let mut pipe = exchange.into_pipe();
+    pass_bytes(app, stream, record).await;
+    Ok(())
+}
+
+/// Bytes between a stream and the application, until both have ended.
+async fn pass_bytes(mut app: Stream, stream: CallerStream, record: &mut Record) {
+    let mut pipe = stream.into_inner().into_pipe();
     let mut copied = Copied::default();
     let result = copy(&mut pipe, &mut app, &mut copied).await;
     record.entry.received = copied.forth;

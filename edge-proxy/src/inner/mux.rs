@@ -42,7 +42,7 @@ pub use exchange::{Exchange, HeadKind};
 pub use hello::Limits;
 pub use pipe::Pipe;
 pub use session::{Guardian, Opened, ServerSession, Session};
-pub use stream::Received;
+pub use stream::{MAX_INFORMATIONAL, Received};
 pub use target::{Spoken, Target};
 
 use state::State;

@@ -187,7 +187,8 @@ pub enum Part {
     Trailers(Fields),
 }
 
-fn trailers(block: &[u8]) -> Result<Fields, StreamError> {
+/// A block of trailers as it travels between proxies.
+pub fn trailers(block: &[u8]) -> Result<Fields, StreamError> {
     let mut fields = Fields::new();
     codec::get_fields(block, &mut fields).map_err(|error| StreamError::Reset {
         code: ResetCode::Protocol,

@@ -85,6 +85,17 @@ fn remove_listed(fields: &mut Fields) {
     fields.retain(|name, _| !is_listed(name));
 }
 
+/// Whether an `Upgrade` offers what a tunnel may carry. HTTP itself (`h2c`)
+/// and TLS are not: inside would be requests that nobody has looked at.
+pub fn offers_tunnel(fields: &Fields) -> bool {
+    let is_tunnelled = |protocol: &[u8]| {
+        let name = protocol.split(|&byte| byte == b'/').next().unwrap_or_default();
+        !["h2c", "h2", "http", "tls"].iter().any(|never| is(name, never))
+    };
+    let mut offers = fields.all_known(Known::Upgrade).flat_map(elements).peekable();
+    offers.peek().is_some() && offers.all(is_tunnelled)
+}
+
 /// Removes what only the mesh may say. For messages from clients and from
 /// applications.
 pub fn remove_mesh(fields: &mut Fields) {
@@ -211,6 +222,23 @@ mod tests {
             fields(&[("connection", "Upgrade"), ("upgrade", "websocket"), ("keep-alive", "3")]);
         remove(&mut headers, Upgrade::Keep);
         assert_eq!(headers, fields(&[("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn what_is_no_http_may_be_tunnelled() {
+        let cases: &[(Pairs, bool)] = &[
+            (&[("upgrade", "websocket")], true),
+            (&[("Upgrade", "WebSocket/13, echo")], true),
+            (&[("upgrade", "h2c")], false),
+            (&[("upgrade", "websocket, H2C")], false),
+            (&[("upgrade", "websocket"), ("upgrade", "HTTP/2.0")], false),
+            (&[("upgrade", "TLS/1.0")], false),
+            (&[("upgrade", " ,")], false),
+            (&[("connection", "upgrade")], false),
+        ];
+        for (given, wanted) in cases {
+            assert_eq!(offers_tunnel(&fields(given)), *wanted, "{given:?}");
+        }
     }
 
     #[test]

@@ -209,6 +209,17 @@ impl<S: Io> ClientConn<S> {
         Ok(any.then(|| self.incoming.data(&self.wire)))
     }
 
+    /// What [`ClientConn::poll_data`] returned last and was not consumed.
+    pub fn unread(&self) -> &[u8] {
+        self.incoming.data(&self.wire)
+    }
+
+    /// Whether [`ClientConn::unread`] is all that is left of the response's
+    /// body. Known in advance only where the body has a length.
+    pub fn is_last(&self) -> bool {
+        self.incoming.decoder.is_end()
+    }
+
     /// So much of what [`ClientConn::poll_data`] returned is done with.
     pub fn consume(&mut self, count: usize) {
         self.incoming.consume(count, &mut self.wire);
@@ -222,6 +233,12 @@ impl<S: Io> ClientConn<S> {
     /// What followed the response's body, once.
     pub fn take_trailers(&mut self) -> Option<Fields> {
         self.incoming.take_trailers()
+    }
+
+    /// Whether anything of the request has left: if not, it may be repeated
+    /// whatever it is.
+    pub fn has_written(&self) -> bool {
+        self.wire.has_written()
     }
 
     /// Whether anything of an answer has come: if not, the request may be

@@ -42,6 +42,8 @@ pub(super) struct Wire<S> {
     /// The last read filled its buffer: there is more to come.
     busy: bool,
     eof: bool,
+    /// The stream has taken bytes since the message began.
+    written: bool,
 }
 
 impl<S> Wire<S> {
@@ -54,6 +56,7 @@ impl<S> Wire<S> {
             sent: 0,
             busy: false,
             eof: false,
+            written: false,
         }
     }
 
@@ -112,9 +115,15 @@ impl<S> Wire<S> {
         self.read.memory() + self.out.capacity()
     }
 
+    /// Whether any byte of the message that has begun has left.
+    pub(super) fn has_written(&self) -> bool {
+        self.written
+    }
+
     /// Nothing says that the next message is as large as the last.
     pub(super) fn begin_message(&mut self) {
         self.busy = false;
+        self.written = false;
     }
 
     /// Gives back the memory that holds nothing.
@@ -191,6 +200,7 @@ impl<S: Io> Wire<S> {
             Poll::Ready(written) => written_some(written)?,
             Poll::Pending => 0,
         };
+        self.written |= written > 0;
         let of_out = written.min(unsent.len());
         let of_data = (written - of_out).min(data.len());
         self.sent += of_out;
@@ -207,6 +217,7 @@ impl<S: Io> Wire<S> {
         while !self.is_flushed() {
             let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out[self.sent..]));
             self.sent += written_some(written)?;
+            self.written = true;
         }
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.sent = 0;

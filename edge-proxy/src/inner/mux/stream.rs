@@ -13,8 +13,8 @@ use super::{error::StreamError, frame::Violation, hello::MAX_WINDOW};
 
 /// A window that is used up faster than this limits its stream.
 const FAST: Duration = Duration::from_millis(500);
-/// Informational heads of one stream that wait to be taken.
-const MAX_INFORMATIONAL: u8 = 8;
+/// Informational heads of one stream that may wait to be taken.
+pub const MAX_INFORMATIONAL: u8 = 8;
 /// Places for what has come that a stream's successor finds ready.
 const KEPT: usize = 8;
 

@@ -1,0 +1,141 @@
+//! Connections of one worker to applications.
+//!
+//! It knows nothing of services, policy or permission: who may be called is
+//! decided before. In reading order:
+//! - this page: connecting, and what is kept for the next request.
+//! - [`exchange`]: one request over HTTP/1, up to the head of its answer.
+//! - [`upload`]: its body on the way there.
+//! - [`answer`]: what follows the head.
+
+mod answer;
+mod exchange;
+mod upload;
+
+#[cfg(test)]
+mod tests;
+
+pub use answer::{Answer, AnswerBody};
+pub use exchange::{Exchange, ExchangeError, is_final, is_idempotent};
+pub use upload::UploadEnd;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use mesh_runtime::{clock, drain::Drain};
+use mesh_tunnel::{Net, Stream};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    http1::{Buffers, ClientConn, Limits},
+    http2::Client,
+};
+
+/// How long an application may take to accept a connection.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle HTTP/1 connections kept per application.
+const MAX_IDLE: usize = 256;
+/// How long a connection is kept idle.
+const IDLE: Duration = Duration::from_secs(60);
+/// HTTP/2 connections per application.
+const MAX_HTTP2: usize = 4;
+/// Streams on the least used HTTP/2 connection from which another is opened.
+const SPREAD_AT: usize = 100;
+
+/// HTTP/1 connections by application, and since when they have been idle; the
+/// one used last is last.
+type Idle = HashMap<SocketAddr, Vec<(Instant, ClientConn<Stream>)>>;
+
+/// HTTP/2 connections to one application; opening is one at a time.
+type Clients = Arc<tokio::sync::Mutex<Vec<Client>>>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Apps {
+    net: Arc<dyn Net>,
+    drain: Drain,
+    buffers: Arc<Buffers>,
+    idle: Mutex<Idle>,
+    http2: Mutex<HashMap<SocketAddr, Clients>>,
+}
+
+impl Apps {
+    /// Nothing is connected yet.
+    pub fn new(net: Arc<dyn Net>, drain: Drain, buffers: Arc<Buffers>) -> Arc<Self> {
+        let (idle, http2) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { net, drain, buffers, idle, http2 })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection for whatever it is used for.
+    pub async fn connect(&self, target: SocketAddr) -> io::Result<Stream> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer");
+        timeout(DIAL_TIMEOUT, self.net.dial(target)).await.map_err(late)?
+    }
+
+    fn http1(&self, stream: Stream) -> ClientConn<Stream> {
+        ClientConn::new(stream, Limits::default(), self.buffers.clone())
+    }
+
+    /// The connection used last, which is the least likely to have been closed.
+    fn take(&self, target: SocketAddr) -> Option<ClientConn<Stream>> {
+        let mut idle = self.idle();
+        let connections = idle.get_mut(&target)?;
+        while let Some((_, mut conn)) = connections.pop() {
+            if !conn.is_stale() {
+                return Some(conn);
+            }
+        }
+        None
+    }
+
+    fn give(&self, target: SocketAddr, conn: ClientConn<Stream>) {
+        let mut idle = self.idle();
+        let connections = idle.entry(target).or_default();
+        if connections.len() < MAX_IDLE {
+            connections.push((clock::monotonic(), conn));
+        }
+    }
+
+    /// An HTTP/2 connection with room.
+    pub async fn http2(&self, target: SocketAddr) -> io::Result<Client> {
+        let shared = {
+            let mut http2 = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+            http2.entry(target).or_default().clone()
+        };
+        let mut clients = shared.lock().await;
+        clients.retain(Client::is_usable);
+        let least = clients.iter().min_by_key(|client| client.streams()).cloned();
+        let crowded = |client: &Client| client.streams() >= SPREAD_AT && clients.len() < MAX_HTTP2;
+        if let Some(client) = least.filter(|client| !crowded(client)) {
+            return Ok(client);
+        }
+        let stream = self.connect(target).await?;
+        let begun = timeout(DIAL_TIMEOUT, Client::begin(stream, &self.drain));
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not speak HTTP/2");
+        let client = begun.await.map_err(late)?.map_err(io::Error::other)?;
+        clients.push(client.clone());
+        Ok(client)
+    }
+
+    /// Closes what has been idle for long, and what the application has closed.
+    pub fn sweep(&self) {
+        self.idle().retain(|_, connections| {
+            connections.retain_mut(|(since, conn)| since.elapsed() < IDLE && !conn.is_stale());
+            !connections.is_empty()
+        });
+        let mut http2 = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+        http2.retain(|_, shared| {
+            let Ok(mut clients) = shared.try_lock() else { return true };
+            clients.retain(|client| client.is_usable() && client.idle_for() < IDLE);
+            !clients.is_empty()
+        });
+    }
+}

@@ -69,6 +69,11 @@ where
         self.conn.is_body_end()
     }
 
+    /// Whether there are trailers to be taken.
+    pub fn has_trailers(&self) -> bool {
+        self.conn.has_trailers()
+    }
+
     /// What followed the body, once.
     pub fn take_trailers(&mut self) -> Option<Fields> {
         self.conn.take_trailers()

@@ -7,6 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use mesh_core::message::Fields;
+use mesh_tunnel::Stream;
 
 use super::{
     body::ReplayBody,
@@ -15,18 +17,22 @@ use super::{
     pool::Place,
     protect::InFlight,
 };
-use crate::inner::{
-    mux::StreamError,
-    request::{self, Part, RecvBody, Upload},
+use crate::{
+    apps,
+    http1::ConnError,
+    http2,
+    inner::{
+        mux::StreamError,
+        request::{self, Part, RecvBody, Upload},
+    },
+    worker::Worker,
 };
 
 /// An answer whose head was taken already.
 #[derive(Debug)]
 pub struct Answer {
-    /// What follows the head.
+    /// What follows the head, and what is left of the request.
     pub body: AnswerBody,
-    /// What is left of the request; must be driven on.
-    pub upload: Upload<ReplayBody>,
     /// Held while the body runs.
     pub used: Used,
 }
@@ -36,17 +42,40 @@ pub struct Answer {
 pub struct Used {
     /// The endpoint's load.
     pub attempt: Attempt,
-    /// A place on a session.
-    pub place: Place,
+    /// A place on a session, if the endpoint has a proxy.
+    pub place: Option<Place>,
     /// A request of the service.
     pub in_flight: Option<InFlight>,
 }
 
-/// The body of an answer.
+/// The body of an answer, and what is left of its request, which must be
+/// driven on.
 #[derive(Debug)]
 pub enum AnswerBody {
-    /// From the far proxy.
-    Mesh(RecvBody),
+    /// From the endpoint's proxy.
+    Mesh {
+        /// What follows the head.
+        body: RecvBody,
+        /// The request, unless it goes on by itself.
+        upload: Option<Upload<ReplayBody>>,
+    },
+    /// From an application without a proxy, over HTTP/1; `None` after its end.
+    App(Option<Box<apps::Answer<ReplayBody>>>),
+    /// From an application without a proxy, over HTTP/2.
+    Http2(Box<Http2>),
+    /// An application without a proxy has switched protocols.
+    Switched(Stream),
+}
+
+/// An answer over HTTP/2.
+#[derive(Debug)]
+pub struct Http2 {
+    /// What follows the head.
+    pub body: http2::RecvBody,
+    /// The request.
+    pub upload: http2::Upload<ReplayBody>,
+    /// Counts the stream.
+    pub _lease: http2::Lease,
 }
 
 /// An answer that ends before its end.
@@ -61,13 +90,104 @@ pub enum AnswerError {
     /// The stream to the far proxy broke.
     #[error(transparent)]
     Mesh(#[from] StreamError),
+    /// The connection to the application broke.
+    #[error(transparent)]
+    App(#[from] ConnError),
+    /// The stream to the application broke.
+    #[error("the application's stream broke")]
+    Http2,
 }
 
 impl AnswerBody {
+    /// Sends on what is left of the request; how that ends matters to nobody
+    /// who has an answer.
+    pub fn poll_request(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::Mesh { upload: Some(upload), .. } => {
+                let _end = upload.poll(cx);
+            }
+            Self::App(Some(answer)) => {
+                let _end = answer.poll_upload(cx);
+            }
+            Self::Http2(answer) => {
+                let _end = answer.upload.poll(cx);
+            }
+            Self::Mesh { upload: None, .. } | Self::App(None) | Self::Switched(_) => {}
+        }
+    }
+
+    /// Whether the request can be sent again.
+    pub fn is_replayable(&mut self) -> bool {
+        match self {
+            Self::Mesh { upload: Some(upload), .. } => upload.body().is_replayable(),
+            Self::App(Some(answer)) => answer.parts().1.is_replayable(),
+            Self::Http2(answer) => answer.upload.body().is_replayable(),
+            Self::Mesh { upload: None, .. } | Self::App(None) | Self::Switched(_) => false,
+        }
+    }
+
+    /// Gives up the answer; the request's body from its beginning, if it can be
+    /// sent again.
+    pub fn into_request(self) -> Option<ReplayBody> {
+        let mut body = match self {
+            Self::Mesh { upload, .. } => upload?.into_body(),
+            Self::App(answer) => answer?.into_body(),
+            Self::Http2(answer) => answer.upload.into_body(),
+            Self::Switched(_) => return None,
+        };
+        body.rewind().then_some(body)
+    }
+
     /// What comes next; `None` at the end.
     pub fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Part, AnswerError>>> {
         match self {
-            Self::Mesh(body) => body.poll_part(cx).map_err(AnswerError::Mesh),
+            Self::Mesh { body, .. } => body.poll_part(cx).map_err(AnswerError::Mesh),
+            Self::App(answer) => poll_app(answer, cx),
+            Self::Http2(answer) => Pin::new(&mut answer.body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|_| AnswerError::Http2).map(part))),
+            Self::Switched(_) => Poll::Ready(None),
+        }
+    }
+}
+
+/// For those who need the bytes to be theirs.
+fn poll_app(
+    slot: &mut Option<Box<apps::Answer<ReplayBody>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Part, AnswerError>>> {
+    let Some(answer) = slot else { return Poll::Ready(None) };
+    let data = ready!(answer.poll_data(cx)).map(|data| data.map(Bytes::copy_from_slice));
+    Poll::Ready(match data {
+        Ok(Some(data)) => {
+            answer.consume(data.len());
+            Some(Ok(Part::Data(data)))
+        }
+        Ok(None) => finish(slot).map(|trailers| Ok(Part::Trailers(trailers))),
+        Err(error) => {
+            *slot = None;
+            Some(Err(error.into()))
+        }
+    })
+}
+
+/// Ends an answer that has been read, and keeps its connection.
+pub fn finish(answer: &mut Option<Box<apps::Answer<ReplayBody>>>) -> Option<Fields> {
+    let mut answer = answer.take()?;
+    let trailers = answer.take_trailers();
+    answer.finish();
+    trailers
+}
+
+fn part(frame: Frame<Bytes>) -> Part {
+    match frame.into_data() {
+        Ok(data) => Part::Data(data),
+        Err(frame) => {
+            let mut fields = Fields::new();
+            if let Ok(map) = frame.into_trailers() {
+                fields.read_map(&map);
+            }
+            Part::Trailers(fields)
         }
     }
 }
@@ -80,30 +200,52 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        self.poll_request(cx);
         Poll::Ready(ready!(self.poll_part(cx)).map(|part| part.map(request::frame)))
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Mesh(body) => body.is_end_stream(),
+            Self::Mesh { body, .. } => body.is_end_stream(),
+            Self::App(Some(answer)) => answer.is_end() && !answer.has_trailers(),
+            Self::Http2(answer) => answer.body.is_end_stream(),
+            Self::App(None) => true,
+            Self::Switched(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Mesh(body) => body.size_hint(),
+            Self::Mesh { body, .. } => body.size_hint(),
+            Self::App(_) | Self::Http2(_) | Self::Switched(_) => SizeHint::default(),
         }
     }
 }
 
 impl Answer {
-    /// The bytes of the protocol that was switched to. `None` if the stream is
-    /// still held by somebody else, which is a defect.
+    /// The bytes of the protocol that was switched to. `None` if there is no
+    /// such stream, which is a defect.
     pub fn into_opened(self) -> Option<Opened> {
-        let Self { body, upload, used } = self;
-        drop(upload);
-        let AnswerBody::Mesh(body) = body;
-        let pipe = body.into_exchange()?.into_pipe();
-        Some(Opened::new(Relayed::Mesh(pipe), used))
+        let stream = match self.body {
+            AnswerBody::Mesh { body, upload } => {
+                drop(upload);
+                Relayed::Mesh(body.into_exchange()?.into_pipe())
+            }
+            AnswerBody::Switched(stream) => Relayed::App(stream),
+            AnswerBody::App(_) | AnswerBody::Http2(_) => return None,
+        };
+        Some(Opened::new(stream, self.used))
+    }
+
+    /// For those who do not read as fast as the request is sent, or not at
+    /// all: what is left of a request to another proxy goes on by itself.
+    pub fn drive_on(&mut self, worker: &Worker) {
+        if let AnswerBody::Mesh { upload, .. } = &mut self.body
+            && let Some(mut upload) = upload.take_if(|upload| !upload.is_done())
+        {
+            worker.shared.drain.spawn(async move {
+                upload.run().await;
+            });
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use mesh_core::{message::RequestHead, rule::Mirror};
 
 use super::{
-    attempts::{Carried, Early, attempts, drive_on},
+    attempts::{Carried, Early, attempts},
     body::ReplayBody,
     decision::{Chosen, Decision},
     dispatch::Dispatch,
@@ -81,9 +81,9 @@ async fn send(
     };
     let result: Result<_, crate::refusal::Refusal> = sending.await;
     match result {
-        Ok(answer) => {
+        Ok(mut answer) => {
             record.answered(scratch.answer.status);
-            drive_on(worker, answer.upload);
+            answer.drive_on(worker);
         }
         Err(refusal) => record.failed(refusal.reason),
     }

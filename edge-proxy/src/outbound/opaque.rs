@@ -9,6 +9,8 @@ use mesh_core::{
     route::Destination,
 };
 
+use mesh_tunnel::Stream;
+
 use super::{
     answer::Used,
     attempts::reason_of,
@@ -46,6 +48,17 @@ pub struct Opened {
 pub enum Relayed {
     /// In an inner session.
     Mesh(Pipe),
+    /// To an application without a proxy.
+    App(Stream),
+}
+
+impl Relayed {
+    fn reset(&mut self) {
+        match self {
+            Self::Mesh(stream) => stream.reset(),
+            Self::App(stream) => stream.reset(),
+        }
+    }
 }
 
 impl Opened {
@@ -82,7 +95,7 @@ pub async fn open(
         match attempt.await {
             Ok((stream, place)) => {
                 let used = Used { attempt: load, place, in_flight: None };
-                return Ok(Opened::new(Relayed::Mesh(stream), used));
+                return Ok(Opened::new(stream, used));
             }
             Err((refusal, Retry::No)) => return Err(refusal),
             Err((refusal, retry)) if !dispatch.may_go_on(retry == Retry::Nobody) => {
@@ -110,7 +123,11 @@ async fn attempt(
     endpoint: &Arc<Endpoint>,
     load: &mut Attempt,
     record: &mut Record,
-) -> Result<(Pipe, Place), (Refusal, Retry)> {
+) -> Result<(Relayed, Option<Place>), (Refusal, Retry)> {
+    if endpoint.identity.is_none() {
+        record.entry.path_kind = "direct";
+        return plain(worker, endpoint, load).await.map(|stream| (Relayed::App(stream), None));
+    }
     let place = match place(worker, dispatch, endpoint).await {
         Ok(place) => place,
         Err(failure) => {
@@ -133,7 +150,7 @@ async fn attempt(
         format!("service {}, endpoint {}: {what}", dispatch.service, endpoint.id)
     };
     match connected {
-        Ok(Ok(stream)) => Ok((stream, place)),
+        Ok(Ok(stream)) => Ok((Relayed::Mesh(stream), Some(place))),
         Ok(Err(NotConnected::Refused(reason))) => {
             let retry = match reason {
                 Reason::AppUnreachable | Reason::Draining => Retry::Nobody,
@@ -159,6 +176,24 @@ async fn attempt(
             Err((Refusal::new(Reason::Timeout, named(&"no answer")), Retry::Elsewhere))
         }
     }
+}
+
+/// An application without a proxy is dialled itself.
+async fn plain(
+    worker: &Arc<Worker>,
+    endpoint: &Arc<Endpoint>,
+    load: &mut Attempt,
+) -> Result<Stream, (Refusal, Retry)> {
+    let connected = worker.apps.connect(endpoint.target).await;
+    load.answered();
+    connected.map_err(|error| {
+        load.unreachable();
+        probation::start(worker, endpoint);
+        let Endpoint { service, id, target, .. } = &**endpoint;
+        let text =
+            format!("service {service}, endpoint {id}: the application at {target}: {error}");
+        (Refusal::new(Reason::AppUnreachable, text), Retry::Nobody)
+    })
 }
 
 /// Why a stream did not become a connection.
@@ -215,15 +250,20 @@ pub async fn run(worker: &Worker, mut client: impl Duplex, mut opened: Opened, m
         worker.shared.drain.draining().await;
         tokio::time::sleep(worker.shared.config.opaque_drain_timeout).await;
     };
-    let Relayed::Mesh(stream) = &mut opened.stream;
+    let copying = async {
+        match &mut opened.stream {
+            Relayed::Mesh(stream) => copy(&mut client, stream, &mut copied).await,
+            Relayed::App(stream) => copy(&mut client, stream, &mut copied).await,
+        }
+    };
     let ended = tokio::select! {
-        result = copy(&mut client, stream, &mut copied) => result.is_ok(),
+        result = copying => result.is_ok(),
         () = patience => false,
         () = worker.shared.drain.stopping() => false,
     };
     if !ended {
         client.reset();
-        stream.reset();
+        opened.stream.reset();
         record.failed(Reason::UpstreamReset);
     }
     record.entry.received = copied.forth;

@@ -39,7 +39,12 @@ async fn until_over(worker: &Arc<Worker>, endpoint: &Endpoint) {
         let Some(snapshot) = worker.shared.snapshot.load() else { return };
         let (service, id) = (endpoint.service.as_str(), endpoint.id.as_str());
         let Some(now) = snapshot.endpoint(service, &endpoint.site, id) else { return };
-        if now.health.is_usable() && pool::place(worker, &snapshot, now).await.is_ok() {
+        let there = match now.identity {
+            _ if !now.health.is_usable() => false,
+            Some(_) => pool::place(worker, &snapshot, now).await.is_ok(),
+            None => worker.apps.connect(now.target).await.is_ok(),
+        };
+        if there {
             return;
         }
         pause = (pause * 2).min(LONGEST_PAUSE);

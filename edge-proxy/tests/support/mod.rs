@@ -234,6 +234,22 @@ impl Pair {
         Self { authority, source, destination, snapshot }
     }
 
+    /// The source alone: its snapshot says that the applications have no
+    /// proxy. The destination is there and gets nothing.
+    pub async fn one_hop(targets: Targets) -> Self {
+        let mut pair = Self::start(targets).await;
+        for service in pair.snapshot.services.values_mut() {
+            for endpoint in &mut Arc::make_mut(service).endpoints {
+                let endpoint = Arc::make_mut(endpoint);
+                endpoint.identity = None;
+                endpoint.address = Some(endpoint.target);
+            }
+        }
+        pair.source.tell(&pair.snapshot);
+        pair.destination.kill().await;
+        pair
+    }
+
     /// The explicit listener for a port of `orders.shop`.
     pub fn port(&self, name: &str) -> SocketAddr {
         let at = ["http", "grpc", "tcp", "any"].iter().position(|port| *port == name).unwrap();

@@ -230,6 +230,11 @@ impl<S: Io> ClientConn<S> {
         self.stage == Stage::Answered && self.incoming.is_end()
     }
 
+    /// Whether there are trailers to be taken.
+    pub fn has_trailers(&self) -> bool {
+        self.incoming.has_trailers()
+    }
+
     /// What followed the response's body, once.
     pub fn take_trailers(&mut self) -> Option<Fields> {
         self.incoming.take_trailers()

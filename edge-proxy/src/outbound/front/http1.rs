@@ -1,4 +1,8 @@
 //! Clients that send one request after the other.
+//!
+//! - [`delivery`]: an answer's body on its way to them.
+
+mod delivery;
 
 use std::{
     future::poll_fn,
@@ -12,7 +16,7 @@ use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use mesh_core::{
     Protocol, Reason,
-    message::{Fields, ResponseHead, hop},
+    message::{ResponseHead, hop},
     route::Destination,
 };
 use mesh_runtime::clock;
@@ -25,10 +29,9 @@ use super::{
 };
 use crate::{
     http1::{BadMessage, Body, ConnError, Limits, Peer, Request, ServerConn},
-    inner::request::Part,
     metrics::Direction,
     outbound::{
-        answer::{Answer, AnswerError},
+        answer::AnswerError,
         attempts::Early,
         body::{BodyError, ClientBody},
         opaque::{self, Opened},
@@ -39,6 +42,7 @@ use crate::{
     scratch::Scratch,
     worker::Worker,
 };
+use delivery::{Broken, Delivery};
 
 /// A client's connection, in the hands of the request that it carries and of
 /// that request's body. Never contended: one task has both.
@@ -396,86 +400,5 @@ impl Exchange<'_> {
             Err(Broken::Answer(_)) => record.failed(Reason::UpstreamReset),
         }
         After::Abort
-    }
-}
-
-/// An answer's body on its way to the client, while the rest of the request
-/// goes the other way.
-struct Delivery<'a> {
-    conn: &'a Conn,
-    answer: Answer,
-    pending: Bytes,
-    trailers: Option<Fields>,
-    record: &'a mut Record,
-}
-
-/// Who broke a delivery.
-enum Broken {
-    Client,
-    Answer(AnswerError),
-}
-
-impl From<ConnError> for Broken {
-    fn from(error: ConnError) -> Self {
-        match error {
-            // It is not what its head had announced.
-            ConnError::Body(_) => Self::Answer(AnswerError::Length),
-            _ => Self::Client,
-        }
-    }
-}
-
-impl<'a> Delivery<'a> {
-    fn new(conn: &'a Conn, answer: Answer, record: &'a mut Record) -> Self {
-        Self { conn, answer, pending: Bytes::new(), trailers: None, record }
-    }
-
-    /// Moves what can be moved; ready when the answer's end has been handed to
-    /// the connection.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        // The body takes the connection's lock itself; how it ends matters to
-        // nobody any more.
-        let _sent = self.answer.upload.poll(cx);
-        let mut carrier = self.conn.lock();
-        let server = &mut carrier.server;
-        loop {
-            if !self.pending.is_empty() {
-                let Poll::Ready(sent) = server.poll_send(cx, &self.pending) else {
-                    return Poll::Pending;
-                };
-                self.record.entry.sent += sent? as u64;
-                self.pending = Bytes::new();
-            }
-            match self.answer.body.poll_part(cx) {
-                Poll::Ready(Some(Ok(Part::Data(data)))) => self.pending = data,
-                Poll::Ready(Some(Ok(Part::Trailers(mut fields)))) => {
-                    hop::remove_from_trailers(&mut fields);
-                    self.trailers = Some(fields);
-                }
-                Poll::Ready(None) => {
-                    server.finish(self.trailers.as_ref())?;
-                    // What is left is written before the next request is read.
-                    return match server.poll_flush(cx) {
-                        Poll::Ready(flushed) => Poll::Ready(Ok(flushed?)),
-                        Poll::Pending => Poll::Ready(Ok(())),
-                    };
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Broken::Answer(error))),
-                Poll::Pending => {
-                    if let Poll::Ready(flushed) = server.poll_flush(cx) {
-                        flushed?;
-                    }
-                    return Self::poll_gone(server, cx).map(|()| Err(Broken::Client));
-                }
-            }
-        }
-    }
-
-    /// A client that has left need not be told the rest.
-    fn poll_gone(server: &mut ServerConn, cx: &mut Context<'_>) -> Poll<()> {
-        match server.is_body_end() && matches!(server.poll_peer(cx), Poll::Ready(Peer::Gone(_))) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW},
     metrics::Direction,
     outbound::{
-        attempts::{Early, drive_on},
+        attempts::Early,
         body::{ClientBody, OutBody},
         opaque,
         request::{self, Client, Forwarded, Outcome},
@@ -145,9 +145,9 @@ fn forward(
     head: &ResponseHead,
     mut record: Record,
 ) -> Response<OutBody> {
-    let Forwarded { answer, deadline, received } = forwarded;
+    let Forwarded { mut answer, deadline, received } = forwarded;
     record.answered(head.status);
-    drive_on(worker, answer.upload);
+    answer.drive_on(worker);
     let body = OutBody::stream(answer.body, record, received, answer.used, deadline);
     head.to_response().map(|()| body)
 }

@@ -19,7 +19,6 @@ pub use exchange::{Exchange, ExchangeError, is_final, is_idempotent};
 pub use upload::UploadEnd;
 
 use std::{
-    collections::HashMap,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -28,6 +27,7 @@ use std::{
 
 use mesh_runtime::{clock, drain::Drain};
 use mesh_tunnel::{Net, Stream};
+use rustc_hash::FxHashMap;
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -48,7 +48,7 @@ const SPREAD_AT: usize = 100;
 
 /// HTTP/1 connections by application, and since when they have been idle; the
 /// one used last is last.
-type Idle = HashMap<SocketAddr, Vec<(Instant, ClientConn<Stream>)>>;
+type Idle = FxHashMap<SocketAddr, Vec<(Instant, ClientConn<Stream>)>>;
 
 /// HTTP/2 connections to one application; opening is one at a time.
 type Clients = Arc<tokio::sync::Mutex<Vec<Client>>>;
@@ -60,7 +60,7 @@ pub struct Apps {
     drain: Drain,
     buffers: Arc<Buffers>,
     idle: Mutex<Idle>,
-    http2: Mutex<HashMap<SocketAddr, Clients>>,
+    http2: Mutex<FxHashMap<SocketAddr, Clients>>,
 }
 
 impl Apps {

@@ -1,7 +1,6 @@
 //! What a worker derives from a snapshot, once, and looks up per request.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -12,6 +11,7 @@ use mesh_core::{
     path::is_reachable,
     route::Destination,
 };
+use rustc_hash::FxHashMap;
 
 use crate::{
     outbound::loads::{Balanced, Loads},
@@ -39,8 +39,8 @@ pub struct Viewer {
 pub struct View {
     snapshot: Arc<Snapshot>,
     viewer: Viewer,
-    captured: HashMap<(IpAddr, u16), Destination>,
-    ports: Mutex<HashMap<PortKey, Entry>>,
+    captured: FxHashMap<(IpAddr, u16), Destination>,
+    ports: Mutex<FxHashMap<PortKey, Entry>>,
 }
 
 /// The endpoints of one port of a service, as this very service has them.
@@ -64,7 +64,7 @@ impl View {
     /// What does not depend on services is derived at once; what is known of
     /// the endpoints of services that are still there is kept.
     pub fn new(snapshot: &Arc<Snapshot>, viewer: Viewer, earlier: Option<&View>) -> Self {
-        let mut captured = HashMap::new();
+        let mut captured = FxHashMap::default();
         for service in snapshot.services.values() {
             let Some(address) = service.virtual_address else { continue };
             for port in &service.ports {
@@ -107,7 +107,7 @@ impl View {
         Arc::ptr_eq(&self.snapshot, snapshot) && Arc::ptr_eq(&self.viewer.own, own)
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<PortKey, Entry>> {
+    fn table(&self) -> MutexGuard<'_, FxHashMap<PortKey, Entry>> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

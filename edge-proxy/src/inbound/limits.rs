@@ -13,6 +13,7 @@ use mesh_core::{
     rule::{Concurrency, RateLimit},
 };
 use mesh_runtime::clock;
+use rustc_hash::FxHashMap;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -31,8 +32,8 @@ pub struct Limits(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     start: Instant,
-    services: Mutex<HashMap<ServiceName, Buckets>>,
-    places: Mutex<HashMap<EndpointId, Arc<Places>>>,
+    services: Mutex<FxHashMap<ServiceName, Buckets>>,
+    places: Mutex<FxHashMap<EndpointId, Arc<Places>>>,
 }
 
 /// The buckets of one service's limits, in their order.
@@ -69,7 +70,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn services(&self) -> MutexGuard<'_, HashMap<ServiceName, Buckets>> {
+    fn services(&self) -> MutexGuard<'_, FxHashMap<ServiceName, Buckets>> {
         self.0.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

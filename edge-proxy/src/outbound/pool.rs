@@ -1,12 +1,12 @@
 //! Warm inner sessions, per worker and endpoint.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use mesh_core::{Endpoint, EndpointId, SiteName, Snapshot};
+use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 
 use crate::{
@@ -30,7 +30,7 @@ type Opened = Option<Result<Arc<Session>, OpenFailure>>;
 /// Sessions by endpoint.
 #[derive(Debug, Default)]
 pub struct Pool {
-    entries: Mutex<HashMap<Key, Entry>>,
+    entries: Mutex<FxHashMap<Key, Entry>>,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ enum Plan {
 }
 
 impl Pool {
-    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, FxHashMap<Key, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

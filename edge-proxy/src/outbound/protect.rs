@@ -2,7 +2,6 @@
 //! flight, and the budget of repetitions.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,6 +11,7 @@ use mesh_core::{
     rule::{Budget, TrafficPolicy},
 };
 use mesh_runtime::clock;
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use crate::refusal::Refusal;
@@ -20,7 +20,7 @@ use crate::refusal::Refusal;
 #[derive(Debug)]
 pub struct Protections {
     start: Instant,
-    services: Mutex<HashMap<ServiceName, Arc<Mutex<Used>>>>,
+    services: Mutex<FxHashMap<ServiceName, Arc<Mutex<Used>>>>,
 }
 
 /// What is used of what is allowed.
@@ -51,7 +51,7 @@ impl Default for Protections {
 }
 
 impl Protections {
-    fn services(&self) -> MutexGuard<'_, HashMap<ServiceName, Arc<Mutex<Used>>>> {
+    fn services(&self) -> MutexGuard<'_, FxHashMap<ServiceName, Arc<Mutex<Used>>>> {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -9,7 +9,9 @@
 )]
 
 pub mod apps;
+pub mod caller;
 pub mod pki;
+pub mod script;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

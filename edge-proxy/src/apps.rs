@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_core::message::{Fields, Known, hop};
 use mesh_runtime::{clock, drain::Drain};
 use mesh_tunnel::{Net, Stream};
 use rustc_hash::FxHashMap;
@@ -39,15 +40,17 @@ use crate::{
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle HTTP/1 connections kept per application.
 const MAX_IDLE: usize = 256;
-/// How long a connection is kept idle.
+/// How long a connection is kept idle, unless the application says less.
 const IDLE: Duration = Duration::from_secs(60);
+/// A connection is given up so much before the application does.
+const IDLE_MARGIN: Duration = Duration::from_secs(1);
 /// HTTP/2 connections per application.
 const MAX_HTTP2: usize = 4;
 /// Streams on the least used HTTP/2 connection from which another is opened.
 const SPREAD_AT: usize = 100;
 
-/// HTTP/1 connections by application, and since when they have been idle; the
-/// one used last is last.
+/// HTTP/1 connections by application, and until when they may be used; the one
+/// used last is last.
 type Idle = FxHashMap<SocketAddr, Vec<(Instant, ClientConn<Stream>)>>;
 
 /// HTTP/2 connections to one application; opening is one at a time.
@@ -86,21 +89,26 @@ impl Apps {
 
     /// The connection used last, which is the least likely to have been closed.
     fn take(&self, target: SocketAddr) -> Option<ClientConn<Stream>> {
+        let now = clock::monotonic();
         let mut idle = self.idle();
         let connections = idle.get_mut(&target)?;
-        while let Some((_, mut conn)) = connections.pop() {
-            if !conn.is_stale() {
+        while let Some((until, mut conn)) = connections.pop() {
+            if now < until && !conn.is_stale() {
                 return Some(conn);
             }
         }
         None
     }
 
-    fn give(&self, target: SocketAddr, conn: ClientConn<Stream>) {
+    /// Keeps a connection for as long as it may be idle.
+    fn give(&self, target: SocketAddr, conn: ClientConn<Stream>, idle_for: Duration) {
+        if idle_for.is_zero() {
+            return;
+        }
         let mut idle = self.idle();
         let connections = idle.entry(target).or_default();
         if connections.len() < MAX_IDLE {
-            connections.push((clock::monotonic(), conn));
+            connections.push((clock::monotonic() + idle_for, conn));
         }
     }
 
@@ -127,8 +135,9 @@ impl Apps {
 
     /// Closes what has been idle for long, and what the application has closed.
     pub fn sweep(&self) {
+        let now = clock::monotonic();
         self.idle().retain(|_, connections| {
-            connections.retain_mut(|(since, conn)| since.elapsed() < IDLE && !conn.is_stale());
+            connections.retain_mut(|(until, conn)| now < *until && !conn.is_stale());
             !connections.is_empty()
         });
         let mut http2 = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,4 +147,17 @@ impl Apps {
             !clients.is_empty()
         });
     }
+}
+
+/// How long a connection may be idle after this answer. Many applications close
+/// theirs after a few seconds and say so (`Keep-Alive: timeout=5`): a request
+/// that met that could not always be repeated.
+fn idle_for(answer: &Fields) -> Duration {
+    let timeout = |parameter: &[u8]| {
+        let (name, value) = std::str::from_utf8(parameter).ok()?.split_once('=')?;
+        let seconds = value.trim_matches('"').parse().ok()?;
+        name.eq_ignore_ascii_case("timeout").then(|| Duration::from_secs(seconds))
+    };
+    let said = answer.all_known(Known::KeepAlive).flat_map(hop::elements).find_map(timeout);
+    said.map_or(IDLE, |said| (said - IDLE_MARGIN.min(said / 2)).min(IDLE))
 }

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,6 +27,7 @@ pub struct Answer<B> {
     apps: Arc<Apps>,
     target: SocketAddr,
     conn: ClientConn<Stream>,
+    idle_for: Duration,
     upload: Upload<B>,
 }
 
@@ -36,10 +38,10 @@ where
     pub(super) fn new(
         apps: Arc<Apps>,
         target: SocketAddr,
-        conn: ClientConn<Stream>,
+        (conn, idle_for): (ClientConn<Stream>, Duration),
         upload: Upload<B>,
     ) -> Self {
-        Self { apps, target, conn, upload }
+        Self { apps, target, conn, idle_for, upload }
     }
 
     /// Sends on what is left of the request. The answer counts however that
@@ -83,7 +85,7 @@ where
     /// messages are over. Gives the request's body back.
     pub fn finish(mut self) -> B {
         if self.conn.is_reusable() {
-            self.apps.give(self.target, self.conn);
+            self.apps.give(self.target, self.conn, self.idle_for);
         }
         self.upload.into_body()
     }
@@ -94,8 +96,9 @@ where
     }
 }
 
-/// An answer as a body. Drives its request on while it is read; its connection
-/// is kept once it has been read to its end.
+/// An answer as a body. Its request goes on as long as it is read or waited for:
+/// not while a client leaves a full window unread. Its connection is kept once
+/// it has been read to its end.
 #[derive(Debug)]
 pub struct AnswerBody<B> {
     /// `None` after its end.

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use mesh_core::message::{RequestHead, ResponseHead};
 use mesh_tunnel::Stream;
 
 use super::{
-    Answer, Apps,
+    Answer, Apps, idle_for,
     upload::{Upload, UploadEnd},
 };
 use crate::{
@@ -53,6 +54,8 @@ pub struct Exchange<'a, B> {
     framing: http1::Body,
     upload: Upload<B>,
     conn: Option<ClientConn<Stream>>,
+    /// How long it may be idle after the answer.
+    idle_for: Duration,
     /// The connection has been idle.
     reused: bool,
     /// One that had been idle was closed: no other one of that age is tried.
@@ -87,7 +90,17 @@ where
         framing: http1::Body,
         upload: Upload<B>,
     ) -> Self {
-        Self { apps, target, head, framing, upload, conn: None, reused: false, fresh: false }
+        Self {
+            apps,
+            target,
+            head,
+            framing,
+            upload,
+            conn: None,
+            idle_for: Duration::ZERO,
+            reused: false,
+            fresh: false,
+        }
     }
 
     /// Sends what is to be sent and waits for a head of the answer, meanwhile
@@ -171,7 +184,10 @@ where
             match ready!(conn.poll_response(cx, answer)) {
                 // Nobody was told to wait for it.
                 Ok(_) if answer.status == StatusCode::CONTINUE => {}
-                Ok(response) => return Poll::Ready(Ok(response)),
+                Ok(response) => {
+                    self.idle_for = idle_for(&answer.fields);
+                    return Poll::Ready(Ok(response));
+                }
                 Err(error) if conn.has_written() => {
                     return Poll::Ready(Err(ExchangeError::Broken(error)));
                 }
@@ -206,7 +222,7 @@ where
     /// What follows the final head; `None` before it.
     pub fn into_answer(self) -> Option<Answer<B>> {
         let conn = self.conn?;
-        Some(Answer::new(self.apps.clone(), self.target, conn, self.upload))
+        Some(Answer::new(self.apps.clone(), self.target, (conn, self.idle_for), self.upload))
     }
 
     /// The connection after a 101, and the bytes for it; `None` before it.

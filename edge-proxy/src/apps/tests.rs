@@ -20,6 +20,8 @@ use tokio::{
 
 use super::*;
 
+mod warm;
+
 /// Longer than anything here may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -324,6 +326,41 @@ async fn a_connection_closed_while_idle_is_never_used() {
     }
     apps.sweep();
     assert!(apps.idle().is_empty());
+}
+
+#[tokio::test]
+async fn an_application_says_how_long_its_connections_may_be_idle() {
+    let cases: &[(&[&str], u64)] = &[
+        (&[], 60_000),
+        (&["timeout=5, max=100"], 4_000),
+        (&["max=100", "Timeout=\"3\""], 2_000),
+        (&["timeout=1"], 500),
+        (&["timeout=0"], 0),
+        (&["timeout=86400"], 60_000),
+        (&["timeout=-1"], 60_000),
+        (&["timeout"], 60_000),
+    ];
+    for (values, millis) in cases {
+        let mut fields = Fields::new();
+        values.iter().for_each(|value| fields.push_known(Known::KeepAlive, value.as_bytes()));
+        assert_eq!(idle_for(&fields), Duration::from_millis(*millis), "{values:?}");
+    }
+    for (timeout, connections) in [(0, 3), (5, 1)] {
+        let app = App::start(move |_, mut stream| async move {
+            let answer = format!(
+                "HTTP/1.1 200 x\r\nKeep-Alive: timeout={timeout}\r\nContent-Length: 0\r\n\r\n"
+            );
+            while read_head(&mut stream).await.is_some() {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        })
+        .await;
+        let apps = apps();
+        for _ in 0..3 {
+            whole(&apps, &app, &request(Method::GET), Pieces::default()).await;
+        }
+        assert_eq!(app.connections(), connections, "{timeout}");
+    }
 }
 
 #[tokio::test]

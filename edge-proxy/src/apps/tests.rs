@@ -413,7 +413,8 @@ async fn an_early_answer_is_carried_while_the_request_goes_on() {
     let mut exchange = Exchange::new(&apps, app.addr, &head, body);
     exchange.final_head(&mut ResponseHead::new()).await.unwrap();
     *exchange.body() = Pieces::of(&[b"to the", b"end"]);
-    let got = AnswerBody::new(exchange.into_answer().unwrap()).collect().await.unwrap();
+    let body = AnswerBody::new(exchange.into_answer().unwrap()).collect();
+    let got = tokio::time::timeout(PATIENCE, body).await.unwrap().unwrap();
     assert_eq!(got.to_bytes(), "abcd");
     assert_eq!(apps.idle().len(), 1);
 }

@@ -42,9 +42,34 @@ impl Spare {
         head.fields.shrink_to(KEEP_BYTES);
         answer.fields.shrink_to(KEEP_BYTES);
         coded.shrink_to(KEEP_BYTES);
+        head.authority.shrink_to(KEEP_BYTES);
+        head.target.shrink_to(KEEP_BYTES);
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < KEEP {
             spare.push(scratch);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_kept_and_little_of_it() {
+        let spare = Spare::default();
+        let mut scratch = spare.take();
+        scratch.head.target.push_str("/secret");
+        scratch.head.fields.push("cookie", &[b'x'; 3000]);
+        scratch.coded.extend([0; 100_000]);
+        let kept = scratch.head.fields.bytes();
+        spare.give(scratch);
+        let scratch = spare.take();
+        assert_eq!(scratch.head, RequestHead::new());
+        assert!(kept >= 3000 && scratch.coded.is_empty() && scratch.coded.capacity() <= KEEP_BYTES);
+        for _ in 0..2 * KEEP {
+            spare.give(Box::default());
+        }
+        assert_eq!(spare.0.lock().unwrap().len(), KEEP);
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     apps::Apps,
     config::Config,
     http1::Buffers,
-    inbound::{self, MAX_HALF_OPEN, heads::SpareHeads},
+    inbound::{self, MAX_HALF_OPEN},
     outbound::{
         listen::{self, Purpose},
         loads::Loads,
@@ -59,8 +59,6 @@ pub struct Worker {
     pub buffers: Arc<Buffers>,
     /// Connections to applications.
     pub apps: Arc<Apps>,
-    /// Memory for the heads of callers' requests.
-    pub heads: SpareHeads,
     /// TLS of the mesh's door.
     pub inner_server: Arc<rustls::ServerConfig>,
     /// Handshakes that may be under way.
@@ -132,7 +130,6 @@ impl Worker {
             scratch: Spare::default(),
             apps: Apps::new(net.clone(), drain.clone(), buffers.clone()),
             buffers,
-            heads: SpareHeads::default(),
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             half_open: Semaphore::new(MAX_HALF_OPEN),
             view: Mutex::default(),

@@ -5,11 +5,10 @@
 //! - [`limits`]: what a service allows its callers.
 //! - [`app`]: the way to an application, with a permit only.
 //! - [`answer`]: its answer on the way back.
-//! - [`stream`] and [`heads`]: what a caller is to them, and memory for heads.
+//! - [`stream`]: what a caller is to both.
 
 mod answer;
 mod app;
-pub mod heads;
 pub mod limits;
 pub mod request;
 mod stream;

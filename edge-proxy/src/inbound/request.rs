@@ -17,7 +17,6 @@ use super::{
     Caller,
     answer::{Broken, Carried, carry_http1, carry_http2},
     app::{self, Failed},
-    heads::Heads,
     stream::{CallerStream, HeadError},
 };
 use crate::{
@@ -29,6 +28,7 @@ use crate::{
     outbound::deadline,
     record::Record,
     refusal::Refusal,
+    scratch::Scratch,
     worker::Worker,
 };
 
@@ -52,27 +52,29 @@ pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, opened: Opened) {
     record.entry.path_kind = caller.path_kind;
     record.entry.connection.clone_from(&caller.connection);
     let stream = CallerStream::new(exchange);
-    let mut heads = worker.heads.take();
-    let admitted = admit(&worker, &caller, &target, &coded, &mut heads.request, &mut record);
+    let mut scratch = worker.scratch.take();
+    let admitted = admit(&worker, &caller, &target, &coded, &mut scratch.head, &mut record);
     let served = match admitted.await {
-        Ok(admitted) => forward(&worker, &caller, &admitted, stream, &mut heads, &mut record).await,
+        Ok(admitted) => {
+            forward(&worker, &caller, &admitted, stream, &mut scratch, &mut record).await
+        }
         Err(refusal) => Err((refusal, stream)),
     };
     if let Err((refusal, stream)) = served {
-        refuse(&refusal, stream, &mut heads, &mut record).await;
+        refuse(&refusal, stream, &mut scratch, &mut record).await;
     }
-    worker.heads.give(heads);
+    worker.scratch.give(scratch);
 }
 
 async fn refuse(
     refusal: &Refusal,
     mut stream: CallerStream,
-    heads: &mut Heads,
+    scratch: &mut Scratch,
     record: &mut Record,
 ) {
     log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
     record.failed(refusal.reason);
-    let Heads { answer, coded, .. } = heads;
+    let Scratch { answer, coded, .. } = scratch;
     answer.clear();
     answer.status = refusal.status;
     answer.fields.push(headers::ERROR.as_str(), refusal.reason.code().as_bytes());
@@ -147,8 +149,8 @@ async fn forward(
     worker: &Arc<Worker>,
     caller: &Caller,
     admitted: &Admitted,
-    stream: CallerStream,
-    heads: &mut Heads,
+    mut stream: CallerStream,
+    scratch: &mut Scratch,
     record: &mut Record,
 ) -> Result<(), Refused> {
     record.entry.endpoint = Some(admitted.endpoint.id.clone());
@@ -158,29 +160,35 @@ async fn forward(
         Err(refusal) => return Err((refusal, stream)),
     };
     if admitted.protocol == Spoken::Tcp {
-        return forward_bytes(worker, admitted, stream, heads, record).await;
+        return forward_bytes(worker, admitted, stream, scratch, record).await;
     }
-    if heads.request.method == Method::CONNECT {
+    let head = &mut scratch.head;
+    if head.method == Method::CONNECT {
         return Err((Refusal::new(Reason::Unsupported, "CONNECT to an application"), stream));
     }
-    if admitted.protocol == Spoken::Http2 {
-        let until = prepare(&mut heads.request, caller, hop::Upgrade::Drop);
-        return forward_http2(worker, admitted, stream, heads, until, record).await;
+    let http1 = admitted.protocol == Spoken::Http1;
+    let offer = offered(head, http1, &mut stream);
+    let until = prepare(head, caller, offer);
+    if http1 {
+        forward_http1(worker, admitted, stream, scratch, (offer, until), record).await
+    } else {
+        forward_http2(worker, admitted, stream, scratch, until, record).await
     }
-    let upgrade = offered(&heads.request, &stream);
-    let until = prepare(&mut heads.request, caller, upgrade);
-    forward_http1(worker, admitted, stream, heads, (upgrade, until), record).await
 }
 
-/// Whether the source offers another protocol: without a body of its own, what
-/// follows on the stream is for that protocol.
-fn offered(head: &RequestHead, stream: &CallerStream) -> hop::Upgrade {
-    let bodiless = !matches!(http1::Body::of(&head.fields, true), http1::Body::Length(1..));
-    let open = bodiless && !stream.is_end_stream();
-    match open && hop::offers_tunnel(&head.fields) {
-        true => hop::Upgrade::Keep,
-        false => hop::Upgrade::Drop,
+/// Whether the request offers another protocol: it has no body, and what
+/// follows on its stream is for that protocol. An offer that is ignored, as any
+/// may be, ends the stream.
+fn offered(head: &RequestHead, http1: bool, stream: &mut CallerStream) -> hop::Upgrade {
+    let has_length = matches!(http1::Body::of(&head.fields, true), http1::Body::Length(1..));
+    if !head.fields.has(Known::Upgrade) || has_length || stream.is_end_stream() {
+        return hop::Upgrade::Drop;
     }
+    if http1 && hop::offers_tunnel(&head.fields) {
+        return hop::Upgrade::Keep;
+    }
+    stream.read_no_further();
+    hop::Upgrade::Drop
 }
 
 /// Makes a caller's request what the application shall see; returns when it
@@ -206,14 +214,14 @@ async fn forward_http1(
     worker: &Arc<Worker>,
     admitted: &Admitted,
     stream: CallerStream,
-    heads: &mut Heads,
+    scratch: &mut Scratch,
     (upgrade, until): (hop::Upgrade, Option<Instant>),
     record: &mut Record,
 ) -> Result<(), Refused> {
     let Admitted { endpoint, permit, .. } = admitted;
-    let Heads { request, answer, coded } = heads;
+    let Scratch { head, answer, coded } = scratch;
     let offer = upgrade == hop::Upgrade::Keep;
-    let mut exchange = app::http1(worker, endpoint.target, permit, request, stream, offer);
+    let mut exchange = app::http1(worker, endpoint.target, permit, head, stream, offer);
     let response = final_head(&mut exchange, endpoint, answer, coded, until).await;
     let response = match response {
         Ok(response) => response,
@@ -312,13 +320,13 @@ async fn forward_http2(
     worker: &Arc<Worker>,
     admitted: &Admitted,
     stream: CallerStream,
-    heads: &mut Heads,
+    scratch: &mut Scratch,
     until: Option<Instant>,
     record: &mut Record,
 ) -> Result<(), Refused> {
     let Admitted { endpoint, permit, .. } = admitted;
-    let Heads { request, answer, coded } = heads;
-    let answered = app::http2(worker, endpoint, permit, request, stream, until).await;
+    let Scratch { head, answer, coded } = scratch;
+    let answered = app::http2(worker, endpoint, permit, head, stream, until).await;
     let (response, mut carrying) = match answered {
         Ok(answered) => answered,
         Err((failed, stream)) => return give_up(failed, stream, record),
@@ -342,15 +350,16 @@ async fn forward_bytes(
     worker: &Arc<Worker>,
     admitted: &Admitted,
     mut stream: CallerStream,
-    heads: &mut Heads,
+    scratch: &mut Scratch,
     record: &mut Record,
 ) -> Result<(), Refused> {
     let app = match app::dial(worker, &admitted.endpoint, &admitted.permit).await {
         Ok(app) => app,
         Err(refusal) => return Err((refusal, stream)),
     };
-    heads.answer.clear();
-    if stream.send_head(&heads.answer, HeadKind::Final, &mut heads.coded).await.is_err() {
+    let Scratch { answer, coded, .. } = scratch;
+    answer.clear();
+    if stream.send_head(answer, HeadKind::Final, coded).await.is_err() {
         record.failed(Reason::UpstreamReset);
         return Ok(());
     }

@@ -57,6 +57,11 @@ impl CallerStream {
         self.failed
     }
 
+    /// Takes the request's body for ended.
+    pub(super) fn read_no_further(&mut self) {
+        self.ended = true;
+    }
+
     /// Waits until nobody wants the answer any more.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.waiting {

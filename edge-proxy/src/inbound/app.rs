@@ -86,7 +86,7 @@ pub(super) enum Failed {
     /// There is nobody to tell.
     Gone,
     /// The request cannot be completed.
-    BodyFailed,
+    Body,
 }
 
 impl From<Refusal> for Failed {
@@ -101,7 +101,7 @@ fn of_http2(endpoint: &Endpoint, error: &http2::ExchangeError) -> Failed {
         Error::NotProcessed(error) => unreachable(endpoint, error).into(),
         Error::Broken(error) => broken(endpoint, error).into(),
         Error::TimedOut => late(endpoint).into(),
-        Error::BodyFailed => Failed::BodyFailed,
+        Error::BodyFailed => Failed::Body,
         Error::Gone => Failed::Gone,
     }
 }
@@ -113,7 +113,7 @@ pub(super) fn of_http1(endpoint: &Endpoint, error: &apps::ExchangeError) -> Fail
         Error::NotConnected(error) => unreachable(endpoint, error).into(),
         Error::NotProcessed(error) => unreachable(endpoint, error).into(),
         Error::Broken(error) => broken(endpoint, error).into(),
-        Error::BodyFailed => Failed::BodyFailed,
+        Error::BodyFailed => Failed::Body,
         Error::Gone => Failed::Gone,
     }
 }

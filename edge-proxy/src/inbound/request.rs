@@ -296,11 +296,11 @@ fn give_up(failed: Failed, stream: CallerStream, record: &mut Record) -> Result<
     record.entry.received = stream.received();
     match failed {
         Failed::Refused(refusal) => Err((refusal, stream)),
-        Failed::BodyFailed if !stream.has_failed() => {
+        Failed::Body if !stream.has_failed() => {
             let text = "the request's body is not what its head has announced";
             Err((Refusal::new(Reason::BadRequest, text), stream))
         }
-        Failed::BodyFailed | Failed::Gone => {
+        Failed::Body | Failed::Gone => {
             record.failed(Reason::UpstreamReset);
             Ok(())
         }

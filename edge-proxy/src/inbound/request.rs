@@ -242,7 +242,7 @@ async fn forward_http1(
     record.answered(answer.status);
     if switched {
         if let Some((app, stream)) = exchange.into_tunnel() {
-            pass_bytes(app, stream, record).await;
+            pass_bytes(app, stream, scratch, record).await;
         }
         return Ok(());
     }
@@ -364,12 +364,19 @@ async fn forward_bytes(
         return Ok(());
     }
     record.opened();
-    pass_bytes(app, stream, record).await;
+    pass_bytes(app, stream, scratch, record).await;
     Ok(())
 }
 
 /// Bytes between a stream and the application, until both have ended.
-async fn pass_bytes(mut app: Stream, stream: CallerStream, record: &mut Record) {
+async fn pass_bytes(
+    mut app: Stream,
+    stream: CallerStream,
+    scratch: &mut Scratch,
+    record: &mut Record,
+) {
+    // This may take days; heads are over.
+    *scratch = Scratch::default();
     let mut pipe = stream.into_inner().into_pipe();
     let mut copied = Copied::default();
     let result = copy(&mut pipe, &mut app, &mut copied).await;

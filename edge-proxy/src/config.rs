@@ -1,9 +1,10 @@
-//! What one proxy does, checked. [`file`] is what was written for it, [`flags`]
-//! what was said beside it.
+//! What one proxy does, checked. [`written`] is the file, [`flags`] what was
+//! said beside it, [`file`] what both mean.
 
 pub mod cidr;
 pub mod file;
 pub mod flags;
+pub mod written;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 

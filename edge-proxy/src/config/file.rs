@@ -1,24 +1,23 @@
-//! What was written in `proxy.yaml`, and what it means.
+//! What was written in `proxy.yaml` and said beside it means this.
 
 use std::{
-    collections::BTreeMap,
-    fmt::{self, Display},
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     thread,
     time::Duration,
 };
 
-use mesh_core::{GatewayId, Locality, PortName, ServiceName, TrustDomain};
-use mesh_manifest::duration::ManifestDuration;
-use mesh_runtime::config::{self, ConfigError, HumanDuration};
-use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use mesh_core::{Locality, TrustDomain};
+use mesh_runtime::config::{self, ConfigError};
 
 use super::{
-    AccessLogTarget, Cidr, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
-    SnapshotSource, flags::PortAddr,
+    AccessLogTarget, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
+    SnapshotSource,
+    flags::PortAddr,
+    written::{
+        ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
+        LocalityFile, RoleFile, SnapshotFile,
+    },
 };
 use crate::files::IdentityFiles;
 
@@ -32,226 +31,6 @@ const MAX_WORKERS: usize = 64;
 const MAX_LISTENERS: usize = 256;
 /// The longest name of a region, zone or host, in bytes.
 const MAX_LOCALITY: usize = 64;
-
-/// An address, or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listen(pub Option<SocketAddr>);
-
-impl FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        let addr = text.parse();
-        addr.map(|addr| Self(Some(addr)))
-            .map_err(|_| format!("{text:?}: write <ip>:<port>, e.g. 127.0.0.1:4140, or off"))
-    }
-}
-
-/// Reads anything that is written as a string.
-pub(crate) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr<Err: Display>,
-{
-    struct Visitor<T>(std::marker::PhantomData<T>);
-    impl<T: FromStr<Err: Display>> serde::de::Visitor<'_> for Visitor<T> {
-        type Value = T;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a string")
-        }
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
-            text.parse().map_err(E::custom)
-        }
-    }
-    deserializer.deserialize_str(Visitor(std::marker::PhantomData))
-}
-
-impl<'de> Deserialize<'de> for Listen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-/// The configuration of `edge-proxy`: `proxy.yaml`, or `gateway.yaml`.
-/// Everything may be left out.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[schemars(rename = "Proxy")]
-#[serde(deny_unknown_fields, default)]
-struct ConfigFile {
-    /// What this proxy is for.
-    #[schemars(extend("default" = "node"))]
-    role: RoleFile,
-    /// Where certificate and key come from. Where absent: the socket
-    /// `/run/isthmus/identity.sock` (role gateway: `gateway-identity.sock`
-    /// there); with `snapshot`: none, which does for endpoints in `plaintext`.
-    identity: Option<IdentityFile>,
-    /// Services and endpoints from a file; from the site's federation where
-    /// absent.
-    snapshot: Option<SnapshotFile>,
-    /// Threads that carry traffic, 1 to 64; one per core, at most 4, where
-    /// absent.
-    workers: Option<usize>,
-    /// `<ip>:<port>` where applications send HTTP for any service, or `off`;
-    /// `off` in role gateway.
-    #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4140"))]
-    http_listener: Option<Listen>,
-    /// `<ip>:<port>` where captured traffic arrives (nftables `redirect` or
-    /// `dnat`), or `off`.
-    #[schemars(with = "Option<String>", extend("default" = "off"))]
-    transparent: Option<Listen>,
-    /// `<ip>:<port>` where the mesh calls this proxy's applications, or `off`.
-    #[schemars(with = "Option<String>", extend("default" = "off"))]
-    inbound: Option<Listen>,
-    /// Listeners for one port of one service each, at most 256.
-    listeners: Vec<ListenerFile>,
-    /// `<ip>:<port>` of `/metrics`, `/live` and `/ready`, or `off`.
-    #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4191"))]
-    admin: Option<Listen>,
-    /// One line of JSON per request to `stdout`, `journald`, a file (a path with
-    /// a `/` in it, appended to), or `off`.
-    #[schemars(extend("default" = "stdout"))]
-    access_log: Option<String>,
-    /// How long requests may finish after SIGTERM.
-    #[schemars(with = "Option<ManifestDuration>", extend("default" = "20s"))]
-    drain_timeout: Option<HumanDuration>,
-    /// How long opaque connections may go on after SIGTERM; as `drain_timeout`
-    /// where absent.
-    #[schemars(with = "Option<ManifestDuration>")]
-    opaque_drain_timeout: Option<HumanDuration>,
-    /// Directory that holds the last snapshot and the last identity;
-    /// `/var/lib/isthmus/proxy` (role gateway: `/var/lib/isthmus/gateway`)
-    /// where absent. Nothing is written where both come from files.
-    state: Option<PathBuf>,
-    /// Where this proxy is, for nearness; what its machine says where absent.
-    locality: LocalityFile,
-    /// The doors of a gateway; for role gateway only, and needed there.
-    gateway: Option<GatewayFile>,
-    /// Addresses and CIDR blocks whose clients may use an `http_listener` off
-    /// loopback; loopback always may.
-    #[schemars(with = "Vec<String>")]
-    allow_from: Vec<Cidr>,
-}
-
-/// What a proxy is for.
-#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
-#[schemars(rename = "Role")]
-#[serde(rename_all = "lowercase")]
-enum RoleFile {
-    /// All workloads of one identity on one machine.
-    #[default]
-    Node,
-    /// One workload.
-    Sidecar,
-    /// A site's border.
-    Gateway,
-}
-
-/// Where certificate and key come from: `socket` or `files`.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[schemars(rename = "Identity")]
-#[serde(deny_unknown_fields, default)]
-struct IdentityFile {
-    /// Path of the `WorkloadIdentity` socket of vm-agent or federation.
-    socket: Option<PathBuf>,
-    /// PEM files, looked at every 10 s and taken anew when they change.
-    files: Option<IdentityFilesFile>,
-}
-
-/// PEM files that hold an identity and whom it believes.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "IdentityFiles")]
-#[serde(deny_unknown_fields)]
-struct IdentityFilesFile {
-    /// The certificate with the SPIFFE ID, then its issuing CA's.
-    certificate: PathBuf,
-    /// Its key, PKCS#8, readable by its owner alone (mode 0600).
-    key: PathBuf,
-    /// Roots by trust domain: `<domain>: <file>`; at least the own one.
-    bundles: BTreeMap<String, PathBuf>,
-}
-
-/// A static snapshot.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "Snapshot")]
-#[serde(deny_unknown_fields)]
-struct SnapshotFile {
-    /// The site file, relative to this one; read once.
-    file: PathBuf,
-}
-
-/// A listener for one port of one service.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "Listener")]
-#[serde(deny_unknown_fields)]
-struct ListenerFile {
-    /// `<ip>:<port>`; each only once.
-    #[schemars(with = "String")]
-    listen: SocketAddr,
-    /// `<name>.<namespace>`.
-    #[serde(deserialize_with = "parsed")]
-    #[schemars(with = "String")]
-    service: ServiceName,
-    /// Name of one of the service's ports.
-    #[serde(deserialize_with = "parsed")]
-    #[schemars(with = "String")]
-    port: PortName,
-}
-
-/// Where a proxy is, for nearness.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[schemars(rename = "Locality")]
-#[serde(deny_unknown_fields, default)]
-struct LocalityFile {
-    /// At most 64 bytes.
-    region: String,
-    /// At most 64 bytes.
-    zone: String,
-    /// At most 64 bytes.
-    host: String,
-}
-
-/// The doors of a gateway.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "Gateway")]
-#[serde(deny_unknown_fields)]
-struct GatewayFile {
-    /// Its id in its site, e.g. `gw-1`; known to the identity source where
-    /// absent, and needed with identity from files.
-    #[serde(default)]
-    #[schemars(with = "Option<String>")]
-    id: Option<GatewayIdFile>,
-    /// `<ip>:<port>` (UDP) for tunnels over QUIC, or `off`.
-    #[serde(default)]
-    #[schemars(with = "Option<String>", extend("default" = "off"))]
-    quic: Option<Listen>,
-    /// `<ip>:<port>` (TCP) for tunnels over TLS, and for joining.
-    #[schemars(with = "String")]
-    tls: SocketAddr,
-}
-
-/// JSON Schema of the file.
-pub fn schema() -> schemars::Schema {
-    schemars::schema_for!(ConfigFile)
-}
-
-#[derive(Debug)]
-struct GatewayIdFile(GatewayId);
-
-impl<'de> Deserialize<'de> for GatewayIdFile {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map(Self).map_err(D::Error::custom)
-    }
-}
 
 impl Config {
     /// Reads the file that the flags name, or the default one if it exists.

@@ -214,7 +214,7 @@ impl Flags {
                 Step::Element(port),
                 key("target"),
             ];
-            ("upstream", Setting::text(steps, &one.addr.to_string(), "--upstream"))
+            ("upstream", Setting::text(steps, &one.addr.to_string(), &self.shown("upstream")))
         };
         let named = self.upstream.iter().map(upstream).collect();
         self.in_order((&self.env.set_site, SET_SITE), (&self.set_site, "--set-site"), named)
@@ -242,43 +242,42 @@ impl Flags {
     /// Flags that are keys of the configuration file under another name.
     fn named(&self) -> Vec<Said> {
         let mut said = Vec::new();
-        let mut say = |id, flag: &str, keys: &[&str], value: Option<&str>| {
-            let Some(value) = value else { return };
+        let mut say = |id, keys: &[&str], value: &str| {
             let steps = keys.iter().map(|key| Step::Key((*key).to_owned())).collect();
-            said.push((id, Setting::text(steps, value, flag)));
+            said.push((id, Setting::text(steps, value, &self.shown(id))));
         };
-        let plain = [
-            ("http_listener", "--http-listener", &self.http_listener),
-            ("transparent", "--transparent", &self.transparent),
-            ("inbound", "--inbound", &self.inbound),
-            ("admin", "--admin", &self.admin),
-            ("access_log", "--access-log", &self.access_log),
-        ];
-        for (key, flag, value) in plain {
-            say(key, flag, &[key], value.as_deref());
-        }
-        let files = ["identity", "files"];
-        for (id, flag, keys, value) in [
-            ("snapshot", "--snapshot", &["snapshot", "file"][..], &self.snapshot),
-            (
-                "certificate",
-                "--certificate",
-                &[files[0], files[1], "certificate"],
-                &self.certificate,
-            ),
-            ("key", "--key", &[files[0], files[1], "key"], &self.key),
+        for (key, value) in [
+            ("http_listener", &self.http_listener),
+            ("transparent", &self.transparent),
+            ("inbound", &self.inbound),
+            ("admin", &self.admin),
+            ("access_log", &self.access_log),
         ] {
-            say(id, flag, keys, value.as_deref().map(absolute).as_deref());
+            value.iter().for_each(|value| say(key, &[key], value));
+        }
+        for (id, keys, file) in [
+            ("snapshot", &["snapshot", "file"][..], &self.snapshot),
+            ("certificate", &["identity", "files", "certificate"], &self.certificate),
+            ("key", &["identity", "files", "key"], &self.key),
+        ] {
+            file.iter().for_each(|file| say(id, keys, &absolute(file)));
         }
         for DomainFile { domain, file } in &self.bundle {
-            let keys = [files[0], files[1], "bundles", domain];
-            say("bundle", "--bundle", &keys, Some(&absolute(file)));
+            say("bundle", &["identity", "files", "bundles", domain], &absolute(file));
         }
         if let Some(workers) = &self.workers {
             let steps = vec![Step::Key("workers".into())];
-            said.push(("workers", Setting::yaml(steps, workers, "--workers")));
+            said.push(("workers", Setting::yaml(steps, workers, &self.shown("workers"))));
         }
         said
+    }
+
+    /// How errors call a flag: by its name, or by that of its variable.
+    fn shown(&self, id: &str) -> String {
+        match self.env.flags.contains(&id) {
+            true => format!("ISTHMUS_PROXY_{}", id.to_uppercase()),
+            false => format!("--{}", id.replace('_', "-")),
+        }
     }
 }
 
@@ -402,6 +401,10 @@ mod tests {
             let error = config("", &flags(arguments)).map(|_| ()).unwrap_err();
             assert!(error.contains(wanted), "{arguments:?}: {error}");
         }
+        let mut by_variable = flags(&["--workers", "0"]);
+        by_variable.env.flags = vec!["workers"];
+        let error = config("", &by_variable).map(|_| ()).unwrap_err();
+        assert!(error.starts_with("ISTHMUS_PROXY_WORKERS: workers"), "{error}");
         for wrong in
             [["--upstream", "a.b=127.0.0.1:1"], ["--listener", "a.b:c=1"], ["--bundle", "a"]]
         {

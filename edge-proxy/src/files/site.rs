@@ -10,7 +10,7 @@ use mesh_core::{GatewayId, PortName, ServiceName, SiteName, SpiffeId, TrustDomai
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::file::parsed;
+use crate::config::written::parsed;
 
 /// The site file of `edge-proxy` (`snapshot.file`): services and their
 /// endpoints, gateways, links, and rules about traffic.

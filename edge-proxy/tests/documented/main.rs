@@ -28,7 +28,7 @@ fn root() -> PathBuf {
 fn schemas() -> [(&'static str, Value, &'static str); 2] {
     let value = |schema: schemars::Schema| schema.to_value();
     [
-        ("proxy", value(edge_proxy::config::file::schema()), Schema::Proxy.text()),
+        ("proxy", value(edge_proxy::config::written::schema()), Schema::Proxy.text()),
         ("site", value(snapshot::schema()), Schema::Site.text()),
     ]
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde_yaml_ng::{Mapping, Value};
 
-use super::{ConfigError, parse, with_nearest_key};
+use super::{ConfigError, parse};
 
 /// The longest `key=value`, in bytes.
 const MAX_SETTING: usize = 64 * 1024;
@@ -238,7 +238,7 @@ fn at_fault<T: DeserializeOwned>(
     if let Some(setting) = settings.iter().rev().find(unknown) {
         let key = setting.key();
         let problem = problem.strip_prefix(&format!("{key}: ")).unwrap_or(problem);
-        return ConfigError::meaning(&setting.from, key, with_nearest_key(problem));
+        return ConfigError::meaning(&setting.from, key, problem);
     }
     match parse::<T>(text, file) {
         Err(error) => error,
@@ -361,6 +361,7 @@ services:
             let error = read(FILE, &[set]).unwrap_err();
             assert!(error.contains(wanted), "{set}: {error}");
             assert!(error.starts_with("--set: "), "{set}: {error}");
+            assert!(error.matches("did you mean").count() < 2, "{set}: {error}");
         }
         let error = read("\nworkrs: 1\n", &["listen=a"]).unwrap_err();
         assert!(error.starts_with("a.yaml:2:1: "), "{error}");

@@ -151,8 +151,11 @@ impl App {
             let watch = files.clone().watch(credentials.clone());
             self.shared.drain.spawn_beside(watch);
         }
-        if let SnapshotSource::File(path) = &config.snapshot {
-            let read = snapshot::load(path, &credentials.trust().bundles)?;
+        if let SnapshotSource::File { path, set } = &config.snapshot {
+            let read = snapshot::load(path, set, &credentials.trust().bundles)?;
+            if matches!(config.identity, IdentitySource::None) {
+                snapshot::check_plaintext(&read, path)?;
+            }
             let (site, domain) = (Some(read.site.clone()), Some(read.trust_domain.clone()));
             own.store(Own { site, trust_domain: domain, ..Own::clone(&own.load()) });
             snapshot.store(Arc::new(read), Complete::All);

@@ -1,13 +1,17 @@
-//! What one proxy does, checked. [`file`] is what was written for it.
+//! What one proxy does, checked. [`written`] is the file, [`flags`] what was
+//! said beside it, [`file`] what both mean.
 
 pub mod cidr;
 pub mod file;
+pub mod flags;
+pub mod written;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use cidr::Cidr;
-pub use file::Flags;
+pub use flags::Flags;
 use mesh_core::{GatewayId, Locality, PortName, ServiceName};
+use mesh_runtime::config::Setting;
 
 use crate::files::IdentityFiles;
 
@@ -68,6 +72,8 @@ pub enum IdentitySource {
     Socket(PathBuf),
     /// PEM files.
     Files(IdentityFiles),
+    /// There is none: only endpoints in plaintext can be called.
+    None,
     /// The caller of [`crate::app::App::new`] has filled the credentials.
     Given,
 }
@@ -76,7 +82,12 @@ pub enum IdentitySource {
 #[derive(Debug, Clone)]
 pub enum SnapshotSource {
     /// A YAML file, read once.
-    File(PathBuf),
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What was set beside it.
+        set: Vec<Setting>,
+    },
     /// The own site's federation.
     Federation,
     /// The caller of [`crate::app::App::new`] has filled the cell.

@@ -1,6 +1,7 @@
 //! Identity and snapshot from files, without a control plane.
 
-mod balance;
+mod rules;
+mod site;
 pub mod snapshot;
 
 use std::{

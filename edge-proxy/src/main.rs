@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use edge_proxy::{
     app,
     config::{Config, Flags},
@@ -10,7 +9,11 @@ use edge_proxy::{
 use mesh_runtime::{config::ConfigError, process};
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let flags = Flags::of_process();
+    if let Some(schema) = flags.print_schema {
+        print!("{}", schema.text());
+        return ExitCode::SUCCESS;
+    }
     process::start("info");
     let result = Config::load(&flags).map_err(anyhow::Error::from).and_then(app::run);
     let Err(error) = result else { return ExitCode::SUCCESS };

@@ -11,10 +11,12 @@
 //! - [`rule`]: HTTPRoute and GRPCRoute rules.
 //! - [`profile`]: Linkerd's ServiceProfile.
 //! - [`traffic`]: TrafficPolicy, our own; [`balance`]: its part about endpoints.
+//! - [`document`]: what all kinds look like, for JSON Schema.
 //! - [`compile`]: what all of them together mean for one service.
 
 pub mod balance;
 pub mod compile;
+pub mod document;
 pub mod duration;
 pub mod manifest;
 pub mod profile;
@@ -23,4 +25,5 @@ pub mod traffic;
 mod wire;
 
 pub use compile::{Compiled, Problem, Registry, compile};
+pub use document::Document;
 pub use manifest::{Kind, Manifest, ManifestError, ObjectName};

@@ -161,17 +161,21 @@ struct Envelope {
     _status: serde_json::Value,
 }
 
-/// What a cluster adds to it is not read.
-#[derive(Debug, Deserialize)]
+/// What a document is called. What a cluster adds to it is not read.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Metadata {
-    name: String,
+pub struct Metadata {
+    /// Unique among the documents of its kind and namespace; a DNS name.
+    pub name: String,
+    /// Of the service, or of the callers that it is for.
     #[serde(default = "default_namespace")]
-    namespace: String,
+    pub namespace: String,
+    /// Linkerd's retries and timeouts of routes are written here.
     #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    /// Kept, and not read.
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
 }
 
 fn default_namespace() -> String {

@@ -4,7 +4,9 @@
 //! A file that holds only comments is an empty mapping, so that a type whose
 //! fields all have defaults can be read from it. Types say
 //! `#[serde(deny_unknown_fields)]`; `flatten` and `untagged` lose positions
-//! and are not used.
+//! and are not used. [`Setting`] is a key that was set beside the file.
+
+mod setting;
 
 use std::{
     fmt,
@@ -15,6 +17,8 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+
+pub use self::setting::{Setting, Step, blame, parse_set};
 
 /// The longest configuration file, in bytes.
 pub const MAX_FILE: u64 = 1024 * 1024;

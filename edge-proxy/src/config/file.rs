@@ -1,24 +1,23 @@
-//! What was written in `proxy.yaml` and on the command line.
-//! Flag before environment before file before default.
+//! What was written in `proxy.yaml` and said beside it means this.
 
 use std::{
-    collections::BTreeMap,
-    fmt::{self, Display},
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     thread,
     time::Duration,
 };
 
-use clap::Parser;
-use mesh_core::{GatewayId, Locality, PortName, ServiceName, TrustDomain};
-use mesh_runtime::config::{self, ConfigError, HumanDuration};
-use serde::{Deserialize, Deserializer, de::Error as _};
+use mesh_core::{Locality, TrustDomain};
+use mesh_runtime::config::{self, ConfigError};
 
 use super::{
-    AccessLogTarget, Cidr, Config, GatewayDoors, IdentitySource, Role, ServiceListener,
+    AccessLogTarget, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
     SnapshotSource,
+    flags::PortAddr,
+    written::{
+        ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
+        LocalityFile, RoleFile, SnapshotFile,
+    },
 };
 use crate::files::IdentityFiles;
 
@@ -33,176 +32,6 @@ const MAX_LISTENERS: usize = 256;
 /// The longest name of a region, zone or host, in bytes.
 const MAX_LOCALITY: usize = 64;
 
-/// Carries the traffic of one machine, one workload, or a site's border.
-///
-/// Examples:
-///   edge-proxy
-///   edge-proxy --config /etc/isthmus/proxy.yaml
-///   edge-proxy --config proxy.yaml --http-listener 127.0.0.1:4140 --admin off
-#[derive(Debug, Clone, Default, Parser)]
-#[command(name = "edge-proxy", version, verbatim_doc_comment)]
-pub struct Flags {
-    /// Configuration file [default: /etc/isthmus/proxy.yaml, if it exists]
-    #[arg(long, value_name = "FILE", env = "ISTHMUS_PROXY_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// Where applications send HTTP for any service, or `off`
-    #[arg(long, value_name = "IP:PORT", env = "ISTHMUS_PROXY_HTTP_LISTENER")]
-    pub http_listener: Option<Listen>,
-    /// Where captured traffic arrives, or `off`
-    #[arg(long, value_name = "IP:PORT", env = "ISTHMUS_PROXY_TRANSPARENT")]
-    pub transparent: Option<Listen>,
-    /// Where the mesh calls, or `off`
-    #[arg(long, value_name = "IP:PORT", env = "ISTHMUS_PROXY_INBOUND")]
-    pub inbound: Option<Listen>,
-    /// Where to serve /metrics, /live and /ready, or `off`
-    #[arg(long, value_name = "IP:PORT", env = "ISTHMUS_PROXY_ADMIN")]
-    pub admin: Option<Listen>,
-    /// Threads that carry traffic [default: one per core, at most 4]
-    #[arg(long, value_name = "N", env = "ISTHMUS_PROXY_WORKERS")]
-    pub workers: Option<usize>,
-    /// stdout, journald, off, or a file
-    #[arg(long, value_name = "WHERE", env = "ISTHMUS_PROXY_ACCESS_LOG")]
-    pub access_log: Option<String>,
-}
-
-/// An address, or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listen(pub Option<SocketAddr>);
-
-impl FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        let addr = text.parse();
-        addr.map(|addr| Self(Some(addr)))
-            .map_err(|_| format!("{text:?}: write <ip>:<port>, e.g. 127.0.0.1:4140, or off"))
-    }
-}
-
-/// Reads anything that is written as a string.
-pub(crate) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr<Err: Display>,
-{
-    struct Visitor<T>(std::marker::PhantomData<T>);
-    impl<T: FromStr<Err: Display>> serde::de::Visitor<'_> for Visitor<T> {
-        type Value = T;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a string")
-        }
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
-            text.parse().map_err(E::custom)
-        }
-    }
-    deserializer.deserialize_str(Visitor(std::marker::PhantomData))
-}
-
-impl<'de> Deserialize<'de> for Listen {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
-}
-
-/// What was written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ConfigFile {
-    role: RoleFile,
-    identity: Option<IdentityFile>,
-    snapshot: Option<SnapshotFile>,
-    workers: Option<usize>,
-    http_listener: Option<Listen>,
-    transparent: Option<Listen>,
-    inbound: Option<Listen>,
-    listeners: Vec<ListenerFile>,
-    admin: Option<Listen>,
-    access_log: Option<String>,
-    drain_timeout: Option<HumanDuration>,
-    opaque_drain_timeout: Option<HumanDuration>,
-    state: Option<PathBuf>,
-    locality: LocalityFile,
-    gateway: Option<GatewayFile>,
-    allow_from: Vec<Cidr>,
-}
-
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RoleFile {
-    #[default]
-    Node,
-    Sidecar,
-    Gateway,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct IdentityFile {
-    socket: Option<PathBuf>,
-    files: Option<IdentityFilesFile>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct IdentityFilesFile {
-    certificate: PathBuf,
-    key: PathBuf,
-    bundles: BTreeMap<String, PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SnapshotFile {
-    file: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListenerFile {
-    listen: SocketAddr,
-    #[serde(deserialize_with = "parsed")]
-    service: ServiceName,
-    #[serde(deserialize_with = "parsed")]
-    port: PortName,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LocalityFile {
-    region: String,
-    zone: String,
-    host: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GatewayFile {
-    #[serde(default)]
-    id: Option<GatewayIdFile>,
-    #[serde(default)]
-    quic: Option<Listen>,
-    tls: SocketAddr,
-}
-
-#[derive(Debug)]
-struct GatewayIdFile(GatewayId);
-
-impl<'de> Deserialize<'de> for GatewayIdFile {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map(Self).map_err(D::Error::custom)
-    }
-}
-
 impl Config {
     /// Reads the file that the flags name, or the default one if it exists.
     ///
@@ -211,12 +40,12 @@ impl Config {
     /// The file cannot be read, or says something that makes no sense.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         let default = Path::new(DEFAULT_FILE);
-        let (file, path) = match &flags.config {
-            Some(path) => (config::load(path)?, path.as_path()),
-            None if default.exists() => (config::load(default)?, default),
-            None => (ConfigFile::default(), default),
+        let (text, path) = match &flags.config {
+            Some(path) => (config::read(path)?, path.as_path()),
+            None if default.exists() => (config::read(default)?, default),
+            None => (String::new(), default),
         };
-        let mut config = file.checked(flags, &path.display().to_string())?;
+        let mut config = Self::parse(&text, flags, &path.display().to_string())?;
         config.resolve(path.parent().unwrap_or(Path::new("")));
         Ok(config)
     }
@@ -228,7 +57,7 @@ impl Config {
             paths.extend([&mut files.certificate, &mut files.key]);
             paths.extend(files.bundles.iter_mut().map(|(_, path)| path));
         }
-        if let SnapshotSource::File(path) = &mut self.snapshot {
+        if let SnapshotSource::File { path, .. } = &mut self.snapshot {
             paths.push(path);
         }
         if let AccessLogTarget::File(path) = &mut self.access_log {
@@ -241,8 +70,14 @@ impl Config {
     }
 
     /// The same from a text; `name` is how errors call it.
+    ///
+    /// # Errors
+    ///
+    /// It, or a flag, says something that makes no sense.
     pub fn parse(text: &str, flags: &Flags, name: &str) -> Result<Self, ConfigError> {
-        config::parse::<ConfigFile>(text, name)?.checked(flags, name)
+        let set = flags.settings()?;
+        let file: ConfigFile = config::parse_set(text, name, &set)?;
+        file.checked(flags, name).map_err(|error| config::blame(error, &set))
     }
 }
 
@@ -250,19 +85,19 @@ impl ConfigFile {
     fn checked(self, flags: &Flags, name: &str) -> Result<Config, ConfigError> {
         let gateway = matches!(self.role, RoleFile::Gateway);
         let gateway_id = self.gateway.as_ref().and_then(|g| g.id.as_ref()).map(|id| id.0.clone());
-        let listen = |flag: Option<Listen>, file: Option<Listen>, default: Option<&str>| {
+        let listen = |file: Option<Listen>, default: Option<&str>| {
             let default = || default.and_then(|addr| addr.parse().ok());
-            flag.or(file).map_or_else(default, |listen| listen.0)
+            file.map_or_else(default, |listen| listen.0)
         };
         let http_default = (!gateway).then_some("127.0.0.1:4140");
         let config = Config {
             role: self.role.into(),
-            workers: workers(flags.workers.or(self.workers), name)?,
-            http_listener: listen(flags.http_listener, self.http_listener, http_default),
-            transparent: listen(flags.transparent, self.transparent, None),
-            inbound: listen(flags.inbound, self.inbound, None),
-            admin: listen(flags.admin, self.admin, Some("127.0.0.1:4191")),
-            access_log: access_log(flags.access_log.as_ref().or(self.access_log.as_ref()), name)?,
+            workers: workers(self.workers, name)?,
+            http_listener: listen(self.http_listener, http_default),
+            transparent: listen(self.transparent, None),
+            inbound: listen(self.inbound, None),
+            admin: listen(self.admin, Some("127.0.0.1:4191")),
+            access_log: access_log(self.access_log.as_ref(), name)?,
             drain_timeout: self.drain_timeout.map_or(Duration::from_secs(20), Into::into),
             opaque_drain_timeout: self
                 .opaque_drain_timeout
@@ -272,11 +107,13 @@ impl ConfigFile {
             locality: self.locality.checked(name)?,
             gateway_id,
             gateway: doors(self.gateway, gateway, name)?,
-            listeners: listeners(self.listeners, name)?,
+            listeners: listeners(self.listeners, &flags.listener, name)?,
             allow_from: self.allow_from,
-            identity: identity(self.identity, gateway, name)?,
+            identity: identity(self.identity, self.snapshot.is_some(), gateway, name)?,
             snapshot: match self.snapshot {
-                Some(SnapshotFile { file }) => SnapshotSource::File(file),
+                Some(SnapshotFile { file: path }) => {
+                    SnapshotSource::File { path, set: flags.site_settings()? }
+                }
                 None => SnapshotSource::Federation,
             },
         };
@@ -358,7 +195,18 @@ fn doors(
     }
 }
 
-fn listeners(written: Vec<ListenerFile>, name: &str) -> Result<Vec<ServiceListener>, ConfigError> {
+fn listeners(
+    mut written: Vec<ListenerFile>,
+    flags: &[PortAddr],
+    name: &str,
+) -> Result<Vec<ServiceListener>, ConfigError> {
+    for PortAddr { service, port, addr } in flags.iter().cloned() {
+        let same = |one: &&mut ListenerFile| one.service == service && one.port == port;
+        match written.iter_mut().find(same) {
+            Some(written) => written.listen = addr,
+            None => written.push(ListenerFile { listen: addr, service, port }),
+        }
+    }
     if written.len() > MAX_LISTENERS {
         let problem = format!("there are more than {MAX_LISTENERS}");
         return Err(ConfigError::meaning(name, "listeners", problem));
@@ -377,13 +225,15 @@ fn listeners(written: Vec<ListenerFile>, name: &str) -> Result<Vec<ServiceListen
 
 fn identity(
     written: Option<IdentityFile>,
+    alone: bool,
     gateway: bool,
     name: &str,
 ) -> Result<IdentitySource, ConfigError> {
     let default = if gateway { "gateway-identity.sock" } else { "identity.sock" };
     let default = || Path::new("/run/isthmus").join(default);
     let Some(IdentityFile { socket, files }) = written else {
-        return Ok(IdentitySource::Socket(default()));
+        // Whether that does is known when the snapshot has been read.
+        return Ok(if alone { IdentitySource::None } else { IdentitySource::Socket(default()) });
     };
     match (socket, files) {
         (Some(_), Some(_)) => {
@@ -410,7 +260,8 @@ fn identity_files(written: IdentityFilesFile, name: &str) -> Result<IdentitySour
     Ok(IdentitySource::Files(IdentityFiles { certificate, key, bundles }))
 }
 
-/// Plaintext doors off loopback are open to everybody who can reach them.
+/// Plaintext doors off loopback are open to everybody who can reach them, and
+/// whom the mesh calls must show who it is.
 fn check_doors(config: &Config, name: &str) -> Result<(), ConfigError> {
     let off_loopback = |addr: &SocketAddr| !addr.ip().to_canonical().is_loopback();
     if let Some(addr) = config.http_listener.filter(off_loopback)
@@ -422,80 +273,22 @@ fn check_doors(config: &Config, name: &str) -> Result<(), ConfigError> {
         );
         return Err(ConfigError::meaning(name, "http_listener", problem));
     }
-    Ok(())
+    let door = match (config.role, config.inbound) {
+        (Role::Gateway, _) => "role gateway",
+        (_, Some(_)) => "inbound",
+        (_, None) => return Ok(()),
+    };
+    match config.identity {
+        IdentitySource::None => {
+            let problem = format!(
+                "{door} needs one: write {{ files: {{ certificate, key, bundles }} }} or \
+                 {{ socket: <path> }}"
+            );
+            Err(ConfigError::meaning(name, "identity", problem))
+        }
+        IdentitySource::Socket(_) | IdentitySource::Files(_) | IdentitySource::Given => Ok(()),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, &Flags::default(), "proxy.yaml")
-    }
-
-    #[test]
-    fn nothing_written_is_a_node_of_this_machine() {
-        let config = parse("").unwrap();
-        assert_eq!(config.role, Role::Node);
-        assert_eq!(config.http_listener, Some(([127, 0, 0, 1], 4140).into()));
-        assert_eq!(config.admin, Some(([127, 0, 0, 1], 4191).into()));
-        assert_eq!((config.transparent, config.inbound), (None, None));
-        assert!((1..=DEFAULT_WORKERS).contains(&config.workers));
-        let socket = Path::new("/run/isthmus/identity.sock");
-        assert!(matches!(config.identity, IdentitySource::Socket(path) if path == socket));
-        assert!(matches!(config.snapshot, SnapshotSource::Federation));
-    }
-
-    #[test]
-    fn a_gateway_listens_where_it_says_and_nowhere_else() {
-        let config = parse("role: gateway\ngateway: { quic: off, tls: 127.0.0.1:1 }").unwrap();
-        assert_eq!(config.http_listener, None);
-        let tls = ([127, 0, 0, 1], 1).into();
-        assert_eq!(config.gateway, Some(GatewayDoors { quic: None, tls }));
-    }
-
-    #[test]
-    fn flags_come_before_the_file() {
-        let flags = Flags {
-            http_listener: Some(Listen(Some(([127, 0, 0, 1], 9).into()))),
-            admin: Some(Listen(None)),
-            ..Flags::default()
-        };
-        let text = "http_listener: 127.0.0.1:8\nadmin: 127.0.0.1:7\ninbound: 127.0.0.1:6";
-        let config = Config::parse(text, &flags, "proxy.yaml").unwrap();
-        assert_eq!(config.http_listener, Some(([127, 0, 0, 1], 9).into()));
-        assert_eq!(config.admin, None);
-        assert_eq!(config.inbound, Some(([127, 0, 0, 1], 6).into()));
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused_with_its_place() {
-        let cases = [
-            ("role: nod", "did you mean `node`"),
-            ("http_listner: off", "proxy.yaml:1"),
-            ("http_listner: off", "did you mean `http_listener`"),
-            ("\nworkers: 0", "workers: 0: must be 1 to 64"),
-            ("http_listener: 0.0.0.0:4140", "allow_from"),
-            ("http_listener: localhost", "or off"),
-            ("gateway: { tls: 127.0.0.1:1 }", "only for role gateway"),
-            ("role: gateway", "needs where to listen"),
-            ("access_log: syslog", "stdout, journald, off"),
-            ("identity: { socket: /a, files: { certificate: a, key: b, bundles: {} } }", "either"),
-            ("identity: { files: { certificate: a, key: b, bundles: {} } }", "at least"),
-            ("identity: { files: { certificate: a, key: b, bundles: { A: c } } }", "bundles.A"),
-            ("listeners: [{ listen: 127.0.0.1:1, service: a, port: b }]", "<name>.<namespace>"),
-            (
-                "listeners:\n- { listen: '127.0.0.1:1', service: a.b, port: c }\n\
-                 - { listen: '127.0.0.1:1', service: a.c, port: c }",
-                "listeners[1].listen: 127.0.0.1:1 is there twice",
-            ),
-            ("drain_timeout: 5", "duration"),
-            ("allow_from: [10.0.0.0/40]", "prefix"),
-        ];
-        for (text, wanted) in cases {
-            let error = parse(text).map(|_| ()).unwrap_err();
-            assert!(error.to_string().contains(wanted), "{text}: {error}");
-            assert_eq!(error.exit_code(), 78);
-        }
-    }
-}
+mod tests;

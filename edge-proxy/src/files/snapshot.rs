@@ -1,229 +1,86 @@
 //! A static snapshot: the YAML of a site without a control plane, made into
 //! the very delta that federation would send.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use mesh_api::v1::{self, resource::Resource as Kind};
-use mesh_core::{
-    Endpoint, GatewayId, PortName, Rejected, ServiceName, SiteName, Snapshot, SpiffeId,
-    TrustBundles, TrustDomain, apply,
+use mesh_core::{Endpoint, Rejected, ServiceName, Snapshot, TrustBundles, apply};
+use mesh_manifest::Compiled;
+use mesh_runtime::config::{self, ConfigError, Setting};
+
+use super::{
+    rules::Rules,
+    site::{
+        EndpointFile, GatewayFile, LinkFile, PortFile, PrincipalFile, ProtocolFile, ServiceFile,
+        SiteFile, SpiffeIdFile, TransportFile,
+    },
 };
-use mesh_runtime::config::{self, ConfigError, HumanDuration};
-use serde::Deserialize;
 
-use super::balance::BalanceFile;
-use crate::config::file::parsed;
+/// What each service has of the rules.
+type Compilation = BTreeMap<ServiceName, Compiled>;
 
-/// What was written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SiteFile {
-    #[serde(deserialize_with = "parsed")]
-    site: SiteName,
-    #[serde(deserialize_with = "parsed")]
-    trust_domain: TrustDomain,
-    #[serde(default)]
-    services: Vec<ServiceFile>,
-    #[serde(default)]
-    gateways: Vec<GatewayFile>,
-    #[serde(default)]
-    links: Vec<LinkFile>,
+/// JSON Schema of the file.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(SiteFile)
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ServiceFile {
-    #[serde(deserialize_with = "parsed")]
-    name: ServiceName,
-    ports: Vec<PortFile>,
-    #[serde(default)]
-    virtual_address: Option<std::net::IpAddr>,
-    #[serde(default)]
-    exported_to: Vec<String>,
-    #[serde(default)]
-    imported_from: Vec<String>,
-    #[serde(default)]
-    allow: Option<Vec<PrincipalFile>>,
-    #[serde(default)]
-    routes: Vec<RouteFile>,
-    #[serde(default)]
-    balance: Option<BalanceFile>,
-    #[serde(default)]
-    endpoints: Vec<EndpointFile>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PortFile {
-    #[serde(deserialize_with = "parsed")]
-    name: PortName,
-    port: u16,
-    #[serde(default)]
-    protocol: ProtocolFile,
-}
-
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum ProtocolFile {
-    #[default]
-    Detect,
-    Http,
-    Grpc,
-    Tcp,
-}
-
-/// Who may call; an absent part is any, an absent domain the own one.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct PrincipalFile {
-    trust_domain: String,
-    namespace: String,
-    account: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RouteFile {
-    name: String,
-    #[serde(default)]
-    matches: Vec<MatchFile>,
-    backends: Vec<BackendFile>,
-    #[serde(default)]
-    request_timeout: HumanDuration,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct MatchFile {
-    path: Option<String>,
-    path_prefix: Option<String>,
-    method: String,
-    headers: Vec<HeaderFile>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HeaderFile {
-    name: String,
-    value: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BackendFile {
-    #[serde(deserialize_with = "parsed")]
-    service: ServiceName,
-    #[serde(default)]
-    port: String,
-    #[serde(default = "one")]
-    weight: u32,
-}
-
-fn one() -> u32 {
-    1
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EndpointFile {
-    #[serde(default)]
-    id: String,
-    #[serde(deserialize_with = "parsed")]
-    port: PortName,
-    #[serde(default)]
-    site: String,
-    /// Who answers; not with `plaintext`.
-    #[serde(default)]
-    identity: Option<SpiffeIdFile>,
-    /// An application without a proxy, dialled at `target` without TLS.
-    #[serde(default)]
-    plaintext: bool,
-    /// Inbound listener of its proxy.
-    #[serde(default)]
-    proxy: Option<SocketAddr>,
-    /// Where the application listens.
-    #[serde(default)]
-    target: Option<SocketAddr>,
-    #[serde(default = "one")]
-    weight: u32,
-    /// Requests at once that it is good for.
-    #[serde(default)]
-    capacity: u32,
-    #[serde(default)]
-    region: String,
-    #[serde(default)]
-    zone: String,
-    #[serde(default)]
-    node: String,
-    #[serde(default)]
-    via: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct SpiffeIdFile(#[serde(deserialize_with = "parsed")] SpiffeId);
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GatewayFile {
-    #[serde(deserialize_with = "parsed")]
-    id: GatewayId,
-    #[serde(default)]
-    site: String,
-    #[serde(default)]
-    quic: Vec<String>,
-    #[serde(default)]
-    tls: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LinkFile {
-    #[serde(deserialize_with = "parsed")]
-    site: SiteName,
-    #[serde(deserialize_with = "parsed")]
-    trust_domain: TrustDomain,
-    #[serde(default)]
-    dial: bool,
-    #[serde(default)]
-    transport: TransportFile,
-}
-
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TransportFile {
-    #[default]
-    Raced,
-    Quic,
-    Tls,
-}
-
-/// Reads a snapshot; roots are those of the identity.
+/// Reads a snapshot, with what was set beside the file; roots are those of the
+/// identity.
 ///
 /// # Errors
 ///
 /// The file cannot be read, or says something that makes no sense: with file
 /// and line, or with the resource that is wrong.
-pub fn load(path: &Path, bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
-    parse(&config::read(path)?, &path.display().to_string(), bundles)
+pub fn load(path: &Path, set: &[Setting], bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
+    let (text, name) = (config::read(path)?, path.display().to_string());
+    let dir = path.parent().unwrap_or(Path::new(""));
+    understood(config::parse_set(&text, &name, set)?, dir, &name, bundles)
 }
 
 /// The same from a text; `name` is how errors call it.
 pub fn parse(text: &str, name: &str, bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
-    let file: SiteFile = config::parse(text, name)?;
-    for service in &file.services {
-        if let Some(problem) = service.balance.as_ref().and_then(BalanceFile::problem) {
-            let key = format!("service {}: balance.affinity", service.name);
-            return Err(ConfigError::meaning(name, key, problem));
-        }
-    }
+    let dir = Path::new(name).parent().unwrap_or(Path::new(""));
+    understood(config::parse(text, name)?, dir, name, bundles)
+}
+
+fn understood(
+    file: SiteFile,
+    dir: &Path,
+    name: &str,
+    bundles: &TrustBundles,
+) -> Result<Snapshot, ConfigError> {
     file.check_endpoints(name)?;
-    let mut snapshot = apply(None, &file.delta(bundles)).map_err(|rejected| match rejected {
+    let rules = Rules::read(&file, dir, name)?;
+    let compiled = file.services.iter().map(|service| {
+        let compiled = rules.of(service.name.as_str())?;
+        Ok((service.name.clone(), compiled))
+    });
+    let compiled: Compilation = compiled.collect::<Result<_, ConfigError>>()?;
+    let delta = file.delta(bundles, compiled);
+    let mut snapshot = apply(None, &delta).map_err(|rejected| match rejected {
         Rejected::Invalid { resource, problem } => ConfigError::meaning(name, resource, problem),
         other @ Rejected::WrongBase { .. } => ConfigError::meaning(name, "snapshot", other),
     })?;
     check_ports(&snapshot, name)?;
     file.without_proxies(&mut snapshot);
     Ok(snapshot)
+}
+
+/// A proxy without an identity can call nobody in the mesh.
+///
+/// # Errors
+///
+/// An endpoint has a proxy, which asks who calls.
+pub fn check_plaintext(snapshot: &Snapshot, path: &Path) -> Result<(), ConfigError> {
+    let mut endpoints = snapshot.services.values().flat_map(|service| &service.endpoints);
+    let Some(endpoint) = endpoints.find(|endpoint| endpoint.identity.is_some()) else {
+        return Ok(());
+    };
+    let resource = format!("service {}, endpoint {}", endpoint.service, endpoint.id);
+    let problem = "its proxy asks for an identity, and this proxy has none: write `identity` in \
+                   the configuration (or --certificate, --key and --bundle), or make it \
+                   `plaintext: true` if it has no proxy";
+    Err(ConfigError::meaning(&path.display().to_string(), resource, problem))
 }
 
 /// Federation may send an endpoint before its port; a file says both at once.
@@ -276,7 +133,7 @@ impl SiteFile {
         }
     }
 
-    fn delta(&self, bundles: &TrustBundles) -> v1::Delta {
+    fn delta(&self, bundles: &TrustBundles, mut compiled: Compilation) -> v1::Delta {
         let own = self.site.as_str();
         let domain = self.trust_domain.as_str();
         let mut upsert = vec![Kind::Site(v1::Site {
@@ -288,7 +145,8 @@ impl SiteFile {
         upsert.extend(self.gateways.iter().map(|gateway| Kind::Gateway(gateway.wire(own))));
         upsert.extend(self.links.iter().map(|link| Kind::Link(link.wire())));
         for service in &self.services {
-            upsert.push(Kind::Service(service.wire()));
+            let compiled = compiled.remove(&service.name).unwrap_or_default();
+            upsert.push(Kind::Service(service.wire(compiled)));
             let endpoints = service.endpoints.iter().enumerate();
             upsert.extend(endpoints.map(|(i, endpoint)| {
                 Kind::Endpoint(endpoint.wire((own, domain), service.name.as_str(), i))
@@ -309,11 +167,16 @@ fn or_own(site: &str, own: &str) -> String {
 }
 
 impl ServiceFile {
-    fn wire(&self) -> v1::Service {
+    fn wire(&self, compiled: Compiled) -> v1::Service {
+        let Compiled { routes, traffic, balance, opaque_ports, .. } = compiled;
         let port = |port: &PortFile| v1::Port {
             name: port.name.as_str().into(),
             number: port.port.into(),
-            protocol: port.protocol.wire().into(),
+            protocol: match opaque_ports.contains(&port.port) {
+                true => v1::Protocol::Tcp,
+                false => port.protocol.wire(),
+            }
+            .into(),
         };
         let principal = |principal: &PrincipalFile| v1::PrincipalMatch {
             trust_domain: principal.trust_domain.clone(),
@@ -326,12 +189,12 @@ impl ServiceFile {
             exported_to: self.exported_to.clone(),
             imported_from: self.imported_from.clone(),
             virtual_address: self.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
-            routes: self.routes.iter().map(RouteFile::wire).collect(),
+            routes,
             policy: self.allow.as_ref().map(|allow| v1::AuthorizationPolicy {
                 allow: allow.iter().map(principal).collect(),
             }),
-            balance: self.balance.as_ref().map(BalanceFile::wire),
-            ..Default::default()
+            traffic,
+            balance,
         }
     }
 }
@@ -343,43 +206,6 @@ impl ProtocolFile {
             Self::Http => v1::Protocol::Http,
             Self::Grpc => v1::Protocol::Grpc,
             Self::Tcp => v1::Protocol::Tcp,
-        }
-    }
-}
-
-impl RouteFile {
-    fn wire(&self) -> v1::Route {
-        let backend = |backend: &BackendFile| v1::Backend {
-            service: backend.service.as_str().into(),
-            port: backend.port.clone(),
-            weight: backend.weight,
-            ..Default::default()
-        };
-        let timeout = self.request_timeout.0.as_millis();
-        v1::Route {
-            name: self.name.clone(),
-            matches: self.matches.iter().map(MatchFile::wire).collect(),
-            backends: self.backends.iter().map(backend).collect(),
-            request_timeout_ms: u64::try_from(timeout).unwrap_or(u64::MAX),
-            ..Default::default()
-        }
-    }
-}
-
-impl MatchFile {
-    fn wire(&self) -> v1::RouteMatch {
-        use v1::route_match::Path::{ExactPath, PathPrefix};
-        let exact = self.path.clone().map(ExactPath);
-        let header = |header: &HeaderFile| v1::HeaderMatch {
-            name: header.name.clone(),
-            value: header.value.clone(),
-            ..Default::default()
-        };
-        v1::RouteMatch {
-            path: exact.or_else(|| self.path_prefix.clone().map(PathPrefix)),
-            method: self.method.clone(),
-            headers: self.headers.iter().map(header).collect(),
-            ..Default::default()
         }
     }
 }
@@ -479,11 +305,6 @@ services:
       - { name: http, port: 80, protocol: http }
       - { name: redis, port: 6379, protocol: tcp }
     allow: [{ account: checkout }]
-    routes:
-      - name: split
-        request_timeout: 2s
-        matches: [{ path_prefix: /a, headers: [{ name: x-canary, value: 'yes' }] }]
-        backends: [{ service: orders.shop, weight: 9 }, { service: orders.next }]
     endpoints:
       - port: http
         identity: spiffe://west.example/ns/shop/sa/orders
@@ -502,8 +323,6 @@ services:
         assert_eq!(service.endpoints[0].target, ([127, 0, 0, 1], 8080).into());
         assert_eq!(service.endpoints[0].weight, 1);
         assert_eq!(service.policy.allow.as_ref().unwrap().len(), 1);
-        assert_eq!(service.routes[0].request_timeout, Some(std::time::Duration::from_secs(2)));
-        assert_eq!(service.routes[0].backends.len(), 2);
     }
 
     #[test]
@@ -527,7 +346,7 @@ services:
             (change("orders.next\n", "orders\n"), "<name>.<namespace>"),
             (change("protocol: http", "protocol: htp"), "did you mean `http`"),
             (change("identity: spiffe://west", "identity: spiffe://east"), "endpoint"),
-            (change("target: 127.0.0.1:8080", "target: 127.0.0.1"), "west.yaml:20"),
+            (change("target: 127.0.0.1:8080", "target: 127.0.0.1"), "west.yaml:16"),
             (change("proxy: 127.0.0.1:4143", "plaintext: true"), "nobody has an `identity`"),
             (
                 change("identity: spiffe://west.example/ns/shop/sa/orders\n        ", ""),

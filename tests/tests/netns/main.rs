@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "real processes in real time")]
 
+mod examples;
 mod world;
 
 use std::time::Duration;

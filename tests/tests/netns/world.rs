@@ -248,7 +248,7 @@ fn link(a: &str, a_addr: &str, b: &str, b_addr: &str, name: &str) {
 }
 
 /// The folder of our binaries: two above this test's own executable.
-fn binaries() -> PathBuf {
+pub(crate) fn binaries() -> PathBuf {
     let own = std::env::current_exe().expect("an executable");
     let folder = own.parent().and_then(Path::parent).expect("target/<profile>").to_owned();
     for name in ["meshctl", "federation", "edge-proxy", "vm-agent"] {

@@ -1,0 +1,69 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, &Flags::default(), "proxy.yaml")
+}
+
+#[test]
+fn nothing_written_is_a_node_of_this_machine() {
+    let config = parse("").unwrap();
+    assert_eq!(config.role, Role::Node);
+    assert_eq!(config.http_listener, Some(([127, 0, 0, 1], 4140).into()));
+    assert_eq!(config.admin, Some(([127, 0, 0, 1], 4191).into()));
+    assert_eq!((config.transparent, config.inbound), (None, None));
+    assert!((1..=DEFAULT_WORKERS).contains(&config.workers));
+    let socket = Path::new("/run/isthmus/identity.sock");
+    assert!(matches!(config.identity, IdentitySource::Socket(path) if path == socket));
+    assert!(matches!(config.snapshot, SnapshotSource::Federation));
+}
+
+#[test]
+fn a_gateway_listens_where_it_says_and_nowhere_else() {
+    let config = parse("role: gateway\ngateway: { quic: off, tls: 127.0.0.1:1 }").unwrap();
+    assert_eq!(config.http_listener, None);
+    let tls = ([127, 0, 0, 1], 1).into();
+    assert_eq!(config.gateway, Some(GatewayDoors { quic: None, tls }));
+}
+
+#[test]
+fn a_proxy_alone_may_do_without_identity() {
+    let alone = "snapshot: { file: site.yaml }\n";
+    assert!(matches!(parse(alone).unwrap().identity, IdentitySource::None));
+    let socket = parse(&format!("{alone}identity: {{}}")).unwrap().identity;
+    assert!(matches!(socket, IdentitySource::Socket(_)));
+    for door in ["inbound: 127.0.0.1:0", "role: gateway\ngateway: { tls: 127.0.0.1:0 }"] {
+        let error = parse(&format!("{alone}{door}")).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("identity") && error.contains("needs one"), "{error}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_its_place() {
+    let cases = [
+        ("role: nod", "did you mean `node`"),
+        ("http_listner: off", "proxy.yaml:1"),
+        ("http_listner: off", "did you mean `http_listener`"),
+        ("\nworkers: 0", "workers: 0: must be 1 to 64"),
+        ("http_listener: 0.0.0.0:4140", "allow_from"),
+        ("http_listener: localhost", "or off"),
+        ("gateway: { tls: 127.0.0.1:1 }", "only for role gateway"),
+        ("role: gateway", "needs where to listen"),
+        ("access_log: syslog", "stdout, journald, off"),
+        ("identity: { socket: /a, files: { certificate: a, key: b, bundles: {} } }", "either"),
+        ("identity: { files: { certificate: a, key: b, bundles: {} } }", "at least"),
+        ("identity: { files: { certificate: a, key: b, bundles: { A: c } } }", "bundles.A"),
+        ("listeners: [{ listen: 127.0.0.1:1, service: a, port: b }]", "<name>.<namespace>"),
+        (
+            "listeners:\n- { listen: '127.0.0.1:1', service: a.b, port: c }\n\
+             - { listen: '127.0.0.1:1', service: a.c, port: c }",
+            "listeners[1].listen: 127.0.0.1:1 is there twice",
+        ),
+        ("drain_timeout: 5", "duration"),
+        ("allow_from: [10.0.0.0/40]", "prefix"),
+    ];
+    for (text, wanted) in cases {
+        let error = parse(text).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(wanted), "{text}: {error}");
+        assert_eq!(error.exit_code(), 78);
+    }
+}

@@ -1,0 +1,237 @@
+//! `proxy.yaml` as it is written; [`super::file`] is what it means.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+};
+
+use mesh_core::{GatewayId, PortName, ServiceName};
+use mesh_manifest::duration::ManifestDuration;
+use mesh_runtime::config::HumanDuration;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::Cidr;
+
+/// An address, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let addr = text.parse();
+        addr.map(|addr| Self(Some(addr)))
+            .map_err(|_| format!("{text:?}: write <ip>:<port>, e.g. 127.0.0.1:4140, or off"))
+    }
+}
+
+/// Reads anything that is written as a string.
+pub(crate) fn parsed<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    struct Visitor<T>(std::marker::PhantomData<T>);
+    impl<T: FromStr<Err: Display>> serde::de::Visitor<'_> for Visitor<T> {
+        type Value = T;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_str(Visitor(std::marker::PhantomData))
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cidr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+/// The configuration of `edge-proxy`: `proxy.yaml`, or `gateway.yaml`.
+/// Everything may be left out.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Proxy")]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ConfigFile {
+    /// What this proxy is for.
+    #[schemars(extend("default" = "node"))]
+    pub(super) role: RoleFile,
+    /// Where certificate and key come from. Where absent: the socket
+    /// `/run/isthmus/identity.sock` (role gateway: `gateway-identity.sock`
+    /// there); with `snapshot`: none, which does for endpoints in `plaintext`.
+    pub(super) identity: Option<IdentityFile>,
+    /// Services and endpoints from a file; from the site's federation where
+    /// absent.
+    pub(super) snapshot: Option<SnapshotFile>,
+    /// Threads that carry traffic, 1 to 64; one per core, at most 4, where
+    /// absent.
+    pub(super) workers: Option<usize>,
+    /// `<ip>:<port>` where applications send HTTP for any service, or `off`;
+    /// `off` in role gateway.
+    #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4140"))]
+    pub(super) http_listener: Option<Listen>,
+    /// `<ip>:<port>` where captured traffic arrives (nftables `redirect` or
+    /// `dnat`), or `off`.
+    #[schemars(with = "Option<String>", extend("default" = "off"))]
+    pub(super) transparent: Option<Listen>,
+    /// `<ip>:<port>` where the mesh calls this proxy's applications, or `off`.
+    #[schemars(with = "Option<String>", extend("default" = "off"))]
+    pub(super) inbound: Option<Listen>,
+    /// Listeners for one port of one service each, at most 256.
+    pub(super) listeners: Vec<ListenerFile>,
+    /// `<ip>:<port>` of `/metrics`, `/live` and `/ready`, or `off`.
+    #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4191"))]
+    pub(super) admin: Option<Listen>,
+    /// One line of JSON per request to `stdout`, `journald`, a file (a path with
+    /// a `/` in it, appended to), or `off`.
+    #[schemars(extend("default" = "stdout"))]
+    pub(super) access_log: Option<String>,
+    /// How long requests may finish after SIGTERM.
+    #[schemars(with = "Option<ManifestDuration>", extend("default" = "20s"))]
+    pub(super) drain_timeout: Option<HumanDuration>,
+    /// How long opaque connections may go on after SIGTERM; as `drain_timeout`
+    /// where absent.
+    #[schemars(with = "Option<ManifestDuration>")]
+    pub(super) opaque_drain_timeout: Option<HumanDuration>,
+    /// Directory that holds the last snapshot and the last identity;
+    /// `/var/lib/isthmus/proxy` (role gateway: `/var/lib/isthmus/gateway`)
+    /// where absent. Nothing is written where both come from files.
+    pub(super) state: Option<PathBuf>,
+    /// Where this proxy is, for nearness; what its machine says where absent.
+    pub(super) locality: LocalityFile,
+    /// The doors of a gateway; for role gateway only, and needed there.
+    pub(super) gateway: Option<GatewayFile>,
+    /// Addresses and CIDR blocks whose clients may use an `http_listener` off
+    /// loopback; loopback always may.
+    #[schemars(with = "Vec<String>")]
+    pub(super) allow_from: Vec<Cidr>,
+}
+
+/// What a proxy is for.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Role")]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RoleFile {
+    /// All workloads of one identity on one machine.
+    #[default]
+    Node,
+    /// One workload.
+    Sidecar,
+    /// A site's border.
+    Gateway,
+}
+
+/// Where certificate and key come from: `socket` or `files`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Identity")]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct IdentityFile {
+    /// Path of the `WorkloadIdentity` socket of vm-agent or federation.
+    pub(super) socket: Option<PathBuf>,
+    /// PEM files, looked at every 10 s and taken anew when they change.
+    pub(super) files: Option<IdentityFilesFile>,
+}
+
+/// PEM files that hold an identity and whom it believes.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "IdentityFiles")]
+#[serde(deny_unknown_fields)]
+pub(super) struct IdentityFilesFile {
+    /// The certificate with the SPIFFE ID, then its issuing CA's.
+    pub(super) certificate: PathBuf,
+    /// Its key, PKCS#8, readable by its owner alone (mode 0600).
+    pub(super) key: PathBuf,
+    /// Roots by trust domain: `<domain>: <file>`; at least the own one.
+    pub(super) bundles: BTreeMap<String, PathBuf>,
+}
+
+/// A static snapshot.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Snapshot")]
+#[serde(deny_unknown_fields)]
+pub(super) struct SnapshotFile {
+    /// The site file, relative to this one; read once.
+    pub(super) file: PathBuf,
+}
+
+/// A listener for one port of one service.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Listener")]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListenerFile {
+    /// `<ip>:<port>`; each only once.
+    #[schemars(with = "String")]
+    pub(super) listen: SocketAddr,
+    /// `<name>.<namespace>`.
+    #[serde(deserialize_with = "parsed")]
+    #[schemars(with = "String")]
+    pub(super) service: ServiceName,
+    /// Name of one of the service's ports.
+    #[serde(deserialize_with = "parsed")]
+    #[schemars(with = "String")]
+    pub(super) port: PortName,
+}
+
+/// Where a proxy is, for nearness.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Locality")]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LocalityFile {
+    /// At most 64 bytes.
+    pub(super) region: String,
+    /// At most 64 bytes.
+    pub(super) zone: String,
+    /// At most 64 bytes.
+    pub(super) host: String,
+}
+
+/// The doors of a gateway.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Gateway")]
+#[serde(deny_unknown_fields)]
+pub(super) struct GatewayFile {
+    /// Its id in its site, e.g. `gw-1`; known to the identity source where
+    /// absent, and needed with identity from files.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub(super) id: Option<GatewayIdFile>,
+    /// `<ip>:<port>` (UDP) for tunnels over QUIC, or `off`.
+    #[serde(default)]
+    #[schemars(with = "Option<String>", extend("default" = "off"))]
+    pub(super) quic: Option<Listen>,
+    /// `<ip>:<port>` (TCP) for tunnels over TLS, and for joining.
+    #[schemars(with = "String")]
+    pub(super) tls: SocketAddr,
+}
+
+/// JSON Schema of the file.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(ConfigFile)
+}
+
+#[derive(Debug)]
+pub(super) struct GatewayIdFile(pub(super) GatewayId);
+
+impl<'de> Deserialize<'de> for GatewayIdFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(D::Error::custom)
+    }
+}

@@ -181,10 +181,10 @@ impl App {
     /// with another proxy of the same user: nobody else may listen there.
     async fn check_ports(&self) -> io::Result<()> {
         let Shared { config, net, .. } = &self.shared;
-        let Bound { http, transparent, inbound, listeners } = Bound::wanted(config);
+        let Bound { http, transparent, inbound, listeners, sni } = Bound::wanted(config);
         let doors = config.gateway.as_ref();
         let own = [http, transparent, inbound, doors.map(|doors| doors.tls)];
-        for addr in own.into_iter().flatten().chain(listeners) {
+        for addr in own.into_iter().flatten().chain(listeners).chain(sni) {
             drop(net.bind(addr, false).await?);
         }
         if let Some(addr) = doors.and_then(|doors| doors.quic) {

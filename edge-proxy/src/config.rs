@@ -4,6 +4,7 @@
 pub mod cidr;
 pub mod file;
 pub mod flags;
+pub mod sni;
 pub mod written;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -12,6 +13,7 @@ pub use cidr::Cidr;
 pub use flags::Flags;
 use mesh_core::{GatewayId, Locality, PortName, ServiceName};
 use mesh_runtime::config::Setting;
+pub use sni::SniListener;
 
 use crate::files::IdentityFiles;
 
@@ -34,6 +36,8 @@ pub struct Config {
     pub inbound: Option<SocketAddr>,
     /// One service each.
     pub listeners: Vec<ServiceListener>,
+    /// Any service each, by the name that TLS clients ask for.
+    pub sni_listeners: Vec<SniListener>,
     /// /metrics /live /ready.
     pub admin: Option<SocketAddr>,
     /// Where access-log lines go.
@@ -50,7 +54,7 @@ pub struct Config {
     pub gateway: Option<GatewayDoors>,
     /// A gateway's name in its site; `None` if the identity source knows it.
     pub gateway_id: Option<GatewayId>,
-    /// Clients of `http_listener` off loopback.
+    /// Clients of `http_listener` and `sni_listeners` off loopback.
     pub allow_from: Vec<Cidr>,
 }
 
@@ -139,6 +143,7 @@ impl Config {
             transparent: None,
             inbound: None,
             listeners: Vec::new(),
+            sni_listeners: Vec::new(),
             admin: None,
             access_log: AccessLogTarget::Off,
             drain_timeout: Duration::from_secs(30),
@@ -158,7 +163,7 @@ impl Config {
         self.drain_timeout.max(self.opaque_drain_timeout)
     }
 
-    /// Whether a client of the HTTP proxy listener may come from `addr`.
+    /// Whether a client who names its service itself may come from `addr`.
     pub fn admits(&self, addr: std::net::IpAddr) -> bool {
         addr.to_canonical().is_loopback() || self.allow_from.iter().any(|cidr| cidr.contains(addr))
     }

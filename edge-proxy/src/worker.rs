@@ -85,6 +85,8 @@ pub struct Bound {
     pub inbound: Option<SocketAddr>,
     /// Explicit listeners, in the order of the configuration.
     pub listeners: Vec<SocketAddr>,
+    /// Those by the name that TLS clients ask for, in the same order.
+    pub sni: Vec<SocketAddr>,
 }
 
 impl Bound {
@@ -95,6 +97,7 @@ impl Bound {
             transparent: config.transparent,
             inbound: config.inbound,
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
+            sni: config.sni_listeners.iter().map(|listener| listener.listen).collect(),
         }
     }
 
@@ -109,6 +112,9 @@ impl Bound {
         }
         for addr in &self.listeners {
             log::info!(listener = "service", addr:% = addr; "listening");
+        }
+        for addr in &self.sni {
+            log::info!(listener = "sni", addr:% = addr; "listening");
         }
     }
 }
@@ -151,6 +157,12 @@ impl Worker {
             self.shared.snapshot.add_wanted(&destination.service);
             outbound.push((self.bind(Some(*addr), &mut at).await?, Purpose::Service(destination)));
             bound.listeners.extend(at);
+        }
+        for (addr, configured) in wanted.sni.iter().zip(&self.shared.config.sni_listeners) {
+            let mut at = None;
+            let listener = self.bind(Some(*addr), &mut at).await?;
+            outbound.push((listener, Purpose::Sni(configured.port)));
+            bound.sni.extend(at);
         }
         // Everything is bound: nothing is accepted by half a worker.
         for (listener, purpose) in outbound {

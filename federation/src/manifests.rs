@@ -321,17 +321,20 @@ impl Manifests {
     pub fn compile(&mut self, service: &str, registry: &impl Registry) -> Compiled {
         let Some(manifests) = self.by_service.remove(service) else { return Compiled::default() };
         let mut compiled = compile(service, &manifests, registry);
-        for route in &compiled.routes {
-            for backend in route.backends.iter().filter(|backend| !backend.invalid.is_empty()) {
+        let requests = compiled.routes.iter().map(|r| (&r.name, &r.backends, "answered with 500"));
+        let connections =
+            compiled.connection_routes.iter().map(|r| (&r.name, &r.backends, "refused"));
+        for (rule, backends, instead) in requests.chain(connections) {
+            for backend in backends.iter().filter(|backend| !backend.invalid.is_empty()) {
                 // A rule is called <namespace>/<document>/<rule>.
                 let of = |m: &&Manifest| {
                     let own = format!("{}/{}/", m.name.namespace, m.name.name);
-                    route.name.starts_with(&own)
+                    rule.starts_with(&own)
                 };
                 let Some(manifest) = manifests.iter().find(of) else { continue };
                 compiled.problems.push(Problem {
                     document: manifest.name.to_string(),
-                    text: format!("{}; its share is answered with 500", backend.invalid),
+                    text: format!("{}; its share is {instead}", backend.invalid),
                 });
             }
         }

@@ -71,12 +71,13 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
     let mut manifests = Manifests::of(sources.state);
     let ports = registered_ports(&services);
     for (name, mut merged) in services {
-        let Compiled { routes, traffic, balance, opaque_ports, problems } =
+        let Compiled { routes, connection_routes, traffic, balance, opaque_ports, problems } =
             manifests.compile(name.as_str(), &ports);
         rendered.problems.extend(problems);
         make_opaque(&mut merged.ports, &opaque_ports);
         let service = Service {
             routes,
+            connection_routes,
             traffic,
             balance,
             name: name.to_string(),

@@ -8,11 +8,13 @@
 //! In reading order:
 //! - [`name`]: the names of things; a value that exists is well formed.
 //! - [`rule`]: what is written about requests: matches, filters, limits.
+//! - [`client_hello`]: the name that a TLS client asks for.
 //! - [`service`]: services, endpoints, gateways, links.
 //! - [`identity`]: certificates and the one function that verifies a peer.
 //! - [`snapshot`]: the view that decisions are made from, and how it changes.
 //! - [`message`]: heads of requests and responses, and the rules of their fields.
 //! - [`route`]: which backends a request may go to.
+//! - [`carriage`]: what has to be known of a connection before it goes on.
 //! - [`balance`]: which endpoint of a backend it goes to.
 //! - [`path`]: how bytes get to that endpoint.
 //! - [`address`]: where an endpoint must not be.
@@ -24,6 +26,8 @@
 pub mod address;
 pub mod authorize;
 pub mod balance;
+pub mod carriage;
+pub mod client_hello;
 pub mod identity;
 pub mod message;
 pub mod name;

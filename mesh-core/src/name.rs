@@ -15,7 +15,7 @@ pub struct InvalidName {
     problem: &'static str,
 }
 
-fn invalid(kind: &'static str, value: &str, problem: &'static str) -> InvalidName {
+pub(crate) fn invalid(kind: &'static str, value: &str, problem: &'static str) -> InvalidName {
     // A hostile peer chooses `value`: keep error messages short.
     let value = value.chars().take(80).collect();
     InvalidName { kind, value, problem }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     balance::scale,
+    client_hello::ClientHello,
     message::RequestHead,
     name::{PortName, ServiceName},
     reason::Reason,
@@ -90,17 +91,32 @@ impl<'s> Rule<'s> {
 
     /// All backends, with the port that a request to this rule's port takes.
     pub fn backends(&self) -> Backends {
-        let Some(route) = self.route else {
-            let (service, port) = (self.service.name.clone(), self.port.name.clone());
-            return Backends(vec![Backend { service, port, weight: 1 }]);
-        };
-        let backends = route.backends.iter().map(|backend| Backend {
-            service: backend.service.clone(),
-            port: backend.port.as_ref().unwrap_or(&self.port.name).clone(),
-            weight: backend.weight,
-        });
-        Backends(backends.collect())
+        backends(self.service, self.port, self.route.map(|route| &*route.backends))
     }
+}
+
+impl Connection<'_> {
+    /// All backends, with the port that a connection to this port takes.
+    pub fn backends(&self) -> Backends {
+        backends(self.service, self.port, self.rule.map(|(_, backends)| backends))
+    }
+}
+
+fn backends(
+    service: &Service,
+    called: &ServicePort,
+    backends: Option<&[RouteBackend]>,
+) -> Backends {
+    let Some(backends) = backends else {
+        let (service, port) = (service.name.clone(), called.name.clone());
+        return Backends(vec![Backend { service, port, weight: 1 }]);
+    };
+    let backends = backends.iter().map(|backend| Backend {
+        service: backend.service.clone(),
+        port: backend.port.as_ref().unwrap_or(&called.name).clone(),
+        weight: backend.weight,
+    });
+    Backends(backends.collect())
 }
 
 /// The rule that a request by a caller of namespace `from` falls under. A head
@@ -132,6 +148,44 @@ pub fn rule_of<'s>(
     let found = found.map_err(|NothingMatches| NoRoute::NoMatch(name.clone()))?;
     let (route, matched) = found.map_or((None, None), |(route, matched)| (Some(route), matched));
     Ok(Rule { service, port, route, matched })
+}
+
+/// The rule that a connection of opaque bytes falls under.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection<'s> {
+    /// The called service.
+    pub service: &'s Arc<Service>,
+    /// The called port.
+    pub port: &'s ServicePort,
+    /// Its name and its backends; `None` for a service that is its own
+    /// backend.
+    pub rule: Option<(&'s str, &'s [RouteBackend])>,
+}
+
+/// The rule that a connection by a caller of namespace `from` falls under: one
+/// for connections, else one for requests that has no matches. With `hello` it
+/// is known to speak TLS.
+pub fn connection<'s>(
+    snapshot: &'s Snapshot,
+    destination: &Destination,
+    from: Option<&str>,
+    hello: Option<&ClientHello>,
+) -> Result<Connection<'s>, NoRoute> {
+    let name = &destination.service;
+    let service = snapshot.services.get(name);
+    let service = service.ok_or_else(|| NoRoute::NoSuchService(name.clone()))?;
+    let port = service.port(destination.port.as_str());
+    let port = port.ok_or_else(|| NoRoute::NoSuchPort(name.clone(), destination.port.clone()))?;
+    let found = service.connection_routes.find(&port.name, from, hello);
+    let found = found.map_err(|NothingMatches| NoRoute::NoMatch(name.clone()))?;
+    let rule = match found {
+        Some(route) => Some((&*route.name, &*route.backends)),
+        None => {
+            let rule = rule_of(service, &port.name, from, None)?.route;
+            rule.map(|route| (&*route.name, &*route.backends))
+        }
+    };
+    Ok(Connection { service, port, rule })
 }
 
 /// The backends of the rule that a request falls under; a service without

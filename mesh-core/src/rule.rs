@@ -2,6 +2,7 @@
 //! servers protect themselves.
 //!
 //! - [`matching`]: which rule a request falls under.
+//! - [`connection`]: which rule a connection falls under.
 //! - [`budget`]: how many repetitions there may be.
 //! - [`filter`]: what a rule changes about a request and its answer.
 
@@ -12,10 +13,12 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use crate::name::{PortName, ServiceName};
 
 pub mod budget;
+pub mod connection;
 pub mod filter;
 pub mod matching;
 
 pub use budget::Budget;
+pub use connection::{ConnectionRoute, ConnectionRoutes};
 pub use filter::Target;
 pub use matching::Routes;
 

@@ -10,7 +10,7 @@ use crate::{
     authorize::ServerPolicy,
     balance::BalancePolicy,
     name::{EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain},
-    rule::{Routes, TrafficPolicy},
+    rule::{ConnectionRoutes, Routes, TrafficPolicy},
 };
 
 /// What a port speaks.
@@ -25,6 +25,8 @@ pub enum Protocol {
     Grpc,
     /// Opaque bytes.
     Tcp,
+    /// The same, of TLS: the client speaks first and names whom it wants.
+    Tls,
 }
 
 /// What is known of an endpoint's ability to answer.
@@ -89,6 +91,8 @@ pub struct Service {
     pub virtual_address: Option<IpAddr>,
     /// None sends everything to the service itself.
     pub routes: Routes,
+    /// The same for connections of opaque bytes.
+    pub connection_routes: ConnectionRoutes,
     /// How its callers and its own proxies protect it.
     pub traffic: TrafficPolicy,
     /// Who may call it; used by the proxies of its endpoints.

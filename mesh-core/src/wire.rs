@@ -7,6 +7,7 @@
 
 mod balance;
 mod connect;
+mod connection;
 mod endpoint;
 mod protection;
 mod rule;
@@ -36,6 +37,8 @@ pub const MAX_ROUTES: usize = 128;
 pub const MAX_MATCHES: usize = 64;
 /// Header or query conditions of one match, and header changes of one kind.
 pub const MAX_HEADERS: usize = 16;
+/// Host names of one route.
+pub const MAX_HOSTNAMES: usize = 16;
 /// Mirrors of one route.
 pub const MAX_MIRRORS: usize = 4;
 /// Ranges of statuses, or gRPC codes, in one list.

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use mesh_api::v1;
 use mesh_core::{
     balance::BalancePolicy,
-    rule::{Route, TrafficPolicy},
+    rule::{ConnectionRoute, Route, TrafficPolicy},
 };
 
 use crate::{
     balance::Balance,
+    connection::Connections,
     manifest::{Kind, Manifest, Spec},
     profile::{ServiceProfileSpec, authority},
     rule::{BackendRef, Filter, Fraction, GrpcRule, HttpMatch, HttpRule, Mirror, ParentRef},
@@ -33,6 +34,8 @@ impl Registry for BTreeMap<String, Vec<(String, u16)>> {
 pub struct Compiled {
     /// In the order that decides between equals.
     pub routes: Vec<v1::Route>,
+    /// The same for connections.
+    pub connection_routes: Vec<v1::ConnectionRoute>,
     /// `None` without any policy.
     pub traffic: Option<v1::TrafficPolicy>,
     /// `None` without any policy.
@@ -77,7 +80,9 @@ fn rank(kind: Kind) -> u8 {
         Kind::ServiceProfile => 0,
         Kind::GRPCRoute => 1,
         Kind::HTTPRoute => 2,
-        Kind::TrafficPolicy => 3,
+        Kind::TLSRoute => 3,
+        Kind::TCPRoute => 4,
+        Kind::TrafficPolicy => 5,
     }
 }
 
@@ -101,6 +106,10 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
         let route = v1::Route { port: String::new(), ..route.clone() };
         Route::try_from(&route).map_err(|error| format!("spec.rules[{index}]: {error}"))?;
     }
+    for route in &compiled.connection_routes {
+        let route = v1::ConnectionRoute { port: String::new(), ..route.clone() };
+        ConnectionRoute::try_from(&route).map_err(|error| format!("spec: {error}"))?;
+    }
     if let Some(traffic) = &compiled.traffic {
         TrafficPolicy::try_from(traffic).map_err(|error| format!("spec: {error}"))?;
     }
@@ -123,6 +132,8 @@ pub fn services(manifest: &Manifest) -> Result<Vec<String>, String> {
     match &manifest.spec {
         Spec::Http(spec) => parents(&spec.parent_refs),
         Spec::Grpc(spec) => parents(&spec.parent_refs),
+        Spec::Tls(spec) => parents(&spec.parent_refs),
+        Spec::Tcp(spec) => parents(&spec.parent_refs),
         Spec::Profile(_) => Ok(vec![authority(&manifest.name.name)?.0]),
         Spec::Traffic(spec) => {
             let target = &spec.target_ref;
@@ -169,6 +180,8 @@ impl<R: Registry> Compiling<'_, R> {
                 }
                 Ok(())
             }
+            Spec::Tls(spec) => self.connections(manifest, spec.connections()),
+            Spec::Tcp(spec) => self.connections(manifest, spec.connections()),
             Spec::Profile(spec) => self.profile(manifest, spec),
             Spec::Traffic(spec) => {
                 let traffic = spec.traffic.wire()?;
@@ -210,23 +223,45 @@ impl<R: Registry> Compiling<'_, R> {
         if self.compiled.routes.iter().any(|route| route.name.starts_with(PROFILE)) {
             return Err("not in force: the service has a ServiceProfile".into());
         }
-        let producer = self.service.split_once('.').is_some_and(|(_, its)| its == namespace);
         let port = self.parent_port(parent)?;
         for (index, rule) in rules.iter().enumerate() {
             let name = rule.name.clone().unwrap_or_else(|| index.to_string());
             let route = v1::Route {
                 // One document may have several parents that are this service.
-                name: unique(
-                    &self.compiled.routes,
-                    format!("{namespace}/{}/{name}", manifest.name.name),
-                ),
+                name: self.unique(format!("{namespace}/{}/{name}", manifest.name.name)),
                 port: port.clone(),
-                client_namespace: if producer { String::new() } else { namespace.clone() },
+                client_namespace: self.consumer(namespace),
                 ..self.rule(manifest, rule).map_err(|text| format!("spec.rules[{index}].{text}"))?
             };
             self.compiled.routes.push(route);
         }
         Ok(())
+    }
+
+    fn connections(&mut self, manifest: &Manifest, of: Connections<'_>) -> Result<(), String> {
+        let namespace = &manifest.name.namespace;
+        for parent in of.parents {
+            let service = qualified(&parent.name, parent.namespace.as_deref(), namespace);
+            if !parent.is_service() || service != self.service {
+                continue;
+            }
+            let route = of.wire(|backend| self.backend(manifest, backend))?;
+            let name = format!("{namespace}/{}/{}", manifest.name.name, route.name);
+            let taken =
+                |name: &str| self.compiled.connection_routes.iter().any(|route| route.name == name);
+            let (name, port) = (unique(taken, name), self.parent_port(parent)?);
+            let client_namespace = self.consumer(namespace);
+            let route = v1::ConnectionRoute { name, port, client_namespace, ..route };
+            self.compiled.connection_routes.push(route);
+        }
+        Ok(())
+    }
+
+    /// Whom a route of `namespace` is for: everybody, if it is the service's
+    /// own.
+    fn consumer(&self, namespace: &str) -> String {
+        let producer = self.service.split_once('.').is_some_and(|(_, its)| its == namespace);
+        if producer { String::new() } else { namespace.to_owned() }
     }
 
     fn parent_port(&self, parent: &ParentRef) -> Result<String, String> {
@@ -338,8 +373,6 @@ impl<R: Registry> Compiling<'_, R> {
     }
 
     fn profile(&mut self, manifest: &Manifest, spec: &ServiceProfileSpec) -> Result<(), String> {
-        let producer = self.service.split_once('.');
-        let producer = producer.is_some_and(|(_, its)| its == manifest.name.namespace);
         let backends = self.overrides(spec)?;
         let mut routes = Vec::new();
         for (index, route) in spec.routes.iter().enumerate() {
@@ -350,13 +383,13 @@ impl<R: Registry> Compiling<'_, R> {
         routes.push(v1::Route { name: "default".into(), ..v1::Route::default() });
         for route in routes {
             let name = format!("{PROFILE}{}/{}", manifest.name.name, route.name);
-            let namespace = &manifest.name.namespace;
-            self.compiled.routes.push(v1::Route {
-                name: unique(&self.compiled.routes, name),
-                client_namespace: if producer { String::new() } else { namespace.clone() },
+            let route = v1::Route {
+                name: self.unique(name),
+                client_namespace: self.consumer(&manifest.name.namespace),
                 backends: backends.clone(),
                 ..route
-            });
+            };
+            self.compiled.routes.push(route);
         }
         for port in &spec.opaque_ports {
             let number = port.parse().map_err(|_| format!("spec.opaquePorts: {port:?}"))?;
@@ -367,6 +400,11 @@ impl<R: Registry> Compiling<'_, R> {
             traffic.retry_budget = Some(budget.wire().map_err(|text| format!("spec.{text}"))?);
         }
         Ok(())
+    }
+
+    fn unique(&self, name: String) -> String {
+        let taken = |name: &str| self.compiled.routes.iter().any(|route| route.name == name);
+        unique(taken, name)
     }
 
     fn overrides(&self, spec: &ServiceProfileSpec) -> Result<Vec<v1::Backend>, String> {
@@ -394,8 +432,7 @@ impl<R: Registry> Compiling<'_, R> {
 /// What names of rules that come from a ServiceProfile begin with.
 const PROFILE: &str = "profile/";
 
-fn unique(routes: &[v1::Route], name: String) -> String {
-    let taken = |name: &str| routes.iter().any(|route| route.name == name);
+fn unique(taken: impl Fn(&str) -> bool, name: String) -> String {
     if !taken(&name) {
         return name;
     }

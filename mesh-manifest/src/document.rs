@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 
 use crate::{
+    connection::{TcpRouteSpec, TlsRouteSpec},
     manifest::Metadata,
     profile::ServiceProfileSpec,
     rule::{GrpcRouteSpec, HttpRouteSpec},
@@ -37,6 +38,38 @@ pub enum Document {
         /// What it says.
         #[serde(default)]
         spec: GrpcRouteSpec,
+        /// What a cluster reports; not read.
+        #[serde(default)]
+        status: serde_json::Value,
+    },
+    /// Gateway API: connections of TLS by the name that the client asks for.
+    TLSRoute {
+        /// `gateway.networking.k8s.io/v1`, `v1alpha3` or `v1alpha2`.
+        #[schemars(extend("enum" = [
+            "gateway.networking.k8s.io/v1",
+            "gateway.networking.k8s.io/v1alpha3",
+            "gateway.networking.k8s.io/v1alpha2"
+        ]))]
+        api_version: String,
+        /// What it is called.
+        metadata: Metadata,
+        /// What it says.
+        #[serde(default)]
+        spec: TlsRouteSpec,
+        /// What a cluster reports; not read.
+        #[serde(default)]
+        status: serde_json::Value,
+    },
+    /// Gateway API: all other connections of opaque bytes.
+    TCPRoute {
+        /// `gateway.networking.k8s.io/v1` or `v1alpha2`.
+        #[schemars(extend("enum" = ["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"]))]
+        api_version: String,
+        /// What it is called.
+        metadata: Metadata,
+        /// What it says.
+        #[serde(default)]
+        spec: TcpRouteSpec,
         /// What a cluster reports; not read.
         #[serde(default)]
         status: serde_json::Value,

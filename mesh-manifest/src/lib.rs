@@ -9,6 +9,7 @@
 //! In reading order:
 //! - [`manifest`]: one document, and streams of them.
 //! - [`rule`]: HTTPRoute and GRPCRoute rules.
+//! - [`connection`]: TLSRoute and TCPRoute.
 //! - [`profile`]: Linkerd's ServiceProfile.
 //! - [`traffic`]: TrafficPolicy, our own; [`balance`]: its part about endpoints.
 //! - [`document`]: what all kinds look like, for JSON Schema.
@@ -16,6 +17,7 @@
 
 pub mod balance;
 pub mod compile;
+pub mod connection;
 pub mod document;
 pub mod duration;
 pub mod manifest;

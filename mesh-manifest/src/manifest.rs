@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    connection::{TcpRouteSpec, TlsRouteSpec},
     profile::ServiceProfileSpec,
     rule::{GrpcRouteSpec, HttpRouteSpec},
     traffic::TrafficPolicySpec,
@@ -25,6 +26,10 @@ pub enum Kind {
     HTTPRoute,
     /// `gateway.networking.k8s.io/v1`.
     GRPCRoute,
+    /// `gateway.networking.k8s.io/v1` (or `v1alpha3`, `v1alpha2`).
+    TLSRoute,
+    /// `gateway.networking.k8s.io/v1` (or `v1alpha2`).
+    TCPRoute,
     /// `linkerd.io/v1alpha2` (or `v1alpha1`).
     ServiceProfile,
     /// `isthmus.io/v1`.
@@ -33,14 +38,22 @@ pub enum Kind {
 
 impl Kind {
     /// All, in the order they are listed to people.
-    pub const ALL: [Kind; 4] =
-        [Kind::HTTPRoute, Kind::GRPCRoute, Kind::ServiceProfile, Kind::TrafficPolicy];
+    pub const ALL: [Kind; 6] = [
+        Kind::HTTPRoute,
+        Kind::GRPCRoute,
+        Kind::TLSRoute,
+        Kind::TCPRoute,
+        Kind::ServiceProfile,
+        Kind::TrafficPolicy,
+    ];
 
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::HTTPRoute => "HTTPRoute",
             Self::GRPCRoute => "GRPCRoute",
+            Self::TLSRoute => "TLSRoute",
+            Self::TCPRoute => "TCPRoute",
             Self::ServiceProfile => "ServiceProfile",
             Self::TrafficPolicy => "TrafficPolicy",
         }
@@ -53,6 +66,14 @@ impl Kind {
                 &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
             }
             Self::GRPCRoute => &["gateway.networking.k8s.io/v1"],
+            Self::TLSRoute => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            Self::TCPRoute => {
+                &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"]
+            }
             Self::ServiceProfile => &["linkerd.io/v1alpha2", "linkerd.io/v1alpha1"],
             Self::TrafficPolicy => &["isthmus.io/v1"],
         }
@@ -116,6 +137,10 @@ pub enum Spec {
     Http(HttpRouteSpec),
     /// Gateway API.
     Grpc(GrpcRouteSpec),
+    /// Gateway API.
+    Tls(TlsRouteSpec),
+    /// Gateway API.
+    Tcp(TcpRouteSpec),
     /// Linkerd.
     Profile(ServiceProfileSpec),
     /// Ours.
@@ -303,6 +328,8 @@ impl Spec {
         Ok(match kind {
             Kind::HTTPRoute => Self::Http(decode(spec)?),
             Kind::GRPCRoute => Self::Grpc(decode(spec)?),
+            Kind::TLSRoute => Self::Tls(decode(spec)?),
+            Kind::TCPRoute => Self::Tcp(decode(spec)?),
             Kind::ServiceProfile => Self::Profile(decode(spec)?),
             Kind::TrafficPolicy => Self::Traffic(decode(spec)?),
         })

@@ -14,6 +14,7 @@ use super::{
     AccessLogTarget, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
     SnapshotSource,
     flags::PortAddr,
+    sni,
     written::{
         ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
         LocalityFile, RoleFile, SnapshotFile,
@@ -108,6 +109,7 @@ impl ConfigFile {
             gateway_id,
             gateway: doors(self.gateway, gateway, name)?,
             listeners: listeners(self.listeners, &flags.listener, name)?,
+            sni_listeners: self.sni_listeners,
             allow_from: self.allow_from,
             identity: identity(self.identity, self.snapshot.is_some(), gateway, name)?,
             snapshot: match self.snapshot {
@@ -117,6 +119,7 @@ impl ConfigFile {
                 None => SnapshotSource::Federation,
             },
         };
+        sni::check(&config.sni_listeners, name)?;
         check_doors(&config, name)?;
         Ok(config)
     }
@@ -264,14 +267,17 @@ fn identity_files(written: IdentityFilesFile, name: &str) -> Result<IdentitySour
 /// whom the mesh calls must show who it is.
 fn check_doors(config: &Config, name: &str) -> Result<(), ConfigError> {
     let off_loopback = |addr: &SocketAddr| !addr.ip().to_canonical().is_loopback();
-    if let Some(addr) = config.http_listener.filter(off_loopback)
+    let http = config.http_listener.map(|addr| ("http_listener", addr));
+    let sni = config.sni_listeners.iter().map(|listener| ("sni_listeners", listener.listen));
+    let open = http.into_iter().chain(sni).find(|(_, addr)| off_loopback(addr));
+    if let Some((key, addr)) = open
         && config.allow_from.is_empty()
     {
         let problem = format!(
             "{addr} is reachable from other hosts, who would act with this proxy's identity; \
              say which may: allow_from: [<address or CIDR>, …]"
         );
-        return Err(ConfigError::meaning(name, "http_listener", problem));
+        return Err(ConfigError::meaning(name, key, problem));
     }
     let door = match (config.role, config.inbound) {
         (Role::Gateway, _) => "role gateway",

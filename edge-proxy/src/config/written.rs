@@ -14,7 +14,7 @@ use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::Cidr;
+use super::{Cidr, SniListener};
 
 /// An address, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +96,8 @@ pub(super) struct ConfigFile {
     pub(super) inbound: Option<Listen>,
     /// Listeners for one port of one service each, at most 256.
     pub(super) listeners: Vec<ListenerFile>,
+    /// Listeners for TLS to any service, at most 16; the client names it (SNI).
+    pub(super) sni_listeners: Vec<SniListener>,
     /// `<ip>:<port>` of `/metrics`, `/live` and `/ready`, or `off`.
     #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4191"))]
     pub(super) admin: Option<Listen>,
@@ -118,8 +120,8 @@ pub(super) struct ConfigFile {
     pub(super) locality: LocalityFile,
     /// The doors of a gateway; for role gateway only, and needed there.
     pub(super) gateway: Option<GatewayFile>,
-    /// Addresses and CIDR blocks whose clients may use an `http_listener` off
-    /// loopback; loopback always may.
+    /// Addresses and CIDR blocks whose clients may use an `http_listener` or
+    /// `sni_listeners` off loopback; loopback always may.
     #[schemars(with = "Vec<String>")]
     pub(super) allow_from: Vec<Cidr>,
 }

@@ -108,6 +108,8 @@ pub(super) enum ProtocolFile {
     Grpc,
     /// Bytes, not looked at.
     Tcp,
+    /// The same, of TLS: rules may look at whom the client asks for.
+    Tls,
 }
 
 /// Who may call; an absent part is any.

@@ -168,7 +168,7 @@ fn or_own(site: &str, own: &str) -> String {
 
 impl ServiceFile {
     fn wire(&self, compiled: Compiled) -> v1::Service {
-        let Compiled { routes, traffic, balance, opaque_ports, .. } = compiled;
+        let Compiled { routes, connection_routes, traffic, balance, opaque_ports, .. } = compiled;
         let port = |port: &PortFile| v1::Port {
             name: port.name.as_str().into(),
             number: port.port.into(),
@@ -190,6 +190,7 @@ impl ServiceFile {
             imported_from: self.imported_from.clone(),
             virtual_address: self.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
             routes,
+            connection_routes,
             policy: self.allow.as_ref().map(|allow| v1::AuthorizationPolicy {
                 allow: allow.iter().map(principal).collect(),
             }),
@@ -206,6 +207,7 @@ impl ProtocolFile {
             Self::Http => v1::Protocol::Http,
             Self::Grpc => v1::Protocol::Grpc,
             Self::Tcp => v1::Protocol::Tcp,
+            Self::Tls => v1::Protocol::Tls,
         }
     }
 }

@@ -82,31 +82,36 @@ impl Decision {
 
     /// One backend by weight.
     pub fn choose(&self) -> Result<Chosen, Refusal> {
-        let Some(route) = self.route() else {
-            let (service, port) = (self.service.name.clone(), self.port.clone());
-            return Ok(Chosen { service, port, backend: None });
-        };
-        let chosen = mesh_core::route::choose(&route.backends, rand::random());
-        let (index, backend) = chosen.ok_or_else(|| self.no_backend(route))?;
-        if let Some(why) = &backend.invalid {
-            let text = format!("service {}, rule {}: {why}", self.service.name, route.name);
-            return Err(Refusal::new(Reason::InvalidBackend, text));
-        }
-        let port = backend.port.as_ref().unwrap_or(&self.port).clone();
-        Ok(Chosen { service: backend.service.clone(), port, backend: Some(index) })
-    }
-
-    fn no_backend(&self, route: &Route) -> Refusal {
-        let why = match route.backends.len() {
-            0 => "names no backend",
-            _ => "gives every backend weight 0",
-        };
-        let text = format!("service {}: rule {} {why}", self.service.name, route.name);
-        Refusal::new(Reason::NoBackend, text)
+        let rule = self.route().map(|route| (&*route.name, &*route.backends));
+        choose(&self.service.name, &self.port, rule)
     }
 
     /// What is written of a chosen backend.
     pub fn backend(&self, chosen: &Chosen) -> Option<&RouteBackend> {
         self.route()?.backends.get(chosen.backend?)
     }
+}
+
+/// One backend of a rule by weight; without a rule the called service itself.
+pub fn choose(
+    service: &ServiceName,
+    port: &PortName,
+    rule: Option<(&str, &[RouteBackend])>,
+) -> Result<Chosen, Refusal> {
+    let Some((name, backends)) = rule else {
+        return Ok(Chosen { service: service.clone(), port: port.clone(), backend: None });
+    };
+    let chosen = mesh_core::route::choose(backends, rand::random());
+    let Some((index, backend)) = chosen else {
+        let none = backends.is_empty();
+        let why = if none { "names no backend" } else { "gives every backend weight 0" };
+        let text = format!("service {service}: rule {name} {why}");
+        return Err(Refusal::new(Reason::NoBackend, text));
+    };
+    if let Some(why) = &backend.invalid {
+        let text = format!("service {service}, rule {name}: {why}");
+        return Err(Refusal::new(Reason::InvalidBackend, text));
+    }
+    let port = backend.port.as_ref().unwrap_or(port).clone();
+    Ok(Chosen { service: backend.service.clone(), port, backend: Some(index) })
 }

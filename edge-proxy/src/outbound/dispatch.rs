@@ -4,14 +4,17 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use mesh_core::{
-    Endpoint, PortName, Reason, ServiceName, Snapshot, balance::Slot, message::Fields,
-    route::Destination,
+    Endpoint, PortName, Reason, ServiceName, Snapshot,
+    balance::Slot,
+    client_hello::ClientHello,
+    message::Fields,
+    route::{self, Destination},
 };
 use mesh_runtime::clock;
 use tokio::time::Instant;
 
 use super::{
-    decision::{Chosen, Decision},
+    decision::{self, Chosen, Decision},
     loads::{Attempt, Balanced},
 };
 use crate::{refusal::Refusal, worker::Worker};
@@ -44,10 +47,24 @@ pub struct Dispatch {
 
 impl Dispatch {
     /// For opaque bytes: rule, backend by weight, its endpoints.
-    pub async fn opaque(worker: &Arc<Worker>, destination: &Destination) -> Result<Self, Refusal> {
-        let decision = Decision::take(worker, destination, None).await?;
-        let chosen = decision.choose()?;
-        Self::to(worker, &decision, &chosen).await
+    pub async fn opaque(
+        worker: &Arc<Worker>,
+        destination: &Destination,
+        hello: Option<&ClientHello>,
+    ) -> Result<Self, Refusal> {
+        let snapshot = worker.shared.snapshot.want(&destination.service).await;
+        let snapshot = snapshot.ok_or_else(no_snapshot)?;
+        let chosen = {
+            let svid = worker.shared.credentials.svid();
+            let from = svid.as_ref().and_then(|svid| svid.id.namespace());
+            let found = route::connection(&snapshot, destination, from, hello);
+            let found = found.map_err(|no| Refusal::new(no.reason(), no.to_string()))?;
+            decision::choose(&found.service.name, &found.port.name, found.rule)?
+        };
+        if chosen.service != destination.service {
+            return Self::alone(worker, &chosen.service, &chosen.port).await;
+        }
+        Ok(Self::over(worker, snapshot, &chosen.service, &chosen.port))
     }
 
     /// The endpoints of a chosen backend.

@@ -10,13 +10,13 @@ pub mod http2;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use mesh_core::{Protocol, message::RequestHead, route::Destination};
+use mesh_core::{carriage::Carriage, message::RequestHead, route::Destination};
 use mesh_tunnel::{Stream, net::BoxFuture};
 
 use super::{
-    opaque,
+    opaque, port,
     sniff::{self, PREFACE, Speaks},
-    target,
+    target, tls,
 };
 use crate::{
     metrics::Direction, prefixed::Prefixed, record::Record, refusal::Refusal, worker::Worker,
@@ -79,26 +79,23 @@ pub async fn serve_port(
         record.client = Some(client);
         record
     };
-    match protocol(worker, &destination).await {
-        Protocol::Tcp => opaque::carry(worker, &destination, stream, record()).await,
-        Protocol::Http | Protocol::Grpc => {
+    match port::carriage(worker, &destination).await {
+        Carriage::Opaque => opaque::carry(worker, &destination, stream, record()).await,
+        Carriage::Tls => tls::carry(worker, &destination, stream, record()).await,
+        Carriage::Http => {
             serve(worker, Toward::Service(destination), client, stream).await;
         }
-        Protocol::Detect => match sniff::detect(stream, DETECT_PATIENCE).await {
+        Carriage::Detect => match sniff::detect(stream, DETECT_PATIENCE).await {
             Ok((Speaks::Opaque, stream)) => {
                 opaque::carry(worker, &destination, stream, record()).await;
+            }
+            Ok((Speaks::Tls, stream)) => {
+                tls::carry_detected(worker, &destination, stream, record()).await;
             }
             Ok((_, stream)) => serve(worker, Toward::Service(destination), client, stream).await,
             Err(error) => log::debug!(error:% = error; "client connection ended"),
         },
     }
-}
-
-async fn protocol(worker: &Worker, destination: &Destination) -> Protocol {
-    let snapshot = worker.shared.snapshot.want(&destination.service).await;
-    let service = snapshot.and_then(|s| s.services.get(&destination.service).cloned());
-    let port = service.as_ref().and_then(|service| service.port(destination.port.as_str()));
-    port.map_or(Protocol::Detect, |port| port.protocol)
 }
 
 /// Requests inside a CONNECT; boxed, because one may hold another.

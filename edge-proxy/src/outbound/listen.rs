@@ -6,7 +6,10 @@ use mesh_core::route::Destination;
 use mesh_tunnel::{Stream, net::Listener};
 use tokio::sync::Semaphore;
 
-use super::front::{self, Toward};
+use super::{
+    front::{self, Toward},
+    tls,
+};
 use crate::worker::Worker;
 
 /// Connections of applications per worker; more wait to be accepted.
@@ -19,6 +22,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub enum Purpose {
     /// HTTP proxy: each request names its service.
     Proxy,
+    /// TLS: each connection names its service; the number of its port.
+    Sni(Option<u16>),
     /// One port of one service.
     Service(Destination),
     /// Captured traffic: the original destination names the service.
@@ -66,7 +71,10 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
         Purpose::Proxy if worker.shared.config.admits(from.ip()) => {
             front::serve(worker, Toward::Named, from.ip(), stream).await;
         }
-        Purpose::Proxy => {
+        Purpose::Sni(port) if worker.shared.config.admits(from.ip()) => {
+            tls::carry_named(worker, port, from.ip(), stream).await;
+        }
+        Purpose::Proxy | Purpose::Sni(_) => {
             log::warn!(from:% = from; "client is in no block of allow_from; closed");
         }
         Purpose::Service(destination) => {

@@ -1,7 +1,8 @@
-//! From the application into the mesh. Three ways in: the HTTP proxy listener,
-//! explicit listeners for one service, and captured traffic. In reading order:
-//! - [`listen`]: accepting, and which of the three it is.
+//! From the application into the mesh. Four ways in: the HTTP proxy listener,
+//! its like for TLS, explicit listeners for one service, and captured traffic. In reading order:
+//! - [`listen`]: accepting, and which of them it is.
 //! - [`sniff`]: what a connection speaks.
+//! - [`port`]: what has to be known of connections to a port.
 //! - [`front`]: HTTP/1 and HTTP/2 towards clients.
 //! - [`target`]: which service a request names.
 //! - [`request`]: one request: its rule, what the rule does, its answer.
@@ -12,6 +13,7 @@
 //! - [`attempts`]: sending, and sending again where that is safe.
 //! - [`mirror`]: copies whose answers nobody waits for.
 //! - [`opaque`]: one connection of opaque bytes.
+//! - [`tls`]: the same, by the name that a TLS client asks for.
 //! - [`dispatch`]: which endpoint takes the next attempt.
 //! - [`pool`]: warm inner sessions.
 //! - [`loads`]: what this worker has seen of endpoints.
@@ -30,8 +32,10 @@ pub mod loads;
 pub mod mirror;
 pub mod opaque;
 pub mod pool;
+pub mod port;
 pub mod probation;
 pub mod protect;
 pub mod request;
 pub mod sniff;
 pub mod target;
+pub mod tls;

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use mesh_core::{
     Endpoint, Reason,
+    client_hello::ClientHello,
     message::{ResponseHead, codec},
     route::Destination,
 };
@@ -75,12 +76,22 @@ pub async fn open(
     destination: &Destination,
     record: &mut Record,
 ) -> Result<Opened, Refusal> {
+    open_for(worker, destination, None, record).await
+}
+
+/// The same, where it is known what its client has said of itself.
+pub async fn open_for(
+    worker: &Arc<Worker>,
+    destination: &Destination,
+    hello: Option<&ClientHello>,
+    record: &mut Record,
+) -> Result<Opened, Refusal> {
     record.entry.service = Some(destination.service.clone());
     record.entry.port = Some(destination.port.clone());
     if worker.shared.drain.is_draining() {
         return Err(Refusal::new(Reason::Draining, "this proxy is going away"));
     }
-    let mut dispatch = Dispatch::opaque(worker, destination).await?;
+    let mut dispatch = Dispatch::opaque(worker, destination, hello).await?;
     dispatch.stay(None, record.client);
     let mut last = None;
     loop {

@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use mesh_core::client_hello;
 use mesh_tunnel::Stream;
 use tokio::io::AsyncReadExt;
 
@@ -32,6 +33,8 @@ pub enum Speaks {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+    /// TLS, whatever is inside.
+    Tls,
     /// Something else, or its server speaks first.
     Opaque,
 }
@@ -86,6 +89,10 @@ fn detected(bytes: &[u8]) -> Verdict {
         let whole = shared == PREFACE.len();
         return if whole { Verdict::Is(Speaks::Http2) } else { Verdict::Undecided };
     }
+    if client_hello::may_be_tls(bytes) {
+        let sure = bytes.len() >= 2;
+        return if sure { Verdict::Is(Speaks::Tls) } else { Verdict::Undecided };
+    }
     let begins = |method: &&[u8]| {
         let shared = method.len().min(bytes.len());
         bytes[..shared] == method[..shared]
@@ -110,7 +117,7 @@ mod tests {
 
     #[test]
     fn first_bytes_decide() {
-        use Speaks::{Http1, Http2, Opaque};
+        use Speaks::{Http1, Http2, Opaque, Tls};
         let cases: &[(&[u8], Verdict)] = &[
             (b"GET / HTTP/1.1\r\n", Verdict::Is(Http1)),
             (b"POST /a?b HTTP/1.0\n", Verdict::Is(Http1)),
@@ -122,7 +129,9 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n\r\nXX", Verdict::Is(Opaque)),
             (b"P", Verdict::Undecided),
             (b"PUT /x HTTP/1.1\r\nHost: a\r\n", Verdict::Is(Http1)),
-            (b"\x16\x03\x01", Verdict::Is(Opaque)),
+            (b"\x16\x03", Verdict::Is(Tls)),
+            (b"\x16", Verdict::Undecided),
+            (b"\x16\x04", Verdict::Is(Opaque)),
             (b"*1\r\n$4\r\nPING\r\n", Verdict::Is(Opaque)),
             (b"get / HTTP/1.1\r\n", Verdict::Is(Opaque)),
         ];

@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use http::Method;
-use mesh_core::{Reason, Service, ServiceName, Snapshot, message::RequestHead, route::Destination};
+use mesh_core::{
+    Reason, Service, ServiceName, ServicePort, Snapshot, message::RequestHead, route::Destination,
+};
 
 use crate::refusal::Refusal;
 
@@ -44,7 +46,28 @@ fn no_such_port(service: &Service, number: Option<&str>) -> Refusal {
     Refusal::new(Reason::NoSuchPort, text)
 }
 
-fn only_port(service: &Service) -> Option<&mesh_core::ServicePort> {
+/// The service and port that a TLS client asks for by name; without a number
+/// 443, or the only one.
+pub fn by_server_name<'s>(
+    name: &str,
+    number: Option<u16>,
+    snapshot: &'s Snapshot,
+) -> Result<(&'s Service, &'s ServicePort), Refusal> {
+    let service = snapshot.services.get(&service_name(name)?);
+    let service = service.ok_or_else(|| no_such_service(name))?;
+    let port = match number {
+        Some(number) => service.port_number(number),
+        None => service.port_number(443).or_else(|| only_port(service)),
+    };
+    let port = port.ok_or_else(|| {
+        let number = number.unwrap_or(443);
+        let text = format!("service {} has no port {number}", service.name);
+        Refusal::new(Reason::NoSuchPort, text)
+    });
+    Ok((service, port?))
+}
+
+fn only_port(service: &Service) -> Option<&ServicePort> {
     match service.ports.as_slice() {
         [port] => Some(port),
         _ => None,

@@ -15,6 +15,16 @@ spec:
   rules: [{ backendRefs: [{ name: orders }, { name: missing }] }]
 ";
 
+const TLS: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: { name: names, namespace: shop }
+spec:
+  parentRefs: [{ kind: Service, name: orders, port: 80 }]
+  hostnames: ['*.example.com']
+  rules: [{ backendRefs: [{ name: orders, port: 80 }, { name: missing, weight: 3 }] }]
+";
+
 const POLICY: &str = "
 apiVersion: isthmus.io/v1
 kind: TrafficPolicy
@@ -175,22 +185,32 @@ async fn register(world: &World, service: &str) {
 async fn documents_become_routes_of_their_service() {
     let world = World::new();
     register(&world, "orders.shop").await;
-    world.apply(&format!("{ROUTE}---{POLICY}")).await.unwrap();
+    world.apply(&format!("{ROUTE}---{POLICY}---{TLS}")).await.unwrap();
     let view = View::new(world.site.site.authority.clone(), ViewConfig::default());
     let published =
         view.snapshot().upsert.into_iter().find_map(|resource| match resource.resource {
             Some(R::Service(service)) => Some(service),
             _ => None,
         });
-    let Service { routes, balance, .. } = published.unwrap();
+    let Service { routes, connection_routes, balance, .. } = published.unwrap();
     assert_eq!(balance.unwrap().subset, Some(3));
     let invalid: Vec<&str> = routes[0].backends.iter().map(|b| b.invalid.as_str()).collect();
     assert_eq!(invalid, ["", "BackendNotFound: there is no service missing.shop"]);
+    let names = &connection_routes[0];
+    assert_eq!((names.port.as_str(), names.tls), ("http", true));
+    assert_eq!(names.hostnames, ["*.example.com"]);
+    assert_eq!(names.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [1, 3]);
     let listed = list(&world.state(), &view, &ManifestName::default()).unwrap().manifests;
     assert_eq!(listed[0].services, ["orders.shop"]);
     assert_eq!(
         listed[0].problems,
         ["BackendNotFound: there is no service missing.shop; its share is answered with 500"]
+    );
+    let kind = ManifestName { kind: "tlsroutes".into(), ..Default::default() };
+    let connections = list(&world.state(), &view, &kind).unwrap().manifests;
+    assert_eq!(
+        connections[0].problems,
+        ["BackendNotFound: there is no service missing.shop; its share is refused"]
     );
     let kind = ManifestName { kind: "pod".into(), ..Default::default() };
     assert!(list(&world.state(), &view, &kind).is_err());

@@ -78,11 +78,17 @@ impl From<&Route> for v1::Route {
     }
 }
 
-fn optional_port(field: &'static str, value: &str) -> Result<Option<PortName>, WireError> {
+pub(super) fn optional_port(
+    field: &'static str,
+    value: &str,
+) -> Result<Option<PortName>, WireError> {
     if value.is_empty() { Ok(None) } else { parse(field, value).map(Some) }
 }
 
-fn optional_label(field: &'static str, value: &str) -> Result<Option<Arc<str>>, WireError> {
+pub(super) fn optional_label(
+    field: &'static str,
+    value: &str,
+) -> Result<Option<Arc<str>>, WireError> {
     if value.is_empty() {
         return Ok(None);
     }

@@ -12,7 +12,7 @@ use crate::{
     authorize::{DomainMatch, PrincipalMatch, ServerPolicy},
     balance::BalancePolicy,
     name::{SiteName, TrustDomain, label},
-    rule::{Route, Routes, TrafficPolicy},
+    rule::{ConnectionRoute, ConnectionRoutes, Route, Routes, TrafficPolicy},
     service::{Link, Map, Protocol, Service, ServicePort},
 };
 
@@ -30,6 +30,9 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
     if names.len() != routes.len() {
         return Err(wrong("routes", "two have the same name"));
     }
+    at_most("connection_routes", &message.connection_routes, MAX_ROUTES)?;
+    let connections = message.connection_routes.iter().map(ConnectionRoute::try_from);
+    let connections = ConnectionRoutes(connections.collect::<Result<_, _>>()?);
     Ok(Service {
         name: parse("name", &message.name)?,
         ports: ports(&message.ports)?,
@@ -38,6 +41,7 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
         imported_from: list("imported_from", &message.imported_from, MAX_SITES, parse)?,
         virtual_address,
         routes: Routes::new(routes),
+        connection_routes: connections,
         traffic: message
             .traffic
             .as_ref()
@@ -108,6 +112,7 @@ impl From<v1::Protocol> for Protocol {
             v1::Protocol::Http => Self::Http,
             v1::Protocol::Grpc => Self::Grpc,
             v1::Protocol::Tcp => Self::Tcp,
+            v1::Protocol::Tls => Self::Tls,
         }
     }
 }
@@ -119,6 +124,7 @@ impl From<Protocol> for v1::Protocol {
             Protocol::Http => Self::Http,
             Protocol::Grpc => Self::Grpc,
             Protocol::Tcp => Self::Tcp,
+            Protocol::Tls => Self::Tls,
         }
     }
 }
@@ -178,6 +184,7 @@ impl From<&Service> for v1::Service {
             imported_from: service.imported_from.iter().map(ToString::to_string).collect(),
             virtual_address: service.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
             routes: service.routes.iter().map(Into::into).collect(),
+            connection_routes: service.connection_routes.0.iter().map(Into::into).collect(),
             traffic: (service.traffic != TrafficPolicy::default())
                 .then(|| (&service.traffic).into()),
             policy: allow.map(|allow| v1::AuthorizationPolicy {

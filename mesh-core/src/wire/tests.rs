@@ -226,7 +226,8 @@ fn closed_sets_there_and_back() {
         assert_eq!(Health::from(v1::Health::from(health)), health);
     }
     assert_eq!(Health::from(v1::Health::Unspecified), Health::Unknown);
-    for protocol in [Protocol::Detect, Protocol::Http, Protocol::Grpc, Protocol::Tcp] {
+    for protocol in [Protocol::Detect, Protocol::Http, Protocol::Grpc, Protocol::Tcp, Protocol::Tls]
+    {
         assert_eq!(Protocol::from(v1::Protocol::from(protocol)), protocol);
     }
     for transport in [LinkTransport::Raced, LinkTransport::Quic, LinkTransport::Tls] {
@@ -248,6 +249,19 @@ fn a_service_there_and_back() {
     message.imported_from = vec!["west".into()];
     message.virtual_address = "2001:db8::7".into();
     message.ports[0].number = 65535;
+    let connections = |name: &str, tls: bool, hostnames: &[&str]| v1::ConnectionRoute {
+        name: name.into(),
+        port: "http".into(),
+        client_namespace: "web".into(),
+        tls,
+        hostnames: hostnames.iter().map(ToString::to_string).collect(),
+        backends: vec![v1::Backend { service: "a.b".into(), weight: 3, ..Default::default() }],
+    };
+    message.connection_routes = vec![
+        connections("a", true, &["a.example.com", "*.example.com"]),
+        connections("b", true, &[]),
+        connections("c", false, &[]),
+    ];
     let balance = BalancePolicy { subset: 3, ..BalancePolicy::default() };
     message.balance = Some((&balance).into());
     let principal = |trust_domain: &str, namespace: &str, account: &str| v1::PrincipalMatch {

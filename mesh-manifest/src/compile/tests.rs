@@ -308,3 +308,47 @@ fn annotations_of_linkerd_are_obeyed() {
     let wrong = text.replace("5xx,429", "6yy");
     assert!(read(&wrong, "t").unwrap_err().to_string().contains("retry.linkerd.io/http"));
 }
+
+fn connections(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n\
+         metadata: {{ name: {name}, namespace: shop }}\nspec:\n  \
+         parentRefs: [{{ kind: Service, name: orders, port: 9000 }}]\n  {spec}\n"
+    )
+}
+
+#[test]
+fn connections_have_routes_of_their_own() {
+    let rules = "rules: [{ backendRefs: [{ name: orders-v2, port: 80, weight: 2 }] }]";
+    let tls = format!("hostnames: [a.example.com, '*.b']\n  {rules}");
+    let both = [connections("TCPRoute", "a", rules), connections("TLSRoute", "b", &tls)];
+    let compiled = compiled(&both.concat());
+    assert_eq!((compiled.problems, compiled.routes), (Vec::new(), Vec::new()));
+    let [first, second] = compiled.connection_routes.as_slice() else { panic!("there are two") };
+    assert_eq!((first.name.as_str(), first.tls), ("shop/b/0", true));
+    assert_eq!(first.hostnames, ["a.example.com", "*.b"]);
+    assert_eq!((second.name.as_str(), second.tls), ("shop/a/0", false));
+    for route in [first, second] {
+        assert_eq!(route.port, "grpc");
+        assert_eq!((route.backends[0].port.as_str(), route.backends[0].weight), ("http", 2));
+        mesh_core::rule::ConnectionRoute::try_from(route).unwrap();
+    }
+}
+
+#[test]
+fn what_connections_cannot_have_is_refused() {
+    let rule = "{ backendRefs: [{ name: orders }] }";
+    let change = "{ type: RequestHeaderModifier, requestHeaderModifier: {} }";
+    let filtered = format!("rules: [{{ backendRefs: [{{ name: orders, filters: [{change}] }}] }}]");
+    for (kind, spec, wanted) in [
+        ("TCPRoute", format!("hostnames: [a.b]\n  rules: [{rule}]"), "unknown field `hostnames`"),
+        ("TLSRoute", format!("hostnames: [a.b]\n  rules: [{rule}, {rule}]"), "must be one, not 2"),
+        ("TLSRoute", "hostnames: [a.b]".to_owned(), "must be one, not 0"),
+        ("TLSRoute", format!("hostnames: ['a.*']\n  rules: [{rule}]"), "connection_routes.host"),
+        ("TLSRoute", format!("hostnames: [10.0.0.1]\n  rules: [{rule}]"), "is an address"),
+        ("TLSRoute", filtered, "spec.rules[0].backendRefs[0].filters"),
+    ] {
+        let error = read(&connections(kind, "a", &spec), "t").unwrap_err().to_string();
+        assert!(error.contains(wanted), "{spec}: {error}");
+    }
+}

@@ -30,7 +30,7 @@ pub struct Files {
 /// Arguments of `apply`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Kinds: HTTPRoute, GRPCRoute (gateway.networking.k8s.io/v1), ServiceProfile \
+    after_help = "Kinds: HTTPRoute, GRPCRoute, TLSRoute, TCPRoute (gateway.networking.k8s.io/v1), ServiceProfile \
 (linkerd.io/v1alpha2), TrafficPolicy (isthmus.io/v1). All documents of one command are applied, or none.
 
 Examples:

@@ -101,7 +101,7 @@ pub struct Port {
     pub name: String,
     /// What clients dial.
     pub number: u32,
-    /// `http`, `grpc`, `tcp` or `detect`.
+    /// `http`, `grpc`, `tcp`, `tls` or `detect`.
     pub protocol: &'static str,
 }
 
@@ -112,6 +112,7 @@ impl From<v1::Port> for Port {
             v1::Protocol::Http => "http",
             v1::Protocol::Grpc => "grpc",
             v1::Protocol::Tcp => "tcp",
+            v1::Protocol::Tls => "tls",
         };
         Self { name: port.name, number: port.number, protocol }
     }

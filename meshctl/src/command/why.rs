@@ -8,9 +8,10 @@ use mesh_core::{
     Endpoint, Locality, PeerIdentity, RequestHead, Service, ServiceName, Snapshot, SpiffeId,
     authorize,
     balance::{Vantage, tier},
+    client_hello::ClientHello,
     message,
     path::{is_reachable, path_to},
-    route::{Destination, choose_backend, route},
+    route::{Destination, choose_backend, connection, route},
     service::{Backend, Protocol},
 };
 use rustls_pki_types::UnixTime;
@@ -28,6 +29,7 @@ use crate::{
 #[command(after_help = "Examples:
   meshctl why orders.shop payments.prod
   meshctl why shop/orders payments.prod --path /pay --method POST
+  meshctl why orders.shop vault.prod:443 --sni secrets.example.com
   meshctl why spiffe://west.example/ns/shop/sa/orders catalog.shop:grpc --json")]
 pub struct Why {
     /// Who calls: a SPIFFE ID, <namespace>/<account>, or a service whose identity it is
@@ -40,12 +42,15 @@ pub struct Why {
     /// Method of the request
     #[arg(long, default_value = "GET")]
     method: http::Method,
+    /// Name that the client of a TLS connection asks for
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
 }
 
 impl Why {
     /// A GET.
     pub(super) fn get(from: String, to: String, path: String) -> Self {
-        Self { from, to, path, method: http::Method::GET }
+        Self { from, to, path, method: http::Method::GET, sni: None }
     }
 
     /// Of the request.
@@ -112,7 +117,11 @@ pub(super) fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failu
     let caller = caller(snapshot, &why.from)?;
     let destination = destination(snapshot, &why.to)?;
     let port = service(snapshot, &destination.service)?.port(destination.port.as_str());
-    let opaque = port.is_some_and(|port| port.protocol == Protocol::Tcp);
+    let speaks = port.map(|port| port.protocol);
+    let opaque = why.sni.is_some() || matches!(speaks, Some(Protocol::Tcp | Protocol::Tls));
+    let server_name = why.sni.as_ref().map(|name| name.to_ascii_lowercase().into());
+    let tls = why.sni.is_some() || speaks == Some(Protocol::Tls);
+    let hello = tls.then_some(ClientHello { server_name });
     let head = message::RequestHead {
         method: why.method.clone(),
         target: why.path.clone(),
@@ -132,15 +141,18 @@ pub(super) fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failu
         chosen: None,
         refused: None,
     };
-    let backends =
-        match route(snapshot, &destination, caller.peer.id.namespace(), (!opaque).then_some(&head))
-        {
-            Ok(backends) => backends,
-            Err(none) => {
-                explained.refused = Some(none.to_string());
-                return Ok(explained);
-            }
-        };
+    let from = caller.peer.id.namespace();
+    let backends = match opaque {
+        true => connection(snapshot, &destination, from, hello.as_ref()).map(|one| one.backends()),
+        false => route(snapshot, &destination, from, Some(&head)),
+    };
+    let backends = match backends {
+        Ok(backends) => backends,
+        Err(none) => {
+            explained.refused = Some(none.to_string());
+            return Ok(explained);
+        }
+    };
     for backend in &backends.0 {
         explained.backends.push(candidates(snapshot, &caller.vantage, backend));
     }

@@ -128,6 +128,7 @@ enum ProtocolFile {
     Http,
     Grpc,
     Tcp,
+    Tls,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -237,6 +238,7 @@ impl ProtocolFile {
             Self::Http => v1::Protocol::Http,
             Self::Grpc => v1::Protocol::Grpc,
             Self::Tcp => v1::Protocol::Tcp,
+            Self::Tls => v1::Protocol::Tls,
         }
     }
 
@@ -247,6 +249,7 @@ impl ProtocolFile {
             Self::Http => "http",
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
+            Self::Tls => "tls",
         }
     }
 }

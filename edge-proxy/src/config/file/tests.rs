@@ -45,6 +45,11 @@ fn what_makes_no_sense_is_refused_with_its_place() {
         ("http_listner: off", "did you mean `http_listener`"),
         ("\nworkers: 0", "workers: 0: must be 1 to 64"),
         ("http_listener: 0.0.0.0:4140", "allow_from"),
+        ("sni_listeners: [{ listen: 0.0.0.0:443 }]", "allow_from"),
+        (
+            "sni_listeners: [{ listen: '127.0.0.1:1' }, { listen: '127.0.0.1:1', port: 2 }]",
+            "sni_listeners[1].listen: 127.0.0.1:1 is there twice",
+        ),
         ("http_listener: localhost", "or off"),
         ("gateway: { tls: 127.0.0.1:1 }", "only for role gateway"),
         ("role: gateway", "needs where to listen"),

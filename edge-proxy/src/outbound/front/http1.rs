@@ -15,7 +15,8 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use mesh_core::{
-    Protocol, Reason,
+    Reason,
+    carriage::Carriage,
     message::{ResponseHead, hop},
     route::Destination,
 };
@@ -25,7 +26,7 @@ use mesh_tunnel::Stream;
 use super::{
     HEAD_TIMEOUT, Toward,
     ending::{Ending, Patience},
-    inside, protocol, with_read,
+    inside, with_read,
 };
 use crate::{
     http1::{BadMessage, Body, ConnError, Limits, Peer, Request, ServerConn},
@@ -35,6 +36,7 @@ use crate::{
         attempts::Early,
         body::{BodyError, ClientBody},
         opaque::{self, Opened},
+        port,
         request::{self, Client, Forwarded, Outcome},
     },
     record::Record,
@@ -343,7 +345,7 @@ impl Exchange<'_> {
     /// CONNECT: a byte stream to the named port. For a port that speaks HTTP
     /// the requests inside are carried one by one.
     async fn connect(&self, destination: Destination, mut record: Record) -> After {
-        if protocol(self.worker, &destination).await != Protocol::Tcp {
+        if port::carriage(self.worker, &destination).await != Carriage::Opaque {
             self.conn.lock().server.send_head(&ResponseHead::new(), Body::Tunnel);
             return After::Inside(destination);
         }

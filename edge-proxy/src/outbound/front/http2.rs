@@ -7,18 +7,18 @@ use hyper::{
     body::Incoming, rt::Executor, server::conn::http2, service::service_fn, upgrade::Upgraded,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_core::{Protocol, Reason, message::ResponseHead, route::Destination};
+use mesh_core::{Reason, carriage::Carriage, message::ResponseHead, route::Destination};
 use mesh_runtime::drain::Drain;
 use mesh_tunnel::Stream;
 
-use super::{Toward, inside, protocol};
+use super::{Toward, inside};
 use crate::{
     http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW},
     metrics::Direction,
     outbound::{
         attempts::Early,
         body::{ClientBody, OutBody},
-        opaque,
+        opaque, port,
         request::{self, Client, Forwarded, Outcome},
     },
     prefixed::UpgradedIo,
@@ -169,8 +169,8 @@ async fn connect(
     upgrade: hyper::upgrade::OnUpgrade,
     mut record: Record,
 ) -> Response<OutBody> {
-    let opened = match protocol(worker, &destination).await {
-        Protocol::Tcp => {
+    let opened = match port::carriage(worker, &destination).await {
+        Carriage::Opaque => {
             record.entry.protocol = "tcp";
             match opaque::open(worker, &destination, &mut record).await {
                 Ok(opened) => Some(opened),

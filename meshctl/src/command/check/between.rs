@@ -317,7 +317,11 @@ async fn real_request(walk: &mut Walk, run: &Run, snapshot: &Snapshot, way: &Way
             Err((why, remedy))
         }
     };
-    let what = if port.protocol == Protocol::Tcp { "accepts a connection" } else { "answers" };
+    let what = if matches!(port.protocol, Protocol::Tcp | Protocol::Tls) {
+        "accepts a connection"
+    } else {
+        "answers"
+    };
     walk.hop("request", &format!("{} {what}", way.explained.service), answer);
 }
 

@@ -48,7 +48,9 @@ pub(super) async fn ask(asked: &Asked) -> Result<String, Failed> {
     let exchange = async {
         let response = match asked.protocol {
             Protocol::Grpc => grpc(stream, asked).await?,
-            Protocol::Http | Protocol::Detect | Protocol::Tcp => http1(stream, asked).await?,
+            Protocol::Http | Protocol::Detect | Protocol::Tcp | Protocol::Tls => {
+                http1(stream, asked).await?
+            }
         };
         judge(response, asked.protocol).await
     };
@@ -61,7 +63,7 @@ async fn http1(stream: TcpStream, asked: &Asked) -> Result<Response<Incoming>, F
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
     // RFC 9110 section 9.3.6: CONNECT names the port alone.
     let (method, uri) = match asked.protocol {
-        Protocol::Tcp => (Method::CONNECT, asked.authority.clone()),
+        Protocol::Tcp | Protocol::Tls => (Method::CONNECT, asked.authority.clone()),
         _ => (Method::GET, format!("http://{}{}", asked.authority, asked.path)),
     };
     let request = Request::builder().method(method).uri(uri).header(header::HOST, &asked.authority);
@@ -111,8 +113,10 @@ async fn judge(response: Response<Incoming>, protocol: Protocol) -> Result<Strin
         return Err(Failed::Refused(format!("{code}: {said} (HTTP {status})")));
     }
     match protocol {
-        Protocol::Tcp if head.status.is_success() => Ok("connected".to_owned()),
-        Protocol::Tcp => Err(Failed::Refused(format!("CONNECT is answered with HTTP {status}"))),
+        Protocol::Tcp | Protocol::Tls if head.status.is_success() => Ok("connected".to_owned()),
+        Protocol::Tcp | Protocol::Tls => {
+            Err(Failed::Refused(format!("CONNECT is answered with HTTP {status}")))
+        }
         Protocol::Grpc => Ok(match text("grpc-status") {
             Some(status) => format!("gRPC status {status}"),
             None => format!("gRPC over HTTP {status}"),

@@ -1,6 +1,6 @@
 //! What a proxy counts (OpenMetrics, on the admin port).
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use mesh_core::{PortName, Reason, ServiceName};
 use prometheus_client::{
@@ -103,6 +103,19 @@ impl EncodeLabelSet for DirectionLabel {
     }
 }
 
+/// What connections turned out to speak.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SpeaksLabel(&'static str);
+
+impl EncodeLabelSet for SpeaksLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("protocol", self.0).encode(encoder.encode_label())
+    }
+}
+
+/// A histogram of how long that took.
+type Detections = Family<SpeaksLabel, Histogram, fn() -> Histogram>;
+
 /// Counts something that is open while it lives.
 #[derive(Debug)]
 pub struct Open(Gauge);
@@ -134,6 +147,8 @@ pub struct Metrics {
     pub tcp_open: Family<TargetLabels, Gauge>,
     /// Connections of applications open now.
     pub clients_open: Gauge,
+    /// Until it was found out what a connection speaks.
+    pub detection_ms: Detections,
     /// Inner sessions open now.
     pub inner_sessions: Family<DirectionLabel, Gauge>,
     /// Inner handshakes that failed.
@@ -160,6 +175,7 @@ impl Metrics {
             latency_ms: Latencies::new_with_constructor(latency),
             tcp_open: Family::default(),
             clients_open: Gauge::default(),
+            detection_ms: Detections::new_with_constructor(latency),
             inner_sessions: Family::default(),
             handshake_failures: Family::default(),
             retries: Family::default(),
@@ -175,6 +191,8 @@ impl Metrics {
         registry.register("tcp_open_connections", "Opaque connections open", m.tcp_open.clone());
         let clients = "Connections of applications open";
         registry.register("client_open_connections", clients, m.clients_open.clone());
+        let detection = "Milliseconds until it was found out what a connection speaks";
+        registry.register("protocol_detection_ms", detection, m.detection_ms.clone());
         let sessions = "Inner sessions open";
         registry.register("inner_sessions", sessions, m.inner_sessions.clone());
         let handshakes = "Inner handshakes that failed";
@@ -199,6 +217,12 @@ impl Metrics {
     /// Counts a failed inner handshake.
     pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
         self.handshake_failures.get_or_create(&ReasonLabel { direction, reason }).inc();
+    }
+
+    /// Counts a connection whose protocol was looked for, by what was found.
+    pub fn detected(&self, protocol: &'static str, after: Duration) {
+        let found = self.detection_ms.get_or_create(&SpeaksLabel(protocol));
+        found.observe(after.as_secs_f64() * 1000.0);
     }
 
     /// Counts an attempt after the first one, by what failed before it.

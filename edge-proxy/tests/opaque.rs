@@ -208,3 +208,89 @@ async fn an_application_that_is_gone_resets_the_client() {
     let metrics = pair.source.metrics();
     assert!(metrics.contains("reason=\"app_unreachable\""), "{metrics}");
 }
+
+/// A port that is not declared: `number` of `orders.shop`, as the source sees
+/// it.
+async fn undeclared(pair: &Pair, number: u32) -> TcpStream {
+    let mut orders = support::orders();
+    orders.ports[3].number = number;
+    let targets = pair.snapshot.services["orders.shop"].endpoints[0].target;
+    let endpoints =
+        support::orders_endpoints("one", pair.destination.inbound(), Targets::all(targets));
+    let snapshot = support::snapshot(&pair.authority, vec![orders], endpoints);
+    pair.source.tell(&snapshot);
+    TcpStream::connect(pair.port("any")).await.unwrap()
+}
+
+/// What looks like HTTP is not even looked at on the usual ports of others.
+#[tokio::test]
+async fn some_ports_are_opaque_unless_they_are_declared() {
+    let (addr, mut accepted) = server().await;
+    let pair = Pair::start(Targets::all(addr)).await;
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for number in mesh_core::carriage::OPAQUE_PORTS {
+        let mut client = undeclared(&pair, number.into()).await;
+        let mut server = wait(accepted.recv()).await.unwrap();
+        server.write_all(b"first").await.unwrap();
+        let mut said = [0; 5];
+        wait(client.read_exact(&mut said)).await.unwrap();
+        client.write_all(request).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut asked = Vec::new();
+        wait(server.read_to_end(&mut asked)).await.unwrap();
+        assert_eq!(asked, request, "{number}");
+    }
+    let detections = "isthmus_proxy_protocol_detection_ms_count{";
+    assert!(!pair.source.metrics().contains(detections), "nothing was looked for");
+    // On other ports the same is a request, however slowly it comes.
+    let mut client = undeclared(&pair, 83).await;
+    client.write_all(&request[..5]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.write_all(&request[5..]).await.unwrap();
+    let mut server = wait(accepted.recv()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(wait(server.read_u8()).await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.contains("x-isthmus-client-id"), "{head}");
+    let metrics = pair.source.metrics();
+    assert!(metrics.contains(&format!("{detections}protocol=\"http1\"}} 1")), "{metrics}");
+}
+
+/// Commands that begin like requests, of protocols that are not HTTP.
+#[tokio::test]
+async fn a_wrong_guess_changes_no_byte() {
+    let (addr, mut accepted) = server().await;
+    let pair = Pair::start(Targets::all(addr)).await;
+    for said in [
+        &b"GET key\r\n"[..],
+        b"GET /key\r\n",
+        b"PUT /a b HTTP/1.1\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n",
+        b"DELETE ",
+        b"\x16",
+        b"\x16\x03\x01 is no hello at all",
+    ] {
+        let mut client = client(&pair, "detected").await;
+        client.write_all(said).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut server = wait(accepted.recv()).await.unwrap();
+        let mut asked = Vec::new();
+        wait(server.read_to_end(&mut asked)).await.unwrap();
+        assert_eq!(asked, said);
+        server.write_all(b"what?").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        wait(client.read_to_string(&mut answer)).await.unwrap();
+        assert_eq!(answer, "what?");
+    }
+    // What is a request until its head turns out to be none reaches nobody.
+    let mut client = client(&pair, "detected").await;
+    client.write_all(b"GET / HTTP/1.1\r\n\x00\x01\x02\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    wait(client.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(accepted.try_recv().is_err(), "an application was called");
+}

@@ -25,9 +25,6 @@ use crate::{
 /// How long a client may take for a request head, waiting between two
 /// requests included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long clients that may also speak something else take for their first
-/// bytes; where a server speaks first, both sides wait for this.
-pub const DETECT_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What the requests of a connection are for.
 #[derive(Debug, Clone)]
@@ -85,7 +82,7 @@ pub async fn serve_port(
         Carriage::Http => {
             serve(worker, Toward::Service(destination), client, stream).await;
         }
-        Carriage::Detect => match sniff::detect(stream, DETECT_PATIENCE).await {
+        Carriage::Detect => match port::detect(worker, stream).await {
             Ok((Speaks::Opaque, stream)) => {
                 opaque::carry(worker, &destination, stream, record()).await;
             }

@@ -15,7 +15,7 @@ use mesh_tunnel::{Stream, net::BoxFuture};
 
 use super::{
     opaque, port,
-    sniff::{self, PREFACE, Speaks},
+    sniff::{PREFACE, Speaks},
     target, tls,
 };
 use crate::{

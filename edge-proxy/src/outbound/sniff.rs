@@ -100,29 +100,6 @@ pub async fn detect(
     Ok((speaks, put_back(read, stream)))
 }
 
-async fn read_until(
-    mut stream: Stream,
-    patience: Duration,
-    decide: impl Fn(&[u8]) -> Option<Speaks>,
-) -> io::Result<(Option<Speaks>, Stream)> {
-    let mut read = BytesMut::with_capacity(512);
-    let decided = async {
-        loop {
-            if stream.read_buf(&mut read).await? == 0 {
-                return Ok::<_, io::Error>(None);
-            }
-            if let Some(speaks) = decide(&read) {
-                return Ok(Some(speaks));
-            }
-        }
-    };
-    let speaks = match tokio::time::timeout(patience, decided).await {
-        Ok(decided) => decided?,
-        Err(_) => None,
-    };
-    Ok((speaks, put_back(read, stream)))
-}
-
 fn put_back(read: BytesMut, stream: Stream) -> Stream {
     let read: Bytes = read.freeze();
     if read.is_empty() { stream } else { Box::new(Prefixed::new(read, stream)) }

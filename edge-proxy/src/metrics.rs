@@ -103,6 +103,26 @@ impl EncodeLabelSet for DirectionLabel {
     }
 }
 
+/// What came of asking endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ProbeLabels {
+    service: ServiceName,
+    port: PortName,
+    /// `ok`, `failed` or `skipped`; empty where it is no matter.
+    result: &'static str,
+}
+
+impl EncodeLabelSet for ProbeLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("service", self.service.as_str()).encode(encoder.encode_label())?;
+        ("port", self.port.as_str()).encode(encoder.encode_label())?;
+        match self.result {
+            "" => Ok(()),
+            result => ("result", result).encode(encoder.encode_label()),
+        }
+    }
+}
+
 /// What connections turned out to speak.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SpeaksLabel(&'static str);
@@ -147,6 +167,10 @@ pub struct Metrics {
     pub tcp_open: Family<TargetLabels, Gauge>,
     /// Connections of applications open now.
     pub clients_open: Gauge,
+    /// Endpoints asked how they are.
+    pub probes: Family<ProbeLabels, Counter>,
+    /// Those left alone for what they answered, once for each worker.
+    pub probes_failing: Family<ProbeLabels, Gauge>,
     /// Until it was found out what a connection speaks.
     pub detection_ms: Detections,
     /// Inner sessions open now.
@@ -175,6 +199,8 @@ impl Metrics {
             latency_ms: Latencies::new_with_constructor(latency),
             tcp_open: Family::default(),
             clients_open: Gauge::default(),
+            probes: Family::default(),
+            probes_failing: Family::default(),
             detection_ms: Detections::new_with_constructor(latency),
             inner_sessions: Family::default(),
             handshake_failures: Family::default(),
@@ -191,6 +217,9 @@ impl Metrics {
         registry.register("tcp_open_connections", "Opaque connections open", m.tcp_open.clone());
         let clients = "Connections of applications open";
         registry.register("client_open_connections", clients, m.clients_open.clone());
+        registry.register("probe", "Endpoints asked how they are", m.probes.clone());
+        let failing = "Endpoints left alone for what they answered, once for each worker";
+        registry.register("probe_failing", failing, m.probes_failing.clone());
         let detection = "Milliseconds until it was found out what a connection speaks";
         registry.register("protocol_detection_ms", detection, m.detection_ms.clone());
         let sessions = "Inner sessions open";
@@ -223,6 +252,23 @@ impl Metrics {
     pub fn detected(&self, protocol: &'static str, after: Duration) {
         let found = self.detection_ms.get_or_create(&SpeaksLabel(protocol));
         found.observe(after.as_secs_f64() * 1000.0);
+    }
+
+    /// Counts an endpoint that was asked.
+    pub fn probed(&self, service: &ServiceName, port: &PortName, result: &'static str) {
+        let (service, port) = (service.clone(), port.clone());
+        self.probes.get_or_create(&ProbeLabels { service, port, result }).inc();
+    }
+
+    /// An endpoint is left alone for what it answered, or no longer is.
+    pub fn probe_changed(&self, service: &ServiceName, port: &PortName, failing: bool) {
+        let label = ProbeLabels { service: service.clone(), port: port.clone(), result: "" };
+        let gauge = self.probes_failing.get_or_create(&label);
+        if failing {
+            gauge.inc()
+        } else {
+            gauge.dec()
+        };
     }
 
     /// Counts an attempt after the first one, by what failed before it.

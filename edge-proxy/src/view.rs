@@ -14,7 +14,10 @@ use mesh_core::{
 use rustc_hash::FxHashMap;
 
 use crate::{
-    outbound::loads::{Balanced, Loads},
+    outbound::{
+        loads::{Balanced, Loads},
+        probe::Probed,
+    },
     own::Own,
 };
 
@@ -137,6 +140,22 @@ impl View {
         self.compile(entry, &balanced);
         entry.balanced = Some(balanced.clone());
         balanced
+    }
+
+    /// Ports that somebody has chosen among and whose service wants its
+    /// endpoints to be asked.
+    pub fn probed(&self) -> Vec<Probed> {
+        let probed = |((name, port), entry): (&PortKey, &Entry)| {
+            let service = &entry.service;
+            Some(Probed {
+                service: name.clone(),
+                port: port.clone(),
+                protocol: service.port(port.as_str())?.protocol,
+                check: Arc::new(service.traffic.health_check.clone()?),
+                balanced: entry.balanced.clone()?,
+            })
+        };
+        self.table().iter().filter_map(probed).collect()
     }
 
     /// The seed is the same whenever this worker of this machine starts.

@@ -23,6 +23,7 @@ use crate::{
         loads::Loads,
         mirror::MAX_MIRRORS,
         pool::Pool,
+        probe,
         protect::Protections,
     },
     resolved::Resolved,
@@ -174,6 +175,7 @@ impl Worker {
             self.shared.drain.spawn(inbound::accept(self.clone(), listener));
         }
         self.shared.drain.spawn_beside(sweep(self.clone()));
+        self.shared.drain.spawn_beside(probe::run(self.clone()));
         Ok(bound)
     }
 

@@ -4,6 +4,7 @@
 //! - [`matching`]: which rule a request falls under.
 //! - [`connection`]: which rule a connection falls under.
 //! - [`budget`]: how many repetitions there may be.
+//! - [`health`]: how callers find out who answers.
 //! - [`filter`]: what a rule changes about a request and its answer.
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
@@ -15,11 +16,13 @@ use crate::name::{PortName, ServiceName};
 pub mod budget;
 pub mod connection;
 pub mod filter;
+pub mod health;
 pub mod matching;
 
 pub use budget::Budget;
 pub use connection::{ConnectionRoute, ConnectionRoutes};
 pub use filter::Target;
+pub use health::HealthCheck;
 pub use matching::Routes;
 
 /// One rule of a Gateway API HTTPRoute or GRPCRoute.
@@ -318,6 +321,8 @@ pub struct TrafficPolicy {
     pub retry_budget: RetryBudget,
     /// The same.
     pub circuit_breaker: CircuitBreaker,
+    /// The same.
+    pub health_check: Option<HealthCheck>,
     /// Bodies are kept for repetition up to this.
     pub replay_bytes: usize,
 }

@@ -9,6 +9,7 @@ mod balance;
 mod connect;
 mod connection;
 mod endpoint;
+mod health;
 mod protection;
 mod rule;
 mod service;

@@ -11,7 +11,8 @@
 //! - [`rule`]: HTTPRoute and GRPCRoute rules.
 //! - [`connection`]: TLSRoute and TCPRoute.
 //! - [`profile`]: Linkerd's ServiceProfile.
-//! - [`traffic`]: TrafficPolicy, our own; [`balance`]: its part about endpoints.
+//! - [`traffic`]: TrafficPolicy, our own; [`balance`] and [`health`]: its parts about
+//!   endpoints.
 //! - [`document`]: what all kinds look like, for JSON Schema.
 //! - [`compile`]: what all of them together mean for one service.
 
@@ -20,6 +21,7 @@ pub mod compile;
 pub mod connection;
 pub mod document;
 pub mod duration;
+pub mod health;
 pub mod manifest;
 pub mod profile;
 pub mod rule;

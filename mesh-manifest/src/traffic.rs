@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::{
     balance::Balance,
     duration::{ManifestDuration, millis},
+    health::HealthCheck,
     profile::RetryBudget,
     rule::{Fraction, HttpMatch, Retry, Timeouts, ValueMatch},
 };
@@ -49,6 +50,8 @@ pub struct Traffic {
     pub retry_budget: Option<RetryBudget>,
     /// The same.
     pub circuit_breaker: Option<CircuitBreaker>,
+    /// The same.
+    pub health_check: Option<HealthCheck>,
     /// Bodies are kept for repetition up to this; 65536 where absent.
     pub replay_bytes: Option<u64>,
 }
@@ -187,6 +190,7 @@ impl Traffic {
             concurrency: self.concurrency.as_ref().map(concurrency),
             retry_budget: self.retry_budget.map(RetryBudget::wire).transpose()?,
             circuit_breaker: self.circuit_breaker.as_ref().map(breaker),
+            health_check: self.health_check.as_ref().map(HealthCheck::wire).transpose()?,
             replay_bytes: self.replay_bytes.unwrap_or_default(),
         })
     }

@@ -138,6 +138,19 @@ impl Balanced {
         slot.is_some_and(|slot| balancer.hold(slot))
     }
 
+    /// Whether it answered well when it was asked, as often as matters.
+    pub fn examined(&self, endpoint: &Endpoint, failing: bool) {
+        let mut balancer = self.balancer();
+        if let Some(slot) = balancer.find(&endpoint.site, &endpoint.id) {
+            balancer.examined(slot, failing);
+        }
+    }
+
+    /// Who is to be asked.
+    pub fn probed(&self) -> Vec<Arc<Endpoint>> {
+        self.balancer().probed()
+    }
+
     /// It may be chosen again, whatever was before.
     pub fn readmit(&self, endpoint: &Endpoint) {
         let mut balancer = self.balancer();

@@ -18,6 +18,7 @@
 //! - [`pool`]: warm inner sessions.
 //! - [`loads`]: what this worker has seen of endpoints.
 //! - [`probation`]: how an endpoint that was away comes back.
+//! - [`probe`]: asking endpoints how they are.
 //! - [`body`]: bodies on their way through.
 
 pub mod answer;
@@ -34,6 +35,7 @@ pub mod opaque;
 pub mod pool;
 pub mod port;
 pub mod probation;
+pub mod probe;
 pub mod protect;
 pub mod request;
 pub mod sniff;

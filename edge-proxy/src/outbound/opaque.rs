@@ -239,6 +239,19 @@ async fn connect(session: &Session) -> Result<Pipe, NotConnected> {
     }
 }
 
+/// Opens a stream for bytes and gives it up.
+///
+/// # Errors
+///
+/// What the far proxy says, or nothing if it says nothing.
+pub async fn try_connect(session: &Session) -> Result<(), Option<Reason>> {
+    match connect(session).await {
+        Ok(_stream) => Ok(()),
+        Err(NotConnected::Refused(reason)) => Err(Some(reason)),
+        Err(NotConnected::Broken(_)) => Err(None),
+    }
+}
+
 /// Across sites a connection has a session of its own, so that loss in it
 /// stalls nobody else.
 async fn place(

@@ -93,6 +93,8 @@ pub(super) struct Member {
     pub(super) reachable: bool,
     /// The proxy itself tries it, and says when it is back.
     pub(super) held: bool,
+    /// It was asked, and did not answer well.
+    pub(super) failing: bool,
     /// Weight times capacity.
     pub(super) size: f64,
     /// What of it counts now, while it ramps up.
@@ -168,6 +170,7 @@ impl Balancer {
             // Whoever answers there now has done nothing yet.
             member.load.readmit(now);
             member.load.ewma_us = 0.0;
+            member.failing = false;
         }
         slot
     }
@@ -181,6 +184,7 @@ impl Balancer {
             remote: false,
             reachable: true,
             held: false,
+            failing: false,
             size: 0.0,
             weight: 0.0,
             capacity: 0.0,
@@ -433,6 +437,29 @@ impl Balancer {
         member.held = false;
         member.load.readmit(now);
         self.stale = true;
+    }
+
+    /// Whoever asks an endpoint how it is says that it fails, or no longer
+    /// does.
+    pub fn examined(&mut self, slot: Slot, failing: bool) {
+        self.members[slot.0 as usize].failing = failing;
+        self.stale = true;
+    }
+
+    /// Who is to be asked: those who may be chosen, as of the last refresh,
+    /// and those who are not for what they answered.
+    pub fn probed(&self) -> Vec<Arc<Endpoint>> {
+        let mut chosen = vec![false; self.members.len()];
+        for item in self.tiers.of.iter().flat_map(|tier| tier.urn.items()) {
+            chosen[*item as usize] = true;
+        }
+        let wanted = |slot: &&u32| {
+            let member = &self.members[**slot as usize];
+            let asked = chosen[**slot as usize] || member.failing;
+            asked && member.serves() && member.reachable && !member.held
+        };
+        let wanted = self.order.iter().filter(wanted);
+        wanted.map(|slot| self.members[*slot as usize].endpoint.clone()).collect()
     }
 
     /// The share of requests that each endpoint takes while all candidates

@@ -187,7 +187,7 @@ impl Balancer {
                 _ if is_far || !member.serves() => Class::Never,
                 _ if !member.reachable || member.held || is_cut() => Class::Absent,
                 _ if member.load.out.is_some_and(|out| out.why == Why::Absent) => Class::Absent,
-                _ if member.load.out.is_some() => Class::Suspect,
+                _ if member.load.out.is_some() || member.failing => Class::Suspect,
                 Health::Healthy | Health::Unknown => Class::Usable,
                 Health::Unhealthy | Health::Draining => Class::Suspect,
             };

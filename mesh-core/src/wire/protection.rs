@@ -5,7 +5,9 @@ use std::time::Duration;
 use mesh_api::v1;
 
 use super::{MAX_MATCHES, MAX_RATE_LIMITS, WireError, at_most, millis, to_millis, wrong};
-use crate::rule::{CircuitBreaker, Concurrency, RateLimit, RetryBudget, RouteMatch, TrafficPolicy};
+use crate::rule::{
+    CircuitBreaker, Concurrency, HealthCheck, RateLimit, RetryBudget, RouteMatch, TrafficPolicy,
+};
 
 /// Bodies that are kept for repetition, where nothing is said.
 const REPLAY_BYTES: u64 = 64 << 10;
@@ -20,6 +22,7 @@ impl Default for TrafficPolicy {
             concurrency: None,
             retry_budget: RetryBudget::default(),
             circuit_breaker: CircuitBreaker::default(),
+            health_check: None,
             replay_bytes: usize::try_from(REPLAY_BYTES).unwrap_or(usize::MAX),
         }
     }
@@ -41,6 +44,7 @@ impl TryFrom<&v1::TrafficPolicy> for TrafficPolicy {
             concurrency: message.concurrency.as_ref().map(Concurrency::try_from).transpose()?,
             retry_budget: budget.unwrap_or_default(),
             circuit_breaker: message.circuit_breaker.as_ref().map(Into::into).unwrap_or_default(),
+            health_check: message.health_check.as_ref().map(HealthCheck::try_from).transpose()?,
             replay_bytes: usize::try_from(replay).unwrap_or(usize::MAX),
         })
     }
@@ -56,6 +60,7 @@ impl From<&TrafficPolicy> for v1::TrafficPolicy {
             retry_budget: (policy.retry_budget != default.retry_budget)
                 .then(|| (&policy.retry_budget).into()),
             circuit_breaker: (breaker != default.circuit_breaker).then(|| (&breaker).into()),
+            health_check: policy.health_check.as_ref().map(Into::into),
             replay_bytes: u64::try_from(policy.replay_bytes).unwrap_or(u64::MAX),
         }
     }

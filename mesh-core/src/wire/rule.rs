@@ -109,7 +109,7 @@ pub(super) fn statuses(
     ranges.iter().map(range).collect()
 }
 
-fn status_range(range: &RangeInclusive<u16>) -> v1::StatusRange {
+pub(super) fn status_range(range: &RangeInclusive<u16>) -> v1::StatusRange {
     v1::StatusRange { from: (*range.start()).into(), to: (*range.end()).into() }
 }
 

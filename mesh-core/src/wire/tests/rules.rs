@@ -61,6 +61,14 @@ pub(super) fn traffic() -> v1::TrafficPolicy {
             max_connections: 0,
             max_retries: 3,
         }),
+        health_check: Some(v1::HealthCheck {
+            http_path: "/healthz?deep=1".into(),
+            http_statuses: vec![v1::StatusRange { from: 200, to: 204 }],
+            interval_ms: 500,
+            timeout_ms: 100,
+            unhealthy_threshold: 4,
+            healthy_threshold: 1,
+        }),
         replay_bytes: 1,
     }
 }

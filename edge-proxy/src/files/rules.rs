@@ -78,18 +78,20 @@ impl Rules {
             let place = written.map_or("rules", |(_, place)| place.as_str());
             return Err(ConfigError::meaning(place, &*problem.document, &problem.text));
         }
-        for route in &compiled.routes {
-            let Some(backend) = route.backends.iter().find(|one| !one.invalid.is_empty()) else {
+        let requests = compiled.routes.iter().map(|route| (&route.name, &route.backends));
+        let connections = &compiled.connection_routes;
+        let connections = connections.iter().map(|route| (&route.name, &route.backends));
+        for (rule, backends) in requests.chain(connections) {
+            let Some(backend) = backends.iter().find(|one| !one.invalid.is_empty()) else {
                 continue;
             };
-            let its = |name: &ObjectName| {
-                route.name.starts_with(&format!("{}/{}/", name.namespace, name.name))
-            };
+            let its =
+                |name: &ObjectName| rule.starts_with(&format!("{}/{}/", name.namespace, name.name));
             let written = self.places.iter().find(|(name, _)| its(name));
             let place = written.map_or("rules", |(_, place)| place.as_str());
             return Err(ConfigError::meaning(
                 place,
-                format!("rule {}: backendRefs", route.name),
+                format!("rule {rule}: backendRefs"),
                 &backend.invalid,
             ));
         }

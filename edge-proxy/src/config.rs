@@ -4,6 +4,7 @@
 pub mod cidr;
 pub mod file;
 pub mod flags;
+pub mod forwarded;
 pub mod sni;
 pub mod written;
 
@@ -11,6 +12,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use cidr::Cidr;
 pub use flags::Flags;
+pub use forwarded::Forwarded;
 use mesh_core::{GatewayId, Locality, PortName, ServiceName};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
@@ -38,6 +40,8 @@ pub struct Config {
     pub listeners: Vec<ServiceListener>,
     /// Any service each, by the name that TLS clients ask for.
     pub sni_listeners: Vec<SniListener>,
+    /// What applications are told of clients.
+    pub forwarded: Forwarded,
     /// /metrics /live /ready.
     pub admin: Option<SocketAddr>,
     /// Where access-log lines go.
@@ -144,6 +148,7 @@ impl Config {
             inbound: None,
             listeners: Vec::new(),
             sni_listeners: Vec::new(),
+            forwarded: Forwarded::Auto,
             admin: None,
             access_log: AccessLogTarget::Off,
             drain_timeout: Duration::from_secs(30),

@@ -171,3 +171,45 @@ async fn what_is_not_a_service_is_refused_with_its_reason() {
         assert_eq!(body.iter().filter(|byte| **byte == b'\n').count(), 1, "{body:?}");
     }
 }
+
+/// What the application sees of `X-Forwarded-For`, and `Forwarded`.
+async fn forwarded(policy: edge_proxy::config::Forwarded) -> Vec<Option<String>> {
+    let app = App::start(|request| {
+        let field = |name: &str| {
+            let value = request.headers().get(name).map(|value| value.to_str().unwrap());
+            value.unwrap_or("none").to_owned()
+        };
+        let told = ["x-forwarded-for", "forwarded", "x-forwarded-host"].map(field).join("\n");
+        std::future::ready(Response::new(full(told)))
+    })
+    .await;
+    let pair = Pair::start_with(Targets::all(app.addr), |config| config.forwarded = policy).await;
+    let mut client = http1(pair.source.http()).await;
+    let request = Request::get("http://orders.shop/")
+        // Nobody removes what is written for him by naming it.
+        .header("connection", "x-forwarded-host")
+        .header("x-forwarded-for", "10.0.0.1")
+        .header("forwarded", "for=10.0.0.1")
+        .body(empty())
+        .unwrap();
+    let told = read(client.send_request(request).await.unwrap()).await;
+    let told = std::str::from_utf8(&told).unwrap().lines();
+    told.map(|line| (line != "none").then(|| line.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn applications_are_told_of_clients_as_it_is_configured() {
+    use edge_proxy::config::Forwarded::{Append, Auto, Keep, Remove, Replace};
+    let text = |text: &str| Some(text.to_owned());
+    let element = "for=127.0.0.1;host=orders.shop;proto=http";
+    let kept = [text("10.0.0.1"), text("for=10.0.0.1"), None];
+    for policy in [Auto, Keep] {
+        assert_eq!(forwarded(policy).await, kept, "{policy:?}");
+    }
+    let host = text("orders.shop");
+    let appended =
+        [text("10.0.0.1, 127.0.0.1"), text(&format!("for=10.0.0.1, {element}")), host.clone()];
+    assert_eq!(forwarded(Append).await, appended);
+    assert_eq!(forwarded(Replace).await, [text("127.0.0.1"), text(element), host]);
+    assert_eq!(forwarded(Remove).await, [None, None, None]);
+}

@@ -110,6 +110,7 @@ impl ConfigFile {
             gateway: doors(self.gateway, gateway, name)?,
             listeners: listeners(self.listeners, &flags.listener, name)?,
             sni_listeners: self.sni_listeners,
+            forwarded: self.forwarded,
             allow_from: self.allow_from,
             identity: identity(self.identity, self.snapshot.is_some(), gateway, name)?,
             snapshot: match self.snapshot {

@@ -14,7 +14,7 @@ use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Cidr, SniListener};
+use super::{Cidr, Forwarded, SniListener};
 
 /// An address, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +98,8 @@ pub(super) struct ConfigFile {
     pub(super) listeners: Vec<ListenerFile>,
     /// Listeners for TLS to any service, at most 16; the client names it (SNI).
     pub(super) sni_listeners: Vec<SniListener>,
+    /// What becomes of `X-Forwarded-*` and `Forwarded` of clients.
+    pub(super) forwarded: Forwarded,
     /// `<ip>:<port>` of `/metrics`, `/live` and `/ready`, or `off`.
     #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4191"))]
     pub(super) admin: Option<Listen>,

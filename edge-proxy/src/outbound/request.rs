@@ -91,7 +91,9 @@ pub async fn carry(
     let mut dispatch = Dispatch::to(worker, &decision, &chosen).await?;
     dispatch.stay(Some(&scratch.head.fields), record.client);
     let mut body = ReplayBody::new(body, decision.service.traffic.replay_bytes);
-    change(&mut scratch.head, &decision, &chosen, client.upgrade);
+    strip(&mut scratch.head, client.upgrade);
+    worker.shared.config.forwarded.apply(&mut scratch.head, record.client);
+    change(&mut scratch.head, &decision, &chosen);
     mirror::start(worker, &decision, &scratch.head, &mut body).await;
     let speaks = inner_protocol(&dispatch, client.http2, &scratch.head);
     let received = (!body.is_end_stream()).then(|| body.received());
@@ -169,13 +171,17 @@ fn deadline_of(decision: &Decision, head: &RequestHead) -> Option<Instant> {
     timeouts.into_iter().flatten().min().map(|timeout| clock::monotonic() + timeout)
 }
 
-/// Makes a client's request what the application shall see.
-fn change(head: &mut RequestHead, decision: &Decision, chosen: &Chosen, upgrade: bool) {
+/// Removes what is between the client and this proxy.
+fn strip(head: &mut RequestHead, upgrade: bool) {
     // Any other upgrade is an offer that may be ignored (RFC 9110 section 7.8).
     hop::remove(&mut head.fields, if upgrade { hop::Upgrade::Keep } else { hop::Upgrade::Drop });
     hop::remove_mesh(&mut head.fields);
     // Answered by our own front as soon as the body is asked for.
     head.fields.remove_known(Known::Expect);
+}
+
+/// Makes a client's request what the application shall see.
+fn change(head: &mut RequestHead, decision: &Decision, chosen: &Chosen) {
     if head.authority.is_empty() {
         head.authority.push_str(chosen.service.as_str());
     }

@@ -213,8 +213,9 @@ async fn one_hop_needs_no_identity() {
         (200, "hello nobody, you asked hello.demo for /new/hello\n"),
         "the rule of rules.yaml"
     );
-    assert_eq!(get(own, "/hello").await.0, 200);
-    let request = Request::get("/hello").header("x-fail", "yes").body(full("")).unwrap();
+    assert_eq!(get(own, "http://hello.demo/hello").await.0, 200);
+    let request =
+        Request::get("http://hello.demo/hello").header("x-fail", "yes").body(full("")).unwrap();
     let refused = support::apps::http1(own).await.send_request(request).await.unwrap();
     assert_eq!(refused.status(), 418, "the policy of rules.yaml");
 }

@@ -348,7 +348,7 @@ services:
             (change("orders.next\n", "orders\n"), "<name>.<namespace>"),
             (change("protocol: http", "protocol: htp"), "did you mean `http`"),
             (change("identity: spiffe://west", "identity: spiffe://east"), "endpoint"),
-            (change("target: 127.0.0.1:8080", "target: 127.0.0.1"), "west.yaml:16"),
+            (change("target: 127.0.0.1:8080", "target: 127.0.0.1"), "west.yaml:15"),
             (change("proxy: 127.0.0.1:4143", "plaintext: true"), "nobody has an `identity`"),
             (
                 change("identity: spiffe://west.example/ns/shop/sa/orders\n        ", ""),

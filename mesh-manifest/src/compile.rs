@@ -6,6 +6,7 @@ use mesh_api::v1;
 use mesh_core::{
     balance::BalancePolicy,
     rule::{ConnectionRoute, Route, TrafficPolicy},
+    wire::WireError,
 };
 
 use crate::{
@@ -104,19 +105,36 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
     for (index, route) in compiled.routes.iter().enumerate() {
         // Backends and ports that are not there yet are no mistake here.
         let route = v1::Route { port: String::new(), ..route.clone() };
-        Route::try_from(&route).map_err(|error| format!("spec.rules[{index}]: {error}"))?;
+        let place = format!("spec.rules[{index}]");
+        Route::try_from(&route).map_err(|error| as_written(&place, &error))?;
     }
     for route in &compiled.connection_routes {
         let route = v1::ConnectionRoute { port: String::new(), ..route.clone() };
         ConnectionRoute::try_from(&route).map_err(|error| format!("spec: {error}"))?;
     }
     if let Some(traffic) = &compiled.traffic {
-        TrafficPolicy::try_from(traffic).map_err(|error| format!("spec: {error}"))?;
+        TrafficPolicy::try_from(traffic).map_err(|error| as_written("spec.traffic", &error))?;
     }
     if let Some(balance) = &compiled.balance {
-        BalancePolicy::try_from(balance).map_err(|error| format!("spec.{error}"))?;
+        BalancePolicy::try_from(balance).map_err(|error| as_written("spec.balance", &error))?;
     }
     Ok(())
+}
+
+/// Messages have the fields of documents, in snake case and with units.
+fn as_written(place: &str, error: &WireError) -> String {
+    let field = error.field;
+    let bare = field.strip_suffix("_ms").or_else(|| field.strip_suffix("_s")).unwrap_or(field);
+    let section = place.rsplit('.').next().unwrap_or_default();
+    let inner = bare.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')).unwrap_or(bare);
+    let mut words = inner.split('_');
+    let mut written = words.next().unwrap_or_default().to_owned();
+    for word in words {
+        let (first, rest) = word.split_at(word.len().min(1));
+        written += &first.to_ascii_uppercase();
+        written += rest;
+    }
+    format!("{place}.{written}: {}", error.problem)
 }
 
 /// The services that a document is for.

@@ -278,15 +278,37 @@ fn how_requests_are_spread_is_read_and_checked() {
     for (text, wanted) in [
         ("{ locality: near }", "near"),
         ("{ slowstart: 1s }", "slowStart"),
-        ("{ overprovisioningPercent: 50 }", "overprovisioning_percent"),
+        ("{ overprovisioningPercent: 50 }", "spec.balance.overprovisioningPercent: "),
         ("{ affinity: {} }", "one of cookie, header and source"),
         ("{ affinity: { cookie: a, source: true } }", "one of cookie, header and source"),
         ("{ affinity: { header: x-a, cookieTtl: 1s } }", "only with a cookie"),
-        ("{ affinity: { cookie: 'a b' } }", "balance.affinity.cookie"),
-        ("{ outlier: { successRate: { minHosts: 1 } } }", "min_hosts"),
+        ("{ affinity: { cookie: 'a b' } }", "spec.balance.affinity.cookie: "),
+        (
+            "{ outlier: { successRate: { minHosts: 1 } } }",
+            "spec.balance.outlier.successRate.minHosts: ",
+        ),
     ] {
         let error = balance(text).unwrap_err();
         assert!(error.contains(wanted), "{text}: {error}");
+    }
+}
+
+#[test]
+fn mistakes_in_values_are_named_as_they_are_written() {
+    let policy = |spec: &str| {
+        let text = format!(
+            "apiVersion: isthmus.io/v1\nkind: TrafficPolicy\nmetadata: {{ name: orders, namespace: \
+             shop }}\nspec:\n  targetRef: {{ kind: Service, name: orders }}\n  {spec}\n"
+        );
+        read(&text, "policy.yaml").unwrap_err().to_string()
+    };
+    for (spec, wanted) in [
+        ("traffic: { concurrency: { maxInFlight: 0 } }", "spec.traffic.concurrency.maxInFlight: "),
+        ("traffic: { replayBytes: 99999999 }", "spec.traffic.replayBytes: "),
+        ("traffic: { rateLimits: [{ requests: 0 }] }", "spec.traffic.rateLimits.requests: "),
+    ] {
+        let error = policy(spec);
+        assert!(error.contains(wanted), "{spec}: {error}");
     }
 }
 

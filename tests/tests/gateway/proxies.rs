@@ -12,25 +12,37 @@ use edge_proxy::{
     worker::Bound,
 };
 use mesh_api::v1::resource::Resource as Kind;
-use mesh_core::Snapshot;
+use mesh_core::{NodeId, Snapshot};
 use mesh_tunnel::Transport;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{mesh::at, *};
 
 /// A proxy of a workload, with its own listeners.
-struct Proxy {
-    app: App,
-    bound: Bound,
+pub(crate) struct Proxy {
+    pub(crate) app: App,
+    pub(crate) bound: Bound,
 }
 
 impl Proxy {
     async fn start(of: &Site, account: &str, sites: &[&Site], config: Config) -> Self {
-        let svid = of.ca.workload("shop", account, Some(&node()));
+        Self::start_on(node(), of, account, sites, config).await
+    }
+
+    /// On a machine of its own.
+    pub(crate) async fn start_on(
+        node: NodeId,
+        of: &Site,
+        account: &str,
+        sites: &[&Site],
+        config: Config,
+    ) -> Self {
+        let svid = of.ca.workload("shop", account, Some(&node));
         let own = Own {
             site: Some(of.name.parse().unwrap()),
             trust_domain: Some(of.ca.trust_domain.clone()),
-            node: Some(node()),
+            node: Some(node),
+            locality: config.locality.clone(),
             ..Own::default()
         };
         let app = App::new(mesh::shared(config, mesh::credentials(svid, sites), own));
@@ -38,12 +50,12 @@ impl Proxy {
         Self { app, bound }
     }
 
-    fn publish(&self, snapshot: Snapshot) {
+    pub(crate) fn publish(&self, snapshot: Snapshot) {
         self.app.shared.snapshot.store(Arc::new(snapshot), Complete::All);
     }
 
     /// Waits until a tunnel over `transport` is up.
-    async fn has_tunnel(&self, transport: Transport) {
+    pub(crate) async fn has_tunnel(&self, transport: Transport) {
         let mut changed = self.app.tunnels.changed();
         let up = async {
             while !self.app.tunnels.transports().iter().any(|(_, got)| *got == transport) {
@@ -69,7 +81,7 @@ impl Proxy {
         timeout(STEP, exchange).await.expect("an answer in time")
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.app.shared.drain.finish(Duration::ZERO).await;
     }
 }

@@ -6,6 +6,7 @@
 mod addresses;
 mod changes;
 mod early;
+mod locality;
 mod matrix;
 mod mesh;
 mod proxies;

@@ -7,6 +7,7 @@ mod addresses;
 mod check;
 mod gateways;
 mod roles;
+mod traffic;
 mod world;
 
 use std::time::Duration;

@@ -231,7 +231,7 @@ impl World {
         line.unwrap().to_owned()
     }
 
-    async fn admin(&self) -> AdminClient<Channel> {
+    pub(crate) async fn admin(&self) -> AdminClient<Channel> {
         let socket = self.dir.path().join("run/federation.sock");
         AdminClient::new(unix::channel(&socket).await.unwrap())
     }

@@ -213,3 +213,31 @@ async fn applications_are_told_of_clients_as_it_is_configured() {
     assert_eq!(forwarded(Replace).await, [text("127.0.0.1"), text(element), host]);
     assert_eq!(forwarded(Remove).await, [None, None, None]);
 }
+
+/// An address of this machine that is not loopback; no packet is sent.
+fn elsewhere() -> std::net::IpAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.1:9").expect("a machine with a network interface beside loopback");
+    socket.local_addr().unwrap().ip()
+}
+
+#[tokio::test]
+async fn who_comes_from_elsewhere_must_be_allowed() {
+    let app = App::start(echo).await;
+    let here = elsewhere();
+    assert!(!here.is_loopback(), "{here} is where this machine would send from");
+    for (allowed, answered) in [(Some(format!("{here}/32")), true), (None, false)] {
+        let pair = Pair::start_with(Targets::all(app.addr), |config| {
+            config.http_listener = Some((here, 0).into());
+            config.allow_from = allowed.iter().map(|block| block.parse().unwrap()).collect();
+        })
+        .await;
+        let mut client = http1(pair.source.http()).await;
+        let response = client.send_request(get("http://orders.shop/x")).await;
+        assert_eq!(
+            response.is_ok_and(|response| response.status() == 200),
+            answered,
+            "{allowed:?}"
+        );
+    }
+}

@@ -421,6 +421,19 @@ impl Agent {
         fs::write(self.dir.join(format!("services.d/{name}.yaml")), text).unwrap();
     }
 
+    /// The same with several ports, each a number and a protocol.
+    pub(crate) fn describe_ports(&self, name: &str, target: u16, ports: &[(u16, &str)]) {
+        let mut text = format!(
+            "service: {name}\nnamespace: shop\ncheck: {{ tcp: {target}, interval: 200ms }}\nports:\n"
+        );
+        for (port, protocol) in ports {
+            text += &format!(
+                "- {{ name: {protocol}, port: {port}, target: {target}, protocol: {protocol} }}\n"
+            );
+        }
+        fs::write(self.dir.join(format!("services.d/{name}.yaml")), text).unwrap();
+    }
+
     /// A proxy with the identity that this agent hands out; ends with the test
     /// or when it is dropped.
     pub(crate) fn proxy(&self, config: &str) -> Proxy {

@@ -1,6 +1,6 @@
 //! What documents do, each seen from a client or an application.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -180,6 +180,16 @@ pub(crate) const FAMILIES: &[Family] = &[
             taken.body == "next" && other.field("grpc-status") == "12"
         })
     }),
+    family("TCPRoute", tcp_route, |scene| {
+        Box::pin(async move { scene.bytes(9000, b"GET / HTTP/1.1\r\n\r\n").await == "next" })
+    }),
+    family("TLSRoute", tls_route, |scene| {
+        Box::pin(async move {
+            let named = scene.bytes(9443, &hello("next.example")).await;
+            // Whatever else is asked for is refused.
+            named == "next" && scene.bytes(9443, &hello("other.example")).await.is_empty()
+        })
+    }),
     family("ServiceProfile", profile, |scene| {
         Box::pin(async move {
             // Declared retryable whatever the method.
@@ -296,6 +306,29 @@ fn grpc_route() -> String {
         "g",
         "- { matches: [{ method: { service: shop.Orders, method: Get } }], backendRefs: [{ name: next, port: 80 }] }",
     )
+}
+
+fn tcp_route() -> String {
+    route("TCPRoute", "t", "- { backendRefs: [{ name: next, port: 9000 }] }")
+}
+
+fn tls_route() -> String {
+    let rules = "- { backendRefs: [{ name: next, port: 9443 }] }";
+    route("TLSRoute", "t", rules).replace("  rules:", "  hostnames: [next.example]\n  rules:")
+}
+
+/// What a client of TLS says first, and an end that the application knows.
+fn hello(name: &'static str) -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().unwrap();
+    let roots = rustls::RootCertStore::empty();
+    let config = Arc::new(builder.with_root_certificates(roots).with_no_client_auth());
+    let mut client = rustls::ClientConnection::new(config, name.try_into().unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes.extend_from_slice(b"\r\n\r\n");
+    bytes
 }
 
 fn profile() -> String {

@@ -20,6 +20,8 @@ use crate::world::{Agent, Proxy, World, free_port, until};
 
 /// Each has an application that answers with this name.
 const SERVICES: [&str; 3] = ["orders", "next", "copy"];
+/// Ports of each with their protocols; behind all is the same application.
+const PORTS: [(u16, &str); 3] = [(80, "http"), (9000, "tcp"), (9443, "tls")];
 /// How long `/wait` takes.
 const WAIT: Duration = Duration::from_millis(500);
 
@@ -69,6 +71,7 @@ impl Scene {
         let heard = Arc::<Mutex<Vec<Heard>>>::default();
         for name in SERVICES {
             let listener = served.serve(name).await;
+            served.describe_ports(name, listener.local_addr().unwrap().port(), &PORTS);
             tokio::spawn(application(name, listener, heard.clone()));
         }
         let mut calls = Agent::start_unreachable(&world, "vm2").await;
@@ -152,6 +155,27 @@ impl Scene {
         }
     }
 
+    /// What comes back for these bytes from a port that carries bytes, after
+    /// the head of the answer.
+    pub(crate) async fn bytes(&self, port: u16, bytes: &[u8]) -> String {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.listener).await?;
+            let to = format!("orders.shop:{port}");
+            let connect = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n");
+            stream.write_all(connect.as_bytes()).await?;
+            let opened = head(&mut stream).await.unwrap_or_default();
+            assert!(opened.starts_with("HTTP/1.1 200 "), "{opened:?}");
+            stream.write_all(bytes).await?;
+            stream.shutdown().await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
+        };
+        let exchange = tokio::time::timeout(Duration::from_secs(20), exchange);
+        let answer = exchange.await.expect("an answer in time").unwrap_or_default();
+        answer.split_once("\r\n\r\n").unwrap_or_default().1.to_owned()
+    }
+
     /// Who was asked for this target.
     pub(crate) fn heard(&self, target: &str) -> BTreeMap<&'static str, Heard> {
         let heard = self.heard.lock().unwrap();
@@ -186,11 +210,11 @@ async fn application(name: &'static str, listener: TcpListener, log: Arc<Mutex<V
     }
 }
 
-/// The head of the next request; no client of this test sends a body.
+/// Up to the next empty line; no client of this test sends a body.
 async fn head(stream: &mut TcpStream) -> Option<String> {
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {
         read.push(stream.read_u8().await.ok()?);
     }
-    String::from_utf8(read).ok()
+    Some(String::from_utf8_lossy(&read).into_owned())
 }

@@ -84,7 +84,7 @@ const PORTS: [(&str, u32, v1::Protocol); 6] = [
     ("tcp", 82, v1::Protocol::Tcp),
     ("any", 83, v1::Protocol::Unspecified),
     ("greeting", 84, v1::Protocol::Tcp),
-    ("tls", 85, v1::Protocol::Tcp),
+    ("tls", 85, v1::Protocol::Tls),
 ];
 
 /// A client of one protocol; it panics if anything is not as it should be.

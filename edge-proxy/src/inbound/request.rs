@@ -204,8 +204,8 @@ fn prepare(head: &mut RequestHead, caller: &Caller, upgrade: hop::Upgrade) -> Op
 }
 
 /// Makes an application's answer what the caller shall see.
-fn clean(head: &mut ResponseHead, upgrade: hop::Upgrade) {
-    hop::remove(&mut head.fields, upgrade);
+fn clean(head: &mut ResponseHead) {
+    hop::remove(&mut head.fields, hop::Upgrade::in_answer(head.status));
     // Only proxies may say this; the source would believe it.
     head.fields.remove_known(Known::IsthmusError);
 }
@@ -228,12 +228,7 @@ async fn forward_http1(
         Err(failed) => return give_up(failed, exchange.into_body(), record),
     };
     let switched = answer.status == StatusCode::SWITCHING_PROTOCOLS;
-    if switched {
-        clean(answer, hop::Upgrade::Keep);
-        answer.fields.push_known(Known::Connection, b"upgrade");
-    } else {
-        clean(answer, hop::Upgrade::Drop);
-    }
+    clean(answer);
     let ended = response.body.is_empty() && !switched;
     let kind = if ended { HeadKind::FinalEnd } else { HeadKind::Final };
     if let Err(error) = exchange.body().send_head(answer, kind, coded).await {
@@ -275,7 +270,7 @@ async fn final_head(
         // More might be more than a caller may leave waiting.
         if told < MAX_INFORMATIONAL {
             told += 1;
-            clean(answer, hop::Upgrade::Drop);
+            clean(answer);
             let sent = exchange.body().send_head(answer, HeadKind::Informational, coded).await;
             if sent == Err(HeadError::Gone) {
                 return Err(Failed::Gone);
@@ -332,7 +327,7 @@ async fn forward_http2(
         Err((failed, stream)) => return give_up(failed, stream, record),
     };
     answer.read_parts(&response.into_parts().0);
-    clean(answer, hop::Upgrade::Drop);
+    clean(answer);
     let ended = carrying.body.is_end_stream();
     let kind = if ended { HeadKind::FinalEnd } else { HeadKind::Final };
     if let Err(error) = carrying.upload.body().send_head(answer, kind, coded).await {

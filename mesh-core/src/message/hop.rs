@@ -1,5 +1,7 @@
 //! Fields that belong to one connection, and fields of the mesh itself.
 
+use http::StatusCode;
+
 use super::{
     fields::Fields,
     known::{Known, KnownSet},
@@ -42,6 +44,17 @@ pub enum Upgrade {
     Drop,
     /// It stays; whoever writes the message says `Connection: upgrade`.
     Keep,
+}
+
+impl Upgrade {
+    /// In an answer it is what was switched to (RFC 9110 section 7.8), or what
+    /// is required (section 15.5.22).
+    pub fn in_answer(status: StatusCode) -> Self {
+        match status {
+            StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED => Self::Keep,
+            _ => Self::Drop,
+        }
+    }
 }
 
 /// Removes what concerns only the connection it came on, the fields that
@@ -238,6 +251,15 @@ mod tests {
         ];
         for (given, wanted) in cases {
             assert_eq!(offers_tunnel(&fields(given)), *wanted, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_names_a_protocol_where_that_is_its_meaning() {
+        let cases = [(101, Upgrade::Keep), (426, Upgrade::Keep), (200, Upgrade::Drop)];
+        for (status, wanted) in cases {
+            let status = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(Upgrade::in_answer(status), wanted, "{status}");
         }
     }
 

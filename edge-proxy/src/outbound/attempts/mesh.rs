@@ -96,8 +96,7 @@ pub(super) async fn attempt(
         (false, true) => return Err(Failed::unasked(endpoint)),
         (true, true) | (false, false) => {}
     }
-    let upgrade = if switched { hop::Upgrade::Keep } else { hop::Upgrade::Drop };
-    hop::remove(&mut head.fields, upgrade);
+    hop::remove(&mut head.fields, hop::Upgrade::in_answer(head.status));
     Ok((AnswerBody::Mesh { body, upload: Some(upload) }, Some(place)))
 }
 

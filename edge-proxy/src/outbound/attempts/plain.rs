@@ -99,13 +99,12 @@ async fn over_http1(
         };
         return Err((failed, error));
     }
+    hop::remove(&mut answer.fields, hop::Upgrade::in_answer(answer.status));
+    hop::remove_mesh(&mut answer.fields);
     if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-        hop::remove(&mut answer.fields, hop::Upgrade::Keep);
         let tunnel = exchange.into_tunnel().map(|(stream, _)| AnswerBody::Switched(stream));
         return tunnel.ok_or_else(|| (Failed::without_body(), None));
     }
-    hop::remove(&mut answer.fields, hop::Upgrade::Drop);
-    hop::remove_mesh(&mut answer.fields);
     let body = exchange.into_answer().map(|answer| AnswerBody::App(Some(Box::new(answer))));
     body.ok_or_else(|| (Failed::without_body(), None))
 }
@@ -128,6 +127,7 @@ async fn over_http2(
     let mut request = match carried.scratch.head.to_request() {
         Ok(request) => request,
         Err(error) => {
+            carried.body = Some(body);
             return Err((Failed::bad_request(endpoint, &error), Some(ExchangeError::Gone)));
         }
     };

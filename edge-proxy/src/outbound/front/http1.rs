@@ -312,9 +312,9 @@ impl Exchange<'_> {
         if scratch.head.method == Method::CONNECT {
             return self.connect(destination, record).await;
         }
-        let client =
-            Client { http2: false, upgrade: request.upgrade, early: Early::Client(self.conn) };
-        let body = match request.upgrade {
+        let upgrade = request.upgrade && hop::offers_tunnel(&scratch.head.fields);
+        let client = Client { http2: false, upgrade, early: Early::Client(self.conn) };
+        let body = match upgrade {
             true => ClientBody::Offer,
             false if request.body.is_empty() => ClientBody::None,
             false => ClientBody::Http1(self.conn.clone()),

@@ -246,7 +246,7 @@ mod tests {
             (&[("upgrade", "websocket, H2C")], false),
             (&[("upgrade", "websocket"), ("upgrade", "HTTP/2.0")], false),
             (&[("upgrade", "TLS/1.0")], false),
-            (&[("upgrade", " ,")], false),
+            (&[("upgrade", ",")], false),
             (&[("connection", "upgrade")], false),
         ];
         for (given, wanted) in cases {

@@ -1,6 +1,7 @@
 # make demo [DURATION=20s] [DEMO_ARGS="--json --block-udp"]
 # make test                    everything that needs no root
 # make test-netns              two sites on a real kernel, in namespaces of their own
+# make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
 # make test-vm                 the packaged units on booted systemd, in containers; needs root
 # make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
@@ -15,7 +16,7 @@ DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 FUZZ_TARGETS := tunnel_header control_message token snapshot message_codec http1_request http1_response http1_chunked
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-netns test-vm fuzz soak bench
+.PHONY: demo test test-netns test-interop test-vm fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -28,9 +29,14 @@ test:
 	cargo build --workspace --bins
 	cargo test --workspace
 	cd benches/peers && python3 -B -m unittest -q bench.tests
+	cd tests/interop && PYTHONPATH=../../benches/peers python3 -B -m unittest -q interop.tests
 
 test-netns:
 	tests/tests/netns/run
+
+test-interop:
+	$(if $(EDGE_PROXY),,cargo build -p edge-proxy)
+	tests/interop/run $(INTEROP_ARGS)
 
 test-vm:
 	tests/vm/run

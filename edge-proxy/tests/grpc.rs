@@ -163,3 +163,22 @@ async fn a_reset_by_the_client_reaches_the_application() {
     drop(response);
     assert_eq!(ended.recv().await, Some(true));
 }
+
+#[tokio::test]
+async fn an_answer_that_the_application_cancels_is_told_as_cancelled() {
+    let app = App::start(|_: Request<Incoming>| async {
+        let (send, body) = frames();
+        tokio::spawn(async move {
+            send.send(Ok(Frame::data("begun".into()))).await.unwrap();
+            let _gone = send.send(Err(h2::Error::from(h2::Reason::CANCEL).into())).await;
+        });
+        Response::new(body)
+    })
+    .await;
+    let pair = Pair::start(Targets::all(app.addr)).await;
+    let mut client = http2(pair.port("grpc")).await;
+    let response = client.send_request(call("http://orders.shop:81/x", full("y"))).await.unwrap();
+    let error = response.into_body().collect().await.unwrap_err();
+    let error = std::error::Error::source(&error).and_then(|error| error.downcast_ref());
+    assert_eq!(error.and_then(h2::Error::reason), Some(h2::Reason::CANCEL));
+}

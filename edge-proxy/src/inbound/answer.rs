@@ -15,6 +15,7 @@ use super::stream::{CallerStream, Gone};
 use crate::{
     apps::{self, UploadEnd},
     http2::{self, Lease},
+    inner::mux::ResetCode,
 };
 
 /// Why an answer did not arrive whole.
@@ -26,6 +27,23 @@ pub(super) enum Broken {
     /// The application broke it off.
     #[error("the application broke its answer off")]
     App,
+    /// The application no longer wants to give it, which is no failure: gRPC's
+    /// servers do so at a call's deadline.
+    #[error("the application cancelled its answer")]
+    Cancelled,
+}
+
+impl Broken {
+    fn of_http2(error: &h2::Error) -> Self {
+        if error.reason() == Some(h2::Reason::CANCEL) { Self::Cancelled } else { Self::App }
+    }
+
+    fn code(self) -> ResetCode {
+        match self {
+            Self::Cancelled => ResetCode::Cancelled,
+            Self::Caller | Self::App => ResetCode::Failed,
+        }
+    }
 }
 
 impl From<Gone> for Broken {
@@ -67,7 +85,7 @@ pub(super) async fn carry_http1(
     carried.received = stream.received();
     match result {
         Ok(()) => drop(answer.finish()),
-        Err(broken) => stream.fail(&broken.to_string()),
+        Err(broken) => stream.reset(broken.code(), &broken.to_string()),
     }
     result
 }
@@ -150,7 +168,7 @@ pub(super) async fn carry_http2(
     let stream = answer.upload.body();
     carried.received = stream.received();
     if let Err(broken) = result {
-        stream.fail(&broken.to_string());
+        stream.reset(broken.code(), &broken.to_string());
     }
     result
 }
@@ -185,7 +203,7 @@ fn poll_http2(
             }
             Poll::Ready(Some(Err(error))) => {
                 log::debug!(error:% = error; "an application's answer broke off");
-                return Poll::Ready(Err(Broken::App));
+                return Poll::Ready(Err(Broken::of_http2(&error)));
             }
             Poll::Pending => {
                 ready!(stream.poll_gone(cx));

@@ -112,8 +112,8 @@ impl CallerStream {
     }
 
     /// Breaks the answer off.
-    pub(super) fn fail(&mut self, reason: &str) {
-        self.exchange.reset(ResetCode::Failed, reason);
+    pub(super) fn reset(&mut self, code: ResetCode, reason: &str) {
+        self.exchange.reset(code, reason);
     }
 
     /// The stream for bytes, once a head has passed.

@@ -22,7 +22,7 @@ use crate::{
     http1::ConnError,
     http2,
     inner::{
-        mux::StreamError,
+        mux::{ResetCode, StreamError},
         request::{self, Part, RecvBody, Upload},
     },
     worker::Worker,
@@ -81,21 +81,43 @@ pub struct Http2 {
 /// An answer that ends before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
-    /// The request's deadline has passed.
+    /// The request's deadline has passed; a client of HTTP/2 is told as with
+    /// [`AnswerError::Cancelled`].
     #[error("the request's deadline has passed")]
-    Late,
+    Late(#[source] h2::Error),
     /// It is not as long as its head has said.
     #[error("the answer is not as long as its head has said")]
     Length,
     /// The stream to the far proxy broke.
     #[error(transparent)]
-    Mesh(#[from] StreamError),
+    Mesh(StreamError),
     /// The connection to the application broke.
     #[error(transparent)]
     App(#[from] ConnError),
     /// The stream to the application broke.
     #[error("the application's stream broke")]
-    Http2,
+    Http2(#[source] h2::Error),
+    /// The application no longer wants to give it. As the reason of HTTP/2,
+    /// which a client of HTTP/2 is told: at its deadline gRPC knows by it that
+    /// nothing else has failed.
+    #[error("the application cancelled its answer")]
+    Cancelled(#[source] h2::Error),
+}
+
+impl AnswerError {
+    /// The request's deadline has passed.
+    pub fn late() -> Self {
+        Self::Late(h2::Reason::CANCEL.into())
+    }
+
+    fn of_mesh(error: StreamError) -> Self {
+        match error {
+            StreamError::Reset { code: ResetCode::Cancelled, .. } => {
+                Self::Cancelled(h2::Reason::CANCEL.into())
+            }
+            error => Self::Mesh(error),
+        }
+    }
 }
 
 impl AnswerBody {
@@ -141,11 +163,11 @@ impl AnswerBody {
     /// What comes next; `None` at the end.
     pub fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Part, AnswerError>>> {
         match self {
-            Self::Mesh { body, .. } => body.poll_part(cx).map_err(AnswerError::Mesh),
+            Self::Mesh { body, .. } => body.poll_part(cx).map_err(AnswerError::of_mesh),
             Self::App(answer) => poll_app(answer, cx),
             Self::Http2(answer) => Pin::new(&mut answer.body)
                 .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(|_| AnswerError::Http2).map(part))),
+                .map(|frame| frame.map(|frame| frame.map_err(AnswerError::Http2).map(part))),
             Self::Switched(_) => Poll::Ready(None),
         }
     }

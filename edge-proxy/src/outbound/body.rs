@@ -270,7 +270,7 @@ impl OutBody {
                 let polled = Pin::new(body).poll_frame(cx);
                 let late = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
                 if polled.is_pending() && self.deadline.as_mut().is_some_and(late) {
-                    return Poll::Ready(Some(Err(AnswerError::Late)));
+                    return Poll::Ready(Some(Err(AnswerError::late())));
                 }
                 polled
             }
@@ -294,7 +294,7 @@ impl Body for OutBody {
                     record.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
                 // We have ended it ourselves: the deadline.
-                Some(Err(AnswerError::Late)) => record.failed(mesh_core::Reason::Timeout),
+                Some(Err(AnswerError::Late(_))) => record.failed(mesh_core::Reason::Timeout),
                 Some(Err(_)) => record.failed(mesh_core::Reason::UpstreamReset),
                 None => {}
             }

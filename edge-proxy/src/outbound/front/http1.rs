@@ -389,7 +389,7 @@ impl Exchange<'_> {
             None => delivered.await,
             Some(deadline) => tokio::time::timeout_at(deadline, delivered)
                 .await
-                .unwrap_or(Err(Broken::Answer(AnswerError::Late))),
+                .unwrap_or(Err(Broken::Answer(AnswerError::late()))),
         };
         drop(delivery);
         if let Some(received) = received {
@@ -398,7 +398,7 @@ impl Exchange<'_> {
         match delivered {
             Ok(()) => return After::Next,
             Err(Broken::Client) => {}
-            Err(Broken::Answer(AnswerError::Late)) => record.failed(Reason::Timeout),
+            Err(Broken::Answer(AnswerError::Late(_))) => record.failed(Reason::Timeout),
             Err(Broken::Answer(_)) => record.failed(Reason::UpstreamReset),
         }
         After::Abort

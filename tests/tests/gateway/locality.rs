@@ -7,7 +7,6 @@ mod world;
 
 use std::time::Duration;
 
-use mesh_core::balance::formula::{Capacity, shares};
 use tokio::time::Instant;
 
 use self::world::{EACH, World, ZONES};
@@ -17,21 +16,20 @@ const N: usize = 1200;
 /// Of the zone where the caller is, and the other one of its site.
 const NEAR: usize = 0;
 const NEXT: usize = 1;
-/// As docs/balancing.md says.
-const OVERPROVISIONING: f64 = 1.4;
-
-/// The share of every endpoint of a zone that can serve, by the formula, with
-/// so many left in each zone.
+/// The share of every endpoint of a zone that can serve, with so many left in
+/// each zone: written out here, since what the proxies decide by may be wrong.
 fn share(left: &[usize; ZONES.len()], zone: usize) -> f64 {
-    let tier = |zones: std::ops::Range<usize>| Capacity {
-        total: (zones.len() * EACH) as f64,
-        healthy: left[zones].iter().sum::<usize>() as f64,
-        ..Capacity::default()
+    // A tier keeps so much of what reaches it: its zone, then its region.
+    let keeps = |zone: usize| (1.4 * left[zone] as f64 / EACH as f64).min(1.0);
+    let near = keeps(NEAR);
+    let next = (1.0 - near) * keeps(NEXT);
+    let (of_tier, healthy) = match zone {
+        NEAR => (near, left[NEAR]),
+        NEXT => (next, left[NEXT]),
+        // No more than all of one site is ever lost here.
+        _ => (1.0 - near - next, left[2..].iter().sum()),
     };
-    // Its zone, its region, the rest of its site, other sites.
-    let tiers = [tier(0..1), tier(1..2), Capacity::default(), tier(2..6)];
-    let of = [0, 1, 3, 3, 3, 3][zone];
-    shares(&tiers, OVERPROVISIONING)[of] / tiers[of].healthy.max(1.0)
+    of_tier / healthy.max(1) as f64
 }
 
 /// Within four standard deviations of a binomial distribution, and `slack` of

@@ -33,6 +33,9 @@ struct Way {
     node: &'static str,
 }
 
+/// One client takes milliseconds; many that hang shall not take minutes.
+const CELL: Duration = Duration::from_secs(5);
+
 /// In an order in which what is not carried has never been carried.
 const WAYS: [Way; 4] = [
     Way {
@@ -255,7 +258,7 @@ impl World {
         ];
         let before = ends.map(|(proxy, direction, _)| counts(&proxy.app, direction, way.service));
         let client = tokio::spawn((protocol.client)(self.door(index, protocol.port)));
-        match timeout(STEP, client).await {
+        match timeout(CELL, client).await {
             Err(_) => return Err("hangs".into()),
             Ok(Err(failed)) => return Err(text_of(failed)),
             Ok(Ok(())) => {}
@@ -369,7 +372,7 @@ async fn news(
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(STEP, look).await.unwrap_or_default()
+    timeout(CELL, look).await.unwrap_or_default()
 }
 
 /// Streams that a gateway has taken, and the transports of its tunnels.

@@ -45,7 +45,8 @@ where
 }
 
 /// HTTP/1: `/upgrade` is an echo, `/chunked` answers in chunks with the
-/// trailer that it was sent in chunks, all else says which host was meant.
+/// trailer that it was sent in chunks, `/pieces` in chunks without, all else
+/// says which host was meant.
 pub(super) async fn http1(mut stream: TcpStream) -> std::io::Result<()> {
     loop {
         let head = until(&mut stream, "\r\n\r\n").await?.to_ascii_lowercase();
@@ -66,6 +67,9 @@ pub(super) async fn http1(mut stream: TcpStream) -> std::io::Result<()> {
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
                  3\r\nabc\r\n0\r\nx-sum: {sum}\r\n\r\n"
             )
+        } else if path.ends_with("/pieces") {
+            let chunks = "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+            format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}")
         } else {
             let host = field("host: ").unwrap_or("nobody");
             format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{host}", host.len())

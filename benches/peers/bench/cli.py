@@ -6,11 +6,11 @@ import fcntl
 import os
 import sys
 
-from . import certs, honesty, load, process, profiling, report, rows, run, world
-from .proxies import envoy, haproxy, isthmus, nginx
+from . import certs, honesty, load, lossy, process, profiling, report, rows, run, world
+from .proxies import envoy, haproxy, isthmus, nginx, plain
 
 # Measured unless --peers says otherwise.
-PEERS = ["haproxy", "haproxy-h1", "nginx", "envoy", "envoy-h1"]
+PEERS = ["haproxy", "haproxy-h1", "nginx", "envoy", "envoy-h1", "plain"]
 OURS = "isthmus"
 ATTEMPTS = 2
 LOCK = "/tmp/isthmus-bench.lock"
@@ -84,7 +84,7 @@ def select(options):
             raise SystemExit(f"--ours {given}: write LABEL=PATH")
         binaries[label] = path
     named = options.peers.split(",")
-    available = haproxy.contenders() + nginx.contenders() + envoy.contenders()
+    available = haproxy.contenders() + nginx.contenders() + envoy.contenders() + plain.contenders()
     known = [contender.label for contender in available] + [OURS]
     unknown = set(named) - set(known)
     if unknown:
@@ -114,6 +114,8 @@ def compare(options, chosen, contenders, directory):
     # The harness itself must not take the proxies' core.
     os.sched_setaffinity(0, {load_core})
     world.build(options.congestion)
+    if any(row.lossy for row in chosen):
+        lossy.build()
     backends = load.start_backends(directory, load_core)
     if options.check:
         return honesty.check(contenders, settings)
@@ -142,7 +144,7 @@ def repeat(row, contenders, settings, repetitions):
     meets all of them."""
     carrying = [contender for contender in contenders if contender.carries(row)]
     result = report.row(row, carrying)
-    for repetition in range(repetitions):
+    for repetition in range(min(repetitions, row.repetitions or repetitions)):
         # Nobody is always first.
         turn = repetition % max(1, len(carrying))
         for contender in carrying[turn:] + carrying[:turn]:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 
+from . import exchanges
 from .process import FILES, Process
 from .rows import HTTP1_PORT, HTTP2_PORT, IPERF_PORT
 from .world import CLIENT, SERVER, inside
@@ -204,6 +205,36 @@ class Paced(H2load):
         return outcome
 
 
+class Requests:
+    """HTTP/1.1, a number of requests at once, a connection for each."""
+
+    tool = "requests"
+    kept = False
+
+    def __init__(self, core, headers):
+        pass
+
+    def probe(self, row, address, host):
+        self.exchange(address, host, 1, 0)
+
+    def drive(self, row, address, host, seconds):
+        return self.exchange(address, host, row.connections, seconds)
+
+    def exchange(self, address, host, at_once, seconds):
+        ip, _, port = address.partition(":")
+        target = ip, int(port or 80)
+        seen = inside(CLIENT, lambda: exchanges.drive(target, host, BODY.encode(), at_once, seconds, self.kept))
+        if not seen.times:
+            raise LoadFailed(seen.problem or "no answer")
+        times = sorted(seen.times)
+        latencies = {f"p{percent}": times[len(times) * percent // 100] for percent in (50, 99)}
+        return Outcome(len(times), seen.errors, seconds or 1e-9, latencies)
+
+
+class KeptRequests(Requests):
+    kept = True
+
+
 class Iperf3:
     """One TCP stream as fast as it goes."""
 
@@ -241,7 +272,8 @@ class Iperf3:
             raise LoadFailed(f"iperf3 says no JSON: {text[:200]}") from error
 
 
-LOADS = {"wrk": Wrk, "wrk-close": WrkClose, "h2load": H2load, "paced": Paced, "iperf3": Iperf3, "idle": Wrk}
+LOADS = {"wrk": Wrk, "wrk-close": WrkClose, "h2load": H2load, "paced": Paced, "iperf3": Iperf3, "idle": Wrk,
+         "requests": Requests, "requests-kept": KeptRequests}
 
 
 def run(core, command, seconds, fails=False):

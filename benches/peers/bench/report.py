@@ -27,7 +27,7 @@ def start(options, contenders):
 
 def row(what, contenders):
     return {
-        "name": what.name, "title": what.title, "unit": what.unit if what.load != "paced" else "ms (p50)",
+        "name": what.name, "title": what.title, "unit": what.unit,
         "contenders": {contender.label: {"ours": contender.ours, "runs": []} for contender in contenders},
     }
 
@@ -178,7 +178,7 @@ def markdown(results):
 
 
 def across_sites(one):
-    return one["name"].startswith("cross-")
+    return one["name"].startswith(("cross-", "loss-"))
 
 
 def table(rows, order):

@@ -25,6 +25,9 @@ class Row:
     unit: str = "CPU µs/request"
     congestion: str = ""  # "": what --congestion says
     rate: int = 0  # requests/s, for paced load
+    lossy: bool = False  # the sites are apart as lossy.py says
+    percentile: str = ""  # "p50", "p99": this latency is the figure, not CPU
+    repetitions: int = 0  # at most, if not 0
     goals: tuple = field(default=())
     # Absolute goals, by figure.
     limits: tuple = field(default=())
@@ -45,6 +48,12 @@ HAPROXY, ENVOY = ("haproxy", "haproxy-h1"), ("envoy", "envoy-h1")
 
 def h1(name, title, hops, connections, *goals):
     return Row(name, title, HTTP1, hops, "wrk", connections, goals=goals)
+
+
+def loss(name, how, load, *goals):
+    title = f"across sites, 40 ms round trip, 1 % of packets lost, 64 requests at once, {how}"
+    return Row(name, title, HTTP1, 4, load, 64, unit="ms (p99)", lossy=True, percentile="p99",
+               repetitions=2, goals=goals)
 
 
 ROWS = [
@@ -70,11 +79,13 @@ ROWS = [
     Row("memory", "resident memory with 1000 idle client connections, source's proxy", HTTP1, 2, "idle",
         1000, unit="MiB", limits=(("start", 9.0), ("idle", 13.0))),
     Row("latency", "HTTP/1.1, two hops over mTLS, 32 connections, 2000 requests/s", HTTP1, 2, "paced",
-        32, rate=2000),
+        32, unit="ms (p50)", rate=2000, percentile="p50"),
     h1("cross-h1-32", "across sites, HTTP/1.1, 32 connections", 4, 32),
     h1("cross-h1-1", "across sites, HTTP/1.1, 1 connection", 4, 1),
     Row("cross-h2", "across sites, HTTP/2, 8×16 streams", HTTP2, 4, "h2load", 8, 16),
     Row("cross-bulk", "across sites, bulk TCP, one stream", TCP, 4, "iperf3", unit="CPU s/GiB"),
+    loss("loss-new", "a connection each", "requests", Goal(1.0, ("plain",))),
+    loss("loss-kept", "on 64 connections that stay", "requests-kept"),
 ]
 
 # Across sites: CPU that the gateways may add to two hops, by link.

@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from . import load
+from . import load, lossy
 from .load import LoadFailed
 from .process import Process, core_times
 
@@ -37,8 +37,10 @@ class Path:
         self.address = contender.virtual_address(row)
         self.host = "orders.shop"
         self.load = load.LOADS[row.load](settings.load_core, settings.headers)
-        self.processes, self.backend = [], None
+        self.processes, self.backend, self.link = [], None, None
         try:
+            if row.lossy:
+                self.link = lossy.start(settings.directory, settings.load_core)
             if row.load == "iperf3":
                 self.backend = load.start_iperf3(settings.directory, settings.load_core)
             specs = contender.specs(row, settings.directory, settings.certs)
@@ -58,7 +60,7 @@ class Path:
             try:
                 return self.probe()
             except LoadFailed as error:
-                for process in self.processes:
+                for process in filter(None, [*self.processes, self.link]):
                     if process.ended():
                         raise NotMeasured(f"{process.role} ended: {process.tail()}") from error
                 if time.monotonic() > deadline:
@@ -84,7 +86,7 @@ class Path:
         return {process.role: process.resident() for process in self.processes}
 
     def stop(self):
-        for process in [*self.processes, self.backend]:
+        for process in [*self.processes, self.backend, self.link]:
             if process:
                 process.stop()
 
@@ -121,8 +123,8 @@ def measure(contender, row, settings):
         "core_used": total / wall if wall else 0.0,
         "core_others": max(0.0, busy - total) / wall if wall else 0.0,
     }
-    if row.load == "paced":
-        figures["cpu"], figures["value"] = figures["value"], outcome.latencies["p50"]
+    if row.percentile:
+        figures["cpu"], figures["value"] = figures["value"], outcome.latencies[row.percentile]
     return figures
 
 

@@ -1,13 +1,18 @@
 """What needs no proxy: python3 -m unittest bench.tests"""
 
+import contextlib
+import http.server
 import json
 import os
+import random
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
-from . import report, rows
+from . import exchanges, lossy, report, rows
 from .load import H2load, LoadFailed, Paced, Wrk
 from .process import process_clock
 from .proxies import envoy, haproxy, isthmus, nginx
@@ -82,6 +87,97 @@ class Cpu(unittest.TestCase):
         finally:
             busy.kill(), idle.kill()
             busy.wait(), idle.wait()
+
+
+class Lossy(unittest.TestCase):
+    @contextlib.contextmanager
+    def link(self, delay, loss):
+        """(where packets go in, what carries them, where they come out)"""
+        with contextlib.ExitStack() as ends:
+            pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+            for end in sum(pairs, ()):
+                ends.enter_context(end)
+                end.setblocking(False)
+            (near, source), (sink, far) = pairs
+            yield near, lossy.Direction(source.fileno(), sink.fileno(), delay, loss, random.Random(1)), far
+
+    def carried(self, loss, count):
+        """Which of so many packets arrived, in the order in which they did."""
+        arrived = []
+        with self.link(0.001, loss) as (near, direction, far):
+            for number in range(count):
+                near.send(number.to_bytes(4, "big"))
+                direction.take()
+                if number % 100 == 99:
+                    time.sleep(0.002)
+                    direction.send()
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            arrived.append(int.from_bytes(far.recv(4), "big"))
+        return arrived
+
+    def test_every_packet_arrives_in_order(self):
+        self.assertEqual(self.carried(0.0, 1000), list(range(1000)))
+
+    def test_nothing_arrives_before_its_time(self):
+        with self.link(60, 0.0) as (near, direction, far):
+            near.send(b"packet")
+            lossy.carry([direction], until=time.monotonic() + 0.05)
+            self.assertEqual(len(direction.held), 1)
+            with self.assertRaises(BlockingIOError):
+                far.recv(16)
+
+    def test_as_many_are_lost_as_it_says(self):
+        arrived = self.carried(0.1, 1000)
+        # Five standard deviations.
+        self.assertAlmostEqual(len(arrived), 900, delta=48)
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.connections.add(self.client_address)
+        status, body = (200, b"body") if self.headers["Host"] == "fine" else (503, b"none")
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        time.sleep(0.02)
+        self.wfile.write(body)
+        if status != 200:
+            self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+class Exchanges(unittest.TestCase):
+    def drive(self, host, kept):
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+            server.connections = set()
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            try:
+                run = exchanges.drive(server.server_address, host, b"body", 4, 0.3, kept)
+            finally:
+                server.shutdown()
+            return run, len(server.connections)
+
+    def test_each_has_a_connection_of_its_own(self):
+        run, connections = self.drive("fine", False)
+        self.assertEqual((run.errors, connections), (0, len(run.times)), run.problem)
+        # To the end of the answer, not to its beginning.
+        self.assertGreaterEqual(min(run.times), 20)
+
+    def test_connections_that_are_kept_are_used_again(self):
+        run, connections = self.drive("fine", True)
+        self.assertEqual((run.errors, connections), (0, 4), run.problem)
+        self.assertGreater(len(run.times), 4)
+
+    def test_what_is_refused_is_an_error(self):
+        run, _ = self.drive("odd", True)
+        self.assertEqual(run.times, [])
+        self.assertGreater(run.errors, 0)
+        self.assertIn("none", run.problem)
 
 
 def measured(**values):

@@ -9,7 +9,7 @@ access log. Across sites its gateways have one worker each.
 import json
 import os
 
-from .. import certs as identities
+from .. import certs as identities, lossy
 from ..rows import HTTP2, TCP
 from ..world import (CAPTURE_PORT, CLIENT, EAST, EAST_LAN, EAST_WAN, INBOUND_PORT, OTHER_SITE, PLAIN,
                      SAME_SITE, SERVER, SERVER_EAST_IP, SERVER_IP, WEST, WEST_LAN, WEST_WAN)
@@ -30,7 +30,8 @@ def contenders(label, binary):
 
     return [
         Contender(label, lambda *args: specs(binary, *args), near, carries(1, 2), True),
-        Contender(f"{label}/same-site", lambda *args: two_hops(binary, *args), near, carries(4), True),
+        Contender(f"{label}/same-site", lambda *args: two_hops(binary, *args), near,
+                  lambda row: row.hops == 4 and not row.lossy, True),
         Contender(f"{label}/tls", lambda *args: four_hops(binary, *args, "tls"), far, carries(4), True),
         Contender(f"{label}/quic", lambda *args: four_hops(binary, *args, "quic"), far, carries(4), True),
     ]
@@ -68,14 +69,15 @@ def four_hops(binary, row, directory, certs, transport):
     there = {"identity": identities.PAYMENTS, "site": "east"}
     here = {"identity": identities.PAYMENTS, "proxy": inbound, "target": f"127.0.0.1:{row.backend_port}"}
     allow = [{"trust_domain": identities.WEST, "namespace": "shop", "account": "checkout"}]
+    wide_area = (lossy.WEST_IP, lossy.EAST_IP) if row.lossy else (WEST_WAN, EAST_WAN)
     west = site_file(
         "west", identities.WEST,
         [service("payments.prod", OTHER_SITE, row, there, imported_from=["east"])],
-        transport, link={"site": "east", "trust_domain": identities.EAST, "dial": True})
+        transport, {"site": "east", "trust_domain": identities.EAST, "dial": True}, wide_area)
     east = site_file(
         "east", identities.EAST,
         [service("payments.prod", OTHER_SITE, row, here, allow=allow, exported_to=["west"])],
-        transport, link={"site": "west", "trust_domain": identities.WEST})
+        transport, {"site": "west", "trust_domain": identities.WEST}, wide_area)
     return [
         node(binary, DESTINATION, SERVER, "payments", east, directory, certs, inbound),
         gateway(binary, EAST_GATEWAY, EAST, "east-gateway", east, directory, certs, transport),
@@ -91,7 +93,7 @@ def service(name, virtual, row, endpoint, **more):
             "endpoints": [{"port": port, **endpoint}]}
 
 
-def site_file(site, domain, services, transport="", link=None):
+def site_file(site, domain, services, transport="", link=None, wide_area=(WEST_WAN, EAST_WAN)):
     """Over TLS nobody offers QUIC: the machine's tunnel to its gateway is what
     the link between the sites is."""
     def one(name, lan, wan):
@@ -103,7 +105,7 @@ def site_file(site, domain, services, transport="", link=None):
     if link is None:
         return alone
     return {**alone, "links": [{**link, "transport": transport}],
-            "gateways": [one("west", WEST_LAN, WEST_WAN), one("east", EAST_LAN, EAST_WAN)]}
+            "gateways": [one("west", WEST_LAN, wide_area[0]), one("east", EAST_LAN, wide_area[1])]}
 
 
 def node(binary, role, host, leaf, site, directory, certs, inbound="off"):

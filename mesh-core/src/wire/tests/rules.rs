@@ -2,12 +2,8 @@
 
 use mesh_api::v1::{self, path_change::Change};
 
-use super::{matched, routed, service};
+use super::services::{header_match, matched, routed, service};
 use crate::{service::Service, wire::WireError};
-
-pub(super) fn header_match(name: &str, value: &str) -> v1::HeaderMatch {
-    v1::HeaderMatch { name: name.into(), value: value.into(), ..Default::default() }
-}
 
 pub(super) fn backend(service: &str, port: &str, weight: u32) -> v1::Backend {
     v1::Backend { service: service.into(), port: port.into(), weight, ..Default::default() }

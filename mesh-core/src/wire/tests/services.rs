@@ -26,6 +26,10 @@ pub(super) fn header_match(name: &str, value: &str) -> v1::HeaderMatch {
     v1::HeaderMatch { name: name.into(), value: value.into(), ..Default::default() }
 }
 
+fn pattern_match(name: &str, regex: &str) -> v1::HeaderMatch {
+    v1::HeaderMatch { name: name.into(), regex: regex.into(), ..Default::default() }
+}
+
 /// Each writes back what was read.
 #[test]
 #[allow(clippy::too_many_lines, reason = "every field once")]
@@ -52,8 +56,8 @@ fn a_service_there_and_back() {
     let route_match = |path| v1::RouteMatch {
         path,
         method: "PATCH".into(),
-        headers: vec![header_match("x-a", "1\t2")],
-        query: vec![header_match("q", "a b")],
+        headers: vec![header_match("x-a", "1\t2"), pattern_match("x-b", "a+")],
+        query: vec![header_match("q", "a b"), pattern_match("r", "b+")],
     };
     message.routes = vec![
         v1::Route {
@@ -62,10 +66,15 @@ fn a_service_there_and_back() {
                 route_match(None),
                 route_match(Some(v1::route_match::Path::ExactPath("/a".into()))),
                 route_match(Some(v1::route_match::Path::PathPrefix("/".into()))),
+                route_match(Some(v1::route_match::Path::PathRegex("/a|/b".into()))),
             ],
             backends: vec![
                 v1::Backend {
-                    filters: Some(v1::Filters { request: Some(changes()), ..Default::default() }),
+                    filters: Some(v1::Filters {
+                        request: Some(changes()),
+                        response: Some(changes()),
+                        ..Default::default()
+                    }),
                     invalid: "no such service".into(),
                     ..backend("a.shop", "x", u32::MAX)
                 },

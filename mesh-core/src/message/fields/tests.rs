@@ -50,6 +50,27 @@ fn names_of_the_mesh_are_many() {
     assert!(fields.is_empty() && !fields.has(Known::Mesh));
 }
 
+/// The ids of names too, wherever in the block the section lies.
+#[test]
+fn what_is_copied_is_as_if_pushed() {
+    let mut fields = Fields::new();
+    assert!(fields.is_empty());
+    fields.push("x-first", b"1");
+    assert!(!fields.is_empty());
+    let section = b"cookie: a\r\nunnamed: b\r\nVia: 1.1 c\r\n";
+    let copied = fields.copy_section(section);
+    assert_eq!(fields.push_copied(copied, 0, 6, 1), Some(Known::Cookie));
+    assert_eq!(fields.push_copied(copied, 23, 3, 5), Some(Known::Via));
+    let ids: Vec<_> = fields.iter_known().collect();
+    let wanted: [(_, _, &[u8]); 3] = [
+        (None, "x-first", b"1"),
+        (Some(Known::Cookie), "cookie", b"a"),
+        (Some(Known::Via), "Via", b"1.1 c"),
+    ];
+    assert_eq!(ids, wanted);
+    assert_eq!(written(&fields, &[]), "x-first: 1\r\ncookie: a\r\nVia: 1.1 c\r\n");
+}
+
 #[test]
 fn set_leaves_one_value_at_the_place_of_the_first() {
     let mut fields = some();

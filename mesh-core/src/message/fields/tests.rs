@@ -35,6 +35,25 @@ fn names_keep_their_case_and_are_found_in_any() {
 }
 
 #[test]
+fn equal_fields_differ_in_the_case_of_names_alone() {
+    let fields = |pairs: &[(&str, &str)]| -> Fields {
+        pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
+    };
+    let one = fields(&[("x-a", "1"), ("via", "b")]);
+    assert_eq!(one, fields(&[("X-A", "1"), ("Via", "b")]));
+    let others: [&[(&str, &str)]; 5] = [
+        &[],
+        &[("x-a", "1")],
+        &[("x-b", "1"), ("via", "b")],
+        &[("x-a", "1"), ("via", "B")],
+        &[("via", "b"), ("x-a", "1")],
+    ];
+    for other in others {
+        assert_ne!(one, fields(other), "{other:?}");
+    }
+}
+
+#[test]
 fn names_of_the_mesh_are_many() {
     let mut fields = Fields::new();
     fields.push("isthmus-a", b"1");

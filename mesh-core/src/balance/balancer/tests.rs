@@ -1,7 +1,11 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{balance::policy::Percent, example, service::Locality};
+use crate::{
+    balance::{INTERVAL, policy::Percent},
+    example,
+    service::Locality,
+};
 
 mod ejection;
 mod keys;
@@ -181,6 +185,31 @@ fn nobody_to_choose() {
     ]);
     assert_eq!(world.choose(&[], None), None);
     assert_eq!(world.choose(&[Slot(9)], None), None);
+}
+
+/// Every request asks whether something is to be worked out anew.
+#[test]
+fn nothing_is_worked_out_twice() {
+    let mut world = World::new(["a", "b"].map(local).into());
+    assert_eq!((world.balancer.len(), world.balancer.is_empty()), (2, false));
+    let (a, then, version) = (world.slot("a"), world.now, world.paths.version());
+    assert!(!world.balancer.is_stale(then, version));
+    assert!(!world.balancer.is_stale(then + INTERVAL - ms(1), version));
+    assert!(world.balancer.is_stale(then + INTERVAL, version));
+    assert!(world.balancer.is_stale(then, version + 1));
+    let changes: [fn(&mut World, Slot); 3] = [
+        |world, a| assert!(world.balancer.hold(a)),
+        |world, a| world.balancer.readmit(a, world.now),
+        |world, _| world.once("a", End::Unreachable),
+    ];
+    for change in changes {
+        change(&mut world, a);
+        assert!(world.balancer.is_stale(world.now, version));
+        world.sleep(Duration::ZERO);
+        assert!(!world.balancer.is_stale(world.now, version));
+    }
+    world.once("b", End::Served(ms(1)));
+    assert!(!world.balancer.is_stale(then, version), "an answer is no news");
 }
 
 #[test]

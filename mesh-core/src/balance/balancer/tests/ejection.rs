@@ -1,10 +1,7 @@
 //! Who is left alone, and how it comes back.
 
 use super::*;
-use crate::balance::{
-    INTERVAL,
-    policy::{Percent, SuccessRate},
-};
+use crate::balance::policy::{Percent, SuccessRate};
 
 #[test]
 fn a_new_or_readmitted_endpoint_ramps_up() {

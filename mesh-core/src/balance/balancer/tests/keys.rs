@@ -55,6 +55,39 @@ fn keys_spill_with_their_tier_and_come_back() {
     assert!(remote.abs_diff(667) < 130, "6.7 % of keys go elsewhere: {remote}");
 }
 
+/// Proxies of other versions send a key to the same endpoint: these never
+/// change.
+#[test]
+fn owners_are_for_ever() {
+    let near = [("n0", 1), ("n1", 1), ("n2", 3)].map(|(id, weight)| weighted(id, weight));
+    let far = (0..6).map(|i| at("west", "eu-1", &format!("w{i}")));
+    let mut world = World::with(by_key(None), near.into_iter().chain(far).collect());
+    let owners = |world: &mut World, keys: std::ops::Range<u64>| -> String {
+        let slots: Vec<_> = keys.map(|key| world.choose(&[], Some(mix(key))).unwrap()).collect();
+        slots.into_iter().map(|slot| world.id(slot) + " ").collect()
+    };
+    let all = "n2 n2 n2 n0 n2 n2 n1 n2 n0 n0 n0 n2 n2 n2 n1 n2 n2 n0 n2 n1 n1 n2 n2 n1 ";
+    assert_eq!(owners(&mut world, 0..24), all);
+    world.report(Health::Unhealthy, |e| e.id.as_str() == "n2");
+    let spilled = "n1 w0 w2 n0 n1 w1 n1 w2 w4 w0 n0 w3 w4 w0 n1 w5 w4 w5 n0 n1 n1 w2 n0 w3 ";
+    assert_eq!(owners(&mut world, 0..24), spilled);
+}
+
+/// Who has no weight has no keys, and makes no other key move.
+#[test]
+fn endpoints_without_weight_move_no_key() {
+    let ten = || (0..10).map(|i| local(&format!("e{i}")));
+    let mut world = World::with(by_key(None), ten().collect());
+    let owners = |world: &mut World| -> Vec<String> {
+        let slots: Vec<_> = (0..500).map(|key| world.choose(&[], Some(mix(key)))).collect();
+        slots.into_iter().map(|slot| world.id(slot.unwrap())).collect()
+    };
+    let before = owners(&mut world);
+    let without_weight = (0..10).map(|i| weighted(&format!("none{i}"), 0));
+    world.update(ten().chain(without_weight).collect());
+    assert_eq!(owners(&mut world), before);
+}
+
 #[test]
 fn an_overloaded_owner_hands_on() {
     let mut world =
@@ -78,5 +111,22 @@ fn an_overloaded_owner_hands_on() {
         assert_eq!(world.choose(&[], key), Some(owner));
         world.balancer.begin(owner);
     }
+    assert_ne!(world.choose(&[], key), Some(owner));
+}
+
+/// The request that is to be placed counts among those in flight.
+#[test]
+fn the_bound_of_an_owner_is_exact() {
+    let mut world =
+        World::with(by_key(Some(125)), (0..4).map(|i| local(&format!("e{i}"))).collect());
+    let key = Some(mix(7));
+    let owner = world.choose(&[], key).unwrap();
+    let other = ["e0", "e1"].map(|id| world.slot(id)).into_iter().find(|slot| *slot != owner);
+    (0..33).for_each(|_| world.balancer.begin(other.unwrap()));
+    (0..15).for_each(|_| world.balancer.begin(owner));
+    // 15 of 48: 1.25 times a quarter of 49 is 15.3.
+    assert_eq!(world.choose(&[], key), Some(owner));
+    world.balancer.begin(owner);
+    // 16 of 49: of 50 it is 15.6.
     assert_ne!(world.choose(&[], key), Some(owner));
 }

@@ -1,7 +1,7 @@
 //! Who is left alone, and how it comes back.
 
 use super::*;
-use crate::balance::policy::{Percent, SuccessRate};
+use crate::balance::policy::{OutlierPolicy, Percent, SuccessRate};
 
 #[test]
 fn a_new_or_readmitted_endpoint_ramps_up() {
@@ -156,4 +156,46 @@ fn who_is_held_stays_away_until_it_is_back() {
     world.balancer.readmit(a, world.now);
     assert_eq!(world.chosen(&[]), ["a", "b"]);
     assert!(world.balancer.hold(a));
+}
+
+/// As long in service as it was out: then half of it is forgotten.
+#[test]
+fn ejections_are_forgotten_by_halves() {
+    let policy = OutlierPolicy::default();
+    let mut load = Load::default();
+    load.eject(ms(10_000), Why::Failures, &policy);
+    let mut after = |at: u64| {
+        load.start();
+        load.succeed(ms(at), ms(1), None);
+        (load.out.is_some(), load.ejection.as_millis())
+    };
+    assert_eq!(after(11_000), (false, 3000), "an answer ends it");
+    assert_eq!(after(11_000), (false, 3000));
+    assert_eq!(after(13_999), (false, 3000));
+    assert_eq!(after(14_000), (false, 1500));
+    assert_eq!(after(14_000), (false, 1500));
+    assert_eq!(after(15_499), (false, 1500));
+    assert_eq!(after(15_500), (false, 750));
+    load.eject(ms(20_000), Why::SuccessRate, &policy);
+    load.start();
+    load.succeed(ms(22_999), ms(1), None);
+    assert_eq!((load.out.is_some(), load.ejection), (true, policy.base_ejection));
+}
+
+/// What comes back from requests that were under way changes nothing.
+#[test]
+fn who_is_out_is_not_ejected_again() {
+    let policy = OutlierPolicy::default();
+    let mut load = Load::default();
+    assert!(!load.is_out(Duration::ZERO));
+    let vanished = |load: &mut Load, at: u64| {
+        load.start();
+        load.vanish(ms(at), &policy);
+        load.out.map(|out| out.until.as_millis())
+    };
+    assert_eq!(vanished(&mut load, 10_000), Some(13_000));
+    assert!(load.is_out(ms(12_999)) && !load.is_out(ms(13_000)));
+    assert_eq!(vanished(&mut load, 12_999), Some(13_000));
+    assert_eq!(vanished(&mut load, 13_000), Some(19_000), "twice as long");
+    assert_eq!(load.failures, 3);
 }

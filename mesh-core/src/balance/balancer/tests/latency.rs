@@ -79,6 +79,16 @@ fn latency_rises_at_once_and_falls_slowly() {
     assert_eq!(end(16_000, End::NotTried), 60_000.0);
 }
 
+/// What is known grows no younger by a failure that is no slower.
+#[test]
+fn failures_renew_only_what_they_raise() {
+    for (took, updated) in [(4, 1), (5, 1), (6, 2)] {
+        let mut load = Load { ewma_us: 5000.0, updated: SECOND, in_flight: 1, ..Load::default() };
+        load.fail(2 * SECOND, ms(took), None);
+        assert_eq!(load.updated, updated * SECOND, "{took}");
+    }
+}
+
 #[test]
 fn what_is_better() {
     let load = |ms, in_flight, at: u64| Load {

@@ -199,3 +199,27 @@ fn who_is_out_is_not_ejected_again() {
     assert_eq!(vanished(&mut load, 13_000), Some(19_000), "twice as long");
     assert_eq!(load.failures, 3);
 }
+
+#[test]
+fn outcomes_are_those_of_the_window() {
+    let (window, mut load) = (ms(10_000), Load::default());
+    for second in [0, 2, 4, 6, 8] {
+        load.succeed(SECOND * second, ms(1), Some(window));
+    }
+    load.fail(9 * SECOND, ms(1), Some(window));
+    let sums = [9_000, 9_999, 10_000, 13_999, 16_000, 17_999, 18_000]
+        .map(|at| (at, load.outcomes.sums(ms(at), window)));
+    let wanted = [
+        (9_000, [1, 5]),
+        (9_999, [1, 5]),
+        (10_000, [1, 4]),
+        (13_999, [1, 3]),
+        (16_000, [1, 1]),
+        (17_999, [1, 1]),
+        (18_000, [0, 0]),
+    ];
+    assert_eq!(sums, wanted);
+    // All are forgotten at once after a long time, and none of what is new.
+    load.succeed(500 * SECOND, ms(1), Some(window));
+    assert_eq!(load.outcomes.sums(500 * SECOND, window), [0, 1]);
+}

@@ -10,6 +10,8 @@ use crate::{
 mod ejection;
 mod keys;
 mod latency;
+mod rates;
+mod tiers;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -46,6 +48,7 @@ pub(crate) struct World {
     pub(crate) paths: Paths,
     pub(crate) now: Duration,
     unreachable: Vec<String>,
+    workers: u32,
 }
 
 impl World {
@@ -61,6 +64,7 @@ impl World {
             paths: Paths::default(),
             now: SECOND,
             unreachable: Vec::new(),
+            workers: 1,
         };
         world.update(endpoints);
         world
@@ -76,7 +80,7 @@ impl World {
             policy: &self.policy,
             endpoints: &self.endpoints,
             reachable: &|endpoint| !self.unreachable.contains(&endpoint.id.to_string()),
-            workers: 1,
+            workers: self.workers,
         };
         self.balancer.update(&backing, self.now);
         self.balancer.keep_fresh(&self.paths, self.now);

@@ -223,3 +223,15 @@ fn outcomes_are_those_of_the_window() {
     load.succeed(500 * SECOND, ms(1), Some(window));
     assert_eq!(load.outcomes.sums(500 * SECOND, window), [0, 1]);
 }
+
+/// When nobody is out, reports are believed, whatever has failed before.
+#[test]
+fn probation_of_all_is_no_panic() {
+    let mut world = World::with(no_slow_start(), ["a", "b"].map(local).into());
+    world.report(Health::Unhealthy, |e| e.id.as_str() == "b");
+    world.fail("a", 5);
+    assert_eq!(world.chosen(&[]), ["a", "b"], "nobody is usable: all alike");
+    world.sleep(world.policy.outlier.base_ejection);
+    world.sleep(INTERVAL);
+    assert_eq!(world.chosen(&[]), ["a"]);
+}

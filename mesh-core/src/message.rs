@@ -190,6 +190,23 @@ mod tests {
     }
 
     #[test]
+    fn grpc_is_what_its_content_says() {
+        let cases = [
+            (Some("application/grpc"), true),
+            (Some("application/grpc+proto"), true),
+            (Some("application/json"), false),
+            (None, false),
+        ];
+        for (content, is_grpc) in cases {
+            let mut head = RequestHead::new();
+            if let Some(content) = content {
+                head.fields.push("Content-Type", content.as_bytes());
+            }
+            assert_eq!(head.is_grpc(), is_grpc, "{content:?}");
+        }
+    }
+
+    #[test]
     fn a_cleared_head_is_new() {
         let mut head = RequestHead {
             method: Method::PUT,

@@ -221,7 +221,7 @@ pub type Map<K, V> = BTreeMap<K, Arc<V>>;
 #[cfg(test)]
 mod tests {
     use super::Health;
-    use crate::example::mesh;
+    use crate::example::{self, mesh};
 
     #[test]
     fn ports_by_name_and_number() {
@@ -238,5 +238,16 @@ mod tests {
     fn health_that_takes_new_traffic() {
         let all = [Health::Healthy, Health::Unknown, Health::Unhealthy, Health::Draining];
         assert_eq!(all.map(Health::is_usable), [true, true, false, false]);
+    }
+
+    #[test]
+    fn who_answers() {
+        let endpoint = |identity| super::Endpoint {
+            identity,
+            ..(&example::endpoint("orders.shop", "east", "o-1")).try_into().unwrap()
+        };
+        let id = "spiffe://east.example/ns/shop/sa/orders";
+        assert_eq!(endpoint(Some(id.parse().unwrap())).answers_as(), id);
+        assert_eq!(endpoint(None).answers_as(), "plaintext");
     }
 }

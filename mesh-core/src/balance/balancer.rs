@@ -207,7 +207,7 @@ impl Balancer {
         let declared = backing.endpoints.iter().map(|e| e.capacity).filter(|c| *c > 0);
         let (sum, count) = declared.fold((0.0, 0.0), |(s, n), c| (s + f64::from(c), n + 1.0));
         // Who does not say is as large as the others are on average.
-        let mean = if count > 0.0 { sum / count } else { 0.0 };
+        let mean = sum / f64::max(count, 1.0);
         let mut in_flight = [0; TIERS];
         for slot in &self.order {
             let member = &mut self.members[*slot as usize];

@@ -110,6 +110,12 @@ mod tests {
         assert_eq!([of(9.0), of(6.0), of(3.0), of(0.0)], ["100.0", "93.3", "46.7", "0.0"]);
     }
 
+    #[test]
+    fn without_preference_shares_are_sizes() {
+        assert_eq!(even([1.0, 0.0, 3.0, 0.0]), [0.25, 0.0, 0.75, 0.0]);
+        assert_eq!(even([0.0; TIERS]), [0.0; TIERS], "nobody is there");
+    }
+
     proptest! {
         #[test]
         fn shares_are_a_distribution_over_what_is_healthy(

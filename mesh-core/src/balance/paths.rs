@@ -104,4 +104,26 @@ mod tests {
         assert!(paths.is_down(&east, now + FIRST - Duration::from_millis(1)));
         assert!(!paths.is_down(&east, now + FIRST), "an answer ended the doubling");
     }
+
+    /// Who has seen a version has seen all that led to it.
+    #[test]
+    fn no_version_comes_twice() {
+        let east: SiteName = "east".parse().unwrap();
+        let (mut paths, mut now) = (Paths::default(), Duration::ZERO);
+        let mut seen = std::collections::BTreeSet::from([paths.version()]);
+        let changes: [fn(&mut Paths, &SiteName, Duration); 4] = [
+            |paths, east, now| paths.fail(east, now),
+            |paths, east, _| paths.answer(east),
+            |paths, east, now| paths.fail(east, now),
+            |paths, _, _| paths.retain(|_| false),
+        ];
+        for change in changes.iter().cycle().take(12) {
+            change(&mut paths, &east, now);
+            assert!(seen.insert(paths.version()));
+            now += LONGEST;
+        }
+        paths.answer(&east);
+        paths.retain(|_| true);
+        assert!(seen.contains(&paths.version()), "nothing has changed");
+    }
 }

@@ -342,3 +342,22 @@ impl Member {
         (elapsed.as_secs_f64() / window.as_secs_f64()).max(FIRST_SHARE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_leads_to_a_tier_that_has_a_share() {
+        let at = |shares: [f64; TIERS], points: [f64; 4]| {
+            let tiers = Tiers { shares, ..Tiers::default() };
+            points.map(|point| tiers.at(point))
+        };
+        let points = [0.0, 0.25, 0.5, 0.999_999];
+        assert_eq!(at([0.0; TIERS], points), [None; 4]);
+        assert_eq!(at([1.0, 0.0, 0.0, 0.0], points), [Some(0); 4]);
+        assert_eq!(at([0.0, 0.5, 0.0, 0.5], points), [Some(1), Some(1), Some(3), Some(3)]);
+        // Rounding has lost a little.
+        assert_eq!(at([0.25, 0.0, 0.74, 0.0], points), [Some(0), Some(2), Some(2), Some(2)]);
+    }
+}

@@ -134,7 +134,7 @@ pub fn get_fields(code: &[u8], fields: &mut Fields) -> Result<(), BadCode> {
 fn put_number(number: usize, out: &mut Vec<u8>) {
     let mut rest = number;
     while rest >= 0x80 {
-        out.push((rest & 0x7f) as u8 | 0x80);
+        out.push(rest as u8 | 0x80);
         rest >>= 7;
     }
     out.push(rest as u8);
@@ -192,6 +192,28 @@ mod tests {
         let mut out = Vec::new();
         put_request(head, &mut out);
         out
+    }
+
+    #[test]
+    fn numbers_are_leb128() {
+        let cases: [(usize, &[u8]); 8] = [
+            (0, b"\x00"),
+            (0x7f, b"\x7f"),
+            (0x80, b"\x80\x01"),
+            (0xff, b"\xff\x01"),
+            (0x3fff, b"\xff\x7f"),
+            (0x4000, b"\x80\x80\x01"),
+            (0x8000, b"\x80\x80\x02"),
+            (0x0fff_ffff, b"\xff\xff\xff\x7f"),
+        ];
+        for (number, code) in cases {
+            let mut out = Vec::new();
+            put_number(number, &mut out);
+            assert_eq!(out, code, "{number:#x}");
+            let mut code = Code(&out);
+            assert_eq!(code.number(), Ok(number));
+            assert!(code.0.is_empty());
+        }
     }
 
     #[test]

@@ -272,6 +272,9 @@ mod tests {
         head.read_parts(&parts(connect)).unwrap();
         assert_eq!((&*head.authority, &*head.target), ("a.b:1", ""));
         assert_eq!(head.to_request().unwrap().uri(), "a.b:1");
+        let pathless = Request::builder().method("OPTIONS").uri("a.b:1");
+        head.read_parts(&parts(pathless)).unwrap();
+        assert_eq!((&*head.authority, &*head.target), ("a.b:1", "/"));
         let head = RequestHead {
             method: Method::OPTIONS,
             authority: "a".into(),

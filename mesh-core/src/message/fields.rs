@@ -95,13 +95,6 @@ impl Fields {
         self.entries.iter().map(size).sum()
     }
 
-    /// What memory is kept: gives back what one large message has left.
-    pub fn shrink_to(&mut self, bytes: usize) {
-        if self.block.capacity() > bytes {
-            self.block.shrink_to(bytes);
-        }
-    }
-
     /// Appends a field that has been checked: from a parser, from types of the
     /// `http` crate, or written in this program. For all others there is
     /// [`Fields::try_push`]; what is not a field here breaks messages apart.
@@ -132,12 +125,13 @@ impl Fields {
         name: usize,
         value: usize,
     ) -> Option<Known> {
-        let entry = Entry {
+        let mut entry = Entry {
             start: span(section.start + at),
             name: span(name),
             value: span(value),
-            known: Known::of(&self.block[section.start + at..][..name]),
+            known: None,
         };
+        entry.known = Known::of(entry.name(&self.block));
         debug_assert!(is_name(entry.name(&self.block)) && is_value(entry.value(&self.block)));
         debug_assert_eq!(&self.block[section.start + at + name..][..COLON], b": ");
         debug_assert_eq!(&self.block[..entry.end()][entry.end() - END..], b"\r\n");
@@ -166,7 +160,6 @@ impl Fields {
 
     fn append(&mut self, name: &[u8], value: &[u8], known: Option<Known>) -> Entry {
         let start = self.block.len();
-        self.block.reserve(name.len() + COLON + value.len() + END);
         self.block.extend_from_slice(name);
         self.block.extend_from_slice(b": ");
         self.block.extend_from_slice(value);

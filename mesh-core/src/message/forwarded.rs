@@ -170,4 +170,27 @@ mod tests {
             &[("a", "b"), ("forwarded", "for=\"[2001:db8::1]\";host=\"a.b:80\";proto=http")],
         );
     }
+
+    #[test]
+    fn hosts() {
+        let both = Forwarding { forwarded: Policy::Append, x_forwarded: Policy::Append };
+        let cases = [
+            ("a.b", "for=192.0.2.1;host=a.b;proto=http", Some("a.b")),
+            ("a.b:80", "for=192.0.2.1;host=\"a.b:80\";proto=http", Some("a.b:80")),
+            // HTTP/1.0 without Host.
+            ("", "for=192.0.2.1;proto=http", None),
+            // Not to be quoted, and no authority.
+            ("a\"b", "for=192.0.2.1;proto=http", Some("a\"b")),
+        ];
+        for (authority, forwarded, host) in cases {
+            let mut head = request(authority, &[]);
+            both.apply(&mut head, "192.0.2.1".parse().unwrap(), &mut String::new());
+            assert_eq!(head.fields.get("forwarded"), Some(forwarded.as_bytes()));
+            assert_eq!(head.fields.get("x-forwarded-host"), host.map(str::as_bytes));
+        }
+        // The first hop's word stands.
+        let mut head = request("a.b", &[("x-forwarded-host", "first")]);
+        both.apply(&mut head, "192.0.2.1".parse().unwrap(), &mut String::new());
+        assert_eq!(head.fields.all("x-forwarded-host").collect::<Vec<_>>(), [b"first"]);
+    }
 }

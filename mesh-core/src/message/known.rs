@@ -229,7 +229,17 @@ mod tests {
         for name in ours {
             assert_eq!(Known::of(name.as_bytes()), Some(Known::Mesh), "{name}");
         }
-        for name in ["isthmus", "x-isthmu-s", "xisthmus-a", "l5d-client-idx", "l5d-dst"] {
+        let others = [
+            "isthmus",
+            "x-isthmu-s",
+            "xisthmus-a",
+            "l5d-client-idx",
+            "l5d-dst",
+            "isthmus.a",
+            "isth_us-a",
+            "x-isthmus+a",
+        ];
+        for name in others {
             assert_eq!(Known::of(name.as_bytes()), None, "{name}");
         }
     }

@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use mesh_api::v1::{self, ResourceKind, resource::Resource as Kind};
 
@@ -142,6 +142,20 @@ fn names_that_are_not_there() {
     ] {
         assert_eq!(ask(&mesh, west, &connect), Err(expected), "{connect:?}");
     }
+}
+
+/// Nothing but a proxy's own file can say so; a gateway that read it anyhow
+/// has nobody to verify.
+#[test]
+fn an_application_without_a_proxy_is_not_dialled() {
+    let mut mesh = mesh();
+    let to = connect("east", "orders.shop", "o-1");
+    assert_eq!(ask(&mesh, WEB, &to), Ok(dial()));
+    let service = mesh.services.get_mut("orders.shop").unwrap();
+    for endpoint in &mut Arc::make_mut(service).endpoints {
+        Arc::make_mut(endpoint).identity = None;
+    }
+    assert_eq!(ask(&mesh, WEB, &to), Err(RefusedReason::UnknownEndpoint));
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl Budget {
 /// Which slice of time it is; none is number 0, which unused slices have.
 fn number(policy: &RetryBudget, now: Duration) -> u64 {
     let slice = (policy.ttl.as_nanos() / SLICES as u128).max(1);
-    u64::try_from(now.as_nanos() / slice).unwrap_or(u64::MAX - SLICES as u64) + SLICES as u64
+    u64::try_from(now.as_nanos() / slice).unwrap_or(u64::MAX).saturating_add(SLICES as u64)
 }
 
 #[cfg(test)]

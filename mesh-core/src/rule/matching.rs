@@ -1,6 +1,6 @@
 //! Which rule a request falls under, in the order of Gateway API.
 
-use std::{cmp::Reverse, ops::Deref};
+use std::{borrow::Cow, cmp::Reverse, ops::Deref};
 
 use super::{PathMatch, Route, RouteMatch, TextMatch};
 use crate::{message::RequestHead, name::PortName};
@@ -171,7 +171,7 @@ impl TextMatch {
 
 /// The first value of a query parameter (`application/x-www-form-urlencoded`,
 /// WHATWG URL section 5); a name alone has an empty one.
-fn parameter<'q>(query: &'q str, name: &str) -> Option<std::borrow::Cow<'q, [u8]>> {
+fn parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (*decoded(key) == *name.as_bytes()).then(|| decoded(value))
@@ -179,7 +179,7 @@ fn parameter<'q>(query: &'q str, name: &str) -> Option<std::borrow::Cow<'q, [u8]
 }
 
 /// Percent-encoding and `+` undone; what is not encoding stays as it is.
-fn decoded(text: &str) -> std::borrow::Cow<'_, [u8]> {
+fn decoded(text: &str) -> Cow<'_, [u8]> {
     if !text.contains(['%', '+']) {
         return text.as_bytes().into();
     }
@@ -195,7 +195,7 @@ fn decoded(text: &str) -> std::borrow::Cow<'_, [u8]> {
     while at < bytes.len() {
         match (bytes[at], digit(at + 1), digit(at + 2)) {
             (b'%', Some(high), Some(low)) => {
-                out.push(high << 4 | low);
+                out.push(high * 16 + low);
                 at += 2;
             }
             (b'+', ..) => out.push(b' '),

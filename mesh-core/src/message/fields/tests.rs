@@ -35,6 +35,25 @@ fn names_keep_their_case_and_are_found_in_any() {
 }
 
 #[test]
+fn equal_fields_differ_in_the_case_of_names_alone() {
+    let fields = |pairs: &[(&str, &str)]| -> Fields {
+        pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
+    };
+    let one = fields(&[("x-a", "1"), ("via", "b")]);
+    assert_eq!(one, fields(&[("X-A", "1"), ("Via", "b")]));
+    let others: [&[(&str, &str)]; 5] = [
+        &[],
+        &[("x-a", "1")],
+        &[("x-b", "1"), ("via", "b")],
+        &[("x-a", "1"), ("via", "B")],
+        &[("via", "b"), ("x-a", "1")],
+    ];
+    for other in others {
+        assert_ne!(one, fields(other), "{other:?}");
+    }
+}
+
+#[test]
 fn names_of_the_mesh_are_many() {
     let mut fields = Fields::new();
     fields.push("isthmus-a", b"1");
@@ -48,6 +67,27 @@ fn names_of_the_mesh_are_many() {
     assert!(fields.has(Known::Mesh));
     assert!(fields.remove_known(Known::Mesh));
     assert!(fields.is_empty() && !fields.has(Known::Mesh));
+}
+
+/// The ids of names too, wherever in the block the section lies.
+#[test]
+fn what_is_copied_is_as_if_pushed() {
+    let mut fields = Fields::new();
+    assert!(fields.is_empty());
+    fields.push("x-first", b"1");
+    assert!(!fields.is_empty());
+    let section = b"cookie: a\r\nunnamed: b\r\nVia: 1.1 c\r\n";
+    let copied = fields.copy_section(section);
+    assert_eq!(fields.push_copied(copied, 0, 6, 1), Some(Known::Cookie));
+    assert_eq!(fields.push_copied(copied, 23, 3, 5), Some(Known::Via));
+    let ids: Vec<_> = fields.iter_known().collect();
+    let wanted: [(_, _, &[u8]); 3] = [
+        (None, "x-first", b"1"),
+        (Some(Known::Cookie), "cookie", b"a"),
+        (Some(Known::Via), "Via", b"1.1 c"),
+    ];
+    assert_eq!(ids, wanted);
+    assert_eq!(written(&fields, &[]), "x-first: 1\r\ncookie: a\r\nVia: 1.1 c\r\n");
 }
 
 #[test]

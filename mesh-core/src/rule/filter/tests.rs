@@ -1,4 +1,4 @@
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::{super::*, Target};
 use crate::message::RequestHead;
@@ -14,9 +14,12 @@ fn prefix(path: &str) -> RouteMatch {
     RouteMatch { path: Some(PathMatch::Prefix(path.into())), ..RouteMatch::default() }
 }
 
+fn field(name: &str, value: &str) -> (HeaderName, HeaderValue) {
+    (name.parse().unwrap(), value.parse().unwrap())
+}
+
 #[test]
 fn headers_are_set_then_added_then_removed() {
-    let field = |name: &str, value: &str| (name.parse().unwrap(), value.parse().unwrap());
     let changes = HeaderChanges {
         set: vec![field("x-set", "new"), field("x-fresh", "1")],
         add: vec![field("x-add", "two"), field("x-gone", "again")],
@@ -37,6 +40,22 @@ fn headers_are_set_then_added_then_removed() {
     assert_eq!(values("x-add"), ["one", "two"]);
     assert_eq!(values("x-gone"), [""; 0]);
     assert_eq!(values("x-kept"), ["k"]);
+}
+
+#[test]
+fn any_change_is_a_change() {
+    let (set, add) = (vec![field("x-a", "1")], vec![field("x-b", "2")]);
+    let remove = vec!["x-c".parse().unwrap()];
+    let none = HeaderChanges::default();
+    assert!(none.is_empty());
+    let cases = [
+        HeaderChanges { set, ..none.clone() },
+        HeaderChanges { add, ..none.clone() },
+        HeaderChanges { remove, ..none },
+    ];
+    for changes in cases {
+        assert!(!changes.is_empty(), "{changes:?}");
+    }
 }
 
 /// The table of Gateway API's HTTPPathModifier.
@@ -138,8 +157,8 @@ fn repetitions_wait_longer_each_time_up_to_a_limit() {
     };
     let least = [0, 1, 2, 3, 40].map(|n| retry.wait(n, 0).as_millis());
     assert_eq!(least, [10, 20, 40, 50, 50]);
-    assert!(retry.wait(2, u64::MAX) <= Duration::from_millis(80));
-    assert!(retry.wait(40, u64::MAX) <= Duration::from_millis(100));
+    let most = [0, 1, 2, 3, 40].map(|n| retry.wait(n, u64::MAX).as_micros());
+    assert_eq!(most, [19_999, 39_999, 79_999, 99_999, 99_999], "jitter never exceeds the limit");
     let repeats = [501, 502, 503, 504].map(|s| retry.repeats(StatusCode::from_u16(s).unwrap()));
     assert_eq!(repeats, [false, true, true, false]);
 }

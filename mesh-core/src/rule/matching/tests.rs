@@ -146,6 +146,14 @@ fn patterns_match_whole_values() {
     assert!(Pattern::new("(?:a{1000}){1000}").is_err(), "memory is bounded");
 }
 
+/// Snapshots are compared to see what changed.
+#[test]
+fn patterns_are_the_same_if_they_are_written_alike() {
+    assert_eq!(Pattern::new("a+").unwrap(), Pattern::new("a+").unwrap());
+    assert_ne!(Pattern::new("a+").unwrap(), Pattern::new("aa*").unwrap());
+    assert_eq!(Pattern::new("a+").unwrap().as_str(), "a+");
+}
+
 #[test]
 fn query_parameters_are_decoded() {
     let one = |name: &str, value: &str| with_query(RouteMatch::default(), &[(name, value)]);

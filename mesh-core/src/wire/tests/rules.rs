@@ -1,13 +1,18 @@
 //! Rules and protection of services.
 
+use std::time::Duration;
+
 use mesh_api::v1::{self, path_change::Change};
 
-use super::{matched, routed, service};
-use crate::{service::Service, wire::WireError};
-
-pub(super) fn header_match(name: &str, value: &str) -> v1::HeaderMatch {
-    v1::HeaderMatch { name: name.into(), value: value.into(), ..Default::default() }
-}
+use super::services::{header_match, matched, routed, service};
+use crate::{
+    rule::{Fraction, RetryBudget, TrafficPolicy},
+    service::Service,
+    wire::{
+        MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_MIRRORS, MAX_RATE_LIMITS, MAX_STATUSES,
+        WireError,
+    },
+};
 
 pub(super) fn backend(service: &str, port: &str, weight: u32) -> v1::Backend {
     v1::Backend { service: service.into(), port: port.into(), weight, ..Default::default() }
@@ -217,4 +222,221 @@ fn rules_that_mean_nothing() {
         let error = result.expect_err(field);
         assert_eq!(error.field, field, "{error}");
     }
+}
+
+/// Every limit of rules and protection: so much passes, one more does not.
+#[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn limits_of_rules() {
+    type Case<'a> = (&'a str, u32, Box<dyn Fn(u32) -> Result<Service, WireError> + 'a>);
+    fn many<T: Clone>(n: u32, one: T) -> Vec<T> {
+        vec![one; n as usize]
+    }
+    fn limit(limit: usize) -> u32 {
+        u32::try_from(limit).unwrap()
+    }
+    let filtered = |filters: v1::Filters| routed(&move |r| r.filters = Some(filters.clone()));
+    let changed = |request: v1::HeaderChanges| {
+        filtered(v1::Filters { request: Some(request), ..Default::default() })
+    };
+    let header = |name: &str, length| v1::Header { name: name.into(), value: "v".repeat(length) };
+    let fraction = |numerator, denominator| Some(v1::Fraction { numerator, denominator });
+    let faulty = |fault: v1::Fault| routed(&move |r| r.fault = Some(fault.clone()));
+    let retry = |retry: v1::RetryPolicy| routed(&move |r| r.retry = Some(retry.clone()));
+    let protected = |change: &dyn Fn(&mut v1::TrafficPolicy)| {
+        let mut policy = traffic();
+        change(&mut policy);
+        service(|s| s.traffic = Some(policy))
+    };
+    let status = v1::StatusRange { from: 100, to: 999 };
+    let mirror = v1::Mirror { service: "a.b".into(), ..Default::default() };
+    let any_match = v1::RouteMatch::default();
+    let cases: Vec<Case<'_>> = vec![
+        (
+            "filters.request",
+            limit(MAX_MATCH_TEXT),
+            Box::new(|n| {
+                let set = vec![header("x-a", n as usize)];
+                changed(v1::HeaderChanges { set, ..Default::default() })
+            }),
+        ),
+        (
+            "filters.request",
+            limit(MAX_HEADERS),
+            Box::new(|n| {
+                let add = many(n, header("x-a", 1));
+                changed(v1::HeaderChanges { add, ..Default::default() })
+            }),
+        ),
+        (
+            "filters.request",
+            limit(MAX_HEADERS),
+            Box::new(|n| {
+                let remove = many(n, "x-a".into());
+                changed(v1::HeaderChanges { remove, ..Default::default() })
+            }),
+        ),
+        (
+            "filters.mirrors",
+            limit(MAX_MIRRORS),
+            Box::new(|n| {
+                filtered(v1::Filters { mirrors: many(n, mirror.clone()), ..Default::default() })
+            }),
+        ),
+        (
+            "redirect.port",
+            65535,
+            Box::new(|port| {
+                let redirect = Some(v1::Redirect { port, ..Default::default() });
+                filtered(v1::Filters { redirect, ..Default::default() })
+            }),
+        ),
+        (
+            "matches.query",
+            limit(MAX_HEADERS),
+            Box::new(|n| matched(&|m| m.query = many(n, header_match("q", "1")))),
+        ),
+        (
+            "matches.query",
+            limit(MAX_MATCH_TEXT),
+            Box::new(|n| matched(&|m| m.query = vec![header_match("q", &"v".repeat(n as usize))])),
+        ),
+        (
+            "routes.failures",
+            limit(MAX_STATUSES),
+            Box::new(|n| routed(&|r| r.failures = many(n, status))),
+        ),
+        (
+            "routes.failures",
+            999,
+            Box::new(|to| routed(&|r| r.failures = vec![v1::StatusRange { from: 999, to }])),
+        ),
+        (
+            "retry.attempts",
+            10,
+            Box::new(|attempts| retry(v1::RetryPolicy { attempts, ..Default::default() })),
+        ),
+        (
+            "retry.grpc_codes",
+            limit(MAX_STATUSES),
+            Box::new(|n| retry(v1::RetryPolicy { grpc_codes: many(n, 14), ..Default::default() })),
+        ),
+        (
+            "retry.max_backoff_ms",
+            20,
+            Box::new(|n| {
+                let backoff_ms = n.into();
+                retry(v1::RetryPolicy { backoff_ms, max_backoff_ms: 20, ..Default::default() })
+            }),
+        ),
+        (
+            "fault.abort_status",
+            599,
+            Box::new(|abort_status| faulty(v1::Fault { abort_status, ..Default::default() })),
+        ),
+        (
+            "fault.delay_fraction",
+            7,
+            Box::new(|n| {
+                faulty(v1::Fault { delay_fraction: fraction(n, 7), ..Default::default() })
+            }),
+        ),
+        (
+            "fault.abort_fraction",
+            100,
+            Box::new(|n| {
+                faulty(v1::Fault { abort_fraction: fraction(n, 0), ..Default::default() })
+            }),
+        ),
+        (
+            "traffic.rate_limits",
+            limit(MAX_RATE_LIMITS),
+            Box::new(|n| protected(&|t| t.rate_limits = many(n, t.rate_limits[0].clone()))),
+        ),
+        (
+            "rate_limits.matches",
+            limit(MAX_MATCHES),
+            Box::new(|n| protected(&|t| t.rate_limits[0].matches = many(n, any_match.clone()))),
+        ),
+        (
+            "retry_budget.percent",
+            100,
+            Box::new(|percent| {
+                let budget = v1::RetryBudget { percent, ..Default::default() };
+                protected(&|t| t.retry_budget = Some(budget))
+            }),
+        ),
+        ("traffic.replay_bytes", 16 << 20, Box::new(|n| protected(&|t| t.replay_bytes = n.into()))),
+    ];
+    for (field, max, case) in cases {
+        case(max).unwrap_or_else(|error| panic!("{field} {max}: {error}"));
+        assert_eq!(case(max + 1).unwrap_err().field, field, "{max}");
+    }
+}
+
+#[test]
+fn redirects_there_and_back() {
+    let redirected = |redirect: &v1::Redirect| {
+        let filters = v1::Filters { redirect: Some(redirect.clone()), ..Default::default() };
+        let read = routed(&|r| r.filters = Some(filters.clone()))?;
+        Ok::<_, WireError>(v1::Redirect::from(read.routes[0].filters.redirect.as_ref().unwrap()))
+    };
+    for status in [301, 302, 303, 307, 308] {
+        for scheme in ["", "http", "https"] {
+            let redirect = v1::Redirect { scheme: scheme.into(), status, ..Default::default() };
+            assert_eq!(redirected(&redirect), Ok(redirect));
+        }
+    }
+    assert_eq!(redirected(&v1::Redirect::default()).unwrap().status, 302);
+}
+
+/// An empty prefix takes the matched one away; any other begins with a slash.
+#[test]
+fn changes_of_paths_there_and_back() {
+    let rewritten = |change: Change| {
+        let rewrite = v1::Rewrite { path: path_change(change), ..Default::default() };
+        let filters = v1::Filters { rewrite: Some(rewrite), ..Default::default() };
+        let read = routed(&|r| r.filters = Some(filters.clone()))?;
+        let rewrite = v1::Rewrite::from(read.routes[0].filters.rewrite.as_ref().unwrap());
+        Ok::<_, WireError>(rewrite.path.unwrap().change.unwrap())
+    };
+    let good = [Change::Full("/a".into()), Change::Prefix("/a".into()), Change::Prefix("".into())];
+    for change in good {
+        assert_eq!(rewritten(change.clone()), Ok(change));
+    }
+    for bad in [Change::Full("a".into()), Change::Full("".into()), Change::Prefix("a".into())] {
+        assert_eq!(rewritten(bad.clone()).unwrap_err().field, "filters.path", "{bad:?}");
+    }
+}
+
+/// What is not said means the same to everybody.
+#[test]
+fn what_rules_do_not_say() {
+    let ms = Duration::from_millis;
+    let policy = |message: v1::TrafficPolicy| {
+        let read = service(|s| s.traffic = Some(message)).unwrap();
+        read.traffic
+    };
+    let nothing = policy(v1::TrafficPolicy::default());
+    assert_eq!(nothing, TrafficPolicy::default());
+    assert_eq!(nothing.replay_bytes, 65536);
+    let RetryBudget { percent, min_per_second, ttl } = nothing.retry_budget;
+    assert_eq!((percent, min_per_second, ttl), (20, 10, ms(10_000)));
+    let some = policy(v1::TrafficPolicy {
+        rate_limits: vec![v1::RateLimit { requests: 7, ..Default::default() }],
+        concurrency: Some(v1::Concurrency { max_in_flight: 1, ..Default::default() }),
+        ..Default::default()
+    });
+    assert_eq!((some.rate_limits[0].burst, some.rate_limits[0].period), (7, ms(1000)));
+    assert_eq!(some.concurrency.unwrap().queue_timeout, ms(1000));
+    let read = routed(&|r| {
+        r.retry = Some(v1::RetryPolicy::default());
+        r.fault = Some(v1::Fault { abort_status: 200, ..Default::default() });
+    });
+    let rule = &read.unwrap().routes[0];
+    let retry = rule.retry.as_ref().unwrap();
+    assert_eq!((retry.backoff, retry.max_backoff), (ms(25), ms(250)));
+    let fault = rule.fault.as_ref().unwrap();
+    assert_eq!(fault.abort, Some((http::StatusCode::OK, Fraction::ALL)));
+    assert_eq!((fault.abort_grpc_status, fault.delay), (14, None));
 }

@@ -227,6 +227,9 @@ async fn processes_serve_with_all_workers_and_drain_on_sigterm() {
     let (_, metrics) = fetch(admin, "/metrics").await;
     let metrics = String::from_utf8(metrics.to_vec()).unwrap();
     assert!(metrics.contains("status_class=\"2xx\",reason=\"\"} 20"), "{metrics}");
+    // Each worker has sessions of its own.
+    let sessions = "isthmus_proxy_inner_sessions{direction=\"outbound\"} 2\n";
+    assert!(metrics.contains(sessions), "{metrics}");
 
     let mut client = http1(http).await;
     let slow =

@@ -95,6 +95,13 @@ impl Fields {
         self.entries.iter().map(size).sum()
     }
 
+    /// What memory is kept: gives back what one large message has left.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        if self.block.capacity() > bytes {
+            self.block.shrink_to(bytes);
+        }
+    }
+
     /// Appends a field that has been checked: from a parser, from types of the
     /// `http` crate, or written in this program. For all others there is
     /// [`Fields::try_push`]; what is not a field here breaks messages apart.

@@ -237,3 +237,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_one_large_message_has_left_is_given_back() {
+    let mut fields = some();
+    fields.push("x-large", &[b'a'; 10_000]);
+    fields.clear();
+    assert!(fields.block.capacity() >= 10_000);
+    fields.shrink_to(20_000);
+    assert!(fields.block.capacity() >= 10_000, "no more than asked for is given back");
+    fields.shrink_to(1000);
+    assert!((1000..10_000).contains(&fields.block.capacity()));
+}

@@ -110,6 +110,10 @@ class Table:
                 found = True
         return found
 
+    def expected(self, peer, request):
+        """What the table says of a request."""
+        return {what for known, what, pattern, _ in self.patterns if known == peer and matches(request, pattern)}
+
     def unused(self, peer):
         """What no longer occurs."""
         return [f"{what} · {request}" for known, what, request, count in self.patterns

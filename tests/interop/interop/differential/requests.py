@@ -322,7 +322,7 @@ def chunks():
         "trailer lf": b"5\r\nhello\r\n0\r\nX-Sum: 1\n\r\n",
         "trailer folded": b"5\r\nhello\r\n0\r\nX-Sum: 1\r\n 2\r\n\r\n",
         "trailer no colon": b"5\r\nhello\r\n0\r\nX-Sum\r\n\r\n",
-        "trailer space before colon": b"5\r\nhello\r\n0\r\nX-Sum : 1\r\n\r\n",
+
         "trailer length": b"5\r\nhello\r\n0\r\nContent-Length: 9\r\n\r\n",
         "trailer encoding": b"5\r\nhello\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n",
         "trailer host": b"5\r\nhello\r\n0\r\nHost: other.test\r\n\r\n",

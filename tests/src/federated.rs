@@ -67,7 +67,7 @@ fn any(port: u16) -> SocketAddr {
 }
 
 fn net() -> Arc<dyn Net> {
-    Arc::new(SimNet)
+    Arc::new(SimNet::default())
 }
 
 /// The proxy listener of a machine, for the test's client, which is another
@@ -238,7 +238,7 @@ async fn federation(config: Config, store: MemoryStore) -> Result<(), Failure> {
     let (keys, clock) = (config.state.join("keys"), Clock::system());
     let parts = Parts { store, keys, net: net(), clock };
     let running = app::start(&config, parts, &drain).await?;
-    app::local_doors(&running.admin, &config, &SimNet, &drain).await?;
+    app::local_doors(&running.admin, &config, &SimNet::default(), &drain).await?;
     std::future::pending().await
 }
 

@@ -54,6 +54,8 @@ pub struct TwoSites {
     pub east: Ca,
     /// Where everything listens.
     pub addresses: Addresses,
+    /// What the link may use.
+    pub transport: v1::LinkTransport,
 }
 
 fn service(name: &str, exported_to: &str, imported_from: &str) -> v1::Service {
@@ -75,7 +77,8 @@ fn service(name: &str, exported_to: &str, imported_from: &str) -> v1::Service {
 impl TwoSites {
     /// Fresh CAs `west.example` and `east.example`.
     pub fn new(addresses: Addresses) -> Self {
-        Self { west: Ca::new("west.example"), east: Ca::new("east.example"), addresses }
+        let transport = v1::LinkTransport::Unspecified;
+        Self { west: Ca::new("west.example"), east: Ca::new("east.example"), addresses, transport }
     }
 
     fn gateways(&self) -> [Kind; 2] {
@@ -178,6 +181,7 @@ impl TwoSites {
                 site: peer.into(),
                 trust_domain: other.trust_domain.to_string(),
                 dial,
+                transport: self.transport.into(),
                 ..Default::default()
             }),
         ];

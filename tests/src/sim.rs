@@ -10,7 +10,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
@@ -24,6 +27,7 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How far the clocks of a simulation are ahead of the machine's at its start.
@@ -59,8 +63,42 @@ fn socket(path: &Path) -> Option<(&str, u16)> {
 }
 
 /// The network of the current simulation; usable inside turmoil hosts only.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SimNet;
+#[derive(Debug, Clone, Default)]
+pub struct SimNet {
+    loss: Option<Arc<Loss>>,
+}
+
+/// Which datagrams are lost: one by one. (A link of turmoil that fails loses
+/// everything that is on its way.)
+#[derive(Debug)]
+struct Loss {
+    rate: f64,
+    chance: Mutex<StdRng>,
+    lost: AtomicUsize,
+}
+
+impl Loss {
+    fn takes_this(&self) -> bool {
+        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = chance.random_bool(self.rate);
+        self.lost.fetch_add(lost.into(), Ordering::Relaxed);
+        lost
+    }
+}
+
+impl SimNet {
+    /// Loses this part of the datagrams that are sent. Not of TCP: turmoil's
+    /// is never sent again.
+    pub fn losing(rate: f64, seed: u64) -> Self {
+        let chance = Mutex::new(StdRng::seed_from_u64(seed));
+        Self { loss: Some(Arc::new(Loss { rate, chance, lost: AtomicUsize::new(0) })) }
+    }
+
+    /// How many datagrams were lost until now.
+    pub fn lost(&self) -> usize {
+        self.loss.as_ref().map_or(0, |loss| loss.lost.load(Ordering::Relaxed))
+    }
+}
 
 impl Net for SimNet {
     fn bind(
@@ -88,7 +126,8 @@ impl Net for SimNet {
     ) -> BoxFuture<'_, io::Result<Arc<dyn AsyncUdpSocket>>> {
         Box::pin(async move {
             let socket = turmoil::net::UdpSocket::bind(addr).await?;
-            Ok(Arc::new(SimUdp(socket)) as Arc<dyn AsyncUdpSocket>)
+            let loss = self.loss.clone();
+            Ok(Arc::new(SimUdp { socket, loss }) as Arc<dyn AsyncUdpSocket>)
         })
     }
 
@@ -189,7 +228,10 @@ impl AsyncWrite for SimStream {
     }
 }
 
-struct SimUdp(turmoil::net::UdpSocket);
+struct SimUdp {
+    socket: turmoil::net::UdpSocket,
+    loss: Option<Arc<Loss>>,
+}
 
 impl fmt::Debug for SimUdp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -213,7 +255,10 @@ impl AsyncUdpSocket for SimUdp {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        match self.0.try_send_to(transmit.contents, transmit.destination) {
+        if self.loss.as_ref().is_some_and(|loss| loss.takes_this()) {
+            return Ok(());
+        }
+        match self.socket.try_send_to(transmit.contents, transmit.destination) {
             Ok(_) => Ok(()),
             // A datagram to a host that is down is lost, like any other.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
@@ -228,13 +273,13 @@ impl AsyncUdpSocket for SimUdp {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
-            match self.0.try_recv_from(&mut bufs[0]) {
+            match self.socket.try_recv_from(&mut bufs[0]) {
                 Ok((len, addr)) => {
                     meta[0] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
                     return Poll::Ready(Ok(1));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let mut readable = std::pin::pin!(self.0.readable());
+                    let mut readable = std::pin::pin!(self.socket.readable());
                     ready!(readable.as_mut().poll(cx))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -243,6 +288,6 @@ impl AsyncUdpSocket for SimUdp {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.socket.local_addr()
     }
 }

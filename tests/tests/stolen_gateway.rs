@@ -94,7 +94,7 @@ enum Trick {
 }
 
 fn net() -> Arc<dyn Net> {
-    Arc::new(SimNet)
+    Arc::new(SimNet::default())
 }
 
 fn trust(sites: &TwoSites) -> Trust {

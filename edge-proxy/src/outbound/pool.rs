@@ -18,6 +18,9 @@ use crate::{
 const MAX_SESSIONS: usize = 4;
 /// Streams on the least used session from which another one is opened.
 const SPREAD_AT: usize = 64;
+/// The same towards other sites: a packet that is lost on the way there stalls
+/// every stream of its session for a round trip.
+const SPREAD_AT_REMOTE: usize = 16;
 /// A session without streams for this long is closed.
 const IDLE: Duration = Duration::from_secs(90);
 
@@ -102,7 +105,8 @@ fn plan(
     entry.sessions.retain(|session| session.mux.is_usable());
     let least = entry.sessions.iter().min_by_key(|session| session.mux.streams()).cloned();
     let streams = least.as_ref().map_or(usize::MAX, |session| session.mux.streams());
-    if streams >= SPREAD_AT && entry.opening.is_none() && entry.sessions.len() < MAX_SESSIONS {
+    let spread_at = if endpoint.site == snapshot.site { SPREAD_AT } else { SPREAD_AT_REMOTE };
+    if streams >= spread_at && entry.opening.is_none() && entry.sessions.len() < MAX_SESSIONS {
         entry.opening = Some(start_opening(worker, snapshot, endpoint));
     }
     match (least, &entry.opening) {

@@ -4,6 +4,7 @@
 
 mod control_plane;
 mod tunnels;
+mod wide_area;
 
 use std::{
     collections::VecDeque,
@@ -20,7 +21,7 @@ use mesh_tunnel::Net;
 use tokio::time::sleep;
 
 pub(crate) fn net() -> Arc<dyn Net> {
-    Arc::new(SimNet)
+    Arc::new(SimNet::default())
 }
 
 pub(crate) fn seeds() -> Vec<u64> {

@@ -172,12 +172,37 @@ mod tests {
         assert_eq!(ring.find(7, |item| item == 5), Some(5));
     }
 
+    /// However few are left: at the 400 points of these, most lie beyond what
+    /// the probes of a key reach.
+    #[test]
+    fn anybody_who_is_accepted_is_found() {
+        let ring = ring(&equal(100), &[]);
+        for item in 0..100 {
+            for key in 0..10 {
+                assert_eq!(ring.find(mix(key), |is| is == item), Some(item));
+            }
+        }
+    }
+
+    /// A lookup begins where it may end: it takes no longer with more points.
+    #[test]
+    fn the_index_skips_all_that_lies_before() {
+        for n in [1, 3, 10, 100] {
+            let ring = ring(&equal(n), &[]);
+            let parts = ring.points.len();
+            let before = |number| ring.points.iter().filter(|p| part(p.at, parts) < number).count();
+            let wanted: Vec<_> = (0..parts).map(|number| before(number) as u32).collect();
+            assert_eq!(ring.starts, wanted);
+        }
+    }
+
     proptest! {
         /// The first point at or after, found the slow way.
         #[test]
         fn successors(n in 1u32..40, places in prop::collection::vec(any::<u64>(), 1..50)) {
             let ring = ring(&equal(n), &[]);
-            for place in places.into_iter().chain([0, u64::MAX]) {
+            let points: Vec<u64> = ring.points.iter().map(|point| point.at).collect();
+            for place in places.into_iter().chain(points).chain([0, u64::MAX]) {
                 let slow = ring.points.iter().position(|p| p.at >= place).unwrap_or(0);
                 prop_assert_eq!(ring.after(place), slow);
             }

@@ -70,7 +70,6 @@ impl Urn {
         let n = self.items.len();
         let at = match n {
             0 => return None,
-            1 => 0,
             _ if self.is_even => part(random, n),
             _ => self.at(unit(random) * self.total()),
         };
@@ -130,6 +129,7 @@ mod tests {
         let mut urn = urn(&[1.0, 2.0, 4.0]);
         assert_eq!([0, 1, 2].map(|at| urn.weight(at)), [1.0, 2.0, 4.0]);
         assert_eq!((urn.total(), urn.share), (7.0, 1.0));
+        assert_eq!([0.0, 0.9, 1.0, 2.9, 3.0, 7.0].map(|point| urn.at(point)), [0, 0, 1, 1, 2, 2]);
         urn.clear();
         assert!(urn.items().is_empty() && urn.total() == 0.0);
         urn.push(9, 0.5, 2.0);

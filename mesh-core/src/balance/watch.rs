@@ -175,6 +175,16 @@ mod tests {
         assert_eq!(settled(measured(ms(100), 100), None), 1.0, "there is no next tier");
     }
 
+    /// What is measured lags behind what is done.
+    #[test]
+    fn latency_is_followed_by_halves() {
+        let mut watch = Watch::default();
+        for kept in [0.75, 0.625, 0.5625] {
+            watch.follow_pace(measured(ms(42), 100), Some(measured(ms(10), 100)));
+            assert!((watch.relief() - kept).abs() < 1e-6, "{}", watch.relief());
+        }
+    }
+
     #[test]
     fn what_is_in_flight_settles_at_the_capacity() {
         for (offered, capacity, kept) in

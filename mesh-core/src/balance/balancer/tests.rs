@@ -417,3 +417,21 @@ fn what_begins_ends() {
     world.balancer.end(a, End::NotTried, world.now);
     assert_eq!(world.balancer.load(a).in_flight, 0, "never wraps");
 }
+
+/// One that stands for three is heavy, and the one beside it is one share: it
+/// never meets itself.
+#[test]
+fn a_subset_weighs_what_it_stands_for() {
+    let mut policy = no_slow_start();
+    (policy.locality, policy.subset) = (LocalityMode::Off, 1);
+    let far = (0..3).map(|i| at("west", "eu-1", &format!("w{i}")));
+    let mut world = World::with(policy, far.chain([local("a")]).collect());
+    close(world.expected()["a"], 0.25);
+    let used = world.chosen(&[]);
+    assert_eq!((used.len(), &*used[0]), (2, "a"));
+    for (id, us) in [("a", 40_000.0), (&*used[1], 10_000.0)] {
+        let now = world.now;
+        *world.load_mut(id) = Load { ewma_us: us, updated: now, ..Load::default() };
+    }
+    assert_eq!(world.tally(1000).get("a"), None, "always beside the faster one");
+}

@@ -97,9 +97,7 @@ impl Fields {
 
     /// What memory is kept: gives back what one large message has left.
     pub fn shrink_to(&mut self, bytes: usize) {
-        if self.block.capacity() > bytes {
-            self.block.shrink_to(bytes);
-        }
+        self.block.shrink_to(bytes);
     }
 
     /// Appends a field that has been checked: from a parser, from types of the

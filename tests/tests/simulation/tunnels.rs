@@ -2,11 +2,11 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use edge_proxy::config::GatewayDoors;
+use edge_proxy::{config::GatewayDoors, metrics::Metrics};
 use isthmus_tests::{
     apps::{connect, request, serve_echo, serve_http},
     federated::{door, open_door},
@@ -44,15 +44,22 @@ pub(crate) struct World {
     pub(crate) transport: LinkTransport,
     /// What gateways send and hear by.
     pub(crate) wide_area: Arc<dyn Net>,
+    /// What `vm` counts, once it has started.
+    pub(crate) counted: Arc<OnceLock<Metrics>>,
 }
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, transport: LinkTransport::Unspecified, wide_area: net() }
+        Self {
+            seed,
+            transport: LinkTransport::Unspecified,
+            wide_area: net(),
+            counted: Arc::default(),
+        }
     }
 
     pub(crate) fn build(self) -> turmoil::Sim<'static> {
-        let Self { seed, transport, wide_area } = self;
+        let Self { seed, transport, wide_area, counted } = self;
         println!("seed {seed}");
         let mut sim = turmoil::Builder::new()
             .rng_seed(seed)
@@ -87,10 +94,14 @@ impl World {
             });
         }
         for (host, name) in [("vm", "orders"), ("node", "payments")] {
-            let sites = sites.clone();
+            let (sites, counted) = (sites.clone(), counted.clone());
             sim.host(host, move || {
                 let app = match host {
-                    "vm" => sites.vm(local(LISTENER), net()),
+                    "vm" => {
+                        let app = sites.vm(local(LISTENER), net());
+                        counted.get_or_init(|| app.shared.metrics.clone());
+                        app
+                    }
                     _ => sites.node(local(LISTENER), net()),
                 };
                 async move {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use edge_proxy::metrics::{Direction, DirectionLabel};
 use futures_util::future::try_join_all;
 use isthmus_tests::{
     apps::request,
@@ -72,6 +73,26 @@ fn a_cold_request_costs_one_round_trip_more_than_a_warm_one() {
             }
         }
     }
+}
+
+/// A packet that is lost holds up the requests of one session only.
+#[test]
+fn many_requests_at_once_to_another_site_have_four_sessions() {
+    let world = World::new(seeds()[0]);
+    let counted = world.counted.clone();
+    let mut sim = world.build();
+    sim.client("test", async move {
+        until_ok("vm", PAYMENTS, WARM_UP).await?;
+        for _ in 0..ROUNDS {
+            try_join_all((0..AT_ONCE).map(|_| request_time("vm", PAYMENTS))).await?;
+        }
+        let outbound = DirectionLabel(Direction::Outbound);
+        let metrics = counted.get().expect("vm has started");
+        assert_eq!(metrics.inner_sessions.get_or_create(&outbound).get(), 4);
+        Ok(())
+    });
+    spread_out(&mut sim, Duration::from_millis(20));
+    sim.run().unwrap();
 }
 
 /// As many requests as that at once, each of them this often.

@@ -6,6 +6,7 @@
 //! - [`app`]: wires the process together, top to bottom. Read it first.
 //! - [`worker`]: one data worker: its listeners, pools and what it has seen of
 //!   endpoints.
+//! - [`scratch`]: memory of requests in flight, lent by the worker.
 //! - [`own`]: what this proxy knows of itself.
 //! - [`snapshot_cell`]: the newest snapshot, and which services are wanted.
 //! - [`files`]: identity and snapshot from files, without a control plane.

@@ -182,7 +182,6 @@ impl TwoSites {
                 trust_domain: other.trust_domain.to_string(),
                 dial,
                 transport: self.transport.into(),
-                ..Default::default()
             }),
         ];
         resources.extend(self.gateways());

@@ -185,11 +185,21 @@ impl World {
 
     /// So many requests, so many at once. None may fail.
     pub(super) async fn run(&self, requests: usize, at_once: usize) -> Measured {
+        self.run_after(0, requests, at_once).await
+    }
+
+    /// The same after so many that are not measured, without a pause between.
+    pub(super) async fn run_after(
+        &self,
+        before: usize,
+        requests: usize,
+        at_once: usize,
+    ) -> Measured {
         let door = self.source.bound.http.unwrap();
-        let left = Arc::new(AtomicUsize::new(requests));
+        let left = Arc::new(AtomicUsize::new(before + requests));
         let mut clients = JoinSet::new();
         for _ in 0..at_once {
-            clients.spawn(client(door, left.clone()));
+            clients.spawn(client(door, left.clone(), requests));
         }
         let mut served = [[0; EACH]; ZONES.len()];
         let mut logs = [0.0; ZONES.len()];
@@ -260,13 +270,17 @@ async fn head(stream: &mut BufReader<TcpStream>) -> std::io::Result<String> {
     Ok(head)
 }
 
-/// Sends requests on one connection while any are left: who answered, and how
-/// soon.
-async fn client(door: SocketAddr, left: Arc<AtomicUsize>) -> Vec<(String, Duration)> {
+/// Sends requests on one connection while any are left: who answered the last
+/// `measured` of all, and how soon.
+async fn client(
+    door: SocketAddr,
+    left: Arc<AtomicUsize>,
+    measured: usize,
+) -> Vec<(String, Duration)> {
     let mut stream = BufReader::new(TcpStream::connect(door).await.unwrap());
     let mut answers = Vec::new();
     let take = |left: usize| left.checked_sub(1);
-    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+    while let Ok(left) = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
         let began = Instant::now();
         stream.write_all(b"GET /x HTTP/1.1\r\nHost: orders.shop\r\n\r\n").await.unwrap();
         let head = timeout(STEP, head(&mut stream)).await.expect("an answer").unwrap();
@@ -275,7 +289,9 @@ async fn client(door: SocketAddr, left: Arc<AtomicUsize>) -> Vec<(String, Durati
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         let mut place = vec![0; length.unwrap().parse().unwrap()];
         stream.read_exact(&mut place).await.unwrap();
-        answers.push((String::from_utf8(place).unwrap(), began.elapsed()));
+        if left <= measured {
+            answers.push((String::from_utf8(place).unwrap(), began.elapsed()));
+        }
     }
     answers
 }

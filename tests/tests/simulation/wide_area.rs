@@ -124,7 +124,7 @@ fn of_many_requests_at_once_none_fails_when_one_datagram_in_a_hundred_is_lost() 
 }
 
 async fn client(n: usize) -> Result<Vec<Duration>, Failure> {
-    let (host, url) = if n % 2 == 0 { ("vm", PAYMENTS) } else { ("node", ORDERS) };
+    let (host, url) = if n.is_multiple_of(2) { ("vm", PAYMENTS) } else { ("node", ORDERS) };
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         times.push(request_time(host, url).await?);

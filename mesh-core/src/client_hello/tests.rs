@@ -15,15 +15,24 @@ fn server_name(name: &[u8]) -> Vec<u8> {
     extension(0, &vector16(&[vec![0], vector16(name)].concat()))
 }
 
+/// GREASE and one that there is.
+const CIPHERS: &[u8] = &[0x8a, 0x8a, 0x13, 0x01];
+
 /// The body of a ClientHello; `None` has no extensions at all.
 fn body(extensions: Option<&[Vec<u8>]>) -> Vec<u8> {
+    let mut body = before_extensions(4, CIPHERS, &[0]);
+    body.extend(extensions.map(|all| vector16(&all.concat())).unwrap_or_default());
+    body
+}
+
+fn before_extensions(session_id: u8, ciphers: &[u8], compression: &[u8]) -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([7; 32]);
-    body.extend([4, 1, 2, 3, 4]);
-    // GREASE among the ciphers.
-    body.extend(vector16(&[0x8a, 0x8a, 0x13, 0x01]));
-    body.extend([1, 0]);
-    body.extend(extensions.map(|all| vector16(&all.concat())).unwrap_or_default());
+    body.push(session_id);
+    body.extend((0..session_id).map(|_| 1));
+    body.extend(vector16(ciphers));
+    body.push(u8::try_from(compression.len()).unwrap());
+    body.extend(compression);
     body
 }
 
@@ -104,6 +113,7 @@ fn what_breaks_the_rules_is_no_hello() {
         ("after the message", records(&after, 1000)),
         ("after the extensions", records(&message(&longer), 1000)),
         ("two messages", records(&two, 1000)),
+        ("after the message, to come", records(&after, 1000).split_last().unwrap().1.to_vec()),
         ("no data", [vec![22, 3, 1, 0, 0], name(b"a")].concat()),
         ("huge record", vec![22, 3, 1, 0x40, 1]),
     ];
@@ -113,6 +123,47 @@ fn what_breaks_the_rules_is_no_hello() {
     for bytes in [&b"GET / HTTP/1.1\r\n"[..], b"\x16\x02", b"\x80\x2e\x01\x03\x01", b"S"] {
         assert_eq!(read(bytes), Err(NotHello::NotTls));
     }
+}
+
+/// Everything else about these messages is right.
+#[test]
+fn lengths_have_an_end() {
+    let cases = [
+        ((0, CIPHERS, &[0][..]), None),
+        ((32, CIPHERS, &[0]), None),
+        ((33, CIPHERS, &[0]), Some("length of the session id")),
+        ((34, CIPHERS, &[0]), Some("length of the session id")),
+        ((4, &[], &[0]), Some("length of the cipher suites")),
+        ((4, &[1, 2, 3], &[0]), Some("length of the cipher suites")),
+        ((4, CIPHERS, &[]), Some("no compression method")),
+    ];
+    for ((session_id, ciphers, compression), refused) in cases {
+        let body = before_extensions(session_id, ciphers, compression);
+        let wanted = refused.map_or(Ok(None), |why| Err(NotHello::Malformed(why)));
+        assert_eq!(name_in(&records(&message(&body), MAX_RECORD)), wanted, "{session_id}");
+    }
+    let too_long = Err(NotHello::Malformed("longer than 16 KiB"));
+    let bad_record = Err(NotHello::Malformed("length of a record"));
+    for (bytes, wanted) in [
+        (&[22, 3, 1, 0x40, 0][..], Ok(None)),
+        (&[22, 3, 1, 0x40, 1], bad_record),
+        (&[22, 3, 1, 0, 4, 1, 0, 0x40, 0], Ok(None)),
+        (&[22, 3, 1, 0, 4, 1, 0, 0x40, 1], too_long),
+    ] {
+        assert_eq!(read(bytes), wanted, "{bytes:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_to_both_sides() {
+    assert_eq!(NotHello::NotTls.to_string(), "the client does not speak TLS");
+    assert_eq!(
+        NotHello::Malformed("it ends too soon").to_string(),
+        "ClientHello: it ends too soon"
+    );
+    // Level 2 is fatal.
+    assert_eq!(Alert::DecodeError.record(), [21, 3, 3, 0, 2, 2, 50]);
+    assert_eq!(Alert::UnrecognizedName.record(), [21, 3, 3, 0, 2, 2, 112]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use http::Method;
 use mesh_api::v1::{self, resource::Resource as Kind, route_match::Path};
 use proptest::prelude::*;
 
-use super::{Destination, NoRoute, choose_backend, route, rule};
+use super::{Destination, NoRoute, choose, choose_backend, connection, route, rule};
 use crate::{
     example::{change, mesh, service},
     message::RequestHead,
@@ -180,7 +180,14 @@ fn backends_take_the_called_port_unless_they_name_one() {
         |point: u64| rule.choose(point).map(|chosen| format!("{}:{}", chosen.service, chosen.port));
     assert_eq!(names(0).as_deref(), Some("orders.shop:http"));
     assert_eq!(names(u64::MAX).as_deref(), Some("billing.shop:admin"));
+    let written = &rule.route.unwrap().backends;
+    for (random, at) in [(0, 0), (u64::MAX / 2, 0), (u64::MAX, 1)] {
+        assert_eq!(choose(written, random), Some((at, &written[at])), "{random}");
+    }
+    assert_eq!(choose(&[], 0), None);
     let backends = route(&snapshot, &to, None, None).unwrap();
+    let connection = connection(&snapshot, &to, None, None).unwrap();
+    assert_eq!(connection.backends(), backends);
     let all: Vec<_> =
         backends.0.iter().map(|b| format!("{}:{}:{}", b.service, b.port, b.weight)).collect();
     assert_eq!(all, ["orders.shop:http:3", "billing.shop:admin:1"]);

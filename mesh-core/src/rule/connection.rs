@@ -232,11 +232,26 @@ mod tests {
     }
 
     #[test]
+    fn rules_are_for_their_port() {
+        let of_port = |port: &str| ConnectionRoute { port: port.parse().ok(), ..tls(port, &[]) };
+        let asked = || Some(hello(Some("a.com")));
+        let both = ConnectionRoutes(vec![of_port("other"), of_port("tls")]);
+        assert_eq!(found(&both, None, asked()), Ok(Some("tls")));
+        assert_eq!(found(&ConnectionRoutes(vec![of_port("other")]), None, asked()), Ok(None));
+    }
+
+    #[test]
     fn patterns() {
-        for good in ["a", "a.b-c.d", "*.a", "*.example.com"] {
-            assert_eq!(good.parse::<HostPattern>().unwrap().as_str(), good);
+        let [longest, longer, wide] =
+            ["", "a", "*."].map(|start| format!("{start}{}{}", "a.".repeat(125), "abc"));
+        for good in ["a", "a.b-c.d", "*.a", "*.example.com", &longest] {
+            let pattern: HostPattern = good.parse().unwrap();
+            assert_eq!((pattern.as_str(), format!("{pattern:?}")), (good, format!("{good:?}")));
         }
-        for bad in ["", "*", "*.", "a.*", "*a.b", "A.b", "a..b", "a.", "10.0.0.1", "*.1", "a_b"] {
+        for bad in [
+            &*longer, &wide, "", "*", "*.", "a.*", "*a.b", "A.b", "a..b", "a.", "10.0.0.1", "*.1",
+            "a_b",
+        ] {
             assert!(bad.parse::<HostPattern>().is_err(), "{bad}");
         }
     }

@@ -59,3 +59,39 @@ impl From<&ConnectionRoute> for v1::ConnectionRoute {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field_of(change: impl Fn(&mut v1::ConnectionRoute)) -> Result<(), &'static str> {
+        let backend = v1::Backend { service: "a.b".into(), weight: 1, ..Default::default() };
+        let (name, backends) = ("r".into(), vec![backend]);
+        let mut message = v1::ConnectionRoute { name, backends, ..Default::default() };
+        change(&mut message);
+        ConnectionRoute::try_from(&message).map(drop).map_err(|error| error.field)
+    }
+
+    fn filtered(filters: v1::Filters) -> impl Fn(&mut v1::ConnectionRoute) {
+        move |m| m.backends[0].filters = Some(filters.clone())
+    }
+
+    #[test]
+    fn names_are_of_tls_and_headers_of_requests() {
+        let names = |tls: bool, count: usize| {
+            field_of(|m| (m.tls, m.hostnames) = (tls, vec!["a.b".into(); count]))
+        };
+        assert_eq!((names(false, 0), names(true, 0)), (Ok(()), Ok(())));
+        assert_eq!(names(true, MAX_HOSTNAMES), Ok(()));
+        for (tls, count) in [(false, 1), (true, MAX_HOSTNAMES + 1)] {
+            assert_eq!(names(tls, count), Err("connection_routes.hostnames"), "{tls} {count}");
+        }
+        let changes = Some(v1::HeaderChanges { remove: vec!["x-a".into()], ..Default::default() });
+        for (request, response) in [(changes.clone(), None), (None, changes)] {
+            let filters = v1::Filters { request, response, ..Default::default() };
+            let refused = field_of(filtered(filters));
+            assert_eq!(refused, Err("connection_routes.backends.filters"));
+        }
+        assert_eq!(field_of(filtered(v1::Filters::default())), Ok(()));
+    }
+}

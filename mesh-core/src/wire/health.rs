@@ -98,13 +98,28 @@ mod tests {
     }
 
     #[test]
+    fn the_ends_are_within() {
+        for (interval_ms, timeout_ms, threshold) in [(100, 1, 1), (3_600_000, 60_000, 100)] {
+            let message = v1::HealthCheck {
+                interval_ms,
+                timeout_ms,
+                unhealthy_threshold: threshold,
+                healthy_threshold: threshold,
+                ..Default::default()
+            };
+            let check = HealthCheck::try_from(&message).unwrap();
+            assert_eq!(v1::HealthCheck::from(&check), message);
+        }
+    }
+
+    #[test]
     fn checks_that_mean_nothing() {
         let wrong = |change: fn(&mut v1::HealthCheck)| {
             let mut message = v1::HealthCheck::default();
             change(&mut message);
             HealthCheck::try_from(&message).unwrap_err().field
         };
-        let cases: [(&str, fn(&mut v1::HealthCheck)); 9] = [
+        let cases: [(&str, fn(&mut v1::HealthCheck)); 10] = [
             ("health_check.http_path", |m| m.http_path = "healthz".into()),
             ("health_check.http_path", |m| m.http_path = "/a b".into()),
             ("health_check.http_path", |m| m.http_path = "/a#b".into()),
@@ -112,6 +127,7 @@ mod tests {
                 m.http_statuses.push(v1::StatusRange { from: 200, to: 200 });
             }),
             ("health_check.interval_ms", |m| m.interval_ms = 99),
+            ("health_check.interval_ms", |m| m.interval_ms = 3_600_001),
             ("health_check.interval_ms", |m| m.interval_ms = u64::MAX),
             ("health_check.timeout_ms", |m| m.timeout_ms = 60_001),
             ("health_check.unhealthy", |m| m.unhealthy_threshold = 101),

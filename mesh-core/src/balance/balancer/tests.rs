@@ -7,6 +7,7 @@ use crate::{
     service::Locality,
 };
 
+mod asked;
 mod ejection;
 mod keys;
 mod latency;

@@ -332,7 +332,10 @@ fn claim() -> ((u8, u8), TcpListener) {
 
 /// An application: a thread for each connection, as long as the test runs.
 fn serve(addr: SocketAddr, each: fn(TcpStream) -> io::Result<()>) {
-    let listener = TcpListener::bind(addr).unwrap();
+    // Whoever listens on this port of every address may be about to end.
+    let listener = eventually("a port for an application", || {
+        TcpListener::bind(addr).map_err(|error| format!("{addr}: {error}"))
+    });
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             std::thread::spawn(move || each(stream));

@@ -13,7 +13,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 
 # Decoders of what a network or a person sends.
-FUZZ_TARGETS := tunnel_header control_message token snapshot message_codec http1_request http1_response http1_chunked
+FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot message_codec http1_request http1_response http1_chunked
 FUZZ_SECONDS ?= 60
 
 .PHONY: demo test test-netns test-interop test-vm fuzz soak bench

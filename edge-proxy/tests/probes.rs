@@ -124,6 +124,19 @@ impl World {
         counts
     }
 
+    /// The balancer looks at what was found out a few times a second.
+    async fn until_spread(&self, holds: fn(usize, usize) -> bool) {
+        let mut last = [0; 2];
+        for _ in 0..50 {
+            last = self.spread().await;
+            if holds(last[0], last[1]) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("it stays {last:?}");
+    }
+
     async fn until_failing(&self, wanted: usize) {
         let wanted = format!("{FAILING} {wanted}\n");
         for _ in 0..200 {
@@ -143,11 +156,10 @@ async fn an_endpoint_that_answers_badly_has_no_traffic_until_it_answers_well() {
     assert!(first > 0 && second > 0, "both are well: {first} {second}");
     world.health[0].store(503, Ordering::Relaxed);
     world.until_failing(1).await;
-    assert_eq!(world.spread().await, [0, 40]);
+    world.until_spread(|first, second| (first, second) == (0, 40)).await;
     world.health[0].store(200, Ordering::Relaxed);
     world.until_failing(0).await;
-    let [first, second] = world.spread().await;
-    assert!(first > 0 && second > 0, "it is back: {first} {second}");
+    world.until_spread(|first, second| first > 0 && second > 0).await;
     let metrics = world.source.metrics();
     for result in ["ok", "failed"] {
         let line = format!(
@@ -163,8 +175,7 @@ async fn when_all_answer_badly_none_is_preferred() {
     world.spread().await;
     world.health.iter().for_each(|health| health.store(500, Ordering::Relaxed));
     world.until_failing(2).await;
-    let [first, second] = world.spread().await;
-    assert!(first > 0 && second > 0, "{first} {second}");
+    world.until_spread(|first, second| first > 0 && second > 0).await;
 }
 
 #[tokio::test]
@@ -179,16 +190,7 @@ async fn nobody_is_asked_without_a_policy_or_before_there_is_traffic() {
     world.tell("");
     world.until_failing(0).await;
     let asked = world.asked.load(Ordering::Relaxed);
-    // The balancer looks at what was told it a few times a second.
-    let mut first = 0;
-    for _ in 0..50 {
-        first = world.spread().await[0];
-        if first > 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(first > 0, "it is left alone for ever");
+    world.until_spread(|first, second| first > 0 && second > 0).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let more = world.asked.load(Ordering::Relaxed) - asked;
     assert!(more <= 2, "asked {more} times more; two may have been on their way");
@@ -206,5 +208,5 @@ async fn a_connection_is_enough_where_that_is_asked_for() {
     world.targets[0] = closed;
     world.tell(&policy("tcp: {}"));
     world.until_failing(1).await;
-    assert_eq!(world.spread().await, [0, 40]);
+    world.until_spread(|first, second| (first, second) == (0, 40)).await;
 }

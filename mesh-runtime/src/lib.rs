@@ -7,6 +7,7 @@
 //! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines.
 //! - [`clock`]: the only place that reads one.
 //! - [`files`]: keys and state, written whole, readable by their owner alone.
+//! - [`memory`]: pages of the program given back after the start.
 //! - [`process`]: exit codes, runtime, panics, Unix sockets.
 //!
 //! It knows nothing of meshes, identities or policy.
@@ -17,5 +18,6 @@ pub mod config;
 pub mod drain;
 pub mod files;
 pub mod logs;
+pub mod memory;
 pub mod process;
 pub mod systemd;

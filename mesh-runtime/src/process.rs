@@ -9,6 +9,7 @@ use tokio::{
 
 use crate::{
     drain::{Drain, terminated},
+    memory,
     systemd::{self, State},
 };
 
@@ -67,11 +68,15 @@ pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
     Ok(runtime)
 }
 
-/// Tells systemd that we are ready, pings its watchdog, waits for SIGTERM or
-/// SIGINT (or for somebody else to start the drain), and tells systemd that we
-/// are stopping. The caller then finishes the drain.
+/// Tells systemd that we are ready, gives back the memory of the start, pings
+/// the watchdog, waits for SIGTERM or SIGINT (or for somebody else to start the
+/// drain), and tells systemd that we are stopping. The caller then finishes the
+/// drain.
 pub async fn until_terminated(drain: &Drain) -> io::Result<()> {
     systemd::notify(&State::Ready);
+    if let Err(error) = memory::release_code() {
+        log::debug!(error:% = error; "the pages of the start are kept");
+    }
     tokio::select! {
         result = terminated() => result?,
         () = drain.draining() => {}

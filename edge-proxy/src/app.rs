@@ -10,11 +10,8 @@ use mesh_runtime::{
     drain::Drain,
     process,
 };
-use mesh_tunnel::{Credentials, Net, RealNet, Trust};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
-};
+use mesh_tunnel::{Credentials, Net, Trust};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     access_log::AccessLog,
@@ -22,6 +19,7 @@ use crate::{
     discovery,
     files::snapshot,
     gateway::Gateway,
+    handover::{HeirNet, Predecessor, Requests},
     identity,
     inbound::limits::Limits,
     metrics::Metrics,
@@ -37,6 +35,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long workers may take to end once everything was told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a successor may take until it is ready; its predecessor serves
+/// meanwhile.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const STOP_POLL: Duration = Duration::from_millis(5);
 
@@ -113,20 +114,33 @@ pub struct App {
 /// Something cannot be read or bound; nothing runs then.
 pub fn run(config: Config) -> anyhow::Result<()> {
     process::current_thread()?.block_on(async {
+        let (sockets, predecessor) = Predecessor::of_process()
+            .context("cannot take over from the process that started this one")?;
+        let successors = Requests::listen()?;
         let credentials = Credentials::new(None, Trust::default());
-        let app = App::new(Shared::new(config, Arc::new(RealNet), credentials)?);
+        let net = HeirNet::new(sockets.clone());
+        let app = App::new(Shared::new(config, Arc::new(net.clone()), credentials)?);
         // Whoever asks before the other conditions are there is not told yes.
         let staying = app.shared.readiness.condition("staying");
         app.load_files()?;
-        app.serve_admin().await?;
-        app.check_ports().await?;
+        app.serve_admin(&net)?;
+        if predecessor.is_none() {
+            app.check_ports().await?;
+        }
         let (died, mut deaths) = mpsc::channel(1);
         let workers = app.start_workers(&died).await?;
         app.start_control();
         app.report_draining(staying);
+        if let Some(predecessor) = predecessor {
+            app.take_over(&predecessor).await?;
+            sockets.close_rest();
+        }
+        net.open();
         log::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(); "started");
+        let Shared { config, drain, .. } = &app.shared;
         tokio::select! {
-            terminated = process::until_terminated(&app.shared.drain) => terminated?,
+            terminated = process::until_terminated(drain) => terminated?,
+            () = successors.until_replaced(&sockets, drain, config.handover_timeout) => {}
             Some(index) = deaths.recv() => log::error!(worker = index; "a worker has ended"),
         }
         app.stop(workers).await
@@ -163,17 +177,35 @@ impl App {
         Ok(())
     }
 
-    async fn serve_admin(&self) -> anyhow::Result<()> {
+    /// Waits until this proxy can do what its predecessor does.
+    async fn take_over(&self, predecessor: &Predecessor) -> anyhow::Result<()> {
+        let readiness = &self.shared.readiness;
+        let ready = tokio::time::timeout(READY_TIMEOUT, readiness.ready()).await;
+        if ready.is_err() {
+            let why = readiness.check().err().unwrap_or_default();
+            anyhow::bail!("not ready after {} s: {why}", READY_TIMEOUT.as_secs());
+        }
+        predecessor.tell_ready().context("the process that started this one is gone")
+    }
+
+    fn serve_admin(&self, net: &HeirNet) -> anyhow::Result<()> {
         let Some(addr) = self.shared.config.admin else { return Ok(()) };
-        let listener = TcpListener::bind(addr)
-            .await
+        let listener = net
+            .listen(addr, false)
             .with_context(|| format!("admin: cannot listen on {addr}; choose another or `off`"))?;
         log::info!(listener = "admin", addr:% = listener.local_addr()?; "listening");
         let registry = self.shared.metrics.registry.clone();
         let readiness = self.shared.readiness.clone();
         let shown = Admin { registry, readiness };
-        let drain = &self.shared.drain;
-        drain.spawn_beside(admin::serve(listener, shown, drain.clone()));
+        let (net, drain) = (net.clone(), self.shared.drain.clone());
+        self.shared.drain.spawn_beside(async move {
+            net.opened().await;
+            tokio::select! {
+                () = admin::serve(listener, shown, drain.clone()) => {}
+                // Whoever asks is answered by the successor.
+                () = drain.leaving() => {}
+            }
+        });
         Ok(())
     }
 

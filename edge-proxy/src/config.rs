@@ -50,6 +50,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long opaque connections may go on after SIGTERM.
     pub opaque_drain_timeout: Duration,
+    /// How long connections may go on after a successor has taken over.
+    pub handover_timeout: Duration,
     /// Holds the last snapshot and the last identity.
     pub state: Option<PathBuf>,
     /// Region, zone, host.
@@ -153,6 +155,7 @@ impl Config {
             access_log: AccessLogTarget::Off,
             drain_timeout: Duration::from_secs(30),
             opaque_drain_timeout: Duration::from_secs(60),
+            handover_timeout: Duration::from_secs(60),
             state: None,
             locality: Locality::default(),
             gateway: None,

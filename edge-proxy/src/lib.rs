@@ -4,6 +4,7 @@
 //! cannot read. In reading order:
 //! - [`config`]: what was written in `proxy.yaml`, and what it means.
 //! - [`app`]: wires the process together, top to bottom. Read it first.
+//! - [`handover`]: a successor takes the place of this process.
 //! - [`worker`]: one data worker: its listeners, pools and what it has seen of
 //!   endpoints.
 //! - [`scratch`]: memory of requests in flight, lent by the worker.
@@ -31,6 +32,7 @@ pub mod copy;
 pub mod discovery;
 pub mod files;
 pub mod gateway;
+pub mod handover;
 pub mod headers;
 pub mod http1;
 pub mod http2;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use edge_proxy::{
     app,
     config::{Config, Flags},
+    handover,
 };
 use mesh_runtime::{config::ConfigError, process};
 
@@ -15,6 +16,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     process::start("info");
+    if let Err(error) = handover::relay() {
+        log::error!(error:% = error; "cannot start the successor");
+        return ExitCode::from(process::EXIT_FAILURE);
+    }
     let result = Config::load(&flags).map_err(anyhow::Error::from).and_then(app::run);
     let Err(error) = result else { return ExitCode::SUCCESS };
     eprintln!("edge-proxy: {}", process::told(error.as_ref()));

@@ -114,7 +114,8 @@ pub struct Admin {
 
 /// Serves until `drain` stops, so that the last figures can still be read
 /// while the process drains; run it with [`Drain::spawn_beside`].
-pub async fn serve(listener: TcpListener, admin: Admin, drain: Drain) {
+pub async fn serve(listener: impl Into<Arc<TcpListener>>, admin: Admin, drain: Drain) {
+    let listener = listener.into();
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {

@@ -3,6 +3,10 @@
 //! `main` makes one [`Drain`] and hands out clones. [`Drain::start`] asks every
 //! holder to take nothing new; when all its tasks have ended, or the deadline
 //! has passed, [`Drain::finish`] returns and the runtime may be dropped.
+//!
+//! A process that a successor replaces leaves before that: from
+//! [`Drain::leave`] on it accepts no connection, and serves those it has as
+//! before until [`Drain::left`] returns.
 
 use std::{
     future::Future,
@@ -18,11 +22,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Runs tasks and says when to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
+    leaving: CancellationToken,
     draining: CancellationToken,
     stopping: CancellationToken,
-    /// As `draining`, for those who ask with every request: no lock.
+    /// As `leaving` and `draining`, for those who ask with every request: no
+    /// lock.
+    is_closing: Arc<AtomicBool>,
     is_draining: Arc<AtomicBool>,
     tasks: TaskTracker,
+    connections: TaskTracker,
 }
 
 impl Drain {
@@ -37,6 +45,14 @@ impl Drain {
         F: Future<Output = ()> + Send + 'static,
     {
         self.tasks.spawn(task);
+    }
+
+    /// As [`Drain::spawn`], for what [`Drain::left`] waits for: a connection.
+    pub fn spawn_connection<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(self.connections.track_future(task));
     }
 
     /// Runs a task that goes on while the process drains and is dropped when
@@ -54,9 +70,41 @@ impl Drain {
         });
     }
 
+    /// Asks every holder to accept no connection: somebody else does.
+    pub fn leave(&self) {
+        self.is_closing.store(true, Ordering::Release);
+        self.leaving.cancel();
+    }
+
+    /// Waits for [`Drain::leave`].
+    pub async fn leaving(&self) {
+        self.leaving.cancelled().await;
+    }
+
+    /// Whether [`Drain::leave`] or [`Drain::start`] was called: who has a
+    /// connection should open a new one for what comes next.
+    pub fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Acquire)
+    }
+
+    /// Waits for [`Drain::leave`] or [`Drain::start`].
+    pub async fn closing(&self) {
+        tokio::select! {
+            () = self.leaving() => {}
+            () = self.draining() => {}
+        }
+    }
+
+    /// Waits until no connection is left.
+    pub async fn left(&self) {
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
     /// Asks every holder to take nothing new.
     pub fn start(&self) {
         // Before the wake-ups: who is woken asks.
+        self.is_closing.store(true, Ordering::Release);
         self.is_draining.store(true, Ordering::Release);
         self.draining.cancel();
     }
@@ -143,6 +191,23 @@ mod tests {
             assert!(!drain.is_draining());
             assert_eq!(drain.finish(Duration::from_secs(2)).await, 0);
             assert!(drain.is_draining());
+        });
+    }
+
+    #[test]
+    fn who_leaves_goes_on_until_the_last_connection_has_ended() {
+        paused(async {
+            let drain = Drain::new();
+            drain.spawn(std::future::pending());
+            drain.spawn_connection(tokio::time::sleep(Duration::from_secs(3)));
+            drain.leave();
+            drain.leaving().await;
+            drain.closing().await;
+            assert!(drain.is_closing() && !drain.is_draining());
+            let began = tokio::time::Instant::now();
+            drain.left().await;
+            assert_eq!(began.elapsed().as_secs(), 3);
+            assert!(!drain.is_draining());
         });
     }
 

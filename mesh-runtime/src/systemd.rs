@@ -23,6 +23,8 @@ pub enum State<'a> {
     Status(&'a str),
     /// Still alive.
     Watchdog,
+    /// The process that is the service from now on.
+    MainPid(u32),
 }
 
 impl State<'_> {
@@ -32,6 +34,7 @@ impl State<'_> {
             Self::Stopping => "STOPPING=1".to_owned(),
             Self::Status(line) => format!("STATUS={}", line.replace(['\n', '\r'], " ")),
             Self::Watchdog => "WATCHDOG=1".to_owned(),
+            Self::MainPid(pid) => format!("MAINPID={pid}"),
         }
     }
 }
@@ -87,6 +90,7 @@ mod tests {
             (State::Ready, "READY=1"),
             (State::Stopping, "STOPPING=1"),
             (State::Watchdog, "WATCHDOG=1"),
+            (State::MainPid(42), "MAINPID=42"),
             (State::Status("two\nlines"), "STATUS=two lines"),
         ] {
             send(path.as_os_str().as_bytes(), &state).unwrap();

@@ -46,6 +46,9 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 /// A connection of either kind of network.
 pub type Stream = Box<dyn Io>;
 
+/// A UDP socket for QUIC.
+pub type Datagrams = Arc<dyn quinn::AsyncUdpSocket>;
+
 impl<T: Io + ?Sized> Io for Box<T> {
     fn raw_fd(&self) -> Option<RawFd> {
         (**self).raw_fd()
@@ -111,11 +114,7 @@ pub trait Net: fmt::Debug + Send + Sync + 'static {
     /// Opens a TCP connection with `TCP_NODELAY`.
     fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>>;
     /// A UDP socket for QUIC.
-    fn udp(
-        &self,
-        addr: SocketAddr,
-        shared: bool,
-    ) -> BoxFuture<'_, io::Result<Arc<dyn quinn::AsyncUdpSocket>>>;
+    fn udp(&self, addr: SocketAddr, shared: bool) -> BoxFuture<'_, io::Result<Datagrams>>;
     /// Connects to a Unix socket.
     fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>>;
     /// Listens on a Unix socket with these permission bits, as
@@ -155,11 +154,31 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default, Clone, Copy)]
 pub struct RealNet;
 
+impl RealNet {
+    /// As [`Net::bind`], the socket itself.
+    ///
+    /// # Errors
+    ///
+    /// The address is not to be had; the error says which, and what to do.
+    pub fn listen(&self, addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+        bind_tcp(addr, shared).map_err(|e| named(&e, "TCP", addr))
+    }
+
+    /// As [`Net::udp`], the socket itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`RealNet::listen`].
+    pub fn datagrams(&self, addr: SocketAddr, shared: bool) -> io::Result<std::net::UdpSocket> {
+        bind_udp(addr, shared).map_err(|e| named(&e, "UDP", addr))
+    }
+}
+
 impl Net for RealNet {
     fn bind(&self, addr: SocketAddr, shared: bool) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let listener = bind_tcp(addr, shared).map_err(|e| named(&e, "TCP", addr))?;
-            Ok(Box::new(RealListener(listener)) as Box<dyn Listener>)
+            let listener = RealListener(Arc::new(self.listen(addr, shared)?));
+            Ok(Box::new(listener) as Box<dyn Listener>)
         })
     }
 
@@ -174,15 +193,8 @@ impl Net for RealNet {
         })
     }
 
-    fn udp(
-        &self,
-        addr: SocketAddr,
-        shared: bool,
-    ) -> BoxFuture<'_, io::Result<Arc<dyn quinn::AsyncUdpSocket>>> {
-        Box::pin(async move {
-            let socket = bind_udp(addr, shared).map_err(|e| named(&e, "UDP", addr))?;
-            quinn::TokioRuntime.wrap_udp_socket(socket)
-        })
+    fn udp(&self, addr: SocketAddr, shared: bool) -> BoxFuture<'_, io::Result<Datagrams>> {
+        Box::pin(async move { quinn::TokioRuntime.wrap_udp_socket(self.datagrams(addr, shared)?) })
     }
 
     fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>> {
@@ -265,7 +277,9 @@ fn bind_udp(addr: SocketAddr, shared: bool) -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
-struct RealListener(TcpListener);
+/// A listening socket of the operating system.
+#[derive(Debug, Clone)]
+pub struct RealListener(pub Arc<TcpListener>);
 
 impl Listener for RealListener {
     fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, SocketAddr)>> {

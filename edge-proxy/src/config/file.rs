@@ -26,6 +26,9 @@ use crate::files::IdentityFiles;
 pub const DEFAULT_FILE: &str = "/etc/isthmus/proxy.yaml";
 /// Workers by default: more rarely help a proxy beside an application.
 const DEFAULT_WORKERS: usize = 4;
+/// As long as a client that polls, or a person at a shell, may take to come
+/// anew.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// More workers than this are a mistake.
 const MAX_WORKERS: usize = 64;
 /// Listeners of one proxy.
@@ -104,6 +107,7 @@ impl ConfigFile {
                 .opaque_drain_timeout
                 .or(self.drain_timeout)
                 .map_or(Duration::from_secs(20), Into::into),
+            handover_timeout: self.handover_timeout.map_or(HANDOVER_TIMEOUT, Into::into),
             state: Some(self.state.unwrap_or_else(|| default_state(gateway))),
             locality: self.locality.checked(name)?,
             gateway_id,

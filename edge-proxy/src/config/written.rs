@@ -114,6 +114,10 @@ pub(super) struct ConfigFile {
     /// where absent.
     #[schemars(with = "Option<ManifestDuration>")]
     pub(super) opaque_drain_timeout: Option<HumanDuration>,
+    /// How long connections may go on here after SIGHUP or SIGUSR2, when a
+    /// successor has taken over; then they end as after SIGTERM.
+    #[schemars(with = "Option<ManifestDuration>", extend("default" = "15m"))]
+    pub(super) handover_timeout: Option<HumanDuration>,
     /// Directory that holds the last snapshot and the last identity;
     /// `/var/lib/isthmus/proxy` (role gateway: `/var/lib/isthmus/gateway`)
     /// where absent. Nothing is written where both come from files.

@@ -60,6 +60,8 @@ pub(super) async fn keep(disk: Disk, shared: Shared) {
         tokio::select! {
             change = changed.changed() => if change.is_err() { return },
             () = shared.drain.draining() => {}
+            // The file belongs to the successor.
+            () = shared.drain.leaving() => return,
         }
         let now = shared.snapshot.load();
         let is_news = match (&now, &written) {

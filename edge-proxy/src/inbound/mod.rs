@@ -18,10 +18,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use mesh_core::{Allowed, PeerIdentity, identity::Side};
 use mesh_tunnel::{Stream, net::Listener, tls};
 use rustls::pki_types::CertificateDer;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
-    time::Instant,
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::{
     inner::{
@@ -76,18 +73,18 @@ pub struct Caller {
     chain: Vec<CertificateDer<'static>>,
 }
 
-/// Accepts until the process drains.
+/// Accepts until the process drains or leaves.
 pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
     let places = Arc::new(Semaphore::new(MAX_SESSIONS));
     loop {
         let accepted = tokio::select! {
             accepted = next(&*listener, &places) => accepted,
-            () = worker.shared.drain.draining() => return,
+            () = worker.shared.drain.closing() => return,
         };
         match accepted {
             Ok((stream, from, place)) => {
                 let task = serve_stream(worker.clone(), stream, Via::Tcp(from));
-                worker.shared.drain.spawn(async move {
+                worker.shared.drain.spawn_connection(async move {
                     task.await;
                     drop(place);
                 });
@@ -157,8 +154,8 @@ async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream
         ServerSession::start(stream, Probing::DESTINATION, Limits::default(), drain);
     let (retired, disbelieved) =
         (until_retired(worker, &caller), until_disbelieved(worker, &caller));
-    let patience = tokio::time::sleep(Duration::ZERO);
-    tokio::pin!(retired, disbelieved, patience);
+    let late = until_late(worker, &caller);
+    tokio::pin!(retired, disbelieved, late);
     let (mut retiring, mut cut) = (false, false);
     loop {
         tokio::select! {
@@ -169,13 +166,12 @@ async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream
             () = &mut retired, if !retiring => {
                 guardian.retire();
                 retiring = true;
-                patience.as_mut().reset(Instant::now() + worker.shared.config.longest_drain());
             }
             () = &mut disbelieved, if !cut => {
                 guardian.cut();
                 cut = true;
             }
-            () = &mut patience, if retiring && !cut => {
+            () = &mut late, if !cut => {
                 guardian.cut();
                 cut = true;
             }
@@ -186,9 +182,19 @@ async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream
 /// A session does not outlive what proved it.
 async fn until_retired(worker: &Worker, caller: &Caller) {
     tokio::select! {
+        () = worker.shared.drain.closing() => {}
+        () = tokio::time::sleep(until_end(&caller.peer)) => {}
+    }
+}
+
+/// What runs in it has its time: after the drain has begun, or what proved the
+/// caller has ended. While this proxy leaves, nothing is late.
+async fn until_late(worker: &Worker, caller: &Caller) {
+    tokio::select! {
         () = worker.shared.drain.draining() => {}
         () = tokio::time::sleep(until_end(&caller.peer)) => {}
     }
+    tokio::time::sleep(worker.shared.config.longest_drain()).await;
 }
 
 /// Returns when new credentials or bundles no longer vouch for the caller.

@@ -30,13 +30,13 @@ pub enum Purpose {
     Captured,
 }
 
-/// Accepts until the process drains.
+/// Accepts until the process drains or leaves.
 pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>, purpose: Purpose) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let accepted = tokio::select! {
             accepted = next(&*listener, &places) => accepted,
-            () = worker.shared.drain.draining() => return,
+            () = worker.shared.drain.closing() => return,
         };
         let (stream, from, place) = match accepted {
             Ok(accepted) => accepted,
@@ -47,7 +47,7 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>, purpose: P
             }
         };
         let (worker, purpose) = (worker.clone(), purpose.clone());
-        worker.shared.drain.clone().spawn(async move {
+        worker.shared.drain.clone().spawn_connection(async move {
             worker.shared.metrics.clients_open.inc();
             serve(&worker, purpose, stream, from).await;
             worker.shared.metrics.clients_open.dec();

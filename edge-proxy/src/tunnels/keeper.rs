@@ -266,6 +266,7 @@ async fn serve(worker: Arc<Worker>, session: Session, retired: CancellationToken
     };
     let mut going = std::pin::pin!(going);
     let mut end = None;
+    let mut left = false;
     let mut quiet = 0;
     let mut look = tokio::time::interval(LAST_STREAM_POLL);
     loop {
@@ -274,6 +275,12 @@ async fn serve(worker: Arc<Worker>, session: Session, retired: CancellationToken
                 Some(incoming) => reverse::serve(&worker, &session, incoming),
                 None => break,
             },
+            // What our successor is for comes to it; we still open streams here
+            // for the connections that we have.
+            () = drain.leaving(), if !left => {
+                session.drain(worker.shared.config.handover_timeout);
+                left = true;
+            }
             deadline = &mut going, if end.is_none() => {
                 session.drain(deadline);
                 end = Some(mesh_runtime::clock::monotonic() + deadline);

@@ -23,7 +23,7 @@ pub(super) fn serve(worker: &Arc<Worker>, session: &Session, incoming: IncomingS
     let gateway = format!("{}/{}", session.hello().site, session.hello().gateway);
     let worker = worker.clone();
     let drain = worker.shared.drain.clone();
-    drain.spawn(async move {
+    drain.spawn_connection(async move {
         let connection_id = incoming.connect.connection_id.clone();
         if let Err((reason, detail)) = is_ours(&worker, &incoming.connect) {
             let hop = hop(&worker.shared.own.load());

@@ -374,7 +374,7 @@ impl Exchange<'_> {
         let has_body = !answer.body.is_end_stream();
         {
             let mut carrier = self.conn.lock();
-            if self.worker.shared.drain.is_draining() {
+            if self.worker.shared.drain.is_closing() {
                 carrier.server.close_after();
             }
             carrier.server.send_head(head, Body::of(&head.fields, has_body));

@@ -42,11 +42,15 @@ pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream:
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = drain.draining() => {
+        () = drain.closing() => {
             connection.as_mut().graceful_shutdown();
+            let late = async {
+                drain.draining().await;
+                tokio::time::sleep(patience).await;
+            };
             tokio::select! {
                 ended = connection => ended,
-                () = tokio::time::sleep(patience) => Ok(()),
+                () = late => Ok(()),
                 () = drain.stopping() => Ok(()),
             }
         }

@@ -25,6 +25,7 @@ pub struct Record {
     worker: Arc<Worker>,
     started: Instant,
     answered: Option<Duration>,
+    failure: Option<bool>,
     open: Option<TargetLabels>,
 }
 
@@ -51,8 +52,15 @@ impl Record {
             connection: None,
             attempts: 1,
         };
-        let started = clock::monotonic();
-        Self { entry, client: None, worker: worker.clone(), started, answered: None, open: None }
+        Self {
+            entry,
+            client: None,
+            worker: worker.clone(),
+            started: clock::monotonic(),
+            answered: None,
+            failure: None,
+            open: None,
+        }
     }
 
     /// What a request asks for; kept only if it will be written.
@@ -67,6 +75,12 @@ impl Record {
     pub fn answered(&mut self, status: http::StatusCode) {
         self.entry.status = status.as_u16();
         self.answered = Some(self.started.elapsed());
+    }
+
+    /// Whether the rule counts the answer as a failure of the service; 5xx is
+    /// one where no rule says anything.
+    pub fn classified(&mut self, failure: bool) {
+        self.failure = Some(failure);
     }
 
     /// It was refused, or failed.
@@ -141,8 +155,9 @@ impl Drop for Record {
             handles.latency_ms.observe(latency.as_secs_f64() * 1000.0);
         }
         if let Some(figures) = &handles.figures {
-            // What federation is told: a failure is what a client cannot mend.
-            let ok = self.entry.status < 500 && self.entry.reason.is_none();
+            // What federation is told.
+            let failure = self.failure.unwrap_or(self.entry.status >= 500);
+            let ok = !failure && self.entry.reason.is_none();
             figures.ended(ok, self.answered.unwrap_or(self.entry.duration));
         }
         if shared.access_log.is_on() {

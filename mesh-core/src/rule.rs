@@ -54,19 +54,25 @@ pub struct Route {
     pub failures: Vec<RangeInclusive<u16>>,
 }
 
-impl Route {
-    /// Whether an answer counts as a failure of the service.
-    pub fn is_failure(&self, status: StatusCode) -> bool {
-        is_failure(&self.failures, status)
-    }
+/// Whether an answer counts as a failure of the service: its status is one of
+/// the rule's `failures` (without any, or without a rule, 5xx), or what gRPC
+/// says in it or after it is the server's fault.
+pub fn is_failure(
+    failures: &[RangeInclusive<u16>],
+    status: StatusCode,
+    grpc_status: Option<u32>,
+) -> bool {
+    let by_status = match failures {
+        [] => status.is_server_error(),
+        failures => failures.iter().any(|range| range.contains(&status.as_u16())),
+    };
+    by_status || grpc_status.is_some_and(is_grpc_failure)
 }
 
-/// Whether `status` is one of `failures`; without any, whether it is 5xx.
-pub fn is_failure(failures: &[RangeInclusive<u16>], status: StatusCode) -> bool {
-    if failures.is_empty() {
-        return status.is_server_error();
-    }
-    failures.iter().any(|range| range.contains(&status.as_u16()))
+/// UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and DATA_LOSS: all others
+/// are what the caller asked for, or its own fault.
+pub fn is_grpc_failure(status: u32) -> bool {
+    matches!(status, 2 | 4 | 13 | 14 | 15)
 }
 
 /// One weighted target of a rule as it is written.

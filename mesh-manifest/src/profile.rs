@@ -128,37 +128,52 @@ impl RetryBudget {
     }
 }
 
+/// No answer has this status; no range at all would mean 5xx.
+const NEVER: v1::StatusRange = v1::StatusRange { from: 100, to: 100 };
+
 impl ProfileRoute {
     /// The rule, without backends.
     pub(crate) fn wire(&self) -> Result<v1::Route, String> {
+        let failures = self.failures()?;
         let retry = v1::RetryPolicy {
             attempts: 3,
-            statuses: self.failures()?,
+            statuses: failures.clone(),
             any_method: true,
             ..v1::RetryPolicy::default()
-        };
-        let retry = v1::RetryPolicy {
-            statuses: if retry.statuses.is_empty() {
-                vec![v1::StatusRange { from: 500, to: 599 }]
-            } else {
-                retry.statuses
-            },
-            ..retry
         };
         Ok(v1::Route {
             name: self.name.clone(),
             matches: self.condition.alternatives("condition")?,
             request_timeout_ms: millis(self.timeout),
             retry: self.is_retryable.then_some(retry),
-            failures: self.failures()?,
+            failures,
             ..v1::Route::default()
         })
     }
 
+    /// As Linkerd reads it: the first class that holds decides, and 5xx is a
+    /// failure where none does.
     fn failures(&self) -> Result<Vec<v1::StatusRange>, String> {
-        let mut failures = Vec::new();
-        for class in self.response_classes.iter().filter(|class| class.is_failure) {
-            class.condition.ranges(&mut failures)?;
+        let mut classes = Vec::new();
+        for class in &self.response_classes {
+            let mut ranges = Vec::new();
+            class.condition.ranges(&mut ranges)?;
+            classes.push((ranges, class.is_failure));
+        }
+        let is_failure = |status: u32| {
+            let holds = |range: &v1::StatusRange| (range.from..=range.to).contains(&status);
+            let class = classes.iter().find(|(ranges, _)| ranges.iter().any(holds));
+            class.map_or(status >= 500, |(_, is_failure)| *is_failure)
+        };
+        let mut failures: Vec<v1::StatusRange> = Vec::new();
+        for status in (200..600).filter(|status| is_failure(*status)) {
+            match failures.last_mut() {
+                Some(last) if last.to + 1 == status => last.to = status,
+                _ => failures.push(v1::StatusRange { from: status, to: status }),
+            }
+        }
+        if failures.is_empty() {
+            failures.push(NEVER);
         }
         Ok(failures)
     }

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use mesh_core::message::Fields;
+use mesh_core::{message::Fields, rule};
 use mesh_tunnel::Stream;
 
 use super::{
@@ -25,8 +25,12 @@ use crate::{
         mux::{ResetCode, StreamError},
         request::{self, Part, RecvBody, Upload},
     },
+    record::Record,
     worker::Worker,
 };
+
+/// How a gRPC call has ended.
+pub const GRPC_STATUS: &str = "grpc-status";
 
 /// An answer whose head was taken already.
 #[derive(Debug)]
@@ -46,6 +50,26 @@ pub struct Used {
     pub place: Option<Place>,
     /// A request of the service.
     pub in_flight: Option<InFlight>,
+}
+
+impl Used {
+    /// What follows the body may say that the service has failed.
+    pub fn read_trailers(&mut self, grpc_status: Option<u32>, record: &mut Record) {
+        if grpc_status.is_some_and(rule::is_grpc_failure) {
+            self.attempt.blame();
+            record.classified(true);
+        }
+    }
+}
+
+/// gRPC over HTTP/2, "Status": in trailers, or in a head that is all there is.
+pub fn grpc_status(fields: &Fields) -> Option<u32> {
+    grpc_code(fields.get(GRPC_STATUS)?)
+}
+
+/// The same of what may have been said.
+pub fn grpc_code(value: &[u8]) -> Option<u32> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// The body of an answer, and what is left of its request, which must be

@@ -10,18 +10,18 @@ mod plain;
 
 pub use mesh::reason_of;
 
-use std::{sync::Arc, task::Context};
+use std::{ops::RangeInclusive, sync::Arc, task::Context};
 
 use mesh_core::{
     Endpoint,
     message::{ResponseHead, codec, hop},
-    rule::{RetryPolicy, TrafficPolicy},
+    rule::{self, RetryPolicy, TrafficPolicy},
 };
 use mesh_runtime::clock;
 use tokio::time::Instant;
 
 use super::{
-    answer::{Answer, Used},
+    answer::{Answer, Used, grpc_status},
     body::ReplayBody,
     deadline,
     dispatch::Dispatch,
@@ -49,6 +49,8 @@ pub struct Carried<'a> {
     pub retry: Option<&'a RetryPolicy>,
     /// How long one attempt may take.
     pub attempt_timeout: Option<std::time::Duration>,
+    /// Statuses that count as failures; empty is 5xx.
+    pub failures: &'a [RangeInclusive<u16>],
     /// What the service allows its callers.
     pub traffic: &'a TrafficPolicy,
     /// Who is told of heads before the head.
@@ -110,16 +112,20 @@ pub async fn attempts(
         };
         let failed = match sent {
             Ok((mut body, place)) => {
+                let failure = carried.is_failure();
+                if failure {
+                    load.blame();
+                }
                 // A body that is too long to be sent again lets the answer stand.
                 if !carried.wants_another()
                     || !body.is_replayable()
                     || !carried.may_repeat(repeated, in_flight)
                 {
+                    record.classified(failure);
                     let used = Used { attempt: load, place, in_flight: None };
                     return Ok(Answer { body, used });
                 }
                 carried.body = body.into_request();
-                load.blame();
                 Failed::answered(&endpoint, carried.scratch.answer.status)
             }
             Err(failed) => {
@@ -175,11 +181,14 @@ impl Carried<'_> {
     fn wants_another(&self) -> bool {
         let Some(retry) = &self.retry else { return false };
         let head = &self.scratch.answer;
-        let grpc = || {
-            let code = std::str::from_utf8(head.fields.get("grpc-status")?).ok()?.parse().ok()?;
-            Some(retry.grpc_codes.contains(&code))
-        };
-        retry.repeats(head.status) || grpc().unwrap_or(false)
+        let by_code = |code| retry.grpc_codes.contains(&code);
+        retry.repeats(head.status) || grpc_status(&head.fields).is_some_and(by_code)
+    }
+
+    /// Whether the answer's head says that the service has failed.
+    fn is_failure(&self) -> bool {
+        let ResponseHead { status, fields, .. } = &self.scratch.answer;
+        rule::is_failure(self.failures, *status, grpc_status(fields))
     }
 
     /// Whether what may have been processed may be sent once more.

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::{
-    answer::{AnswerBody, AnswerError, Used},
+    answer::{AnswerBody, AnswerError, GRPC_STATUS, Used, grpc_code},
     front::http1::Conn,
 };
 use crate::{http1::ConnError, record::Record};
@@ -215,7 +215,7 @@ pub struct OutBody {
     record: Option<Record>,
     received: Option<Arc<AtomicU64>>,
     deadline: Option<Pin<Box<Sleep>>>,
-    _used: Option<Used>,
+    used: Option<Used>,
 }
 
 #[derive(Debug)]
@@ -250,12 +250,12 @@ impl OutBody {
         body.record = Some(record);
         body.received = received;
         body.deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        body._used = Some(used);
+        body.used = Some(used);
         body
     }
 
     fn of(source: Source) -> Self {
-        Self { source, record: None, received: None, deadline: None, _used: None }
+        Self { source, record: None, received: None, deadline: None, used: None }
     }
 
     /// The next frame, unless the deadline comes first.
@@ -292,6 +292,10 @@ impl Body for OutBody {
             match &frame {
                 Some(Ok(frame)) => {
                     record.entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    let said = frame.trailers_ref().and_then(|map| map.get(GRPC_STATUS));
+                    if let (Some(said), Some(used)) = (said, &mut this.used) {
+                        used.read_trailers(grpc_code(said.as_bytes()), record);
+                    }
                 }
                 // We have ended it ourselves: the deadline.
                 Some(Err(AnswerError::Late(_))) => record.failed(mesh_core::Reason::Timeout),

@@ -74,6 +74,7 @@ async fn send(
             deadline: None,
             retry: None,
             attempt_timeout: None,
+            failures: &[],
             traffic: &service.traffic,
             early: Early::Nobody,
         };

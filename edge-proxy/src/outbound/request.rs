@@ -105,6 +105,7 @@ pub async fn carry(
         deadline,
         retry: route.and_then(|route| route.retry.as_ref()),
         attempt_timeout: route.and_then(|route| route.backend_timeout),
+        failures: route.map_or(&[], |route| &route.failures),
         traffic: &decision.service.traffic,
         early: client.early,
     };

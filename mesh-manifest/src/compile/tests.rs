@@ -182,7 +182,7 @@ spec:
       responseClasses:
         - { condition: { status: { min: 500, max: 501 } }, isFailure: true }
         - { condition: { status: { min: 503 } }, isFailure: true }
-        - { condition: { status: { min: 400 } } }
+        - { condition: { status: { min: 400, max: 599 } } }
   retryBudget: { retryRatio: 0.25, minRetriesPerSecond: 3, ttl: 5s }
   dstOverrides:
     - { authority: 'orders.shop.svc.cluster.local:80', weight: 900m }
@@ -202,6 +202,7 @@ spec:
     let regex = |text: &str| Some(Path::PathRegex(text.into()));
     assert_eq!(found, [("GET", regex("/o/[^/]*")), ("GET", regex("/p"))]);
     let range = |from, to| v1::StatusRange { from, to };
+    // The third class takes all that is left of 5xx, and it is none of failures.
     assert_eq!(route.failures, [range(500, 501), range(503, 503)]);
     assert_eq!(route.retry.as_ref().unwrap().statuses, route.failures);
     assert_eq!(route.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [900, 1000]);

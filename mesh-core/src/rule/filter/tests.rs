@@ -165,9 +165,21 @@ fn repetitions_wait_longer_each_time_up_to_a_limit() {
 
 #[test]
 fn failures_are_5xx_unless_told() {
-    let mut route = Route::default();
-    let failed = |route: &Route, status| route.is_failure(StatusCode::from_u16(status).unwrap());
-    assert_eq!([404, 500, 599].map(|s| failed(&route, s)), [false, true, true]);
-    route.failures = vec![404..=404, 503..=599];
-    assert_eq!([404, 500, 503].map(|s| failed(&route, s)), [true, false, true]);
+    let told = [404..=404, 503..=599];
+    let cases: [(&[_], u16, Option<u32>, bool); 10] = [
+        (&[], 404, None, false),
+        (&[], 500, None, true),
+        (&[], 599, None, true),
+        (&told, 404, None, true),
+        (&told, 500, None, false),
+        (&told, 503, None, true),
+        (&[], 200, Some(0), false),
+        (&[], 200, Some(5), false),
+        (&[], 200, Some(14), true),
+        (&told, 200, Some(13), true),
+    ];
+    for (failures, status, grpc, wanted) in cases {
+        let found = is_failure(failures, StatusCode::from_u16(status).unwrap(), grpc);
+        assert_eq!(found, wanted, "{failures:?} {status} {grpc:?}");
+    }
 }

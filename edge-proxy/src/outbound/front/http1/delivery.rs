@@ -100,6 +100,7 @@ impl<'a> Delivery<'a> {
                 Poll::Ready(Some(Ok(Part::Data(data)))) => self.pending = data,
                 Poll::Ready(Some(Ok(Part::Trailers(mut fields)))) => {
                     hop::remove_from_trailers(&mut fields);
+                    self.answer.used.read_trailers(answer::grpc_status(&fields), self.record);
                     self.trailers = Some(fields);
                 }
                 Poll::Ready(None) => {

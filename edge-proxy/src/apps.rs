@@ -45,7 +45,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A connection is given up so much before the application does.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
 /// HTTP/2 connections per application.
-const MAX_HTTP2: usize = 4;
+pub const MAX_HTTP2: usize = 4;
 /// Streams on the least used HTTP/2 connection from which another is opened.
 const SPREAD_AT: usize = 100;
 
@@ -112,8 +112,8 @@ impl Apps {
         }
     }
 
-    /// An HTTP/2 connection with room.
-    pub async fn http2(&self, target: SocketAddr) -> io::Result<Client> {
+    /// An HTTP/2 connection with room, one of `most` at most.
+    pub async fn http2(&self, target: SocketAddr, most: usize) -> io::Result<Client> {
         let shared = {
             let mut http2 = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
             http2.entry(target).or_default().clone()
@@ -121,7 +121,7 @@ impl Apps {
         let mut clients = shared.lock().await;
         clients.retain(Client::is_usable);
         let least = clients.iter().min_by_key(|client| client.streams()).cloned();
-        let crowded = |client: &Client| client.streams() >= SPREAD_AT && clients.len() < MAX_HTTP2;
+        let crowded = |client: &Client| client.streams() >= SPREAD_AT && clients.len() < most;
         if let Some(client) = least.filter(|client| !crowded(client)) {
             return Ok(client);
         }

@@ -4,15 +4,25 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use mesh_api::v1::{self, affinity::By};
 use mesh_core::Locality;
 use support::{
     DOMAIN, Proxy, any,
-    apps::{App, empty, full, http1, read},
+    apps::{AnyBody, App, empty, full, http1, http2, read},
+    caller::wait,
     endpoint, inbound_config, orders, outbound_config,
     pki::Authority,
     snapshot,
@@ -193,5 +203,216 @@ async fn whoever_is_left_is_found() {
         let response = http1(source.http()).await.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200, "round {round}");
         assert_eq!(read(response).await, "here");
+    }
+}
+
+fn alike() -> v1::BalancePolicy {
+    let locality = v1::LocalityMode::Off.into();
+    v1::BalancePolicy { slow_start_ms: Some(0), locality, ..Default::default() }
+}
+
+/// How many of so many requests `e3` takes, which comes when the others have
+/// long been there.
+async fn share_of_the_newcomer(slow_start: u64, requests: usize) -> usize {
+    let mut four = Four::start(alike()).await;
+    let newcomer = four.apps.pop().unwrap();
+    four.tell(alike(), &[]);
+    four.askers(&[], 40).await;
+    four.apps.push(newcomer);
+    four.tell(v1::BalancePolicy { slow_start_ms: Some(slow_start), ..alike() }, &[]);
+    let mut taken = 0;
+    for _ in 0..requests {
+        taken += usize::from(four.ask(&[]).await.0 == "e3");
+    }
+    taken
+}
+
+#[tokio::test]
+async fn a_newcomer_begins_with_a_part_of_its_share() {
+    // A tenth of a share beside three: 3.2 %, and five standard deviations.
+    let slow = share_of_the_newcomer(300_000, 600).await;
+    assert!((1..41).contains(&slow), "{slow}");
+    let whole = share_of_the_newcomer(0, 600).await;
+    assert!(whole > 60, "a quarter, if all are alike: {whole}");
+}
+
+/// What an application answers that does not do as it should.
+#[derive(Debug, Clone, Copy)]
+enum Bad {
+    Status(u16),
+    /// With this `grpc-status` after its body.
+    Grpc(&'static str),
+}
+
+impl Bad {
+    fn answer(self) -> Response<AnyBody> {
+        let Self::Grpc(status) = self else {
+            let Self::Status(status) = self else { unreachable!() };
+            return Response::builder().status(status).body(full("bad")).unwrap();
+        };
+        let trailers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("grpc-status"),
+            status.parse().unwrap(),
+        )]);
+        let frames = [Frame::data("bad".into()), Frame::trailers(trailers)].map(Ok);
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        Response::new(BodyExt::boxed(body))
+    }
+}
+
+/// Applications behind one destination, of which the first answers `bad` to
+/// every `nth` request.
+struct Fleet {
+    source: Proxy,
+    _destination: Proxy,
+    _apps: Vec<App>,
+    /// Answers of the first one.
+    first: Arc<AtomicUsize>,
+}
+
+impl Fleet {
+    async fn start(n: usize, (bad, nth): (Bad, usize), service: v1::Service) -> Self {
+        let authority = Authority::new(DOMAIN);
+        let svid = authority.workload("orders");
+        let destination = Proxy::start(&authority, svid, inbound_config()).await;
+        let source =
+            Proxy::start(&authority, authority.workload("checkout"), outbound_config()).await;
+        let first = Arc::<AtomicUsize>::default();
+        let (mut apps, mut endpoints) = (Vec::new(), Vec::new());
+        for i in 0..n {
+            let count = first.clone();
+            let answer = move |_request: Request<Incoming>| {
+                let fails = i == 0 && count.fetch_add(1, Ordering::Relaxed).is_multiple_of(nth);
+                async move {
+                    match fails {
+                        true => bad.answer(),
+                        false => Response::new(full("well")),
+                    }
+                }
+            };
+            let app = App::start(answer).await;
+            for port in ["http", "grpc"] {
+                let (id, proxy) = (format!("e{i}-{port}"), destination.inbound());
+                endpoints.push(endpoint(&id, "orders.shop", port, "orders", proxy, app.addr));
+            }
+            apps.push(app);
+        }
+        let snapshot = snapshot(&authority, vec![service], endpoints);
+        source.tell(&snapshot);
+        destination.tell(&snapshot);
+        Self { source, _destination: destination, _apps: apps, first }
+    }
+
+    fn of_the_first(&self) -> usize {
+        self.first.load(Ordering::Relaxed)
+    }
+
+    /// One after the other.
+    async fn requests(&self, n: usize, grpc: bool) {
+        let mut client = http2(self.source.http()).await;
+        for _ in 0..n {
+            let uri = if grpc { "http://orders.shop:81/s/M" } else { URI };
+            let request = Request::post(uri).body(empty()).unwrap();
+            client.ready().await.unwrap();
+            let response = wait(client.send_request(request)).await.unwrap();
+            let _body = wait(response.into_body().collect()).await.unwrap();
+        }
+    }
+
+    /// What federation is told of them: successes and failures, of `n`.
+    async fn figures(&self, n: usize) -> (u64, u64) {
+        let (mut well, mut failed) = (0, 0);
+        let counted = async {
+            while well + failed < n as u64 {
+                for stat in self.source.app.shared.stats.take() {
+                    well += stat.success;
+                    failed += stat.failure;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        wait(counted).await;
+        (well, failed)
+    }
+}
+
+/// Whoever is ejected stays so for longer than the test takes.
+fn ejecting(outlier: v1::OutlierPolicy) -> v1::BalancePolicy {
+    let outlier = v1::OutlierPolicy {
+        base_ejection_ms: Some(60_000),
+        max_ejection_ms: Some(60_000),
+        ..outlier
+    };
+    v1::BalancePolicy { outlier: Some(outlier), ..alike() }
+}
+
+#[tokio::test]
+async fn what_the_rule_calls_a_failure_ejects_and_is_counted() {
+    let range = |from, to| v1::StatusRange { from, to };
+    let cases = [
+        (Bad::Status(404), vec![range(404, 404)], true),
+        (Bad::Status(404), vec![], false),
+        (Bad::Status(500), vec![], true),
+        (Bad::Status(500), vec![range(404, 404)], false),
+        (Bad::Grpc("14"), vec![], true),
+        (Bad::Grpc("5"), vec![], false),
+    ];
+    for (bad, failures, ejects) in cases {
+        let what = format!("{bad:?} {failures:?}");
+        let backend =
+            v1::Backend { service: "orders.shop".into(), weight: 1, ..Default::default() };
+        let route =
+            v1::Route { name: "r".into(), backends: vec![backend], failures, ..Default::default() };
+        let off = v1::SuccessRate { off: true, ..Default::default() };
+        let outlier = v1::OutlierPolicy {
+            consecutive_failures: Some(3),
+            success_rate: Some(off),
+            ..Default::default()
+        };
+        let (routes, balance) = (vec![route], Some(ejecting(outlier)));
+        let service = v1::Service { routes, balance, ..orders() };
+        let fleet = Fleet::start(2, (bad, 1), service).await;
+        let grpc = matches!(bad, Bad::Grpc(_));
+        let mut sent = 0;
+        while fleet.of_the_first() < 3 {
+            assert!(sent < 200, "{what}: it is never asked");
+            fleet.requests(1, grpc).await;
+            sent += 1;
+        }
+        // What has ended is counted a moment later.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fleet.requests(60, grpc).await;
+        let asked = fleet.of_the_first();
+        assert_eq!(asked == 3, ejects, "{what}: {asked} answers");
+        let failed = if ejects { asked as u64 } else { 0 };
+        assert_eq!(fleet.figures(sent + 60).await, (sent as u64 + 60 - failed, failed), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn who_fails_more_often_than_the_others_is_left_alone() {
+    for off in [false, true] {
+        let rate = v1::SuccessRate {
+            off,
+            min_hosts: Some(5),
+            min_requests: Some(20),
+            deviations_percent: Some(150),
+            ..Default::default()
+        };
+        let outlier = v1::OutlierPolicy {
+            consecutive_failures: Some(0),
+            success_rate: Some(rate),
+            ..Default::default()
+        };
+        let service = v1::Service { balance: Some(ejecting(outlier)), ..orders() };
+        let fleet = Fleet::start(5, (Bad::Status(500), 2), service).await;
+        // Each has answered at least twenty times, and somebody has looked.
+        fleet.requests(400, false).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        fleet.requests(2, false).await;
+        let before = fleet.of_the_first();
+        fleet.requests(60, false).await;
+        let since = fleet.of_the_first() - before;
+        assert_eq!(since == 0, !off, "{since} of 60, {before} before; off: {off}");
     }
 }

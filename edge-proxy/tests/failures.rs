@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use support::{
     DOMAIN, Pair, Proxy, Targets, any,
     apps::{AnyBody, App, empty, fetch, full, get, http1, http2, read},
+    caller::wait,
     inbound_config, orders, orders_endpoints, outbound_config,
     pki::Authority,
     snapshot,
@@ -172,27 +173,31 @@ async fn what_runs_may_finish_and_the_rest_is_refused_while_draining() {
         let request = Request::post("http://orders.shop/").body(full("order")).unwrap();
         let mut running_client = client.clone();
         let running = tokio::spawn(async move { running_client.send_request(request).await });
-        asked.notified().await;
+        wait(asked.notified()).await;
         let proxy = if drained == "source" { &pair.source } else { &pair.destination };
         let drain = proxy.app.shared.drain.clone();
-        let finished = tokio::spawn(async move { drain.finish(Duration::from_secs(20)).await });
-        proxy.app.shared.drain.draining().await;
+        let finished = tokio::spawn(async move { drain.finish(Duration::from_secs(10)).await });
+        wait(proxy.app.shared.drain.draining()).await;
         // Its listeners close at once.
         let door = proxy.bound.http.or(proxy.bound.inbound).unwrap();
-        while TcpStream::connect(door).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let closed = async {
+            while TcpStream::connect(door).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        wait(closed).await;
         if drained == "source" {
             // GOAWAY, or a refusal if it was faster.
-            if let Ok(response) = client.send_request(get("http://orders.shop/new")).await {
+            let request = get("http://orders.shop/new");
+            if let Ok(response) = wait(client.send_request(request)).await {
                 assert_eq!(response.headers()["isthmus-error"], "draining");
             }
         }
         go.notify_one();
-        let response = running.await.unwrap().unwrap();
-        assert_eq!(read(response).await, "done order", "{drained}");
+        let response = wait(running).await.unwrap().unwrap();
+        assert_eq!(wait(read(response)).await, "done order", "{drained}");
         drop((client, pair.source.app.shared.snapshot.clone()));
-        assert_eq!(finished.await.unwrap(), 0, "{drained}: something had to be cut");
+        assert_eq!(wait(finished).await.unwrap(), 0, "{drained}: something had to be cut");
     }
 }
 
@@ -203,7 +208,7 @@ async fn the_deadline_of_a_drain_ends_what_does_not_finish() {
     let mut client = http1(pair.source.http()).await;
     let request = Request::get("http://orders.shop/").body(empty()).unwrap();
     let running = tokio::spawn(async move { client.send_request(request).await });
-    asked.notified().await;
+    wait(asked.notified()).await;
     pair.source.app.shared.drain.finish(Duration::from_millis(50)).await;
     let ended = tokio::time::timeout(Duration::from_secs(10), running).await;
     // A refusal, if there was still time for one.

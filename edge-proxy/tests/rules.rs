@@ -21,6 +21,7 @@ use mesh_manifest::{compile, manifest::read as read_manifests};
 use support::{
     DOMAIN, Proxy,
     apps::{AnyBody, App, empty, full, http1, read},
+    caller::wait,
     endpoint, inbound_config, outbound_config,
     pki::Authority,
     service, snapshot,
@@ -97,10 +98,20 @@ impl World {
     }
 
     async fn send(&self, request: Request<AnyBody>) -> (http::response::Parts, String) {
-        let response = http1(self.source.http()).await.send_request(request).await.unwrap();
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        let mut client = http1(self.source.http()).await;
+        let (head, body) = wait(client.send_request(request)).await.unwrap().into_parts();
+        let body = wait(body.collect()).await.unwrap().to_bytes();
         (head, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    /// Waits until so many requests have arrived.
+    async fn until_asked(&self, times: usize) {
+        let asked = async {
+            while self.asked.lock().unwrap().len() < times {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        wait(asked).await;
     }
 
     async fn get(&self, target: &str) -> (http::response::Parts, String) {
@@ -382,9 +393,7 @@ async fn one_slow_attempt_is_repeated() {
     .await;
     let slow = world.get("/wait");
     let release = async {
-        while world.asked.lock().unwrap().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        world.until_asked(2).await;
         // Both wait; the first has been given up.
         world.gate.notify_waiters();
         world.gate.notify_one();
@@ -502,9 +511,7 @@ async fn a_service_limits_what_runs_and_what_waits() {
     .await;
     let running = world.get("/wait");
     let waiting = async {
-        while world.asked.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        world.until_asked(1).await;
         let second = world.get("/second");
         let third = async {
             // One waits by now, or will be refused instead.
@@ -532,9 +539,7 @@ async fn a_caller_breaks_the_circuit() {
         head.status.as_u16()
     };
     let third = async {
-        while world.asked.lock().unwrap().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        world.until_asked(2).await;
         let (head, _) = world.get("/wait").await;
         assert_eq!(head.headers["isthmus-error"], "circuit_open");
         world.gate.notify_waiters();

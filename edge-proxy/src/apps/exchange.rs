@@ -115,7 +115,7 @@ where
         mut gone: impl FnMut(&mut Context<'_>, &mut B) -> Poll<()>,
     ) -> Result<Response, ExchangeError> {
         loop {
-            if self.conn.is_none() {
+            if self.conn.is_none() && !self.take_kept() {
                 self.connect(&mut gone).await?;
             }
             let polled = poll_fn(|cx| self.poll_head(cx, answer, &mut gone)).await;
@@ -143,28 +143,34 @@ where
         }
     }
 
-    async fn connect(
+    /// Takes a connection that was kept, if there is one. For those who count
+    /// who waits: [`Exchange::head`] does it itself.
+    pub fn take_kept(&mut self) -> bool {
+        let kept = if self.fresh { None } else { self.apps.take(self.target) };
+        self.reused = kept.is_some();
+        kept.map(|conn| self.begin(conn)).is_some()
+    }
+
+    /// Makes a connection, meanwhile asking `gone` whether somebody still waits
+    /// for it. As [`Exchange::take_kept`].
+    pub async fn connect(
         &mut self,
-        gone: &mut impl FnMut(&mut Context<'_>, &mut B) -> Poll<()>,
+        mut gone: impl FnMut(&mut Context<'_>, &mut B) -> Poll<()>,
     ) -> Result<(), ExchangeError> {
-        let idle = if self.fresh { None } else { self.apps.take(self.target) };
-        self.reused = idle.is_some();
-        let mut conn = match idle {
-            Some(conn) => conn,
-            None => {
-                let body = self.upload.body();
-                tokio::select! {
-                    biased;
-                    () = poll_fn(|cx| gone(cx, body)) => return Err(ExchangeError::Gone),
-                    stream = self.apps.connect(self.target) => {
-                        self.apps.http1(stream.map_err(ExchangeError::NotConnected)?)
-                    }
-                }
-            }
+        let body = self.upload.body();
+        let stream = tokio::select! {
+            biased;
+            () = poll_fn(|cx| gone(cx, body)) => return Err(ExchangeError::Gone),
+            stream = self.apps.connect(self.target) => stream,
         };
+        let conn = self.apps.http1(stream.map_err(ExchangeError::NotConnected)?);
+        self.begin(conn);
+        Ok(())
+    }
+
+    fn begin(&mut self, mut conn: ClientConn<Stream>) {
         conn.send_request(self.head, self.framing);
         self.conn = Some(conn);
-        Ok(())
     }
 
     fn poll_head(

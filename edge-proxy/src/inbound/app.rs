@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{answer::Http2Answer, stream::CallerStream};
 use crate::{
-    apps::{self, Exchange},
+    apps::{self, Exchange, MAX_HTTP2},
     http2,
     refusal::Refusal,
     worker::Worker,
@@ -54,7 +54,7 @@ pub(super) async fn http2(
         biased;
         () = std::future::poll_fn(|cx| stream.poll_gone(cx)) => return Err((Failed::Gone, stream)),
         () = until_late(until) => return Err((late(endpoint).into(), stream)),
-        client = worker.apps.http2(endpoint.target) => client,
+        client = worker.apps.http2(endpoint.target, MAX_HTTP2) => client,
     };
     let client = match client {
         Ok(client) => client,

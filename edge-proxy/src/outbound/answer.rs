@@ -15,7 +15,7 @@ use super::{
     loads::Attempt,
     opaque::{Opened, Relayed},
     pool::Place,
-    protect::InFlight,
+    protect::{Connection, InFlight},
 };
 use crate::{
     apps,
@@ -48,6 +48,8 @@ pub struct Used {
     pub attempt: Attempt,
     /// A place on a session, if the endpoint has a proxy.
     pub place: Option<Place>,
+    /// A connection of its own, where they are counted.
+    pub connection: Connection,
     /// A request of the service.
     pub in_flight: Option<InFlight>,
 }

@@ -21,12 +21,13 @@ use mesh_runtime::clock;
 use tokio::time::Instant;
 
 use super::{
-    answer::{Answer, Used, grpc_status},
+    answer::{Answer, AnswerBody, Used, grpc_status},
     body::ReplayBody,
     deadline,
     dispatch::Dispatch,
     front::http1::Conn,
-    protect::InFlight,
+    pool::Place,
+    protect::{Connection, InFlight},
 };
 use crate::{
     apps::is_idempotent, inner::mux::Spoken, record::Record, refusal::Refusal, scratch::Scratch,
@@ -55,6 +56,13 @@ pub struct Carried<'a> {
     pub traffic: &'a TrafficPolicy,
     /// Who is told of heads before the head.
     pub early: Early<'a>,
+}
+
+/// An answer whose head was taken, and what it occupies.
+struct Sent {
+    body: AnswerBody,
+    place: Option<Place>,
+    connection: Connection,
 }
 
 /// Who is told of heads before the head (1xx).
@@ -108,10 +116,12 @@ pub async fn attempts(
             Some(_) => {
                 mesh::attempt(worker, dispatch, &endpoint, carried, &mut load, record, until).await
             }
-            None => plain::attempt(worker, &endpoint, carried, &mut load, record, until).await,
+            None => {
+                plain::attempt(worker, dispatch, &endpoint, carried, &mut load, record, until).await
+            }
         };
         let failed = match sent {
-            Ok((mut body, place)) => {
+            Ok(Sent { mut body, place, connection }) => {
                 let failure = carried.is_failure();
                 if failure {
                     load.blame();
@@ -122,7 +132,7 @@ pub async fn attempts(
                     || !carried.may_repeat(repeated, in_flight)
                 {
                     record.classified(failure);
-                    let used = Used { attempt: load, place, in_flight: None };
+                    let used = Used { attempt: load, place, connection, in_flight: None };
                     return Ok(Answer { body, used });
                 }
                 carried.body = body.into_request();

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use mesh_core::{
-    Endpoint, PortName, Reason, ServiceName, Snapshot,
+    Endpoint, PortName, Reason, Service, ServiceName, Snapshot,
     balance::Slot,
     client_hello::ClientHello,
     message::Fields,
@@ -123,6 +123,11 @@ impl Dispatch {
     /// with its endpoint.
     pub fn cookie(&self) -> Option<&HeaderValue> {
         self.cookie.as_ref()
+    }
+
+    /// Whose endpoints these are; `None` if it is not known (any more).
+    pub fn backend(&self) -> Option<&Arc<Service>> {
+        self.snapshot.services.get(&self.service)
     }
 
     /// How many attempts there were.

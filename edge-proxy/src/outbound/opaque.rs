@@ -92,6 +92,10 @@ pub async fn open_for(
         return Err(Refusal::new(Reason::Draining, "this proxy is going away"));
     }
     let mut dispatch = Dispatch::opaque(worker, destination, hello).await?;
+    let connection = match dispatch.backend() {
+        Some(service) => worker.protections.connect(service)?,
+        None => None,
+    };
     dispatch.stay(None, record.client);
     let mut last = None;
     loop {
@@ -105,7 +109,7 @@ pub async fn open_for(
         let attempt = attempt(worker, &dispatch, &endpoint, &mut load, record);
         match attempt.await {
             Ok((stream, place)) => {
-                let used = Used { attempt: load, place, in_flight: None };
+                let used = Used { attempt: load, place, connection, in_flight: None };
                 return Ok(Opened::new(stream, used));
             }
             Err((refusal, Retry::No)) => return Err(refusal),

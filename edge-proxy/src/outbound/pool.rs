@@ -28,7 +28,7 @@ const IDLE: Duration = Duration::from_secs(90);
 type Key = (SiteName, EndpointId);
 
 /// What an opening session tells those who wait for it.
-type Opened = Option<Result<Arc<Session>, OpenFailure>>;
+pub type Opened = Option<Result<Arc<Session>, OpenFailure>>;
 
 /// Sessions by endpoint.
 #[derive(Debug, Default)]
@@ -48,9 +48,29 @@ struct Entry {
 pub type Place = Arc<Session>;
 
 /// What a caller has to do.
-enum Plan {
+#[derive(Debug)]
+pub enum Plan {
+    /// There is room on a session.
     Use(Place),
+    /// One opens: see [`Plan::carried_out`].
     Wait(watch::Receiver<Opened>),
+}
+
+impl Plan {
+    /// Waits until there is a place.
+    ///
+    /// # Errors
+    ///
+    /// No session came up; nothing was sent.
+    pub async fn carried_out(self) -> Result<Place, OpenFailure> {
+        let mut opened = match self {
+            Self::Use(place) => return Ok(place),
+            Self::Wait(opened) => opened,
+        };
+        let result = opened.wait_for(Option::is_some).await.ok().and_then(|opened| opened.clone());
+        let lost = || Err(OpenFailure::Handshake("it was given up".into()));
+        result.unwrap_or_else(lost)
+    }
 }
 
 impl Pool {
@@ -84,16 +104,15 @@ pub async fn place(
     snapshot: &Arc<Snapshot>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Place, OpenFailure> {
-    let mut opened = match plan(worker, snapshot, endpoint)? {
-        Plan::Use(place) => return Ok(place),
-        Plan::Wait(opened) => opened,
-    };
-    let result = opened.wait_for(Option::is_some).await.ok().and_then(|opened| opened.clone());
-    let lost = || Err(OpenFailure::Handshake("it was given up".into()));
-    result.unwrap_or_else(lost)
+    plan(worker, snapshot, endpoint)?.carried_out().await
 }
 
-fn plan(
+/// The same in two steps, for those who count who waits.
+///
+/// # Errors
+///
+/// No session may be opened; nothing was sent.
+pub fn plan(
     worker: &Arc<Worker>,
     snapshot: &Arc<Snapshot>,
     endpoint: &Arc<Endpoint>,
@@ -106,7 +125,8 @@ fn plan(
     let least = entry.sessions.iter().min_by_key(|session| session.mux.streams()).cloned();
     let streams = least.as_ref().map_or(usize::MAX, |session| session.mux.streams());
     let spread_at = if endpoint.site == snapshot.site { SPREAD_AT } else { SPREAD_AT_REMOTE };
-    if streams >= spread_at && entry.opening.is_none() && entry.sessions.len() < MAX_SESSIONS {
+    let most = || most_sessions(snapshot, endpoint);
+    if streams >= spread_at && entry.opening.is_none() && entry.sessions.len() < most() {
         entry.opening = Some(start_opening(worker, snapshot, endpoint));
     }
     match (least, &entry.opening) {
@@ -114,6 +134,13 @@ fn plan(
         (_, Some(opening)) => Ok(Plan::Wait(opening.clone())),
         _ => Err(OpenFailure::Overloaded),
     }
+}
+
+/// Sessions to one endpoint: no more than connections to its service.
+fn most_sessions(snapshot: &Snapshot, endpoint: &Endpoint) -> usize {
+    let service = snapshot.services.get(&endpoint.service);
+    let limit = service.and_then(|service| service.traffic.circuit_breaker.max_connections);
+    limit.map_or(MAX_SESSIONS, |limit| MAX_SESSIONS.min(limit as usize))
 }
 
 impl Entry {

@@ -1,5 +1,5 @@
 //! What a caller allows itself at one service: requests and repetitions in
-//! flight, and the budget of repetitions.
+//! flight, the budget of repetitions, connections, and who waits for one.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,9 +12,17 @@ use mesh_core::{
 };
 use mesh_runtime::clock;
 use rustc_hash::FxHashMap;
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
 
 use crate::refusal::Refusal;
+
+/// Requests that wait where connections are limited and they are not.
+const MAX_PENDING: u32 = 1024;
+/// How long a request waits for a connection to become free.
+const PENDING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of one worker, by service.
 #[derive(Debug)]
@@ -29,7 +37,18 @@ struct Used {
     requests: u32,
     repetitions: u32,
     budget: Budget,
+    pending: u32,
+    /// Places of connections, and how many there are in all.
+    connections: Option<(u32, Arc<Semaphore>)>,
 }
+
+/// A connection that is used; counted until dropped. `None` where they are not
+/// limited.
+pub type Connection = Option<OwnedSemaphorePermit>;
+
+/// A request that waits for a connection; counted until dropped.
+#[derive(Debug)]
+pub struct Pending(Arc<Mutex<Used>>);
 
 /// One request in flight; counted until dropped.
 #[derive(Debug)]
@@ -55,21 +74,22 @@ impl Protections {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request begins, if the circuit breaker lets it.
-    pub fn begin(&self, service: &Service) -> Result<InFlight, Refusal> {
+    fn of(&self, service: &Service) -> Arc<Mutex<Used>> {
         let mut services = self.services();
-        let used = match services.get(&service.name) {
+        match services.get(&service.name) {
             Some(used) => used.clone(),
             None => services.entry(service.name.clone()).or_default().clone(),
-        };
-        drop(services);
+        }
+    }
+
+    /// A request begins, if the circuit breaker lets it.
+    pub fn begin(&self, service: &Service) -> Result<InFlight, Refusal> {
+        let used = self.of(service);
         let mut counts = lock(&used);
         if let Some(limit) = service.traffic.circuit_breaker.max_requests
             && counts.requests >= limit
         {
-            let text =
-                format!("service {}: {limit} requests of this proxy are in flight", service.name);
-            return Err(Refusal::new(Reason::CircuitOpen, text));
+            return Err(open(service, &format!("{limit} requests of this proxy are in flight")));
         }
         counts.requests += 1;
         counts.budget.request(&service.traffic.retry_budget, self.start.elapsed());
@@ -77,11 +97,86 @@ impl Protections {
         Ok(InFlight { used, now: self.start, repeating: false })
     }
 
-    /// Forgets services that are gone and unused.
+    /// A request has to wait for a connection to the service.
+    pub fn wait(&self, service: &Service) -> Result<Option<Pending>, Refusal> {
+        let breaker = &service.traffic.circuit_breaker;
+        let limit = breaker.max_pending.or(breaker.max_connections.map(|_| MAX_PENDING));
+        let Some(limit) = limit else { return Ok(None) };
+        let used = self.of(service);
+        let mut counts = lock(&used);
+        if counts.pending >= limit {
+            return Err(open(service, &format!("{limit} requests wait for a connection")));
+        }
+        counts.pending += 1;
+        drop(counts);
+        Ok(Some(Pending(used)))
+    }
+
+    /// One more connection, if that is allowed now.
+    pub fn connect(&self, service: &Service) -> Result<Connection, Refusal> {
+        let Some((limit, places)) = self.places(service) else { return Ok(None) };
+        let place = places.try_acquire_owned();
+        place.map(Some).map_err(|_| open(service, &format!("{limit} connections are used")))
+    }
+
+    /// The same, as soon as that is allowed.
+    pub async fn connect_later(&self, service: &Service) -> Result<Connection, Refusal> {
+        let Some((limit, places)) = self.places(service) else { return Ok(None) };
+        match timeout(PENDING_TIMEOUT, places.acquire_owned()).await {
+            Ok(Ok(place)) => Ok(Some(place)),
+            _ => Err(open(service, &format!("none of {limit} connections became free"))),
+        }
+    }
+
+    /// Waits for `what`; counted among those who wait, unless it is there at
+    /// once.
+    pub async fn wait_for<T>(
+        &self,
+        service: &Service,
+        what: impl Future<Output = T>,
+    ) -> Result<T, Refusal> {
+        let mut what = std::pin::pin!(what);
+        tokio::select! {
+            biased;
+            ready = &mut what => return Ok(ready),
+            () = std::future::ready(()) => {}
+        }
+        let _pending = self.wait(service)?;
+        Ok(what.await)
+    }
+
+    fn places(&self, service: &Service) -> Option<(u32, Arc<Semaphore>)> {
+        let limit = service.traffic.circuit_breaker.max_connections?;
+        let used = self.of(service);
+        let mut counts = lock(&used);
+        match &counts.connections {
+            Some(known) if known.0 == limit => Some(known.clone()),
+            // Those who have a place of the old limit keep it.
+            _ => {
+                let size = (limit as usize).min(Semaphore::MAX_PERMITS);
+                let places = (limit, Arc::new(Semaphore::new(size)));
+                counts.connections = Some(places.clone());
+                Some(places)
+            }
+        }
+    }
+
+    /// Forgets services that are gone and unused. Connections that are left
+    /// keep their places themselves.
     pub fn sweep(&self, snapshot: &Snapshot) {
         self.services().retain(|name, used| {
             Arc::strong_count(used) > 1 || snapshot.services.contains_key(name)
         });
+    }
+}
+
+fn open(service: &Service, why: &str) -> Refusal {
+    Refusal::new(Reason::CircuitOpen, format!("service {}: {why}", service.name))
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        lock(&self.0).pending -= 1;
     }
 }
 

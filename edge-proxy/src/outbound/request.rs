@@ -209,8 +209,7 @@ fn change_answer(head: &mut ResponseHead, decision: &Decision, chosen: &Chosen) 
 /// declared so, or where the client speaks it and the application must, being
 /// gRPC or having been found out to. All others understand HTTP/1.
 fn inner_protocol(dispatch: &Dispatch, http2: bool, head: &RequestHead) -> Spoken {
-    let service = dispatch.snapshot.services.get(&dispatch.service);
-    let port = service.and_then(|service| service.port(dispatch.port.as_str()));
+    let port = dispatch.backend().and_then(|service| service.port(dispatch.port.as_str()));
     let protocol = port.map_or(Protocol::Detect, |port| port.protocol);
     let must = protocol == Protocol::Detect || head.is_grpc();
     if protocol == Protocol::Grpc || (http2 && must) { Spoken::Http2 } else { Spoken::Http1 }

@@ -20,7 +20,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::any;
+use super::{any, caller::wait};
 
 /// Any body.
 pub type AnyBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -137,8 +137,8 @@ pub async fn read(response: Response<Incoming>) -> Bytes {
 
 /// One GET on a connection of its own.
 pub async fn fetch(proxy: SocketAddr, uri: &str) -> (http::response::Parts, Bytes) {
-    let response = http1(proxy).await.send_request(get(uri)).await.unwrap();
-    let (head, body) = response.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
+    let mut client = http1(proxy).await;
+    let (head, body) = wait(client.send_request(get(uri))).await.unwrap().into_parts();
+    let body = wait(body.collect()).await.unwrap().to_bytes();
     (head, body)
 }

@@ -99,6 +99,22 @@ async fn a_zone_loses_a_third_two_thirds_all_and_then_the_site_does() {
 }
 
 #[tokio::test]
+async fn a_worker_uses_a_part_of_what_is_far() {
+    let mut world = World::start(Duration::from_millis(20)).await;
+    let far = [0, 0, EACH, EACH, EACH, EACH];
+    let mut used = Vec::new();
+    for subset in [4, 0] {
+        world.balance.subset = Some(subset);
+        world.tell(&far, 0);
+        let (served, _) = world.run(N / 2, 12).await;
+        used.push(served.iter().flatten().filter(|count| **count > 0).count());
+    }
+    assert_eq!(used[0], 4);
+    assert!(used[1] > 12, "most of all 24: {}", used[1]);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_zone_keeps_its_part() {
     let world = World::start(Duration::from_millis(20)).await;
     world.run(200, 12).await;

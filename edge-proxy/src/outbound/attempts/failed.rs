@@ -9,6 +9,7 @@ use mesh_core::{
 use super::super::loads::Attempt;
 use crate::{
     apps,
+    http1::{BadMessage, ConnError},
     inner::{Blame, OpenFailure, request::ExchangeError},
     refusal::Refusal,
 };
@@ -122,6 +123,10 @@ impl Failed {
         let (reason, after) = match error {
             Error::NotConnected(_) => (Reason::AppUnreachable, After::Nobody),
             Error::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
+            // An answer, if no HTTP: another one would be no better.
+            Error::Broken(ConnError::Bad(bad)) if *bad != BadMessage::Truncated => {
+                (Reason::UpstreamReset, After::Nothing)
+            }
             Error::Broken(_) => (Reason::UpstreamReset, After::IfSafe),
             Error::BodyFailed => (Reason::BadRequest, After::Nothing),
             Error::Gone => (Reason::UpstreamReset, After::Nothing),
@@ -129,6 +134,11 @@ impl Failed {
         let text =
             format!("{}: the application at {}: {error}", describe(endpoint), endpoint.target);
         Self { refusal: Refusal::new(reason, text), after }
+    }
+
+    /// The circuit is open: nothing was sent, and nothing shall be.
+    pub(super) fn circuit(refusal: Refusal) -> Self {
+        Self { refusal, after: After::Nothing }
     }
 
     /// The request cannot be said in HTTP/2.

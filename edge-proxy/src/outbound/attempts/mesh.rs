@@ -16,10 +16,10 @@ use super::{
         answer::AnswerBody,
         dispatch::Dispatch,
         loads::Attempt,
-        pool::{self, Place},
+        pool::{self, Plan},
         probation,
     },
-    Carried,
+    Carried, Sent,
     failed::Failed,
 };
 use crate::{
@@ -46,8 +46,20 @@ pub(super) async fn attempt(
     load: &mut Attempt,
     record: &mut Record,
     until: Option<Instant>,
-) -> Result<(AnswerBody, Option<Place>), Failed> {
-    let place = match pool::place(worker, &dispatch.snapshot, endpoint).await {
+) -> Result<Sent, Failed> {
+    let placed = match pool::plan(worker, &dispatch.snapshot, endpoint) {
+        Ok(Plan::Use(place)) => Ok(place),
+        Ok(opening @ Plan::Wait(_)) => {
+            let waiting = dispatch.backend().map(|service| worker.protections.wait(service));
+            let _waiting = waiting.transpose().map_err(|refusal| {
+                load.not_opened(Blame::Nobody);
+                Failed::circuit(refusal)
+            })?;
+            opening.carried_out().await
+        }
+        Err(failure) => Err(failure),
+    };
+    let place = match placed {
         Ok(place) => place,
         Err(failure) => {
             let blame = failure.blames(&dispatch.snapshot.site, endpoint);
@@ -97,7 +109,8 @@ pub(super) async fn attempt(
         (true, true) | (false, false) => {}
     }
     hop::remove(&mut head.fields, hop::Upgrade::in_answer(head.status));
-    Ok((AnswerBody::Mesh { body, upload: Some(upload) }, Some(place)))
+    let body = AnswerBody::Mesh { body, upload: Some(upload) };
+    Ok(Sent { body, place: Some(place), connection: None })
 }
 
 pub fn reason_of(code: &[u8], status: StatusCode) -> Reason {

@@ -46,6 +46,8 @@ pub(super) struct World {
     proxies: Vec<Proxy>,
     apps: Vec<Vec<Application>>,
     delays: Vec<Arc<AtomicU64>>,
+    /// Of its callers.
+    pub(super) balance: v1::BalancePolicy,
 }
 
 /// Answers of each endpoint of each zone, and the mean latency of each zone in
@@ -78,7 +80,9 @@ impl World {
             apps.push(here);
             delays.push(delay);
         }
-        let world = Self { sites, gateways, source, proxies, apps, delays };
+        let balance =
+            v1::BalancePolicy { slow_start_ms: Some(0), subset: Some(0), ..Default::default() };
+        let world = Self { sites, gateways, source, proxies, apps, delays, balance };
         world.tell(&[EACH; ZONES.len()], 0);
         for site in ["west", "north"] {
             world.gateways[0].linked(site).await;
@@ -106,14 +110,12 @@ impl World {
     fn view(&self, of: &Site, left: &[usize; ZONES.len()], capacity: u32) -> Vec<Kind> {
         let is_east = of.name == "east";
         let mut kinds = vec![site(of, None)];
-        let balance =
-            v1::BalancePolicy { slow_start_ms: Some(0), subset: Some(0), ..Default::default() };
         let names = |is: bool, names: &[&str]| -> Vec<String> {
             if is { names.iter().map(ToString::to_string).collect() } else { Vec::new() }
         };
         let Kind::Service(service) = service("orders.shop", &[], &[]) else { unreachable!() };
         kinds.push(Kind::Service(v1::Service {
-            balance: Some(balance),
+            balance: Some(self.balance.clone()),
             exported_to: names(!is_east, &["east"]),
             imported_from: names(is_east, &["west", "north"]),
             ..service

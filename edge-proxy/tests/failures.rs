@@ -22,6 +22,7 @@ use support::{
     caller::wait,
     inbound_config, orders, orders_endpoints, outbound_config,
     pki::Authority,
+    script::{Script, answer},
     snapshot,
 };
 use tokio::{
@@ -238,4 +239,29 @@ async fn a_route_deadline_is_a_timeout() {
     let (head, _) = fetch(pair.source.http(), "http://orders.shop/").await;
     assert_eq!(head.status, 504);
     assert_eq!(head.headers["isthmus-error"], "timeout");
+}
+
+/// An answer, if no HTTP: asking again would give no better one.
+#[tokio::test]
+async fn what_is_no_http_is_not_asked_for_again() {
+    let mut app = Script::start().await;
+    let pair = Pair::one_hop(Targets::all(app.addr)).await;
+    let asked = tokio::spawn(fetch(pair.source.http(), "http://orders.shop/"));
+    let mut connection = app.accept().await;
+    answer(&mut connection, "SSH-2.0-OpenSSH_9.6\r\n\r\n").await;
+    let (head, _) = wait(asked).await.unwrap();
+    assert_eq!((head.status.as_u16(), &head.headers["isthmus-error"]), (502, &upstream_reset()));
+    assert!(app.is_unused(), "it is asked once");
+    // One that dies over its answer may have been unlucky.
+    let asked = tokio::spawn(fetch(pair.source.http(), "http://orders.shop/"));
+    let mut connection = app.accept().await;
+    answer(&mut connection, "HTTP/1.1 200 OK\r\ncontent-len").await;
+    drop(connection);
+    let mut connection = app.accept().await;
+    answer(&mut connection, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    assert_eq!(wait(asked).await.unwrap().0.status, 200);
+}
+
+fn upstream_reset() -> http::HeaderValue {
+    http::HeaderValue::from_static("upstream_reset")
 }

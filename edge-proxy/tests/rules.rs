@@ -6,186 +6,20 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use mesh_manifest::{compile, manifest::read as read_manifests};
+use http::StatusCode;
 use support::{
-    DOMAIN, Proxy,
-    apps::{AnyBody, App, empty, full, http1, read},
-    caller::wait,
-    endpoint, inbound_config, outbound_config,
-    pki::Authority,
-    service, snapshot,
+    Proxy,
+    apps::{fetch, full, http1, read},
+    outbound_config,
+    rules::{World, document, policy, request, route},
 };
-use tokio::sync::Notify;
-
-/// What an application was asked.
-#[derive(Debug, Clone)]
-struct Asked {
-    app: &'static str,
-    method: Method,
-    host: String,
-    target: String,
-    headers: HeaderMap,
-    body: String,
-}
-
-type Log = Arc<Mutex<Vec<Asked>>>;
-
-/// Two proxies; behind the second `orders.shop`, `next.shop` and `copy.shop`,
-/// each with an application of its own that answers with its name.
-struct World {
-    authority: Authority,
-    source: Proxy,
-    destination: Proxy,
-    apps: Vec<(&'static str, App)>,
-    asked: Log,
-    /// Answered by every application while set.
-    status: Arc<Mutex<Vec<StatusCode>>>,
-    gate: Arc<Notify>,
-}
-
-const SERVICES: [&str; 3] = ["orders", "next", "copy"];
-
-impl World {
-    async fn start(rules: &str) -> Self {
-        let authority = Authority::new(DOMAIN);
-        let destination =
-            Proxy::start(&authority, authority.workload("orders"), inbound_config()).await;
-        let source =
-            Proxy::start(&authority, authority.workload("checkout"), outbound_config()).await;
-        let (asked, status, gate) = (Log::default(), Arc::default(), Arc::<Notify>::default());
-        let mut apps = Vec::new();
-        for name in SERVICES {
-            let app = app(name, asked.clone(), Arc::clone(&status), gate.clone()).await;
-            apps.push((name, app));
-        }
-        let world = Self { authority, source, destination, apps, asked, status, gate };
-        world.rules(rules);
-        world
-    }
-
-    /// Decides by these from now on.
-    fn rules(&self, text: &str) {
-        let ports = vec![("http".to_owned(), 80)];
-        let registry: BTreeMap<String, _> =
-            SERVICES.iter().map(|name| (format!("{name}.shop"), ports.clone())).collect();
-        let manifests = read_manifests(text, "rules.yaml").unwrap();
-        let (mut services, mut endpoints) = (Vec::new(), Vec::new());
-        for (name, app) in &self.apps {
-            let full = format!("{name}.shop");
-            let compiled = compile(&full, &manifests, &registry);
-            services.push(mesh_api::v1::Service {
-                routes: compiled.routes,
-                traffic: compiled.traffic,
-                ..service(&full, &[("http", 80, mesh_api::v1::Protocol::Http)])
-            });
-            let proxy = self.destination.inbound();
-            endpoints.push(endpoint(name, &full, "http", "orders", proxy, app.addr));
-        }
-        let snapshot = snapshot(&self.authority, services, endpoints);
-        self.source.tell(&snapshot);
-        self.destination.tell(&snapshot);
-    }
-
-    async fn send(&self, request: Request<AnyBody>) -> (http::response::Parts, String) {
-        let mut client = http1(self.source.http()).await;
-        let (head, body) = wait(client.send_request(request)).await.unwrap().into_parts();
-        let body = wait(body.collect()).await.unwrap().to_bytes();
-        (head, String::from_utf8(body.to_vec()).unwrap())
-    }
-
-    /// Waits until so many requests have arrived.
-    async fn until_asked(&self, times: usize) {
-        let asked = async {
-            while self.asked.lock().unwrap().len() < times {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        wait(asked).await;
-    }
-
-    async fn get(&self, target: &str) -> (http::response::Parts, String) {
-        self.send(request("GET", target, &[])).await
-    }
-
-    /// What arrived since it was last asked, in order of arrival.
-    fn arrived(&self) -> Vec<Asked> {
-        std::mem::take(&mut self.asked.lock().unwrap())
-    }
-
-    /// The next answers of applications, before 200.
-    fn answers(&self, statuses: &[u16]) {
-        let statuses = statuses.iter().rev().map(|status| StatusCode::from_u16(*status).unwrap());
-        *self.status.lock().unwrap() = statuses.collect();
-    }
-}
-
-async fn app(
-    name: &'static str,
-    log: Log,
-    status: Arc<Mutex<Vec<StatusCode>>>,
-    gate: Arc<Notify>,
-) -> App {
-    App::start(move |request: Request<Incoming>| {
-        let (log, status, gate) = (log.clone(), Arc::clone(&status), gate.clone());
-        async move {
-            let (head, body) = request.into_parts();
-            let body = body.collect().await.unwrap().to_bytes();
-            log.lock().unwrap().push(Asked {
-                app: name,
-                method: head.method,
-                host: head.headers.get("host").map_or("", |host| host.to_str().unwrap()).into(),
-                target: head.uri.path_and_query().unwrap().to_string(),
-                body: String::from_utf8(body.to_vec()).unwrap(),
-                headers: head.headers,
-            });
-            if head.uri.path() == "/wait" {
-                gate.notified().await;
-            }
-            let mut response = Response::new(full(name));
-            if let Some(status) = status.lock().unwrap().pop() {
-                *response.status_mut() = status;
-            }
-            response.headers_mut().insert("x-app", name.parse().unwrap());
-            response
-        }
-    })
-    .await
-}
-
-fn request(method: &str, target: &str, headers: &[(&str, &str)]) -> Request<AnyBody> {
-    let mut builder = Request::builder().method(method).uri(format!("http://orders.shop{target}"));
-    for (name, value) in headers {
-        builder = builder.header(*name, *value);
-    }
-    builder.body(empty()).unwrap()
-}
-
-fn route(rules: &str) -> String {
-    format!(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
-         metadata: {{ name: r, namespace: shop }}\nspec:\n  \
-         parentRefs: [{{ kind: Service, name: orders }}]\n  rules:\n{rules}\n"
-    )
-}
-
-fn policy(spec: &str) -> String {
-    format!(
-        "---\napiVersion: isthmus.io/v1\nkind: TrafficPolicy\n\
-         metadata: {{ name: p, namespace: shop }}\nspec:\n  \
-         targetRef: {{ kind: Service, name: orders }}\n{spec}\n"
-    )
-}
 
 #[tokio::test]
 async fn matches_choose_backends() {
@@ -211,6 +45,47 @@ async fn matches_choose_backends() {
     for (request, wanted) in cases {
         let uri = request.uri().clone();
         assert_eq!(world.send(request).await.1, wanted, "{uri}");
+    }
+}
+
+/// Requests to either port of `orders.shop` go to `next` where the route is
+/// for it.
+#[tokio::test]
+async fn a_route_is_for_its_parents_and_for_nobody_else() {
+    let world = World::start(&route("    - { backendRefs: [{ name: copy }] }")).await;
+    let (orders, next) = ("orders", "next");
+    let cases = [
+        ("kind: Service, name: orders", [next, next]),
+        ("group: '', kind: Service, name: orders", [next, next]),
+        ("group: core, kind: Service, name: orders", [next, next]),
+        ("group: shop.example, kind: Service, name: orders", [orders, orders]),
+        ("kind: Gateway, name: orders", [orders, orders]),
+        ("kind: Service, name: copy", [orders, orders]),
+        ("kind: Service, name: orders, namespace: shop", [next, next]),
+        ("kind: Service, name: orders, namespace: other", [orders, orders]),
+        ("kind: Service, name: orders, port: 80", [next, orders]),
+        ("kind: Service, name: orders, port: 81", [orders, next]),
+        ("kind: Service, name: orders, sectionName: more", [orders, next]),
+    ];
+    for (parent, wanted) in cases {
+        let parents = format!("parentRefs: [{{ {parent} }}]");
+        let rule = "    - { backendRefs: [{ name: next, port: 80 }] }";
+        world.rules(&document("HTTPRoute", &parents, rule));
+        let reached = [world.get("/").await.1, world.get(":81/").await.1];
+        assert_eq!(reached, wanted, "{parent}");
+    }
+}
+
+/// Gateways choose by host name; in a mesh the service has been named already.
+#[tokio::test]
+async fn host_names_of_a_route_change_nothing() {
+    let world = World::start(&route("    - { backendRefs: [{ name: copy }] }")).await;
+    let spec = "parentRefs: [{ kind: Service, name: orders }]\n  hostnames: [other.example]";
+    let rule = "    - { backendRefs: [{ name: next, port: 80 }] }";
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        world.rules(&document(kind, spec, rule));
+        let grpc = request("POST", "/s/M", &[("content-type", "application/grpc")]);
+        assert_eq!(world.send(grpc).await.1, "next", "{kind}");
     }
 }
 
@@ -499,7 +374,7 @@ async fn a_service_limits_the_rate_of_its_callers() {
     let config = outbound_config();
     let other = Proxy::start(&world.authority, world.authority.workload("web"), config).await;
     other.tell(&world.source.app.shared.snapshot.load().unwrap());
-    let (head, _) = support::apps::fetch(other.http(), "http://orders.shop/limited").await;
+    let (head, _) = fetch(other.http(), "http://orders.shop/limited").await;
     assert_eq!(head.status, 200, "another caller");
 }
 

@@ -12,6 +12,7 @@ pub mod apps;
 pub mod caller;
 pub mod pki;
 pub mod process;
+pub mod rules;
 pub mod script;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -14,11 +14,17 @@ use std::{
 };
 
 use http::StatusCode;
+use socket2::SockRef;
 use support::{
     Proxy,
     apps::{fetch, full, http1, read},
+    caller::wait,
     outbound_config,
     rules::{World, document, policy, request, route},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
 };
 
 #[tokio::test]
@@ -402,6 +408,34 @@ async fn a_service_limits_what_runs_and_what_waits() {
     assert_eq!((first.0.status, second.0.status), (StatusCode::OK, StatusCode::OK));
     let targets: Vec<String> = world.arrived().into_iter().map(|asked| asked.target).collect();
     assert_eq!(targets, ["/wait", "/second"]);
+}
+
+/// Of two that wait one gives up: there is room for a third.
+#[tokio::test]
+async fn who_gives_up_while_it_waits_makes_room() {
+    let world = World::start(&policy(
+        "  traffic: { concurrency: { maxInFlight: 1, maxQueue: 1, queueTimeout: 60s } }",
+    ))
+    .await;
+    let running = world.get("/wait");
+    let others = async {
+        world.until_asked(1).await;
+        let mut second = TcpStream::connect(world.source.http()).await.unwrap();
+        second.write_all(b"GET /second HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await.unwrap();
+        let waits = tokio::time::timeout(Duration::from_millis(200), second.read_u8()).await;
+        assert!(waits.is_err(), "{waits:?}");
+        // A reset: who has only ended its direction still waits.
+        SockRef::from(&second).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(second);
+        let room = async {
+            let refused = |answer: (http::response::Parts, String)| answer.0.status == 503;
+            let soon = Duration::from_millis(200);
+            while tokio::time::timeout(soon, world.get("/third")).await.is_ok_and(refused) {}
+        };
+        wait(room).await;
+        world.gate.notify_waiters();
+    };
+    assert_eq!(tokio::join!(running, others).0.0.status, 200);
 }
 
 #[tokio::test]

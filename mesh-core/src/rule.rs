@@ -384,7 +384,8 @@ pub struct CircuitBreaker {
     pub max_requests: Option<u32>,
     /// Requests that wait for a session or connection.
     pub max_pending: Option<u32>,
-    /// Sessions and connections.
+    /// Connections that are opaque, or carry one request; to one endpoint also
+    /// those that are shared.
     pub max_connections: Option<u32>,
     /// Repetitions in flight.
     pub max_retries: Option<u32>,

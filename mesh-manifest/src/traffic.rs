@@ -96,9 +96,11 @@ pub struct Concurrency {
 pub struct CircuitBreaker {
     /// Requests in flight.
     pub max_requests: u32,
-    /// That wait for a session or connection.
+    /// Requests that wait for a session or connection; 1024 where only
+    /// connections are limited.
     pub max_pending: u32,
-    /// Sessions and connections.
+    /// Connections that are opaque, or carry one request; to one endpoint also
+    /// those that are shared.
     pub max_connections: u32,
     /// Repetitions in flight.
     pub max_retries: u32,

@@ -154,7 +154,15 @@ async fn forward(
     record: &mut Record,
 ) -> Result<(), Refused> {
     record.entry.endpoint = Some(admitted.endpoint.id.clone());
-    let place = worker.shared.limits.place(&admitted.service, &admitted.endpoint).await;
+    let place = tokio::select! {
+        biased;
+        place = worker.shared.limits.place(&admitted.service, &admitted.endpoint) => place,
+        // Who gave up makes room for others that wait.
+        () = poll_fn(|cx| stream.poll_gone(cx)) => {
+            record.failed(Reason::UpstreamReset);
+            return Ok(());
+        }
+    };
     let _place = match place {
         Ok(place) => place,
         Err(refusal) => return Err((refusal, stream)),

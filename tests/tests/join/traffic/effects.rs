@@ -82,21 +82,8 @@ pub(crate) const FAMILIES: &[Family] = &[
                 && others.body == "orders"
         })
     }),
-    family("weights", weights, |scene| {
-        Box::pin(async move {
-            let mut next = 0;
-            for _ in 0..40 {
-                match scene.get("/").await.body.as_str() {
-                    "next" => next += 1,
-                    "orders" => {}
-                    // Of weight 0, or an error.
-                    _ => return false,
-                }
-            }
-            // Half of 40, within five standard deviations.
-            (4..=36).contains(&next)
-        })
-    }),
+    family("weights", weights, |scene| Box::pin(halves(scene))),
+    family("dstOverrides", dst_overrides, |scene| Box::pin(halves(scene))),
     family("weight 0 of all", no_weight, |scene| {
         Box::pin(async move {
             let answer = scene.get("/").await;
@@ -144,6 +131,18 @@ pub(crate) const FAMILIES: &[Family] = &[
     }),
     family("circuit breaker", circuit_breaker, |scene| {
         Box::pin(async move { one_of_three_is(scene, "circuit_open").await })
+    }),
+    family("circuit breaker: connections", max_connections, |scene| {
+        Box::pin(async move {
+            let mut held = Vec::new();
+            // More than workers, of which each may have one.
+            for _ in 0..MANY {
+                let opening = tokio::time::timeout(Duration::from_secs(20), scene.connect(9000));
+                held.push(opening.await.expect("an answer in time").expect("a connection"));
+            }
+            held.iter()
+                .any(|(head, _)| head.starts_with("HTTP/1.1 503 ") && head.contains("circuit_open"))
+        })
     }),
     family("affinity", affinity, |scene| {
         Box::pin(async move { scene.get("/").await.field("set-cookie").starts_with("session=") })
@@ -199,6 +198,24 @@ pub(crate) const FAMILIES: &[Family] = &[
         })
     }),
 ];
+
+/// Connections of which some are refused where each worker may have one.
+const MANY: usize = 16;
+
+/// Half of the requests go elsewhere, and the others do not.
+async fn halves(scene: &Scene) -> bool {
+    let mut next = 0;
+    for _ in 0..40 {
+        match scene.get("/").await.body.as_str() {
+            "next" => next += 1,
+            "orders" => {}
+            // Of weight 0, or an error.
+            _ => return false,
+        }
+    }
+    // Half of 40, within five standard deviations.
+    (4..=36).contains(&next)
+}
 
 /// Three requests at once that take their time: some are served, some are not.
 async fn one_of_three_is(scene: &Scene, refused: &str) -> bool {
@@ -287,6 +304,18 @@ fn concurrency() -> String {
 
 fn circuit_breaker() -> String {
     policy("  traffic: { circuitBreaker: { maxRequests: 1 } }")
+}
+
+fn max_connections() -> String {
+    policy("  traffic: { circuitBreaker: { maxConnections: 1 } }")
+}
+
+fn dst_overrides() -> String {
+    "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\n\
+     metadata: { name: orders.shop.svc.cluster.local, namespace: shop }\nspec:\n  dstOverrides:\n  \
+     - { authority: orders.shop.svc.cluster.local, weight: 500m }\n  \
+     - { authority: 'next.shop.svc.cluster.local:80', weight: 500m }\n"
+        .to_owned()
 }
 
 fn affinity() -> String {

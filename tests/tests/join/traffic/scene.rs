@@ -159,11 +159,7 @@ impl Scene {
     /// the head of the answer.
     pub(crate) async fn bytes(&self, port: u16, bytes: &[u8]) -> String {
         let exchange = async {
-            let mut stream = TcpStream::connect(self.listener).await?;
-            let to = format!("orders.shop:{port}");
-            let connect = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n");
-            stream.write_all(connect.as_bytes()).await?;
-            let opened = head(&mut stream).await.unwrap_or_default();
+            let (opened, mut stream) = self.connect(port).await?;
             assert!(opened.starts_with("HTTP/1.1 200 "), "{opened:?}");
             stream.write_all(bytes).await?;
             stream.shutdown().await?;
@@ -174,6 +170,17 @@ impl Scene {
         let exchange = tokio::time::timeout(Duration::from_secs(20), exchange);
         let answer = exchange.await.expect("an answer in time").unwrap_or_default();
         answer.split_once("\r\n\r\n").unwrap_or_default().1.to_owned()
+    }
+
+    /// A connection through the proxy to a port that carries bytes, after the
+    /// head of the answer.
+    pub(crate) async fn connect(&self, port: u16) -> std::io::Result<(String, TcpStream)> {
+        let mut stream = TcpStream::connect(self.listener).await?;
+        let to = format!("orders.shop:{port}");
+        let connect = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n");
+        stream.write_all(connect.as_bytes()).await?;
+        let opened = head(&mut stream).await.unwrap_or_default();
+        Ok((opened, stream))
     }
 
     /// Who was asked for this target.

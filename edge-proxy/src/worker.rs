@@ -21,7 +21,7 @@ use crate::{
     outbound::{
         listen::{self, Purpose},
         loads::Loads,
-        mirror::MAX_MIRRORS,
+        mirror::Mirrors,
         pool::Pool,
         probe,
         protect::Protections,
@@ -51,7 +51,7 @@ pub struct Worker {
     /// What requests are counted in.
     pub resolved: Resolved,
     /// Copies of requests in flight.
-    pub mirrors: Arc<Semaphore>,
+    pub mirrors: Mirrors,
     /// Warm inner sessions.
     pub pool: Pool,
     /// Memory of requests in flight.
@@ -132,7 +132,7 @@ impl Worker {
             loads: Arc::default(),
             protections: Protections::default(),
             resolved: Resolved::default(),
-            mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
+            mirrors: Mirrors::default(),
             pool: Pool::default(),
             scratch: Spare::default(),
             apps: Apps::new(net.clone(), drain.clone(), buffers.clone()),

@@ -235,6 +235,32 @@ async fn mirrors_get_a_copy_and_nobody_waits_for_them() {
 }
 
 #[tokio::test]
+async fn copies_for_nobody_are_counted_and_fail_no_request() {
+    let rule = |to: &str| {
+        route(&format!(
+            "    - filters: [{{ type: RequestMirror, requestMirror: {{ backendRef: {{ {to} }} }} }}]\n      \
+             backendRefs: [{{ name: orders }}]"
+        ))
+    };
+    let world = World::start("").await;
+    let skipped = "isthmus_proxy_mirror_skipped_total";
+    for (n, to) in
+        ["name: missing, port: 80", "name: missing", "name: copy, port: 9"].iter().enumerate()
+    {
+        world.rules(&rule(to));
+        assert_eq!(world.get("/").await.1, "orders", "{to}");
+        let wanted = format!("{skipped} {}\n", n + 1);
+        let counted = async {
+            while !world.source.metrics().contains(&wanted) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        wait(counted).await;
+    }
+    assert_eq!(world.arrived().len(), 3, "no copy went elsewhere");
+}
+
+#[tokio::test]
 async fn what_takes_too_long_is_broken_off() {
     let world = World::start(&route(
         "

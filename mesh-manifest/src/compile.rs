@@ -163,6 +163,12 @@ pub fn services(manifest: &Manifest) -> Result<Vec<String>, String> {
     }
 }
 
+/// Other kinds are not carried.
+fn is_service(backend: &BackendRef) -> bool {
+    backend.kind.as_deref().is_none_or(|kind| kind == "Service")
+        && matches!(backend.group.as_deref(), None | Some("" | "core"))
+}
+
 fn qualified(name: &str, namespace: Option<&str>, own: &str) -> String {
     format!("{name}.{}", namespace.unwrap_or(own))
 }
@@ -328,9 +334,7 @@ impl<R: Registry> Compiling<'_, R> {
     /// Service, port name and why it cannot be used.
     fn target(&self, namespace: &str, backend: &BackendRef) -> (String, String, String) {
         let service = qualified(&backend.name, backend.namespace.as_deref(), namespace);
-        let service_kind = backend.kind.as_deref().is_none_or(|kind| kind == "Service")
-            && matches!(backend.group.as_deref(), None | Some("" | "core"));
-        if !service_kind {
+        if !is_service(backend) {
             return (service, String::new(), "InvalidKind: only Service is carried".into());
         }
         match (self.registry.ports(&service), backend.port) {
@@ -377,17 +381,25 @@ impl<R: Registry> Compiling<'_, R> {
         Ok(out)
     }
 
-    /// A copy for a service that is not there is dropped: mirrors never fail a
-    /// request.
+    /// Mirrors never fail a request: callers leave out and count copies for a
+    /// service or port that is not there.
     fn mirror(&self, namespace: &str, mirror: &Mirror) -> Result<Option<v1::Mirror>, String> {
         let fraction = match (mirror.percent, mirror.fraction) {
             (Some(_), Some(_)) => return Err("filters.requestMirror: percent or fraction".into()),
             (Some(numerator), None) => Some(Fraction { numerator, denominator: Some(100) }),
             (None, fraction) => fraction,
         };
-        let (service, port, invalid) = self.target(namespace, &mirror.backend_ref);
+        let backend = &mirror.backend_ref;
+        if !is_service(backend) {
+            return Ok(None);
+        }
+        let (service, port, _) = self.target(namespace, backend);
+        let port = match backend.port {
+            Some(number) if port.is_empty() => number.to_string(),
+            _ => port,
+        };
         let fraction = fraction.map(Fraction::wire);
-        Ok(invalid.is_empty().then_some(v1::Mirror { service, port, fraction }))
+        Ok(Some(v1::Mirror { service, port, fraction }))
     }
 
     fn profile(&mut self, manifest: &Manifest, spec: &ServiceProfileSpec) -> Result<(), String> {

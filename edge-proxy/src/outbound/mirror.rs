@@ -1,8 +1,13 @@
 //! Copies of requests whose answers nobody waits for.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use mesh_core::{message::RequestHead, rule::Mirror};
+use mesh_core::{ServiceName, message::RequestHead, rule::Mirror};
+use rustc_hash::FxHashSet;
+use tokio::sync::Semaphore;
 
 use super::{
     attempts::{Carried, Early, attempts},
@@ -17,7 +22,35 @@ use crate::{
 /// How long a copy may take; nobody waits for it.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Copies of one worker in flight; more are not made.
-pub const MAX_MIRRORS: usize = 256;
+const MAX_MIRRORS: usize = 256;
+/// Services whose absence is told of, each once.
+const MAX_TOLD: usize = 256;
+
+/// Copies of one worker.
+#[derive(Debug)]
+pub struct Mirrors {
+    places: Arc<Semaphore>,
+    /// Services that were not there.
+    told: Mutex<FxHashSet<ServiceName>>,
+}
+
+impl Default for Mirrors {
+    fn default() -> Self {
+        Self { places: Arc::new(Semaphore::new(MAX_MIRRORS)), told: Mutex::default() }
+    }
+}
+
+impl Mirrors {
+    fn tell_missing(&self, chosen: &Chosen) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < MAX_TOLD && told.insert(chosen.service.clone()) {
+            log::warn!(
+                service = chosen.service.as_str(), port = chosen.port.as_str();
+                "a mirror's service or port is not there: no copies are made"
+            );
+        }
+    }
+}
 
 /// Sends the copies that the rule asks for. A request whose body is longer
 /// than what is kept for repetition is not copied: nothing waits for a mirror.
@@ -35,7 +68,7 @@ pub async fn start(
             worker.shared.metrics.mirrors_skipped.inc();
             return;
         };
-        let Ok(place) = worker.mirrors.clone().try_acquire_owned() else {
+        let Ok(place) = worker.mirrors.places.clone().try_acquire_owned() else {
             worker.shared.metrics.mirrors_skipped.inc();
             return;
         };
@@ -61,12 +94,18 @@ async fn send(
     scratch: &mut Scratch,
     body: ReplayBody,
 ) {
+    let dispatch = Dispatch::alone(worker, &chosen.service, &chosen.port).await;
+    let backend = dispatch.as_ref().ok().and_then(Dispatch::backend);
+    if backend.and_then(|service| service.port(chosen.port.as_str())).is_none() {
+        worker.shared.metrics.mirrors_skipped.inc();
+        return worker.mirrors.tell_missing(chosen);
+    }
     let mut record = Record::new(worker, Direction::Outbound, "http1");
     record.entry.service = Some(chosen.service.clone());
     record.entry.port = Some(chosen.port.clone());
     let sending = async {
         let mut in_flight = worker.protections.begin(service)?;
-        let mut dispatch = Dispatch::alone(worker, &chosen.service, &chosen.port).await?;
+        let mut dispatch = dispatch?;
         let mut carried = Carried {
             scratch: &mut *scratch,
             speaks: Spoken::Http1,

@@ -16,7 +16,7 @@ use super::{
         answer::AnswerBody,
         dispatch::Dispatch,
         loads::Attempt,
-        pool::{self, Plan},
+        pool::{self, Place, Plan},
         probation,
     },
     Carried, Sent,
@@ -47,29 +47,7 @@ pub(super) async fn attempt(
     record: &mut Record,
     until: Option<Instant>,
 ) -> Result<Sent, Failed> {
-    let placed = match pool::plan(worker, &dispatch.snapshot, endpoint) {
-        Ok(Plan::Use(place)) => Ok(place),
-        Ok(opening @ Plan::Wait(_)) => {
-            let waiting = dispatch.backend().map(|service| worker.protections.wait(service));
-            let _waiting = waiting.transpose().map_err(|refusal| {
-                load.not_opened(Blame::Nobody);
-                Failed::circuit(refusal)
-            })?;
-            opening.carried_out().await
-        }
-        Err(failure) => Err(failure),
-    };
-    let place = match placed {
-        Ok(place) => place,
-        Err(failure) => {
-            let blame = failure.blames(&dispatch.snapshot.site, endpoint);
-            load.not_opened(blame);
-            if blame == Blame::Endpoint {
-                probation::start(worker, endpoint);
-            }
-            return Err(Failed::to_open(endpoint, &failure, blame));
-        }
-    };
+    let place = place(worker, dispatch, endpoint, load).await?;
     record.entry.path_kind = place.path_kind;
     record.entry.peer = Some(place.peer.id.clone());
     record.entry.connection = Some(place.connection.clone());
@@ -111,6 +89,35 @@ pub(super) async fn attempt(
     hop::remove(&mut head.fields, hop::Upgrade::in_answer(head.status));
     let body = AnswerBody::Mesh { body, upload: Some(upload) };
     Ok(Sent { body, place: Some(place), connection: None })
+}
+
+/// A place on a session; whoever has to wait for one is counted.
+async fn place(
+    worker: &Arc<Worker>,
+    dispatch: &Dispatch,
+    endpoint: &Arc<Endpoint>,
+    load: &mut Attempt,
+) -> Result<Place, Failed> {
+    let placed = match pool::plan(worker, &dispatch.snapshot, endpoint) {
+        Ok(Plan::Use(place)) => return Ok(place),
+        Ok(opening @ Plan::Wait(_)) => {
+            let waiting = dispatch.backend().map(|service| worker.protections.wait(service));
+            let _waiting = waiting.transpose().map_err(|refusal| {
+                load.not_opened(Blame::Nobody);
+                Failed::circuit(refusal)
+            })?;
+            opening.carried_out().await
+        }
+        Err(failure) => Err(failure),
+    };
+    placed.map_err(|failure| {
+        let blame = failure.blames(&dispatch.snapshot.site, endpoint);
+        load.not_opened(blame);
+        if blame == Blame::Endpoint {
+            probation::start(worker, endpoint);
+        }
+        Failed::to_open(endpoint, &failure, blame)
+    })
 }
 
 pub fn reason_of(code: &[u8], status: StatusCode) -> Reason {

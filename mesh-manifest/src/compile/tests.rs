@@ -375,3 +375,30 @@ fn what_connections_cannot_have_is_refused() {
         assert!(error.contains(wanted), "{spec}: {error}");
     }
 }
+
+#[test]
+fn the_first_class_that_holds_decides() {
+    let failures = |classes: &str| {
+        let text = format!(
+            "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\n\
+             metadata: {{ name: orders.shop.svc.cluster.local, namespace: shop }}\nspec:\n  routes:\n  \
+             - {{ name: r, condition: {{ method: GET }}, responseClasses: [{classes}] }}\n"
+        );
+        let found = compiled(&text).routes.swap_remove(0).failures;
+        found.iter().map(|range| (range.from, range.to)).collect::<Vec<_>>()
+    };
+    let class = |from: u16, to: u16, fails: bool| {
+        format!("{{ condition: {{ status: {{ min: {from}, max: {to} }} }}, isFailure: {fails} }}")
+    };
+    let cases = [
+        (String::new(), vec![(500, 599)]),
+        (class(404, 404, true), vec![(404, 404), (500, 599)]),
+        (class(501, 501, false), vec![(500, 500), (502, 599)]),
+        ([class(500, 500, true), class(500, 599, false)].join(","), vec![(500, 500)]),
+        // Nothing is, and 5xx neither: a status that no answer has.
+        (class(500, 599, false), vec![(100, 100)]),
+    ];
+    for (classes, wanted) in cases {
+        assert_eq!(failures(&classes), wanted, "{classes}");
+    }
+}

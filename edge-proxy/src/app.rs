@@ -303,6 +303,9 @@ impl App {
     /// One worker and the control tasks in the runtime of the caller, who ends
     /// them with [`Drain::finish`]. For simulation and tests.
     pub async fn run_in_place(&self) -> io::Result<Bound> {
+        if self.shared.config.role == Role::Gateway {
+            self.gateway.probe().await?;
+        }
         self.start_control();
         self.start_worker(0, Bound::wanted(&self.shared.config)).await
     }
@@ -314,7 +317,7 @@ impl App {
         let bound = worker.start(&wanted).await?;
         self.tunnels.start(&worker);
         if self.shared.config.role == Role::Gateway {
-            self.gateway.start(&worker).await?;
+            self.gateway.start(&worker);
         }
         Ok(bound)
     }

@@ -75,16 +75,12 @@ impl Predecessor {
     /// There is said to be one, and it does not talk.
     pub fn of_process() -> io::Result<(Sockets, Option<Self>)> {
         let _known = program();
-        let sockets = Sockets::default();
         if env::var_os(PREDECESSOR).is_none_or(|value| value != STDIN) {
-            return Ok((sockets, None));
+            return Ok((Sockets::default(), None));
         }
         let letter = Letter::of_stdin()?;
         letter.patience(LETTER_TIMEOUT)?;
-        for (wanted, socket) in letter.read_sockets()? {
-            sockets.inherit(wanted, socket);
-        }
-        Ok((sockets, Some(Self(letter))))
+        Ok((letter.read_sockets()?, Some(Self(letter))))
     }
 
     /// This process serves from now on.
@@ -124,10 +120,11 @@ impl Requests {
                 _ = self.user.recv() => {}
             }
             log::info!("starting a successor");
-            let sockets = sockets.clone();
-            let replaced = tokio::task::spawn_blocking(move || replace(&sockets)).await;
+            let giving = sockets.clone();
+            let replaced = tokio::task::spawn_blocking(move || replace(&giving)).await;
             match replaced.unwrap_or_else(|panic| Err(HandoverError::Failed(panic.to_string()))) {
                 Ok(pid) => {
+                    sockets.leave();
                     drain.leave();
                     systemd::notify(&State::MainPid(pid));
                     log::info!(successor = pid; "a successor has taken over");
@@ -152,7 +149,7 @@ fn replace(sockets: &Sockets) -> Result<u32, HandoverError> {
     let relay = start(RELAY, theirs.into()).and_then(|mut relay| relay.wait());
     let pid = relay.and_then(|_| letter.read_pid()).map_err(HandoverError::Start)?;
     let told = || {
-        letter.write_sockets(&sockets.held())?;
+        letter.write_sockets(sockets.generation(), &sockets.give()?)?;
         letter.read_ready()
     };
     match told() {

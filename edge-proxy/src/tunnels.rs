@@ -166,9 +166,10 @@ impl Tunnels {
             let is_quic = held.session.transport() == Transport::Quic;
             // Only whether it is listed counts, not where: otherwise every
             // source would use the first gateway of the list.
-            (listed.is_none(), held.worker != self.home, !is_quic)
+            let leaving = !held.session.is_open();
+            (leaving, listed.is_none(), held.worker != self.home, !is_quic)
         };
-        let usable = || held.iter().filter(|held| held.session.is_open());
+        let usable = || held.iter().filter(|held| held.session.is_usable());
         let best = usable().map(rank).min()?;
         let equals = || usable().filter(|held| rank(held) == best);
         let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed) as usize;

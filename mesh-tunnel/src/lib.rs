@@ -2,6 +2,7 @@
 //!
 //! In reading order:
 //! - [`net`]: binding and dialling, real or simulated.
+//! - [`datagrams`]: one UDP socket, and the processes that follow each other.
 //! - [`tls`]: certificates held, peers verified, configurations made of both.
 //! - [`session`]: one tunnel; streams opened by either side, each begun by a
 //!   `Connect` that names its target.
@@ -14,6 +15,7 @@
 //! hands `Connect` headers to its caller, who answers yes or no.
 
 pub mod control;
+pub mod datagrams;
 pub mod dial;
 pub mod listen;
 pub mod net;

@@ -20,7 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
 };
 
-use crate::unix::LocalListener;
+use crate::{datagrams::Generation, unix::LocalListener};
 
 /// A boxed future that may cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -128,6 +128,11 @@ pub trait Net: fmt::Debug + Send + Sync + 'static {
     fn has(&self, ip: IpAddr) -> bool;
     /// Makes QUIC's connection ids and timings repeatable in a simulation.
     fn quic_seed(&self) -> Option<[u8; 32]> {
+        None
+    }
+    /// What tells the QUIC connections of this process from those of the one
+    /// that had its sockets before; see [`crate::datagrams`].
+    fn generation(&self) -> Option<Generation> {
         None
     }
     /// Resolves `host:port`; at most [`MAX_ADDRESSES`] addresses.

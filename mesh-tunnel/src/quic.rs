@@ -16,6 +16,7 @@ use quinn::{
 use rustls::pki_types::CertificateDer;
 
 use crate::{
+    datagrams::Cids,
     net::Net,
     session::MAX_STREAMS,
     tls::{Credentials, SERVER_NAME, Witness},
@@ -65,6 +66,9 @@ fn transport() -> Arc<quinn::TransportConfig> {
 fn endpoint_config(net: &dyn Net) -> EndpointConfig {
     let mut config = EndpointConfig::default();
     config.rng_seed(net.quic_seed());
+    if let Some(generation) = net.generation() {
+        config.cid_generator(move || Box::new(Cids(generation)));
+    }
     config
 }
 

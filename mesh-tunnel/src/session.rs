@@ -115,6 +115,8 @@ struct Shared {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     Open,
+    /// Opens nothing new if it can be elsewhere.
+    Leaving,
     /// Opens nothing new.
     Ending,
     Closed(String),
@@ -183,7 +185,7 @@ impl Session {
         connect: &Connect,
         within: Duration,
     ) -> Result<TunnelStream, OpenError> {
-        if !self.is_open() {
+        if !self.is_usable() {
             return Err(OpenError::Closed);
         }
         let limit = self.shared().peer_limit();
@@ -318,19 +320,35 @@ impl Session {
 
     /// Tells the peer to open nothing new. This side may still open streams.
     pub fn drain(&self, deadline: Duration) {
+        self.tell_drain(deadline, false);
+    }
+
+    /// The same to a peer that has no other tunnel yet: until it has, it may
+    /// still open streams in this one.
+    pub fn leave(&self, deadline: Duration) {
+        self.tell_drain(deadline, true);
+    }
+
+    fn tell_drain(&self, deadline: Duration, accepting: bool) {
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        self.shared().tell(v1::control::Message::Drain(v1::Drain { deadline_ms }));
+        self.shared().tell(v1::control::Message::Drain(v1::Drain { deadline_ms, accepting }));
     }
 
     /// Whether the peer has said that it goes away, or the session is about to
     /// end because the peer's certificate does.
     pub fn peer_draining(&self) -> bool {
-        *self.shared().phase.borrow() == Phase::Ending
+        matches!(*self.shared().phase.borrow(), Phase::Leaving | Phase::Ending)
     }
 
     /// Whether new streams may be opened.
     pub fn is_open(&self) -> bool {
         *self.shared().phase.borrow() == Phase::Open
+    }
+
+    /// Whether new streams may be opened if there is no other tunnel to open
+    /// them in.
+    pub fn is_usable(&self) -> bool {
+        matches!(*self.shared().phase.borrow(), Phase::Open | Phase::Leaving)
     }
 
     /// Whether it has ended.
@@ -355,7 +373,7 @@ impl Session {
         let mut phase = self.shared().phase.subscribe();
         match phase.wait_for(|phase| matches!(phase, Phase::Closed(_))).await.as_deref() {
             Ok(Phase::Closed(why)) => why.clone(),
-            Ok(Phase::Open | Phase::Ending) | Err(_) => "closed".into(),
+            Ok(Phase::Open | Phase::Leaving | Phase::Ending) | Err(_) => "closed".into(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::v1;
 use mesh_core::Allowed;
-use mesh_runtime::admin::Condition;
+use mesh_runtime::{admin::Condition, clock};
 use mesh_tunnel::{Door, Doors, Stream, listen::Arrival};
 use tokio::time::timeout;
 
@@ -48,7 +48,7 @@ pub(super) async fn keep(state: Arc<State>, ready: Condition) {
     let Some(doors) = state.shared.config.gateway else { return };
     let Some(own) = state.own().await else { return };
     let mut backoff = Backoff::new(REOPEN, REOPEN_MAX);
-    while !state.shared.drain.is_draining() {
+    while !state.shared.drain.is_closing() {
         match Door::open(wanted(&state, &own, doors)).await {
             Ok(door) => {
                 backoff.reset();
@@ -62,7 +62,7 @@ pub(super) async fn keep(state: Arc<State>, ready: Condition) {
         }
         tokio::select! {
             () = backoff.pause() => {}
-            () = state.shared.drain.draining() => {}
+            () = state.shared.drain.closing() => {}
         }
     }
 }
@@ -99,15 +99,16 @@ async fn take_in(state: &Arc<State>, own: &Own, door: &Door) {
     loop {
         let arrival = tokio::select! {
             arrival = door.accept() => arrival,
-            () = state.shared.drain.draining() => break,
+            () = state.shared.drain.closing() => break,
         };
         match arrival {
             Ok(Arrival::Tunnel(session)) => {
+                state.opened.get_or_init(clock::monotonic);
                 let tunnel = neighbours::accepted(state.clone(), own.clone(), session);
-                state.shared.drain.spawn(tunnel);
+                state.shared.drain.spawn_connection(tunnel);
             }
             Ok(Arrival::Join(stream, from)) => {
-                state.shared.drain.spawn(join(state.clone(), stream, from));
+                state.shared.drain.spawn_connection(join(state.clone(), stream, from));
             }
             Err(error) => {
                 log::error!(error:% = error; "a door has failed, opening it again");

@@ -23,11 +23,17 @@ pub mod report;
 pub mod sessions;
 pub mod streams;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use mesh_api::v1;
 use mesh_core::{GatewayId, SiteName, Snapshot, TrustDomain};
-use tokio::sync::watch;
+use mesh_runtime::clock;
+use tokio::{sync::watch, time::Instant};
 
 use self::{
     metrics::Metrics,
@@ -35,6 +41,9 @@ use self::{
     sessions::Sessions,
 };
 use crate::{app::Shared, config::Role, worker::Worker};
+
+/// Longer than neighbours take to dial anew.
+const GATHERING: Duration = Duration::from_secs(2);
 
 /// Deadlines and limits of a gateway.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +93,8 @@ pub(crate) struct State {
     metrics: Metrics,
     told: watch::Sender<v1::NodeSessions>,
     doors: watch::Sender<Option<DoorAddrs>>,
+    /// When the first tunnel came in.
+    opened: OnceLock<Instant>,
 }
 
 /// What a gateway must know of itself before it can open its doors.
@@ -117,6 +128,7 @@ impl Gateway {
             metrics: shared.metrics.gateway.clone(),
             told: watch::Sender::default(),
             doors: watch::Sender::default(),
+            opened: OnceLock::new(),
         }))
     }
 
@@ -127,16 +139,18 @@ impl Gateway {
         }
     }
 
+    /// Fails if an address of the doors cannot be bound.
+    pub async fn probe(&self) -> io::Result<()> {
+        door::probe(&self.0).await
+    }
+
     /// Opens the doors of one worker and starts its tasks, in the runtime of
-    /// the caller. Fails if an address cannot be bound; the doors themselves
-    /// open once there is an identity.
-    pub async fn start(&self, worker: &Arc<Worker>) -> io::Result<()> {
-        door::probe(&self.0).await?;
+    /// the caller; the doors open once there is an identity.
+    pub fn start(&self, worker: &Arc<Worker>) {
         // Who waits for a gateway to be ready knocks at once.
         let ready = self.0.shared.readiness.condition("doors");
         self.0.shared.drain.spawn(door::keep(self.0.clone(), ready));
         self.0.shared.drain.spawn(peers::keep(self.0.clone(), worker.index));
-        Ok(())
     }
 
     /// What federation is told of this gateway's tunnels.
@@ -153,6 +167,13 @@ impl Gateway {
 impl State {
     fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.shared.snapshot.load()
+    }
+
+    /// Who has just opened waits this long for those who come back to it:
+    /// what is missing until then is not refused at once.
+    fn gathering_until(&self) -> Option<Instant> {
+        let until = *self.opened.get()? + GATHERING;
+        (until > clock::monotonic()).then_some(until)
     }
 
     /// Where this process listens, whatever for.
@@ -180,7 +201,7 @@ impl State {
             }
             tokio::select! {
                 changed = changed.changed() => changed.ok()?,
-                () = self.shared.drain.draining() => return None,
+                () = self.shared.drain.closing() => return None,
             }
         }
     }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use mesh_api::v1;
 use mesh_core::{GatewayId, PeerIdentity, Snapshot, name::Subject};
 use mesh_tunnel::{IncomingStream, RefusedHeader, Session};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,6 +15,9 @@ use super::{
     streams,
 };
 
+/// While a successor takes over, a tunnel without streams is kept this long:
+/// its other end may not have another one yet.
+pub(super) const LEAVING_QUIET: Duration = Duration::from_secs(5);
 /// How often a tunnel that goes away looks whether its last stream has ended.
 const LAST_STREAM_POLL: Duration = Duration::from_millis(100);
 /// How long streams of a tunnel that a better one has replaced may go on.
@@ -170,6 +174,7 @@ impl Tunnel {
             tokio::select! {
                 biased;
                 () = drain.draining() => self.state.shared.config.drain_timeout,
+                () = drain.leaving() => self.state.shared.config.handover_timeout,
                 () = self.retired.cancelled() => RETIRED_DEADLINE,
             }
         };
@@ -212,7 +217,15 @@ impl Tunnel {
     /// same, and returns when the last stream has ended.
     async fn finish(self: &Arc<Self>, deadline: Duration) -> String {
         let drain = &self.state.shared.drain;
-        self.session.drain(deadline);
+        let leaving = drain.is_closing() && !drain.is_draining();
+        if leaving {
+            self.session.leave(deadline);
+        } else {
+            self.session.drain(deadline);
+        }
+        // Who has no other tunnel yet may come to this one.
+        let quiet = if leaving { LEAVING_QUIET } else { Duration::ZERO };
+        let mut busy = Instant::now();
         let mut end = std::pin::pin!(tokio::time::sleep(deadline));
         let mut look = tokio::time::interval(LAST_STREAM_POLL);
         // The first look would be at once: before the neighbour has heard.
@@ -223,7 +236,9 @@ impl Tunnel {
                     Some(incoming) => self.begin(incoming),
                     None => return self.session.closed().await,
                 },
-                _ = look.tick() => if self.session.streams() == 0 {
+                now = look.tick() => if self.session.streams() > 0 {
+                    busy = now;
+                } else if now >= busy + quiet {
                     return "drained".to_owned();
                 },
                 () = &mut end => return "drain deadline".to_owned(),

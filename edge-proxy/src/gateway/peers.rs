@@ -117,11 +117,18 @@ impl Keeper {
             // Which of the peer's gateways is next: workers begin with
             // different ones.
             let mut turn = self.worker;
-            loop {
+            // A tunnel whose other end leaves is used until there is another.
+            let mut left = None;
+            // A successor dials its own; what is here is used to the end.
+            while !self.state.shared.drain.is_closing() {
                 match self.dial(turn, self.transport()).await {
                     Ok(session) => {
                         backoff.reset();
-                        self.hold(turn, session).await;
+                        left = self.hold(turn, session, left.take()).await;
+                        if left.is_some() {
+                            // The successor is at the same place.
+                            continue;
+                        }
                     }
                     Err(error) => {
                         log::warn!(peer:? = self.peer, error:% = error; "cannot open a tunnel, trying again");
@@ -130,6 +137,7 @@ impl Keeper {
                 turn = turn.wrapping_add(1);
                 backoff.pause().await;
             }
+            drop(left);
         };
         tokio::select! {
             () = up => {}
@@ -178,9 +186,16 @@ impl Keeper {
     }
 
     /// Serves a tunnel, and the better one that may replace it, until it has
-    /// ended or its other end goes away.
-    async fn hold(&self, turn: usize, session: Session) {
-        let Some(tunnel) = self.serve(session) else { return };
+    /// ended or its other end goes away; returns it in the latter case if it
+    /// can still be used. It takes the place of `left`.
+    async fn hold(
+        &self,
+        turn: usize,
+        session: Session,
+        left: Option<Retiring>,
+    ) -> Option<Retiring> {
+        let tunnel = self.serve(session)?;
+        drop(left);
         // If this task is stopped, or a better tunnel is there, what runs in
         // the old one goes on and nothing new begins there.
         let mut current = Retiring(tunnel);
@@ -189,8 +204,9 @@ impl Keeper {
         loop {
             let tunnel = &current.0;
             tokio::select! {
-                _why = tunnel.session.closed() => return,
-                () = tunnel.session.ending() => return,
+                () = tunnel.session.ending() => {
+                    return tunnel.session.is_usable().then_some(current);
+                }
                 session = self.upgrade(turn, tunnel), if !over_quic => {
                     if let Some(better) = self.serve(session) {
                         log::info!(peer:? = self.peer; "QUIC works again, new streams move over");

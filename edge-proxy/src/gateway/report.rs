@@ -30,7 +30,7 @@ pub(super) async fn keep(state: Arc<State>) {
         tokio::select! {
             change = changed.changed() => if change.is_err() { return },
             () = tokio::time::sleep(REFRESH) => {}
-            () = state.shared.drain.draining() => return,
+            () = state.shared.drain.closing() => return,
         }
         tokio::time::sleep(GATHER).await;
         changed.mark_unchanged();

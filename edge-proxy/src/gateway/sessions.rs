@@ -58,7 +58,12 @@ pub struct Held {
 
 impl Held {
     fn is_usable(&self) -> bool {
-        !self.retired && self.session.is_open()
+        !self.retired && self.session.is_usable()
+    }
+
+    /// Its other end goes away, and takes only what can go nowhere else.
+    fn is_leaving(&self) -> bool {
+        !self.session.is_open()
     }
 }
 
@@ -159,14 +164,12 @@ impl Sessions {
     /// is one, since a machine may run several.
     pub fn node(&self, node: &NodeId, identity: Option<&SpiffeId>) -> Option<Session> {
         let held = self.lock();
-        let usable = || held.get(&Target::Node(node.clone())).into_iter().flatten().rev();
-        let is_wanted = |tunnel: &&Held| matches!(&tunnel.neighbour, Neighbour::Node(_, id) if Some(id) == identity);
-        let mut usable_ones = usable().filter(|tunnel| tunnel.is_usable());
-        usable()
+        let is_wanted = |tunnel: &Held| matches!(&tunnel.neighbour, Neighbour::Node(_, id) if Some(id) == identity);
+        let all = held.get(&Target::Node(node.clone()))?.iter().rev();
+        let best = all
             .filter(|tunnel| tunnel.is_usable())
-            .find(is_wanted)
-            .or_else(|| usable_ones.next())
-            .map(|tunnel| tunnel.session.clone())
+            .min_by_key(|tunnel| (!is_wanted(tunnel), tunnel.is_leaving()))?;
+        Some(best.session.clone())
     }
 
     /// A tunnel to a linked site: QUIC while there is one, in turns.
@@ -182,11 +185,12 @@ impl Sessions {
     fn in_turn(&self, target: &Target) -> Option<Session> {
         let held = self.lock();
         let all = held.get(target)?;
-        let any_quic = all.iter().any(|tunnel| tunnel.is_usable() && is_quic(tunnel));
-        let is_best = |tunnel: &&Held| tunnel.is_usable() && (!any_quic || is_quic(tunnel));
-        let count = all.iter().filter(is_best).count();
+        let rank = |tunnel: &Held| (tunnel.is_leaving(), !is_quic(tunnel));
+        let usable = || all.iter().filter(|tunnel| tunnel.is_usable());
+        let best = usable().map(rank).min()?;
+        let equals = || usable().filter(|tunnel| rank(tunnel) == best);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
-        let chosen = all.iter().filter(is_best).nth(turn % count.max(1))?;
+        let chosen = equals().nth(turn % equals().count().max(1))?;
         Some(chosen.session.clone())
     }
 

@@ -2,20 +2,22 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use mesh_api::FEDERATION_SERVICE;
 use mesh_core::{
     GatewayId, NodeId, SiteName, Snapshot,
     path::{Connect, MAX_HOPS, NextHop, Own, RefusedReason, check_dialled, forward},
 };
+use mesh_runtime::drain::Drain;
 use mesh_tunnel::{
     IncomingStream, OpenError, RefusedHeader, Session, Stream, TunnelStream, session::refusal,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
-    neighbours::Tunnel,
+    neighbours::{LEAVING_QUIET, Tunnel},
     quota::Slot,
     relay::{self, Carried, Limits},
 };
@@ -57,6 +59,11 @@ impl Refusal {
     fn here(reason: RefusedReason, detail: impl Into<String>) -> Self {
         Self { reason, hop: None, detail: detail.into() }
     }
+
+    /// Nothing leads further from this gateway; it was not tried.
+    fn is_missing_tunnel(&self) -> bool {
+        self.reason == RefusedReason::NoPath && self.hop.is_none()
+    }
 }
 
 impl From<OpenError> for Refusal {
@@ -82,14 +89,19 @@ impl Refusal {
 /// Serves one stream that a neighbour has opened, until it has ended.
 pub(super) async fn serve(tunnel: Arc<Tunnel>, mut incoming: IncomingStream) {
     let started = Instant::now();
-    let connect = incoming.connect.clone();
-    let outcome = match admit(&tunnel, &connect) {
-        Ok((slot, half_open, next)) => {
-            let far = Box::pin(reach(&tunnel, &next, &mut incoming)).await;
-            drop(half_open);
-            far.map(|far| (slot, next, far))
+    let mut changed = tunnel.state.sessions.changed();
+    let outcome = loop {
+        let outcome = attempt(&tunnel, &mut incoming).await;
+        // What has just opened waits for those who come back to it.
+        match (outcome, tunnel.state.gathering_until()) {
+            (Err(refusal), Some(until)) if refusal.is_missing_tunnel() => {
+                let news = timeout_at(until, changed.changed()).await;
+                if !news.is_ok_and(|news| news.is_ok()) {
+                    break Err(refusal);
+                }
+            }
+            (outcome, _) => break outcome,
         }
-        Err(refusal) => Err(refusal),
     };
     match outcome {
         Ok((_slot, next, far)) => {
@@ -97,6 +109,17 @@ pub(super) async fn serve(tunnel: Arc<Tunnel>, mut incoming: IncomingStream) {
         }
         Err(refusal) => refuse(&tunnel, incoming, refusal).await,
     }
+}
+
+async fn attempt(
+    tunnel: &Tunnel,
+    incoming: &mut IncomingStream,
+) -> Result<(Slot, NextHop, Far), Refusal> {
+    let connect = incoming.connect.clone();
+    let (slot, half_open, next) = admit(tunnel, &connect)?;
+    let far = Box::pin(reach(tunnel, &next, incoming)).await?;
+    drop(half_open);
+    Ok((slot, next, far))
 }
 
 /// Whether the stream may go on, and where. Takes its places in the quotas.
@@ -269,7 +292,7 @@ async fn carry(
     let opened = started.elapsed();
     let counted = tunnel.state.metrics.stream(&tunnel.neighbour);
     let limits = Limits { idle: tunnel.state.tuning.stream_idle };
-    let stop = tunnel.state.shared.drain.stopping();
+    let stop = stop(tunnel.state.shared.drain.clone(), &connect);
     let mut carried = match far.end {
         FarEnd::Tcp(mut far) => relay::relay(&mut near, &mut far, limits, stop).await,
         FarEnd::Tunnel(mut far) => {
@@ -284,6 +307,22 @@ async fn carry(
     carried.sent += far.early;
     counted.ended(&carried);
     log_carried(tunnel, &connect, next, &carried, opened, started);
+}
+
+/// Control never ends by itself, and is begun anew elsewhere when it is cut: it
+/// does not keep a process whose successor has taken over.
+fn stop(drain: Drain, connect: &Connect) -> impl Future<Output = ()> + use<> {
+    let is_control = connect.service.as_str() == FEDERATION_SERVICE;
+    async move {
+        let left = async {
+            drain.leaving().await;
+            tokio::time::sleep(LEAVING_QUIET).await;
+        };
+        tokio::select! {
+            () = drain.stopping() => {}
+            () = left, if is_control => {}
+        }
+    }
 }
 
 /// Tells the source of a stream when something further along its path goes

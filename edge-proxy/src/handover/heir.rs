@@ -9,9 +9,11 @@ use std::{
 
 use mesh_tunnel::{
     Listener, Net, RealNet, Stream,
+    datagrams::{Generation, SharedDatagrams},
     net::{BoxFuture, Datagrams, RealListener},
     unix::LocalListener,
 };
+use rustix::fd::OwnedFd;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +36,7 @@ impl HeirNet {
     /// Accepts from now on.
     pub fn open(&self) {
         self.open.cancel();
+        self.sockets.open();
     }
 
     /// Waits for [`HeirNet::open`].
@@ -49,12 +52,31 @@ impl HeirNet {
     pub fn listen(&self, addr: SocketAddr, shared: bool) -> io::Result<Arc<TcpListener>> {
         let wanted = Wanted { kind: Kind::Tcp, addr };
         let listener = match self.sockets.take(wanted) {
-            Some(left) => TcpListener::from_std(left.into())?,
+            Some(left) => TcpListener::from_std(one(left)?.into())?,
             None => RealNet.listen(addr, shared)?,
         };
         let listener = Arc::new(listener);
         self.sockets.hold(wanted, &listener);
         Ok(listener)
+    }
+
+    /// As [`HeirNet::listen`].
+    fn datagrams(&self, addr: SocketAddr) -> io::Result<Datagrams> {
+        let wanted = Wanted { kind: Kind::Udp, addr };
+        let (socket, earlier) = match self.sockets.take(wanted) {
+            Some(mut left) => {
+                let passing = left.pop();
+                (one(left)?.into(), passing)
+            }
+            None => (RealNet.datagrams(addr, true)?, None),
+        };
+        let generation = self.sockets.generation();
+        let datagrams = Arc::new(SharedDatagrams::new(socket, generation, earlier)?);
+        if self.open.is_cancelled() {
+            datagrams.open();
+        }
+        self.sockets.hold(wanted, &datagrams);
+        Ok(datagrams)
     }
 }
 
@@ -71,7 +93,11 @@ impl Net for HeirNet {
     }
 
     fn udp(&self, addr: SocketAddr, shared: bool) -> BoxFuture<'_, io::Result<Datagrams>> {
-        RealNet.udp(addr, shared)
+        // Others are dialled from, and stay with who dials.
+        if !shared {
+            return RealNet.udp(addr, shared);
+        }
+        Box::pin(async move { self.datagrams(addr) })
     }
 
     fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>> {
@@ -90,9 +116,17 @@ impl Net for HeirNet {
         RealNet.has(ip)
     }
 
+    fn generation(&self) -> Option<Generation> {
+        Some(self.sockets.generation())
+    }
+
     fn resolve<'a>(&'a self, host_port: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
         RealNet.resolve(host_port)
     }
+}
+
+fn one(mut left: Vec<OwnedFd>) -> io::Result<OwnedFd> {
+    left.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 struct Gated {

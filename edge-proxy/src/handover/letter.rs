@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fd::{AsFd, OwnedFd},
+    fd::{AsFd, BorrowedFd, OwnedFd},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -18,10 +18,14 @@ use rustix::{
     },
 };
 
-use super::sockets::{HeldSocket, Wanted};
+use mesh_tunnel::datagrams::Generation;
+
+use super::sockets::{Given, Sockets, Wanted};
 
 /// Sockets that one process leaves: far more than it can be configured with.
 const MAX_SOCKETS: usize = 65_536;
+/// Descriptors of one socket.
+const MAX_FDS: usize = 2;
 /// No packet is longer.
 const MAX_PACKET: usize = 128;
 const PID: &str = "pid";
@@ -51,28 +55,35 @@ impl Letter {
         Ok(set_socket_timeout(&self.0, Timeout::Send, Some(patience))?)
     }
 
-    pub(super) fn write_sockets(&self, sockets: &[HeldSocket]) -> io::Result<()> {
-        for (wanted, socket) in sockets {
-            self.write(&wanted.to_string(), Some(&**socket))?;
+    pub(super) fn write_sockets(
+        &self,
+        generation: Generation,
+        sockets: &[Given],
+    ) -> io::Result<()> {
+        for (wanted, fds) in sockets {
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            self.write(&wanted.to_string(), &fds)?;
         }
-        self.write(END, None)
+        self.write(&format!("{END} {}", generation.0), &[])
     }
 
-    pub(super) fn read_sockets(&self) -> io::Result<Vec<(Wanted, OwnedFd)>> {
+    pub(super) fn read_sockets(&self) -> io::Result<Sockets> {
         let mut sockets = Vec::new();
         while sockets.len() < MAX_SOCKETS {
-            let (text, socket) = self.read()?;
-            if text == END {
-                return Ok(sockets);
+            let (text, fds) = self.read()?;
+            if let Some(generation) = text.strip_prefix(END) {
+                let generation = generation.trim_start().parse().map_err(|_| unexpected(&text))?;
+                return Ok(Sockets::inherited(generation, sockets));
             }
-            let socket = socket.ok_or_else(|| unexpected(&text))?;
-            sockets.push((text.parse().map_err(|_| unexpected(&text))?, socket));
+            let wanted: Wanted = text.parse().map_err(|()| unexpected(&text))?;
+            let complete = fds.len() == wanted.fds();
+            sockets.push((wanted, complete.then_some(fds).ok_or_else(|| unexpected(&text))?));
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, "too many sockets"))
     }
 
     pub(super) fn write_pid(&self, pid: u32) -> io::Result<()> {
-        self.write(&format!("{PID} {pid}"), None)
+        self.write(&format!("{PID} {pid}"), &[])
     }
 
     pub(super) fn read_pid(&self) -> io::Result<u32> {
@@ -82,7 +93,7 @@ impl Letter {
     }
 
     pub(super) fn write_ready(&self) -> io::Result<()> {
-        self.write(READY, None)
+        self.write(READY, &[])
     }
 
     pub(super) fn read_ready(&self) -> io::Result<()> {
@@ -90,32 +101,33 @@ impl Letter {
         if text == READY { Ok(()) } else { Err(unexpected(&text)) }
     }
 
-    fn write(&self, text: &str, socket: Option<&(dyn AsFd + Send + Sync)>) -> io::Result<()> {
-        let fds = socket.map(AsFd::as_fd);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    fn write(&self, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if let Some(fd) = &fds {
-            control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(fds));
         }
         let packet = [IoSlice::new(text.as_bytes())];
         sendmsg(&self.0, &packet, &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
-    fn read(&self) -> io::Result<(String, Option<OwnedFd>)> {
+    fn read(&self) -> io::Result<(String, Vec<OwnedFd>)> {
         let mut packet = [0; MAX_PACKET];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut packet)];
         let received = recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        let socket = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok((String::from_utf8_lossy(&packet[..received.bytes]).into_owned(), socket))
+        Ok((String::from_utf8_lossy(&packet[..received.bytes]).into_owned(), fds))
     }
 }
 
@@ -125,7 +137,7 @@ fn unexpected(text: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, sync::Arc};
+    use std::net::TcpListener;
 
     use super::*;
     use crate::handover::sockets::Kind;
@@ -137,13 +149,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let wanted = Wanted { kind: Kind::Tcp, addr: "127.0.0.1:0".parse().unwrap() };
-        let held: HeldSocket = (wanted, Arc::new(listener));
-        ours.write_sockets(&[held.clone(), held]).unwrap();
-        let mut arrived = theirs.read_sockets().unwrap();
-        assert_eq!(arrived.len(), 2);
-        let (what, socket) = arrived.remove(0);
-        assert_eq!(what, wanted);
+        let given = (wanted, vec![listener.into()]);
+        ours.write_sockets(Generation(255), &[given]).unwrap();
+        let sockets = theirs.read_sockets().unwrap();
+        assert_eq!(sockets.generation(), Generation(0));
+        let socket = sockets.take(wanted).unwrap().remove(0);
         assert_eq!(TcpListener::from(socket).local_addr().unwrap(), addr);
+        assert!(sockets.take(wanted).is_none());
         theirs.write_pid(42).unwrap();
         assert_eq!(ours.read_pid().unwrap(), 42);
         theirs.write_ready().unwrap();
@@ -154,11 +166,11 @@ mod tests {
     fn who_is_gone_or_silent_or_talks_nonsense_is_an_error() {
         let (ours, theirs) = Letter::pair().unwrap();
         let theirs = Letter(theirs);
-        theirs.write("nonsense", None).unwrap();
-        assert_eq!(ours.read_sockets().unwrap_err().kind(), io::ErrorKind::InvalidData);
-        theirs.write("tcp 127.0.0.1:80", None).unwrap();
-        assert_eq!(ours.read_sockets().unwrap_err().kind(), io::ErrorKind::InvalidData);
-        theirs.write(END, None).unwrap();
+        for text in ["nonsense", "tcp 127.0.0.1:80", "udp x", "end of it"] {
+            theirs.write(text, &[]).unwrap();
+            assert_eq!(ours.read_sockets().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        theirs.write(END, &[]).unwrap();
         assert_eq!(ours.read_ready().unwrap_err().kind(), io::ErrorKind::InvalidData);
         ours.patience(Duration::from_millis(10)).unwrap();
         assert_eq!(ours.read_ready().unwrap_err().kind(), io::ErrorKind::WouldBlock);

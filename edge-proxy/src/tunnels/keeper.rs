@@ -123,6 +123,8 @@ impl Keeper {
     async fn run(self) {
         let mut backoff = Backoff::new(REDIAL, REDIAL_MAX);
         let drain = &self.worker.shared.drain;
+        // A tunnel whose gateway leaves is used until there is another.
+        let mut left = None;
         let up = async {
             while !drain.is_draining() {
                 let dialled = tokio::select! {
@@ -132,7 +134,10 @@ impl Keeper {
                 match dialled {
                     Ok(session) => {
                         backoff.reset();
-                        self.hold(session).await;
+                        left = self.hold(session, left.take()).await;
+                        if left.is_some() {
+                            continue;
+                        }
                     }
                     Err(error) => {
                         log::warn!(gateway = self.gateway.as_str(), error:% = error; "cannot open a tunnel, trying again");
@@ -180,18 +185,25 @@ impl Keeper {
     }
 
     /// Uses a tunnel, and the better one that may replace it, until it has
-    /// ended or its gateway goes away.
-    async fn hold(&self, session: Session) {
+    /// ended or its gateway goes away; returns it in the latter case. It takes
+    /// the place of `left`.
+    async fn hold(&self, session: Session, left: Option<InUse>) -> Option<InUse> {
         let mut tunnel = self.serve(session);
+        drop(left);
         let mut over_quic = tunnel.session.transport() == Transport::Quic;
         loop {
             tokio::select! {
                 () = tunnel.session.ending() => {
-                    if !tunnel.session.is_closed() {
-                        log::info!(gateway = self.gateway.as_str(); "the gateway goes away");
-                        self.mark_away();
+                    if tunnel.session.is_closed() {
+                        return None;
                     }
-                    return;
+                    log::info!(gateway = self.gateway.as_str(); "the gateway goes away");
+                    // Its successor is the same gateway.
+                    if tunnel.session.is_usable() {
+                        return Some(tunnel);
+                    }
+                    self.mark_away();
+                    return None;
                 }
                 session = self.upgrade(), if !over_quic => {
                     log::info!(gateway = self.gateway.as_str(); "QUIC works again, new streams move over");
@@ -278,7 +290,7 @@ async fn serve(worker: Arc<Worker>, session: Session, retired: CancellationToken
             // What our successor is for comes to it; we still open streams here
             // for the connections that we have.
             () = drain.leaving(), if !left => {
-                session.drain(worker.shared.config.handover_timeout);
+                session.leave(worker.shared.config.handover_timeout);
                 left = true;
             }
             deadline = &mut going, if end.is_none() => {

@@ -242,7 +242,7 @@ impl Life {
             Message::Hello(_) => return Err("stream 0: a second Hello".into()),
             Message::Drain(drain) => {
                 log::info!(peer = shared.peer.id.as_str(), deadline_ms = drain.deadline_ms; "peer drains");
-                self.end_soon();
+                self.end_soon(if drain.accepting { Phase::Leaving } else { Phase::Ending });
             }
             Message::StreamDrain(drain) => {
                 // Nobody may be listening.
@@ -331,19 +331,23 @@ impl Life {
         let lead = (tls::left(peer) / 4).min(EXPIRY_LEAD);
         tls::expired(peer, lead).await;
         let deadline_ms = u64::try_from(lead.as_millis()).unwrap_or(u64::MAX);
-        self.shared.tell(Message::Drain(v1::Drain { deadline_ms }));
-        self.end_soon();
+        self.shared.tell(Message::Drain(v1::Drain { deadline_ms, accepting: false }));
+        self.end_soon(Phase::Ending);
         tls::expired(peer, Duration::ZERO).await;
         "the peer's certificate has ended".into()
     }
 
-    fn end_soon(&self) {
+    fn end_soon(&self, to: Phase) {
         self.shared.phase.send_if_modified(|phase| {
-            let first = *phase == Phase::Open;
-            if first {
-                *phase = Phase::Ending;
+            let later = match phase {
+                Phase::Open => true,
+                Phase::Leaving => to == Phase::Ending,
+                Phase::Ending | Phase::Closed(_) => false,
+            };
+            if later {
+                *phase = to;
             }
-            first
+            later
         });
     }
 

@@ -389,8 +389,19 @@ async fn drains_sessions_and_stream_drains_arrive() {
         announced.changed().await.unwrap();
         assert_eq!(announced.borrow().to_vec(), ["e1"]);
 
-        t.far.drain(LONG);
+        // Who leaves still takes what can go nowhere else.
+        t.far.leave(LONG);
         t.near.ending().await;
+        assert!(t.near.peer_draining() && !t.near.is_open() && t.near.is_usable());
+        stream(&t.near, &t.far).await;
+
+        t.far.drain(LONG);
+        let told = async {
+            while t.near.is_usable() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, told).await.unwrap();
         assert!(t.near.peer_draining() && !t.near.is_open() && t.far.is_open());
         assert!(matches!(t.near.open(&connect("late"), b"").await, Err(OpenError::Closed)));
         // What runs goes on, and the draining side may still open streams.

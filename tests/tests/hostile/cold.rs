@@ -18,7 +18,7 @@ fn gone(path: &Path) {
     });
 }
 
-fn link(west: &Site, east: &Site) {
+pub(crate) fn link(west: &Site, east: &Site) {
     let run =
         |site: &Site, words: &[&str]| said(&site.meshctl(site.dir(), words).output().unwrap());
     let token = run(east, &["link", "token", "--site", "west"]);

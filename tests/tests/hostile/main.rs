@@ -10,6 +10,7 @@ mod cold;
 mod demo;
 mod disk;
 mod garbage;
+mod handover;
 mod kills;
 mod machine;
 mod programs;

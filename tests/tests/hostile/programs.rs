@@ -81,6 +81,17 @@ impl Daemon {
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
     }
 
+    /// Waits for the process that has taken over, which ends with this one.
+    pub(crate) fn successor(&self) -> String {
+        eventually("a successor takes over", || self.successors().pop().ok_or_else(|| self.log()))
+    }
+
+    fn successors(&self) -> Vec<String> {
+        let log = self.log();
+        let named = log.split("a successor has taken over successor=").skip(1);
+        named.map(|rest| rest.chars().take_while(char::is_ascii_digit).collect()).collect()
+    }
+
     pub(crate) fn wait(&mut self) -> ExitStatus {
         eventually("the program ends", || self.ended().ok_or_else(|| "it runs".to_owned()))
     }
@@ -91,6 +102,9 @@ impl Drop for Daemon {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for pid in &self.successors() {
+            let _ = Command::new("kill").args(["-s", "KILL", pid]).status();
+        }
     }
 }
 

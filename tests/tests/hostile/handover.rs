@@ -1,0 +1,96 @@
+//! Gateways that are replaced while requests cross them.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::sleep,
+    time::Duration,
+};
+
+use crate::{
+    cold::link,
+    programs::{PATIENCE, eventually},
+    site::{GATEWAY, Machine, Site},
+};
+
+const CLIENT: Machine = Machine("client", 21);
+const FAR: Machine = Machine("far", 23);
+
+/// Clients that ask at once.
+const CLIENTS: usize = 4;
+
+fn is_echoed(stream: &mut TcpStream) -> bool {
+    let mut buf = [0; 4];
+    stream.write_all(b"ping").is_ok() && stream.read_exact(&mut buf).is_ok() && &buf == b"ping"
+}
+
+/// Both gateways of a path between two sites, one after the other, under load:
+/// no request fails, and what is open stays where it is.
+#[test]
+fn gateways_are_replaced_and_no_request_fails() {
+    let (mut west, mut east) = (Site::start_as("west"), Site::start_as("east"));
+    west.add(CLIENT);
+    east.add_backing(FAR, "stock");
+    link(&west, &east);
+    eventually("the sites reach each other", || {
+        west.request_to(CLIENT, "stock.shop")?;
+        east.request(FAR)
+    });
+    // orders.shop is in west, and called from east.
+    let mut open = TcpStream::connect(east.addr(FAR.1, 7000)).unwrap();
+    open.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(is_echoed(&mut open));
+
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    match west.request_to(CLIENT, "stock.shop") {
+                        Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => failed.lock().unwrap().push(error),
+                    }
+                }
+            });
+        }
+        let enough = |more: usize| {
+            let until = answered.load(Ordering::Relaxed) + more;
+            eventually("requests are answered", || {
+                let now = answered.load(Ordering::Relaxed);
+                if now < until { Err(format!("{now} of {until}")) } else { Ok(()) }
+            });
+        };
+        enough(50);
+        // The harness lends the site to the clients; the programs have pids.
+        for site in [&west, &east] {
+            site.daemon(GATEWAY).signal("HUP");
+            let pid = site.daemon(GATEWAY).successor();
+            assert!(!pid.is_empty());
+            enough(100);
+            sleep(Duration::from_secs(1));
+            enough(100);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let failed = failed.into_inner().unwrap();
+    let logs = || format!("{}\n{}", west.daemon(GATEWAY).log(), east.daemon(GATEWAY).log());
+    assert!(failed.is_empty(), "{} of {answered:?}: {failed:#?}\n{}", failed.len(), logs());
+    assert!(is_echoed(&mut open), "what was open goes on");
+    for site in [&mut west, &mut east] {
+        let log = site.daemon(GATEWAY).log();
+        assert_eq!(site.daemon_mut(GATEWAY).ended(), None, "it carries what is open: {log}");
+    }
+    drop(open);
+    for site in [&mut west, &mut east] {
+        assert!(site.daemon_mut(GATEWAY).wait().success());
+        let log = site.daemon(GATEWAY).log();
+        assert!(log.contains("stopped cut=0") && !log.contains("panic"), "{log}");
+    }
+    west.request_to(CLIENT, "stock.shop").unwrap();
+    east.request(FAR).unwrap();
+}

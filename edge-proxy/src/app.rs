@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     access_log::AccessLog,
+    audit::Audit,
     config::{Config, IdentitySource, Role, SnapshotSource},
     discovery,
     files::snapshot,
@@ -62,6 +63,8 @@ pub struct Shared {
     pub drain: Drain,
     /// What services allow their callers, counted over all workers.
     pub limits: Limits,
+    /// What audited ports would have refused.
+    pub audit: Audit,
     /// What is counted.
     pub metrics: Metrics,
     /// One line per request.
@@ -90,6 +93,7 @@ impl Shared {
             stats: Stats::default(),
             drain: Drain::new(),
             limits: Limits::default(),
+            audit: Audit::default(),
             metrics,
             access_log,
         })
@@ -213,10 +217,10 @@ impl App {
     /// with another proxy of the same user: nobody else may listen there.
     async fn check_ports(&self) -> io::Result<()> {
         let Shared { config, net, .. } = &self.shared;
-        let Bound { http, transparent, inbound, listeners, sni } = Bound::wanted(config);
+        let Bound { http, transparent, inbound, listeners, sni, plaintext } = Bound::wanted(config);
         let doors = config.gateway.as_ref();
         let own = [http, transparent, inbound, doors.map(|doors| doors.tls)];
-        for addr in own.into_iter().flatten().chain(listeners).chain(sni) {
+        for addr in own.into_iter().flatten().chain(listeners).chain(sni).chain(plaintext) {
             drop(net.bind(addr, false).await?);
         }
         if let Some(addr) = doors.and_then(|doors| doors.quic) {

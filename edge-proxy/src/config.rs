@@ -1,7 +1,6 @@
 //! What one proxy does, checked. [`written`] is the file, [`flags`] what was
 //! said beside it, [`file`] what both mean.
 
-pub mod cidr;
 pub mod file;
 pub mod flags;
 pub mod forwarded;
@@ -10,10 +9,9 @@ pub mod written;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-pub use cidr::Cidr;
 pub use flags::Flags;
 pub use forwarded::Forwarded;
-use mesh_core::{GatewayId, Locality, PortName, ServiceName};
+use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
 
@@ -36,12 +34,16 @@ pub struct Config {
     pub transparent: Option<SocketAddr>,
     /// The mesh's door.
     pub inbound: Option<SocketAddr>,
+    /// One own service each, for clients that are not of the mesh.
+    pub inbound_plaintext: Vec<ServiceListener>,
     /// One service each.
     pub listeners: Vec<ServiceListener>,
     /// Any service each, by the name that TLS clients ask for.
     pub sni_listeners: Vec<SniListener>,
     /// What applications are told of clients.
     pub forwarded: Forwarded,
+    /// Whether applications are told of callers' certificates, too.
+    pub forwarded_client_cert: bool,
     /// /metrics /live /ready.
     pub admin: Option<SocketAddr>,
     /// Where access-log lines go.
@@ -148,9 +150,11 @@ impl Config {
             http_listener: None,
             transparent: None,
             inbound: None,
+            inbound_plaintext: Vec::new(),
             listeners: Vec::new(),
             sni_listeners: Vec::new(),
             forwarded: Forwarded::Auto,
+            forwarded_client_cert: false,
             admin: None,
             access_log: AccessLogTarget::Off,
             drain_timeout: Duration::from_secs(30),

@@ -19,6 +19,8 @@
 //! - [`outbound`]: from the application into the mesh.
 //! - [`inner`]: the session between two proxies, end to end.
 //! - [`inbound`]: from the mesh to the application.
+//! - [`changes`] and [`audit`]: what running calls are told of policies, and what
+//!   is told of calls.
 //! - [`tunnels`]: this proxy's tunnels to the gateways of its site.
 //! - [`stats`]: what federation is told of the traffic.
 //! - [`gateway`]: the role at a site's border.
@@ -26,7 +28,9 @@
 pub mod access_log;
 pub mod app;
 pub mod apps;
+pub mod audit;
 mod beliefs;
+pub mod changes;
 pub mod config;
 pub mod copy;
 pub mod discovery;

@@ -181,6 +181,8 @@ pub struct Metrics {
     pub retries: Family<ReasonLabel, Counter>,
     /// Copies of requests that were not made.
     pub mirrors_skipped: Counter,
+    /// What audited ports would have refused.
+    pub would_deny: Family<ReasonLabel, Counter>,
     /// Access-log lines that the writer had no room for.
     pub access_log_dropped: Counter,
     /// What the role gateway counts.
@@ -206,6 +208,7 @@ impl Metrics {
             handshake_failures: Family::default(),
             retries: Family::default(),
             mirrors_skipped: Counter::default(),
+            would_deny: Family::default(),
             access_log_dropped: Counter::default(),
             gateway: gateway::metrics::Metrics::default(),
             registry: Arc::default(),
@@ -229,6 +232,8 @@ impl Metrics {
         registry.register("retry", "Attempts after the first one", m.retries.clone());
         let skipped = "Copies of requests that were not made";
         registry.register("mirror_skipped", skipped, m.mirrors_skipped.clone());
+        let audited = "Calls that audited ports would have refused";
+        registry.register("would_deny", audited, m.would_deny.clone());
         let dropped = "Access-log lines the writer had no room for";
         registry.register("access_log_dropped", dropped, m.access_log_dropped.clone());
         metrics.gateway.register(&mut registry);

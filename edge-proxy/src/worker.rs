@@ -15,7 +15,8 @@ use tokio::sync::Semaphore;
 use crate::{
     app::{App, Shared},
     apps::Apps,
-    config::Config,
+    changes::{self, Changes},
+    config::{Config, ServiceListener},
     http1::Buffers,
     inbound::{self, MAX_HALF_OPEN},
     outbound::{
@@ -62,6 +63,8 @@ pub struct Worker {
     pub apps: Arc<Apps>,
     /// TLS of the mesh's door.
     pub inner_server: Arc<rustls::ServerConfig>,
+    /// How often policies have changed.
+    pub changes: Changes,
     /// Handshakes that may be under way.
     pub half_open: Semaphore,
     view: Mutex<Option<Arc<View>>>,
@@ -88,6 +91,8 @@ pub struct Bound {
     pub listeners: Vec<SocketAddr>,
     /// Those by the name that TLS clients ask for, in the same order.
     pub sni: Vec<SocketAddr>,
+    /// Those for clients that are not of the mesh, in the same order.
+    pub plaintext: Vec<SocketAddr>,
 }
 
 impl Bound {
@@ -99,6 +104,7 @@ impl Bound {
             inbound: config.inbound,
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
             sni: config.sni_listeners.iter().map(|listener| listener.listen).collect(),
+            plaintext: config.inbound_plaintext.iter().map(|listener| listener.listen).collect(),
         }
     }
 
@@ -116,6 +122,9 @@ impl Bound {
         }
         for addr in &self.sni {
             log::info!(listener = "sni", addr:% = addr; "listening");
+        }
+        for addr in &self.plaintext {
+            log::info!(listener = "plaintext", addr:% = addr; "listening");
         }
     }
 }
@@ -138,6 +147,7 @@ impl Worker {
             apps: Apps::new(net.clone(), drain.clone(), buffers.clone()),
             buffers,
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
+            changes: Changes::default(),
             half_open: Semaphore::new(MAX_HALF_OPEN),
             view: Mutex::default(),
             seed: rand::random(),
@@ -153,9 +163,7 @@ impl Worker {
         let mut outbound = vec![(http, Purpose::Proxy), (transparent, Purpose::Captured)];
         for (addr, configured) in wanted.listeners.iter().zip(&self.shared.config.listeners) {
             let mut at = None;
-            let destination =
-                Destination { service: configured.service.clone(), port: configured.port.clone() };
-            self.shared.snapshot.add_wanted(&destination.service);
+            let destination = self.wanted(configured);
             outbound.push((self.bind(Some(*addr), &mut at).await?, Purpose::Service(destination)));
             bound.listeners.extend(at);
         }
@@ -164,6 +172,13 @@ impl Worker {
             let listener = self.bind(Some(*addr), &mut at).await?;
             outbound.push((listener, Purpose::Sni(configured.port)));
             bound.sni.extend(at);
+        }
+        for (addr, configured) in wanted.plaintext.iter().zip(&self.shared.config.inbound_plaintext)
+        {
+            let mut at = None;
+            let destination = self.wanted(configured);
+            outbound.push((self.bind(Some(*addr), &mut at).await?, Purpose::Own(destination)));
+            bound.plaintext.extend(at);
         }
         // Everything is bound: nothing is accepted by half a worker.
         for (listener, purpose) in outbound {
@@ -174,9 +189,17 @@ impl Worker {
         if let Some(listener) = inbound {
             self.shared.drain.spawn(inbound::accept(self.clone(), listener));
         }
+        self.shared.drain.spawn_beside(changes::watch(self.clone()));
         self.shared.drain.spawn_beside(sweep(self.clone()));
         self.shared.drain.spawn_beside(probe::run(self.clone()));
         Ok(bound)
+    }
+
+    /// What a listener is for; discovery hears that it is wanted.
+    fn wanted(&self, listener: &ServiceListener) -> Destination {
+        let ServiceListener { service, port, .. } = listener.clone();
+        self.shared.snapshot.add_wanted(&service);
+        Destination { service, port }
     }
 
     async fn bind(

@@ -41,7 +41,7 @@ async fn pair(
 
 fn only(account: &str) -> Option<v1::AuthorizationPolicy> {
     let principal = v1::PrincipalMatch { account: account.into(), ..v1::PrincipalMatch::default() };
-    Some(v1::AuthorizationPolicy { allow: vec![principal] })
+    Some(v1::AuthorizationPolicy { allow: vec![principal], ..Default::default() })
 }
 
 #[tokio::test]

@@ -165,6 +165,7 @@ fn publish(
             federation_address: site.address.to_string(),
             virtual_range: config.virtual_range,
             terms: Terms::default(),
+            default_access: config.default_access,
         },
     );
     let paths: Arc<dyn Paths> = Arc::new(GatewayPaths::new(site.clone(), net));

@@ -7,6 +7,7 @@ use std::{
 
 use mesh_api::v1::Gateway;
 use mesh_core::{GatewayId, SiteName, TrustDomain, service};
+use mesh_manifest::AccessPolicy;
 use mesh_runtime::config::{ConfigError, load};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,9 @@ pub struct ConfigFile {
     /// Who may use `Admin` from other machines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<RoleFile>,
+    /// Who may call services that no Server or AuthorizationPolicy speaks of.
+    #[serde(default = "default_access")]
+    pub default_access: AccessPolicy,
 }
 
 /// One entry of `gateways`.
@@ -89,6 +93,7 @@ impl ConfigFile {
             gateway_users: default_gateway_users(),
             gateway_uids: Vec::new(),
             roles: Vec::new(),
+            default_access: default_access(),
         }
     }
 }
@@ -111,6 +116,10 @@ fn default_admin() -> SocketAddr {
 
 fn default_virtual_range() -> String {
     "240.240.0.0/16".into()
+}
+
+fn default_access() -> AccessPolicy {
+    AccessPolicy::AllAuthenticated
 }
 
 fn default_gateway_users() -> Vec<String> {
@@ -144,6 +153,8 @@ pub struct Config {
     pub gateway_uids: Vec<u32>,
     /// Who may use `Admin` from other machines.
     pub roles: Roles,
+    /// Who may call services that no document speaks of.
+    pub default_access: AccessPolicy,
 }
 
 impl Config {
@@ -191,6 +202,7 @@ impl Config {
             gateways,
             gateway_uids,
             roles,
+            default_access: written.default_access,
         })
     }
 
@@ -283,6 +295,9 @@ gateway_uids: [4711]
         let config = check("site: a\ntrust_domain: a.example\n").unwrap();
         assert_eq!(config.state, Path::new("/var/lib/isthmus/federation"));
         assert!(config.gateways.is_empty() && config.gateway_beside().is_none());
+        assert_eq!(config.default_access, AccessPolicy::AllAuthenticated);
+        let config = check("site: a\ntrust_domain: a.example\ndefault_access: deny\n").unwrap();
+        assert_eq!(config.default_access, AccessPolicy::Deny);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::v1;
 use mesh_manifest::{
-    Compiled, Kind, Manifest, ObjectName, Problem, Registry, compile, compile::services,
+    AccessIndex, AccessPolicy, Compiled, Kind, Manifest, ObjectName, Problem, Registry, compile,
+    compile::{compile_with, services},
     manifest::read,
 };
 use tonic::{Code, Status};
@@ -96,6 +97,13 @@ impl Change {
         namespaces(self.manifests.iter())
     }
 
+    /// Every document that there will be.
+    fn after<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Manifest> {
+        let changed: BTreeSet<&ObjectName> = self.manifests.iter().map(|one| &one.name).collect();
+        let kept = state.manifests.iter().filter(move |(name, _)| !changed.contains(name));
+        kept.filter_map(|(_, manifest)| manifest.read.as_ref().ok()).chain(&self.manifests)
+    }
+
     /// Applies all of it, or nothing.
     pub async fn apply(
         self,
@@ -109,8 +117,12 @@ impl Change {
         let decide = |state: &State| -> Result<(Vec<Event>, _), ManifestRefusal> {
             let (mut events, mut changes) = (Vec::new(), Vec::new());
             let mut new = 0;
+            let access = AccessIndex::of(self.after(state)).problems();
             for manifest in &self.manifests {
-                let (event, change) = one(state, manifest, now, &registry);
+                let (event, mut change) = one(state, manifest, now, &registry);
+                let document = manifest.name.to_string();
+                let own = access.iter().filter(|problem| problem.document == document);
+                change.problems.extend(own.map(|problem| problem.text.clone()));
                 new += usize::from(change.action == "created");
                 events.extend(event);
                 changes.push(change);
@@ -288,15 +300,16 @@ pub fn list(
 }
 
 /// All documents by the service that they are for.
-pub struct Manifests {
+pub struct Manifests<'s> {
     by_service: BTreeMap<String, Vec<Manifest>>,
+    access: AccessIndex<'s>,
     /// Not understood by this version.
     unread: Vec<Problem>,
 }
 
-impl Manifests {
+impl<'s> Manifests<'s> {
     /// Those of a site.
-    pub fn of(state: &State) -> Self {
+    pub fn of(state: &'s State) -> Self {
         let mut by_service: BTreeMap<String, Vec<Manifest>> = BTreeMap::new();
         let mut unread = Vec::new();
         for (name, manifest) in state.manifests.iter() {
@@ -314,13 +327,19 @@ impl Manifests {
                 Err(text) => unread.push(Problem { document: name.to_string(), text }),
             }
         }
-        Self { by_service, unread }
+        let read = state.manifests.values().filter_map(|manifest| manifest.read.as_ref().ok());
+        Self { by_service, access: AccessIndex::of(read), unread }
     }
 
     /// What they mean for one service.
-    pub fn compile(&mut self, service: &str, registry: &impl Registry) -> Compiled {
-        let Some(manifests) = self.by_service.remove(service) else { return Compiled::default() };
-        let mut compiled = compile(service, &manifests, registry);
+    pub fn compile(
+        &mut self,
+        service: &str,
+        registry: &impl Registry,
+        default: AccessPolicy,
+    ) -> Compiled {
+        let manifests = self.by_service.remove(service).unwrap_or_default();
+        let mut compiled = compile_with(service, &manifests, registry, (&self.access, default));
         let requests = compiled.routes.iter().map(|r| (&r.name, &r.backends, "answered with 500"));
         let connections =
             compiled.connection_routes.iter().map(|r| (&r.name, &r.backends, "refused"));
@@ -341,15 +360,17 @@ impl Manifests {
         compiled
     }
 
-    /// What is for services that there are not, or is not understood.
+    /// What is for services or other documents that there are not, or is not
+    /// understood.
     pub fn unused(self) -> impl Iterator<Item = Problem> {
+        let unresolved = self.access.problems();
         let unused = self.by_service.into_iter().flat_map(|(service, manifests)| {
             manifests.into_iter().map(move |manifest| Problem {
                 document: manifest.name.to_string(),
                 text: no_service(&service),
             })
         });
-        unused.chain(self.unread)
+        unused.chain(unresolved).chain(self.unread)
     }
 }
 

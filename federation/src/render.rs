@@ -6,7 +6,7 @@ use mesh_api::v1::{
     Endpoint, Gateway, Health, Port, Protocol, Revocation, Service, Site, resource::Resource as R,
 };
 use mesh_core::{NodeId, ServiceName, SiteName};
-use mesh_manifest::{Compiled, Problem};
+use mesh_manifest::{AccessPolicy, Compiled, Problem};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -32,6 +32,8 @@ pub struct Sources<'a> {
     pub liveness: &'a dyn Fn(&NodeId) -> Liveness,
     /// Where gateways find federation's gRPC listener.
     pub federation_address: &'a str,
+    /// Who may call services that no document speaks of.
+    pub default_access: AccessPolicy,
 }
 
 /// Why a service of a linked site is not merged or imported.
@@ -71,11 +73,12 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
     let mut manifests = Manifests::of(sources.state);
     let ports = registered_ports(&services);
     for (name, mut merged) in services {
-        let Compiled { routes, connection_routes, traffic, balance, opaque_ports, problems } =
-            manifests.compile(name.as_str(), &ports);
+        let Compiled { routes, connection_routes, traffic, balance, policy, protocols, problems } =
+            manifests.compile(name.as_str(), &ports, sources.default_access);
         rendered.problems.extend(problems);
-        make_opaque(&mut merged.ports, &opaque_ports);
+        set_protocols(&mut merged.ports, &protocols);
         let service = Service {
+            policy,
             routes,
             connection_routes,
             traffic,
@@ -85,7 +88,6 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
             exported_to: exported_to(sources.state, &name),
             imported_from: merged.from.iter().map(ToString::to_string).collect(),
             virtual_address: addresses.of(&name).map(|ip| ip.to_string()).unwrap_or_default(),
-            ..Service::default()
         };
         insert(&mut rendered.resources, R::Service(service));
     }
@@ -102,9 +104,12 @@ fn registered_ports(
     services.iter().map(|(name, merged)| (name.to_string(), ports(merged))).collect()
 }
 
-fn make_opaque(ports: &mut [Port], numbers: &[u16]) {
-    for port in ports.iter_mut().filter(|p| numbers.iter().any(|n| u32::from(*n) == p.number)) {
-        port.set_protocol(Protocol::Tcp);
+fn set_protocols(ports: &mut [Port], protocols: &[(u16, Protocol)]) {
+    for port in ports {
+        let said = protocols.iter().find(|(number, _)| u32::from(*number) == port.number);
+        if let Some((_, protocol)) = said {
+            port.set_protocol(*protocol);
+        }
     }
 }
 

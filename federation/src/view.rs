@@ -17,7 +17,7 @@ use std::{
 
 use mesh_api::v1::{self, Delta, Health, ResourceKind, Revision, TunnelStatus};
 use mesh_core::{NodeId, ServiceName, SiteName};
-use mesh_manifest::Problem;
+use mesh_manifest::{AccessPolicy, Problem};
 use mesh_runtime::drain::Drain;
 use tokio::{
     sync::{Notify, watch},
@@ -49,7 +49,7 @@ const STOOD_STILL: Duration = Duration::from_secs(2);
 const GATEWAY_GRACE: Duration = Duration::from_secs(3);
 
 /// What the view needs to know beside the authority.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ViewConfig {
     /// `ip:port` where gateways of this site find federation's gRPC listener.
     pub federation_address: String,
@@ -57,6 +57,19 @@ pub struct ViewConfig {
     pub virtual_range: VirtualRange,
     /// When nodes lapse.
     pub terms: Terms,
+    /// Who may call services that no document speaks of.
+    pub default_access: AccessPolicy,
+}
+
+impl Default for ViewConfig {
+    fn default() -> Self {
+        Self {
+            federation_address: String::new(),
+            virtual_range: VirtualRange::default(),
+            terms: Terms::default(),
+            default_access: AccessPolicy::AllAuthenticated,
+        }
+    }
 }
 
 /// The published view. Clones share it.
@@ -300,7 +313,7 @@ impl View {
         let state = self.shared.authority.state();
         let mut inner = self.lock();
         inner.forget(&state);
-        let changed = inner.refresh(&state, &self.shared.config.federation_address);
+        let changed = inner.refresh(&state, &self.shared.config);
         let revision = inner.site.revision();
         drop(inner);
         if changed {
@@ -369,10 +382,16 @@ impl Inner {
         self.exports.retain(|site, _| state.links.contains_key(site));
     }
 
-    fn refresh(&mut self, state: &State, federation_address: &str) -> bool {
+    fn refresh(&mut self, state: &State, config: &ViewConfig) -> bool {
         let leases = &self.leases;
         let liveness = |node: &NodeId| leases.liveness(node);
-        let sources = Sources { state, live: &self.live, liveness: &liveness, federation_address };
+        let sources = Sources {
+            state,
+            live: &self.live,
+            liveness: &liveness,
+            federation_address: &config.federation_address,
+            default_access: config.default_access,
+        };
         let Rendered { resources, notes, problems } = render(&sources, &mut self.addresses);
         self.notes = notes;
         self.problems = problems;

@@ -1,11 +1,16 @@
 //! Whether a caller may pass.
 
-use std::{collections::BTreeSet, sync::Arc};
+mod path;
+
+use std::{borrow::Cow, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use crate::{
+    cidr::Cidr,
     identity::PeerIdentity,
+    message::RequestHead,
     name::{PortName, ServiceName, SpiffeId, Subject, TrustDomain},
     reason::Reason,
+    rule::{Routes, matching::NothingMatches},
 };
 
 /// What one service needs of its callers, compiled from what was written.
@@ -15,9 +20,56 @@ pub struct ServerPolicy {
     pub local: TrustDomain,
     /// Trust domains of the sites to which the service is exported.
     pub exported_to: BTreeSet<TrustDomain>,
-    /// Any must match; `None` allows every authenticated caller, which are
-    /// those of the local domain and of `exported_to`.
-    pub allow: Option<Vec<PrincipalMatch>>,
+    /// `None` allows every authenticated caller, which are those of the local
+    /// domain and of `exported_to`.
+    pub access: Option<Access>,
+}
+
+/// Rules about callers: one must allow what is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Access {
+    /// In no order that matters.
+    pub rules: Vec<AccessRule>,
+    /// Ports where what no rule allows passes and is told.
+    pub audit: Vec<PortName>,
+    /// What rules tell requests apart by. Several may have one name, that of
+    /// the document they were written in.
+    pub routes: Routes,
+}
+
+/// All given parts must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessRule {
+    /// As logs and people call it; empty for a mere list of principals.
+    pub name: Arc<str>,
+    /// `None` is any.
+    pub port: Option<PortName>,
+    /// Only requests that fall under the routes of this name.
+    pub route: Option<Arc<str>>,
+    /// Not for requests under a route that another rule names.
+    pub fallback: bool,
+    /// Who.
+    pub callers: Callers,
+    /// From any of these; none is from anywhere.
+    pub networks: Vec<Network>,
+}
+
+/// Whom a rule allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Callers {
+    /// Clients without an identity, too.
+    Anyone,
+    /// Whoever is any of these.
+    AnyOf(Vec<PrincipalMatch>),
+}
+
+/// Addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// These.
+    pub block: Cidr,
+    /// Without those.
+    pub except: Vec<Cidr>,
 }
 
 /// All given parts must hold.
@@ -42,31 +94,50 @@ pub enum DomainMatch {
     Exactly(TrustDomain),
 }
 
-/// What a caller asks for, from the inner session's own header.
+/// Who calls.
 #[derive(Debug, Clone, Copy)]
-pub struct RequestHead<'a> {
+pub struct Client<'a> {
+    /// Proved; `None` for plaintext.
+    pub peer: Option<&'a PeerIdentity>,
+    /// Where it calls from; `None` where gateways are between.
+    pub address: Option<IpAddr>,
+}
+
+/// What is asked for, as the inner session's own header or the own listener
+/// says.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
     /// The called service.
     pub service: &'a ServiceName,
     /// The called port.
     pub port: &'a PortName,
     /// `None` for opaque bytes.
-    pub method: Option<&'a http::Method>,
-    /// Request target path, empty for opaque bytes.
-    pub path: &'a str,
+    pub request: Option<&'a RequestHead>,
 }
 
 /// Proof that `authorize` said yes. Nothing is forwarded without one, and
 /// nobody else can make one.
 #[derive(Debug)]
 pub struct Permit {
-    caller: SpiffeId,
-    _private: (),
+    caller: Option<SpiffeId>,
+    rule: Option<Arc<str>>,
+    would_deny: Option<DenyReason>,
 }
 
 impl Permit {
-    /// Who was let through.
-    pub fn caller(&self) -> &SpiffeId {
-        &self.caller
+    /// Who was let through; `None` for a client without an identity.
+    pub fn caller(&self) -> Option<&SpiffeId> {
+        self.caller.as_ref()
+    }
+
+    /// The rule that allows it, if rules are written.
+    pub fn rule(&self) -> Option<&str> {
+        self.rule.as_deref()
+    }
+
+    /// Why it would have been refused, were the port not audited only.
+    pub fn would_deny(&self) -> Option<DenyReason> {
+        self.would_deny
     }
 }
 
@@ -74,8 +145,8 @@ impl Permit {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{caller} may not call {service}: {reason}")]
 pub struct Denied {
-    /// The verified caller.
-    pub caller: SpiffeId,
+    /// The verified caller, or the address of one without an identity.
+    pub caller: Arc<str>,
     /// What it called.
     pub service: ServiceName,
     /// Which rule refused.
@@ -91,6 +162,12 @@ pub enum DenyReason {
     /// No principal of the policy matches.
     #[error("no rule allows it")]
     NoRule,
+    /// One would, from another address.
+    #[error("no rule allows it from its address")]
+    Network,
+    /// No rule allows clients without an identity.
+    #[error("it has no identity, and no rule allows such clients")]
+    Unauthenticated,
     /// Identities of nodes, gateways and federations call no services.
     #[error("only workloads call services")]
     NotAWorkload,
@@ -102,49 +179,210 @@ impl DenyReason {
         match self {
             Self::NotExported => Reason::DeniedNotExported,
             Self::NoRule => Reason::DeniedNoRule,
+            Self::Network => Reason::DeniedNetwork,
+            Self::Unauthenticated => Reason::DeniedUnauthenticated,
             Self::NotAWorkload => Reason::DeniedNotAWorkload,
         }
     }
 }
 
-/// Decides whether `peer` may send what `head` describes.
+/// Decides whether `client` may have what `call` describes.
 ///
 /// The export list is asked before any rule: a caller of a site that the
 /// service is not exported to is refused even if a gateway let it through and
-/// whatever the rules say.
+/// whatever the rules say, audited or not.
 pub fn authorize(
     policy: &ServerPolicy,
-    peer: &PeerIdentity,
-    head: &RequestHead<'_>,
+    client: Client<'_>,
+    call: &Call<'_>,
 ) -> Result<Permit, Denied> {
-    match decide(policy, &peer.id) {
-        None => Ok(Permit { caller: peer.id.clone(), _private: () }),
-        Some(reason) => {
-            Err(Denied { caller: peer.id.clone(), service: head.service.clone(), reason })
+    let caller = || client.peer.map(|peer| peer.id.clone());
+    match decide(policy, client, call) {
+        Ok(Allowed { rule, would_deny }) => {
+            Ok(Permit { caller: caller(), rule: rule.cloned(), would_deny })
+        }
+        Err(reason) => {
+            let caller = client.describe();
+            Err(Denied { caller, service: call.service.clone(), reason })
         }
     }
 }
 
-/// The rule that refuses `caller`, if one does.
-fn decide(policy: &ServerPolicy, caller: &SpiffeId) -> Option<DenyReason> {
-    let Subject::Workload { namespace, account } = caller.subject() else {
-        return Some(DenyReason::NotAWorkload);
+/// Whether `client` may have anything of a port, whatever it asks for there: a
+/// connection that may not is of no use.
+pub fn may_connect(policy: &ServerPolicy, client: Client<'_>, port: &PortName) -> bool {
+    if client.peer.is_some_and(|peer| may_call_at_all(policy, &peer.id).is_err()) {
+        return false;
+    }
+    let Some(access) = &policy.access else { return client.peer.is_some() };
+    let allows = |rule: &AccessRule| {
+        rule.port.as_ref().is_none_or(|only| only == port)
+            && rule.callers.include(&policy.local, client.peer)
+            && rule.is_from(client.address)
     };
+    access.audit.contains(port) || access.rules.iter().any(allows)
+}
+
+/// Why it passes.
+struct Allowed<'p> {
+    rule: Option<&'p Arc<str>>,
+    would_deny: Option<DenyReason>,
+}
+
+fn decide<'p>(
+    policy: &'p ServerPolicy,
+    client: Client<'_>,
+    call: &Call<'_>,
+) -> Result<Allowed<'p>, DenyReason> {
+    if let Some(peer) = client.peer {
+        may_call_at_all(policy, &peer.id)?;
+    }
+    let Some(access) = &policy.access else {
+        return match client.peer {
+            Some(_) => Ok(Allowed { rule: None, would_deny: None }),
+            None => Err(DenyReason::Unauthenticated),
+        };
+    };
+    match access.rule_for(&policy.local, client, call) {
+        Ok(rule) => Ok(Allowed { rule: Some(&rule.name), would_deny: None }),
+        Err(reason) if access.audit.contains(call.port) => {
+            Ok(Allowed { rule: None, would_deny: Some(reason) })
+        }
+        Err(reason) => Err(reason),
+    }
+}
+
+/// What no rule can give.
+fn may_call_at_all(policy: &ServerPolicy, caller: &SpiffeId) -> Result<(), DenyReason> {
     // A stolen gateway must not be a caller whom every default policy accepts.
-    if caller.is_gateway() || caller.is_federation() {
-        return Some(DenyReason::NotAWorkload);
+    let is_workload = matches!(caller.subject(), Subject::Workload { .. });
+    if !is_workload || caller.is_gateway() || caller.is_federation() {
+        return Err(DenyReason::NotAWorkload);
     }
     let domain = caller.trust_domain();
     if *domain != policy.local && !policy.exported_to.contains(domain) {
-        return Some(DenyReason::NotExported);
+        return Err(DenyReason::NotExported);
     }
-    let rules = policy.allow.as_ref()?;
-    let matches = |rule: &PrincipalMatch| {
-        rule.trust_domain.matches(domain, &policy.local)
-            && rule.namespace.as_ref().is_none_or(|only| only == namespace)
-            && rule.account.as_ref().is_none_or(|only| only == account)
-    };
-    if rules.iter().any(matches) { None } else { Some(DenyReason::NoRule) }
+    Ok(())
+}
+
+impl Client<'_> {
+    fn describe(&self) -> Arc<str> {
+        match (self.peer, self.address) {
+            (Some(peer), _) => peer.id.as_str().into(),
+            (None, Some(address)) => format!("a client at {address}").into(),
+            (None, None) => "a client".into(),
+        }
+    }
+}
+
+impl Access {
+    /// The rule that allows a call. A path that applications may take for
+    /// another one must be allowed as both.
+    fn rule_for(
+        &self,
+        local: &TrustDomain,
+        client: Client<'_>,
+        call: &Call<'_>,
+    ) -> Result<&AccessRule, DenyReason> {
+        let told_apart = call.request.filter(|_| !self.routes.is_empty());
+        if let Some(head) = told_apart
+            && let Cow::Owned(target) = path::plain(&head.target)
+        {
+            let head = RequestHead { target, ..head.clone() };
+            self.one_of(local, client, &Call { request: Some(&head), ..*call })?;
+        }
+        self.one_of(local, client, call)
+    }
+
+    fn one_of(
+        &self,
+        local: &TrustDomain,
+        client: Client<'_>,
+        call: &Call<'_>,
+    ) -> Result<&AccessRule, DenyReason> {
+        let route = self.route_of(call);
+        let mut refusal = match client.peer {
+            Some(_) => DenyReason::NoRule,
+            None => DenyReason::Unauthenticated,
+        };
+        for rule in self.rules.iter().filter(|rule| rule.is_about(call.port, route)) {
+            if !rule.callers.include(local, client.peer) {
+                continue;
+            }
+            if rule.is_from(client.address) {
+                return Ok(rule);
+            }
+            refusal = DenyReason::Network;
+        }
+        Err(refusal)
+    }
+
+    /// What rules tell a call apart by. What callers' namespaces route for
+    /// themselves is none of the service's.
+    fn route_of(&self, call: &Call<'_>) -> Under<'_> {
+        let named =
+            |name: &Arc<str>| self.rules.iter().any(|rule| rule.route.as_ref() == Some(name));
+        if call.request.is_none() {
+            let is_here = |port: &Option<PortName>| port.as_ref().is_none_or(|p| p == call.port);
+            let unseen = self.routes.iter().any(|route| is_here(&route.port) && named(&route.name));
+            return if unseen { Under::Unknown } else { Under::None };
+        }
+        match self.routes.find(call.port, None, call.request) {
+            Ok(Some((route, _))) if named(&route.name) => Under::Route(&route.name),
+            Ok(_) | Err(NothingMatches) => Under::None,
+        }
+    }
+}
+
+/// Which of the routes that rules name a call falls under.
+#[derive(Clone, Copy, PartialEq)]
+enum Under<'a> {
+    None,
+    Route(&'a str),
+    /// Bytes that nobody looks at may be a request for any of them.
+    Unknown,
+}
+
+impl AccessRule {
+    fn is_about(&self, port: &PortName, route: Under<'_>) -> bool {
+        self.port.as_ref().is_none_or(|only| only == port)
+            && self.route.as_deref().is_none_or(|only| Under::Route(only) == route)
+            && !(self.fallback && route != Under::None)
+    }
+
+    fn is_from(&self, address: Option<IpAddr>) -> bool {
+        let holds = |address| self.networks.iter().any(|network| network.contains(address));
+        self.networks.is_empty() || address.is_some_and(holds)
+    }
+}
+
+impl Network {
+    /// Whether an address is one of these.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.block.contains(address) && !self.except.iter().any(|block| block.contains(address))
+    }
+}
+
+impl Callers {
+    fn include(&self, local: &TrustDomain, peer: Option<&PeerIdentity>) -> bool {
+        match (self, peer) {
+            (Self::Anyone, _) => true,
+            (Self::AnyOf(_), None) => false,
+            (Self::AnyOf(principals), Some(peer)) => {
+                principals.iter().any(|principal| principal.is(&peer.id, local))
+            }
+        }
+    }
+}
+
+impl PrincipalMatch {
+    fn is(&self, caller: &SpiffeId, local: &TrustDomain) -> bool {
+        let Subject::Workload { namespace, account } = caller.subject() else { return false };
+        self.trust_domain.matches(caller.trust_domain(), local)
+            && self.namespace.as_ref().is_none_or(|only| only == namespace)
+            && self.account.as_ref().is_none_or(|only| only == account)
+    }
 }
 
 impl DomainMatch {

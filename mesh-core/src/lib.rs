@@ -19,6 +19,7 @@
 //! - [`path`]: how bytes get to that endpoint.
 //! - [`address`]: where an endpoint must not be.
 //! - [`authorize`]: whether a caller may pass; the only maker of a `Permit`.
+//! - [`cidr`]: blocks of addresses.
 //! - [`reason`]: the stable codes of everything that can be refused.
 //! - [`token`]: what lets a machine join or a site link, as text.
 //! - [`wire`]: from and to the messages of `mesh-api`.
@@ -27,6 +28,7 @@ pub mod address;
 pub mod authorize;
 pub mod balance;
 pub mod carriage;
+pub mod cidr;
 pub mod client_hello;
 pub mod identity;
 pub mod message;
@@ -43,7 +45,10 @@ pub mod wire;
 #[cfg(test)]
 mod example;
 
-pub use authorize::{Denied, DenyReason, Permit, RequestHead, ServerPolicy, authorize};
+pub use authorize::{
+    Call, Client, Denied, DenyReason, Permit, ServerPolicy, authorize, may_connect,
+};
+pub use cidr::Cidr;
 pub use identity::{Allowed, PeerIdentity, TrustBundle, TrustBundles, VerifyError, verify_peer};
 pub use name::{
     EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain,

@@ -68,6 +68,10 @@ reasons! {
     DeniedNotExported = "denied_not_exported", 403;
     /// No rule allows the caller.
     DeniedNoRule = "denied_no_rule", 403;
+    /// A rule allows the caller, but not from its address.
+    DeniedNetwork = "denied_network", 403;
+    /// The client has no identity, and no rule allows such.
+    DeniedUnauthenticated = "denied_unauthenticated", 403;
     /// Identities of nodes, gateways and federations call no services.
     DeniedNotAWorkload = "denied_not_a_workload", 403;
     /// The target is an address, or one of our own ports.

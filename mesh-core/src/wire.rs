@@ -5,6 +5,7 @@
 //! Unknown enum values fall back where that is safe (a protocol is detected, a
 //! health is unknown) and are refused where it is not (a pinned transport).
 
+mod access;
 mod balance;
 mod connect;
 mod connection;
@@ -48,8 +49,12 @@ pub const MAX_STATUSES: usize = 32;
 pub const MAX_RATE_LIMITS: usize = 32;
 /// Backends of one route.
 pub const MAX_BACKENDS: usize = 64;
-/// Principals of one policy.
+/// Principals of one rule about callers.
 pub const MAX_PRINCIPALS: usize = 256;
+/// Rules about callers of one service.
+pub const MAX_ACCESS_RULES: usize = 256;
+/// Networks of one rule about callers, and exceptions of one network.
+pub const MAX_NETWORKS: usize = 64;
 /// Sites in one list.
 pub const MAX_SITES: usize = 1024;
 /// Gateways that hold a session of one node.

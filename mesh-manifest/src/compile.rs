@@ -1,5 +1,7 @@
 //! What all documents together mean for one service.
 
+mod annotations;
+
 use std::collections::BTreeMap;
 
 use mesh_api::v1;
@@ -10,6 +12,7 @@ use mesh_core::{
 };
 
 use crate::{
+    access::{AccessPolicy, index::AccessIndex},
     balance::Balance,
     connection::Connections,
     manifest::{Kind, Manifest, Spec},
@@ -41,8 +44,10 @@ pub struct Compiled {
     pub traffic: Option<v1::TrafficPolicy>,
     /// `None` without any policy.
     pub balance: Option<v1::BalancePolicy>,
-    /// Numbers of ports that a profile makes opaque.
-    pub opaque_ports: Vec<u16>,
+    /// Who may call; `None` without any document about that.
+    pub policy: Option<v1::AuthorizationPolicy>,
+    /// What a profile or a Server says is spoken on ports of these numbers.
+    pub protocols: Vec<(u16, v1::Protocol)>,
     /// What of them is not in force, and why.
     pub problems: Vec<Problem>,
 }
@@ -63,6 +68,18 @@ pub struct Problem {
 /// and name; GRPCRoutes come before HTTPRoutes. A ServiceProfile replaces the
 /// HTTPRoutes of its service, as in Linkerd.
 pub fn compile(service: &str, manifests: &[Manifest], registry: &impl Registry) -> Compiled {
+    let access = AccessIndex::of(manifests);
+    compile_with(service, manifests, registry, (&access, AccessPolicy::AllAuthenticated))
+}
+
+/// The same where documents about callers are known already, and what the site
+/// says where there are none.
+pub fn compile_with(
+    service: &str,
+    manifests: &[Manifest],
+    registry: &impl Registry,
+    (access, default): (&AccessIndex<'_>, AccessPolicy),
+) -> Compiled {
     let mut ordered: Vec<&Manifest> = manifests.iter().collect();
     ordered.sort_by_key(|m| (rank(m.name.kind), m.created, &m.name.namespace, &m.name.name));
     let mut compiled = Compiled::default();
@@ -72,6 +89,10 @@ pub fn compile(service: &str, manifests: &[Manifest], registry: &impl Registry) 
             compiling.problem(manifest, text);
         }
     }
+    let access = access.compile(service, &registry.ports(service).unwrap_or_default(), default);
+    compiled.policy = access.policy;
+    compiled.protocols.extend(access.protocols);
+    compiled.problems.extend(access.problems);
     compiled
 }
 
@@ -84,6 +105,10 @@ fn rank(kind: Kind) -> u8 {
         Kind::TLSRoute => 3,
         Kind::TCPRoute => 4,
         Kind::TrafficPolicy => 5,
+        Kind::Server
+        | Kind::AuthorizationPolicy
+        | Kind::MeshTLSAuthentication
+        | Kind::NetworkAuthentication => 6,
     }
 }
 
@@ -137,7 +162,8 @@ fn as_written(place: &str, error: &WireError) -> String {
     format!("{place}.{written}: {}", error.problem)
 }
 
-/// The services that a document is for.
+/// The services that a document names itself for; authentications and policies
+/// of other targets name none.
 pub fn services(manifest: &Manifest) -> Result<Vec<String>, String> {
     let namespace = &manifest.name.namespace;
     let parents = |refs: &[ParentRef]| -> Result<Vec<String>, String> {
@@ -160,6 +186,15 @@ pub fn services(manifest: &Manifest) -> Result<Vec<String>, String> {
             }
             Ok(vec![qualified(&target.name, None, namespace)])
         }
+        Spec::Server(spec) => Ok(vec![qualified(spec.service()?, None, namespace)]),
+        Spec::Authorization(spec) => {
+            spec.check(namespace)?;
+            let target = &spec.target_ref;
+            let service = (target.kind == "Service").then_some(&target.name);
+            Ok(service.map(|name| qualified(name, None, namespace)).into_iter().collect())
+        }
+        Spec::MeshTls(spec) => spec.wire(namespace).map(|_| Vec::new()),
+        Spec::Network(spec) => spec.wire().map(|_| Vec::new()),
     }
 }
 
@@ -222,6 +257,10 @@ impl<R: Registry> Compiling<'_, R> {
                 if self.compiled.traffic.replace(traffic).is_some() {
                     return Err("replaces an older TrafficPolicy of the same service".into());
                 }
+                Ok(())
+            }
+            // Who may call is compiled from all of them at once.
+            Spec::Server(_) | Spec::Authorization(_) | Spec::MeshTls(_) | Spec::Network(_) => {
                 Ok(())
             }
         }
@@ -314,7 +353,7 @@ impl<R: Registry> Compiling<'_, R> {
             retry: rule.retry.as_ref().map(crate::rule::Retry::wire).transpose()?,
             ..v1::Route::default()
         };
-        annotated(&mut route, &manifest.annotations)?;
+        annotations::apply(&mut route, &manifest.annotations)?;
         Ok(route)
     }
 
@@ -423,7 +462,7 @@ impl<R: Registry> Compiling<'_, R> {
         }
         for port in &spec.opaque_ports {
             let number = port.parse().map_err(|_| format!("spec.opaquePorts: {port:?}"))?;
-            self.compiled.opaque_ports.push(number);
+            self.compiled.protocols.push((number, v1::Protocol::Tcp));
         }
         if let Some(budget) = spec.retry_budget {
             let traffic = self.compiled.traffic.get_or_insert_default();
@@ -472,69 +511,6 @@ fn unique(taken: impl Fn(&str) -> bool, name: String) -> String {
 
 fn name_of(ports: &[(String, u16)], number: u16) -> Option<String> {
     ports.iter().find(|(_, its)| *its == number).map(|(name, _)| name.clone())
-}
-
-/// Linkerd's annotations of routes.
-fn annotated(route: &mut v1::Route, annotations: &BTreeMap<String, String>) -> Result<(), String> {
-    let duration = |key: &str| -> Result<u64, String> {
-        let Some(text) = annotations.get(key) else { return Ok(0) };
-        let parsed: mesh_runtime::config::HumanDuration =
-            text.parse().map_err(|error| format!("metadata.annotations.{key}: {error}"))?;
-        Ok(u64::try_from(parsed.0.as_millis()).unwrap_or(u64::MAX))
-    };
-    for (key, field) in [
-        ("timeout.linkerd.io/request", &mut route.request_timeout_ms),
-        ("retry.linkerd.io/timeout", &mut route.backend_timeout_ms),
-    ] {
-        let millis = duration(key)?;
-        if millis != 0 {
-            *field = millis;
-        }
-    }
-    let (http, grpc) =
-        (annotations.get("retry.linkerd.io/http"), annotations.get("retry.linkerd.io/grpc"));
-    if http.is_none() && grpc.is_none() {
-        return Ok(());
-    }
-    let key = "metadata.annotations.retry.linkerd.io/limit";
-    let limit = annotations.get("retry.linkerd.io/limit").map(|text| text.parse()).transpose();
-    route.retry = Some(v1::RetryPolicy {
-        attempts: limit.map_err(|_| format!("{key}: must be a number"))?.unwrap_or(1),
-        statuses: http.map(|text| linkerd_statuses(text)).transpose()?.unwrap_or_default(),
-        grpc_codes: grpc.map(|text| linkerd_grpc(text)).transpose()?.unwrap_or_default(),
-        any_method: true,
-        ..v1::RetryPolicy::default()
-    });
-    Ok(())
-}
-
-/// `5xx`, `gateway-error`, `503`, `500-504`, with commas.
-fn linkerd_statuses(text: &str) -> Result<Vec<v1::StatusRange>, String> {
-    let one = |part: &str| {
-        let (from, to) = match part.trim() {
-            "5xx" => (500, 599),
-            "gateway-error" => (502, 504),
-            part => {
-                let (from, to) = part.split_once('-').unwrap_or((part, part));
-                let both = from.parse().ok().zip(to.parse().ok());
-                both.ok_or_else(|| format!("retry.linkerd.io/http: {part:?} is no status"))?
-            }
-        };
-        Ok(v1::StatusRange { from, to })
-    };
-    text.split(',').map(one).collect()
-}
-
-fn linkerd_grpc(text: &str) -> Result<Vec<u32>, String> {
-    let one = |part: &str| match part.trim() {
-        "cancelled" => Ok(1),
-        "deadline-exceeded" => Ok(4),
-        "resource-exhausted" => Ok(8),
-        "internal" => Ok(13),
-        "unavailable" => Ok(14),
-        part => Err(format!("retry.linkerd.io/grpc: {part:?} is no code it knows")),
-    };
-    text.split(',').map(one).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,9 @@
 use schemars::JsonSchema;
 
 use crate::{
+    access::{
+        AuthorizationPolicySpec, MeshTlsAuthenticationSpec, NetworkAuthenticationSpec, ServerSpec,
+    },
     connection::{TcpRouteSpec, TlsRouteSpec},
     manifest::Metadata,
     profile::ServiceProfileSpec,
@@ -98,6 +101,62 @@ pub enum Document {
         /// What it says.
         #[serde(default)]
         spec: Box<TrafficPolicySpec>,
+        /// What a cluster reports; not read.
+        #[serde(default)]
+        status: serde_json::Value,
+    },
+    /// Linkerd's: what holds for one port of a service.
+    Server {
+        /// `policy.linkerd.io/v1beta3` or `v1beta2`.
+        #[schemars(extend("enum" = ["policy.linkerd.io/v1beta3", "policy.linkerd.io/v1beta2"]))]
+        api_version: String,
+        /// What it is called.
+        metadata: Metadata,
+        /// What it says.
+        #[serde(default)]
+        spec: ServerSpec,
+        /// What a cluster reports; not read.
+        #[serde(default)]
+        status: serde_json::Value,
+    },
+    /// Linkerd's: who may call what.
+    AuthorizationPolicy {
+        /// `policy.linkerd.io/v1alpha1`.
+        #[schemars(extend("enum" = ["policy.linkerd.io/v1alpha1"]))]
+        api_version: String,
+        /// What it is called.
+        metadata: Metadata,
+        /// What it says.
+        #[serde(default)]
+        spec: AuthorizationPolicySpec,
+        /// What a cluster reports; not read.
+        #[serde(default)]
+        status: serde_json::Value,
+    },
+    /// Linkerd's: callers by identity.
+    MeshTLSAuthentication {
+        /// `policy.linkerd.io/v1alpha1`.
+        #[schemars(extend("enum" = ["policy.linkerd.io/v1alpha1"]))]
+        api_version: String,
+        /// What it is called.
+        metadata: Metadata,
+        /// What it says.
+        #[serde(default)]
+        spec: MeshTlsAuthenticationSpec,
+        /// What a cluster reports; not read.
+        #[serde(default)]
+        status: serde_json::Value,
+    },
+    /// Linkerd's: clients by address.
+    NetworkAuthentication {
+        /// `policy.linkerd.io/v1alpha1`.
+        #[schemars(extend("enum" = ["policy.linkerd.io/v1alpha1"]))]
+        api_version: String,
+        /// What it is called.
+        metadata: Metadata,
+        /// What it says.
+        #[serde(default)]
+        spec: NetworkAuthenticationSpec,
         /// What a cluster reports; not read.
         #[serde(default)]
         status: serde_json::Value,

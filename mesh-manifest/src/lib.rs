@@ -13,9 +13,11 @@
 //! - [`profile`]: Linkerd's ServiceProfile.
 //! - [`traffic`]: TrafficPolicy, our own; [`balance`] and [`health`]: its parts about
 //!   endpoints.
+//! - [`access`]: Linkerd's Server, AuthorizationPolicy and authentications.
 //! - [`document`]: what all kinds look like, for JSON Schema.
 //! - [`compile`]: what all of them together mean for one service.
 
+pub mod access;
 pub mod balance;
 pub mod compile;
 pub mod connection;
@@ -28,6 +30,7 @@ pub mod rule;
 pub mod traffic;
 mod wire;
 
+pub use access::{AccessPolicy, index::AccessIndex};
 pub use compile::{Compiled, Problem, Registry, compile};
 pub use document::Document;
 pub use manifest::{Kind, Manifest, ManifestError, ObjectName};

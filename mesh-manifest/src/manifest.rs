@@ -6,9 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    access::{
+        AuthorizationPolicySpec, MeshTlsAuthenticationSpec, NetworkAuthenticationSpec, ServerSpec,
+    },
     connection::{TcpRouteSpec, TlsRouteSpec},
     profile::ServiceProfileSpec,
-    rule::{GrpcRouteSpec, HttpRouteSpec},
+    rule::{GrpcRouteSpec, HttpRouteSpec, ParentRef},
     traffic::TrafficPolicySpec,
 };
 
@@ -34,17 +37,29 @@ pub enum Kind {
     ServiceProfile,
     /// `isthmus.io/v1`.
     TrafficPolicy,
+    /// `policy.linkerd.io/v1beta3` (or `v1beta2`).
+    Server,
+    /// `policy.linkerd.io/v1alpha1`.
+    AuthorizationPolicy,
+    /// `policy.linkerd.io/v1alpha1`.
+    MeshTLSAuthentication,
+    /// `policy.linkerd.io/v1alpha1`.
+    NetworkAuthentication,
 }
 
 impl Kind {
     /// All, in the order they are listed to people.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 10] = [
         Kind::HTTPRoute,
         Kind::GRPCRoute,
         Kind::TLSRoute,
         Kind::TCPRoute,
         Kind::ServiceProfile,
         Kind::TrafficPolicy,
+        Kind::Server,
+        Kind::AuthorizationPolicy,
+        Kind::MeshTLSAuthentication,
+        Kind::NetworkAuthentication,
     ];
 
     /// As it is written.
@@ -56,6 +71,10 @@ impl Kind {
             Self::TCPRoute => "TCPRoute",
             Self::ServiceProfile => "ServiceProfile",
             Self::TrafficPolicy => "TrafficPolicy",
+            Self::Server => "Server",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::MeshTLSAuthentication => "MeshTLSAuthentication",
+            Self::NetworkAuthentication => "NetworkAuthentication",
         }
     }
 
@@ -76,6 +95,10 @@ impl Kind {
             }
             Self::ServiceProfile => &["linkerd.io/v1alpha2", "linkerd.io/v1alpha1"],
             Self::TrafficPolicy => &["isthmus.io/v1"],
+            Self::Server => &["policy.linkerd.io/v1beta3", "policy.linkerd.io/v1beta2"],
+            Self::AuthorizationPolicy
+            | Self::MeshTLSAuthentication
+            | Self::NetworkAuthentication => &["policy.linkerd.io/v1alpha1"],
         }
     }
 
@@ -86,6 +109,10 @@ impl Kind {
         match text {
             "sp" => Some(Self::ServiceProfile),
             "trafficpolicie" => Some(Self::TrafficPolicy),
+            "srv" => Some(Self::Server),
+            "authorizationpolicie" | "authzpolicy" => Some(Self::AuthorizationPolicy),
+            "meshtlsauthn" => Some(Self::MeshTLSAuthentication),
+            "netauthn" | "networkauthn" => Some(Self::NetworkAuthentication),
             text => Self::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text)),
         }
     }
@@ -145,6 +172,14 @@ pub enum Spec {
     Profile(ServiceProfileSpec),
     /// Ours.
     Traffic(Box<TrafficPolicySpec>),
+    /// Linkerd.
+    Server(ServerSpec),
+    /// Linkerd.
+    Authorization(AuthorizationPolicySpec),
+    /// Linkerd.
+    MeshTls(MeshTlsAuthenticationSpec),
+    /// Linkerd.
+    Network(NetworkAuthenticationSpec),
 }
 
 /// A document that cannot be taken.
@@ -303,6 +338,18 @@ impl Manifest {
         crate::compile::check(&manifest).map_err(named)?;
         Ok(manifest)
     }
+
+    /// Whether it is a route that is for no Server: it must name a service.
+    pub fn is_route(&self) -> bool {
+        let no_server = |parents: &[ParentRef]| !parents.iter().any(ParentRef::is_server);
+        match &self.spec {
+            Spec::Http(spec) => no_server(&spec.parent_refs),
+            Spec::Grpc(spec) => no_server(&spec.parent_refs),
+            Spec::Tls(_) | Spec::Tcp(_) => true,
+            Spec::Profile(_) | Spec::Traffic(_) | Spec::Server(_) => false,
+            Spec::Authorization(_) | Spec::MeshTls(_) | Spec::Network(_) => false,
+        }
+    }
 }
 
 fn unknown_kind(kind: &str) -> String {
@@ -332,6 +379,10 @@ impl Spec {
             Kind::TCPRoute => Self::Tcp(decode(spec)?),
             Kind::ServiceProfile => Self::Profile(decode(spec)?),
             Kind::TrafficPolicy => Self::Traffic(decode(spec)?),
+            Kind::Server => Self::Server(decode(spec)?),
+            Kind::AuthorizationPolicy => Self::Authorization(decode(spec)?),
+            Kind::MeshTLSAuthentication => Self::MeshTls(decode(spec)?),
+            Kind::NetworkAuthentication => Self::Network(decode(spec)?),
         })
     }
 }

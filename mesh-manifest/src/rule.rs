@@ -31,15 +31,16 @@ pub struct GrpcRouteSpec {
     pub rules: Vec<GrpcRule>,
 }
 
-/// A service that a route is for; other kinds are other controllers' work.
+/// A service that a route is for, or a Server, for policies about callers only;
+/// other kinds are other controllers' work.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ParentRef {
-    /// Empty or `core`.
+    /// Empty or `core`; of a Server `policy.linkerd.io`.
     pub group: Option<String>,
-    /// `Service`.
+    /// `Service` or `Server`.
     pub kind: Option<String>,
-    /// Name of the service.
+    /// Name of the service, or the Server.
     pub name: String,
     /// The route's own where absent.
     pub namespace: Option<String>,
@@ -54,6 +55,11 @@ impl ParentRef {
     pub fn is_service(&self) -> bool {
         self.kind.as_deref() == Some("Service")
             && matches!(self.group.as_deref(), None | Some("" | "core"))
+    }
+
+    /// Whether it is one of Linkerd's Servers.
+    pub fn is_server(&self) -> bool {
+        self.kind.as_deref() == Some("Server") && self.group.as_deref() == Some("policy.linkerd.io")
     }
 }
 

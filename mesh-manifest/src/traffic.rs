@@ -26,13 +26,13 @@ pub struct TrafficPolicySpec {
     pub rules: Vec<RulePolicy>,
 }
 
-/// The service that a policy is for.
+/// What a policy is for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TargetRef {
-    /// Empty or `core`.
+    /// Of a Service or Namespace empty or `core`.
     pub group: Option<String>,
-    /// `Service`.
+    /// `Service`; of an AuthorizationPolicy others, too.
     pub kind: String,
     /// Of the policy's namespace.
     pub name: String,

@@ -112,9 +112,11 @@ impl ConfigFile {
             locality: self.locality.checked(name)?,
             gateway_id,
             gateway: doors(self.gateway, gateway, name)?,
-            listeners: listeners(self.listeners, &flags.listener, name)?,
+            inbound_plaintext: listeners(self.inbound_plaintext, &[], "inbound_plaintext", name)?,
+            listeners: listeners(self.listeners, &flags.listener, "listeners", name)?,
             sni_listeners: self.sni_listeners,
             forwarded: self.forwarded,
+            forwarded_client_cert: self.forwarded_client_cert,
             allow_from: self.allow_from,
             identity: identity(self.identity, self.snapshot.is_some(), gateway, name)?,
             snapshot: match self.snapshot {
@@ -206,6 +208,7 @@ fn doors(
 fn listeners(
     mut written: Vec<ListenerFile>,
     flags: &[PortAddr],
+    key: &str,
     name: &str,
 ) -> Result<Vec<ServiceListener>, ConfigError> {
     for PortAddr { service, port, addr } in flags.iter().cloned() {
@@ -217,13 +220,13 @@ fn listeners(
     }
     if written.len() > MAX_LISTENERS {
         let problem = format!("there are more than {MAX_LISTENERS}");
-        return Err(ConfigError::meaning(name, "listeners", problem));
+        return Err(ConfigError::meaning(name, key, problem));
     }
     for (i, listener) in written.iter().enumerate() {
         let twice = |other: &ListenerFile| other.listen == listener.listen;
         if listener.listen.port() != 0 && written[..i].iter().any(twice) {
             let problem = format!("{} is there twice", listener.listen);
-            return Err(ConfigError::meaning(name, format!("listeners[{i}].listen"), problem));
+            return Err(ConfigError::meaning(name, format!("{key}[{i}].listen"), problem));
         }
     }
     let checked =
@@ -287,6 +290,7 @@ fn check_doors(config: &Config, name: &str) -> Result<(), ConfigError> {
     let door = match (config.role, config.inbound) {
         (Role::Gateway, _) => "role gateway",
         (_, Some(_)) => "inbound",
+        (_, None) if !config.inbound_plaintext.is_empty() => "inbound_plaintext",
         (_, None) => return Ok(()),
     };
     match config.identity {

@@ -8,13 +8,13 @@ use std::{
     str::FromStr,
 };
 
-use mesh_core::{GatewayId, PortName, ServiceName};
+use mesh_core::{Cidr, GatewayId, PortName, ServiceName};
 use mesh_manifest::duration::ManifestDuration;
 use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Cidr, Forwarded, SniListener};
+use super::{Forwarded, SniListener};
 
 /// An address, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +58,12 @@ impl<'de> Deserialize<'de> for Listen {
     }
 }
 
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        parsed(deserializer)
-    }
+/// The same of a list.
+fn blocks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Cidr>, D::Error> {
+    #[derive(Deserialize)]
+    struct Block(#[serde(deserialize_with = "parsed")] Cidr);
+    let blocks = Vec::<Block>::deserialize(deserializer)?;
+    Ok(blocks.into_iter().map(|Block(block)| block).collect())
 }
 
 /// The configuration of `edge-proxy`: `proxy.yaml`, or `gateway.yaml`.
@@ -94,12 +96,22 @@ pub(super) struct ConfigFile {
     /// `<ip>:<port>` where the mesh calls this proxy's applications, or `off`.
     #[schemars(with = "Option<String>", extend("default" = "off"))]
     pub(super) inbound: Option<Listen>,
+    /// Listeners for clients that are not of the mesh, in plaintext: for one
+    /// port of one of this proxy's own services each, at most 256. Whom they let
+    /// in says a Server (`all-unauthenticated`, `cluster-unauthenticated`,
+    /// `audit`) or an AuthorizationPolicy with nothing but a
+    /// NetworkAuthentication; without one nobody.
+    pub(super) inbound_plaintext: Vec<ListenerFile>,
     /// Listeners for one port of one service each, at most 256.
     pub(super) listeners: Vec<ListenerFile>,
     /// Listeners for TLS to any service, at most 16; the client names it (SNI).
     pub(super) sni_listeners: Vec<SniListener>,
     /// What becomes of `X-Forwarded-*` and `Forwarded` of clients.
     pub(super) forwarded: Forwarded,
+    /// Tells applications of callers' certificates with
+    /// `X-Forwarded-Client-Cert` (By, Hash, URI), as Envoy writes it; what
+    /// callers say under that name is removed in any case.
+    pub(super) forwarded_client_cert: bool,
     /// `<ip>:<port>` of `/metrics`, `/live` and `/ready`, or `off`.
     #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4191"))]
     pub(super) admin: Option<Listen>,
@@ -128,6 +140,7 @@ pub(super) struct ConfigFile {
     pub(super) gateway: Option<GatewayFile>,
     /// Addresses and CIDR blocks whose clients may use an `http_listener` or
     /// `sni_listeners` off loopback; loopback always may.
+    #[serde(deserialize_with = "blocks")]
     #[schemars(with = "Vec<String>")]
     pub(super) allow_from: Vec<Cidr>,
 }

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use mesh_manifest::{
-    Compiled, Manifest, ManifestError, ObjectName, compile, compile::services,
+    AccessIndex, Compiled, Manifest, ManifestError, ObjectName, compile, compile::services,
     manifest::MAX_DOCUMENTS,
 };
 use mesh_runtime::config::{self, ConfigError};
@@ -55,7 +55,7 @@ impl Rules {
         }
         match services(&manifest) {
             Err(problem) => return wrong(problem),
-            Ok(named) if named.is_empty() => {
+            Ok(named) if named.is_empty() && manifest.is_route() => {
                 return wrong("spec.parentRefs: names no service (kind: Service)".into());
             }
             Ok(named) => {
@@ -73,7 +73,8 @@ impl Rules {
     /// What they mean for one service.
     pub(super) fn of(&self, service: &str) -> Result<Compiled, ConfigError> {
         let compiled = compile(service, &self.manifests, &self.registry);
-        if let Some(problem) = compiled.problems.first() {
+        let access = AccessIndex::of(&self.manifests).problems();
+        if let Some(problem) = compiled.problems.iter().chain(&access).next() {
             let written = self.places.iter().find(|(name, _)| name.to_string() == problem.document);
             let place = written.map_or("rules", |(_, place)| place.as_str());
             return Err(ConfigError::meaning(place, &*problem.document, &problem.text));

@@ -68,8 +68,9 @@ pub(super) struct ServiceFile {
     /// Linked sites whose endpoints belong to it too.
     #[serde(default)]
     pub(super) imported_from: Vec<String>,
-    /// Who may call: anyone of the list. Where absent: every identity of the
-    /// own trust domain. An empty list is nobody.
+    /// Who may call: anyone of the list, and whom `rules` allow. Where absent:
+    /// whom `rules` allow; without such rules every identity of the own trust
+    /// domain and of `exported_to`. An empty list is nobody.
     #[serde(default)]
     pub(super) allow: Option<Vec<PrincipalFile>>,
     /// Places that answer for it.

@@ -168,15 +168,14 @@ fn or_own(site: &str, own: &str) -> String {
 
 impl ServiceFile {
     fn wire(&self, compiled: Compiled) -> v1::Service {
-        let Compiled { routes, connection_routes, traffic, balance, opaque_ports, .. } = compiled;
+        let Compiled { routes, connection_routes, traffic, balance, policy, protocols, .. } =
+            compiled;
+        let said =
+            |number: u16| protocols.iter().find(|(of, _)| *of == number).map(|(_, said)| *said);
         let port = |port: &PortFile| v1::Port {
             name: port.name.as_str().into(),
             number: port.port.into(),
-            protocol: match opaque_ports.contains(&port.port) {
-                true => v1::Protocol::Tcp,
-                false => port.protocol.wire(),
-            }
-            .into(),
+            protocol: said(port.port).unwrap_or_else(|| port.protocol.wire()).into(),
         };
         let principal = |principal: &PrincipalFile| v1::PrincipalMatch {
             trust_domain: principal.trust_domain.clone(),
@@ -191,9 +190,13 @@ impl ServiceFile {
             virtual_address: self.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
             routes,
             connection_routes,
-            policy: self.allow.as_ref().map(|allow| v1::AuthorizationPolicy {
-                allow: allow.iter().map(principal).collect(),
-            }),
+            policy: match &self.allow {
+                None => policy,
+                Some(allow) => Some(v1::AuthorizationPolicy {
+                    allow: allow.iter().map(principal).collect(),
+                    ..policy.unwrap_or_default()
+                }),
+            },
             traffic,
             balance,
         }
@@ -324,7 +327,7 @@ services:
         assert_eq!(service.endpoints[0].id.as_str(), "orders-shop-0");
         assert_eq!(service.endpoints[0].target, ([127, 0, 0, 1], 8080).into());
         assert_eq!(service.endpoints[0].weight, 1);
-        assert_eq!(service.policy.allow.as_ref().unwrap().len(), 1);
+        assert_eq!(service.policy.access.as_ref().unwrap().rules.len(), 1);
     }
 
     #[test]

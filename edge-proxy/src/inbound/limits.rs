@@ -75,10 +75,11 @@ impl Limits {
     }
 
     /// Takes a token from every limit that the request falls under, or none.
+    /// Clients without an identity are one caller.
     pub fn take(
         &self,
         service: &Service,
-        caller: &SpiffeId,
+        caller: Option<&SpiffeId>,
         head: &RequestHead,
     ) -> Result<(), Refusal> {
         let limits = &service.traffic.rate_limits;
@@ -165,7 +166,7 @@ impl Buckets {
     /// Takes from all that apply, or from none and says which was empty.
     fn take(
         &mut self,
-        caller: &SpiffeId,
+        caller: Option<&SpiffeId>,
         head: &RequestHead,
         now: Duration,
     ) -> Result<(), RateLimit> {
@@ -174,7 +175,7 @@ impl Buckets {
         };
         let mut taken: Vec<(usize, Option<SpiffeId>)> = Vec::new();
         for (index, limit) in self.limits.iter().enumerate().filter(|(_, limit)| applies(limit)) {
-            let key = limit.per_caller.then(|| caller.clone());
+            let key = caller.filter(|_| limit.per_caller).cloned();
             let buckets = &mut self.buckets[index];
             if !buckets.contains_key(&key) && buckets.len() >= MAX_CALLERS {
                 forget_oldest(buckets);
@@ -232,7 +233,7 @@ mod tests {
     fn taken(buckets: &mut Buckets, account: &str, millis: u64) -> usize {
         let (caller, head) = (caller(account), RequestHead::new());
         let now = Duration::from_millis(millis);
-        (0..1000).take_while(|_| buckets.take(&caller, &head, now).is_ok()).count()
+        (0..1000).take_while(|_| buckets.take(Some(&caller), &head, now).is_ok()).count()
     }
 
     #[test]
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(taken(&mut buckets, "b", 0), 2);
         for i in 0..2 * MAX_CALLERS {
             let now = Duration::from_millis(1 + i as u64);
-            buckets.take(&caller(&format!("c{i}")), &RequestHead::new(), now).unwrap();
+            buckets.take(Some(&caller(&format!("c{i}"))), &RequestHead::new(), now).unwrap();
         }
         assert_eq!(buckets.buckets[0].len(), MAX_CALLERS);
     }
@@ -262,9 +263,9 @@ mod tests {
         let narrow = RateLimit { matches: vec![posts], ..limit(1, 1, false) };
         let mut buckets = Buckets::new(&[limit(1, 5, false), narrow]);
         let post = RequestHead { method: http::Method::POST, ..RequestHead::new() };
-        assert!(buckets.take(&caller("a"), &post, Duration::ZERO).is_ok());
+        assert!(buckets.take(Some(&caller("a")), &post, Duration::ZERO).is_ok());
         for _ in 0..10 {
-            assert!(buckets.take(&caller("a"), &post, Duration::ZERO).is_err());
+            assert!(buckets.take(Some(&caller("a")), &post, Duration::ZERO).is_err());
         }
         assert_eq!(taken(&mut buckets, "a", 0), 4);
     }

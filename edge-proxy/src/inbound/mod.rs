@@ -2,22 +2,32 @@
 //! - this page: accepting, inner TLS, the session of one caller.
 //! - [`request`]: one stream: which own endpoint, whether the caller may, and
 //!   the answer.
+//! - [`guard`]: whether the caller may, and for how long.
 //! - [`limits`]: what a service allows its callers.
 //! - [`app`]: the way to an application, with a permit only.
 //! - [`answer`]: its answer on the way back.
 //! - [`stream`]: what a caller is to both.
+//! - [`door`]: clients that are not of the mesh.
 
 mod answer;
 mod app;
+pub(crate) mod door;
+pub(crate) mod guard;
 pub mod limits;
 pub mod request;
 mod stream;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use mesh_core::{Allowed, PeerIdentity, identity::Side};
+use mesh_core::{Allowed, Client, PeerIdentity, identity::Side};
 use mesh_tunnel::{Stream, net::Listener, tls};
 use rustls::pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::{
@@ -70,7 +80,18 @@ pub struct Caller {
     pub path_kind: &'static str,
     /// Joins log lines, if the path has told.
     pub connection: Option<Arc<str>>,
+    /// Where it calls from; `None` where gateways are between.
+    address: Option<IpAddr>,
+    /// `X-Forwarded-Client-Cert`, where that is asked for.
+    certificate: Option<Box<str>>,
     chain: Vec<CertificateDer<'static>>,
+}
+
+impl Caller {
+    /// To policies.
+    pub fn client(&self) -> Client<'_> {
+        Client { peer: Some(&self.peer), address: self.address }
+    }
 }
 
 /// Accepts until the process drains or leaves.
@@ -143,8 +164,37 @@ async fn handshake(
         Via::Reverse { connection_id, .. } => Some(connection_id.as_str().into()),
     };
     let path_kind = via.describe();
-    let caller = Caller { peer, path_kind, connection, chain };
+    let address = address_of(worker, via, &peer);
+    let certificate = certificate_of(worker, &peer, &chain);
+    let caller = Caller { peer, path_kind, connection, address, certificate, chain };
     Ok((Arc::new(caller), Box::new(stream)))
+}
+
+/// The address that a caller calls from, if no gateway is between: those of
+/// other sites always have one, and a gateway's own address is nobody's.
+fn address_of(worker: &Worker, via: &Via, peer: &PeerIdentity) -> Option<IpAddr> {
+    let Via::Tcp(from) = via else { return None };
+    let snapshot = worker.shared.snapshot.load()?;
+    let from = from.ip().to_canonical();
+    let is_here = |addr: &Arc<str>| addr.parse().is_ok_and(|addr: SocketAddr| addr.ip() == from);
+    let behind = snapshot
+        .gateways
+        .values()
+        .any(|one| one.quic_addresses.iter().chain(&one.tls_addresses).any(is_here));
+    let own_domain = *peer.id.trust_domain() == snapshot.trust_domain;
+    (own_domain && (from.is_loopback() || !behind)).then_some(from)
+}
+
+/// As Envoy writes it: whom the caller has called, and with which certificate.
+fn certificate_of(
+    worker: &Worker,
+    peer: &PeerIdentity,
+    chain: &[CertificateDer<'_>],
+) -> Option<Box<str>> {
+    let leaf = chain.first().filter(|_| worker.shared.config.forwarded_client_cert)?;
+    let own = worker.shared.credentials.svid()?;
+    let hash: String = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(format!("By={};Hash={hash};URI={}", own.id, peer.id).into())
 }
 
 async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream) {

@@ -6,7 +6,7 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 use http::{Method, StatusCode};
 use http_body::Body;
 use mesh_core::{
-    Endpoint, Permit, Protocol, Reason, Service, authorize,
+    Call, Endpoint, Permit, Protocol, Reason, Service,
     message::{Known, RequestHead, ResponseHead, codec, hop},
 };
 use mesh_runtime::clock;
@@ -17,6 +17,7 @@ use super::{
     Caller,
     answer::{Broken, Carried, carry_http1, carry_http2},
     app::{self, Failed},
+    guard::{self, Running},
     stream::{CallerStream, HeadError},
 };
 use crate::{
@@ -39,6 +40,17 @@ struct Admitted {
     permit: Permit,
     /// What its service needs to be limited.
     service: Arc<Service>,
+    caller: Arc<Caller>,
+    /// Of changes of policies, before it was decided.
+    seen: u64,
+}
+
+impl Admitted {
+    fn running(&self) -> Running<'_> {
+        let Endpoint { id: endpoint, port, .. } = &*self.endpoint;
+        let (client, service) = (self.caller.client(), &self.service.name);
+        Running { client, service, port, endpoint, seen: self.seen }
+    }
 }
 
 /// A refusal, and whom it is for.
@@ -55,9 +67,7 @@ pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, opened: Opened) {
     let mut scratch = worker.scratch.take();
     let admitted = admit(&worker, &caller, &target, &coded, &mut scratch.head, &mut record);
     let served = match admitted.await {
-        Ok(admitted) => {
-            forward(&worker, &caller, &admitted, stream, &mut scratch, &mut record).await
-        }
+        Ok(admitted) => forward(&worker, &admitted, stream, &mut scratch, &mut record).await,
         Err(refusal) => Err((refusal, stream)),
     };
     if let Err((refusal, stream)) = served {
@@ -99,7 +109,7 @@ async fn refuse(
 /// caller alone.
 async fn admit(
     worker: &Worker,
-    caller: &Caller,
+    caller: &Arc<Caller>,
     asked: &Target,
     coded: &[u8],
     head: &mut RequestHead,
@@ -113,18 +123,16 @@ async fn admit(
             .map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
         record.asks(head);
     }
+    let seen = worker.changes.seen();
     let snapshot = worker.shared.snapshot.want(&asked.service).await;
     let snapshot = snapshot.ok_or_else(|| not_ours(asked))?;
-    let endpoints = worker.view(&snapshot).endpoints(&asked.service, &asked.port);
-    let own = || endpoints.iter().filter(|endpoint| worker.is_own(&snapshot, endpoint));
-    let named = own().find(|endpoint| endpoint.id == asked.endpoint);
-    let endpoint = named.or_else(|| own().next()).ok_or_else(|| not_ours(asked))?;
+    let called = (&asked.service, &asked.port);
+    let endpoint = guard::own_endpoint(worker, &snapshot, called, Some(&asked.endpoint))
+        .ok_or_else(|| not_ours(asked))?;
     let service = snapshot.services.get(&asked.service).ok_or_else(|| not_ours(asked))?;
-    let method = (!opaque).then_some(&head.method);
-    let path = if opaque { "" } else { head.path() };
-    let asks = mesh_core::RequestHead { service: &asked.service, port: &asked.port, method, path };
-    let permit = authorize(&service.policy, &caller.peer, &asks)
-        .map_err(|denied| Refusal::new(denied.reason.reason(), denied.to_string()))?;
+    let request = (!opaque).then_some(&*head);
+    let call = Call { service: &asked.service, port: &asked.port, request };
+    let permit = guard::admit(worker, service, caller.client(), &call)?;
     let port = service.port(asked.port.as_str());
     let grpc = port.is_some_and(|port| port.protocol == Protocol::Grpc);
     let protocol = match asked.protocol {
@@ -132,10 +140,10 @@ async fn admit(
         protocol => protocol,
     };
     if !opaque {
-        worker.shared.limits.take(service, &caller.peer.id, head)?;
+        worker.shared.limits.take(service, Some(&caller.peer.id), head)?;
     }
-    let (endpoint, service) = (endpoint.clone(), service.clone());
-    Ok(Admitted { endpoint, protocol, permit, service })
+    let (service, caller) = (service.clone(), caller.clone());
+    Ok(Admitted { endpoint, protocol, permit, service, caller, seen })
 }
 
 fn not_ours(asked: &Target) -> Refusal {
@@ -147,7 +155,6 @@ fn not_ours(asked: &Target) -> Refusal {
 /// One stream to the application. An error means that nothing was answered.
 async fn forward(
     worker: &Arc<Worker>,
-    caller: &Caller,
     admitted: &Admitted,
     mut stream: CallerStream,
     scratch: &mut Scratch,
@@ -176,7 +183,7 @@ async fn forward(
     }
     let http1 = admitted.protocol == Spoken::Http1;
     let offer = offered(head, http1, &mut stream);
-    let until = prepare(head, caller, offer);
+    let until = prepare(head, &admitted.caller, offer);
     if http1 {
         forward_http1(worker, admitted, stream, scratch, (offer, until), record).await
     } else {
@@ -205,7 +212,13 @@ fn prepare(head: &mut RequestHead, caller: &Caller, upgrade: hop::Upgrade) -> Op
     let left = head.fields.get(deadline::TIMEOUT).and_then(deadline::parse_millis);
     hop::remove(&mut head.fields, upgrade);
     hop::remove_mesh(&mut head.fields);
-    head.fields.push_known(Known::IsthmusClientId, caller.peer.id.as_str().as_bytes());
+    head.fields.remove_known(Known::XForwardedClientCert);
+    for name in [Known::IsthmusClientId, Known::LegacyClientId] {
+        head.fields.push_known(name, caller.peer.id.as_str().as_bytes());
+    }
+    if let Some(certificate) = &caller.certificate {
+        head.fields.push_known(Known::XForwardedClientCert, certificate.as_bytes());
+    }
     let left = left?;
     deadline::write(&mut head.fields, left);
     Some(clock::monotonic() + left)
@@ -223,37 +236,61 @@ async fn forward_http1(
     admitted: &Admitted,
     stream: CallerStream,
     scratch: &mut Scratch,
-    (upgrade, until): (hop::Upgrade, Option<Instant>),
+    how: (hop::Upgrade, Option<Instant>),
     record: &mut Record,
 ) -> Result<(), Refused> {
+    let head = std::mem::take(&mut scratch.head);
+    let running = admitted.running();
+    let exchange = exchange_http1(worker, admitted, stream, (&head, scratch), how, record);
+    let done = match running.while_allowed(worker, Some(&head), exchange).await {
+        Ok(Ok(Some((app, stream)))) => {
+            let passing = pass_bytes(app, stream, scratch, record);
+            running.while_allowed(worker, Some(&head), passing).await.map(Ok)
+        }
+        Ok(done) => Ok(done.map(drop)),
+        Err(denied) => Err(denied),
+    };
+    scratch.head = head;
+    done.unwrap_or_else(|denied| {
+        running.cut(&denied, record);
+        Ok(())
+    })
+}
+
+/// One exchange; what is left is a tunnel, if both ends have switched.
+async fn exchange_http1(
+    worker: &Arc<Worker>,
+    admitted: &Admitted,
+    stream: CallerStream,
+    (head, scratch): (&RequestHead, &mut Scratch),
+    (upgrade, until): (hop::Upgrade, Option<Instant>),
+    record: &mut Record,
+) -> Result<Option<(Stream, CallerStream)>, Refused> {
     let Admitted { endpoint, permit, .. } = admitted;
-    let Scratch { head, answer, coded } = scratch;
+    let Scratch { answer, coded, .. } = scratch;
     let offer = upgrade == hop::Upgrade::Keep;
     let mut exchange = app::http1(worker, endpoint.target, permit, head, stream, offer);
     let response = final_head(&mut exchange, endpoint, answer, coded, until).await;
     let response = match response {
         Ok(response) => response,
-        Err(failed) => return give_up(failed, exchange.into_body(), record),
+        Err(failed) => return give_up(failed, exchange.into_body(), record).map(|()| None),
     };
     let switched = answer.status == StatusCode::SWITCHING_PROTOCOLS;
     clean(answer);
     let ended = response.body.is_empty() && !switched;
     let kind = if ended { HeadKind::FinalEnd } else { HeadKind::Final };
     if let Err(error) = exchange.body().send_head(answer, kind, coded).await {
-        return give_up(not_sent(endpoint, error), exchange.into_body(), record);
+        return give_up(not_sent(endpoint, error), exchange.into_body(), record).map(|()| None);
     }
     record.answered(answer.status);
     if switched {
-        if let Some((app, stream)) = exchange.into_tunnel() {
-            pass_bytes(app, stream, scratch, record).await;
-        }
-        return Ok(());
+        return Ok(exchange.into_tunnel());
     }
-    let Some(answer) = exchange.into_answer() else { return Ok(()) };
+    let Some(answer) = exchange.into_answer() else { return Ok(None) };
     let mut carried = Carried::default();
     let result = carry_http1(answer, ended, &mut carried).await;
     ended_with(result, carried, record);
-    Ok(())
+    Ok(None)
 }
 
 /// Waits for the final head, passing on what comes before it.
@@ -327,8 +364,25 @@ async fn forward_http2(
     until: Option<Instant>,
     record: &mut Record,
 ) -> Result<(), Refused> {
-    let Admitted { endpoint, permit, .. } = admitted;
     let Scratch { head, answer, coded } = scratch;
+    let (head, running) = (&*head, admitted.running());
+    let exchange = exchange_http2(worker, admitted, stream, (head, answer, coded), until, record);
+    let done = running.while_allowed(worker, Some(head), exchange).await;
+    done.unwrap_or_else(|denied| {
+        running.cut(&denied, record);
+        Ok(())
+    })
+}
+
+async fn exchange_http2(
+    worker: &Arc<Worker>,
+    admitted: &Admitted,
+    stream: CallerStream,
+    (head, answer, coded): (&RequestHead, &mut ResponseHead, &mut Vec<u8>),
+    until: Option<Instant>,
+    record: &mut Record,
+) -> Result<(), Refused> {
+    let Admitted { endpoint, permit, .. } = admitted;
     let answered = app::http2(worker, endpoint, permit, head, stream, until).await;
     let (response, mut carrying) = match answered {
         Ok(answered) => answered,
@@ -367,7 +421,11 @@ async fn forward_bytes(
         return Ok(());
     }
     record.opened();
-    pass_bytes(app, stream, scratch, record).await;
+    let running = admitted.running();
+    let passing = pass_bytes(app, stream, scratch, record);
+    if let Err(denied) = running.while_allowed(worker, None, passing).await {
+        running.cut(&denied, record);
+    }
     Ok(())
 }
 

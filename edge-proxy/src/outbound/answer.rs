@@ -21,6 +21,7 @@ use crate::{
     apps,
     http1::ConnError,
     http2,
+    inbound::limits,
     inner::{
         mux::{ResetCode, StreamError},
         request::{self, Part, RecvBody, Upload},
@@ -52,6 +53,8 @@ pub struct Used {
     pub connection: Connection,
     /// A request of the service.
     pub in_flight: Option<InFlight>,
+    /// A place at an own application.
+    pub running: limits::Place,
 }
 
 impl Used {

@@ -132,7 +132,8 @@ pub async fn attempts(
                     || !carried.may_repeat(repeated, in_flight)
                 {
                     record.classified(failure);
-                    let used = Used { attempt: load, place, connection, in_flight: None };
+                    let used =
+                        Used { attempt: load, place, connection, in_flight: None, running: None };
                     return Ok(Answer { body, used });
                 }
                 carried.body = body.into_request();

@@ -4,8 +4,8 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use mesh_core::{
-    Endpoint, PortName, Reason, Service, ServiceName, Snapshot,
-    balance::Slot,
+    Endpoint, Health, Locality, Permit, PortName, Reason, Service, ServiceName, Snapshot,
+    balance::{Backing, BalancePolicy, Slot, Vantage},
     client_hello::ClientHello,
     message::Fields,
     route::{self, Destination},
@@ -88,6 +88,30 @@ impl Dispatch {
     ) -> Result<Self, Refusal> {
         let snapshot = worker.shared.snapshot.want(service).await.ok_or_else(no_snapshot)?;
         Ok(Self::over(worker, snapshot, service, port))
+    }
+
+    /// One application without a proxy, for a client that was let in: an own
+    /// endpoint, whose proxy this one is.
+    pub fn plain(
+        worker: &Arc<Worker>,
+        snapshot: &Arc<Snapshot>,
+        endpoint: &Endpoint,
+        _permit: &Permit,
+    ) -> Self {
+        let (service, port) = (endpoint.service.clone(), endpoint.port.clone());
+        // Nothing else could be chosen, whatever is known of it.
+        let health = Health::Unknown;
+        let plain = Endpoint { identity: None, weight: 1, health, ..endpoint.clone() };
+        let balanced = Arc::new(Balanced::new(&worker.loads, 0));
+        balanced.update(&Backing {
+            from: &Vantage { site: snapshot.site.clone(), locality: Locality::default() },
+            policy: &BalancePolicy::default(),
+            endpoints: &[Arc::new(plain)],
+            reachable: &|_| true,
+            workers: 1,
+        });
+        let (snapshot, tried) = (snapshot.clone(), Vec::new());
+        Self { snapshot, service, port, balanced, tried, key: None, cookie: None, failed: None }
     }
 
     fn over(

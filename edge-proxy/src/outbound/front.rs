@@ -10,16 +10,19 @@ pub mod http2;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use mesh_core::{carriage::Carriage, message::RequestHead, route::Destination};
+use mesh_core::{Reason, carriage::Carriage, message::RequestHead, route::Destination};
 use mesh_tunnel::{Stream, net::BoxFuture};
 
 use super::{
+    body::ClientBody,
     opaque, port,
+    request::{self, Client, Outcome},
     sniff::{PREFACE, Speaks},
     target, tls,
 };
 use crate::{
-    metrics::Direction, prefixed::Prefixed, record::Record, refusal::Refusal, worker::Worker,
+    inbound::door, metrics::Direction, prefixed::Prefixed, record::Record, refusal::Refusal,
+    scratch::Scratch, worker::Worker,
 };
 
 /// How long a client may take for a request head, waiting between two
@@ -33,17 +36,52 @@ pub enum Toward {
     Named,
     /// All are for this one.
     Service(Destination),
+    /// The same, of clients that are not of the mesh to an own application.
+    Own(Destination),
 }
 
 impl Toward {
     fn destination(&self, worker: &Worker, head: &RequestHead) -> Result<Destination, Refusal> {
         match self {
-            Self::Service(destination) => Ok(destination.clone()),
+            Self::Service(destination) | Self::Own(destination) => Ok(destination.clone()),
             Self::Named => {
                 let snapshot = worker.shared.snapshot.load();
                 let snapshot = snapshot.ok_or_else(super::dispatch::no_snapshot)?;
                 target::resolve(head, &snapshot)
             }
+        }
+    }
+
+    fn direction(&self) -> Direction {
+        match self {
+            Self::Named | Self::Service(_) => Direction::Outbound,
+            Self::Own(_) => Direction::Inbound,
+        }
+    }
+
+    /// Whether bytes may be asked for with CONNECT.
+    fn may_connect(&self) -> Result<(), Refusal> {
+        match self {
+            Self::Named | Self::Service(_) => Ok(()),
+            Self::Own(_) => Err(Refusal::new(Reason::Unsupported, "CONNECT to an application")),
+        }
+    }
+
+    /// Carries one request up to the head of its answer.
+    async fn carry(
+        &self,
+        worker: &Arc<Worker>,
+        destination: &Destination,
+        scratch: &mut Scratch,
+        body: ClientBody,
+        client: Client<'_>,
+        record: &mut Record,
+    ) -> Result<Outcome, Refusal> {
+        match self {
+            Self::Named | Self::Service(_) => {
+                request::carry(worker, destination, scratch, body, client, record).await
+            }
+            Self::Own(_) => door::carry(worker, destination, scratch, body, client, record).await,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     front::{self, Toward},
     tls,
 };
-use crate::worker::Worker;
+use crate::{inbound::door, worker::Worker};
 
 /// Connections of applications per worker; more wait to be accepted.
 const MAX_CLIENTS: usize = 16_384;
@@ -26,6 +26,8 @@ pub enum Purpose {
     Sni(Option<u16>),
     /// One port of one service.
     Service(Destination),
+    /// One port of an own service, for clients that are not of the mesh.
+    Own(Destination),
     /// Captured traffic: the original destination names the service.
     Captured,
 }
@@ -80,6 +82,7 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
         Purpose::Service(destination) => {
             front::serve_port(worker, destination, from.ip(), stream).await
         }
+        Purpose::Own(destination) => door::serve(worker, destination, from.ip(), stream).await,
         Purpose::Captured => captured(worker, stream, from).await,
     }
 }

@@ -109,7 +109,8 @@ pub async fn open_for(
         let attempt = attempt(worker, &dispatch, &endpoint, &mut load, record);
         match attempt.await {
             Ok((stream, place)) => {
-                let used = Used { attempt: load, place, connection, in_flight: None };
+                let used =
+                    Used { attempt: load, place, connection, in_flight: None, running: None };
                 return Ok(Opened::new(stream, used));
             }
             Err((refusal, Retry::No)) => return Err(refusal),
@@ -271,7 +272,18 @@ async fn place(
 }
 
 /// Copies until both have ended, or the drain's patience has.
-pub async fn run(worker: &Worker, mut client: impl Duplex, mut opened: Opened, mut record: Record) {
+pub async fn run(worker: &Worker, client: impl Duplex, opened: Opened, record: Record) {
+    run_until(worker, client, opened, record, std::future::pending()).await;
+}
+
+/// The same, at most until there is a reason to cut it.
+pub async fn run_until(
+    worker: &Worker,
+    mut client: impl Duplex,
+    mut opened: Opened,
+    mut record: Record,
+    cut: impl Future<Output = Reason>,
+) {
     record.opened();
     let mut copied = Copied::default();
     let patience = async {
@@ -285,14 +297,15 @@ pub async fn run(worker: &Worker, mut client: impl Duplex, mut opened: Opened, m
         }
     };
     let ended = tokio::select! {
-        result = copying => result.is_ok(),
-        () = patience => false,
-        () = worker.shared.drain.stopping() => false,
+        result = copying => result.map_err(|_| Reason::UpstreamReset),
+        reason = cut => Err(reason),
+        () = patience => Err(Reason::UpstreamReset),
+        () = worker.shared.drain.stopping() => Err(Reason::UpstreamReset),
     };
-    if !ended {
+    if let Err(reason) = ended {
         client.reset();
         opened.stream.reset();
-        record.failed(Reason::UpstreamReset);
+        record.failed(reason);
     }
     record.entry.received = copied.forth;
     record.entry.sent = copied.back;

@@ -173,7 +173,7 @@ fn deadline_of(decision: &Decision, head: &RequestHead) -> Option<Instant> {
 }
 
 /// Removes what is between the client and this proxy.
-fn strip(head: &mut RequestHead, upgrade: bool) {
+pub fn strip(head: &mut RequestHead, upgrade: bool) {
     // Any other upgrade is an offer that may be ignored (RFC 9110 section 7.8).
     hop::remove(&mut head.fields, if upgrade { hop::Upgrade::Keep } else { hop::Upgrade::Drop });
     hop::remove_mesh(&mut head.fields);
@@ -208,7 +208,7 @@ fn change_answer(head: &mut ResponseHead, decision: &Decision, chosen: &Chosen) 
 /// What the application shall be spoken to in: HTTP/2 where the port is
 /// declared so, or where the client speaks it and the application must, being
 /// gRPC or having been found out to. All others understand HTTP/1.
-fn inner_protocol(dispatch: &Dispatch, http2: bool, head: &RequestHead) -> Spoken {
+pub fn inner_protocol(dispatch: &Dispatch, http2: bool, head: &RequestHead) -> Spoken {
     let port = dispatch.backend().and_then(|service| service.port(dispatch.port.as_str()));
     let protocol = port.map_or(Protocol::Detect, |port| port.protocol);
     let must = protocol == Protocol::Detect || head.is_grpc();

@@ -87,6 +87,47 @@ async fn documents_are_applied_changed_and_deleted() {
     assert_eq!(again.code(), Code::NotFound);
 }
 
+const ACCESS: &str = "
+apiVersion: policy.linkerd.io/v1alpha1
+kind: AuthorizationPolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  targetRef: { kind: Service, name: orders }
+  requiredAuthenticationRefs:
+    - { group: policy.linkerd.io, kind: MeshTLSAuthentication, name: ops }
+";
+
+const OPS: &str = "
+apiVersion: policy.linkerd.io/v1alpha1
+kind: MeshTLSAuthentication
+metadata: { name: ops, namespace: shop }
+spec: { identities: [ns/ops/*] }
+";
+
+/// Each is seen with all others, those that come with it included.
+#[tokio::test]
+async fn what_a_policy_lacks_is_told_until_it_is_there() {
+    let world = World::new();
+    let lacks = |changes: &[v1::ManifestChange]| {
+        let problems = changes.iter().flat_map(|change| &change.problems);
+        problems.filter(|problem| problem.starts_with("RefNotResolved")).count()
+    };
+    assert_eq!(lacks(&world.apply(&format!("{ACCESS}---{OPS}")).await.unwrap()), 0);
+    let ops = ManifestName { kind: "meshtlsauthn".into(), name: "ops".into(), ..name() };
+    delete(&world.site.site, "local:0", &[ops]).await.unwrap();
+    assert_eq!(lacks(&world.apply(ACCESS).await.unwrap()), 1);
+    let state = world.state();
+    let mut manifests = Manifests::of(&state);
+    let ports = BTreeMap::from([("orders.shop".to_owned(), vec![("http".to_owned(), 80)])]);
+    let compiled = manifests.compile("orders.shop", &ports, AccessPolicy::AllUnauthenticated);
+    let rules = compiled.policy.unwrap().rules;
+    assert!(rules.iter().all(|rule| rule.callers.is_empty() && !rule.anyone), "{rules:?}");
+    assert_eq!(manifests.unused().count(), 1, "and `get` tells of it");
+    drop(state);
+    assert_eq!(lacks(&world.apply(OPS).await.unwrap()), 0);
+    assert_eq!(lacks(&world.apply(ACCESS).await.unwrap()), 0);
+}
+
 #[tokio::test]
 async fn all_of_them_or_none() {
     let world = World::new();

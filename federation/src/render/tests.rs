@@ -102,12 +102,17 @@ impl World {
     }
 
     fn render(&self) -> Rendered {
+        self.render_with(AccessPolicy::AllAuthenticated)
+    }
+
+    fn render_with(&self, default_access: AccessPolicy) -> Rendered {
         let liveness = |_: &NodeId| self.liveness;
         let sources = Sources {
             state: &self.state,
             live: &self.live,
             liveness: &liveness,
             federation_address: "10.0.0.9:8446",
+            default_access,
         };
         render(&sources, &mut VirtualAddresses::new(Default::default()))
     }
@@ -261,4 +266,15 @@ fn a_link_gets_local_endpoints_of_exported_services_without_addresses() {
     assert_eq!(service, plain);
     // Besides: our gateway and our own bundle, nothing else.
     assert_eq!(out.len(), 4, "{:?}", out.keys());
+}
+
+#[test]
+fn the_site_says_who_may_call_where_nothing_else_does() {
+    let mut world = World::new();
+    world.register("a", "orders.shop");
+    let of = |default| service(&world.render_with(default).resources, "orders.shop").policy;
+    assert_eq!(of(AccessPolicy::AllAuthenticated), None);
+    assert_eq!(of(AccessPolicy::Deny), Some(Default::default()), "nobody");
+    let audited = of(AccessPolicy::Audit).unwrap();
+    assert_eq!((audited.rules.len(), audited.audit_ports), (0, vec!["http".to_owned()]));
 }

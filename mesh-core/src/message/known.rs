@@ -128,11 +128,15 @@ impl Known {
 fn is_mesh(name: &[u8]) -> bool {
     match name[0] | 32 {
         b'i' => starts_with(name, b"isthmus-"),
-        b'x' => starts_with(name, b"x-isthmus-"),
+        b'x' => starts_with(name, b"x-isthmus-") || is_spelled(name, b"x-forwarded-client-cert"),
         // What an earlier mesh told applications, by its other spelling.
-        b'l' => name.len() == 13 && starts_with(name, b"l5d-client-id"),
+        b'l' => is_spelled(name, b"l5d-client-id"),
         _ => false,
     }
+}
+
+fn is_spelled(name: &[u8], known: &[u8]) -> bool {
+    name.len() == known.len() && starts_with(name, known)
 }
 
 /// `_` counts as `-`.

@@ -1,17 +1,14 @@
 //! Services with their ports, routes and policy.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use mesh_api::v1;
 
-use super::{
-    MAX_PORTS, MAX_PRINCIPALS, MAX_ROUTES, MAX_SITES, WireError, at_most, balance, list, parse,
-    wrong,
-};
+use super::{MAX_PORTS, MAX_ROUTES, MAX_SITES, WireError, at_most, balance, list, parse, wrong};
 use crate::{
-    authorize::{DomainMatch, PrincipalMatch, ServerPolicy},
+    authorize::{Access, ServerPolicy},
     balance::BalancePolicy,
-    name::{SiteName, TrustDomain, label},
+    name::{SiteName, TrustDomain},
     rule::{ConnectionRoute, ConnectionRoutes, Route, Routes, TrafficPolicy},
     service::{Link, Map, Protocol, Service, ServicePort},
 };
@@ -51,7 +48,7 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
         policy: ServerPolicy {
             local: local.clone(),
             exported_to: BTreeSet::new(),
-            allow: message.policy.as_ref().map(principals).transpose()?,
+            access: message.policy.as_ref().map(Access::try_from).transpose()?,
         },
         balance: balance(message.balance.as_ref())?,
     })
@@ -129,54 +126,9 @@ impl From<Protocol> for v1::Protocol {
     }
 }
 
-fn principals(message: &v1::AuthorizationPolicy) -> Result<Vec<PrincipalMatch>, WireError> {
-    at_most("policy.allow", &message.allow, MAX_PRINCIPALS)?;
-    message.allow.iter().map(PrincipalMatch::try_from).collect()
-}
-
-impl TryFrom<&v1::PrincipalMatch> for PrincipalMatch {
-    type Error = WireError;
-
-    fn try_from(message: &v1::PrincipalMatch) -> Result<Self, WireError> {
-        Ok(Self {
-            trust_domain: match message.trust_domain.as_str() {
-                "" => DomainMatch::Local,
-                "*" => DomainMatch::Any,
-                domain => DomainMatch::Exactly(parse("policy.trust_domain", domain)?),
-            },
-            namespace: exact_or_any("policy.namespace", &message.namespace)?,
-            account: exact_or_any("policy.account", &message.account)?,
-        })
-    }
-}
-
-fn exact_or_any(field: &'static str, value: &str) -> Result<Option<Arc<str>>, WireError> {
-    if value.is_empty() {
-        return Ok(None);
-    }
-    label(field, value).map_err(|error| wrong(field, error))?;
-    Ok(Some(value.into()))
-}
-
-impl From<&PrincipalMatch> for v1::PrincipalMatch {
-    fn from(principal: &PrincipalMatch) -> Self {
-        let part = |part: &Option<Arc<str>>| part.as_deref().unwrap_or_default().to_owned();
-        Self {
-            trust_domain: match &principal.trust_domain {
-                DomainMatch::Local => String::new(),
-                DomainMatch::Any => "*".to_owned(),
-                DomainMatch::Exactly(domain) => domain.to_string(),
-            },
-            namespace: part(&principal.namespace),
-            account: part(&principal.account),
-        }
-    }
-}
-
 /// Without endpoints: those are resources of their own.
 impl From<&Service> for v1::Service {
     fn from(service: &Service) -> Self {
-        let allow = service.policy.allow.as_ref();
         Self {
             name: service.name.to_string(),
             ports: service.ports.iter().map(Into::into).collect(),
@@ -187,9 +139,7 @@ impl From<&Service> for v1::Service {
             connection_routes: service.connection_routes.0.iter().map(Into::into).collect(),
             traffic: (service.traffic != TrafficPolicy::default())
                 .then(|| (&service.traffic).into()),
-            policy: allow.map(|allow| v1::AuthorizationPolicy {
-                allow: allow.iter().map(Into::into).collect(),
-            }),
+            policy: service.policy.access.as_ref().map(Into::into),
             // What is not said is the default, which may change.
             balance: (service.balance != BalancePolicy::default())
                 .then(|| (&service.balance).into()),

@@ -13,6 +13,7 @@ use crate::{
     service::{Endpoint, Gateway, Health, Link, LinkTransport, Locality, Protocol},
 };
 
+mod access;
 mod rules;
 mod services;
 

@@ -206,7 +206,7 @@ spec:
     assert_eq!(route.failures, [range(500, 501), range(503, 503)]);
     assert_eq!(route.retry.as_ref().unwrap().statuses, route.failures);
     assert_eq!(route.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [900, 1000]);
-    assert_eq!(compiled.opaque_ports, [3306]);
+    assert_eq!(compiled.protocols, [(3306, v1::Protocol::Tcp)]);
     let budget = compiled.traffic.as_ref().unwrap().retry_budget.as_ref().unwrap();
     assert_eq!((budget.percent, budget.min_per_second, budget.ttl_ms), (25, 3, 5000));
     assert_eq!(compiled.problems[0].document, "HTTPRoute shop/a");

@@ -31,7 +31,8 @@ pub struct Files {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Kinds: HTTPRoute, GRPCRoute, TLSRoute, TCPRoute (gateway.networking.k8s.io/v1), ServiceProfile \
-(linkerd.io/v1alpha2), TrafficPolicy (isthmus.io/v1). All documents of one command are applied, or none.
+(linkerd.io/v1alpha2), TrafficPolicy (isthmus.io/v1), Server (policy.linkerd.io/v1beta3), AuthorizationPolicy, \
+MeshTLSAuthentication, NetworkAuthentication (policy.linkerd.io/v1alpha1). All documents of one command are applied, or none.
 
 Examples:
   meshctl apply -f routes.yaml
@@ -65,7 +66,7 @@ pub struct Diff {
   meshctl get httproute -n shop
   meshctl get httproute -n shop orders -o yaml > orders.yaml")]
 pub struct Get {
-    /// httproute, grpcroute, serviceprofile (sp), trafficpolicy [default: all]
+    /// httproute, grpcroute, serviceprofile (sp), trafficpolicy, server (srv), authorizationpolicy … [default: all]
     #[arg(value_parser = kind)]
     kind: Option<Kind>,
     /// Only this one

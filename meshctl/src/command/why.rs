@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use clap::Args;
 use mesh_core::{
-    Endpoint, Locality, PeerIdentity, RequestHead, Service, ServiceName, Snapshot, SpiffeId,
+    Call, Client, Endpoint, Locality, PeerIdentity, Service, ServiceName, Snapshot, SpiffeId,
     authorize,
     balance::{Vantage, tier},
     client_hello::ClientHello,
@@ -193,13 +193,8 @@ fn chosen(
         slot.ok_or_else(|| format!("no_endpoint: no endpoint of {} may be used", backend.service))?;
     let endpoint = balancer.endpoint(slot);
     let path = path_to(snapshot, endpoint).map_err(|none| format!("no_path: {none}"))?;
-    let request = RequestHead {
-        service: &backend.service,
-        port: &backend.port,
-        method: head.map(|head| &head.method),
-        path: head.map_or("", |head| head.path()),
-    };
-    let (allowed, verdict) = verdict(target, &caller.peer, &request);
+    let call = Call { service: &backend.service, port: &backend.port, request: head };
+    let (allowed, verdict) = verdict(target, &caller.peer, &call);
     Ok(Chosen {
         endpoint: endpoint.id.to_string(),
         skipped: skipped(snapshot, caller, target, endpoint),
@@ -232,9 +227,18 @@ fn skipped(
     cut.map(|endpoint| endpoint.id.to_string()).collect()
 }
 
-fn verdict(target: &Service, peer: &PeerIdentity, request: &RequestHead<'_>) -> (bool, String) {
-    match authorize(&target.policy, peer, request) {
-        Ok(permit) => (true, format!("allowed as {}", permit.caller())),
+fn verdict(target: &Service, peer: &PeerIdentity, call: &Call<'_>) -> (bool, String) {
+    // Where the caller is, nobody has said.
+    let client = Client { peer: Some(peer), address: None };
+    match authorize(&target.policy, client, call) {
+        Ok(permit) => match (permit.would_deny(), permit.rule().filter(|rule| !rule.is_empty())) {
+            (Some(reason), _) => {
+                let code = reason.reason();
+                (true, format!("allowed as {}, audited only: {code}: {reason}", peer.id))
+            }
+            (None, Some(rule)) => (true, format!("allowed as {} by {rule}", peer.id)),
+            (None, None) => (true, format!("allowed as {}", peer.id)),
+        },
         Err(denied) => (false, format!("{}: {denied}", denied.reason.reason())),
     }
 }

@@ -3,6 +3,7 @@
 //! Federation, gateway, agents and both proxies are processes.
 
 mod effects;
+mod guards;
 mod scene;
 
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use mesh_api::v1;
 use tokio::time::Instant;
 
-use self::{effects::FAMILIES, scene::Scene};
+use self::{effects::FAMILIES, guards::GUARDS, scene::Scene};
 use crate::world::{reason, run};
 
 /// From the command until every request shows it, on a busy machine.
@@ -28,18 +29,25 @@ async fn becomes(scene: &Scene, family: &effects::Family, wanted: bool) {
 
 #[test]
 fn rules_take_effect_on_running_proxies_and_are_undone() {
-    run(async {
-        let scene = Scene::start().await;
-        for family in FAMILIES {
-            becomes(&scene, family, false).await;
-            let file = scene.file(&(family.document)());
-            scene.world.meshctl(&["apply", "-f", &file]);
-            becomes(&scene, family, true).await;
-            scene.world.meshctl(&["delete", "-f", &file]);
-            becomes(&scene, family, false).await;
-        }
-        assert_eq!(scene.documents(), 0);
-    });
+    run(comes_and_goes(FAMILIES));
+}
+
+#[test]
+fn policies_take_effect_on_running_proxies_and_are_undone() {
+    run(comes_and_goes(GUARDS));
+}
+
+async fn comes_and_goes(families: &[effects::Family]) {
+    let scene = Scene::start().await;
+    for family in families {
+        becomes(&scene, family, false).await;
+        let file = scene.file(&(family.document)());
+        scene.world.meshctl(&["apply", "-f", &file]);
+        becomes(&scene, family, true).await;
+        scene.world.meshctl(&["delete", "-f", &file]);
+        becomes(&scene, family, false).await;
+    }
+    assert_eq!(scene.documents(), 0);
 }
 
 #[test]
@@ -56,6 +64,8 @@ fn what_is_wrong_is_refused_with_its_field_and_changes_nothing() {
             (route("- { backendRefs: [{ name: next }], timeouts: { request: soon } }"), "request"),
             (effects::policy("  traffic: { concurrency: { maxInFlight: 0 } }"), "maxInFlight"),
             (effects::policy("  rules: [{ retry: { codes: [200] } }]"), "codes"),
+            (guards::identities("web.shop"), "identities[0]"),
+            (guards::server("allow"), "accessPolicy"),
         ];
         // Before it stands one that is right and would show.
         let right =

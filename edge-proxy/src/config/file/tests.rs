@@ -31,7 +31,11 @@ fn a_proxy_alone_may_do_without_identity() {
     assert!(matches!(parse(alone).unwrap().identity, IdentitySource::None));
     let socket = parse(&format!("{alone}identity: {{}}")).unwrap().identity;
     assert!(matches!(socket, IdentitySource::Socket(_)));
-    for door in ["inbound: 127.0.0.1:0", "role: gateway\ngateway: { tls: 127.0.0.1:0 }"] {
+    for door in [
+        "inbound: 127.0.0.1:0",
+        "inbound_plaintext: [{ listen: '127.0.0.1:0', service: a.b, port: c }]",
+        "role: gateway\ngateway: { tls: 127.0.0.1:0 }",
+    ] {
         let error = parse(&format!("{alone}{door}")).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("identity") && error.contains("needs one"), "{error}");
     }
@@ -62,6 +66,11 @@ fn what_makes_no_sense_is_refused_with_its_place() {
             "listeners:\n- { listen: '127.0.0.1:1', service: a.b, port: c }\n\
              - { listen: '127.0.0.1:1', service: a.c, port: c }",
             "listeners[1].listen: 127.0.0.1:1 is there twice",
+        ),
+        (
+            "inbound_plaintext:\n- { listen: '127.0.0.1:1', service: a.b, port: c }\n\
+             - { listen: '127.0.0.1:1', service: a.c, port: c }",
+            "inbound_plaintext[1].listen: 127.0.0.1:1 is there twice",
         ),
         ("drain_timeout: 5", "duration"),
         ("allow_from: [10.0.0.0/40]", "prefix"),

@@ -30,14 +30,13 @@ use super::{
 };
 use crate::{
     http1::{BadMessage, Body, ConnError, Limits, Peer, Request, ServerConn},
-    metrics::Direction,
     outbound::{
         answer::AnswerError,
         attempts::Early,
         body::{BodyError, ClientBody},
         opaque::{self, Opened},
         port,
-        request::{self, Client, Forwarded, Outcome},
+        request::{Client, Forwarded, Outcome},
     },
     record::Record,
     refusal::Refusal,
@@ -197,7 +196,7 @@ async fn requests(worker: &Arc<Worker>, toward: &Toward, client: IpAddr, conn: &
     loop {
         let (request, mut scratch) = match next(worker, conn, &mut patience).await {
             Next::Request(request, scratch) => (request, scratch),
-            Next::Bad(bad) => return refuse_bad(worker, client, conn, bad),
+            Next::Bad(bad) => return refuse_bad(worker, toward, client, conn, bad),
             Next::None => return After::Close,
             Next::Gone => return After::Abort,
         };
@@ -249,8 +248,14 @@ async fn next(worker: &Worker, conn: &Conn, patience: &mut Patience) -> Next {
 }
 
 /// Answers what is no request: whoever sent it may have meant one.
-fn refuse_bad(worker: &Arc<Worker>, client: IpAddr, conn: &Conn, bad: BadMessage) -> After {
-    let mut record = Record::new(worker, Direction::Outbound, "http1");
+fn refuse_bad(
+    worker: &Arc<Worker>,
+    toward: &Toward,
+    client: IpAddr,
+    conn: &Conn,
+    bad: BadMessage,
+) -> After {
+    let mut record = Record::new(worker, toward.direction(), "http1");
     record.client = Some(client);
     if bad == BadMessage::Truncated {
         record.failed(Reason::BadRequest);
@@ -298,7 +303,7 @@ struct Exchange<'a> {
 impl Exchange<'_> {
     /// Answers one request in any case.
     async fn answer(self, request: &Request, scratch: &mut Scratch) -> After {
-        let mut record = Record::new(self.worker, Direction::Outbound, "http1");
+        let mut record = Record::new(self.worker, self.toward.direction(), "http1");
         record.client = Some(self.client);
         record.asks(&scratch.head);
         let grpc = scratch.head.is_grpc();
@@ -310,7 +315,13 @@ impl Exchange<'_> {
             }
         };
         if scratch.head.method == Method::CONNECT {
-            return self.connect(destination, record).await;
+            return match self.toward.may_connect() {
+                Ok(()) => self.connect(destination, record).await,
+                Err(refusal) => {
+                    refuse(self.conn, &refusal, grpc, &mut record);
+                    After::Next
+                }
+            };
         }
         let upgrade = request.upgrade && hop::offers_tunnel(&scratch.head.fields);
         let client = Client { http2: false, upgrade, early: Early::Client(self.conn) };
@@ -320,7 +331,7 @@ impl Exchange<'_> {
             false => ClientBody::Http1(self.conn.clone()),
         };
         let carrying =
-            request::carry(self.worker, &destination, scratch, body, client, &mut record);
+            self.toward.carry(self.worker, &destination, scratch, body, client, &mut record);
         let outcome = tokio::select! {
             biased;
             outcome = carrying => outcome,

@@ -14,12 +14,11 @@ use mesh_tunnel::Stream;
 use super::{Toward, inside};
 use crate::{
     http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW},
-    metrics::Direction,
     outbound::{
         attempts::Early,
         body::{ClientBody, OutBody},
         opaque, port,
-        request::{self, Client, Forwarded, Outcome},
+        request::{Client, Forwarded, Outcome},
     },
     prefixed::UpgradedIo,
     record::Record,
@@ -99,7 +98,7 @@ async fn answer(
     client: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Infallible> {
-    let mut record = Record::new(&worker, Direction::Outbound, "http2");
+    let mut record = Record::new(&worker, toward.direction(), "http2");
     record.client = Some(client);
     let mut scratch = worker.scratch.take();
     let response = try_answer(&worker, &toward, client, request, &mut scratch, record).await;
@@ -128,11 +127,14 @@ async fn try_answer(
         Err(refusal) => return refused(&refusal, grpc, record),
     };
     if let Some(upgrade) = upgrade {
+        if let Err(refusal) = toward.may_connect() {
+            return refused(&refusal, grpc, record);
+        }
         return connect(worker, destination, client, upgrade, record).await;
     }
     let speaks = Client { http2: true, upgrade: false, early: Early::Nobody };
     let body = ClientBody::Http2(body);
-    let outcome = request::carry(worker, &destination, scratch, body, speaks, &mut record).await;
+    let outcome = toward.carry(worker, &destination, scratch, body, speaks, &mut record).await;
     match outcome {
         Ok(Outcome::Forwarded(forwarded)) => forward(worker, *forwarded, &scratch.answer, record),
         Ok(Outcome::Answered(response)) => {

@@ -7,6 +7,7 @@ use super::{
     rules::{backend, changes, filters, path_change, traffic},
 };
 use crate::{
+    authorize::Access,
     balance::BalancePolicy,
     example,
     service::Service,
@@ -65,6 +66,31 @@ fn a_service_there_and_back() {
             principal("*", "", ""),
             principal("west.example", "", "job"),
         ],
+        rules: vec![
+            v1::AccessRule {
+                name: "AuthorizationPolicy shop/a".into(),
+                port: "http".into(),
+                route: "shop/orders".into(),
+                callers: vec![principal("", "ops", "")],
+                networks: vec![v1::Network {
+                    cidr: "10.0.0.0/8".into(),
+                    except: vec!["10.1.0.0/16".into()],
+                }],
+                ..Default::default()
+            },
+            v1::AccessRule {
+                name: "default".into(),
+                fallback: true,
+                anyone: true,
+                ..Default::default()
+            },
+        ],
+        audit_ports: vec!["http".into()],
+        routes: vec![v1::Route {
+            name: "shop/orders".into(),
+            matches: vec![v1::RouteMatch { method: "PUT".into(), ..Default::default() }],
+            ..Default::default()
+        }],
     });
     let route_match = |path| v1::RouteMatch {
         path,
@@ -134,9 +160,9 @@ fn a_service_there_and_back() {
     message.traffic = Some(traffic());
     let read = wire::service(&message, &"east.example".parse().unwrap()).unwrap();
     assert_eq!(v1::Service::from(&read), message);
-    message.policy = Some(v1::AuthorizationPolicy { allow: vec![] });
+    message.policy = Some(v1::AuthorizationPolicy::default());
     let read = wire::service(&message, &"east.example".parse().unwrap()).unwrap();
-    assert_eq!(read.policy.allow, Some(vec![]), "nobody is not everybody");
+    assert_eq!(read.policy.access, Some(Access::default()), "nobody is not everybody");
     assert_eq!(v1::Service::from(&read), message);
 }
 
@@ -158,6 +184,7 @@ fn services_that_mean_nothing() {
     };
     let principal = |namespace: &str| v1::AuthorizationPolicy {
         allow: vec![v1::PrincipalMatch { namespace: namespace.into(), ..Default::default() }],
+        ..Default::default()
     };
     let to = |service: &str, port: &str| v1::Route {
         backends: vec![backend(service, port, 1)],
@@ -231,7 +258,8 @@ fn limits() {
             MAX_PRINCIPALS,
             Box::new(|n| {
                 let allow = fill(n, |_| v1::PrincipalMatch::default());
-                service(|s| s.policy = Some(v1::AuthorizationPolicy { allow }))
+                let policy = v1::AuthorizationPolicy { allow, ..Default::default() };
+                service(|s| s.policy = Some(policy))
             }),
         ),
         ("routes.name", MAX_TEXT, Box::new(|n| routed(&|r| r.name = "n".repeat(n)))),

@@ -42,7 +42,7 @@ fn all_orders(more: &str) -> String {
     http(&format!("- {{ backendRefs: [{{ name: orders, port: 80 }}]{more} }}"))
 }
 
-const fn family(name: &'static str, document: fn() -> String, effect: Effect) -> Family {
+pub(crate) const fn family(name: &'static str, document: fn() -> String, effect: Effect) -> Family {
     Family { name, document, effect }
 }
 

@@ -57,6 +57,8 @@ pub(crate) struct Scene {
     _machines: [Agent; 2],
     _proxies: [Proxy; 2],
     listener: SocketAddr,
+    /// Plaintext to `orders`.
+    door: SocketAddr,
     heard: Arc<Mutex<Vec<Heard>>>,
     files: tempfile::TempDir,
     count: AtomicU32,
@@ -65,7 +67,7 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) async fn start() -> Self {
         let world = World::start().await;
-        let (inbound, listener) = (free_port(), free_port());
+        let (inbound, listener, door) = (free_port(), free_port(), free_port());
         let advertise = format!("advertise: {inbound}\n");
         let mut served = Agent::start_advertising(&world, "vm1", &advertise).await;
         let heard = Arc::<Mutex<Vec<Heard>>>::default();
@@ -76,8 +78,11 @@ impl Scene {
         }
         let mut calls = Agent::start_unreachable(&world, "vm2").await;
         let off = "admin: off\naccess_log: off\n";
+        let plaintext = format!(
+            "inbound_plaintext: [{{ listen: '{door}', service: orders.shop, port: http }}]\n"
+        );
         let proxies = [
-            served.proxy(&format!("inbound: {inbound}\nhttp_listener: off\n{off}")),
+            served.proxy(&format!("inbound: {inbound}\n{plaintext}http_listener: off\n{off}")),
             calls.proxy(&format!("http_listener: {listener}\n{off}")),
         ];
         served.join(&world.token_of("orders").await).await.unwrap();
@@ -87,6 +92,7 @@ impl Scene {
             _machines: [served, calls],
             _proxies: proxies,
             listener,
+            door,
             heard,
             files: tempfile::tempdir().unwrap(),
             count: AtomicU32::new(0),
@@ -132,8 +138,24 @@ impl Scene {
         target: &str,
         fields: &str,
     ) -> Answer {
+        self.ask_at(self.listener, method, service, target, fields).await
+    }
+
+    /// From a client that is not of the mesh.
+    pub(crate) async fn plain(&self, target: &str) -> Answer {
+        self.ask_at(self.door, "GET", "orders", target, "").await
+    }
+
+    async fn ask_at(
+        &self,
+        proxy: SocketAddr,
+        method: &str,
+        service: &str,
+        target: &str,
+        fields: &str,
+    ) -> Answer {
         let exchange = async {
-            let mut stream = TcpStream::connect(self.listener).await?;
+            let mut stream = TcpStream::connect(proxy).await?;
             let request = format!(
                 "{method} {target} HTTP/1.1\r\nHost: {service}.shop\r\nConnection: close\r\n\
                  Content-Length: 0\r\n{fields}\r\n"

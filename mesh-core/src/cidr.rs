@@ -1,9 +1,9 @@
 //! Blocks of addresses.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 /// A block of addresses (RFC 4632).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cidr {
     addr: IpAddr,
     prefix: u8,
@@ -26,6 +26,12 @@ impl FromStr for Cidr {
                 .ok_or_else(|| format!("{text:?}: the prefix must be 0 to {longest}"))?,
         };
         Ok(Self { addr, prefix })
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.prefix)
     }
 }
 
@@ -68,6 +74,7 @@ mod tests {
         for (block, addr, wanted) in cases {
             let block: Cidr = block.parse().unwrap();
             assert_eq!(block.contains(addr.parse().unwrap()), wanted, "{block:?} {addr}");
+            assert_eq!(block.to_string().parse(), Ok(block));
         }
     }
 

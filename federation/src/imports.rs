@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use mesh_api::v1::{
-    Bundle, Delta, Endpoint, Gateway, Health, ResourceKind, Revision, Service, resource,
+    Bundle, Delta, Endpoint, Gateway, Health, ResourceKind, Revision, Revocation, Service, resource,
 };
 use mesh_core::{
     ServiceName, SiteName, SpiffeId, TrustDomain,
@@ -19,6 +19,8 @@ use crate::registration::check_ports;
 pub const MAX_SERVICES: usize = 10_000;
 /// Endpoints that one link may bring.
 pub const MAX_ENDPOINTS: usize = 100_000;
+/// Identities that one link may have revoked.
+pub const MAX_REVOCATIONS: usize = 10_000;
 /// Gateways that one site may have.
 pub const MAX_GATEWAYS: usize = 32;
 /// `host:port`: a DNS name is at most 253 bytes (RFC 1035 section 2.3.4).
@@ -39,6 +41,9 @@ pub struct Imported {
     pub gateways: BTreeMap<String, Gateway>,
     /// The peer's own bundle.
     pub bundle: Option<Bundle>,
+    /// By SPIFFE ID: identities of its domain, workloads' and nodes', that it
+    /// has revoked.
+    pub revocations: BTreeMap<String, Revocation>,
 }
 
 /// Whom a link may speak for, and what is known of it.
@@ -149,6 +154,7 @@ pub fn apply_import(
             ResourceKind::Service => drop(next.services.remove(key.name.as_str())),
             ResourceKind::Endpoint => drop(next.endpoints.remove(id_part(&key.name, peer.site))),
             ResourceKind::Gateway => drop(next.gateways.remove(id_part(&key.name, peer.site))),
+            ResourceKind::Revocation => drop(next.revocations.remove(&key.name)),
             // What was never accepted need not be removed; a bundle stays.
             _ => {}
         }
@@ -161,6 +167,7 @@ pub fn apply_import(
     check_limit("services", next.services.len(), MAX_SERVICES)?;
     check_limit("endpoints", next.endpoints.len(), MAX_ENDPOINTS)?;
     check_limit("gateways", next.gateways.len(), MAX_GATEWAYS)?;
+    check_limit("revocations", next.revocations.len(), MAX_REVOCATIONS)?;
     next.revision = delta.to;
     Ok(next)
 }
@@ -196,7 +203,10 @@ fn upsert(
         }
         R::Site(_) => return Err(ImportError::Kind("a site")),
         R::Link(_) => return Err(ImportError::Kind("a link")),
-        R::Revocation(_) => return Err(ImportError::Kind("a revocation")),
+        R::Revocation(revocation) => {
+            check_revocation(revocation, peer.trust_domain)?;
+            next.revocations.insert(revocation.subject.clone(), revocation.clone());
+        }
     }
     Ok(())
 }
@@ -241,6 +251,18 @@ fn check_endpoint(endpoint: &Endpoint, peer: Peer<'_>) -> Result<Endpoint, Impor
     };
     mesh_core::Endpoint::try_from(&kept).map_err(|error| invalid(what(), error))?;
     Ok(kept)
+}
+
+/// A link revokes only identities of its own domain. Serial numbers and bare
+/// node numbers could be anybody's.
+fn check_revocation(revocation: &Revocation, own: &TrustDomain) -> Result<(), ImportError> {
+    let what = || format!("revocation of {}", short(&revocation.subject));
+    let id: SpiffeId = revocation.subject.parse().map_err(|error| invalid(what(), error))?;
+    if id.trust_domain() == own {
+        return Ok(());
+    }
+    let identity = short(&revocation.subject);
+    Err(ImportError::ForeignIdentity { what: what(), identity, own: own.clone() })
 }
 
 fn check_site(site: &str, what: impl Fn() -> String, own: &SiteName) -> Result<(), ImportError> {

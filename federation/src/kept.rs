@@ -130,8 +130,9 @@ fn encode(imported: &Imported, made_at_ms: i64) -> Vec<u8> {
     let services = imported.services.values().cloned().map(R::Service);
     let endpoints = imported.endpoints.values().cloned().map(R::Endpoint);
     let gateways = imported.gateways.values().cloned().map(R::Gateway);
+    let revocations = imported.revocations.values().cloned().map(R::Revocation);
     // Not the bundle: that is in the log.
-    let all = services.chain(endpoints).chain(gateways);
+    let all = services.chain(endpoints).chain(gateways).chain(revocations);
     let upsert = all.map(|resource| Resource { resource: Some(resource) }).collect();
     let delta = Delta { upsert, ..Delta::default() };
     let body = [&made_at_ms.to_be_bytes()[..], &delta.encode_to_vec()].concat();
@@ -194,12 +195,17 @@ mod tests {
             quic_addresses: vec![],
             tls_addresses: vec!["gw.east.example:8443".into()],
         };
+        let revoked = mesh_api::v1::Revocation {
+            subject: format!("spiffe://{domain}/ns/shop/sa/thief"),
+            revoked_at_unix_s: 7,
+        };
         Imported {
             revision: Some(Revision { epoch: 5, n: 7 }),
             services: BTreeMap::from([("orders.shop".parse().unwrap(), service)]),
             endpoints: BTreeMap::from([("e1".into(), endpoint)]),
             gateways: BTreeMap::from([("gw-1".into(), gateway)]),
             bundle: None,
+            revocations: BTreeMap::from([(revoked.subject.clone(), revoked)]),
         }
     }
 

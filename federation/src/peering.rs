@@ -10,8 +10,9 @@ use std::{
 use mesh_api::{
     VERSIONS,
     v1::{
-        ReplicateRequest, ReplicateResponse, ReplicateSubscribe, Subscribed, peering_server,
-        replicate_request::Request as Asked, replicate_response::Response as Answer,
+        ReplicateRequest, ReplicateResponse, ReplicateSubscribe, Resource, Subscribed,
+        peering_server, replicate_request::Request as Asked,
+        replicate_response::Response as Answer, resource::Resource as R,
     },
 };
 use mesh_core::{PeerIdentity, SiteName};
@@ -25,6 +26,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     authority::State,
+    feed::Lens,
     refusal::{Role, caller, refuse},
     tenure::{self, is_revoked},
     view::View,
@@ -159,6 +161,18 @@ impl peering_server::Peering for Peering {
     }
 }
 
+/// What a linked site understands of what is exported to it.
+struct PeerLens {
+    revocations: bool,
+}
+
+impl Lens for PeerLens {
+    fn see(&self, resource: &Resource) -> Option<Resource> {
+        let revocation = matches!(resource.resource, Some(R::Revocation(_)));
+        (self.revocations || !revocation).then(|| resource.clone())
+    }
+}
+
 struct PeerStream {
     peering: Peering,
     site: SiteName,
@@ -199,6 +213,7 @@ impl PeerStream {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         revision.mark_changed();
+        let lens = PeerLens { revocations: subscribe.revocations };
         let mut told = subscribe.have;
         let mut stuck_since = None;
         loop {
@@ -214,7 +229,7 @@ impl PeerStream {
                     let room = room.map_err(|_| slow())?.map_err(|_| gone())?;
                     revision.mark_unchanged();
                     stuck_since = None;
-                    if let Some(delta) = view.export_delta(&self.site, told.as_ref()) {
+                    if let Some(delta) = view.export_delta(&self.site, told.as_ref(), &lens) {
                         told = delta.to;
                         room.send(Ok(answer(Answer::Delta(delta))));
                     }

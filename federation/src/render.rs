@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_api::v1::{
     Endpoint, Gateway, Health, Port, Protocol, Revocation, Service, Site, resource::Resource as R,
 };
-use mesh_core::{NodeId, ServiceName, SiteName};
+use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId};
 use mesh_manifest::{AccessPolicy, Compiled, Problem};
 use sha2::{Digest, Sha256};
 
@@ -130,6 +130,9 @@ fn site_wide(sources: &Sources<'_>, into: &mut Resources) {
         for gateway in link_gateways(sources.live, peer, link) {
             insert(into, R::Gateway(gateway));
         }
+        for revocation in link_revocations(sources.live, peer, link) {
+            insert(into, R::Revocation(revocation.clone()));
+        }
     }
     for (subject, at) in state.revocations.iter() {
         let revocation = Revocation { subject: subject.clone(), revoked_at_unix_s: *at };
@@ -150,6 +153,19 @@ fn link_gateways(live: &Live, peer: &SiteName, link: &LinkState) -> Vec<Gateway>
         }
         _ => link.gateways.clone(),
     }
+}
+
+/// What a linked site has revoked of its own domain; as it said last, however
+/// long ago.
+fn link_revocations<'a>(
+    live: &'a Live,
+    peer: &SiteName,
+    link: &LinkState,
+) -> impl Iterator<Item = &'a Revocation> {
+    // Checked when it came in; here once more against the link as it is.
+    let domain = format!("spiffe://{}/", link.trust_domain);
+    let all = live.links.get(peer).into_iter().flat_map(|link| link.imported.revocations.values());
+    all.filter(move |revocation| revocation.subject.starts_with(&domain))
 }
 
 /// Registrations of every local service.
@@ -324,7 +340,7 @@ fn remote_endpoints(
 }
 
 /// What a linked site gets: exported services with their local endpoints, our
-/// gateways and our own bundle; names, never addresses.
+/// gateways, our own bundle and what we have revoked; names, never addresses.
 pub fn render_export(state: &State, view: &Resources, to: &SiteName) -> Resources {
     let mut out = Resources::new();
     let own = state.site();
@@ -354,7 +370,24 @@ pub fn render_export(state: &State, view: &Resources, to: &SiteName) -> Resource
         );
     }
     insert(&mut out, R::Bundle(own.bundle.clone()));
+    for revocation in own_revocations(state) {
+        insert(&mut out, R::Revocation(revocation));
+    }
     out
+}
+
+/// Revoked identities and nodes of the own domain, as SPIFFE IDs. Serial
+/// numbers are nobody's but the own site's.
+fn own_revocations(state: &State) -> impl Iterator<Item = Revocation> {
+    let domain = &state.site().trust_domain;
+    state.revocations.iter().filter_map(move |(subject, at)| {
+        let id: SpiffeId = match subject.strip_prefix("node:") {
+            Some(node) => SpiffeId::node(domain, &node.parse().ok()?),
+            None => subject.parse().ok()?,
+        };
+        let own = id.trust_domain() == domain;
+        own.then(|| Revocation { subject: id.to_string(), revoked_at_unix_s: *at })
+    })
 }
 
 fn without_addresses(endpoint: &Endpoint) -> Endpoint {

@@ -192,7 +192,8 @@ impl Replication {
         let mut client = PeeringClient::new(channel).max_decoding_message_size(MAX_DELTA);
         let (tx, rx) = mpsc::channel(REQUESTS);
         let own = self.view.authority().state().site().name.to_string();
-        let subscribe = ReplicateSubscribe { versions: VERSIONS.to_vec(), site: own, have };
+        let versions = VERSIONS.to_vec();
+        let subscribe = ReplicateSubscribe { versions, site: own, have, revocations: true };
         ask(&tx, Ask::Subscribe(subscribe))?;
         let opened = timeout(SUBSCRIBE_DEADLINE, client.replicate(ReceiverStream::new(rx))).await;
         let mut inbound = opened.map_err(|_| Lost::Silent)??.into_inner();

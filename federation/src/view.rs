@@ -188,8 +188,13 @@ impl View {
 
     /// See [`Feed::delta`], of what is exported to a linked site; `None` also
     /// if there is no such link.
-    pub fn export_delta(&self, site: &SiteName, have: Option<&Revision>) -> Option<Delta> {
-        self.lock().exports.get(site)?.delta(have, &Everything)
+    pub fn export_delta(
+        &self,
+        site: &SiteName,
+        have: Option<&Revision>,
+        lens: &dyn Lens,
+    ) -> Option<Delta> {
+        self.lock().exports.get(site)?.delta(have, lens)
     }
 
     /// (name, number) of the ports of a service; `None` if there is none.

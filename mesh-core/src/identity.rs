@@ -34,7 +34,8 @@ pub type TrustBundles = BTreeMap<TrustDomain, Arc<TrustBundle>>;
 /// Identities, nodes and serials that are no longer accepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Revocations {
-    /// Whole identities.
+    /// Whole identities. That of a node stands for what was issued under it,
+    /// too: so a linked site names its own.
     pub identities: BTreeSet<SpiffeId>,
     /// Nodes: every certificate issued to or under them.
     pub nodes: BTreeSet<NodeId>,
@@ -56,9 +57,13 @@ pub enum Revoked {
 impl Revocations {
     /// Whether a certificate, its identity or its node is revoked.
     pub fn contains(&self, peer: &PeerIdentity) -> bool {
+        let of_domain = |node: &NodeId| {
+            let id = || SpiffeId::node(peer.id.trust_domain(), node);
+            !self.identities.is_empty() && self.identities.contains(&id())
+        };
         self.identities.contains(&peer.id)
             || self.serials.contains(&peer.serial)
-            || peer.node.as_ref().is_some_and(|node| self.nodes.contains(node))
+            || peer.node.as_ref().is_some_and(|node| self.nodes.contains(node) || of_domain(node))
     }
 
     /// Adds an entry; false if it was there.

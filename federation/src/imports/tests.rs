@@ -221,13 +221,42 @@ fn one_wrong_resource_refuses_the_whole_delta() {
         ("two in one", R::Bundle(bundle(4, vec![[old.clone(), old].concat()])), "import_bundle"),
         ("a site", R::Site(mesh_api::v1::Site::default()), "import_kind"),
         ("a link", R::Link(mesh_api::v1::Link::default()), "import_kind"),
-        ("a revocation", R::Revocation(mesh_api::v1::Revocation::default()), "import_kind"),
+        ("our revocation", revocation(WEB), "import_foreign_identity"),
+        (
+            "our node's",
+            revocation("spiffe://west.example/node/6f0c2a52-8d0b-4d5f-9d42-0a4a5f4c1e11"),
+            "import_foreign_identity",
+        ),
+        // It could be anybody's.
+        ("a bare node", revocation("node:6f0c2a52-8d0b-4d5f-9d42-0a4a5f4c1e11"), "import_invalid"),
+        ("a serial", revocation("serial:ab01"), "import_invalid"),
+        ("no revocation", revocation(""), "import_invalid"),
     ];
     for (name, wrong, expected) in table {
         let mixed = delta([R::Service(service()), wrong]);
         let error = known.apply(&Imported::default(), &mixed).expect_err(name);
         assert_eq!(error.code(), expected, "{name}: {error}");
     }
+}
+
+const WEB: &str = "spiffe://west.example/ns/shop/sa/web";
+
+fn revocation(subject: &str) -> R {
+    R::Revocation(mesh_api::v1::Revocation { subject: subject.into(), revoked_at_unix_s: 7 })
+}
+
+#[test]
+fn a_link_revokes_what_is_of_its_own_domain() {
+    let known = Known::new();
+    let own = [
+        "spiffe://east.example/node/6f0c2a52-8d0b-4d5f-9d42-0a4a5f4c1e11",
+        "spiffe://east.example/ns/shop/sa/web",
+    ];
+    let have = known.apply(&Imported::default(), &delta(own.map(revocation))).unwrap();
+    assert_eq!(have.revocations.keys().map(String::as_str).collect::<Vec<_>>(), own);
+    let key = ResourceKey { kind: ResourceKind::Revocation.into(), name: own[0].into() };
+    let undone = Delta { from: revision(1), to: revision(2), remove: vec![key], upsert: vec![] };
+    assert_eq!(known.apply(&have, &undone).unwrap().revocations.len(), 1);
 }
 
 #[test]

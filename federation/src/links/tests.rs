@@ -2,9 +2,11 @@ use std::collections::BTreeSet;
 
 use mesh_api::v1::{
     DiscoveryRequest, Endpoint, Port, Protocol, Register, ReplicateRequest, ReplicateSubscribe,
-    Resource, Revision, Subscribe, discovery_client::DiscoveryClient,
-    discovery_request::Request as Say, discovery_response::Response as Answer,
-    peering_client::PeeringClient, replicate_request::Request as Ask, resource::Resource as R,
+    Resource, Revision, Revocation, Subscribe, authority_record::Event,
+    discovery_client::DiscoveryClient, discovery_request::Request as Say,
+    discovery_response::Response as Answer, peering_client::PeeringClient,
+    replicate_request::Request as Ask, replicate_response::Response as Told,
+    resource::Resource as R,
 };
 use mesh_core::{NodeId, SpiffeId, apply};
 
@@ -445,7 +447,11 @@ async fn only_the_federation_of_a_linked_site_may_pull() {
         (SpiffeId::federation(&domain), "north", "foreign_site"),
     ];
     for (id, site, expected) in table {
-        let subscribe = ReplicateSubscribe { versions: vec![1], site: site.into(), have: None };
+        let subscribe = ReplicateSubscribe {
+            versions: vec![1],
+            site: site.into(),
+            ..ReplicateSubscribe::default()
+        };
         let request = ReplicateRequest { request: Some(Ask::Subscribe(subscribe)) };
         let mut client = PeeringClient::new(east.channel(Some(peer(id.clone(), None))).await);
         // The request stream stays open, as that of a real peer does.
@@ -457,6 +463,47 @@ async fn only_the_federation_of_a_linked_site_may_pull() {
         };
         assert_eq!(reason(&error), expected, "{id}");
     }
+}
+
+/// Subjects that a linked site is told are revoked, in its first state.
+async fn told_revoked(by: &TestSite, to: &TestSite, revocations: bool) -> Vec<String> {
+    let site = to.state().site().name.to_string();
+    let subscribe = ReplicateSubscribe { versions: vec![1], site, have: None, revocations };
+    let request = ReplicateRequest { request: Some(Ask::Subscribe(subscribe)) };
+    let federation = SpiffeId::federation(&to.domain());
+    let mut client = PeeringClient::new(by.channel(Some(peer(federation, None))).await);
+    let requests =
+        tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
+    let mut inbound = client.replicate(requests).await.unwrap().into_inner();
+    loop {
+        let message = soon("a state", inbound.message()).await.unwrap().unwrap();
+        if let Some(Told::Delta(delta)) = message.response {
+            let subject = |one: Resource| match one.resource {
+                Some(R::Revocation(revocation)) => Some(revocation.subject),
+                _ => None,
+            };
+            return delta.upsert.into_iter().filter_map(subject).collect();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_identity_is_known_to_linked_sites_that_understand_it() {
+    let (west, east) = linked().await;
+    let thief = SpiffeId::workload(&west.domain(), "shop", "thief").unwrap().to_string();
+    let revoked = Revocation { subject: thief.clone(), revoked_at_unix_s: 7 };
+    west.commit(vec![Event::Revoked(revoked)]).await;
+    eventually("east knows", || {
+        let key = |resource: &Arc<Resource>| match &resource.resource {
+            Some(R::Revocation(revocation)) => revocation.subject == thief,
+            _ => false,
+        };
+        east.view.read(|resources, _| resources.values().any(key)).then_some(())
+    })
+    .await;
+    assert_eq!(told_revoked(&west, &east, true).await, [thief]);
+    // An older one would refuse the whole state for it.
+    assert!(told_revoked(&west, &east, false).await.is_empty());
 }
 
 /// The sites of a service's endpoints in the first state that a gateway gets.

@@ -278,3 +278,35 @@ fn the_site_says_who_may_call_where_nothing_else_does() {
     let audited = of(AccessPolicy::Audit).unwrap();
     assert_eq!((audited.rules.len(), audited.audit_ports), (0, vec!["http".to_owned()]));
 }
+
+#[test]
+fn revocations_of_the_own_domain_go_over_links_and_others_stay() {
+    let mut world = World::new();
+    world.link("east");
+    world.link("north");
+    let own = "spiffe://west.example/ns/shop/sa/web";
+    let node = format!("node:{NODE}");
+    for subject in [own, &node, "serial:ab01", "spiffe://north.example/ns/shop/sa/web"] {
+        let subject = subject.to_owned();
+        world.happen(Event::Revoked(Revocation { subject, revoked_at_unix_s: 7 }));
+    }
+    let theirs = "spiffe://north.example/ns/shop/sa/thief";
+    for subject in [theirs, "spiffe://east.example/ns/shop/sa/thief"] {
+        let live = world.live.links.entry("north".parse().unwrap()).or_default();
+        let revoked = Revocation { subject: subject.into(), revoked_at_unix_s: 8 };
+        live.imported.revocations.insert(subject.into(), revoked);
+    }
+    let subjects = |resources: &Resources| -> Vec<String> {
+        let one = |resource: &std::sync::Arc<mesh_api::v1::Resource>| match &resource.resource {
+            Some(R::Revocation(revocation)) => Some(revocation.subject.clone()),
+            _ => None,
+        };
+        resources.values().filter_map(one).collect()
+    };
+    let view = world.render().resources;
+    let here = subjects(&view);
+    assert!(here.contains(&theirs.to_owned()), "{here:?}");
+    assert_eq!(here.len(), 5, "a link speaks for its own domain: {here:?}");
+    let out = render_export(&world.state, &view, &"east".parse().unwrap());
+    assert_eq!(subjects(&out), [format!("spiffe://west.example/node/{NODE}"), own.to_owned()]);
+}

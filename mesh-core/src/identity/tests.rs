@@ -362,11 +362,14 @@ fn revocation_by_identity_node_and_serial() {
         Revoked::Identity(WEB.parse().unwrap()),
         Revoked::Node(NODE.parse().unwrap()),
         Revoked::Serial("ab01".to_owned()),
+        // As a linked site names a node of its own.
+        Revoked::Identity(format!("spiffe://east.example/node/{NODE}").parse().unwrap()),
     ];
     let others = [
         Revoked::Identity("spiffe://west.example/ns/shop/sa/web".parse().unwrap()),
         Revoked::Node("0b0b5d3e-2f65-4a55-8f5c-7d3e9a0c2b22".parse().unwrap()),
         Revoked::Serial("ab02".to_owned()),
+        Revoked::Identity(format!("spiffe://west.example/node/{NODE}").parse().unwrap()),
     ];
     for other in others {
         assert!(world.revocations.insert(other));

@@ -6,6 +6,7 @@
 mod addresses;
 mod check;
 mod gateways;
+mod revocation;
 mod roles;
 mod traffic;
 mod world;

@@ -133,7 +133,12 @@ impl World {
 
     /// With more lines in federation.yaml.
     pub(crate) async fn start_with(more: &str) -> Self {
-        let (dir, gateway_at) = Self::init(more);
+        Self::start_site("west", more).await
+    }
+
+    /// The same of another name.
+    pub(crate) async fn start_site(site: &str, more: &str) -> Self {
+        let (dir, gateway_at) = Self::init(site, more);
         let path = |name: &str| dir.path().join(name);
         let logs = ["federation", "gateway"].map(|name| path("log").join(name));
         let federation = Self::federation(dir.path());
@@ -151,7 +156,7 @@ impl World {
 
     /// What a federation says that cannot start with these lines.
     pub(crate) fn refuses_to_start_with(more: &str) -> Output {
-        let (dir, _) = Self::init(more);
+        let (dir, _) = Self::init("west", more);
         let config = dir.path().join("etc/federation.yaml");
         // One that starts after all is ended.
         let mut federation = Command::new("timeout");
@@ -160,14 +165,15 @@ impl World {
     }
 
     /// The directory of a site, and where its gateway listens.
-    fn init(more: &str) -> (tempfile::TempDir, SocketAddr) {
+    fn init(site: &str, more: &str) -> (tempfile::TempDir, SocketAddr) {
         // Paths of Unix sockets are short.
         let dir = tempfile::Builder::new().prefix("j").tempdir_in("/tmp").unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("log")).unwrap();
         let gateway_at = free_port();
         let gateway = gateway_at.to_string();
-        let words = ["--run", "RUN", "site", "init", "west", "--trust-domain", "west.example"];
+        let domain = format!("{site}.example");
+        let words = ["--run", "RUN", "site", "init", site, "--trust-domain", &domain];
         let mut init: Vec<String> = words.map(String::from).into();
         init[1] = path("run").display().to_string();
         for (flag, value) in [

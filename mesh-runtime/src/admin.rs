@@ -1,7 +1,12 @@
 //! `GET /metrics /live /ready` over plain HTTP/1.1, and what makes a process
 //! ready.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -29,6 +34,9 @@ const MAX_HEAD: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// <https://prometheus.io/docs/instrumenting/exposition_formats/>, for those who
+/// understand nothing else.
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Named conditions that must all hold before a process is ready. Cheap to
 /// clone; several parts of a process each own one [`Condition`].
@@ -147,7 +155,7 @@ pub async fn serve(listener: impl Into<Arc<TcpListener>>, admin: Admin, drain: D
 
 async fn connection(stream: TcpStream, admin: Admin, drain: Drain) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = respond(&admin, drain.is_draining(), request.method(), request.uri().path());
+        let response = respond(&admin, drain.is_draining(), &request);
         async { Ok::<_, Infallible>(response) }
     });
     let served = http1::Builder::new()
@@ -161,8 +169,9 @@ async fn connection(stream: TcpStream, admin: Admin, drain: Drain) {
     }
 }
 
-fn respond(admin: &Admin, draining: bool, method: &Method, path: &str) -> Response<Full<Bytes>> {
+fn respond<B>(admin: &Admin, draining: bool, request: &Request<B>) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
+    let (method, path) = (request.method(), request.uri().path());
     if !matches!(path, "/metrics" | "/live" | "/ready") {
         let body = "not here; try /metrics, /live or /ready\n";
         return response(StatusCode::NOT_FOUND, TEXT, body.to_owned());
@@ -174,7 +183,7 @@ fn respond(admin: &Admin, draining: bool, method: &Method, path: &str) -> Respon
         return refused;
     }
     match path {
-        "/metrics" => metrics(&admin.registry),
+        "/metrics" => metrics(&admin.registry, is_classic(request)),
         "/ready" if draining => {
             response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".to_owned())
         }
@@ -186,9 +195,41 @@ fn respond(admin: &Admin, draining: bool, method: &Method, path: &str) -> Respon
     }
 }
 
-fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
+/// Whether the client takes plain text and no OpenMetrics.
+fn is_classic<B>(request: &Request<B>) -> bool {
+    let accepted = request.headers().get_all(header::ACCEPT);
+    let has = |kind: &[u8]| {
+        accepted.iter().any(|value| value.as_bytes().windows(kind.len()).any(|part| part == kind))
+    };
+    has(b"text/plain") && !has(b"application/openmetrics-text")
+}
+
+/// The same as Prometheus had it before OpenMetrics: a counter's family is
+/// called as its samples are, and there is no mark at the end.
+fn classic(text: &str) -> String {
+    let counter = |line: &str| -> Option<String> {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        (kind == "counter").then(|| name.to_owned())
+    };
+    let counters: HashSet<String> = text.lines().filter_map(counter).collect();
+    let mut classic = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        let about = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
+        match about.and_then(|(what, rest)| Some((what, rest.split_once(' ')?))) {
+            Some((what, (name, rest))) if counters.contains(name) => {
+                classic.push_str(&format!("# {what} {name}_total {rest}"));
+            }
+            _ => classic.push_str(line),
+        }
+        classic.push('\n');
+    }
+    classic
+}
+
+fn metrics(registry: &Registry, plain: bool) -> Response<Full<Bytes>> {
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, registry) {
+        Ok(()) if plain => response(StatusCode::OK, CLASSIC, classic(&text)),
         Ok(()) => response(StatusCode::OK, OPENMETRICS, text),
         Err(error) => {
             let body = format!("metrics cannot be encoded: {error}\n");
@@ -267,6 +308,24 @@ mod tests {
     }
 
     #[test]
+    fn who_takes_nothing_but_plain_text_gets_it() {
+        let (admin, _condition) = admin();
+        let ask = |accept: &str| {
+            let request = Request::get("/metrics").header(header::ACCEPT, accept).body(()).unwrap();
+            respond(&admin, false, &request).headers()[header::CONTENT_TYPE].clone()
+        };
+        assert_eq!(ask("text/plain;version=0.0.4"), CLASSIC);
+        for accept in ["*/*", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"] {
+            assert_eq!(ask(accept), OPENMETRICS, "{accept}");
+        }
+        let open = "# HELP a Things a.\n# TYPE a counter\na_total{x=\"# \"} 1\n# HELP b B.\n\
+                    # TYPE b gauge\nb 2\n# EOF\n";
+        let plain = "# HELP a_total Things a.\n# TYPE a_total counter\na_total{x=\"# \"} 1\n\
+                     # HELP b B.\n# TYPE b gauge\nb 2\n";
+        assert_eq!(classic(open), plain);
+    }
+
+    #[test]
     fn everything_else_is_refused() {
         let (admin, _condition) = admin();
         let cases = [
@@ -278,7 +337,8 @@ mod tests {
             (Method::CONNECT, "/ready", 405),
         ];
         for (method, path, status) in cases {
-            let answer = respond(&admin, false, &method, path);
+            let request = Request::builder().method(&method).uri(path).body(()).unwrap();
+            let answer = respond(&admin, false, &request);
             assert_eq!(answer.status().as_u16(), status, "{method} {path}");
             assert_eq!(answer.headers().contains_key(header::ALLOW), status == 405);
         }

@@ -4,6 +4,7 @@
 //! - [`config`]: YAML with unknown keys refused by file, line and nearest key.
 //! - [`logs`]: journald where systemd started us, stderr elsewhere.
 //! - [`admin`]: `/metrics /live /ready` over plain HTTP.
+//! - [`usage`]: what the process uses, for `/metrics`.
 //! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines.
 //! - [`clock`]: the only place that reads one.
 //! - [`files`]: keys and state, written whole, readable by their owner alone.
@@ -21,3 +22,4 @@ pub mod logs;
 pub mod memory;
 pub mod process;
 pub mod systemd;
+pub mod usage;

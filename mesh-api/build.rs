@@ -1,6 +1,6 @@
 //! Compiles the .proto files with `protox`, so that no `protoc` is needed.
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "isthmus/v1/mesh.proto",
     "isthmus/v1/tunnel.proto",
     "isthmus/v1/identity.proto",
@@ -8,6 +8,7 @@ const FILES: [&str; 7] = [
     "isthmus/v1/admin.proto",
     "isthmus/v1/authority.proto",
     "isthmus/v1/inner.proto",
+    "isthmus/v1/proxy.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -190,6 +190,7 @@ async fn call_lean(work: Work, stream: Stream) {
         port: "http".parse().expect("a name"),
         endpoint: "e-1".parse().expect("a name"),
         protocol: Spoken::Http1,
+        connection: None,
     });
     let (tasks, each) = tasks(work);
     let mut running = JoinSet::new();

@@ -1,17 +1,28 @@
-//! One JSON line per request or opaque connection, written by one thread of
-//! its own, so that a slow disk never holds up a request.
+//! One line per request or opaque connection, written by one thread of its
+//! own, so that a slow disk never holds up a request.
+
+mod line;
 
 use std::{
     fs::OpenOptions,
     io::{self, BufWriter, Write},
+    net::IpAddr,
     os::unix::net::UnixDatagram,
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
     time::Duration,
 };
 
-use mesh_core::{EndpointId, PortName, Reason, ServiceName, SiteName, SpiffeId};
+use mesh_core::{
+    Endpoint, PortName, Reason, ServiceName, SpiffeId,
+    message::{Known, RequestHead},
+    rule::is_grpc_failure,
+};
 use prometheus_client::metrics::counter::Counter;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::{config::AccessLogTarget, metrics::Direction};
 
@@ -35,10 +46,10 @@ pub struct Entry {
     pub service: Option<ServiceName>,
     /// Which port of it.
     pub port: Option<PortName>,
-    /// Of a request.
-    pub method: Option<http::Method>,
-    /// Of a request; without the query, which may hold secrets.
-    pub path: Option<Box<str>>,
+    /// Where it came from, if it came from outside.
+    pub client: Option<IpAddr>,
+    /// Of a request, where somebody will read it.
+    pub asked: Option<Arc<Asked>>,
     /// Of a response; 0 if there was none.
     pub status: u16,
     /// Bytes of bodies, or of the connection, from the caller.
@@ -50,17 +61,79 @@ pub struct Entry {
     /// `direct`, `via gateway` or `reverse`.
     pub path_kind: &'static str,
     /// Where it went.
-    pub endpoint: Option<EndpointId>,
-    /// Where that runs.
-    pub site: Option<SiteName>,
+    pub endpoint: Option<Arc<Endpoint>>,
     /// The verified other end: the callee outbound, the caller inbound.
     pub peer: Option<SpiffeId>,
+    /// The rule that it fell under.
+    pub route: Option<Arc<str>>,
+    /// Of an answer over gRPC.
+    pub grpc_status: Option<u32>,
+    /// What the rule says of the answer; `None` where it says nothing.
+    pub failure: Option<bool>,
     /// The code, if it was refused or failed.
     pub reason: Option<Reason>,
     /// Joins the lines of every hop of an inner session.
-    pub connection: Option<std::sync::Arc<str>>,
+    pub connection: Option<Arc<str>>,
     /// Attempts made, if more than one.
     pub attempts: u32,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Of the request.
+    pub method: http::Method,
+    /// As the client has sent it.
+    pub authority: Box<str>,
+    /// Without the query, which may hold secrets.
+    pub path: Box<str>,
+    /// Who says to ask.
+    pub user_agent: Box<str>,
+    /// What the request is known by elsewhere: of `traceparent`,
+    /// `x-b3-traceid`, or `x-request-id`.
+    pub trace_id: Box<str>,
+}
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    /// One JSON object each.
+    #[default]
+    Json,
+    /// Apache's common format, then reason and connection in quotes.
+    Common,
+}
+
+impl Asked {
+    /// What `head` asks for.
+    pub fn of(head: &RequestHead) -> Self {
+        let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into();
+        let fields = &head.fields;
+        let of_w3c = || fields.known(Known::TraceParent).and_then(|value| value.get(3..35));
+        let named = || fields.get("x-b3-traceid").or_else(|| fields.known(Known::XRequestId));
+        Self {
+            method: head.method.clone(),
+            authority: head.authority.as_str().into(),
+            path: head.path().into(),
+            user_agent: text(fields.known(Known::UserAgent)),
+            trace_id: text(of_w3c().or_else(named)),
+        }
+    }
+}
+
+impl Entry {
+    /// Whether it is a connection of opaque bytes.
+    pub fn is_opaque(&self) -> bool {
+        self.protocol == "tcp"
+    }
+
+    /// Whether it has gone well: the one rule for figures, traces and people. A
+    /// failure is what a client cannot mend.
+    pub fn is_success(&self) -> bool {
+        let usual = || self.status >= 500 || self.grpc_status.is_some_and(is_grpc_failure);
+        self.reason.is_none() && !self.failure.unwrap_or_else(usual)
+    }
 }
 
 /// What the writer is told.
@@ -90,10 +163,15 @@ impl AccessLog {
     /// # Errors
     ///
     /// The file cannot be opened, or no thread started.
-    pub fn open(target: &AccessLogTarget, dropped: Counter) -> io::Result<Self> {
+    pub fn open(
+        target: &AccessLogTarget,
+        format: AccessLogFormat,
+        dropped: Counter,
+    ) -> io::Result<Self> {
         let sink = match target {
             AccessLogTarget::Off => return Ok(Self::off()),
             AccessLogTarget::Stdout => Sink::Stream(Box::new(io::stdout())),
+            AccessLogTarget::Stderr => Sink::Stream(Box::new(io::stderr())),
             AccessLogTarget::Journald => Sink::journal()?,
             AccessLogTarget::File(path) => {
                 let file = OpenOptions::new().create(true).append(true).open(path);
@@ -106,7 +184,7 @@ impl AccessLog {
         };
         let (queue, messages) = sync_channel(QUEUE);
         let builder = std::thread::Builder::new().name("access-log".into());
-        builder.spawn(move || write_all(sink, &messages))?;
+        builder.spawn(move || write_all(sink, format, &messages))?;
         Ok(Self { queue: Some(queue), dropped })
     }
 
@@ -154,7 +232,7 @@ impl Sink {
     }
 }
 
-fn write_all(sink: Sink, messages: &Receiver<Message>) {
+fn write_all(sink: Sink, format: AccessLogFormat, messages: &Receiver<Message>) {
     let mut failing = false;
     let mut written = match sink {
         Sink::Stream(stream) => Writer::Stream(BufWriter::new(stream)),
@@ -165,7 +243,7 @@ fn write_all(sink: Sink, messages: &Receiver<Message>) {
         let result = std::iter::once(first)
             .chain(rest)
             .try_for_each(|message| match message {
-                Message::Entry(entry) => written.line(&entry),
+                Message::Entry(entry) => written.line(&line::written(&entry, format)?),
                 Message::Flush(done) => written.flush().map(|()| {
                     let _given_up = done.try_send(());
                 }),
@@ -188,18 +266,16 @@ enum Writer {
 }
 
 impl Writer {
-    fn line(&mut self, entry: &Entry) -> io::Result<()> {
-        let line = Line::of(entry);
+    fn line(&mut self, line: &str) -> io::Result<()> {
         match self {
             Self::Stream(stream) => {
-                serde_json::to_writer(&mut *stream, &line)?;
+                stream.write_all(line.as_bytes())?;
                 stream.write_all(b"\n")
             }
             Self::Journal(socket) => {
-                // JSON holds no raw newline, so the simple form of a field will do.
-                let text = serde_json::to_string(&line)?;
+                // It holds no newline, so the simple form of a field will do.
                 let fields =
-                    format!("SYSLOG_IDENTIFIER=isthmus-access\nPRIORITY=6\nMESSAGE={text}\n");
+                    format!("SYSLOG_IDENTIFIER=isthmus-access\nPRIORITY=6\nMESSAGE={line}\n");
                 socket.send(fields.as_bytes()).map(|_| ())
             }
         }
@@ -213,123 +289,9 @@ impl Writer {
     }
 }
 
-/// An entry as it is written. Empty parts are left out.
-#[derive(Serialize)]
-struct Line<'a> {
-    time: String,
-    direction: &'static str,
-    protocol: &'static str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    service: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    port: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    method: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    path: &'a str,
-    #[serde(skip_serializing_if = "is_zero")]
-    status: u16,
-    received: u64,
-    sent: u64,
-    duration_us: u64,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    via: &'static str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    site: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    endpoint: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    peer: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    reason: &'static str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    connection: &'a str,
-    #[serde(skip_serializing_if = "is_one")]
-    attempts: u32,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_one(attempts: &u32) -> bool {
-    *attempts <= 1
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero(status: &u16) -> bool {
-    *status == 0
-}
-
-impl<'a> Line<'a> {
-    fn of(entry: &'a Entry) -> Self {
-        Self {
-            time: timestamp(entry.time),
-            direction: entry.direction.as_str(),
-            protocol: entry.protocol,
-            service: entry.service.as_ref().map_or("", ServiceName::as_str),
-            port: entry.port.as_ref().map_or("", PortName::as_str),
-            method: entry.method.as_ref().map_or("", http::Method::as_str),
-            path: entry.path.as_deref().unwrap_or_default(),
-            status: entry.status,
-            received: entry.received,
-            sent: entry.sent,
-            duration_us: u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX),
-            via: entry.path_kind,
-            site: entry.site.as_ref().map_or("", SiteName::as_str),
-            endpoint: entry.endpoint.as_ref().map_or("", EndpointId::as_str),
-            peer: entry.peer.as_ref().map_or("", SpiffeId::as_str),
-            reason: entry.reason.map_or("", Reason::code),
-            connection: entry.connection.as_deref().unwrap_or_default(),
-            attempts: entry.attempts,
-        }
-    }
-}
-
-/// RFC 3339 in UTC with milliseconds.
-fn timestamp(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        since_epoch.subsec_millis()
-    )
-}
-
-/// Year, month and day of a day since 1970-01-01 in the Gregorian calendar,
-/// counted in eras of 400 years that begin on the first of March.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_are_right_where_calendars_are_odd() {
-        let cases = [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_399, "2000-02-28T23:59:59.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (951_868_800, "2000-03-01T00:00:00.000Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-        ];
-        for (seconds, wanted) in cases {
-            assert_eq!(timestamp(Duration::from_secs(seconds)), wanted);
-        }
-        assert_eq!(timestamp(Duration::from_millis(1_042)), "1970-01-01T00:00:01.042Z");
-    }
 
     fn entry() -> Entry {
         Entry {
@@ -338,15 +300,23 @@ mod tests {
             protocol: "http1",
             service: Some("orders.shop".parse().unwrap()),
             port: Some("http".parse().unwrap()),
-            method: Some(http::Method::GET),
-            path: Some("/a".into()),
+            client: Some([127, 0, 0, 1].into()),
+            asked: Some(Arc::new(Asked {
+                method: http::Method::GET,
+                authority: "orders.shop".into(),
+                path: "/a".into(),
+                user_agent: "curl/8".into(),
+                trace_id: "".into(),
+            })),
             status: 200,
             received: 0,
             sent: 7,
             duration: Duration::from_micros(1500),
             path_kind: "direct",
             endpoint: None,
-            site: None,
+            route: None,
+            grpc_status: None,
+            failure: None,
             peer: Some("spiffe://a/ns/b/sa/c".parse().unwrap()),
             reason: None,
             connection: None,
@@ -359,7 +329,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
         let target = AccessLogTarget::File(path.clone());
-        let log = AccessLog::open(&target, Counter::default()).unwrap();
+        let log = AccessLog::open(&target, AccessLogFormat::Json, Counter::default()).unwrap();
         log.put(entry());
         log.flush(Duration::from_secs(10));
         let text = std::fs::read_to_string(&path).unwrap();
@@ -368,6 +338,20 @@ mod tests {
         assert_eq!(line["duration_us"], 1500);
         assert_eq!(line["peer"], "spiffe://a/ns/b/sa/c");
         assert_eq!(line.get("reason"), None);
+    }
+
+    #[test]
+    fn the_common_format_is_that_of_apache_with_reason_and_connection() {
+        let mut entry = entry();
+        entry.reason = Some(Reason::Timeout);
+        entry.connection = Some("0a1b".into());
+        let written = line::written(&entry, AccessLogFormat::Common).unwrap();
+        let wanted = "127.0.0.1 spiffe://a/ns/b/sa/c - [01/Jan/1970:00:00:00 +0000] \
+                      \"GET /a HTTP/1.1\" 200 7 \"timeout\" \"0a1b\"";
+        assert_eq!(written, wanted);
+        (entry.asked, entry.protocol, entry.status) = (None, "tcp", 0);
+        let written = line::written(&entry, AccessLogFormat::Common).unwrap();
+        assert!(written.contains("\"TCP orders.shop http\" - 7"), "{written}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use mesh_runtime::{
     clock,
     drain::Drain,
     process,
+    usage::Usage,
 };
 use mesh_tunnel::{Credentials, Net, Trust};
 use tokio::sync::{mpsc, oneshot};
@@ -17,16 +18,19 @@ use crate::{
     access_log::AccessLog,
     audit::Audit,
     config::{Config, IdentitySource, Role, SnapshotSource},
-    discovery,
+    control, discovery,
     files::snapshot,
     gateway::Gateway,
     handover::{HeirNet, Predecessor, Requests},
     identity,
     inbound::limits::Limits,
-    metrics::Metrics,
+    metrics::{Metrics, itself::Itself, traffic},
     own::{Own, OwnCell},
     snapshot_cell::{Complete, SnapshotCell},
     stats::Stats,
+    statsd::Statsd,
+    tap::Tap,
+    trace::{self, Tracer},
     tunnels::Tunnels,
     worker::{Bound, Worker},
 };
@@ -66,9 +70,15 @@ pub struct Shared {
     /// What audited ports would have refused.
     pub audit: Audit,
     /// What is counted.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// One line per request.
     pub access_log: AccessLog,
+    /// Spans, if traces are wanted.
+    pub tracer: Option<Tracer>,
+    /// Figures as statsd has them, if they are wanted.
+    pub statsd: Option<Statsd>,
+    /// Requests as they end, for those who watch.
+    pub tap: Tap,
 }
 
 impl Shared {
@@ -78,16 +88,24 @@ impl Shared {
         net: Arc<dyn Net>,
         credentials: Arc<Credentials>,
     ) -> io::Result<Self> {
-        let metrics = Metrics::new();
+        let shown = credentials.clone();
+        let usage = Usage::new(move || traffic::workload(&shown));
+        let snapshot = SnapshotCell::new();
+        let itself = Itself { credentials: credentials.clone(), snapshot: snapshot.clone() };
+        let metrics = Arc::new(Metrics::new(vec![Box::new(usage), Box::new(itself)]));
         let dropped = metrics.access_log_dropped.clone();
-        let access_log = AccessLog::open(&config.access_log, dropped)?;
+        let access_log = AccessLog::open(&config.access_log, config.access_log_format, dropped)?;
+        let spans_dropped = metrics.spans_dropped.clone();
+        let tracer = config.tracing.as_ref().map(|tracing| Tracer::new(tracing, spans_dropped));
+        let lines_dropped = metrics.statsd_dropped.clone();
+        let statsd = config.statsd.map(|to| Statsd::open(to, lines_dropped)).transpose()?;
         let gateway = config.gateway_id.clone();
         let own = Own { locality: config.locality.clone(), gateway, ..Own::default() };
         Ok(Self {
             config: Arc::new(config),
             net,
             credentials,
-            snapshot: SnapshotCell::new(),
+            snapshot,
             own: OwnCell::new(own),
             readiness: Readiness::new(),
             stats: Stats::default(),
@@ -96,6 +114,9 @@ impl Shared {
             audit: Audit::default(),
             metrics,
             access_log,
+            tracer,
+            statsd,
+            tap: Tap::default(),
         })
     }
 }
@@ -130,6 +151,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         app.serve_admin(&net)?;
         if predecessor.is_none() {
             app.check_ports().await?;
+            control::start(&app.shared).await?;
         }
         let (died, mut deaths) = mpsc::channel(1);
         let workers = app.start_workers(&died).await?;
@@ -138,6 +160,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         if let Some(predecessor) = predecessor {
             app.take_over(&predecessor).await?;
             sockets.close_rest();
+            control::take_over(&app.shared).await;
         }
         net.open();
         log::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(); "started");
@@ -273,6 +296,7 @@ impl App {
         identity::start(&self.shared);
         discovery::start(&self.shared, &self.tunnels, &self.gateway);
         self.gateway.start_control();
+        trace::start(&self.shared);
     }
 
     /// What is going away takes nothing new. Identity and snapshot have

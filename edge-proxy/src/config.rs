@@ -5,6 +5,7 @@ pub mod file;
 pub mod flags;
 pub mod forwarded;
 pub mod sni;
+pub mod tracing;
 pub mod written;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -14,8 +15,9 @@ pub use forwarded::Forwarded;
 use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
+pub use tracing::Tracing;
 
-use crate::files::IdentityFiles;
+use crate::{access_log::AccessLogFormat, files::IdentityFiles};
 
 /// What one proxy does; checked.
 #[derive(Debug, Clone)]
@@ -48,6 +50,14 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Where access-log lines go.
     pub access_log: AccessLogTarget,
+    /// How they are written.
+    pub access_log_format: AccessLogFormat,
+    /// Where spans go; `None` leaves traces alone.
+    pub tracing: Option<Tracing>,
+    /// Where figures go as statsd has them.
+    pub statsd: Option<SocketAddr>,
+    /// Where operators of this machine look at requests.
+    pub control_socket: Option<PathBuf>,
     /// How long requests may finish after SIGTERM.
     pub drain_timeout: Duration,
     /// How long opaque connections may go on after SIGTERM.
@@ -122,6 +132,8 @@ pub struct ServiceListener {
 pub enum AccessLogTarget {
     /// Standard output.
     Stdout,
+    /// Standard error.
+    Stderr,
     /// systemd's journal.
     Journald,
     /// Nowhere.
@@ -157,6 +169,10 @@ impl Config {
             forwarded_client_cert: false,
             admin: None,
             access_log: AccessLogTarget::Off,
+            access_log_format: AccessLogFormat::Json,
+            tracing: None,
+            statsd: None,
+            control_socket: None,
             drain_timeout: Duration::from_secs(30),
             opaque_drain_timeout: Duration::from_secs(60),
             handover_timeout: Duration::from_secs(60),

@@ -4,10 +4,12 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use mesh_tunnel::Stream;
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What an idle direction holds.
@@ -28,12 +30,30 @@ impl Duplex for Stream {
 }
 
 /// What went through.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Copied {
     /// Bytes from the first to the second end.
     pub forth: u64,
     /// Bytes from the second to the first end.
     pub back: u64,
+    /// Where they are counted as they go: connections may last for days.
+    pub told: Option<Told>,
+}
+
+/// Counters of both directions.
+#[derive(Debug)]
+pub struct Told {
+    /// Bytes from the first to the second end.
+    pub forth: Arc<Counter>,
+    /// Bytes from the second to the first end.
+    pub back: Arc<Counter>,
+}
+
+impl Copied {
+    /// Nothing yet.
+    pub fn counted_in(told: Told) -> Self {
+        Self { told: Some(told), ..Self::default() }
+    }
 }
 
 /// Copies both ways until both have ended. An error of either end resets both.
@@ -44,8 +64,13 @@ pub async fn copy<A: Duplex, B: Duplex>(
 ) -> io::Result<()> {
     let (mut forth, mut back) = (Pump::new(), Pump::new());
     let result = std::future::poll_fn(|cx| {
+        let before = (copied.forth, copied.back);
         let there = forth.poll(cx, a, b, &mut copied.forth);
         let here = back.poll(cx, b, a, &mut copied.back);
+        if let Some(told) = &copied.told {
+            told.forth.inc_by(copied.forth - before.0);
+            told.back.inc_by(copied.back - before.1);
+        }
         match (there, here) {
             (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
@@ -186,7 +211,8 @@ mod tests {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, b"a long answer after the end");
-        assert_eq!(task.await.unwrap(), Copied { forth: 8, back: 27 });
+        let copied = task.await.unwrap();
+        assert_eq!((copied.forth, copied.back), (8, 27));
     }
 
     #[tokio::test]

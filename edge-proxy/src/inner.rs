@@ -26,8 +26,12 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use crate::{
+    access_log::Entry,
     app::Shared,
-    metrics::{Direction, Open},
+    metrics::{
+        Direction, Open,
+        traffic::{self, OpenTcp},
+    },
     tunnels::{self, Tunnels},
 };
 
@@ -53,16 +57,28 @@ pub struct Session {
     pub path_kind: &'static str,
     /// Joins the log lines of every hop.
     pub connection: Arc<str>,
+    /// Set once it carries requests: connections of opaque bytes are counted
+    /// one by one.
+    counted: OnceLock<OpenTcp>,
     _open: Open,
 }
 
 impl Session {
+    /// It carries a request.
+    pub fn carries(&self, shared: &Shared, entry: &Entry) {
+        self.counted.get_or_init(|| {
+            let labels = traffic::labels(shared, entry, true);
+            shared.metrics.traffic.opened(&labels, "dst")
+        });
+    }
+
     /// What a stream to this endpoint is for.
     pub fn target(&self, protocol: Spoken) -> &Arc<Target> {
         self.targets[protocol as usize].get_or_init(|| {
             let Endpoint { service, port, id, .. } = &*self.endpoint;
             let (service, port, endpoint) = (service.clone(), port.clone(), id.clone());
-            Arc::new(Target { service, port, endpoint, protocol })
+            let connection = Some(self.connection.clone());
+            Arc::new(Target { service, port, endpoint, protocol, connection })
         })
     }
 }
@@ -176,7 +192,8 @@ pub async fn open(
     let (path_kind, connection) = (path.describe(), connection.into());
     let _open = shared.metrics.inner_session(Direction::Outbound);
     let (endpoint, targets) = (endpoint.clone(), Default::default());
-    Ok(Session { mux, endpoint, targets, peer, path_kind, connection, _open })
+    let counted = OnceLock::new();
+    Ok(Session { mux, endpoint, targets, peer, path_kind, connection, counted, _open })
 }
 
 /// Completes when something on a session's path goes away; never for a direct

@@ -23,6 +23,10 @@
 //!   is told of calls.
 //! - [`tunnels`]: this proxy's tunnels to the gateways of its site.
 //! - [`stats`]: what federation is told of the traffic.
+//! - [`trace`]: spans of requests.
+//! - [`statsd`]: figures for those who still have it.
+//! - [`tap`]: requests as they end, for those who watch; [`control`]: where they
+//!   ask.
 //! - [`gateway`]: the role at a site's border.
 
 pub mod access_log;
@@ -32,6 +36,7 @@ pub mod audit;
 mod beliefs;
 pub mod changes;
 pub mod config;
+pub mod control;
 pub mod copy;
 pub mod discovery;
 pub mod files;
@@ -55,6 +60,9 @@ pub mod scratch;
 pub mod snapshot_cell;
 mod state_file;
 pub mod stats;
+pub mod statsd;
+pub mod tap;
+pub mod trace;
 pub mod tunnels;
 pub mod view;
 pub mod worker;

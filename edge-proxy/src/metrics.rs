@@ -1,15 +1,29 @@
 //! What a proxy counts (OpenMetrics, on the admin port).
+//!
+//! - [`labels`]: what series are told apart by.
+//! - [`series`]: families whose series come and go.
+//! - [`itself`]: what is read at each scrape.
+//! - [`traffic`]: what has Linkerd's names.
+
+pub mod itself;
+pub mod labels;
+pub mod series;
+pub mod traffic;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use mesh_core::{PortName, Reason, ServiceName};
 use prometheus_client::{
+    collector::Collector,
     encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use tokio::time::Instant;
 
 use crate::gateway;
+use series::{Latency, Series};
+use traffic::Traffic;
 
 /// Upper bounds in milliseconds: fine where services usually are.
 const LATENCY_BUCKETS_MS: [f64; 18] = [
@@ -153,18 +167,15 @@ impl EncodeLabelSet for ReasonLabel {
     }
 }
 
-/// A histogram of latencies per target.
-type Latencies = Family<TargetLabels, Histogram, fn() -> Histogram>;
-
-/// What a proxy counts; cheap to clone.
-#[derive(Debug, Clone)]
+/// What a proxy counts.
+#[derive(Debug)]
 pub struct Metrics {
     /// Requests, and opaque connections, that have ended.
-    pub requests: Family<RequestLabels, Counter>,
+    pub requests: Series<RequestLabels, Counter>,
     /// Until the head of the response.
-    pub latency_ms: Latencies,
+    pub latency_ms: Series<TargetLabels, Latency>,
     /// Opaque connections open now.
-    pub tcp_open: Family<TargetLabels, Gauge>,
+    pub tcp_open: Series<TargetLabels, Gauge>,
     /// Connections of applications open now.
     pub clients_open: Gauge,
     /// Endpoints asked how they are.
@@ -185,6 +196,18 @@ pub struct Metrics {
     pub would_deny: Family<ReasonLabel, Counter>,
     /// Access-log lines that the writer had no room for.
     pub access_log_dropped: Counter,
+    /// Spans that the collector has.
+    pub spans_exported: Counter,
+    /// Spans that nobody took.
+    pub spans_dropped: Counter,
+    /// Requests that statsd was not told of.
+    pub statsd_dropped: Counter,
+    /// Requests that watchers were not shown.
+    pub tap_lost: Counter,
+    /// Series that there was no room for.
+    pub series_refused: Counter,
+    /// What has Linkerd's names.
+    pub traffic: Traffic,
     /// What the role gateway counts.
     pub gateway: gateway::metrics::Metrics,
     /// Where all of this is registered.
@@ -192,14 +215,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers everything.
-    pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("isthmus_proxy");
+    /// Registers everything, and what is read at each scrape.
+    pub fn new(read: Vec<Box<dyn Collector>>) -> Self {
+        let mut all = Registry::default();
         let latency: fn() -> Histogram = || Histogram::new(LATENCY_BUCKETS_MS);
+        let refused = Counter::default();
         let mut metrics = Self {
-            requests: Family::default(),
-            latency_ms: Latencies::new_with_constructor(latency),
-            tcp_open: Family::default(),
+            requests: Series::new(Counter::default, refused.clone()),
+            latency_ms: Series::new(|| Latency::new(&LATENCY_BUCKETS_MS), refused.clone()),
+            tcp_open: Series::new(Gauge::default, refused.clone()),
             clients_open: Gauge::default(),
             probes: Family::default(),
             probes_failing: Family::default(),
@@ -210,10 +234,26 @@ impl Metrics {
             mirrors_skipped: Counter::default(),
             would_deny: Family::default(),
             access_log_dropped: Counter::default(),
+            spans_exported: Counter::default(),
+            spans_dropped: Counter::default(),
+            statsd_dropped: Counter::default(),
+            tap_lost: Counter::default(),
+            traffic: Traffic::new(&refused),
+            series_refused: refused,
             gateway: gateway::metrics::Metrics::default(),
             registry: Arc::default(),
         };
-        let m = &metrics;
+        metrics.traffic.register(&mut all);
+        for collector in read {
+            all.register_collector(collector);
+        }
+        metrics.register(all.sub_registry_with_prefix("isthmus_proxy"));
+        metrics.registry = Arc::new(all);
+        metrics
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let m = self;
         registry.register("request", "Requests and connections ended", m.requests.clone());
         let latency = "Milliseconds until the head of the response";
         registry.register("response_latency_ms", latency, m.latency_ms.clone());
@@ -236,9 +276,22 @@ impl Metrics {
         registry.register("would_deny", audited, m.would_deny.clone());
         let dropped = "Access-log lines the writer had no room for";
         registry.register("access_log_dropped", dropped, m.access_log_dropped.clone());
-        metrics.gateway.register(&mut registry);
-        metrics.registry = Arc::new(registry);
-        metrics
+        registry.register("spans_exported", "Spans the collector has", m.spans_exported.clone());
+        registry.register("spans_dropped", "Spans that nobody took", m.spans_dropped.clone());
+        let statsd = "Requests that statsd was not told of";
+        registry.register("statsd_dropped", statsd, m.statsd_dropped.clone());
+        registry.register("tap_lost", "Requests watchers were not shown", m.tap_lost.clone());
+        let refused = "Series left out because there are too many";
+        registry.register("series_refused", refused, m.series_refused.clone());
+        m.gateway.register(registry);
+    }
+
+    /// Forgets series that nobody uses.
+    pub fn sweep(&self, now: Instant) {
+        self.requests.sweep(now);
+        self.latency_ms.sweep(now);
+        self.tcp_open.sweep(now);
+        self.traffic.sweep(now);
     }
 
     /// Counts an inner session while the result lives.
@@ -285,7 +338,7 @@ impl Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new()
+        Self::new(Vec::new())
     }
 }
 
@@ -295,7 +348,7 @@ mod tests {
 
     #[test]
     fn labels_come_out_as_documented() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         let target = TargetLabels {
             direction: Direction::Outbound,
             service: Some("orders.shop".parse().unwrap()),
@@ -308,8 +361,8 @@ mod tests {
             status_class: 5,
             reason: Some(Reason::Timeout),
         };
-        metrics.requests.get_or_create(&labels).inc();
-        metrics.latency_ms.get_or_create(&target).observe(3.0);
+        metrics.requests.of(&labels).inc();
+        metrics.latency_ms.of(&target).observe(Duration::from_millis(3));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &metrics.registry).unwrap();
         let line = "isthmus_proxy_request_total{direction=\"outbound\",service=\"orders.shop\",\

@@ -1,16 +1,28 @@
 //! One request or opaque connection, told when it ends: one access-log line,
 //! and the metrics.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use mesh_core::{Reason, ServiceName, message::RequestHead};
+use mesh_core::{
+    Endpoint, Reason, ServiceName,
+    message::{Fields, RequestHead},
+};
 use mesh_runtime::clock;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use crate::{
-    access_log::Entry,
-    metrics::{Direction, RequestLabels, TargetLabels},
+    access_log::{Asked, Entry},
+    copy::Told,
+    metrics::{
+        Direction, TargetLabels,
+        traffic::{self, OpenTcp},
+    },
+    outbound::answer::grpc_status,
+    refusal::Refusal,
+    resolved::Handles,
     stats::Flow,
+    trace::SpanIds,
     worker::Worker,
 };
 
@@ -20,13 +32,24 @@ use crate::{
 pub struct Record {
     /// What is told.
     pub entry: Entry,
-    /// Where it came from, if it came from outside.
-    pub client: Option<IpAddr>,
     worker: Arc<Worker>,
     started: Instant,
     answered: Option<Duration>,
-    failure: Option<bool>,
-    open: Option<TargetLabels>,
+    open: Option<Open>,
+    span: Option<SpanIds>,
+}
+
+/// An opaque connection that is open.
+#[derive(Debug)]
+struct Open {
+    gauge: Arc<Gauge>,
+    tcp: OpenTcp,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
 }
 
 impl Record {
@@ -38,36 +61,35 @@ impl Record {
             protocol,
             service: None,
             port: None,
-            method: None,
-            path: None,
+            client: None,
+            asked: None,
             status: 0,
             received: 0,
             sent: 0,
             duration: Duration::ZERO,
             path_kind: "",
             endpoint: None,
-            site: None,
             peer: None,
+            route: None,
+            grpc_status: None,
+            failure: None,
             reason: None,
             connection: None,
             attempts: 1,
         };
-        Self {
-            entry,
-            client: None,
-            worker: worker.clone(),
-            started: clock::monotonic(),
-            answered: None,
-            failure: None,
-            open: None,
-        }
+        let started = clock::monotonic();
+        Self { entry, worker: worker.clone(), started, answered: None, open: None, span: None }
     }
 
-    /// What a request asks for; kept only if it will be written.
-    pub fn asks(&mut self, head: &RequestHead) {
-        if self.worker.shared.access_log.is_on() {
-            self.entry.method = Some(head.method.clone());
-            self.entry.path = Some(head.path().into());
+    /// What a request asks for; kept only if somebody will read it. A request
+    /// that is traced says from here on that it comes from this hop.
+    pub fn asks(&mut self, head: &mut RequestHead) {
+        let shared = &self.worker.shared;
+        if let Some(tracer) = &shared.tracer {
+            self.span = tracer.enter(&mut head.fields);
+        }
+        if shared.access_log.is_on() || self.span.is_some() || shared.tap.is_watched() {
+            self.entry.asked = Some(Arc::new(Asked::of(head)));
         }
     }
 
@@ -80,51 +102,110 @@ impl Record {
     /// Whether the rule counts the answer as a failure of the service; 5xx is
     /// one where no rule says anything.
     pub fn classified(&mut self, failure: bool) {
-        self.failure = Some(failure);
+        self.entry.failure = Some(failure);
+    }
+
+    /// Where the next attempt goes.
+    pub fn tries(&mut self, endpoint: &Arc<Endpoint>, attempts: usize) {
+        self.entry.endpoint = Some(endpoint.clone());
+        self.entry.attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+    }
+
+    /// The fields of a head, or what follows the body: gRPC's status is in
+    /// either.
+    pub fn says(&mut self, fields: &Fields) {
+        if let Some(status) = grpc_status(fields) {
+            self.entry.grpc_status = Some(status);
+        }
     }
 
     /// It was refused, or failed.
     pub fn failed(&mut self, reason: Reason) {
         self.entry.reason = Some(reason);
-        if self.entry.protocol != "tcp" && self.entry.status == 0 {
+        if !self.entry.is_opaque() && self.entry.status == 0 {
             self.entry.status = reason.http_status();
         }
-    }
-
-    /// An opaque connection is open from now on.
-    pub fn opened(&mut self) {
-        let target = self.target();
-        self.worker.shared.metrics.tcp_open.get_or_create(&target).inc();
-        if let Some(service) = &target.service {
-            self.worker.shared.stats.of(service, self.flow()).connected();
+        if let Some(open) = &mut self.open {
+            open.tcp.failed(reason);
         }
-        self.answered = Some(self.started.elapsed());
-        self.open = Some(target);
     }
 
-    fn target(&self) -> TargetLabels {
-        TargetLabels {
+    /// It was refused, as its client is told.
+    pub fn refused(&mut self, refusal: &Refusal, grpc: bool) {
+        self.failed(refusal.reason);
+        if grpc {
+            self.entry.grpc_status = Some(refusal.grpc_status());
+        }
+    }
+
+    /// An opaque connection is open from now on; what it carries is counted in
+    /// what is returned.
+    pub fn opened(&mut self) -> Told {
+        let shared = &self.worker.shared;
+        let known = |name: &&ServiceName| traffic::is_known(shared, name);
+        let service = self.entry.service.as_ref().filter(known).cloned();
+        let labels = traffic::labels(shared, &self.entry, service.is_some());
+        if let Some(service) = &service {
+            shared.stats.of(service, Flow::of(&self.entry)).connected();
+        }
+        let gauge = shared.metrics.tcp_open.of(&TargetLabels {
             direction: self.entry.direction,
-            service: self.entry.service.clone().filter(|name| self.is_known(name)),
+            service,
             port: self.entry.port.clone(),
             path: self.entry.path_kind,
-        }
+        });
+        gauge.inc();
+        let (read, written, tcp) = match self.entry.direction {
+            Direction::Inbound => {
+                let tcp = shared.metrics.traffic.opened(&labels, "src");
+                (tcp.read.clone(), tcp.written.clone(), tcp)
+            }
+            // What comes from the client goes to the other end.
+            Direction::Outbound => {
+                let tcp = shared.metrics.traffic.opened(&labels, "dst");
+                (tcp.written.clone(), tcp.read.clone(), tcp)
+            }
+        };
+        self.answered = Some(self.started.elapsed());
+        self.open = Some(Open { gauge, tcp });
+        Told { forth: read, back: written }
     }
 
-    fn flow(&self) -> Flow {
-        match self.entry.direction {
-            Direction::Inbound => Flow::Inbound,
-            Direction::Outbound => Flow::Outbound,
+    fn count(&self, handles: &Handles) {
+        handles.requests.inc();
+        if let Some(latency) = self.answered {
+            handles.latency_ms.observe(latency);
         }
-    }
-
-    /// Clients choose names: only those of the snapshot become labels.
-    fn is_known(&self, name: &ServiceName) -> bool {
-        self.worker
-            .shared
-            .snapshot
-            .load()
-            .is_some_and(|snapshot| snapshot.services.contains_key(name))
+        if let Some(figures) = &handles.figures {
+            figures.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
+        }
+        let Some(http) = &handles.http else { return };
+        let (read, written) = match self.entry.direction {
+            Direction::Inbound => (self.entry.received, self.entry.sent),
+            Direction::Outbound => (self.entry.sent, self.entry.received),
+        };
+        // What was switched to another protocol was counted as it went.
+        if self.open.is_none() {
+            http.read.inc_by(read);
+            http.written.inc_by(written);
+        }
+        http.requests.inc();
+        let latency = self.answered.unwrap_or(self.entry.duration);
+        if let Some((responses, latencies)) = &http.responses {
+            responses.inc();
+            latencies.observe(latency);
+        }
+        let Some(route) = &http.route else { return };
+        route.requests.inc();
+        if self.entry.endpoint.is_some() {
+            route.attempts.inc_by(self.entry.attempts.into());
+            route.last.inc();
+            route.repeated.inc_by(self.entry.attempts.saturating_sub(1).into());
+        }
+        if let Some((responses, latencies)) = &route.responses {
+            responses.inc();
+            latencies.observe(latency);
+        }
     }
 }
 
@@ -132,36 +213,69 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.entry.duration = self.started.elapsed();
         let shared = &self.worker.shared;
-        if let Some(open) = self.open.take() {
-            shared.metrics.tcp_open.get_or_create(&open).dec();
+        let now = self.started + self.entry.duration;
+        self.worker.resolved.count(shared, &self.entry, now, |handles| self.count(handles));
+        let latency = self.answered;
+        if let (Some(tracer), Some(span)) = (&shared.tracer, self.span.take()) {
+            tracer.put(span, &self.entry);
         }
-        let target = TargetLabels {
-            direction: self.entry.direction,
-            service: self.entry.service.clone(),
-            port: self.entry.port.clone(),
-            path: self.entry.path_kind,
-        };
-        let opaque = self.entry.protocol == "tcp";
-        let labels = RequestLabels {
-            target,
-            protocol: if opaque { "tcp" } else { "http" },
-            status_class: u8::try_from(self.entry.status / 100).unwrap_or_default(),
-            reason: self.entry.reason,
-        };
-        let known = || self.entry.service.as_ref().is_some_and(|name| self.is_known(name));
-        let handles = self.worker.resolved.of(shared, labels, self.flow(), known);
-        handles.requests.inc();
-        if let Some(latency) = self.answered {
-            handles.latency_ms.observe(latency.as_secs_f64() * 1000.0);
+        if let Some(statsd) = &shared.statsd {
+            statsd.put(&self.entry, latency);
         }
-        if let Some(figures) = &handles.figures {
-            // What federation is told.
-            let failure = self.failure.unwrap_or(self.entry.status >= 500);
-            let ok = !failure && self.entry.reason.is_none();
-            figures.ended(ok, self.answered.unwrap_or(self.entry.duration));
+        if shared.tap.is_watched() {
+            shared.tap.show(shared, &self.entry, latency);
         }
         if shared.access_log.is_on() {
             shared.access_log.put(self.entry.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::TrustBundles;
+    use mesh_tunnel::{Credentials, RealNet, Trust};
+
+    use super::*;
+    use crate::{
+        app::{App, Shared},
+        config::{Config, Role},
+        files::snapshot,
+        snapshot_cell::Complete,
+    };
+
+    const SITE: &str = "site: west\ntrust_domain: west.example\nservices:\n  - name: \
+                        orders.shop\n    ports: [{ name: http, port: 80 }]\n    endpoints: [{ id: \
+                        a, port: http, target: 127.0.0.1:1, plaintext: true }]\n";
+
+    #[tokio::test]
+    async fn a_warm_request_is_counted_without_memory() {
+        let credentials = Credentials::new(None, Trust::default());
+        let shared = Shared::new(Config::given(Role::Node), Arc::new(RealNet), credentials);
+        let app = App::new(shared.unwrap());
+        let site = Arc::new(snapshot::parse(SITE, "site.yaml", &TrustBundles::new()).unwrap());
+        app.shared.snapshot.store(site.clone(), Complete::All);
+        let worker = Worker::new(&app, 0);
+        let (service, port) = ("orders.shop".parse().unwrap(), "http".parse().unwrap());
+        let service: &ServiceName = &service;
+        let endpoint = &site.services[service].endpoints[0];
+        let mut head = RequestHead::new();
+        let mut request = || {
+            let mut record = Record::new(&worker, Direction::Outbound, "http1");
+            record.asks(&mut head);
+            record.entry.service = Some(service.clone());
+            record.entry.port = Some(mesh_core::PortName::clone(&port));
+            record.tries(endpoint, 1);
+            record.answered(http::StatusCode::OK);
+        };
+        let cold = allocation_counter::measure(&mut request);
+        let warm = allocation_counter::measure(|| (0..100).for_each(|_| request()));
+        assert!(cold.count_total > 0);
+        assert_eq!(warm.count_total, 0);
+        let mut text = String::new();
+        let registry = &app.shared.metrics.registry;
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        let counted = text.lines().filter(|line| line.starts_with("response_total{"));
+        assert_eq!(counted.map(|line| line.ends_with(" 101")).collect::<Vec<_>>(), [true]);
     }
 }

@@ -36,12 +36,27 @@ impl Refusal {
         Self { status, grpc_status: Some(grpc_status), ..self }
     }
 
+    /// What a client of gRPC sees.
+    pub fn grpc_status(&self) -> u32 {
+        self.grpc_status.unwrap_or_else(|| grpc_status(self.reason))
+    }
+
     /// The response that says so: HTTP status and one line of text, or for a
     /// gRPC client a trailers-only response.
     pub fn response(&self, grpc: bool) -> Response<Bytes> {
         let mut response = if grpc { self.grpc_response() } else { self.text_response() };
         let code = HeaderValue::from_static(self.reason.code());
-        response.headers_mut().insert(headers::ERROR, code);
+        let headers = response.headers_mut();
+        headers.insert(headers::ERROR, code);
+        // What clients of Linkerd look at.
+        let text = format!("{}: {}", self.reason, self.text);
+        let text: String = text.chars().map(|c| if is_plain(c) { c } else { '?' }).collect();
+        if let Ok(text) = HeaderValue::from_str(&text) {
+            headers.insert(headers::PROXY_ERROR, text);
+        }
+        if self.reason == Reason::Draining {
+            headers.insert(headers::PROXY_CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 
@@ -58,11 +73,7 @@ impl Refusal {
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        let status = match self.grpc_status {
-            Some(status) => HeaderValue::from(status),
-            None => HeaderValue::from_static(grpc_status(self.reason)),
-        };
-        headers.insert("grpc-status", status);
+        headers.insert("grpc-status", HeaderValue::from(self.grpc_status()));
         if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.text)) {
             headers.insert("grpc-message", message);
         }
@@ -77,18 +88,22 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// `UNAVAILABLE` is retried by clients; what a retry cannot mend is not that.
-fn grpc_status(reason: Reason) -> &'static str {
+fn grpc_status(reason: Reason) -> u32 {
     match reason {
-        Reason::Timeout => "4",
+        Reason::Timeout => 4,
         Reason::DeniedNotExported
         | Reason::DeniedNoRule
         | Reason::DeniedNotAWorkload
-        | Reason::ForbiddenTarget => "7",
-        Reason::NoSuchService | Reason::NoSuchPort | Reason::NoRoute | Reason::Unsupported => "12",
-        Reason::RateLimited | Reason::CircuitOpen => "8",
-        Reason::BadRequest => "13",
-        _ => "14",
+        | Reason::ForbiddenTarget => 7,
+        Reason::NoSuchService | Reason::NoSuchPort | Reason::NoRoute | Reason::Unsupported => 12,
+        Reason::RateLimited | Reason::CircuitOpen => 8,
+        Reason::BadRequest => 13,
+        _ => 14,
     }
+}
+
+fn is_plain(c: char) -> bool {
+    matches!(c, ' '..='~')
 }
 
 /// Percent-encoding of `grpc-message`: all but printable ASCII, and `%`.
@@ -114,6 +129,11 @@ mod tests {
         let plain = refusal.response(false);
         assert_eq!(plain.status(), 403);
         assert_eq!(plain.headers()[headers::ERROR], "denied_no_rule");
+        let told = "denied_no_rule: orders.shop: 100% no?";
+        assert_eq!(plain.headers()[headers::PROXY_ERROR], told);
+        assert!(!plain.headers().contains_key(headers::PROXY_CONNECTION));
+        let draining = Refusal::new(Reason::Draining, "x").response(true);
+        assert_eq!(draining.headers()[headers::PROXY_CONNECTION], "close");
         assert_eq!(plain.body(), "orders.shop: 100% no\u{e9}\n");
         let grpc = refusal.response(true);
         assert_eq!(grpc.status(), 200);

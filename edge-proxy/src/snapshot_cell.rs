@@ -6,12 +6,16 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_core::{ServiceName, Snapshot};
+use mesh_runtime::clock;
 use tokio::sync::watch;
 
 /// How long a first request to a service waits for its endpoints.
@@ -25,6 +29,8 @@ pub struct SnapshotCell(Arc<Inner>);
 struct Inner {
     current: ArcSwapOption<Snapshot>,
     changed: watch::Sender<u64>,
+    /// Milliseconds since the Unix epoch.
+    replaced: AtomicU64,
     complete: ArcSwap<Complete>,
     wanted: Mutex<BTreeSet<ServiceName>>,
     wanted_changed: watch::Sender<u64>,
@@ -53,6 +59,7 @@ impl Default for SnapshotCell {
         Self(Arc::new(Inner {
             current: ArcSwapOption::empty(),
             changed: watch::Sender::new(0),
+            replaced: AtomicU64::new(0),
             complete: ArcSwap::from_pointee(Complete::Services(BTreeSet::new())),
             wanted: Mutex::default(),
             wanted_changed: watch::Sender::new(0),
@@ -84,7 +91,14 @@ impl SnapshotCell {
         if **self.0.complete.load() != complete {
             self.0.complete.store(Arc::new(complete));
         }
+        let now = u64::try_from(clock::now_unix().as_millis()).unwrap_or(u64::MAX);
+        self.0.replaced.store(now, Ordering::Relaxed);
         self.0.changed.send_modify(|n| *n += 1);
+    }
+
+    /// When it was replaced last, since the Unix epoch; 0 before the first one.
+    pub fn replaced(&self) -> Duration {
+        Duration::from_millis(self.0.replaced.load(Ordering::Relaxed))
     }
 
     /// Wakes on every replacement.

@@ -13,6 +13,8 @@ use std::{
 use mesh_api::v1::ServiceStat;
 use mesh_core::ServiceName;
 
+use crate::{access_log::Entry, metrics::Direction};
+
 /// Upper bounds of the latency buckets, in milliseconds; one more counts the
 /// rest. All proxies use the same, so that federation can add them up.
 pub const BOUNDS_MS: [f64; 18] = [
@@ -32,6 +34,14 @@ pub enum Flow {
 }
 
 impl Flow {
+    /// Which way a request or connection goes.
+    pub fn of(entry: &Entry) -> Self {
+        match entry.direction {
+            Direction::Inbound => Self::Inbound,
+            Direction::Outbound => Self::Outbound,
+        }
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Inbound => "inbound",

@@ -9,6 +9,7 @@ use std::{
 
 use mesh_api::ALPN_INNER;
 use mesh_core::{Allowed, Endpoint, Snapshot, route::Destination};
+use mesh_runtime::clock;
 use mesh_tunnel::net::Listener;
 use tokio::sync::Semaphore;
 
@@ -255,6 +256,10 @@ async fn sweep(worker: Arc<Worker>) {
         let snapshot = worker.shared.snapshot.load();
         worker.pool.sweep(snapshot.as_deref());
         worker.apps.sweep();
+        worker.resolved.sweep(clock::monotonic());
+        if worker.index == 0 {
+            worker.shared.metrics.sweep(clock::monotonic());
+        }
         if let Some(snapshot) = snapshot {
             worker.loads.sweep(&snapshot);
             worker.protections.sweep(&snapshot);

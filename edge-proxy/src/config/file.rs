@@ -68,6 +68,7 @@ impl Config {
             paths.push(path);
         }
         paths.extend(&mut self.state);
+        paths.extend(&mut self.control_socket);
         for path in paths {
             *path = dir.join(&*path);
         }
@@ -102,6 +103,10 @@ impl ConfigFile {
             inbound: listen(self.inbound, None),
             admin: listen(self.admin, Some("127.0.0.1:4191")),
             access_log: access_log(self.access_log.as_ref(), name)?,
+            access_log_format: self.access_log_format,
+            tracing: self.tracing.map(|tracing| tracing.checked(name)).transpose()?,
+            statsd: self.statsd,
+            control_socket: self.control_socket,
             drain_timeout: self.drain_timeout.map_or(Duration::from_secs(20), Into::into),
             opaque_drain_timeout: self
                 .opaque_drain_timeout
@@ -156,12 +161,13 @@ fn workers(written: Option<usize>, name: &str) -> Result<usize, ConfigError> {
 fn access_log(written: Option<&String>, name: &str) -> Result<AccessLogTarget, ConfigError> {
     match written.map(String::as_str) {
         None | Some("stdout") => Ok(AccessLogTarget::Stdout),
+        Some("stderr") => Ok(AccessLogTarget::Stderr),
         Some("journald") => Ok(AccessLogTarget::Journald),
         Some("off") => Ok(AccessLogTarget::Off),
         Some(path) if path.contains('/') => Ok(AccessLogTarget::File(path.into())),
         Some(other) => {
             let problem =
-                format!("{other:?}: write stdout, journald, off, or a path with a / in it");
+                format!("{other:?}: write stdout, stderr, journald, off, or a path with a / in it");
             Err(ConfigError::meaning(name, "access_log", problem))
         }
     }

@@ -14,7 +14,8 @@ use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Forwarded, SniListener};
+use super::{Forwarded, SniListener, tracing::TracingFile};
+use crate::access_log::AccessLogFormat;
 
 /// An address, or `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,10 +116,22 @@ pub(super) struct ConfigFile {
     /// `<ip>:<port>` of `/metrics`, `/live` and `/ready`, or `off`.
     #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4191"))]
     pub(super) admin: Option<Listen>,
-    /// One line of JSON per request to `stdout`, `journald`, a file (a path with
-    /// a `/` in it, appended to), or `off`.
+    /// One line per request to `stdout`, `stderr`, `journald`, a file (a path
+    /// with a `/` in it, appended to), or `off`.
     #[schemars(extend("default" = "stdout"))]
     pub(super) access_log: Option<String>,
+    /// How lines of the access log are written.
+    #[schemars(extend("default" = "json"))]
+    pub(super) access_log_format: AccessLogFormat,
+    /// Where spans of requests go; without it, headers of traces pass as they
+    /// are.
+    pub(super) tracing: Option<TracingFile>,
+    /// `<ip>:<port>` (UDP) that takes figures of requests as statsd has them.
+    #[schemars(with = "Option<String>")]
+    pub(super) statsd: Option<SocketAddr>,
+    /// Path of the Unix socket where this user and root look at requests
+    /// (`meshctl tap`, `meshctl top`); none where absent.
+    pub(super) control_socket: Option<PathBuf>,
     /// How long requests may finish after SIGTERM.
     #[schemars(with = "Option<ManifestDuration>", extend("default" = "20s"))]
     pub(super) drain_timeout: Option<HumanDuration>,

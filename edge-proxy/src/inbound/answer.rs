@@ -16,6 +16,7 @@ use crate::{
     apps::{self, UploadEnd},
     http2::{self, Lease},
     inner::mux::ResetCode,
+    outbound::answer::grpc_status,
 };
 
 /// Why an answer did not arrive whole.
@@ -59,6 +60,8 @@ pub(super) struct Carried {
     pub(super) received: u64,
     /// Bytes of the answer.
     pub(super) sent: u64,
+    /// Of gRPC, if it came after the body.
+    pub(super) grpc_status: Option<u32>,
 }
 
 /// What follows the head of an answer over HTTP/1; nothing if it has `ended`.
@@ -78,7 +81,7 @@ pub(super) async fn carry_http1(
             }
             uploaded = true;
         }
-        poll_http1(cx, &mut answer, &mut trailers, &mut carried.sent)
+        poll_http1(cx, &mut answer, &mut trailers, carried)
     })
     .await;
     let (_, stream) = answer.parts();
@@ -95,14 +98,17 @@ fn poll_http1(
     cx: &mut Context<'_>,
     answer: &mut apps::Answer<CallerStream>,
     trailers: &mut Option<Vec<u8>>,
-    sent: &mut u64,
+    carried: &mut Carried,
 ) -> Poll<Result<(), Broken>> {
     let (conn, stream) = answer.parts();
     while trailers.is_none() {
         match conn.poll_data(cx) {
             Poll::Ready(Ok(Some(_))) => {}
             Poll::Ready(Ok(None)) => match conn.take_trailers() {
-                Some(fields) => *trailers = Some(coded(&fields)),
+                Some(fields) => {
+                    carried.grpc_status = grpc_status(&fields);
+                    *trailers = Some(coded(&fields));
+                }
                 None => {
                     stream.finish();
                     return Poll::Ready(Ok(()));
@@ -122,7 +128,7 @@ fn poll_http1(
             let length = data.len();
             let count = ready!(stream.poll_send(cx, data, last))?;
             conn.consume(count);
-            *sent += count as u64;
+            carried.sent += count as u64;
             if last && count == length {
                 return Poll::Ready(Ok(()));
             }
@@ -162,7 +168,7 @@ pub(super) async fn carry_http2(
         if answer.upload.poll(cx) == Poll::Ready(http2::UploadEnd::BodyFailed) {
             return Poll::Ready(Err(Broken::Caller));
         }
-        poll_http2(cx, &mut answer, &mut pending, &mut trailers, &mut carried.sent)
+        poll_http2(cx, &mut answer, &mut pending, &mut trailers, carried)
     })
     .await;
     let stream = answer.upload.body();
@@ -178,7 +184,7 @@ fn poll_http2(
     answer: &mut Http2Answer,
     pending: &mut Bytes,
     trailers: &mut Option<Vec<u8>>,
-    sent: &mut u64,
+    carried: &mut Carried,
 ) -> Poll<Result<(), Broken>> {
     let (body, stream) = (&mut answer.body, answer.upload.body());
     loop {
@@ -186,7 +192,7 @@ fn poll_http2(
             let last = body.is_end_stream();
             let count = ready!(stream.poll_send(cx, pending, last))?;
             pending.advance(count);
-            *sent += count as u64;
+            carried.sent += count as u64;
             if last && pending.is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -215,6 +221,7 @@ fn poll_http2(
             Err(frame) => {
                 let mut fields = Fields::new();
                 fields.read_map(&frame.into_trailers().unwrap_or_default());
+                carried.grpc_status = grpc_status(&fields);
                 *trailers = Some(coded(&fields));
             }
         }

@@ -156,8 +156,9 @@ async fn admit(
         let text = format!("service {name}: this proxy has no endpoint for port {port}");
         Refusal::new(Reason::NoEndpoint, text)
     })?;
-    record.entry.endpoint = Some(endpoint.id.clone());
-    let client = Client { peer: None, address: record.client.map(|client| client.to_canonical()) };
+    record.entry.endpoint = Some(endpoint.clone());
+    let client =
+        Client { peer: None, address: record.entry.client.map(|client| client.to_canonical()) };
     let permit = guard::admit(worker, service, client, &Call { service: name, port, request })?;
     let service = service.clone();
     Ok(Admitted { snapshot, service, endpoint, permit, seen })
@@ -223,7 +224,7 @@ fn prepare(
 ) {
     request::strip(head, upgrade);
     head.fields.remove_known(Known::XForwardedClientCert);
-    worker.shared.config.forwarded.apply(head, record.client);
+    worker.shared.config.forwarded.apply(head, record.entry.client);
     if head.authority.is_empty() {
         head.authority.push_str(service.name.as_str());
     }
@@ -237,7 +238,7 @@ async fn carry_bytes(
     mut stream: Stream,
 ) {
     let mut record = Record::new(worker, Direction::Inbound, "tcp");
-    record.client = Some(client);
+    record.entry.client = Some(client);
     let (admitted, opened) = match open(worker, destination, &mut record).await {
         Ok(opened) => opened,
         Err(refusal) => {

@@ -20,7 +20,7 @@ mod stream;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -31,12 +31,17 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::{
+    access_log::Entry,
+    app::Shared,
     inner::{
         HANDSHAKE_TIMEOUT,
         mux::{Limits, Probing, ServerSession},
         until_end,
     },
-    metrics::Direction,
+    metrics::{
+        Direction,
+        traffic::{self, OpenTcp},
+    },
     worker::Worker,
 };
 
@@ -85,6 +90,19 @@ pub struct Caller {
     /// `X-Forwarded-Client-Cert`, where that is asked for.
     certificate: Option<Box<str>>,
     chain: Vec<CertificateDer<'static>>,
+    /// Set once its session carries requests: connections of opaque bytes are
+    /// counted one by one.
+    counted: OnceLock<OpenTcp>,
+}
+
+impl Caller {
+    /// Its session carries a request.
+    fn asks(&self, shared: &Shared, entry: &Entry) {
+        self.counted.get_or_init(|| {
+            let labels = traffic::labels(shared, entry, true);
+            shared.metrics.traffic.opened(&labels, "src")
+        });
+    }
 }
 
 impl Caller {
@@ -166,7 +184,8 @@ async fn handshake(
     let path_kind = via.describe();
     let address = address_of(worker, via, &peer);
     let certificate = certificate_of(worker, &peer, &chain);
-    let caller = Caller { peer, path_kind, connection, address, certificate, chain };
+    let counted = OnceLock::new();
+    let caller = Caller { peer, path_kind, connection, address, certificate, chain, counted };
     Ok((Arc::new(caller), Box::new(stream)))
 }
 

@@ -62,7 +62,7 @@ pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, opened: Opened) {
     let mut record = Record::new(&worker, Direction::Inbound, target.protocol.as_str());
     record.entry.peer = Some(caller.peer.id.clone());
     record.entry.path_kind = caller.path_kind;
-    record.entry.connection.clone_from(&caller.connection);
+    record.entry.connection = target.connection.clone().or_else(|| caller.connection.clone());
     let stream = CallerStream::new(exchange);
     let mut scratch = worker.scratch.take();
     let admitted = admit(&worker, &caller, &target, &coded, &mut scratch.head, &mut record);
@@ -160,7 +160,7 @@ async fn forward(
     scratch: &mut Scratch,
     record: &mut Record,
 ) -> Result<(), Refused> {
-    record.entry.endpoint = Some(admitted.endpoint.id.clone());
+    record.entry.endpoint = Some(admitted.endpoint.clone());
     let place = tokio::select! {
         biased;
         place = worker.shared.limits.place(&admitted.service, &admitted.endpoint) => place,
@@ -229,6 +229,7 @@ fn clean(head: &mut ResponseHead) {
     hop::remove(&mut head.fields, hop::Upgrade::in_answer(head.status));
     // Only proxies may say this; the source would believe it.
     head.fields.remove_known(Known::IsthmusError);
+    head.fields.remove_known(Known::ProxyError);
 }
 
 async fn forward_http1(
@@ -244,7 +245,7 @@ async fn forward_http1(
     let exchange = exchange_http1(worker, admitted, stream, (&head, scratch), how, record);
     let done = match running.while_allowed(worker, Some(&head), exchange).await {
         Ok(Ok(Some((app, stream)))) => {
-            let passing = pass_bytes(app, stream, scratch, record);
+            let passing = pass_bytes(app, stream, scratch, Copied::default(), record);
             running.while_allowed(worker, Some(&head), passing).await.map(Ok)
         }
         Ok(done) => Ok(done.map(drop)),
@@ -283,6 +284,8 @@ async fn exchange_http1(
         return give_up(not_sent(endpoint, error), exchange.into_body(), record).map(|()| None);
     }
     record.answered(answer.status);
+    record.says(&answer.fields);
+    admitted.caller.asks(&worker.shared, &record.entry);
     if switched {
         return Ok(exchange.into_tunnel());
     }
@@ -350,6 +353,7 @@ fn give_up(failed: Failed, stream: CallerStream, record: &mut Record) -> Result<
 fn ended_with(result: Result<(), Broken>, carried: Carried, record: &mut Record) {
     record.entry.received = carried.received;
     record.entry.sent = carried.sent;
+    record.entry.grpc_status = carried.grpc_status.or(record.entry.grpc_status);
     if let Err(broken) = result {
         log::debug!(error:% = broken; "an answer did not arrive whole");
         record.failed(Reason::UpstreamReset);
@@ -396,6 +400,8 @@ async fn exchange_http2(
         return give_up(not_sent(endpoint, error), carrying.upload.into_body(), record);
     }
     record.answered(answer.status);
+    record.says(&answer.fields);
+    admitted.caller.asks(&worker.shared, &record.entry);
     let mut carried = Carried::default();
     let result = carry_http2(carrying, ended, &mut carried).await;
     ended_with(result, carried, record);
@@ -420,9 +426,9 @@ async fn forward_bytes(
         record.failed(Reason::UpstreamReset);
         return Ok(());
     }
-    record.opened();
+    let copied = Copied::counted_in(record.opened());
     let running = admitted.running();
-    let passing = pass_bytes(app, stream, scratch, record);
+    let passing = pass_bytes(app, stream, scratch, copied, record);
     if let Err(denied) = running.while_allowed(worker, None, passing).await {
         running.cut(&denied, record);
     }
@@ -434,12 +440,12 @@ async fn pass_bytes(
     mut app: Stream,
     stream: CallerStream,
     scratch: &mut Scratch,
+    mut copied: Copied,
     record: &mut Record,
 ) {
     // This may take days; heads are over.
     *scratch = Scratch::default();
     let mut pipe = stream.into_inner().into_pipe();
-    let mut copied = Copied::default();
     let result = copy(&mut pipe, &mut app, &mut copied).await;
     record.entry.received = copied.forth;
     record.entry.sent = copied.back;

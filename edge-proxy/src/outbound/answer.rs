@@ -60,6 +60,7 @@ pub struct Used {
 impl Used {
     /// What follows the body may say that the service has failed.
     pub fn read_trailers(&mut self, grpc_status: Option<u32>, record: &mut Record) {
+        record.entry.grpc_status = grpc_status.or(record.entry.grpc_status);
         if grpc_status.is_some_and(rule::is_grpc_failure) {
             self.attempt.blame();
             record.classified(true);

@@ -13,7 +13,6 @@ pub use mesh::reason_of;
 use std::{ops::RangeInclusive, sync::Arc, task::Context};
 
 use mesh_core::{
-    Endpoint,
     message::{ResponseHead, codec, hop},
     rule::{self, RetryPolicy, TrafficPolicy},
 };
@@ -110,7 +109,7 @@ pub async fn attempts(
             // What failed before says more than "nothing is left".
             Err(refusal) => return Err(last.unwrap_or(refusal)),
         };
-        tell(record, dispatch, &endpoint);
+        record.tries(&endpoint, dispatch.attempts());
         let until = carried.attempt_timeout.map(|timeout| clock::monotonic() + timeout);
         let sent = match endpoint.identity {
             Some(_) => {
@@ -163,12 +162,6 @@ pub async fn attempts(
         }
         last = Some(failed.refusal);
     }
-}
-
-fn tell(record: &mut Record, dispatch: &Dispatch, endpoint: &Endpoint) {
-    record.entry.endpoint = Some(endpoint.id.clone());
-    record.entry.site = Some(endpoint.site.clone());
-    record.entry.attempts = u32::try_from(dispatch.attempts()).unwrap_or(u32::MAX);
 }
 
 impl Carried<'_> {

@@ -111,7 +111,7 @@ pub async fn serve_port(
 ) {
     let record = || {
         let mut record = Record::new(worker, Direction::Outbound, "tcp");
-        record.client = Some(client);
+        record.entry.client = Some(client);
         record
     };
     match port::carriage(worker, &destination).await {

@@ -10,7 +10,16 @@ use super::{
     front::{self, Toward},
     tls,
 };
-use crate::{inbound::door, worker::Worker};
+use crate::{
+    app::Shared,
+    inbound::door,
+    metrics::{
+        Direction,
+        labels::Labels,
+        traffic::{self, OpenTcp},
+    },
+    worker::Worker,
+};
 
 /// Connections of applications per worker; more wait to be accepted.
 const MAX_CLIENTS: usize = 16_384;
@@ -50,12 +59,24 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>, purpose: P
         };
         let (worker, purpose) = (worker.clone(), purpose.clone());
         worker.shared.drain.clone().spawn_connection(async move {
+            let _open = count(&worker.shared);
             worker.shared.metrics.clients_open.inc();
             serve(&worker, purpose, stream, from).await;
             worker.shared.metrics.clients_open.dec();
             drop(place);
         });
     }
+}
+
+/// Counts a connection of an application as Linkerd does.
+fn count(shared: &Shared) -> OpenTcp {
+    let mut labels = vec![
+        ("direction", Direction::Outbound.as_str().to_owned()),
+        ("tls", "no_identity".to_owned()),
+        ("no_tls_reason", "loopback".to_owned()),
+    ];
+    labels.extend(traffic::workload(&shared.credentials));
+    shared.metrics.traffic.opened(&Labels::new(labels), "src")
 }
 
 async fn next(

@@ -96,16 +96,14 @@ pub async fn open_for(
         Some(service) => worker.protections.connect(service)?,
         None => None,
     };
-    dispatch.stay(None, record.client);
+    dispatch.stay(None, record.entry.client);
     let mut last = None;
     loop {
         let (endpoint, mut load) = match dispatch.next(false) {
             Ok(next) => next,
             Err(refusal) => return Err(last.unwrap_or(refusal)),
         };
-        record.entry.endpoint = Some(endpoint.id.clone());
-        record.entry.site = Some(endpoint.site.clone());
-        record.entry.attempts = u32::try_from(dispatch.attempts()).unwrap_or(u32::MAX);
+        record.tries(&endpoint, dispatch.attempts());
         let attempt = attempt(worker, &dispatch, &endpoint, &mut load, record);
         match attempt.await {
             Ok((stream, place)) => {
@@ -284,8 +282,7 @@ pub async fn run_until(
     mut record: Record,
     cut: impl Future<Output = Reason>,
 ) {
-    record.opened();
-    let mut copied = Copied::default();
+    let mut copied = Copied::counted_in(record.opened());
     let patience = async {
         worker.shared.drain.draining().await;
         tokio::time::sleep(worker.shared.config.opaque_drain_timeout).await;

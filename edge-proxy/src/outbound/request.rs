@@ -79,6 +79,7 @@ pub async fn carry(
         return Err(Refusal::new(Reason::Draining, text));
     }
     let decision = Decision::take(worker, destination, Some(&scratch.head)).await?;
+    record.entry.route = decision.route().map(|route| route.name.clone());
     if let Some(fault) = decision.route().and_then(|route| route.fault.as_ref()) {
         inject(fault, &scratch.head).await?;
     }
@@ -89,10 +90,10 @@ pub async fn carry(
     let chosen = decision.choose()?;
     let mut in_flight = worker.protections.begin(&decision.service)?;
     let mut dispatch = Dispatch::to(worker, &decision, &chosen).await?;
-    dispatch.stay(Some(&scratch.head.fields), record.client);
+    dispatch.stay(Some(&scratch.head.fields), record.entry.client);
     let mut body = ReplayBody::new(body, decision.service.traffic.replay_bytes);
     strip(&mut scratch.head, client.upgrade);
-    worker.shared.config.forwarded.apply(&mut scratch.head, record.client);
+    worker.shared.config.forwarded.apply(&mut scratch.head, record.entry.client);
     change(&mut scratch.head, &decision, &chosen);
     mirror::start(worker, &decision, &scratch.head, &mut body).await;
     let speaks = inner_protocol(&dispatch, client.http2, &scratch.head);

@@ -64,7 +64,7 @@ pub async fn carry_detected(
 /// one that it means.
 pub async fn carry_named(worker: &Arc<Worker>, port: Option<u16>, client: IpAddr, stream: Stream) {
     let mut record = Record::new(worker, Direction::Outbound, "tcp");
-    record.client = Some(client);
+    record.entry.client = Some(client);
     let (hello, stream) = match hello(stream).await {
         Ok(read) => read,
         Err(no_hello) => return no_hello.refuse("the listener by name", record).await,

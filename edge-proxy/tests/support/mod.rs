@@ -219,9 +219,19 @@ impl Pair {
 
     /// With a changed configuration of the source.
     pub async fn start_with(targets: Targets, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_both(targets, change, |_| ()).await
+    }
+
+    /// With changed configurations of source and destination.
+    pub async fn start_both(
+        targets: Targets,
+        change: impl FnOnce(&mut Config),
+        change_destination: impl FnOnce(&mut Config),
+    ) -> Self {
         let authority = Authority::new(DOMAIN);
-        let destination =
-            Proxy::start(&authority, authority.workload("orders"), inbound_config()).await;
+        let mut inbound = inbound_config();
+        change_destination(&mut inbound);
+        let destination = Proxy::start(&authority, authority.workload("orders"), inbound).await;
         let mut config = outbound_config();
         config.listeners = vec![
             listener("orders.shop", "http"),

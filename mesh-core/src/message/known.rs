@@ -35,6 +35,7 @@ known! {
     Http2Settings "http2-settings",
     KeepAlive "keep-alive",
     LegacyClientId "l5d-client-id",
+    ProxyError "l5d-proxy-error",
     Location "location",
     ProxyAuthenticate "proxy-authenticate",
     ProxyAuthorization "proxy-authorization",

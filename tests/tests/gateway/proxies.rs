@@ -9,9 +9,10 @@ use edge_proxy::{
     inner::OpenFailure,
     own::Own,
     snapshot_cell::Complete,
+    tap::Filter,
     worker::Bound,
 };
-use mesh_api::v1::resource::Resource as Kind;
+use mesh_api::v1::{resource::Resource as Kind, tap_event::Event};
 use mesh_core::{NodeId, Snapshot};
 use mesh_tunnel::Transport;
 use tokio::net::{TcpListener, TcpStream};
@@ -191,6 +192,42 @@ async fn a_request_crosses_two_sites_with_its_callers_identity() {
     for transport in BOTH {
         let mesh = Mesh::new(transport, false).await;
         assert_eq!(mesh.source.get().await, (200, CHECKOUT.to_owned()), "{transport:?}");
+        mesh.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn both_ends_name_one_connection_and_both_sites() {
+    for (transport, reverse) in [(LinkTransport::Quic, false), (LinkTransport::Tls, true)] {
+        let mesh = Mesh::new(transport, reverse).await;
+        if reverse {
+            let holds = |told: &v1::NodeSessions| told.nodes == [node().to_string()];
+            mesh.pair.east_gateway.told(holds).await;
+        }
+        let mut seen = Vec::new();
+        let ends = [&mesh.source, &mesh.destination];
+        let mut watching = ends.map(|end| end.app.shared.tap.watch(Filter::default(), 0).unwrap());
+        assert_eq!(mesh.source.get().await.0, 200);
+        for watching in &mut watching {
+            let event = timeout(STEP, watching.next()).await.unwrap().unwrap().event;
+            let Some(Event::Seen(event)) = event else { panic!("{event:?}") };
+            let site = |end: &Option<v1::TapEnd>| end.as_ref().unwrap().site.clone();
+            assert_eq!(
+                (site(&event.source), site(&event.destination)),
+                ("west".into(), "east".into())
+            );
+            seen.push(event.connection);
+        }
+        assert!(seen[0].len() >= 16 && seen[0] == seen[1], "{seen:?}");
+        for end in ends {
+            let metrics = end.metrics();
+            let counted = |line: &&str| {
+                line.starts_with("response_total{")
+                    && line.contains("src_site=\"west\"")
+                    && line.contains("dst_site=\"east\"")
+            };
+            assert_eq!(metrics.lines().filter(counted).count(), 1, "{metrics}");
+        }
         mesh.stop().await;
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct World {
     /// What gateways send and hear by.
     pub(crate) wide_area: Arc<dyn Net>,
     /// What `vm` counts, once it has started.
-    pub(crate) counted: Arc<OnceLock<Metrics>>,
+    pub(crate) counted: Arc<OnceLock<Arc<Metrics>>>,
 }
 
 impl World {

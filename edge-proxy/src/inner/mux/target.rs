@@ -12,6 +12,9 @@ use super::frame::{MAX_MESSAGE, Violation};
 /// Targets that one session knows at once.
 pub(super) const MAX_TARGETS: usize = 256;
 
+/// The longest id of a connection.
+const MAX_CONNECTION: usize = 64;
+
 /// What is spoken inside a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Spoken {
@@ -46,6 +49,8 @@ pub struct Target {
     pub endpoint: EndpointId,
     /// What is spoken.
     pub protocol: Spoken,
+    /// Joins log lines, if the source says so.
+    pub connection: Option<Arc<str>>,
 }
 
 impl Target {
@@ -61,6 +66,7 @@ impl Target {
             endpoint: self.endpoint.as_str().into(),
             protocol: protocol.into(),
             critical: Vec::new(),
+            connection: self.connection.as_deref().unwrap_or_default().into(),
         };
         let bytes = message.encode_to_vec();
         debug_assert!(bytes.len() <= MAX_MESSAGE, "names are short");
@@ -86,7 +92,18 @@ impl Target {
             port: parsed("port", &message.port)?,
             endpoint: parsed("endpoint", &message.endpoint)?,
             protocol,
+            connection: connection(&message.connection)?,
         })
+    }
+}
+
+/// It goes to logs as it is.
+fn connection(text: &str) -> Result<Option<Arc<str>>, Violation> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    match text {
+        "" => Ok(None),
+        _ if text.len() <= MAX_CONNECTION && text.bytes().all(plain) => Ok(Some(text.into())),
+        _ => Err(Violation::new("a target's connection is no id")),
     }
 }
 
@@ -169,6 +186,7 @@ mod tests {
             port: port.parse().unwrap(),
             endpoint: "e-1".parse().unwrap(),
             protocol: Spoken::Http1,
+            connection: Some("c-1".into()),
         })
     }
 
@@ -207,12 +225,15 @@ mod tests {
             endpoint: "e-1".into(),
             protocol: InnerProtocol::Tcp.into(),
             critical: Vec::new(),
+            connection: "c-1".into(),
         };
         let cases = [
             (InnerTarget { service: "Orders".into(), ..good.clone() }, "service"),
             (InnerTarget { port: String::new(), ..good.clone() }, "port"),
             (InnerTarget { endpoint: "\u{0}".into(), ..good.clone() }, "endpoint"),
             (InnerTarget { protocol: 9, ..good.clone() }, "protocol"),
+            (InnerTarget { connection: "a\nb".into(), ..good.clone() }, "connection"),
+            (InnerTarget { connection: "a".repeat(65), ..good.clone() }, "connection"),
             (InnerTarget { critical: vec!["mirror".into()], ..good.clone() }, "mirror"),
         ];
         let mut meanings = Meanings::default();

@@ -30,6 +30,7 @@ fn target(port: &str) -> Arc<Target> {
         port: port.parse().unwrap(),
         endpoint: "e-1".parse().unwrap(),
         protocol: Spoken::Http1,
+        connection: None,
     })
 }
 

@@ -79,6 +79,7 @@ pub(super) async fn attempt(
         return Err(Failed::there(endpoint, reason, &refusal_text(body).await, load));
     }
     load.answered();
+    place.carries(&worker.shared, &record.entry);
     let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
     match (upload.body().is_offer(), switched) {
         // Declined: the request is what it would have been without the offer.

@@ -256,7 +256,7 @@ fn refuse_bad(
     bad: BadMessage,
 ) -> After {
     let mut record = Record::new(worker, toward.direction(), "http1");
-    record.client = Some(client);
+    record.entry.client = Some(client);
     if bad == BadMessage::Truncated {
         record.failed(Reason::BadRequest);
         return After::Abort;
@@ -269,7 +269,7 @@ fn refuse_bad(
 /// Sends a refusal; more requests may follow.
 fn refuse(conn: &Conn, refusal: &Refusal, grpc: bool, record: &mut Record) {
     log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
-    record.failed(refusal.reason);
+    record.refused(refusal, grpc);
     if refusal.reason == Reason::Draining {
         conn.lock().server.close_after();
     }
@@ -304,8 +304,8 @@ impl Exchange<'_> {
     /// Answers one request in any case.
     async fn answer(self, request: &Request, scratch: &mut Scratch) -> After {
         let mut record = Record::new(self.worker, self.toward.direction(), "http1");
-        record.client = Some(self.client);
-        record.asks(&scratch.head);
+        record.entry.client = Some(self.client);
+        record.asks(&mut scratch.head);
         let grpc = scratch.head.is_grpc();
         let destination = match self.toward.destination(self.worker, &scratch.head) {
             Ok(destination) => destination,
@@ -382,6 +382,7 @@ impl Exchange<'_> {
     ) -> After {
         let Forwarded { answer, deadline, received } = forwarded;
         record.answered(head.status);
+        record.says(&head.fields);
         let has_body = !answer.body.is_end_stream();
         {
             let mut carrier = self.conn.lock();

@@ -99,7 +99,7 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Infallible> {
     let mut record = Record::new(&worker, toward.direction(), "http2");
-    record.client = Some(client);
+    record.entry.client = Some(client);
     let mut scratch = worker.scratch.take();
     let response = try_answer(&worker, &toward, client, request, &mut scratch, record).await;
     worker.scratch.give(scratch);
@@ -120,7 +120,7 @@ async fn try_answer(
         return refused(&Refusal::new(Reason::BadRequest, error.to_string()), false, record);
     }
     drop(parts);
-    record.asks(&scratch.head);
+    record.asks(&mut scratch.head);
     let grpc = scratch.head.is_grpc();
     let destination = match toward.destination(worker, &scratch.head) {
         Ok(destination) => destination,
@@ -153,6 +153,7 @@ fn forward(
 ) -> Response<OutBody> {
     let Forwarded { mut answer, deadline, received } = forwarded;
     record.answered(head.status);
+    record.says(&head.fields);
     answer.drive_on(worker);
     let body = OutBody::stream(answer.body, record, received, answer.used, deadline);
     head.to_response().map(|()| body)
@@ -160,7 +161,7 @@ fn forward(
 
 /// The response that tells a client of a refusal.
 fn refused(refusal: &Refusal, grpc: bool, mut record: Record) -> Response<OutBody> {
-    record.failed(refusal.reason);
+    record.refused(refusal, grpc);
     record.entry.status = refusal.status.as_u16();
     log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
     refusal.response(grpc).map(|text| OutBody::whole(text, record))

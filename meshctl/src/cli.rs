@@ -106,6 +106,10 @@ enum Command {
     Status,
     /// Success rate, requests per second and latency of each service
     Stat(command::stat::Stat),
+    /// Requests of this machine's proxy as they end, one by one
+    Tap(command::tap::Tap),
+    /// The same by path: how many, how fast, how many went well
+    Top(command::top::Top),
     /// Every endpoint of a service: site, tier, weight, health, way
     Endpoints(command::endpoints::Endpoints),
     /// Why a caller's requests go where they go, decided by the proxy's own code
@@ -152,6 +156,8 @@ impl Cli {
             Command::Identity(identity) => identity.run(&run()?, format).await,
             Command::Status => command::status::status(&run()?, format).await,
             Command::Stat(stat) => stat.run(&run()?, format).await,
+            Command::Tap(tap) => tap.run(&run()?, format).await,
+            Command::Top(top) => top.run(&run()?, format).await,
             Command::Endpoints(endpoints) => endpoints.run(&run()?, format).await,
             Command::Why(why) => why.run(&run()?, format).await,
             Command::Check(check) => check.run(&run()?, format).await,
@@ -200,6 +206,9 @@ mod tests {
             "identity revoke spiffe://west.example/ns/shop/sa/orders",
             "--site west status",
             "stat orders.shop",
+            "tap orders.shop --path /api -o json",
+            "tap --from spiffe://west.example/ns/shop/* --status 5xx --count 3",
+            "top orders.shop --for 10s",
             "endpoints orders.shop --json",
             "why orders.shop payments.prod --path /pay",
             "apply -f routes.yaml -f - --dry-run",

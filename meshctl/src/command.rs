@@ -10,6 +10,8 @@ pub mod service;
 pub mod site;
 pub mod stat;
 pub mod status;
+pub mod tap;
 pub mod token;
+pub mod top;
 pub mod view;
 pub mod why;

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::v1::{admin_client::AdminClient, agent_client::AgentClient};
+use mesh_api::v1::{
+    admin_client::AdminClient, agent_client::AgentClient, proxy_client::ProxyClient,
+};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
@@ -109,6 +111,14 @@ impl Run {
         let channel = connect(&self.agent_socket(), "vm-agent", remedy).await?;
         Ok(AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER))
     }
+
+    /// Speaks `Proxy` to the proxy at `socket`, or to the one of this directory.
+    pub async fn proxy(&self, socket: Option<&Path>) -> Result<ProxyClient<Channel>, Failure> {
+        let remedy = "set `control_socket` in proxy.yaml to this path, or name the socket with --socket PATH";
+        let default = self.0.join("proxy.sock");
+        let channel = connect(socket.unwrap_or(&default), "edge-proxy", remedy).await?;
+        Ok(ProxyClient::new(channel))
+    }
 }
 
 async fn connect(socket: &Path, who: &str, remedy: &str) -> Result<Channel, Failure> {
@@ -165,6 +175,18 @@ mod tests {
         assert!(failure.problem.contains("identity.sock"), "{}", failure.problem);
         std::fs::write(run.federation_socket(), "").expect("a file");
         assert!(!run.is_remote());
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_shows_nothing_says_what_to_set() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let run = Run(dir.path().to_owned());
+        let failure = run.proxy(None).await.expect_err("nobody listens");
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert!(failure.problem.contains("proxy.sock"), "{}", failure.problem);
+        assert!(failure.remedy.contains("control_socket"), "{}", failure.remedy);
+        let failure = run.proxy(Some(Path::new("/no/such"))).await.expect_err("nobody listens");
+        assert!(failure.problem.contains("/no/such"), "{}", failure.problem);
     }
 
     #[tokio::test]

@@ -294,7 +294,8 @@ impl World {
         let at = |port| self.block.addr(machine.host, port);
         let mut yaml = format!(
             "role: node\nidentity:\n  socket: {run}/identity.sock\nhttp_listener: {}\nadmin: {}\n\
-             access_log: {}\nstate: {run}/state/proxy\nworkers: 1\ndrain_timeout: 3s\n",
+             access_log: {}\nstate: {run}/state/proxy\nworkers: 1\ndrain_timeout: 3s\n\
+             control_socket: {run}/proxy.sock\n",
             at(HTTP_LISTENER),
             at(ADMIN),
             self.access_log(machine).display(),

@@ -232,12 +232,13 @@ fn take_trailer(passed: &[u8]) -> Option<(RecvMeta, &[u8])> {
     let [high, low, ecn, len] = *end;
     let (datagrams, text) = rest.split_at_checked(rest.len().checked_sub(len.into())?)?;
     let (from, to) = str::from_utf8(text).ok()?.split_once(' ')?;
-    let mut meta = RecvMeta::default();
-    meta.addr = from.parse::<SocketAddr>().ok()?;
-    meta.dst_ip = to.parse::<IpAddr>().ok();
-    meta.ecn = EcnCodepoint::from_bits(ecn);
-    meta.len = datagrams.len();
-    meta.stride = usize::from(u16::from_be_bytes([high, low]));
+    let meta = RecvMeta {
+        addr: from.parse::<SocketAddr>().ok()?,
+        dst_ip: to.parse::<IpAddr>().ok(),
+        ecn: EcnCodepoint::from_bits(ecn),
+        len: datagrams.len(),
+        stride: usize::from(u16::from_be_bytes([high, low])),
+    };
     Some((meta, datagrams))
 }
 
@@ -409,11 +410,13 @@ mod tests {
 
     #[test]
     fn trailers_say_the_same_afterwards() {
-        let mut meta = RecvMeta::default();
-        meta.addr = "[fe80::1%7]:4433".parse().unwrap();
-        meta.dst_ip = Some("10.0.0.1".parse().unwrap());
-        meta.ecn = EcnCodepoint::from_bits(2);
-        (meta.len, meta.stride) = (5, 1200);
+        let meta = RecvMeta {
+            addr: "[fe80::1%7]:4433".parse().unwrap(),
+            dst_ip: Some("10.0.0.1".parse().unwrap()),
+            ecn: EcnCodepoint::from_bits(2),
+            len: 5,
+            stride: 1200,
+        };
         let mut passed = b"bytes".to_vec();
         put_trailer(&mut passed, &meta);
         let (same, bytes) = take_trailer(&passed).unwrap();

@@ -4,20 +4,20 @@ use std::{fs, io, path::Path};
 
 use rustix::mm::{Advice, madvise};
 
-/// Takes the pages of the program's code out of the process: after a start
-/// most of them are not run again. Those that are come back from the page
-/// cache one fault at a time.
+/// Takes the pages of the program's code and constants out of the process:
+/// after a start most of them are not used again. Those that are come back from
+/// the page cache one fault at a time.
 ///
 /// # Errors
 ///
 /// `/proc/self` that cannot be read; the process is as it was.
-pub fn release_code() -> io::Result<()> {
+pub fn release_program() -> io::Result<()> {
     let program = fs::read_link("/proc/self/exe")?;
-    for (start, len) in code(&fs::read_to_string("/proc/self/maps")?, &program) {
+    for (start, len) in unwritten(&fs::read_to_string("/proc/self/maps")?, &program) {
         // SAFETY: `MADV_DONTNEED` makes a private file mapping read as the
-        // file again (madvise(2)). Code is never written to (it has no text
-        // relocations, and is neither `w` nor shared), so that it reads the
-        // same before and after, for whoever runs it meanwhile too.
+        // file again (madvise(2)). What is named here has never been written
+        // to, so that it reads the same before and after, for whoever reads
+        // or runs it meanwhile too.
         #[allow(unsafe_code)]
         unsafe {
             madvise(std::ptr::with_exposed_provenance_mut(start), len, Advice::LinuxDontNeed)?;
@@ -26,17 +26,21 @@ pub fn release_code() -> io::Result<()> {
     Ok(())
 }
 
-/// Start and length of a program's private, executable and read-only mappings
-/// in the format of `proc_pid_maps(5)`.
-fn code(maps: &str, program: &Path) -> Vec<(usize, usize)> {
+/// Start and length of a program's private mappings that nobody has written to,
+/// in the format of `proc_pid_maps(5)`: its code, which has no relocations, and
+/// the segment at the beginning of its file. Others that are read-only now may
+/// have been relocated before (`PT_GNU_RELRO`).
+fn unwritten(maps: &str, program: &Path) -> Vec<(usize, usize)> {
     let mapping = |line: &str| {
         let mut fields = line.splitn(6, ' ').map(str::trim_start);
         let (start, end) = fields.next()?.split_once('-')?;
-        let permissions = fields.next()?;
-        let path = Path::new(fields.nth(3)?);
+        let (permissions, offset) = (fields.next()?, fields.next()?);
+        let path = Path::new(fields.nth(2)?);
         let start = usize::from_str_radix(start, 16).ok()?;
         let len = usize::from_str_radix(end, 16).ok()?.checked_sub(start)?;
-        (permissions == "r-xp" && path == program).then_some((start, len))
+        let first = usize::from_str_radix(offset, 16) == Ok(0);
+        let unwritten = permissions == "r-xp" || (permissions == "r--p" && first);
+        (unwritten && path == program).then_some((start, len))
     };
     maps.lines().filter_map(mapping).collect()
 }
@@ -46,27 +50,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_programs_own_code_is_named() {
+    fn only_what_nobody_has_written_to_is_named() {
         let maps = "\
 55d0a0000000-55d0a0235000 r--p 00000000 fe:00 42                         /usr/bin/edge proxy
 55d0a0236000-55d0a0c0b000 r-xp 00235000 fe:00 42                         /usr/bin/edge proxy
-55d0a0c0b000-55d0a0c3c000 rw-p 00c09000 fe:00 42                         /usr/bin/edge proxy
+55d0a0c0b000-55d0a0c0d000 r--p 00c09000 fe:00 42                         /usr/bin/edge proxy
+55d0a0c0d000-55d0a0c3c000 rw-p 00c09000 fe:00 42                         /usr/bin/edge proxy
 7f1200000000-7f1200021000 rw-p 00000000 00:00 0
 7f1230000000-7f1230156000 r-xp 00028000 fe:00 77                         /usr/lib/libc.so.6
 7ffd00000000-7ffd00002000 r-xp 00000000 00:00 0                          [vdso]
 nonsense
 ";
-        let found = code(maps, Path::new("/usr/bin/edge proxy"));
-        assert_eq!(found, [(0x55d0_a023_6000, 0x9d_5000)]);
+        let found = unwritten(maps, Path::new("/usr/bin/edge proxy"));
+        assert_eq!(found, [(0x55d0_a000_0000, 0x23_5000), (0x55d0_a023_6000, 0x9d_5000)]);
     }
 
     #[test]
     fn the_program_runs_on_without_its_pages() {
         for _ in 0..3 {
-            release_code().unwrap();
+            release_program().unwrap();
         }
         let program = fs::read_link("/proc/self/exe").unwrap();
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(!code(&maps, &program).is_empty());
+        assert!(!unwritten(&maps, &program).is_empty());
     }
 }

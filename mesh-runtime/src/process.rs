@@ -74,7 +74,7 @@ pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
 /// drain.
 pub async fn until_terminated(drain: &Drain) -> io::Result<()> {
     systemd::notify(&State::Ready);
-    if let Err(error) = memory::release_code() {
+    if let Err(error) = memory::release_program() {
         log::debug!(error:% = error; "the pages of the start are kept");
     }
     tokio::select! {

@@ -40,7 +40,11 @@ use self::{
     quota::{Limits, Quotas},
     sessions::Sessions,
 };
-use crate::{app::Shared, config::Role, worker::Worker};
+use crate::{
+    app::Shared,
+    config::Role,
+    worker::{Bound, Worker},
+};
 
 /// Longer than neighbours take to dial anew.
 const GATHERING: Duration = Duration::from_secs(2);
@@ -182,9 +186,9 @@ impl State {
         let written = config.gateway.map(|doors| (doors.quic, doors.tls));
         let doors = [written, *self.doors.borrow()].into_iter().flatten();
         let doors = doors.flat_map(|(quic, tls)| quic.into_iter().chain([tls]));
-        let others = [config.admin, config.http_listener, config.transparent, config.inbound];
-        let services = config.listeners.iter().map(|listener| listener.listen);
-        doors.chain(others.into_iter().flatten()).chain(services).collect()
+        let Bound { http, transparent, inbound, plaintext, listeners, sni } = Bound::wanted(config);
+        let others = [config.admin, http, transparent, inbound].into_iter().flatten();
+        doors.chain(others).chain(plaintext).chain(listeners).chain(sni).collect()
     }
 
     /// What this gateway is; waits for the identity source. `None` if the

@@ -9,7 +9,7 @@ TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "di
 # What proxies add of their own, and what is between two neighbours only.
 ADDED = {b"via", b"forwarded", b"date", b"server", b"x-request-id", b"connection", b"keep-alive", b"content-length",
          b"transfer-encoding"}
-ADDED_PREFIXES = (b"x-forwarded-", b"x-envoy-", b"x-isthmus-")
+ADDED_PREFIXES = (b"x-forwarded-", b"x-envoy-", b"x-isthmus-", b"l5d-")
 BODILESS = (204, 304)
 PEERS = ("envoy", "haproxy")
 

@@ -418,9 +418,10 @@ impl Balancer {
         let most = outlier.consecutive_failures;
         let member = &mut self.members[slot as usize];
         let due = most > 0 && member.load.failures >= most && !member.load.is_out(now);
-        if due && self.ejected.has_room() {
+        let counts = member.serves();
+        if due && (!counts || self.ejected.has_room()) {
             member.load.eject(now, Why::Failures, outlier);
-            self.ejected.now += 1;
+            self.ejected.now += usize::from(counts);
         }
     }
 

@@ -141,7 +141,8 @@ impl Balancer {
         };
         let most = count(Member::serves) as f64 * self.policy.outlier.max_ejected.ratio();
         self.ejected.most = (most as usize).max(1);
-        self.ejected.now = count(Member::is_ejected);
+        // Who serves nothing takes no place from those who do.
+        self.ejected.now = count(|member| member.is_ejected() && member.serves());
         let Some(rate) = self.policy.outlier.success_rate.clone() else { return };
         let due = |last| now.saturating_sub(last) >= INTERVAL;
         if !self.tiers.adapted.is_none_or(due) {

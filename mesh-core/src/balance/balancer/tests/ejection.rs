@@ -90,6 +90,11 @@ fn no_more_than_half_are_ejected_unless_all_fail() {
     world.update(["a", "b"].map(local).into());
     world.fail("a", 5);
     assert_eq!(world.chosen(&[]), ["b"]);
+    // Who serves nothing takes no place from those who do.
+    let mut world = World::new(vec![local("a"), local("b"), weighted("none", 0)]);
+    world.fail("none", 5);
+    world.fail("a", 5);
+    assert_eq!(world.chosen(&[]), ["b"]);
     // Where nobody is does not count.
     let mut world = World::new(names.map(local).into());
     for id in ["a", "b", "c", "d"] {

@@ -406,13 +406,20 @@ async fn who_fails_more_often_than_the_others_is_left_alone() {
         };
         let service = v1::Service { balance: Some(ejecting(outlier)), ..orders() };
         let fleet = Fleet::start(5, (Bad::Status(500), 2), service).await;
-        // Each has answered at least twenty times, and somebody has looked.
-        fleet.requests(400, false).await;
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        fleet.requests(2, false).await;
-        let before = fleet.of_the_first();
-        fleet.requests(60, false).await;
-        let since = fleet.of_the_first() - before;
+        let (mut since, mut before) = (0, 0);
+        // Who seems slow on a busy machine needs longer for its twenty answers.
+        for _ in 0..10 {
+            fleet.requests(400, false).await;
+            // Somebody looks.
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            fleet.requests(2, false).await;
+            before = fleet.of_the_first();
+            fleet.requests(60, false).await;
+            since = fleet.of_the_first() - before;
+            if off || since == 0 {
+                break;
+            }
+        }
         assert_eq!(since == 0, !off, "{since} of 60, {before} before; off: {off}");
     }
 }

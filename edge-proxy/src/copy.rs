@@ -8,14 +8,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::{Buf, Bytes};
 use mesh_tunnel::Stream;
 use prometheus_client::metrics::counter::Counter;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-/// What an idle direction holds.
-const FIRST_BUFFER: usize = 4 << 10;
-/// What a busy direction grows to: bulk is decided by bytes per system call.
-const LARGEST_BUFFER: usize = 64 << 10;
+use crate::room::Room;
 
 /// An end that can be aborted.
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin {
@@ -62,7 +60,7 @@ pub async fn copy<A: Duplex, B: Duplex>(
     b: &mut B,
     copied: &mut Copied,
 ) -> io::Result<()> {
-    let (mut forth, mut back) = (Pump::new(), Pump::new());
+    let (mut forth, mut back) = (Pump::default(), Pump::default());
     let result = std::future::poll_fn(|cx| {
         let before = (copied.forth, copied.back);
         let there = forth.poll(cx, a, b, &mut copied.forth);
@@ -86,26 +84,24 @@ pub async fn copy<A: Duplex, B: Duplex>(
 }
 
 /// One direction.
+#[derive(Default)]
 struct Pump {
-    buffer: Vec<u8>,
-    filled: usize,
-    written: usize,
+    /// Read and not yet written.
+    held: Bytes,
+    room: Room,
     unflushed: bool,
     state: State,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Running,
     Shutting,
     Done,
 }
 
 impl Pump {
-    fn new() -> Self {
-        Self { buffer: Vec::new(), filled: 0, written: 0, unflushed: false, state: State::Running }
-    }
-
     fn poll<A, B>(
         &mut self,
         cx: &mut Context<'_>,
@@ -126,58 +122,30 @@ impl Pump {
                 self.state = State::Done;
                 continue;
             }
-            while self.written < self.filled {
-                let rest = &self.buffer[self.written..self.filled];
-                let n = ready!(Pin::new(&mut *to).poll_write(cx, rest))?;
+            while !self.held.is_empty() {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.held))?;
                 if n == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
-                self.written += n;
+                self.held.advance(n);
                 self.unflushed = true;
                 *count += n as u64;
             }
-            match self.poll_fill(cx, from)? {
-                Poll::Ready(0) => self.state = State::Shutting,
-                Poll::Ready(_) => {}
+            // Lets the room have its memory again.
+            self.held = Bytes::new();
+            match self.room.poll_read(from, cx)? {
+                Poll::Ready(read) if read.is_empty() => self.state = State::Shutting,
+                Poll::Ready(read) => self.held = read,
                 Poll::Pending => {
+                    // An idle direction keeps no memory.
+                    self.room.rest();
                     if self.unflushed {
                         ready!(Pin::new(&mut *to).poll_flush(cx))?;
                         self.unflushed = false;
                     }
-                    self.rest();
                     return Poll::Pending;
                 }
             }
-        }
-    }
-
-    /// Reads once; a read that fills the buffer lets it grow.
-    fn poll_fill<A: AsyncRead + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut A,
-    ) -> io::Result<Poll<usize>> {
-        if self.buffer.is_empty() {
-            self.buffer = vec![0; FIRST_BUFFER];
-        } else if self.filled == self.buffer.len() && self.filled < LARGEST_BUFFER {
-            self.buffer = vec![0; (self.filled * 2).min(LARGEST_BUFFER)];
-        }
-        (self.filled, self.written) = (0, 0);
-        let mut buf = ReadBuf::new(&mut self.buffer);
-        match Pin::new(from).poll_read(cx, &mut buf) {
-            Poll::Ready(Ok(())) => {
-                self.filled = buf.filled().len();
-                Ok(Poll::Ready(self.filled))
-            }
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Pending => Ok(Poll::Pending),
-        }
-    }
-
-    /// An idle direction keeps no large buffer.
-    fn rest(&mut self) {
-        if self.buffer.len() > FIRST_BUFFER {
-            self.buffer = Vec::new();
         }
     }
 }

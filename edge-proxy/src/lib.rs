@@ -56,6 +56,7 @@ pub mod record;
 pub mod refusal;
 pub mod resolved;
 mod retry;
+pub mod room;
 pub mod scratch;
 pub mod snapshot_cell;
 mod state_file;

@@ -4,6 +4,7 @@
 //! - [`net`]: binding and dialling, real or simulated.
 //! - [`datagrams`]: one UDP socket, and the processes that follow each other.
 //! - [`tls`]: certificates held, peers verified, configurations made of both.
+//! - [`ReadAhead`]: large reads below TLS.
 //! - [`session`]: one tunnel; streams opened by either side, each begun by a
 //!   `Connect` that names its target.
 //! - [`dial`]: QUIC raced against TLS/TCP towards one gateway.
@@ -14,6 +15,7 @@
 //! This crate never decides who may do what beyond verifying certificates: it
 //! hands `Connect` headers to its caller, who answers yes or no.
 
+mod ahead;
 pub mod control;
 pub mod datagrams;
 pub mod dial;
@@ -27,6 +29,7 @@ pub mod unix;
 #[cfg(test)]
 mod testing;
 
+pub use ahead::ReadAhead;
 pub use dial::{DialError, Dialer, GatewayAddresses};
 pub use listen::{Arrival, Door, Doors};
 pub use net::{Io, Listener, Net, RealNet, Stream};

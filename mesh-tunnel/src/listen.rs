@@ -27,6 +27,7 @@ use tokio::{
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::{
+    ahead::ReadAhead,
     net::{Io, Listener, Net, Stream},
     quic,
     session::{Carrier, Establishing, Session, establish},
@@ -206,7 +207,7 @@ impl Hall {
     /// Which of the two protocols a TCP connection wants decides whether it
     /// must have a certificate.
     async fn tls(&self, stream: Stream, from: SocketAddr) -> io::Result<Arrival> {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let start = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         let hello = start.client_hello();
         let tunnel = offers(&hello, mesh_api::ALPN_TUNNEL);
         let join = offers(&hello, mesh_api::ALPN_JOIN);
@@ -272,7 +273,7 @@ fn offers(hello: &ClientHello<'_>, alpn: &[u8]) -> bool {
 
 /// A join stream within its limits.
 struct JoinStream {
-    inner: tokio_rustls::server::TlsStream<Stream>,
+    inner: tokio_rustls::server::TlsStream<ReadAhead<Stream>>,
     read: u64,
     written: u64,
     end: Pin<Box<Sleep>>,
@@ -280,7 +281,7 @@ struct JoinStream {
 }
 
 impl JoinStream {
-    fn new(inner: tokio_rustls::server::TlsStream<Stream>, joining: Joining) -> Self {
+    fn new(inner: tokio_rustls::server::TlsStream<ReadAhead<Stream>>, joining: Joining) -> Self {
         let end = Box::pin(tokio::time::sleep(JOIN_TIME));
         Self { inner, read: 0, written: 0, end, _joining: joining }
     }

@@ -31,6 +31,8 @@ use tokio::{
 };
 use verifier::{ClientVerifier, ServerVerifier, Source};
 
+use crate::ahead::ReadAhead;
+
 pub use proved::{Proved, disproved};
 pub(crate) use proved::{expired, left, no_longer_believed};
 pub(crate) use verifier::Witness;
@@ -268,12 +270,12 @@ pub fn verify_error(error: &io::Error) -> Option<VerifyError> {
 pub async fn connect<T>(
     config: Arc<rustls::ClientConfig>,
     io: T,
-) -> io::Result<tokio_rustls::client::TlsStream<T>>
+) -> io::Result<tokio_rustls::client::TlsStream<ReadAhead<T>>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let stream = tokio_rustls::TlsConnector::from(config)
-        .connect(server_name(), io)
+        .connect(server_name(), ReadAhead::new(io))
         .await
         .map_err(readable)?;
     require_alpn(stream.get_ref().1)?;
@@ -285,11 +287,14 @@ where
 pub async fn accept<T>(
     config: Arc<rustls::ServerConfig>,
     io: T,
-) -> io::Result<tokio_rustls::server::TlsStream<T>>
+) -> io::Result<tokio_rustls::server::TlsStream<ReadAhead<T>>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = tokio_rustls::TlsAcceptor::from(config).accept(io).await.map_err(readable)?;
+    let stream = tokio_rustls::TlsAcceptor::from(config)
+        .accept(ReadAhead::new(io))
+        .await
+        .map_err(readable)?;
     require_alpn(stream.get_ref().1)?;
     Ok(stream)
 }

@@ -8,8 +8,9 @@
 //! | reset, error | reset of both |
 //! | nothing in either direction for [`Limits::idle`] | reset of both |
 //!
-//! At most [`MAX_BUFFER`] bytes are held per direction; buffers begin small,
-//! grow while reads fill them, and are given back when nothing moves.
+//! At most [`LARGEST_READ`](crate::room::LARGEST_READ) bytes are held per direction. What a tunnel has is
+//! passed on as it is; what a socket has is read into a buffer that begins
+//! small, grows while reads fill it, and is given back when nothing moves.
 
 use std::{
     future::poll_fn,
@@ -19,16 +20,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use mesh_tunnel::{TunnelStream, net::Stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
 
-/// The most bytes held per direction.
-pub const MAX_BUFFER: usize = 64 * 1024;
-/// What a direction begins with: most inner sessions begin with one TLS record.
-const FIRST_BUFFER: usize = 4 * 1024;
+use crate::room::Room;
 
 /// How often a relay looks whether anything has moved: quiet for this long, it
 /// gives its buffers back.
@@ -45,11 +44,34 @@ pub struct Limits {
 pub trait End: AsyncRead + AsyncWrite + Unpin {
     /// Aborts both directions towards this peer.
     fn reset(&mut self);
+
+    /// The next bytes, none at the end; `room` is there to read into.
+    fn poll_take(&mut self, cx: &mut Context<'_>, room: &mut Room) -> Poll<io::Result<Bytes>> {
+        room.poll_read(self, cx)
+    }
+
+    /// Writes from the front of `bytes`, which are not empty.
+    fn poll_give(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
+        let written = ready!(Pin::new(self).poll_write(cx, bytes))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        bytes.advance(written);
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl End for TunnelStream {
     fn reset(&mut self) {
         TunnelStream::reset(self);
+    }
+
+    fn poll_take(&mut self, cx: &mut Context<'_>, _: &mut Room) -> Poll<io::Result<Bytes>> {
+        TunnelStream::poll_take(self, cx)
+    }
+
+    fn poll_give(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
+        TunnelStream::poll_give(self, cx, bytes)
     }
 }
 
@@ -175,13 +197,13 @@ async fn copy_both<A: End, B: End>(
 /// One direction of a relay.
 #[derive(Default)]
 struct Direction {
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+    /// Taken and not yet given.
+    held: Bytes,
+    room: Room,
     ended: bool,
     done: bool,
     unflushed: bool,
-    /// Reads and writes so far, for the idle deadline.
+    /// Takes and gives so far, for the idle deadline.
     moved: u64,
     /// Bytes written so far.
     total: u64,
@@ -189,20 +211,20 @@ struct Direction {
 
 impl Direction {
     /// Moves what can be moved; ready when this direction has ended.
-    fn poll<R, W>(
+    fn poll<R: End, W: End>(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut R,
         to: &mut W,
-    ) -> Poll<Result<(), Fault>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    ) -> Poll<Result<(), Fault>> {
         while !self.done {
-            if self.start == self.end && !self.ended {
-                match self.poll_fill(cx, from) {
-                    Poll::Ready(result) => result.map_err(|_| Fault::Reading)?,
+            if self.held.is_empty() && !self.ended {
+                match from.poll_take(cx, &mut self.room) {
+                    Poll::Ready(taken) => {
+                        self.held = taken.map_err(|_| Fault::Reading)?;
+                        self.ended = self.held.is_empty();
+                        self.moved += 1;
+                    }
                     Poll::Pending => {
                         // Everything read so far must be on its way before we
                         // sleep.
@@ -219,51 +241,28 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    /// Frees the buffer if nothing is in it.
+    /// Frees the room if nothing of it is in use.
     fn give_back(&mut self) {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-            self.buffer = Vec::new();
+        if self.held.is_empty() {
+            self.held = Bytes::new();
+            self.room = Room::default();
         }
     }
 
-    fn poll_fill<R: AsyncRead + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut R,
-    ) -> Poll<io::Result<()>> {
-        if self.end == self.buffer.len() && self.buffer.len() < MAX_BUFFER {
-            let size = (self.buffer.len() * 2).clamp(FIRST_BUFFER, MAX_BUFFER);
-            self.buffer.resize(size, 0);
-        }
-        let mut space = ReadBuf::new(&mut self.buffer);
-        ready!(Pin::new(from).poll_read(cx, &mut space))?;
-        (self.start, self.end) = (0, space.filled().len());
-        self.ended = self.end == 0;
-        self.moved += 1;
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_drain<W: AsyncWrite + Unpin>(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &mut W,
-    ) -> Poll<io::Result<()>> {
-        while self.start < self.end {
-            let chunk = &self.buffer[self.start..self.end];
-            let written = ready!(Pin::new(&mut *to).poll_write(cx, chunk))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.start += written;
-            self.total += written as u64;
+    fn poll_drain<W: End>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>> {
+        while !self.held.is_empty() {
+            let before = self.held.len();
+            ready!(to.poll_give(cx, &mut self.held))?;
+            self.total += (before - self.held.len()) as u64;
             self.moved += 1;
             self.unflushed = true;
         }
+        // Lets the room have its memory again.
+        self.held = Bytes::new();
         if self.ended {
             ready!(Pin::new(to).poll_shutdown(cx))?;
             self.done = true;
-            self.buffer = Vec::new();
+            self.room = Room::default();
         }
         Poll::Ready(Ok(()))
     }

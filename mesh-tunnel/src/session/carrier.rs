@@ -2,12 +2,13 @@
 
 use std::{
     io,
-    pin::Pin,
-    task::{Context, Poll, Waker},
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::Bytes;
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     Transport,
@@ -19,6 +20,9 @@ use crate::tls::is_about_our_certificate;
 /// The application error code of every reset (RFC 9000 section 20.2): reasons
 /// travel in `Refused` and `Drain`, not in numbers.
 const RESET: quinn::VarInt = quinn::VarInt::from_u32(1);
+
+/// Datagrams of a QUIC stream that are taken at once.
+const CHUNKS: usize = 32;
 
 /// The longest reason sent along with a close.
 const MAX_REASON: usize = 256;
@@ -36,7 +40,7 @@ impl Carrier {
     /// Streams over TLS; `dialled` says on which side.
     pub(crate) fn tls<T>(io: T, dialled: bool) -> Self
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncBufRead + AsyncWrite + Unpin + Send + 'static,
     {
         Self::Tls(Mux::start(io, dialled))
     }
@@ -166,6 +170,38 @@ impl Raw {
         }
     }
 
+    /// The next bytes, without a copy where that is possible; none at the end.
+    pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        match self {
+            Raw::Quic { recv, .. } => {
+                let mut chunks = [const { Bytes::new() }; CHUNKS];
+                let read = ready!(pin!(recv.read_chunks(&mut chunks)).poll(cx));
+                Poll::Ready(match read.map_err(unread)? {
+                    None => Ok(Bytes::new()),
+                    Some(1) => Ok(std::mem::take(&mut chunks[0])),
+                    Some(_) => Ok(chunks.concat().into()),
+                })
+            }
+            Raw::Tls(stream) => stream.poll_take(cx),
+        }
+    }
+
+    /// Writes from the front of `bytes`, without a copy where that is possible.
+    pub(crate) fn poll_give(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            Raw::Quic { send, .. } => {
+                let chunks = std::slice::from_mut(bytes);
+                let written = ready!(pin!(send.write_chunks(chunks)).poll(cx));
+                Poll::Ready(written.map(drop).map_err(unwritten))
+            }
+            Raw::Tls(stream) => stream.poll_give(cx, bytes),
+        }
+    }
+
     /// Writes all of `bytes` without waiting and finishes; false if they do not
     /// fit.
     pub(crate) fn write_now(&mut self, bytes: &[u8]) -> bool {
@@ -192,6 +228,20 @@ impl Raw {
     }
 }
 
+fn unread(error: quinn::ReadError) -> io::Error {
+    match error {
+        quinn::ReadError::ClosedStream => io::ErrorKind::NotConnected.into(),
+        other => io::Error::new(io::ErrorKind::ConnectionReset, other),
+    }
+}
+
+fn unwritten(error: quinn::WriteError) -> io::Error {
+    match error {
+        quinn::WriteError::ClosedStream => io::ErrorKind::BrokenPipe.into(),
+        other => io::Error::new(io::ErrorKind::ConnectionReset, other),
+    }
+}
+
 /// Completes when a stream's last byte has arrived at the peer.
 pub(crate) type Delivery = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
@@ -202,10 +252,7 @@ impl AsyncRead for Raw {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Raw::Quic { recv, .. } => recv.poll_read_buf(cx, buf).map_err(|error| match error {
-                quinn::ReadError::ClosedStream => io::ErrorKind::NotConnected.into(),
-                other => io::Error::new(io::ErrorKind::ConnectionReset, other),
-            }),
+            Raw::Quic { recv, .. } => recv.poll_read_buf(cx, buf).map_err(unread),
             Raw::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -218,12 +265,7 @@ impl AsyncWrite for Raw {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Raw::Quic { send, .. } => {
-                Pin::new(send).poll_write(cx, buf).map_err(|error| match error {
-                    quinn::WriteError::ClosedStream => io::ErrorKind::BrokenPipe.into(),
-                    other => io::Error::new(io::ErrorKind::ConnectionReset, other),
-                })
-            }
+            Raw::Quic { send, .. } => Pin::new(send).poll_write(cx, buf).map_err(unwritten),
             Raw::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }

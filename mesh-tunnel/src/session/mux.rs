@@ -3,6 +3,7 @@
 //! asks the peer to give up the other.
 //!
 //! - [`frame`]: what goes over the wire.
+//! - [`rope`]: bytes on their way through.
 //! - [`stream`]: one stream and its windows.
 //! - [`state`]: all streams and their turns; no I/O.
 //! - [`driver`]: the task that owns the connection.
@@ -13,6 +14,7 @@
 
 mod driver;
 mod frame;
+mod rope;
 mod state;
 mod stream;
 
@@ -23,9 +25,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use state::State;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf},
     sync::watch,
     time::Instant,
 };
@@ -60,7 +63,7 @@ impl Mux {
     /// Begins a session; both sides must differ in `dialled`.
     pub(crate) fn start<T>(io: T, dialled: bool) -> Self
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncBufRead + AsyncWrite + Unpin + Send + 'static,
     {
         // One more for stream 0.
         let limit = usize::try_from(MAX_STREAMS + 1).unwrap_or(usize::MAX);
@@ -124,6 +127,20 @@ impl MuxStream {
     /// Gives up what was written and not yet sent.
     pub(crate) fn reset(&mut self) {
         self.shared.state().reset(self.id);
+    }
+
+    /// The next bytes, without a copy; none at the end.
+    pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        self.shared.state().poll_take(self.id, cx)
+    }
+
+    /// Writes from the front of `bytes`, without a copy where that is possible.
+    pub(crate) fn poll_give(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<io::Result<()>> {
+        self.shared.state().poll_give(self.id, cx, bytes)
     }
 
     /// Asks the peer to write nothing more.
@@ -192,9 +209,14 @@ impl AsyncWrite for MuxStream {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
 
     use super::*;
+
+    fn pipe_of(size: usize) -> (BufReader<DuplexStream>, BufReader<DuplexStream>) {
+        let (a, b) = tokio::io::duplex(size);
+        (BufReader::new(a), BufReader::new(b))
+    }
 
     /// What one direction of one stream does.
     #[derive(Debug, Clone)]
@@ -253,7 +275,7 @@ mod tests {
     }
 
     async fn many(plans: Vec<(Plan, Plan)>, pipe: usize) {
-        let (a, b) = tokio::io::duplex(pipe);
+        let (a, b) = pipe_of(pipe);
         let (a, b) = (Mux::start(a, true), Mux::start(b, false));
         let mut tasks = tokio::task::JoinSet::new();
         for (n, (near, far)) in plans.into_iter().enumerate() {
@@ -308,7 +330,7 @@ mod tests {
         for (frames, expected) in cases {
             // Nothing is read here, so refusals pile up.
             let (mut peer, io) = tokio::io::duplex(4096);
-            let mux = Mux::start(io, true);
+            let mux = Mux::start(BufReader::new(io), true);
             let mut bytes = Vec::new();
             frames.iter().for_each(|frame| frame.encode(&mut bytes));
             // It may be cut off before its last byte.
@@ -323,7 +345,7 @@ mod tests {
 
     #[tokio::test]
     async fn streams_that_were_given_up_unseen_do_no_harm() {
-        let (a, b) = tokio::io::duplex(1000);
+        let (a, b) = pipe_of(1000);
         let (a, b) = (Mux::start(a, true), Mux::start(b, false));
         drop(a.open().unwrap());
         let mut finished = a.open().unwrap();
@@ -339,7 +361,7 @@ mod tests {
 
     #[tokio::test]
     async fn windows_grow_for_fast_readers_within_the_budget() {
-        let (a, b) = tokio::io::duplex(1 << 20);
+        let (a, b) = pipe_of(1 << 20);
         let (a, b) = (Mux::start(a, true), Mux::start(b, false));
         let mut one = a.open().unwrap();
         let writer = tokio::spawn(async move {

@@ -11,6 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::{Buf, Bytes};
 use mesh_api::v1;
 use mesh_core::path::{Connect, RefusedReason};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -178,6 +179,34 @@ impl TunnelStream {
         }
     }
 
+    /// The next bytes, without a copy where that is possible; none at the end.
+    ///
+    /// # Errors
+    ///
+    /// As reading has them.
+    pub fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        ready!(self.poll_answer(Half::Reader, cx))?;
+        let taken = ready!(self.raw.poll_take(cx));
+        self.ended |= taken.as_ref().map_or(true, Bytes::is_empty);
+        Poll::Ready(taken)
+    }
+
+    /// Writes from the front of `bytes`, which are not empty, without a copy
+    /// where that is possible.
+    ///
+    /// # Errors
+    ///
+    /// As writing has them.
+    pub fn poll_give(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
+        if self.early_room() > 0 {
+            let written = ready!(self.poll_write_early(cx, bytes))?;
+            bytes.advance(written);
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_answer(Half::Writer, cx))?;
+        self.raw.poll_give(cx, bytes)
+    }
+
     /// Aborts both directions.
     pub fn reset(&mut self) {
         self.raw.reset();
@@ -245,6 +274,29 @@ impl AsyncWrite for TunnelStream {
         }
         ready!(self.poll_answer(Half::Writer, cx))?;
         Pin::new(&mut self.raw).poll_write(cx, buf)
+    }
+
+    /// As much as fits: TLS writes a few records at once.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut written = 0;
+        for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
+            match self.as_mut().poll_write(cx, buf) {
+                Poll::Ready(Ok(n)) if n == buf.len() => written += n,
+                Poll::Ready(Ok(n)) => return Poll::Ready(Ok(written + n)),
+                // What is wrong shows with the next write.
+                _ if written > 0 => break,
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

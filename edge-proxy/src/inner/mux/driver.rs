@@ -33,8 +33,9 @@ use super::{
 const FIRST_READ: usize = 1 << 10;
 /// What a read grows to: one TLS record and the rest of a frame before it.
 const LARGEST_READ: usize = 17 << 10;
-/// Reads before other tasks get their turn.
-const READS: usize = 16;
+/// Reads before other tasks get their turn, while what was read is still in the
+/// processor's cache.
+const READS: usize = 4;
 /// Traffic between two looks of the watch that needs no buffers at hand.
 const QUIET: usize = 4 << 10;
 /// How long the last words may take.

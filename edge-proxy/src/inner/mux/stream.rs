@@ -18,6 +18,9 @@ pub const MAX_INFORMATIONAL: u8 = 8;
 /// Places for what has come that a stream's successor finds ready.
 const KEPT: usize = 8;
 
+/// Bytes that are worth the memory that they were read into.
+const LARGE: usize = 4 << 10;
+
 /// What comes on a stream, in this order. Small pieces share the memory that
 /// they were read into: copy what is to be kept for long.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,8 +206,9 @@ impl Stream {
         Ok(())
     }
 
-    /// The first piece keeps the memory that it was read into; more pieces are
-    /// put together, so that many small ones cannot hold many large buffers.
+    /// The first piece and large ones keep the memory that they were read into;
+    /// more pieces are put together, so that many small ones cannot hold many
+    /// large buffers.
     fn receive_data(&mut self, data: &Bytes) -> Result<(), Violation> {
         let Ok(length) = u32::try_from(data.len()) else {
             return Err(Violation::new("a frame of impossible length"));
@@ -215,7 +219,9 @@ impl Stream {
         if data.is_empty() {
             return Ok(());
         }
-        if self.unread == length && self.inbox.len() < KEPT {
+        let first = self.unread == length && self.inbox.len() < KEPT;
+        if first || data.len() >= LARGE {
+            self.flush_tail();
             self.inbox.push_back(Received::Data(data.clone()));
         } else {
             self.tail.extend_from_slice(data);
@@ -298,14 +304,19 @@ impl Stream {
         if self.receiving == Receiving::Ended || self.fault.is_some() {
             return 0;
         }
-        if self.window - self.granted - self.unread < self.window / 2 {
+        let free = self.window - self.granted - self.unread;
+        let due = free >= self.window / 2;
+        let keeps_up = self.is_empty() && free >= self.window / 4;
+        if !due && !keeps_up {
             return 0;
         }
         let now = Instant::now();
         let fast = self.granted_at.is_none_or(|at| now.duration_since(at) < FAST);
-        if fast && self.is_empty() && self.window * 2 <= MAX_WINDOW && *budget >= self.window {
+        if fast && keeps_up && self.window * 2 <= MAX_WINDOW && *budget >= self.window {
             *budget -= self.window;
             self.window *= 2;
+        } else if !due {
+            return 0;
         }
         self.granted_at = Some(now);
         let more = self.window - self.granted - self.unread;

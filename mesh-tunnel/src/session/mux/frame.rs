@@ -47,11 +47,20 @@ impl Frame<'_> {
             Frame::Stop(stream) => (STOP, *stream, &[]),
             Frame::Close(why) => (CLOSE, 0, &why[..why.len().min(MAX_REASON)]),
         };
-        let length = u32::try_from(payload.len()).expect("no payload is longer than MAX_DATA");
-        to.extend_from_slice(&(u32::from(kind) << 24 | length).to_be_bytes());
-        to.extend_from_slice(&stream.to_be_bytes());
+        header(kind, stream, payload.len(), to);
         to.extend_from_slice(payload);
     }
+}
+
+/// Begins a `Data` whose payload follows.
+pub(super) fn data_header(stream: u32, length: usize, to: &mut Vec<u8>) {
+    header(DATA, stream, length, to);
+}
+
+fn header(kind: u8, stream: u32, length: usize, to: &mut Vec<u8>) {
+    let length = u32::try_from(length).expect("no payload is longer than MAX_DATA");
+    to.extend_from_slice(&(u32::from(kind) << 24 | length).to_be_bytes());
+    to.extend_from_slice(&stream.to_be_bytes());
 }
 
 /// Finds frames in pieces of any size. Holds at most a header and the payload

@@ -8,18 +8,17 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::{io::ReadBuf, time::Instant};
 
 use super::{
-    frame::{Frame, MAX_DATA, Violation},
+    frame::{self, Frame, MAX_DATA, Violation},
+    rope::Rope,
     stream::{End, Received, Stream, Told, WINDOW},
 };
 
 /// By how much all windows of one session may have grown together.
 const GROWTH: u32 = 16 << 20;
-/// Bytes of one stream that wait to be framed.
-const OUT: usize = 64 * 1024;
 /// Bytes that are framed for one write to the connection.
 const FLUSH: usize = 64 * 1024;
 /// Streams of the peer that were one too many, and wait to be told.
@@ -141,17 +140,26 @@ impl State {
                 }
             };
         }
-        let n = stream.unread.len().min(buf.remaining());
-        buf.put_slice(&stream.unread[..n]);
-        stream.unread.advance(n);
-        if stream.unread.is_empty() {
-            // Gives the memory back.
-            stream.unread = BytesMut::new();
-        }
+        stream.unread.read(buf);
         if stream.grant() > 0 {
             self.queue(id);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The next bytes that have come, as they are kept here; none at the end.
+    pub(super) fn poll_take(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        match self.streams.get_mut(&id) {
+            Some(stream) if !stream.unread.is_empty() => {
+                let piece = stream.unread.take(usize::MAX);
+                if stream.grant() > 0 {
+                    self.queue(id);
+                }
+                Poll::Ready(Ok(piece))
+            }
+            // It says what there is instead.
+            _ => self.poll_read(id, cx, &mut ReadBuf::new(&mut [0])).map_ok(|()| Bytes::new()),
+        }
     }
 
     pub(super) fn poll_write(
@@ -160,37 +168,70 @@ impl State {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let idle = self.ready.is_empty() && self.outgoing.len() < FLUSH;
+        let now = self.write_now(id, buf)?;
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(gone())) };
-        if self.ended {
-            return Poll::Ready(Err(gone()));
-        }
-        match stream.sending {
-            End::Open => {}
-            End::FinQueued | End::FinSent => {
-                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-            }
-            End::ResetQueued | End::ResetSent => return Poll::Ready(Err(reset())),
-        }
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        // Nobody waits for a turn: straight into the next write.
-        if idle && stream.out.is_empty() && stream.credit > 0 {
-            let n = buf.len().min(MAX_DATA).min(as_usize(stream.credit));
-            stream.credit -= as_u32(n);
-            Frame::Data(id, &buf[..n]).encode(&mut self.outgoing);
-            self.wake_driver();
-            return Poll::Ready(Ok(n));
-        }
-        let n = buf.len().min(OUT - stream.out.len().min(OUT));
-        if n == 0 {
+        let rest = &buf[now..];
+        let later = rest.len().min(stream.room());
+        if later > 0 {
+            stream.out.push(&rest[..later]);
+            self.queue(id);
+        } else if now == 0 && !buf.is_empty() {
             stream.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        stream.out.extend_from_slice(&buf[..n]);
-        self.queue(id);
-        Poll::Ready(Ok(n))
+        Poll::Ready(Ok(now + later))
+    }
+
+    /// Takes bytes off the front of `bytes`, without a copy if they have to
+    /// wait.
+    pub(super) fn poll_give(
+        &mut self,
+        id: u32,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<io::Result<()>> {
+        let now = self.write_now(id, bytes)?;
+        bytes.advance(now);
+        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(gone())) };
+        let later = bytes.len().min(stream.room());
+        if later > 0 {
+            stream.out.give(bytes.split_to(later));
+            self.queue(id);
+        } else if now == 0 && !bytes.is_empty() {
+            stream.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What can go straight into the next write, because nobody waits for a
+    /// turn.
+    fn write_now(&mut self, id: u32, buf: &[u8]) -> io::Result<usize> {
+        let nobody = self.ready.is_empty();
+        let stream = self.streams.get_mut(&id).ok_or_else(gone)?;
+        if self.ended {
+            return Err(gone());
+        }
+        match stream.sending {
+            End::Open => {}
+            End::FinQueued | End::FinSent => return Err(io::ErrorKind::BrokenPipe.into()),
+            End::ResetQueued | End::ResetSent => return Err(reset()),
+        }
+        let mut rest = buf;
+        if nobody && stream.out.is_empty() {
+            while !rest.is_empty() && stream.credit > 0 && self.outgoing.len() < FLUSH {
+                let n = rest.len().min(MAX_DATA).min(as_usize(stream.credit));
+                let (now, later) = rest.split_at(n);
+                stream.credit -= as_u32(n);
+                Frame::Data(id, now).encode(&mut self.outgoing);
+                rest = later;
+            }
+        }
+        let written = buf.len() - rest.len();
+        if written > 0 {
+            self.wake_driver();
+        }
+        Ok(written)
     }
 
     /// Nothing follows what has been written.
@@ -209,7 +250,7 @@ impl State {
             && !matches!(stream.sending, End::FinSent | End::ResetSent)
         {
             stream.sending = End::ResetQueued;
-            stream.out = BytesMut::new();
+            stream.out = Rope::default();
             self.queue(id);
         }
     }
@@ -219,7 +260,7 @@ impl State {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.stop == Told::No
         {
-            stream.unread = BytesMut::new();
+            stream.unread = Rope::default();
             // A direction that has ended needs no stopping.
             if stream.receiving == Received::Open {
                 stream.stop = Told::Queued;
@@ -352,7 +393,7 @@ impl State {
         let left = stream.granted.checked_sub(length);
         stream.granted = left.ok_or(Violation("more bytes than the window allows"))?;
         if stream.stop == Told::No {
-            stream.unread.extend_from_slice(payload);
+            stream.unread.push(payload);
             if let Some(reader) = stream.reader.take() {
                 reader.wake();
             }
@@ -364,7 +405,7 @@ impl State {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         match (stream.receiving, end) {
             // A reset may cross its own answer to our stop.
-            (Received::Open | Received::Fin, Received::Reset) => stream.unread = BytesMut::new(),
+            (Received::Open | Received::Fin, Received::Reset) => stream.unread = Rope::default(),
             (Received::Open, Received::Fin) => {}
             _ => return Err(Violation("a second end of a stream")),
         }
@@ -419,16 +460,14 @@ impl State {
         }
         let n = stream.out.len().min(MAX_DATA).min(as_usize(stream.credit));
         if n > 0 {
-            Frame::Data(id, &stream.out[..n]).encode(outgoing);
-            stream.out.advance(n);
+            frame::data_header(id, n, outgoing);
+            stream.out.append_to(outgoing, n);
             stream.credit -= as_u32(n);
             if let Some(writer) = stream.writer.take() {
                 writer.wake();
             }
         }
         if stream.out.is_empty() {
-            // Gives the memory back.
-            stream.out = BytesMut::new();
             if stream.sending == End::FinQueued {
                 stream.sending = End::FinSent;
                 Frame::Fin(id).encode(outgoing);

@@ -2,14 +2,18 @@
 
 use std::{task::Waker, time::Duration};
 
-use bytes::BytesMut;
 use tokio::time::Instant;
+
+use super::rope::Rope;
 
 /// What a stream may send before the receiver says more, on both sides.
 pub(super) const WINDOW: u32 = 64 * 1024;
 
 /// What a window may grow to while its reader keeps up: 200 Mbit/s at 40 ms.
 const MAX_WINDOW: u32 = 1 << 20;
+
+/// Bytes of one stream that wait to be framed.
+const OUT: usize = 64 * 1024;
 
 /// A window that is used up faster than this limits its stream.
 const FAST: Duration = Duration::from_millis(500);
@@ -23,14 +27,14 @@ pub(super) struct Stream {
     /// It stands in `ready`.
     pub(super) queued: bool,
 
-    pub(super) out: BytesMut,
+    pub(super) out: Rope,
     /// What the peer has room for.
     pub(super) credit: u32,
     /// The end of our direction.
     pub(super) sending: End,
     pub(super) writer: Option<Waker>,
 
-    pub(super) unread: BytesMut,
+    pub(super) unread: Rope,
     /// The end of the peer's direction.
     pub(super) receiving: Received,
     /// We want no more bytes.
@@ -72,11 +76,11 @@ impl Stream {
             ours,
             held: true,
             queued: false,
-            out: BytesMut::new(),
+            out: Rope::default(),
             credit: WINDOW,
             sending: End::Open,
             writer: None,
-            unread: BytesMut::new(),
+            unread: Rope::default(),
             receiving: Received::Open,
             stop: Told::No,
             window: WINDOW,
@@ -84,6 +88,11 @@ impl Stream {
             granted_at: now,
             reader: None,
         }
+    }
+
+    /// How many bytes may be added to those that wait.
+    pub(super) fn room(&self) -> usize {
+        OUT.saturating_sub(self.out.len())
     }
 
     fn unread_len(&self) -> u32 {

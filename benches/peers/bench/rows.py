@@ -91,7 +91,7 @@ ROWS = [
 # Across sites: CPU that the gateways may add to two hops, by link.
 ADDED = {"cross-h1-32": 25, "cross-h1-1": 90, "cross-h2": 15}
 
-# Across sites: CPU s/GiB of all four, by link.
+# Across sites: CPU per GiB of all four, in times of our own two hops, by link.
 BULK = {"tls": 2.5, "quic": 6.0}
 
 # What --quick takes: the rows that say most in the shortest time.

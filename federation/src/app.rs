@@ -142,7 +142,7 @@ pub async fn start<S: Store>(
     let own = config.trust_domain.clone();
     serve(&admin, door::open(listener, site.credentials.clone(), own, drain), drain);
     let mut registry = Metrics::default();
-    metrics::register(&mut registry, site, admin.registry.refused());
+    metrics::register(&mut registry, &admin);
     Ok(Running { admin, grpc, metrics: registry })
 }
 

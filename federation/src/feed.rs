@@ -11,6 +11,7 @@ use std::{
 };
 
 use mesh_api::v1::{Delta, Resource, ResourceKey, ResourceKind, Revision, resource};
+use tokio::time::Instant;
 
 /// Changes remembered: minutes of an ordinary site, and at most a few MiB.
 pub const HISTORY: usize = 8192;
@@ -71,6 +72,7 @@ pub fn insert(into: &mut Resources, resource: resource::Resource) {
 #[derive(Debug)]
 struct Change {
     n: u64,
+    at: Instant,
     key: Key,
     old: Option<Arc<Resource>>,
     new: Option<Arc<Resource>>,
@@ -114,18 +116,18 @@ impl Feed {
 
     /// Makes `next` the state. True if that is a change, and one revision more.
     pub fn replace(&mut self, next: Resources) -> bool {
-        let n = self.n + 1;
+        let (n, at) = (self.n + 1, Instant::now());
         let before = self.history.len();
         for (key, old) in &self.resources {
             let new = next.get(key);
             if new.is_none_or(|new| new != old) {
                 let (old, new) = (Some(old.clone()), new.cloned());
-                self.history.push_back(Change { n, key: key.clone(), old, new });
+                self.history.push_back(Change { n, at, key: key.clone(), old, new });
             }
         }
         for (key, new) in next.iter().filter(|(key, _)| !self.resources.contains_key(*key)) {
             let new = Some(new.clone());
-            self.history.push_back(Change { n, key: key.clone(), old: None, new });
+            self.history.push_back(Change { n, at, key: key.clone(), old: None, new });
         }
         if self.history.len() == before {
             return false;
@@ -161,6 +163,19 @@ impl Feed {
     /// Whether a difference can be made from this revision.
     pub fn covers(&self, have: &Revision) -> bool {
         have.epoch == self.epoch && (self.covered_from..=self.n).contains(&have.n)
+    }
+
+    /// Since when there is something newer than `have`, as far as the history
+    /// goes back; `None` if there is nothing.
+    pub fn newer_since(&self, have: &Revision) -> Option<Instant> {
+        if have.epoch == self.epoch && have.n >= self.n {
+            return None;
+        }
+        let first = match have.epoch == self.epoch {
+            true => self.history.partition_point(|change| change.n <= have.n),
+            false => 0,
+        };
+        self.history.get(first).map(|change| change.at)
     }
 
     fn whole(&self, lens: &dyn Lens) -> Delta {

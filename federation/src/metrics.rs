@@ -2,21 +2,27 @@
 
 use std::{fmt, sync::atomic::AtomicU64};
 
+use mesh_api::v1::{LinkInfo, ProxyInfo, Revision};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
-    metrics::{counter::Counter, family::Family, gauge::ConstGauge},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+    },
     registry::{Registry, Unit},
 };
 
-use crate::{site::Site, tokens};
+use crate::{admin::AdminService, tokens};
 
 /// Registers what is read from a site, and what is counted.
-pub fn register(registry: &mut Registry, site: Site, refused: &Refused) {
+pub fn register(registry: &mut Registry, admin: &AdminService) {
     let registry = registry.sub_registry_with_prefix("isthmus_federation");
     let help = "Registrations refused, by code";
-    registry.register("registrations_refused", help, refused.0.clone());
-    registry.register_collector(Box::new(Figures(site)));
+    registry.register("registrations_refused", help, admin.registry.refused().0.clone());
+    registry.register_collector(Box::new(Figures(admin.clone())));
 }
 
 /// Registrations refused, by code. Clones share the figures.
@@ -36,7 +42,7 @@ impl Refused {
 }
 
 #[derive(Clone)]
-struct Figures(Site);
+struct Figures(AdminService);
 
 impl fmt::Debug for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,15 +52,29 @@ impl fmt::Debug for Figures {
 
 impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let state = self.0.authority.state();
-        let now = self.0.authority.clock().unix_s();
+        for (name, help, unit, value) in self.records().into_iter().chain(self.certificates()) {
+            let gauge = ConstGauge::new(value);
+            let metric =
+                encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        self.followers(&mut encoder)?;
+        self.links(&mut encoder)
+    }
+}
+
+type Figure = (&'static str, &'static str, Option<Unit>, i64);
+
+impl Figures {
+    /// What the authority log says.
+    fn records(&self) -> Vec<Figure> {
+        let authority = &self.0.site.authority;
+        let (state, now) = (authority.state(), authority.clock().unix_s());
         let open = state.tokens.values().filter(|token| tokens::describe(token, now) == "open");
         let duplicated = state.nodes.values().filter(|node| node.duplicated.is_some());
-        let own =
-            self.0.credentials.svid().map_or(0, |svid| svid.not_after.as_secs().cast_signed());
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let writable = i64::from(self.0.authority.failing().is_none());
-        let figures = [
+        let writable = i64::from(authority.failing().is_none());
+        vec![
             ("writable", "1 unless the last change could not be made durable", None, writable),
             ("nodes", "Joined machines", None, count(state.nodes.len())),
             ("nodes_duplicated", "Machines held to exist twice", None, count(duplicated.count())),
@@ -71,33 +91,82 @@ impl Collector for Figures {
                 "log",
                 "Size of the authority log",
                 Some(Unit::Bytes),
-                self.0.authority.store().size().cast_signed(),
+                authority.store().size().cast_signed(),
             ),
+        ]
+    }
+
+    fn certificates(&self) -> [Figure; 3] {
+        let site = &self.0.site;
+        let now = site.authority.clock().unix_s();
+        let own = site.credentials.svid().map_or(0, |svid| svid.not_after.as_secs().cast_signed());
+        let seconds = Some(Unit::Seconds);
+        [
             (
                 "root_left",
                 "Life left of the root",
-                Some(Unit::Seconds),
-                self.0.ca.root_not_after_unix_s() - now,
+                seconds.clone(),
+                site.ca.root_not_after_unix_s() - now,
             ),
             (
                 "issuing_ca_left",
                 "Life left of the issuing CA",
-                Some(Unit::Seconds),
-                self.0.ca.issuing_not_after_unix_s() - now,
+                seconds.clone(),
+                site.ca.issuing_not_after_unix_s() - now,
             ),
-            (
-                "certificate_left",
-                "Life left of federation's own certificate",
-                Some(Unit::Seconds),
-                own - now,
-            ),
-        ];
-        for (name, help, unit, value) in figures {
+            ("certificate_left", "Life left of federation's own certificate", seconds, own - now),
+        ]
+    }
+
+    /// How far what is published has come.
+    fn followers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let view = &self.0.view;
+        let proxies = self.0.discovery.proxies();
+        let none = Revision::default();
+        let lag = |proxy: &ProxyInfo| view.lag(proxy.acked.as_ref().unwrap_or(&none));
+        let lags: Vec<f64> = proxies.iter().map(|proxy| lag(proxy).as_secs_f64()).collect();
+        let behind = lags.iter().filter(|lag| **lag > 0.0).count();
+        let refusing = proxies.iter().filter(|proxy| !proxy.nack.is_empty()).count();
+        let mut gauge = |name: &str, help: &str, unit: Option<Unit>, value: f64| {
             let gauge = ConstGauge::new(value);
-            let metric =
-                encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?;
-            gauge.encode(metric)?;
-        }
-        Ok(())
+            gauge.encode(encoder.encode_descriptor(
+                name,
+                help,
+                unit.as_ref(),
+                gauge.metric_type(),
+            )?)
+        };
+        gauge("proxies", "Proxies that follow discovery", None, lags.len() as f64)?;
+        let help = "Proxies that have not acknowledged the newest revision";
+        gauge("proxies_behind", help, None, behind as f64)?;
+        let help = "Proxies that refuse what they were told last";
+        gauge("proxies_refusing", help, None, refusing as f64)?;
+        let help = "For how long a proxy has not acknowledged a change, of the slowest";
+        let longest = lags.into_iter().fold(0.0, f64::max);
+        gauge("delta_lag", help, Some(Unit::Seconds), longest)?;
+        let held = self.0.view.mass_lapse().unwrap_or_default();
+        let help = "Silent nodes that are kept because too many fell silent at once";
+        gauge("nodes_held", help, None, held as f64)?;
+        let lapses = ConstCounter::new(view.lapses());
+        let help = "Nodes taken out because nobody heard of them";
+        lapses.encode(encoder.encode_descriptor("lapses", help, None, lapses.metric_type())?)
+    }
+
+    fn links(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let links = self.0.links.list().links;
+        let mut family = |name: &str, help: &str, unit, value: &dyn Fn(&LinkInfo) -> f64| {
+            let mut metrics = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+            for link in &links {
+                metrics
+                    .encode_family(&[("site", link.site.as_str())])?
+                    .encode_gauge(&value(link))?;
+            }
+            Ok(())
+        };
+        let help = "1 while the federation of a linked site is heard";
+        family("link_up", help, None, &|link| f64::from(u8::from(link.state == "up")))?;
+        let help = "Since a linked site was heard last";
+        let unit = Some(&Unit::Seconds);
+        family("link_silence", help, unit, &|link| link.last_heard_ms as f64 / 1000.0)
     }
 }

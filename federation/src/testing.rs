@@ -35,6 +35,7 @@ use tonic::{
 };
 
 use crate::{
+    admin::AdminService,
     authority::{Authority, MemoryStore, State},
     ca::CertificateAuthority,
     clock::Clock,
@@ -47,6 +48,7 @@ use crate::{
     registration::OwnPorts,
     registry::Registry,
     replication,
+    roles::Roles,
     site::{Site, trust},
     view::{View, ViewConfig},
 };
@@ -347,6 +349,26 @@ impl TestSite {
     pub(crate) async fn as_proxy(&self, node: &NodeId) -> Channel {
         let id = SpiffeId::workload(&self.domain(), "shop", "orders").unwrap();
         self.channel(Some(peer(id, Some(node)))).await
+    }
+
+    /// The value of a figure that operators scrape, with its labels.
+    pub(crate) fn figure(&self, name: &str) -> Option<f64> {
+        let admin = AdminService {
+            site: self.site.clone(),
+            view: self.view.clone(),
+            registry: self.registry.clone(),
+            discovery: self.discovery.clone(),
+            links: self.links.clone(),
+            roles: Roles::default(),
+        };
+        let (mut registry, mut text) =
+            (prometheus_client::registry::Registry::default(), String::new());
+        crate::metrics::register(&mut registry, &admin);
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let line = text.lines().find_map(|line| {
+            line.strip_prefix("isthmus_federation_")?.strip_prefix(name)?.strip_prefix(' ')
+        });
+        line.map(|value| value.parse().unwrap())
     }
 
     /// A connection as a gateway.

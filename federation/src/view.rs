@@ -11,7 +11,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -85,6 +88,7 @@ struct Shared {
     dirty: Notify,
     revision: watch::Sender<Revision>,
     started: Instant,
+    lapses: AtomicU64,
 }
 
 struct Inner {
@@ -116,7 +120,8 @@ impl View {
         let revision = watch::Sender::new(inner.site.revision());
         let (inner, dirty) = (Mutex::new(inner), Notify::new());
         let started = Instant::now();
-        let shared = Shared { authority, config, inner, dirty, revision, started };
+        let lapses = AtomicU64::new(0);
+        let shared = Shared { authority, config, inner, dirty, revision, started, lapses };
         let view = Self { shared: Arc::new(shared) };
         view.refresh();
         view
@@ -173,6 +178,19 @@ impl View {
     /// Whether a difference can be made from this revision.
     pub fn covers(&self, have: &Revision) -> bool {
         self.lock().site.covers(have)
+    }
+
+    /// For how long there has been something newer than `have`; zero if there
+    /// is nothing.
+    pub fn lag(&self, have: &Revision) -> Duration {
+        let since = self.lock().site.newer_since(have);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Nodes whose endpoints were taken out because nobody heard of them, since
+    /// the start.
+    pub fn lapses(&self) -> u64 {
+        self.shared.lapses.load(Ordering::Relaxed)
     }
 
     /// Reads the newest resources; must be quick.
@@ -345,6 +363,7 @@ impl View {
             (tick, inner.live.gateways.len() != before)
         };
         self.wake_if(tick.changed || gateways);
+        self.shared.lapses.fetch_add(tick.lapsed.len() as u64, Ordering::Relaxed);
         for node in &tick.lapsed {
             log::warn!(node = node.as_str(); "node lapsed: its endpoints are no longer published");
         }

@@ -250,9 +250,23 @@ async fn what_proxies_say_can_be_asked_for() {
     assert!((-3_610_000..=-3_600_000).contains(&ahead), "{ahead}");
     let acked = eventually("acked", || site.discovery.proxies().pop()?.acked).await;
     assert_eq!(Some(acked), proxy.revision());
+    let behind = |site: &TestSite| {
+        ["proxies", "proxies_behind", "proxies_refusing"].map(|name| site.figure(name).unwrap())
+    };
+    assert_eq!(behind(&site), [1.0, 0.0, 0.0]);
+    assert_eq!(site.figure("delta_lag_seconds"), Some(0.0));
+    // It is told of this, and does not answer yet.
+    let c = site.join(3).await;
+    register(&site, &c, "bills.shop").await;
+    eventually("behind", || (behind(&site) == [1.0, 1.0, 0.0]).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(site.figure("delta_lag_seconds").unwrap() >= 0.02);
+    proxy.until("the name", |s| has(s, "bills.shop", 0)).await;
+    eventually("not behind", || (behind(&site) == [1.0, 0.0, 0.0]).then_some(())).await;
     let nack = mesh_api::v1::Nack { revision: None, reason: "no".into() };
     proxy.say(Ask::Nack(nack)).await;
     eventually("refused", || (site.discovery.proxies().pop()?.nack == "no").then_some(())).await;
+    assert_eq!(behind(&site)[2], 1.0);
     drop(proxy);
     eventually("gone", || site.discovery.proxies().is_empty().then_some(())).await;
 }

@@ -401,11 +401,15 @@ async fn a_lost_link_keeps_what_it_knew_and_catches_up() {
     east.drain.start();
     let state = || west.links.list().links.remove(0).state;
     eventually("lost", || (state() == "lost").then_some(())).await;
+    let (up, silence) = ("link_up{site=\"east\"}", "link_silence_seconds{site=\"east\"}");
+    assert_eq!(west.figure(up), Some(0.0));
+    assert!(west.figure(silence).unwrap() > 0.0);
     assert_eq!(sites(&west, "orders.shop"), ["east".to_owned()].into());
     let gone = crate::registration::decide_deregister_all(&east.state(), &node, "asked");
     east.commit(gone).await;
     east.restart();
     eventually("up", || (state() == "up").then_some(())).await;
+    assert_eq!(west.figure(up), Some(1.0));
     until_from(&west, "orders.shop", &[]).await;
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     access_log::{Asked, Entry},
     copy::Told,
+    inner,
     metrics::{
         Direction, TargetLabels,
         traffic::{self, OpenTcp},
@@ -22,7 +23,7 @@ use crate::{
     refusal::Refusal,
     resolved::Handles,
     stats::Flow,
-    trace::SpanIds,
+    trace::{SpanIds, passage::Passing},
     worker::Worker,
 };
 
@@ -37,6 +38,8 @@ pub struct Record {
     answered: Option<Duration>,
     open: Option<Open>,
     span: Option<SpanIds>,
+    /// Dropped after what is told here.
+    passing: Option<Passing>,
 }
 
 /// An opaque connection that is open.
@@ -78,7 +81,8 @@ impl Record {
             attempts: 1,
         };
         let started = clock::monotonic();
-        Self { entry, worker: worker.clone(), started, answered: None, open: None, span: None }
+        let worker = worker.clone();
+        Self { entry, worker, started, answered: None, open: None, span: None, passing: None }
     }
 
     /// What a request asks for; kept only if somebody will read it. A request
@@ -109,6 +113,18 @@ impl Record {
     pub fn tries(&mut self, endpoint: &Arc<Endpoint>, attempts: usize) {
         self.entry.endpoint = Some(endpoint.clone());
         self.entry.attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+    }
+
+    /// The session that carries the attempt.
+    pub fn goes_by(&mut self, session: &inner::Session) {
+        self.entry.path_kind = session.path_kind;
+        self.entry.peer = Some(session.peer.id.clone());
+        self.entry.connection = Some(session.connection.clone());
+        // An attempt before this one has ended.
+        self.passing = None;
+        if let (Some(span), Some(tunnel)) = (self.span, &session.tunnel) {
+            self.passing = Some(Passing::begin(tunnel, &session.connection, span));
+        }
     }
 
     /// The fields of a head, or what follows the body: gRPC's status is in

@@ -22,7 +22,7 @@ use crate::{
     outbound::answer::grpc_status,
     refusal::Refusal,
     resolved::Handles,
-    stats::Flow,
+    stats::{Figures, Flow},
     trace::{SpanIds, passage::Passing},
     worker::Worker,
 };
@@ -47,6 +47,8 @@ pub struct Record {
 struct Open {
     gauge: Arc<Gauge>,
     tcp: OpenTcp,
+    /// As long as it is there federation is told of the other end.
+    _edge: Option<Arc<Figures>>,
 }
 
 impl Drop for Open {
@@ -164,6 +166,10 @@ impl Record {
         if let Some(service) = &service {
             shared.stats.of(service, Flow::of(&self.entry)).connected();
         }
+        let edge = traffic::edge(shared, &self.entry).map(|edge| shared.stats.of_edge(edge));
+        if let Some(edge) = &edge {
+            edge.connected();
+        }
         let gauge = shared.metrics.tcp_open.of(&TargetLabels {
             direction: self.entry.direction,
             service,
@@ -183,7 +189,7 @@ impl Record {
             }
         };
         self.answered = Some(self.started.elapsed());
-        self.open = Some(Open { gauge, tcp });
+        self.open = Some(Open { gauge, tcp, _edge: edge });
         Told { forth: read, back: written }
     }
 
@@ -194,6 +200,10 @@ impl Record {
         }
         if let Some(figures) = &handles.figures {
             figures.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
+        }
+        for figures in [&handles.route, &handles.edge].into_iter().flatten() {
+            figures.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
+            figures.repeated(self.entry.attempts.saturating_sub(1).into());
         }
         let Some(http) = &handles.http else { return };
         let (read, written) = match self.entry.direction {

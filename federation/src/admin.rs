@@ -297,7 +297,8 @@ impl Admin for AdminService {
         request: Request<v1::StatRequest>,
     ) -> Result<Response<v1::StatResponse>, Status> {
         self.admit(&request, Call::Read)?;
-        Ok(Response::new(self.discovery.stat()))
+        let site = self.site.authority.state().site().name.to_string();
+        Ok(Response::new(v1::StatResponse { site, ..self.discovery.stat(request.into_inner()) }))
     }
 
     async fn apply_manifests(

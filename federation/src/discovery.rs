@@ -19,7 +19,8 @@ use std::{
 };
 
 use mesh_api::v1::{
-    DiscoveryRequest, DiscoveryResponse, NodeSessions, ProxyInfo, StatResponse, discovery_server,
+    DiscoveryRequest, DiscoveryResponse, NodeSessions, ProxyInfo, StatRequest, StatResponse,
+    discovery_server,
 };
 use mesh_core::{NodeId, PeerIdentity};
 use mesh_runtime::drain::Drain;
@@ -62,8 +63,8 @@ impl Discovery {
     }
 
     /// The figures that proxies reported last.
-    pub fn stat(&self) -> StatResponse {
-        self.proxies.stat()
+    pub fn stat(&self, wanted: StatRequest) -> StatResponse {
+        self.proxies.stat(wanted)
     }
 
     /// Whose sessions a gateway's stream reports: the id it gave, or the only

@@ -156,6 +156,8 @@ impl Open<'_> {
         self.send(Request::Report(v1::Report {
             interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
             stats: self.discovery.shared.stats.take(),
+            routes: self.discovery.shared.stats.take_routes(),
+            edges: self.discovery.shared.stats.take_edges(),
             snapshot_state: revision.map(|r| format!("{}/{}", r.epoch, r.n)).unwrap_or_default(),
             time_unix_ms: mesh_runtime::clock::unix_millis(),
         }))

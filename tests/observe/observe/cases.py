@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import time
 import tomllib
 
 from interop.process import Failed
@@ -108,3 +109,45 @@ def statsd(observers):
     timers = observers.ask_statsd("timers")
     if not re.search(r"'isthmus\.inbound\.payments_prod\.http\.latency': \[\s*[\d.]+", timers):
         raise Failed(f"no latency: {timers[:500]}")
+
+
+def routes(mesh):
+    """By the name of the rule, as the callers in `west` see it."""
+    def there():
+        rows = mesh.meshctl_json("west", "routes", "payments.prod", "--from", "orders.shop")["routes"]
+        return [row for row in rows if row["route"].endswith("/pay") and row["effective_rps"] > 1]
+    [row] = until("the route", there, SOON)
+    traffic.expect((row["authority"], row["effective_success"], row["actual_success"]), ("payments.prod:80", 100, 100))
+    if not 0 < row["latency_ms_p50"] <= row["latency_ms_p99"]:
+        raise Failed(f"latencies: {row}")
+    traffic.expect(mesh.meshctl_json("west", "routes", "no.such")["routes"], [])
+
+
+def edges(mesh):
+    """Both ends with their identities and sites, from either site; and who has none."""
+    orders, payments = (f"spiffe://{machine.site.domain}/ns/{machine.namespace}/sa/{machine.account}"
+                        for machine in [VM1, NODE1])
+    wanted = [(orders, payments, "west", "east", ""), (payments, orders, "east", "west", "")]
+    for site in ["west", "east"]:
+        more = [("", payments, "", "east", "no_tls_from_remote")] if site == "east" else []
+
+        def there(site=site, more=more):
+            rows = mesh.meshctl_json(site, "edges")["edges"]
+            keys = ["client_id", "server_id", "src_site", "dst_site", "no_tls_reason"]
+            seen = {tuple(row[key] for key in keys) for row in rows}
+            return seen == set(wanted + more)
+        until(f"the edges of {site}", there, SOON)
+
+
+def identities(mesh):
+    """Everybody of the site, with time left, and the root of the other."""
+    rows = mesh.meshctl_json("west", "identity")["identities"]
+    kinds = sorted(row["kind"] for row in rows)
+    traffic.expect(kinds, ["gateway", "issuing-ca", "linked-root", "node", "root", "workload"])
+    for row in rows:
+        left = row["expires_unix_s"] and row["expires_unix_s"] - time.time()
+        if row["kind"] != "linked-root" and left < 3600:
+            raise Failed(f"ends too soon: {row}")
+    roots = {site: [row["fingerprint"] for row in mesh.meshctl_json(site, "identity")["identities"]
+                    if row["kind"] in ["root", "linked-root"]] for site in ["west", "east"]}
+    traffic.expect(roots["west"], list(reversed(roots["east"])))

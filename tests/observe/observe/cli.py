@@ -51,6 +51,9 @@ def main(given):
         for query in cases.queries():
             ring.case(query["source"], lambda q=query: cases.answered(observers, q))
         ring.case("statsd takes every line", lambda: cases.statsd(observers))
+        ring.case("meshctl routes", lambda: cases.routes(mesh))
+        ring.case("meshctl edges", lambda: cases.edges(mesh))
+        ring.case("meshctl identity", lambda: cases.identities(mesh))
     ring.case("no call has failed", lambda: traffic.verdict())
     return ring.result()
 

@@ -4,6 +4,7 @@
       vm1  orders.shop, the caller    node1  payments.prod
 """
 
+import json
 import os
 
 from interop.process import Process, run, write
@@ -118,6 +119,9 @@ class Mesh:
     def meshctl(self, name, *words, stdin=b""):
         command = [self.programs["meshctl"], "--run", os.path.join(self.directory, name), *words]
         return run(command, stdin=stdin).stdout
+
+    def meshctl_json(self, name, *words):
+        return json.loads(self.meshctl(name, *words, "-o", "json"))
 
     def init(self, site):
         run_dir = os.path.join(self.directory, site.name)

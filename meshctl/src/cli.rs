@@ -109,7 +109,7 @@ enum Command {
     Routes(command::routes::Routes),
     /// Who talks to whom, in which site, as which identity
     Edges(command::edges::Edges),
-    /// Requests of this machine's proxy as they end, one by one
+    /// Requests as they end, one by one: of this machine's proxy, or of the site's
     Tap(command::tap::Tap),
     /// The same by path: how many, how fast, how many went well
     Top(command::top::Top),
@@ -217,6 +217,7 @@ mod tests {
             "identity orders.shop -o json",
             "tap orders.shop --path /api -o json",
             "tap --from spiffe://west.example/ns/shop/* --status 5xx --count 3",
+            "tap payments.prod --mesh",
             "top orders.shop --for 10s",
             "endpoints orders.shop --json",
             "why orders.shop payments.prod --path /pay",

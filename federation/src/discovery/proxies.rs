@@ -111,6 +111,11 @@ impl Proxies {
         });
     }
 
+    /// Those that carry requests: gateways are not counted.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().values().filter(|proxy| !proxy.peer.id.is_gateway()).count()
+    }
+
     pub(crate) fn infos(&self) -> Vec<ProxyInfo> {
         let info = |proxy: &Proxy| ProxyInfo {
             spiffe_id: proxy.peer.id.to_string(),

@@ -1,5 +1,6 @@
 """What the observers must have seen."""
 
+import json
 import math
 import os
 import re
@@ -151,3 +152,20 @@ def identities(mesh):
     roots = {site: [row["fingerprint"] for row in mesh.meshctl_json(site, "identity")["identities"]
                     if row["kind"] in ["root", "linked-root"]] for site in ["west", "east"]}
     traffic.expect(roots["west"], list(reversed(roots["east"])))
+
+
+def tap(mesh):
+    """From the hosts of both federations, proxies of other machines show what
+    matches, each end its own."""
+    for site, machine in [("west", VM1), ("east", NODE1)]:
+        own = f"spiffe://{machine.site.domain}/ns/{machine.namespace}/sa/{machine.account}"
+        words = ["tap", "payments.prod", "--path", "/pay", "--status", "2xx", "--count", "20", "-o", "json"]
+        lines = mesh.meshctl(site, *words).decode().splitlines()
+        events = [json.loads(line) for line in lines]
+        traffic.expect(len(events), 20)
+        for event in events:
+            end = "source" if site == "west" else "destination"
+            traffic.expect((event["path"], event["service"], event[end]["spiffe_id"]), ("/pay", "payments.prod", own))
+        counts = {event["connection"] for event in events}
+        if not all(counts):
+            raise Failed(f"no connection: {events}")

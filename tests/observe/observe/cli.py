@@ -54,6 +54,7 @@ def main(given):
         ring.case("meshctl routes", lambda: cases.routes(mesh))
         ring.case("meshctl edges", lambda: cases.edges(mesh))
         ring.case("meshctl identity", lambda: cases.identities(mesh))
+        ring.case("meshctl tap of a whole site", lambda: cases.tap(mesh))
     ring.case("no call has failed", lambda: traffic.verdict())
     return ring.result()
 

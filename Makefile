@@ -2,6 +2,7 @@
 # make test                    everything that needs no root
 # make test-netns              two sites on a real kernel, in namespaces of their own
 # make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
+# make test-observe            observers nobody here wrote: tests/observe/setup installs them
 # make test-vm                 the packaged units on booted systemd, in containers; needs root
 # make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
@@ -16,7 +17,7 @@ DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot message_codec http1_request http1_response http1_chunked
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-netns test-interop test-vm fuzz soak bench
+.PHONY: demo test test-netns test-interop test-observe test-vm fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -37,6 +38,11 @@ test-netns:
 test-interop:
 	$(if $(EDGE_PROXY),,cargo build -p edge-proxy)
 	tests/interop/run $(INTEROP_ARGS)
+
+# The programs as `make test` builds them.
+test-observe:
+	cargo build --workspace --bins
+	tests/observe/run $(OBSERVE_ARGS)
 
 test-vm:
 	tests/vm/run

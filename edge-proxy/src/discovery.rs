@@ -7,6 +7,7 @@
 
 mod disk;
 mod stream;
+mod taps;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

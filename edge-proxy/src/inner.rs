@@ -57,6 +57,8 @@ pub struct Session {
     pub path_kind: &'static str,
     /// Joins the log lines of every hop.
     pub connection: Arc<str>,
+    /// What it goes through; `None` if nothing is between.
+    pub tunnel: Option<mesh_tunnel::Session>,
     /// Set once it carries requests: connections of opaque bytes are counted
     /// one by one.
     counted: OnceLock<OpenTcp>,
@@ -183,7 +185,7 @@ pub async fn open(
     let Some(identity) = &endpoint.identity else { return Err(OpenFailure::Plaintext) };
     let path = path_to(snapshot, endpoint)?;
     let connection = format!("{:016x}", rand::random::<u64>());
-    let (secured, going) =
+    let (secured, tunnel, going) =
         secure(shared, tunnels, (endpoint, identity), &path, &connection).await?;
     let (stream, peer, chain) = secured;
     let (mux, guardian) = mux::Session::start(stream, Probing::SOURCE, &shared.drain);
@@ -193,7 +195,7 @@ pub async fn open(
     let _open = shared.metrics.inner_session(Direction::Outbound);
     let (endpoint, targets) = (endpoint.clone(), Default::default());
     let counted = OnceLock::new();
-    Ok(Session { mux, endpoint, targets, peer, path_kind, connection, counted, _open })
+    Ok(Session { mux, endpoint, targets, peer, path_kind, connection, tunnel, counted, _open })
 }
 
 /// Completes when something on a session's path goes away; never for a direct
@@ -205,6 +207,7 @@ struct Bytes {
     stream: Stream,
     /// Completes once the path has been said to lead there.
     answered: BoxFuture<'static, ()>,
+    tunnel: Option<mesh_tunnel::Session>,
     going: Going,
 }
 
@@ -216,13 +219,13 @@ async fn secure(
     (endpoint, identity): (&Endpoint, &SpiffeId),
     path: &Path,
     connection: &str,
-) -> Result<(Secured, Going), OpenFailure> {
+) -> Result<(Secured, Option<mesh_tunnel::Session>, Going), OpenFailure> {
     let deadline = Instant::now() + GATEWAY_TIMEOUT;
     loop {
         let opened = open_bytes(shared, tunnels, endpoint, path, connection, deadline).await?;
-        let Bytes { stream, answered, going } = opened;
+        let Bytes { stream, answered, tunnel, going } = opened;
         let error = match handshake(&shared.credentials, identity, stream, answered).await {
-            Ok(secured) => return Ok((secured, going)),
+            Ok(secured) => return Ok((secured, tunnel, going)),
             Err(error) => error,
         };
         match mesh_tunnel::session::refusal(&error) {
@@ -253,6 +256,7 @@ async fn open_bytes(
             Ok(Ok(stream)) => Ok(Bytes {
                 stream,
                 answered: Box::pin(std::future::ready(())),
+                tunnel: None,
                 going: Box::pin(std::future::pending()),
             }),
             Ok(Err(error)) => Err(OpenFailure::Unreachable(error.to_string())),
@@ -270,7 +274,8 @@ async fn open_bytes(
     let mut stream = tunnels.begin(path, &connect, deadline).await.map_err(path_failure)?;
     let answered = Box::pin(stream.when_answered());
     let going = Box::pin(tunnels::going(stream.session(), connection));
-    Ok(Bytes { stream: Box::new(stream), answered, going })
+    let tunnel = Some(stream.session().clone());
+    Ok(Bytes { stream: Box::new(stream), answered, tunnel, going })
 }
 
 /// What it means that no stream leads there.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     access_log::{Asked, Entry},
     copy::Told,
+    inner,
     metrics::{
         Direction, TargetLabels,
         traffic::{self, OpenTcp},
@@ -21,8 +22,8 @@ use crate::{
     outbound::answer::grpc_status,
     refusal::Refusal,
     resolved::Handles,
-    stats::Flow,
-    trace::SpanIds,
+    stats::{Figures, Flow},
+    trace::{SpanIds, passage::Passing},
     worker::Worker,
 };
 
@@ -37,6 +38,8 @@ pub struct Record {
     answered: Option<Duration>,
     open: Option<Open>,
     span: Option<SpanIds>,
+    /// Dropped after what is told here.
+    passing: Option<Passing>,
 }
 
 /// An opaque connection that is open.
@@ -44,6 +47,8 @@ pub struct Record {
 struct Open {
     gauge: Arc<Gauge>,
     tcp: OpenTcp,
+    /// As long as it is there federation is told of the other end.
+    _edge: Option<Arc<Figures>>,
 }
 
 impl Drop for Open {
@@ -78,7 +83,8 @@ impl Record {
             attempts: 1,
         };
         let started = clock::monotonic();
-        Self { entry, worker: worker.clone(), started, answered: None, open: None, span: None }
+        let worker = worker.clone();
+        Self { entry, worker, started, answered: None, open: None, span: None, passing: None }
     }
 
     /// What a request asks for; kept only if somebody will read it. A request
@@ -109,6 +115,18 @@ impl Record {
     pub fn tries(&mut self, endpoint: &Arc<Endpoint>, attempts: usize) {
         self.entry.endpoint = Some(endpoint.clone());
         self.entry.attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+    }
+
+    /// The session that carries the attempt.
+    pub fn goes_by(&mut self, session: &inner::Session) {
+        self.entry.path_kind = session.path_kind;
+        self.entry.peer = Some(session.peer.id.clone());
+        self.entry.connection = Some(session.connection.clone());
+        // An attempt before this one has ended.
+        self.passing = None;
+        if let (Some(span), Some(tunnel)) = (self.span, &session.tunnel) {
+            self.passing = Some(Passing::begin(tunnel, &session.connection, span));
+        }
     }
 
     /// The fields of a head, or what follows the body: gRPC's status is in
@@ -148,6 +166,10 @@ impl Record {
         if let Some(service) = &service {
             shared.stats.of(service, Flow::of(&self.entry)).connected();
         }
+        let edge = traffic::edge(shared, &self.entry).map(|edge| shared.stats.of_edge(edge));
+        if let Some(edge) = &edge {
+            edge.connected();
+        }
         let gauge = shared.metrics.tcp_open.of(&TargetLabels {
             direction: self.entry.direction,
             service,
@@ -167,7 +189,7 @@ impl Record {
             }
         };
         self.answered = Some(self.started.elapsed());
-        self.open = Some(Open { gauge, tcp });
+        self.open = Some(Open { gauge, tcp, _edge: edge });
         Told { forth: read, back: written }
     }
 
@@ -178,6 +200,10 @@ impl Record {
         }
         if let Some(figures) = &handles.figures {
             figures.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
+        }
+        for figures in [&handles.route, &handles.edge].into_iter().flatten() {
+            figures.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
+            figures.repeated(self.entry.attempts.saturating_sub(1).into());
         }
         let Some(http) = &handles.http else { return };
         let (read, written) = match self.entry.direction {

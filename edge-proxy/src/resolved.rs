@@ -16,7 +16,7 @@ use crate::{
     access_log::Entry,
     app::Shared,
     metrics::{Direction, RequestLabels, TargetLabels, labels::Labels, series::Latency, traffic},
-    stats::{Figures, Flow},
+    stats::{Figures, Flow, Route},
 };
 
 /// Kinds of requests that one worker keeps; more are found anew each time.
@@ -33,6 +33,10 @@ pub struct Handles {
     pub latency_ms: Arc<Latency>,
     /// What federation is told; `None` if no service of the mesh was named.
     pub figures: Option<Arc<Figures>>,
+    /// The same by route; of requests that go out.
+    pub route: Option<Arc<Figures>>,
+    /// The same by other end, where there is one.
+    pub edge: Option<Arc<Figures>>,
     /// The same as Linkerd has it; `None` for opaque connections.
     pub http: Option<HttpHandles>,
 }
@@ -188,9 +192,21 @@ impl Handles {
             requests: shared.metrics.requests.of(&labels),
             latency_ms: shared.metrics.latency_ms.of(&target),
             figures,
+            route: told_route(shared, entry).filter(|_| known),
+            edge: traffic::edge(shared, entry).map(|edge| shared.stats.of_edge(edge)),
             http: (!entry.is_opaque()).then(|| HttpHandles::of(shared, entry, known)),
         }
     }
+}
+
+/// What federation is told of a request's route.
+fn told_route(shared: &Shared, entry: &Entry) -> Option<Arc<Figures>> {
+    if entry.is_opaque() || entry.direction == Direction::Inbound {
+        return None;
+    }
+    let authority = traffic::authority(shared.snapshot.load().as_deref(), entry)?;
+    let route = entry.route.as_deref().map_or("", of_profile).to_owned();
+    Some(shared.stats.of_route(Route { authority, route }))
 }
 
 impl HttpHandles {

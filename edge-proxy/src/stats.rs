@@ -1,8 +1,9 @@
-//! What federation is told of the traffic: per service and direction, since
-//! the last report.
+//! What federation is told of the traffic since the last report: per service
+//! and direction, per route, and per other end.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -10,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::v1::ServiceStat;
-use mesh_core::ServiceName;
+use mesh_api::v1::{EdgeStat, RouteStat, ServiceStat};
+use mesh_core::{ServiceName, SiteName, SpiffeId};
 
 use crate::{access_log::Entry, metrics::Direction};
 
@@ -23,6 +24,8 @@ pub const BOUNDS_MS: [f64; 18] = [
 ];
 /// Services and directions that are counted; more are left out of the report.
 const MAX_SERVICES: usize = 4096;
+/// Routes, and other ends; the same. All of it fits in one message.
+const MAX_OTHERS: usize = 512;
 
 /// Which way, seen from a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,20 +53,61 @@ impl Flow {
     }
 }
 
+/// A route, as its callers see it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    /// `<name>.<namespace>:<port number>`.
+    pub authority: String,
+    /// Its name; empty for what no route took.
+    pub route: String,
+}
+
+/// Whom this proxy has to do with, and over what.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Edge {
+    /// The called service.
+    pub service: ServiceName,
+    /// Who calls.
+    pub flow: Flow,
+    /// The verified other end; `None` if it has no identity.
+    pub peer: Option<SpiffeId>,
+    /// Where that is, as far as it is known.
+    pub site: Option<SiteName>,
+}
+
 /// Shared; clones are the same figures.
 #[derive(Debug, Clone, Default)]
-pub struct Stats(Arc<Mutex<All>>);
+pub struct Stats(Arc<All>);
 
-type All = HashMap<(ServiceName, Flow), Arc<Figures>>;
+#[derive(Debug, Default)]
+struct All {
+    services: Counts<(ServiceName, Flow)>,
+    routes: Counts<Route>,
+    edges: Counts<Edge>,
+}
 
-/// Figures of one service and direction. Keep the handle: finding it takes a
-/// lock, counting does not.
+/// Figures by what they are of.
+#[derive(Debug)]
+struct Counts<K>(Mutex<HashMap<K, Arc<Figures>>>);
+
+/// Figures of one thing. Keep the handle: finding it takes a lock, counting
+/// does not.
 #[derive(Debug, Default)]
 pub struct Figures {
     success: AtomicU64,
     failure: AtomicU64,
     connections: AtomicU64,
+    repeated: AtomicU64,
     latency: [AtomicU64; BOUNDS_MS.len() + 1],
+}
+
+/// What was counted since the last report.
+struct Counted {
+    success: u64,
+    failure: u64,
+    connections: u64,
+    repeated: u64,
+    latency: Vec<u64>,
 }
 
 impl Figures {
@@ -84,44 +128,131 @@ impl Figures {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn take(&self, service: &ServiceName, flow: Flow) -> ServiceStat {
+    /// Of what has ended, there were so many attempts beyond the first.
+    pub fn repeated(&self, attempts: u64) {
+        self.repeated.fetch_add(attempts, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> Counted {
         let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
-        ServiceStat {
-            service: service.to_string(),
-            direction: flow.as_str().to_owned(),
+        Counted {
             success: take(&self.success),
             failure: take(&self.failure),
             connections: take(&self.connections),
+            repeated: take(&self.repeated),
             latency: self.latency.iter().map(take).collect(),
-            bounds_ms: BOUNDS_MS.to_vec(),
         }
+    }
+}
+
+impl Counted {
+    fn is_nothing(&self) -> bool {
+        self.success + self.failure + self.connections == 0
+    }
+}
+
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Hash + Eq + Clone> Counts<K> {
+    fn of(&self, key: K, most: usize) -> Arc<Figures> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(figures) = all.get(&key) {
+            return figures.clone();
+        }
+        let figures = Arc::new(Figures::default());
+        if all.len() < most {
+            all.insert(key, figures.clone());
+        }
+        figures
+    }
+
+    /// Everything. What nobody counts in any more is forgotten once it was
+    /// told.
+    fn take(&self) -> Vec<(K, Counted)> {
+        let mut taken = Vec::new();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|key, figures| {
+            // Looked at first: whoever lets go later has counted already.
+            let is_used = Arc::strong_count(figures) > 1;
+            let counted = figures.take();
+            if is_used || !counted.is_nothing() {
+                taken.push((key.clone(), counted));
+            }
+            is_used
+        });
+        taken
     }
 }
 
 impl Stats {
     /// The figures of one service and direction.
     pub fn of(&self, service: &ServiceName, flow: Flow) -> Arc<Figures> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (service.clone(), flow);
-        if let Some(figures) = all.get(&key) {
-            return figures.clone();
-        }
-        let figures = Arc::new(Figures::default());
-        if all.len() < MAX_SERVICES {
-            all.insert(key, figures.clone());
-        }
-        figures
+        self.0.services.of((service.clone(), flow), MAX_SERVICES)
+    }
+
+    /// The figures of a route.
+    pub fn of_route(&self, route: Route) -> Arc<Figures> {
+        self.0.routes.of(route, MAX_OTHERS)
+    }
+
+    /// The figures of another end.
+    pub fn of_edge(&self, edge: Edge) -> Arc<Figures> {
+        self.0.edges.of(edge, MAX_OTHERS)
     }
 
     /// Everything counted since the last call; services without traffic are
     /// left out.
     pub fn take(&self) -> Vec<ServiceStat> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut stats: Vec<_> =
-            all.iter().map(|((service, flow), figures)| figures.take(service, *flow)).collect();
-        stats.retain(|stat| stat.success + stat.failure + stat.connections > 0);
+        let taken = self.0.services.take().into_iter();
+        let mut stats: Vec<_> = taken
+            .filter(|(_, counted)| !counted.is_nothing())
+            .map(|((service, flow), counted)| ServiceStat {
+                service: service.to_string(),
+                direction: flow.as_str().to_owned(),
+                success: counted.success,
+                failure: counted.failure,
+                connections: counted.connections,
+                latency: counted.latency,
+                bounds_ms: BOUNDS_MS.to_vec(),
+            })
+            .collect();
         stats.sort_by(|a, b| (&a.service, &a.direction).cmp(&(&b.service, &b.direction)));
         stats
+    }
+
+    /// The same of routes.
+    pub fn take_routes(&self) -> Vec<RouteStat> {
+        let taken = self.0.routes.take().into_iter();
+        let with_traffic = taken.filter(|(_, counted)| !counted.is_nothing());
+        with_traffic
+            .map(|(Route { authority, route }, counted)| RouteStat {
+                authority,
+                route,
+                success: counted.success,
+                failure: counted.failure,
+                repeated_attempts: counted.repeated,
+                latency: counted.latency,
+                bounds_ms: BOUNDS_MS.to_vec(),
+            })
+            .collect()
+    }
+
+    /// Other ends, also those with which nothing happened lately.
+    pub fn take_edges(&self) -> Vec<EdgeStat> {
+        let stat = |(edge, counted): (Edge, Counted)| EdgeStat {
+            service: edge.service.to_string(),
+            direction: edge.flow.as_str().to_owned(),
+            spiffe_id: edge.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+            site: edge.site.map(|site| site.to_string()).unwrap_or_default(),
+            success: counted.success,
+            failure: counted.failure,
+            connections: counted.connections,
+        };
+        self.0.edges.take().into_iter().map(stat).collect()
     }
 }
 
@@ -145,5 +276,40 @@ mod tests {
         let filled: Vec<_> = outbound.latency.iter().enumerate().filter(|(_, n)| **n > 0).collect();
         assert_eq!(filled, [(0, &1), (2, &1), (BOUNDS_MS.len(), &1)]);
         assert!(stats.take().is_empty());
+    }
+
+    #[test]
+    fn who_is_quiet_is_still_there_until_nobody_counts() {
+        let stats = Stats::default();
+        let edge = Edge {
+            service: "orders.shop".parse().unwrap(),
+            flow: Flow::Outbound,
+            peer: "spiffe://east.example/ns/shop/sa/orders".parse().ok(),
+            site: "east".parse().ok(),
+        };
+        let figures = stats.of_edge(edge.clone());
+        figures.ended(true, Duration::ZERO);
+        let told = stats.take_edges();
+        assert_eq!((told.len(), told[0].success, told[0].site.as_str()), (1, 1, "east"));
+        assert_eq!(stats.take_edges()[0].success, 0, "quiet");
+        stats.of_edge(edge).connected();
+        drop(figures);
+        assert_eq!(stats.take_edges()[0].connections, 1, "what was counted last is told");
+        assert!(stats.take_edges().is_empty());
+    }
+
+    #[test]
+    fn routes_count_attempts_and_have_an_end() {
+        let stats = Stats::default();
+        let route = |n: usize| Route { authority: "a.b:80".into(), route: n.to_string() };
+        let kept: Vec<_> = (0..MAX_OTHERS + 9).map(|n| stats.of_route(route(n))).collect();
+        for figures in &kept {
+            figures.ended(false, Duration::ZERO);
+            figures.repeated(2);
+        }
+        let told = stats.take_routes();
+        assert_eq!(told.len(), MAX_OTHERS);
+        assert!(told.iter().all(|stat| (stat.failure, stat.repeated_attempts) == (1, 2)));
+        assert!(stats.take_routes().is_empty());
     }
 }

@@ -6,10 +6,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use mesh_api::v1::{self, tap_event::Event};
+pub use mesh_core::tap::{BadFilter, Filter};
 use mesh_runtime::clock;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -90,7 +92,7 @@ impl Tap {
     pub fn show(&self, shared: &Shared, entry: &Entry, latency: Option<Duration>) {
         let mut told = None;
         for watcher in self.watchers().iter_mut() {
-            if !watcher.filter.matches(shared, entry) {
+            if !matches(&watcher.filter, shared, entry) {
                 continue;
             }
             if !watcher.take(clock::monotonic()) {
@@ -145,6 +147,11 @@ impl Watching {
     pub async fn next(&mut self) -> Option<v1::TapEvent> {
         self.events.recv().await
     }
+
+    /// The same for who polls.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<v1::TapEvent>> {
+        self.events.poll_recv(cx)
+    }
 }
 
 impl Drop for Watching {
@@ -154,78 +161,35 @@ impl Drop for Watching {
     }
 }
 
-/// What is watched; parts that are empty match all.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    asked: v1::TapRequest,
-    status: Option<(u16, u16)>,
+fn matches(filter: &Filter, shared: &Shared, entry: &Entry) -> bool {
+    let asked = &filter.asked;
+    let any = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
+    let request = entry.asked.as_deref();
+    let text = |of: fn(&crate::access_log::Asked) -> &str| request.map_or("", of);
+    let authority = text(|asked| &asked.authority);
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    any(&asked.direction, entry.direction.as_str())
+        && any(&asked.service, entry.service.as_ref().map_or("", |name| name.as_str()))
+        && any(&asked.method, text(|asked| asked.method.as_str()))
+        && text(|asked| &asked.path).starts_with(&asked.path)
+        && (any(&asked.authority, authority) || asked.authority == host)
+        && filter.status.is_none_or(|(low, high)| (low..=high).contains(&entry.status))
+        && is_between(&asked.source, &asked.destination, shared, entry)
 }
 
-/// What matches nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadFilter {
-    /// Neither way.
-    #[error("direction {0:?}: write inbound or outbound")]
-    Direction(String),
-    /// Neither a status nor a class.
-    #[error("status {0:?}: write a number (503) or a class (5xx)")]
-    Status(String),
-}
-
-impl TryFrom<v1::TapRequest> for Filter {
-    type Error = BadFilter;
-
-    fn try_from(asked: v1::TapRequest) -> Result<Self, BadFilter> {
-        if !matches!(&*asked.direction, "" | "inbound" | "outbound") {
-            return Err(BadFilter::Direction(asked.direction));
-        }
-        let class = |text: &str| {
-            let digit: u16 = text.strip_suffix("xx")?.parse().ok()?;
-            (1..=5).contains(&digit).then_some((digit * 100, digit * 100 + 99))
-        };
-        let exact = |text: &str| text.parse().ok().map(|status: u16| (status, status));
-        let status = match &*asked.status {
-            "" => None,
-            text => match class(text).or_else(|| exact(text)) {
-                Some(range) => Some(range),
-                None => return Err(BadFilter::Status(asked.status)),
-            },
-        };
-        Ok(Self { asked, status })
+/// Whether it is from and to whom it shall be; empty is anybody.
+fn is_between(source: &str, destination: &str, shared: &Shared, entry: &Entry) -> bool {
+    if source.is_empty() && destination.is_empty() {
+        return true;
     }
-}
-
-impl Filter {
-    fn matches(&self, shared: &Shared, entry: &Entry) -> bool {
-        let asked = &self.asked;
-        let any = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
-        let request = entry.asked.as_deref();
-        let text = |of: fn(&crate::access_log::Asked) -> &str| request.map_or("", of);
-        let authority = text(|asked| &asked.authority);
-        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        any(&asked.direction, entry.direction.as_str())
-            && any(&asked.service, entry.service.as_ref().map_or("", |name| name.as_str()))
-            && any(&asked.method, text(|asked| asked.method.as_str()))
-            && text(|asked| &asked.path).starts_with(&asked.path)
-            && (any(&asked.authority, authority) || asked.authority == host)
-            && self.status.is_none_or(|(low, high)| (low..=high).contains(&entry.status))
-            && self.is_between(shared, entry)
-    }
-
-    fn is_between(&self, shared: &Shared, entry: &Entry) -> bool {
-        let (source, destination) = (&*self.asked.source, &*self.asked.destination);
-        if source.is_empty() && destination.is_empty() {
-            return true;
-        }
-        let svid = shared.credentials.svid();
-        let own = svid.as_ref().map_or("", |svid| svid.id.as_str());
-        let peer = entry.peer.as_ref().map_or("", |peer| peer.as_str());
-        let (from, to) = match entry.direction {
-            Direction::Inbound => (peer, own),
-            Direction::Outbound => (own, peer),
-        };
-        is(source, from) && is(destination, to)
-    }
+    let svid = shared.credentials.svid();
+    let own = svid.as_ref().map_or("", |svid| svid.id.as_str());
+    let peer = entry.peer.as_ref().map_or("", |peer| peer.as_str());
+    let (from, to) = match entry.direction {
+        Direction::Inbound => (peer, own),
+        Direction::Outbound => (own, peer),
+    };
+    is(source, from) && is(destination, to)
 }
 
 /// Whether an identity is the one that is wanted, or begins as it does before
@@ -316,23 +280,6 @@ fn ends(shared: &Shared, entry: &Entry) -> (v1::TapEnd, v1::TapEnd) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn filters_are_checked() {
-        let asked = |direction: &str, status: &str| v1::TapRequest {
-            direction: direction.into(),
-            status: status.into(),
-            ..v1::TapRequest::default()
-        };
-        let filter = |direction, status| Filter::try_from(asked(direction, status));
-        assert_eq!(filter("", "").unwrap().status, None);
-        assert_eq!(filter("inbound", "5xx").unwrap().status, Some((500, 599)));
-        assert_eq!(filter("outbound", "404").unwrap().status, Some((404, 404)));
-        assert_eq!(filter("up", "").unwrap_err(), BadFilter::Direction("up".into()));
-        for status in ["6xx", "xx", "abc", "5x"] {
-            assert_eq!(filter("", status).unwrap_err(), BadFilter::Status(status.into()));
-        }
-    }
 
     #[test]
     fn identities_match_whole_or_by_their_beginning() {

@@ -3,12 +3,14 @@
 //! span is exported once the request has ended.
 //!
 //! - [`context`]: how requests say it.
+//! - [`passage`]: how gateways hear of it, and their spans.
 //! - [`export`]: batches on their way to the collector.
 //! - [`otlp`], [`zipkin`]: how collectors want them.
 
 pub mod context;
 mod export;
 mod otlp;
+pub mod passage;
 mod zipkin;
 
 use std::{
@@ -22,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::{access_log::Entry, app::Shared, config::Tracing, metrics::Direction};
 use context::Context;
+use passage::Passed;
 
 /// Spans that wait for the exporter: OpenTelemetry's default.
 const QUEUE: usize = 2048;
@@ -41,7 +44,15 @@ pub struct SpanIds {
 #[derive(Debug)]
 struct Span {
     ids: SpanIds,
-    entry: Entry,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// At a proxy.
+    Request(Box<Entry>),
+    /// At a gateway.
+    Passed(Passed),
 }
 
 /// Takes spans; cheap to clone.
@@ -94,7 +105,11 @@ impl Tracer {
 
     /// Hands a span to the exporter; counts it as dropped if there is no room.
     pub fn put(&self, ids: SpanIds, entry: &Entry) {
-        if self.queue.try_send(Span { ids, entry: entry.clone() }).is_err() {
+        self.export(Span { ids, what: What::Request(Box::new(entry.clone())) });
+    }
+
+    fn export(&self, span: Span) {
+        if self.queue.try_send(span).is_err() {
             self.dropped.inc();
         }
     }
@@ -136,61 +151,75 @@ enum Tag<'a> {
 
 impl Span {
     fn began_ns(&self) -> u64 {
-        u64::try_from(self.entry.time.as_nanos()).unwrap_or(u64::MAX)
+        let began = match &self.what {
+            What::Request(entry) => entry.time,
+            What::Passed(passed) => passed.time,
+        };
+        u64::try_from(began.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn ended_ns(&self) -> u64 {
-        let lasted = u64::try_from(self.entry.duration.as_nanos()).unwrap_or(u64::MAX);
+        let lasted = match &self.what {
+            What::Request(entry) => entry.duration,
+            What::Passed(passed) => passed.duration,
+        };
+        let lasted = u64::try_from(lasted.as_nanos()).unwrap_or(u64::MAX);
         self.began_ns().saturating_add(lasted)
     }
 
     /// By the names of OpenTelemetry's semantic conventions.
     fn told(&self) -> Told<'_> {
-        let entry = &self.entry;
-        let mut tags = vec![("direction", Tag::Text(entry.direction.as_str()))];
-        let mut name = entry.protocol.to_owned();
-        if let Some(asked) = &entry.asked {
-            name = asked.method.as_str().to_owned();
-            tags.push(("http.request.method", Tag::Text(asked.method.as_str())));
-            tags.push(("url.scheme", Tag::Text("http")));
-            tags.push(("url.path", Tag::Text(&asked.path)));
-            tags.push(("server.address", Tag::Text(&asked.authority)));
-            tags.push(("user_agent.original", Tag::Text(&asked.user_agent)));
-        }
-        tags.push(("network.protocol.version", Tag::Text(version(entry.protocol))));
-        if let Some(route) = &entry.route {
-            name = format!("{name} {route}");
-            tags.push(("http.route", Tag::Text(route)));
-        }
-        if entry.status != 0 {
-            tags.push(("http.response.status_code", Tag::Number(entry.status.into())));
-        }
-        if let Some(status) = entry.grpc_status {
-            tags.push(("rpc.system", Tag::Text("grpc")));
-            tags.push(("rpc.grpc.status_code", Tag::Number(status.into())));
-        }
-        if let Some(service) = &entry.service {
-            tags.push(("isthmus.service", Tag::Text(service.as_str())));
-        }
-        if let Some(endpoint) = &entry.endpoint {
-            tags.push(("isthmus.endpoint", Tag::Text(endpoint.id.as_str())));
-            tags.push(("isthmus.site", Tag::Text(endpoint.site.as_str())));
-        }
-        if let Some(peer) = &entry.peer {
-            tags.push(("isthmus.peer", Tag::Text(peer.as_str())));
-        }
-        if let Some(connection) = &entry.connection {
-            tags.push(("isthmus.connection", Tag::Text(connection)));
-        }
-        tags.retain(|(_, tag)| !matches!(tag, Tag::Text("")));
-        let failed = (!entry.is_success()).then_some("");
-        let error = entry.reason.map(mesh_core::Reason::code).or(failed);
-        if let Some(code) = error.filter(|code| !code.is_empty()) {
-            tags.push(("error.type", Tag::Text(code)));
-        }
-        let server = entry.direction == Direction::Inbound;
-        Told { name, server, tags, error }
+        let mut told = match &self.what {
+            What::Request(entry) => told(entry),
+            What::Passed(passed) => passed.told(),
+        };
+        told.tags.retain(|(_, tag)| !matches!(tag, Tag::Text("")));
+        told
     }
+}
+
+fn told(entry: &Entry) -> Told<'_> {
+    let mut tags = vec![("direction", Tag::Text(entry.direction.as_str()))];
+    let mut name = entry.protocol.to_owned();
+    if let Some(asked) = &entry.asked {
+        name = asked.method.as_str().to_owned();
+        tags.push(("http.request.method", Tag::Text(asked.method.as_str())));
+        tags.push(("url.scheme", Tag::Text("http")));
+        tags.push(("url.path", Tag::Text(&asked.path)));
+        tags.push(("server.address", Tag::Text(&asked.authority)));
+        tags.push(("user_agent.original", Tag::Text(&asked.user_agent)));
+    }
+    tags.push(("network.protocol.version", Tag::Text(version(entry.protocol))));
+    if let Some(route) = &entry.route {
+        name = format!("{name} {route}");
+        tags.push(("http.route", Tag::Text(route)));
+    }
+    if entry.status != 0 {
+        tags.push(("http.response.status_code", Tag::Number(entry.status.into())));
+    }
+    if let Some(status) = entry.grpc_status {
+        tags.push(("rpc.system", Tag::Text("grpc")));
+        tags.push(("rpc.grpc.status_code", Tag::Number(status.into())));
+    }
+    if let Some(service) = &entry.service {
+        tags.push(("isthmus.service", Tag::Text(service.as_str())));
+    }
+    if let Some(endpoint) = &entry.endpoint {
+        tags.push(("isthmus.endpoint", Tag::Text(endpoint.id.as_str())));
+        tags.push(("isthmus.site", Tag::Text(endpoint.site.as_str())));
+    }
+    if let Some(peer) = &entry.peer {
+        tags.push(("isthmus.peer", Tag::Text(peer.as_str())));
+    }
+    if let Some(connection) = &entry.connection {
+        tags.push(("isthmus.connection", Tag::Text(connection)));
+    }
+    let failed = (!entry.is_success()).then_some("");
+    let error = entry.reason.map(mesh_core::Reason::code).or(failed);
+    if let Some(code) = error.filter(|code| !code.is_empty()) {
+        tags.push(("error.type", Tag::Text(code)));
+    }
+    Told { name, server: entry.direction == Direction::Inbound, tags, error }
 }
 
 fn version(protocol: &str) -> &'static str {

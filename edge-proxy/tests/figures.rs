@@ -231,6 +231,36 @@ async fn routes_count_what_clients_see_and_what_attempts_got() {
     ] {
         assert_eq!(sum(&pair.source, name, &with(class)), count, "{name} {class:?}");
     }
+    // What federation is told.
+    let told = pair.source.app.shared.stats.take_routes();
+    assert_eq!(told.len(), 1);
+    let told = (&*told[0].authority, &*told[0].route, told[0].success, told[0].repeated_attempts);
+    assert_eq!(told, ("orders.shop:80", "GET /flaky", 1, 1));
+    assert!(pair.destination.app.shared.stats.take_routes().is_empty(), "callers tell of routes");
+}
+
+#[tokio::test]
+async fn both_ends_tell_whom_they_have_to_do_with() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pair = Pair::start(Targets::all(app.local_addr().unwrap())).await;
+    let mut client = TcpStream::connect(pair.port("tcp")).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    let (mut server, _) = app.accept().await.unwrap();
+    server.read_exact(&mut [0; 1]).await.unwrap();
+    for (proxy, direction, other) in [
+        (&pair.source, "outbound", &pair.destination),
+        (&pair.destination, "inbound", &pair.source),
+    ] {
+        let id = other.app.shared.credentials.svid().unwrap().id.to_string();
+        for connections in [1, 0] {
+            let told = proxy.app.shared.stats.take_edges();
+            assert_eq!(told.len(), 1, "as long as the connection is open: {told:?}");
+            let edge = &told[0];
+            assert_eq!((&*edge.direction, &*edge.spiffe_id), (direction, &*id));
+            assert_eq!((&*edge.service, &*edge.site), ("orders.shop", "west"));
+            assert_eq!(edge.connections, connections);
+        }
+    }
 }
 
 #[tokio::test]

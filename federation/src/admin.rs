@@ -2,10 +2,11 @@
 //! mTLS for holders of a role). Every change is logged and recorded with who
 //! made it.
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
+use futures_util::{Stream, StreamExt, stream};
 use mesh_api::v1;
-use mesh_core::{NodeId, PeerIdentity, SpiffeId};
+use mesh_core::{NodeId, PeerIdentity, SpiffeId, tap::Filter};
 use mesh_tunnel::unix;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,12 +19,12 @@ use crate::{
     links::Links,
     manifests::{self, Change},
     node_identity::removal,
-    refusal::{Refusal, commit_status},
+    refusal::{Refusal, commit_status, refuse},
     registry::Registry,
     roles::{Call, Roles},
     site::Site,
     status,
-    tenure::check_local,
+    tenure::{self, check_local},
     tokens::{self, CreateError, NewToken},
     view::View,
 };
@@ -297,7 +298,38 @@ impl Admin for AdminService {
         request: Request<v1::StatRequest>,
     ) -> Result<Response<v1::StatResponse>, Status> {
         self.admit(&request, Call::Read)?;
-        Ok(Response::new(self.discovery.stat()))
+        let site = self.site.authority.state().site().name.to_string();
+        Ok(Response::new(v1::StatResponse { site, ..self.discovery.stat(request.into_inner()) }))
+    }
+
+    type TapStream = Pin<Box<dyn Stream<Item = Result<v1::TapEvent, Status>> + Send>>;
+
+    async fn tap(
+        &self,
+        request: Request<v1::TapRequest>,
+    ) -> Result<Response<Self::TapStream>, Status> {
+        let actor = self.admit(&request, Call::Tap { service: &request.get_ref().service })?;
+        let peer = request.extensions().get::<PeerIdentity>().cloned();
+        let filter = Filter::try_from(request.into_inner())
+            .map_err(|error| AdminError::Invalid(error.to_string()).status())?;
+        log::info!(actor = actor.as_str(), service = filter.asked.service.as_str(); "tap");
+        let tapping = self.discovery.tap(filter);
+        let tapping = tapping.map_err(|full| Status::resource_exhausted(full.to_string()))?;
+        let (authority, discovery) = (self.site.authority.clone(), self.discovery.clone());
+        let must_go = async move {
+            let stopping = async {
+                discovery.stopping().await;
+                refuse(Code::Unavailable, "stopping", "federation is stopping; come back")
+            };
+            let Some(peer) = &peer else { return stopping.await };
+            tokio::select! {
+                status = tenure::ended(&authority, peer, |state| check_local(state, peer)) => status,
+                status = stopping => status,
+            }
+        };
+        // The first error ends it.
+        let events = stream::select(tapping.map(Ok), stream::once(must_go).map(Err));
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn apply_manifests(

@@ -6,6 +6,7 @@
 mod lens;
 mod proxies;
 mod stream;
+mod taps;
 #[cfg(test)]
 mod tests;
 
@@ -19,15 +20,17 @@ use std::{
 };
 
 use mesh_api::v1::{
-    DiscoveryRequest, DiscoveryResponse, NodeSessions, ProxyInfo, StatResponse, discovery_server,
+    DiscoveryRequest, DiscoveryResponse, NodeSessions, ProxyInfo, StatRequest, StatResponse,
+    discovery_server,
 };
-use mesh_core::{NodeId, PeerIdentity};
+use mesh_core::{NodeId, PeerIdentity, tap::Filter};
 use mesh_runtime::drain::Drain;
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::{proxies::Proxies, stream::ProxyStream};
+pub use self::taps::{Tapping, TooMany};
+use self::{proxies::Proxies, stream::ProxyStream, taps::Taps};
 use crate::{
     refusal::{Role, caller},
     tenure::check_local,
@@ -44,6 +47,7 @@ pub struct Discovery {
     view: View,
     drain: Drain,
     proxies: Arc<Proxies>,
+    taps: Arc<Taps>,
     next: Arc<AtomicU64>,
 }
 
@@ -53,7 +57,7 @@ impl Discovery {
         // Streams are numbered from 1: 0 is a gateway's session list that no
         // stream has reported yet.
         let next = Arc::new(AtomicU64::new(1));
-        Self { view, drain, proxies: Arc::default(), next }
+        Self { view, drain, proxies: Arc::default(), taps: Arc::default(), next }
     }
 
     /// Every proxy that follows the view.
@@ -62,8 +66,18 @@ impl Discovery {
     }
 
     /// The figures that proxies reported last.
-    pub fn stat(&self) -> StatResponse {
-        self.proxies.stat()
+    pub fn stat(&self, wanted: StatRequest) -> StatResponse {
+        self.proxies.stat(wanted)
+    }
+
+    /// Shows requests of the site's proxies from now on.
+    pub fn tap(&self, filter: Filter) -> Result<Tapping, TooMany> {
+        self.taps.open(filter, self.proxies.count())
+    }
+
+    /// Completes when federation stops.
+    pub(crate) async fn stopping(&self) {
+        self.drain.draining().await;
     }
 
     /// Whose sessions a gateway's stream reports: the id it gave, or the only

@@ -25,7 +25,7 @@ const MAX_NAMESPACES: usize = 256;
 pub enum Role {
     /// Looks.
     Viewer,
-    /// Makes and revokes ordinary tokens, exports services.
+    /// Makes and revokes ordinary tokens, exports services, watches requests.
     Operator,
     /// Everything.
     Admin,
@@ -93,6 +93,11 @@ pub enum Call<'a> {
     Manifests {
         /// Those they are in, and those of the services they are for.
         namespaces: &'a [String],
+    },
+    /// Watches requests as they end.
+    Tap {
+        /// `<name>.<namespace>`; empty is all.
+        service: &'a str,
     },
     /// Everything else: links, nodes, revocation.
     Administer,
@@ -201,6 +206,7 @@ impl<'a> Call<'a> {
             Self::CreateToken { .. } => "create token",
             Self::RevokeToken { .. } => "revoke token",
             Self::Manifests { .. } => "change manifests",
+            Self::Tap { .. } => "tap",
             Self::Administer => "administer",
         }
     }
@@ -213,15 +219,17 @@ impl<'a> Call<'a> {
             Self::Export { .. }
             | Self::CreateToken { .. }
             | Self::RevokeToken { .. }
-            | Self::Manifests { .. } => Role::Operator,
+            | Self::Manifests { .. }
+            | Self::Tap { .. } => Role::Operator,
         }
     }
 
-    /// Every namespace that it changes something in.
+    /// Every namespace that it changes something in, or looks into.
     fn namespaces(self) -> Vec<&'a str> {
         match self {
             Self::Read | Self::Administer | Self::RevokeToken { grants: None } => Vec::new(),
-            Self::Export { service } => vec![namespace_of(service)],
+            Self::Tap { service: "" } => Vec::new(),
+            Self::Export { service } | Self::Tap { service } => vec![namespace_of(service)],
             Self::Manifests { namespaces } => namespaces.iter().map(String::as_str).collect(),
             Self::CreateToken { namespace, services, .. } => granted(namespace, services),
             Self::RevokeToken { grants: Some(grants) } => {

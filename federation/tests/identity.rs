@@ -501,7 +501,7 @@ fn an_operator_makes_lists_and_revokes() {
         );
         assert!(renew(&site, &machine.svid, "boot-1").await.is_err());
         admin.read_snapshot(v1::ReadSnapshotRequest {}).await.unwrap();
-        admin.stat(v1::StatRequest {}).await.unwrap();
+        admin.stat(v1::StatRequest::default()).await.unwrap();
     });
 }
 

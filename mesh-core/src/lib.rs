@@ -39,6 +39,7 @@ pub mod route;
 pub mod rule;
 pub mod service;
 pub mod snapshot;
+pub mod tap;
 pub mod token;
 pub mod wire;
 

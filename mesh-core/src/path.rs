@@ -107,6 +107,21 @@ pub struct Connect {
     pub connection_id: String,
 }
 
+/// Word of a traced request in a stream, for the gateways of its path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traced {
+    /// Of the stream.
+    pub connection_id: String,
+    /// The whole trace.
+    pub trace: [u8; 16],
+    /// The source's span, by which the request is known.
+    pub request: [u8; 8],
+    /// The span of the hop before.
+    pub parent: [u8; 8],
+    /// Whether it has ended, or begins.
+    pub ended: bool,
+}
+
 /// More gateways than this on one path are refused.
 pub const MAX_HOPS: u8 = 3;
 

@@ -14,6 +14,7 @@ mod health;
 mod protection;
 mod rule;
 mod service;
+mod traced;
 
 use std::{fmt::Display, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 

@@ -5,6 +5,7 @@ mod carrier;
 mod control;
 mod mux;
 mod stream;
+mod traced;
 mod wire;
 
 #[cfg(test)]
@@ -23,7 +24,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use mesh_api::v1;
 use mesh_core::{
     PeerIdentity,
-    path::{Connect, RefusedReason},
+    path::{Connect, RefusedReason, Traced},
 };
 use tokio::{
     io::AsyncWriteExt,
@@ -69,7 +70,7 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest `Connect`; the names that it may hold fit several times.
 const MAX_CONNECT: usize = 4096;
-/// `Sessions` and `StreamDrain` that a slow listener may be behind.
+/// `StreamDrain` that a slow listener may be behind.
 const NOTICES: usize = 64;
 
 /// A tunnel; cheap to clone, usable from any thread. It ends when every clone
@@ -107,6 +108,8 @@ struct Shared {
     /// The endpoints that the peer has last announced.
     reachable: watch::Sender<Arc<[String]>>,
     stream_drains: broadcast::Sender<Arc<[String]>>,
+    /// Set by who wants to know of traced requests.
+    traced: OnceLock<mpsc::Sender<Traced>>,
     /// Why this side closed it.
     why: Mutex<Option<String>>,
 }

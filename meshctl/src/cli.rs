@@ -96,9 +96,8 @@ enum Command {
     /// The machines of this site
     #[command(subcommand)]
     Node(command::node::Node),
-    /// Identities and their revocation
-    #[command(subcommand)]
-    Identity(command::node::Identity),
+    /// Who has a certificate, until when; and revocation
+    Identity(command::identity::Identity),
     /// Site, gateways, machines, certificates, links and what needs attention
     #[command(
         after_help = "Examples:\n  meshctl status\n  meshctl --site west status      (with ISTHMUS_SITES)\n  meshctl status --json | jq -r '.warnings[]'"
@@ -106,7 +105,11 @@ enum Command {
     Status,
     /// Success rate, requests per second and latency of each service
     Stat(command::stat::Stat),
-    /// Requests of this machine's proxy as they end, one by one
+    /// What the callers of each route saw: success rate, requests per second, latency
+    Routes(command::routes::Routes),
+    /// Who talks to whom, in which site, as which identity
+    Edges(command::edges::Edges),
+    /// Requests as they end, one by one: of this machine's proxy, or of the site's
     Tap(command::tap::Tap),
     /// The same by path: how many, how fast, how many went well
     Top(command::top::Top),
@@ -156,6 +159,8 @@ impl Cli {
             Command::Identity(identity) => identity.run(&run()?, format).await,
             Command::Status => command::status::status(&run()?, format).await,
             Command::Stat(stat) => stat.run(&run()?, format).await,
+            Command::Routes(routes) => routes.run(&run()?, format).await,
+            Command::Edges(edges) => edges.run(&run()?, format).await,
             Command::Tap(tap) => tap.run(&run()?, format).await,
             Command::Top(top) => top.run(&run()?, format).await,
             Command::Endpoints(endpoints) => endpoints.run(&run()?, format).await,
@@ -206,8 +211,13 @@ mod tests {
             "identity revoke spiffe://west.example/ns/shop/sa/orders",
             "--site west status",
             "stat orders.shop",
+            "routes payments.prod --from orders.shop -o json",
+            "edges payments.prod -o wide",
+            "identity",
+            "identity orders.shop -o json",
             "tap orders.shop --path /api -o json",
             "tap --from spiffe://west.example/ns/shop/* --status 5xx --count 3",
+            "tap payments.prod --mesh",
             "top orders.shop --for 10s",
             "endpoints orders.shop --json",
             "why orders.shop payments.prod --path /pay",

@@ -1,11 +1,14 @@
 //! One module per command: its arguments, the call, what it shows.
 
 pub mod check;
+pub mod edges;
 pub mod endpoints;
+pub mod identity;
 pub mod join;
 pub mod link;
 pub mod manifest;
 pub mod node;
+pub mod routes;
 pub mod service;
 pub mod site;
 pub mod stat;

@@ -112,6 +112,11 @@ impl Run {
         Ok(AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER))
     }
 
+    /// Whether a proxy of this machine shows its requests here.
+    pub fn has_proxy(&self) -> bool {
+        self.0.join("proxy.sock").exists()
+    }
+
     /// Speaks `Proxy` to the proxy at `socket`, or to the one of this directory.
     pub async fn proxy(&self, socket: Option<&Path>) -> Result<ProxyClient<Channel>, Failure> {
         let remedy = "set `control_socket` in proxy.yaml to this path, or name the socket with --socket PATH";

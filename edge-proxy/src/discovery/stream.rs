@@ -11,9 +11,11 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Discovery, StreamError};
+use super::{
+    Discovery, StreamError,
+    taps::{Outgoing, Taps},
+};
 use crate::{snapshot_cell::Complete, tunnels::boot_id};
 
 /// Messages on their way to federation; it reads all the time, so a full queue
@@ -48,6 +50,8 @@ struct Open<'a> {
     asked: Vec<(ServiceName, u8)>,
     since: Instant,
     told_skew: bool,
+    /// Who watches from elsewhere.
+    taps: Taps,
 }
 
 impl Discovery {
@@ -60,7 +64,9 @@ impl Discovery {
     ) -> Result<Infallible, StreamError> {
         let channel = self.channel().await?;
         let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_DELTA);
-        let (tx, rx) = mpsc::channel(QUEUE);
+        let (tx, told) = mpsc::channel(QUEUE);
+        let taps = Taps::default();
+        let outgoing = Outgoing { told, taps: taps.clone() };
         let everything = self.sessions.is_some();
         let gateway = self.shared.own.load().gateway.as_ref().map(ToString::to_string);
         let gateway = gateway.filter(|_| everything).unwrap_or_default();
@@ -74,6 +80,7 @@ impl Discovery {
             asked: Vec::new(),
             since: mesh_runtime::clock::monotonic(),
             told_skew: false,
+            taps,
         };
         open.send(Request::Subscribe(v1::Subscribe {
             versions: mesh_api::VERSIONS.to_vec(),
@@ -83,7 +90,7 @@ impl Discovery {
             boot_id: boot_id().to_owned(),
             gateway,
         }))?;
-        let answered = timeout(ANSWER_DEADLINE, client.stream(ReceiverStream::new(rx))).await;
+        let answered = timeout(ANSWER_DEADLINE, client.stream(outgoing)).await;
         let mut incoming = answered.map_err(|_| StreamError::Timeout)??.into_inner();
         let ended = open.run(&mut incoming, heard).await;
         if matches!(ended, Err(StreamError::Resync(_))) {
@@ -156,6 +163,8 @@ impl Open<'_> {
         self.send(Request::Report(v1::Report {
             interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
             stats: self.discovery.shared.stats.take(),
+            routes: self.discovery.shared.stats.take_routes(),
+            edges: self.discovery.shared.stats.take_edges(),
             snapshot_state: revision.map(|r| format!("{}/{}", r.epoch, r.n)).unwrap_or_default(),
             time_unix_ms: mesh_runtime::clock::unix_millis(),
         }))
@@ -200,6 +209,10 @@ impl Open<'_> {
                 let names = complete.services.iter().filter_map(|name| name.parse().ok());
                 let names: BTreeSet<ServiceName> = names.collect();
                 self.completed(|name| names.contains(name));
+                Ok(())
+            }
+            Some(Response::Taps(taps)) => {
+                self.taps.set(&self.discovery.shared.tap, taps.taps);
                 Ok(())
             }
             // Of a later version; what must not be ignored comes as a version.

@@ -1,6 +1,6 @@
 //! One tunnel, from its `Hello` to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use mesh_api::v1;
 use mesh_core::{GatewayId, PeerIdentity, Snapshot, name::Subject};
@@ -14,6 +14,7 @@ use super::{
     sessions::{Neighbour, TunnelId},
     streams,
 };
+use crate::trace::passage::Passages;
 
 /// While a successor takes over, a tunnel without streams is kept this long:
 /// its other end may not have another one yet.
@@ -30,6 +31,7 @@ pub(super) struct Tunnel {
     pub(super) session: Session,
     pub(super) neighbour: Neighbour,
     pub(super) quota: Arc<Quota>,
+    pub(super) passages: Passages,
     id: TunnelId,
     /// A better tunnel has replaced this one.
     retired: CancellationToken,
@@ -140,7 +142,8 @@ impl Tunnel {
             "tunnel up"
         );
         let retired = CancellationToken::new();
-        Ok(Arc::new(Self { state, own, session, neighbour, quota, id, retired }))
+        let passages = Passages::default();
+        Ok(Arc::new(Self { state, own, session, neighbour, quota, passages, id, retired }))
     }
 
     /// Opens nothing new in it; what runs goes on, then it ends.
@@ -156,7 +159,10 @@ impl Tunnel {
 
     /// Takes in the streams of a tunnel until it has ended.
     pub(super) async fn serve(self: Arc<Self>) {
-        let why = self.take_in().await;
+        let why = tokio::select! {
+            why = self.take_in() => why,
+            never = self.hear_of_traces() => match never {},
+        };
         self.session.close(&why);
         self.state.sessions.remove(&self.neighbour, self.id);
         self.state.metrics.tunnel_down(&self.neighbour, self.session.transport());
@@ -193,6 +199,16 @@ impl Tunnel {
                 deadline = &mut going => return self.finish(deadline).await,
             }
         }
+    }
+
+    /// Also while it goes away: what runs may be traced.
+    async fn hear_of_traces(&self) -> Infallible {
+        if let Some(mut traced) = self.session.traced() {
+            while let Some(traced) = traced.recv().await {
+                self.passages.hear(traced);
+            }
+        }
+        std::future::pending().await
     }
 
     fn begin(self: &Arc<Self>, incoming: Result<IncomingStream, RefusedHeader>) {

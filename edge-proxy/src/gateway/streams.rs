@@ -21,7 +21,7 @@ use super::{
     quota::Slot,
     relay::{self, Carried, Limits},
 };
-use crate::tunnels::going;
+use crate::{trace::passage, tunnels::going};
 
 /// How long saying no may take; a neighbour that does not read its answers
 /// has its stream dropped.
@@ -53,6 +53,14 @@ struct Far {
 enum FarEnd {
     Tcp(Stream),
     Tunnel(TunnelStream),
+}
+
+impl Far {
+    /// The tunnel, if another gateway is at its end.
+    fn gateway(&self) -> Option<&Session> {
+        let FarEnd::Tunnel(stream) = &self.end else { return None };
+        Some(stream.session()).filter(|session| session.peer().id.is_gateway())
+    }
 }
 
 impl Refusal {
@@ -282,6 +290,13 @@ async fn carry(
     started: Instant,
 ) {
     let connect = incoming.connect.clone();
+    let _passage = tunnel.passages.enter(&passage::Stream {
+        connect: &connect,
+        neighbour: &tunnel.neighbour,
+        next: kind(next),
+        onward: far.gateway(),
+        tracer: tunnel.state.shared.tracer.as_ref(),
+    });
     let mut near = match incoming.accept().await {
         Ok(near) => near,
         Err(error) => {

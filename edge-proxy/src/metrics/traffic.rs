@@ -19,7 +19,11 @@ use super::{
     labels::{Labels, Pair},
     series::{Latency, Series},
 };
-use crate::{access_log::Entry, app::Shared};
+use crate::{
+    access_log::Entry,
+    app::Shared,
+    stats::{Edge, Flow},
+};
 
 /// Milliseconds.
 const LATENCY_BUCKETS_MS: [f64; 25] = [
@@ -261,6 +265,22 @@ fn put_destination(labels: &mut Vec<Pair>, endpoint: &Endpoint, own: &Locality) 
         labels.push(("dst_serviceaccount", account.to_owned()));
     }
     labels.push(("dst_zone_locality", near.to_owned()));
+}
+
+/// Whom a request or connection has to do with; `None` if it got nowhere, or
+/// the service is none of the mesh.
+pub fn edge(shared: &Shared, entry: &Entry) -> Option<Edge> {
+    let service = entry.service.clone().filter(|name| is_known(shared, name))?;
+    let endpoint = entry.endpoint.as_ref()?;
+    let (peer, site) = match entry.direction {
+        Direction::Outbound => (endpoint.identity.clone(), Some(endpoint.site.clone())),
+        Direction::Inbound => {
+            let snapshot = shared.snapshot.load();
+            let site = entry.peer.as_ref().zip(snapshot).and_then(|(peer, s)| site_of(&s, peer));
+            (entry.peer.clone(), site)
+        }
+    };
+    Some(Edge { service, flow: Flow::of(entry), peer, site })
 }
 
 /// Site, region and zone of both ends.

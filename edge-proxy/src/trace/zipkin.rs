@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::Serialize;
 
-use super::{Span, Tag, export::Teller, hex};
+use super::{Span, Tag, What, export::Teller, hex};
+use crate::metrics::Direction;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -80,7 +81,9 @@ fn of<'a>(teller: &'a Teller, span: &'a Span) -> SpanV2<'a> {
 
 /// Whom it called; of a caller nothing but its identity is known.
 fn remote(span: &Span) -> Option<EndpointV2<'_>> {
-    let endpoint = span.entry.endpoint.as_ref().filter(|_| !span.told().server)?;
+    let What::Request(entry) = &span.what else { return None };
+    let called = entry.direction == Direction::Outbound;
+    let endpoint = entry.endpoint.as_ref().filter(|_| called)?;
     let addr = endpoint.address.unwrap_or(endpoint.target);
     let (ip, v4) = (addr.ip().to_canonical(), addr.ip().to_canonical().is_ipv4());
     Some(EndpointV2 {

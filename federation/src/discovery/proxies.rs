@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::v1::{Nack, ProxyInfo, Report, Revision, ServiceStat, StatResponse, StatRow};
+use mesh_api::v1::{
+    EdgeRow, Nack, ProxyInfo, Report, Revision, RouteRow, StatRequest, StatResponse, StatRow,
+};
 use mesh_core::PeerIdentity;
 use tokio::time::Instant;
 
@@ -14,6 +16,8 @@ use crate::clock::Clock;
 
 /// Services in one report; more are dropped.
 const MAX_STATS: usize = 4096;
+/// Routes, and other ends, in one report; the same.
+const MAX_OTHERS: usize = 512;
 /// Buckets of one histogram.
 const MAX_BUCKETS: usize = 64;
 /// A report older than this many of its own intervals is no longer shown.
@@ -92,15 +96,24 @@ impl Proxies {
 
     pub(crate) fn report(&self, stream: u64, mut report: Report, clock: &Clock) {
         report.stats.truncate(MAX_STATS);
-        for stat in &mut report.stats {
-            stat.latency.truncate(MAX_BUCKETS + 1);
-            stat.bounds_ms.truncate(MAX_BUCKETS);
+        report.routes.truncate(MAX_OTHERS);
+        report.edges.truncate(MAX_OTHERS);
+        let of_services = report.stats.iter_mut().map(|s| (&mut s.latency, &mut s.bounds_ms));
+        let of_routes = report.routes.iter_mut().map(|s| (&mut s.latency, &mut s.bounds_ms));
+        for (latency, bounds) in of_services.chain(of_routes) {
+            latency.truncate(MAX_BUCKETS + 1);
+            bounds.truncate(MAX_BUCKETS);
         }
         let ahead = clock.ahead_ms(report.time_unix_ms);
         self.change(stream, |proxy| {
             proxy.clock_ahead_ms = ahead;
             proxy.report = Some((Instant::now(), report));
         });
+    }
+
+    /// Those that carry requests: gateways are not counted.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().values().filter(|proxy| !proxy.peer.id.is_gateway()).count()
     }
 
     pub(crate) fn infos(&self) -> Vec<ProxyInfo> {
@@ -119,7 +132,7 @@ impl Proxies {
         self.lock().values().map(info).collect()
     }
 
-    pub(crate) fn stat(&self) -> StatResponse {
+    pub(crate) fn stat(&self, wanted: StatRequest) -> StatResponse {
         let mut answer = StatResponse::default();
         for proxy in self.lock().values() {
             let Some((at, report)) = &proxy.report else { continue };
@@ -128,15 +141,24 @@ impl Proxies {
                 continue;
             }
             answer.interval_ms = answer.interval_ms.max(report.interval_ms);
-            answer.rows.extend(report.stats.iter().map(|stat| row(stat, &proxy.peer)));
+            let who = || (proxy.peer.id.to_string(), node_of(&proxy.peer));
+            answer.rows.extend(report.stats.iter().cloned().map(|stat| {
+                let (spiffe_id, node) = who();
+                StatRow { stat: Some(stat), spiffe_id, node }
+            }));
+            let routes = report.routes.iter().filter(|_| wanted.routes).cloned();
+            answer.routes.extend(routes.map(|stat| {
+                let (spiffe_id, node) = who();
+                RouteRow { stat: Some(stat), spiffe_id, node }
+            }));
+            let edges = report.edges.iter().filter(|_| wanted.edges).cloned();
+            answer.edges.extend(edges.map(|stat| {
+                let (spiffe_id, node) = who();
+                EdgeRow { stat: Some(stat), spiffe_id, node }
+            }));
         }
         answer
     }
-}
-
-fn row(stat: &ServiceStat, peer: &PeerIdentity) -> StatRow {
-    let (spiffe_id, node) = (peer.id.to_string(), node_of(peer));
-    StatRow { stat: Some(stat.clone()), spiffe_id, node }
 }
 
 fn node_of(peer: &PeerIdentity) -> String {

@@ -6,7 +6,7 @@ use mesh_api::{
     VERSIONS,
     v1::{
         Complete, Delta, DiscoveryRequest, DiscoveryResponse, Revision, Subscribe, Subscribed,
-        discovery_request::Request as Asked, discovery_response::Response as Answer,
+        Taps, discovery_request::Request as Asked, discovery_response::Response as Answer,
     },
 };
 use mesh_core::{PeerIdentity, ServiceName};
@@ -19,6 +19,7 @@ use tonic::{Code, Status, Streaming};
 use super::{
     Discovery,
     lens::{ProxyLens, endpoints_of},
+    taps::Wanted,
 };
 use crate::{
     feed::key_of,
@@ -58,6 +59,8 @@ pub(crate) struct ProxyStream {
     waits: bool,
     /// A `Want` waits for its `Complete`.
     wants_answer: bool,
+    /// Who watches its requests; of gateways nobody does.
+    taps: Option<watch::Receiver<Wanted>>,
     /// Set for gateways that said, or must be, who they are.
     gateway: Option<String>,
 }
@@ -80,7 +83,15 @@ impl Drop for Listed {
 
 impl ProxyStream {
     pub(crate) fn new(discovery: Discovery, number: u64, peer: PeerIdentity, tx: Sender) -> Self {
+        let taps = (!peer.id.is_gateway()).then(|| {
+            let mut taps = discovery.taps.wanted();
+            if !taps.borrow().is_empty() {
+                taps.mark_changed();
+            }
+            taps
+        });
         Self {
+            taps,
             lens: ProxyLens {
                 site: discovery.view.authority().state().site().name.to_string(),
                 is_gateway: peer.id.is_gateway(),
@@ -151,6 +162,7 @@ impl ProxyStream {
                     }
                 }
                 () = sleep(SETTLE_LOOK), if unsettled => {}
+                () = tapped(&mut self.taps), if !behind && !unsettled => {}
                 changed = revision.changed(), if !behind && !unsettled => {
                     changed.map_err(|_| gone())?;
                     revision.mark_changed();
@@ -163,7 +175,8 @@ impl ProxyStream {
 
     /// Whether there may be something to tell.
     fn is_behind(&self, revision: &watch::Receiver<Revision>) -> bool {
-        self.wants_answer || revision.has_changed().unwrap_or(true)
+        let tapped = self.taps.as_ref().is_some_and(|taps| taps.has_changed().unwrap_or(false));
+        tapped || self.wants_answer || revision.has_changed().unwrap_or(true)
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe) -> Result<Listed, Status> {
@@ -214,6 +227,7 @@ impl ProxyStream {
                 let clock = discovery.view.authority().clock();
                 discovery.proxies.report(self.number, report, clock);
             }
+            Some(Asked::TapShown(shown)) => discovery.taps.hear(&self.peer, shown),
             Some(Asked::Subscribe(_)) => {
                 let message = "a second subscription on one stream";
                 return Err(refuse(Code::InvalidArgument, "malformed", message));
@@ -240,7 +254,7 @@ impl ProxyStream {
         Ok(())
     }
 
-    /// A delta if there is one, then the answer to wants.
+    /// A delta if there is one, then the answer to wants, then who watches.
     fn next_answer(&mut self) -> Option<Answer> {
         if let Some(delta) = self.difference() {
             self.told = delta.to;
@@ -250,7 +264,9 @@ impl ProxyStream {
             let services = self.lens.wanted.iter().cloned().collect();
             return Some(Answer::Complete(Complete { services }));
         }
-        None
+        let taps = self.taps.as_mut().filter(|taps| taps.has_changed().unwrap_or(false))?;
+        let taps = taps.borrow_and_update().to_vec();
+        Some(Answer::Taps(Taps { taps }))
     }
 
     /// What changed since the last delta, and all endpoints of new wants.
@@ -297,6 +313,17 @@ impl ProxyStream {
         let answer = DiscoveryResponse { response: Some(answer) };
         let sent = timeout(SEND_DEADLINE, self.tx.send(Ok(answer))).await;
         sent.map_err(|_| slow())?.map_err(|_| gone())
+    }
+}
+
+/// Completes when other people watch, and leaves that to be told.
+async fn tapped(taps: &mut Option<watch::Receiver<Wanted>>) {
+    let changed = match taps {
+        Some(taps) => taps.changed().await.map(|()| taps.mark_changed()),
+        None => return std::future::pending().await,
+    };
+    if changed.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -3,9 +3,9 @@ use std::time::Duration;
 use mesh_api::{
     VERSIONS,
     v1::{
-        Ack, Health, Port, Protocol, Register, Revision, ServiceStat, Subscribe, TunnelStatus,
-        Want, discovery_client::DiscoveryClient, discovery_request::Request as Ask,
-        discovery_response::Response as Answer,
+        Ack, EdgeStat, Health, Port, Protocol, Register, Revision, RouteStat, ServiceStat,
+        StatRequest, Subscribe, TunnelStatus, Want, discovery_client::DiscoveryClient,
+        discovery_request::Request as Ask, discovery_response::Response as Answer,
     },
 };
 use mesh_core::{Snapshot, apply};
@@ -237,15 +237,25 @@ async fn what_proxies_say_can_be_asked_for() {
     let mut proxy = Proxy::connect(site.as_proxy(&a).await, subscribe()).await.unwrap();
     proxy.until("a state", |_| true).await;
     let stat = ServiceStat { service: "orders.shop".into(), success: 7, ..ServiceStat::default() };
+    let route = RouteStat { route: "pay".into(), failure: 2, ..RouteStat::default() };
+    let edge = EdgeStat { site: "east".into(), ..EdgeStat::default() };
     let report = mesh_api::v1::Report {
         interval_ms: 1000,
         stats: vec![stat],
+        routes: vec![route; 1000],
+        edges: vec![edge; 1000],
         time_unix_ms: mesh_runtime::clock::unix_millis() - 3_600_000,
         ..mesh_api::v1::Report::default()
     };
     proxy.say(Ask::Report(report)).await;
-    let row = eventually("a row", || site.discovery.stat().rows.pop()).await;
+    let row = eventually("a row", || site.discovery.stat(StatRequest::default()).rows.pop()).await;
     assert_eq!((row.stat.unwrap().success, row.node), (7, a.to_string()));
+    let all = site.discovery.stat(StatRequest { routes: true, edges: true });
+    assert_eq!((all.routes.len(), all.edges.len()), (512, 512), "bounded");
+    assert_eq!(all.routes[0].stat.as_ref().unwrap().failure, 2);
+    assert_eq!(all.edges[0].node, a.to_string());
+    let few = site.discovery.stat(StatRequest { routes: true, edges: false });
+    assert_eq!((few.routes.len(), few.edges.len()), (512, 0), "only what is wanted");
     let ahead = site.discovery.proxies()[0].clock_ahead_ms.unwrap();
     assert!((-3_610_000..=-3_600_000).contains(&ahead), "{ahead}");
     let acked = eventually("acked", || site.discovery.proxies().pop()?.acked).await;

@@ -42,6 +42,9 @@ fn what_each_role_may() {
         (revoke(&elsewhere), [role, "", ns, ""]),
         (revoke(&nowhere), [role, "", ns, ""]),
         (Call::RevokeToken { grants: None }, [role, "", ns, ""]),
+        (Call::Tap { service: "orders.shop" }, [role, "", "", ""]),
+        (Call::Tap { service: "payments.prod" }, [role, "", ns, ""]),
+        (Call::Tap { service: "" }, [role, "", ns, ""]),
         (Call::Administer, [role, role, role, ""]),
     ];
     let holders = [

@@ -74,7 +74,7 @@ fn is_address(text: &str) -> bool {
     bare.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok()
 }
 
-fn connection_id(value: String) -> Result<String, WireError> {
+pub(super) fn connection_id(value: String) -> Result<String, WireError> {
     if value.len() > MAX_CONNECTION_ID || !value.bytes().all(|b| b.is_ascii_graphic()) {
         let rule = format_args!("must be at most {MAX_CONNECTION_ID} printable ASCII bytes");
         return Err(wrong("connection_id", rule));

@@ -169,6 +169,7 @@ fn start(new: Establishing, stream: Raw, hello: v1::Hello) -> Session {
         rtt: AtomicU64::new(0),
         reachable: watch::Sender::new(Arc::new([])),
         stream_drains: broadcast::Sender::new(NOTICES),
+        traced: OnceLock::new(),
         why: Mutex::default(),
     });
     let life = Life {
@@ -253,6 +254,12 @@ impl Life {
             }
             Message::Ping(ping) => shared.tell(Message::Pong(v1::Pong { token: ping.token })),
             Message::Pong(pong) => self.pong(pong.token),
+            // Who does not listen, or not fast enough, has no span of it.
+            Message::Traced(traced) => {
+                if let (Some(listener), Ok(traced)) = (shared.traced.get(), traced.try_into()) {
+                    let _ = listener.try_send(traced);
+                }
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! One table of behaviours, over every transport.
 
 mod begin;
+mod traced;
 
 use std::{
     io::ErrorKind,

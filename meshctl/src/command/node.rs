@@ -1,4 +1,4 @@
-//! `meshctl node` and `meshctl identity`: machines and what they may be.
+//! `meshctl node`: machines and what they may be.
 
 use clap::Subcommand;
 use mesh_api::v1;
@@ -34,19 +34,6 @@ pub enum Node {
     },
 }
 
-/// Subcommands of `identity`.
-#[derive(Debug, Subcommand)]
-pub enum Identity {
-    /// Never accept an identity or a machine again
-    #[command(
-        after_help = "Examples:\n  meshctl identity revoke spiffe://west.example/ns/shop/sa/orders\n  meshctl identity revoke node:0d4c1f0e-6ad3-4d0c-9d31-5d8f4f2f8a11"
-    )]
-    Revoke {
-        /// SPIFFE ID, or node:<uuid>
-        subject: String,
-    },
-}
-
 impl Node {
     /// Does it.
     pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
@@ -62,15 +49,6 @@ impl Node {
                 output::print(format, &view::Done::new(format!("node {id}: resolved")))
             }
         }
-    }
-}
-
-impl Identity {
-    /// Does it.
-    pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
-        let Identity::Revoke { subject } = self;
-        run.admin().await?.revoke(v1::RevokeRequest { subject: subject.clone() }).await?;
-        output::print(format, &view::Done::new(format!("{subject}: revoked")))
     }
 }
 

@@ -25,8 +25,8 @@ pub struct Stat {
 impl Stat {
     /// Asks federation for the figures of the last interval.
     pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
-        let answer = run.admin().await?.stat(v1::StatRequest {}).await?.into_inner();
-        let seconds = f64::from(u32::try_from(answer.interval_ms).unwrap_or(u32::MAX)) / 1000.0;
+        let answer = run.admin().await?.stat(v1::StatRequest::default()).await?.into_inner();
+        let seconds = seconds(answer.interval_ms);
         let wanted = |row: &v1::StatRow| match (&self.service, &row.stat) {
             (Some(service), Some(stat)) => &stat.service == service,
             (None, stat) => stat.is_some(),
@@ -75,27 +75,18 @@ fn merge(rows: Vec<v1::StatRow>, seconds: f64, by_proxy: bool) -> Vec<Row> {
         sum.success += stat.success;
         sum.failure += stat.failure;
         sum.connections += stat.connections;
-        if sum.bounds_ms.is_empty() {
-            sum.bounds_ms.clone_from(&stat.bounds_ms);
-        }
-        if sum.bounds_ms == stat.bounds_ms {
-            sum.latency.resize(sum.latency.len().max(stat.latency.len()), 0);
-            for (bucket, more) in sum.latency.iter_mut().zip(&stat.latency) {
-                *bucket += more;
-            }
-        }
+        add((&mut sum.bounds_ms, &mut sum.latency), (&stat.bounds_ms, &stat.latency));
     }
     let row = |((service, direction, spiffe_id, node), stat): (_, v1::ServiceStat)| {
         let requests = stat.success + stat.failure;
-        let share = |n: u64, of: u64| 100.0 * as_f64(n) / as_f64(of);
         Row {
             service,
             direction,
             spiffe_id,
             node,
             requests,
-            success: (requests > 0).then(|| share(stat.success, requests)),
-            rps: if seconds > 0.0 { as_f64(requests) / seconds } else { 0.0 },
+            success: share(stat.success, requests),
+            rps: per_second(requests, seconds),
             p50_ms: quantile(&stat.bounds_ms, &stat.latency, 0.50),
             p95_ms: quantile(&stat.bounds_ms, &stat.latency, 0.95),
             p99_ms: quantile(&stat.bounds_ms, &stat.latency, 0.99),
@@ -105,6 +96,48 @@ fn merge(rows: Vec<v1::StatRow>, seconds: f64, by_proxy: bool) -> Vec<Row> {
     groups.into_iter().map(row).collect()
 }
 
+/// Adds one histogram to another with the same bounds.
+pub(crate) fn add(sum: (&mut Vec<f64>, &mut Vec<u64>), more: (&[f64], &[u64])) {
+    let ((bounds, counts), (more_bounds, more_counts)) = (sum, more);
+    if bounds.is_empty() {
+        *bounds = more_bounds.to_vec();
+    }
+    if bounds == more_bounds {
+        counts.resize(counts.len().max(more_counts.len()), 0);
+        for (count, more) in counts.iter_mut().zip(more_counts) {
+            *count += more;
+        }
+    }
+}
+
+/// `99.50%`, red where it is bad; empty where nothing was counted.
+pub(crate) fn success_cell(percent: Option<f64>, paint: Paint) -> String {
+    percent.map_or_else(String::new, |percent| {
+        let text = format!("{percent:.2}%");
+        if percent < 99.0 { paint.bad(&text) } else { paint.good(&text) }
+    })
+}
+
+/// `1.5ms`
+pub(crate) fn ms_cell(ms: Option<f64>) -> String {
+    ms.map(|ms| format!("{ms:.1}ms")).unwrap_or_default()
+}
+
+/// Percent of those that went well; `None` if there were none.
+pub(crate) fn share(success: u64, all: u64) -> Option<f64> {
+    (all > 0).then(|| 100.0 * as_f64(success) / as_f64(all))
+}
+
+/// Of so many in so long.
+pub(crate) fn per_second(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { as_f64(count) / seconds } else { 0.0 }
+}
+
+/// Of a report's milliseconds.
+pub(crate) fn seconds(interval_ms: u64) -> f64 {
+    f64::from(u32::try_from(interval_ms).unwrap_or(u32::MAX)) / 1000.0
+}
+
 #[expect(clippy::cast_precision_loss, reason = "counts of an interval stay far below 2^53")]
 fn as_f64(n: u64) -> f64 {
     n as f64
@@ -112,7 +145,7 @@ fn as_f64(n: u64) -> f64 {
 
 /// The value below which a share `q` of the counted lies, linear inside its
 /// bucket; the last bucket (without an upper bound) answers its lower bound.
-fn quantile(bounds: &[f64], counts: &[u64], q: f64) -> Option<f64> {
+pub(crate) fn quantile(bounds: &[f64], counts: &[u64], q: f64) -> Option<f64> {
     let total: u64 = counts.iter().sum();
     if total == 0 || bounds.is_empty() {
         return None;
@@ -147,17 +180,12 @@ impl Show for Figures {
             if wide {
                 cells.extend([row.spiffe_id.clone(), row.node.chars().take(8).collect()]);
             }
-            let success = row.success.map(|percent| {
-                let text = format!("{percent:.2}%");
-                if percent < 99.0 { paint.bad(&text) } else { paint.good(&text) }
-            });
-            let ms = |value: Option<f64>| value.map(|ms| format!("{ms:.1}ms")).unwrap_or_default();
             cells.extend([
-                success.unwrap_or_default(),
+                success_cell(row.success, paint),
                 format!("{:.1}", row.rps),
-                ms(row.p50_ms),
-                ms(row.p95_ms),
-                ms(row.p99_ms),
+                ms_cell(row.p50_ms),
+                ms_cell(row.p95_ms),
+                ms_cell(row.p99_ms),
                 row.connections.to_string(),
             ]);
             table.row(cells);

@@ -1,4 +1,4 @@
-//! `meshctl tap`: requests of a proxy as they end.
+//! `meshctl tap`: requests of a proxy, or of all of a site, as they end.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -42,12 +42,16 @@ pub struct Watched {
     #[arg(long, value_name = "N")]
     max_rps: Option<u32>,
     /// The proxy's control socket [default: proxy.sock in the run directory]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "mesh")]
     socket: Option<PathBuf>,
+    /// Of every proxy of the site, through federation [default: where this
+    /// directory has no proxy.sock]
+    #[arg(long)]
+    mesh: bool,
 }
 
 impl Watched {
-    /// What the proxy shows from now on.
+    /// What this machine's proxy, or all of the site, show from now on.
     pub(super) async fn watch(&self, run: &Run) -> Result<tonic::Streaming<v1::TapEvent>, Failure> {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let request = v1::TapRequest {
@@ -61,6 +65,9 @@ impl Watched {
             status: text(&self.status),
             max_rps: self.max_rps.unwrap_or_default(),
         };
+        if self.mesh || (self.socket.is_none() && !run.has_proxy()) {
+            return Ok(run.admin().await?.tap(request).await?.into_inner());
+        }
         let mut proxy = run.proxy(self.socket.as_deref()).await?;
         Ok(proxy.tap(request).await?.into_inner())
     }
@@ -69,7 +76,7 @@ impl Watched {
 /// Arguments of `tap`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  meshctl tap\n  meshctl tap orders.shop --path /api -o json\n  meshctl tap --status 5xx --direction inbound\n  meshctl tap --from 'spiffe://west.example/ns/shop/*' --count 10"
+    after_help = "Examples:\n  meshctl tap\n  meshctl tap orders.shop --path /api -o json\n  meshctl tap --status 5xx --direction inbound\n  meshctl tap --from 'spiffe://west.example/ns/shop/*' --count 10\n  meshctl --site west tap payments.prod --mesh      (every proxy of the site; needs the role operator elsewhere)"
 )]
 pub struct Tap {
     #[command(flatten)]

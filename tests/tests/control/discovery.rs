@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::*;
 
 /// One stream that a proxy has opened.
-struct Conversation {
+pub(crate) struct Conversation {
     asked: Streaming<v1::DiscoveryRequest>,
     answers: mpsc::Sender<Result<v1::DiscoveryResponse, Status>>,
 }
@@ -40,13 +40,13 @@ impl Discovery for Server {
 }
 
 impl Conversation {
-    async fn say(&self, answer: Answer) {
+    pub(crate) async fn say(&self, answer: Answer) {
         let message = v1::DiscoveryResponse { response: Some(answer) };
         timeout(STEP, self.answers.send(Ok(message))).await.unwrap().unwrap();
     }
 
     /// The next message that `wanted` takes; reports are passed over.
-    async fn next<T>(&mut self, mut wanted: impl FnMut(Asked) -> Option<T>) -> T {
+    pub(crate) async fn next<T>(&mut self, mut wanted: impl FnMut(Asked) -> Option<T>) -> T {
         let look = async {
             loop {
                 let message = self.asked.message().await.unwrap().expect("the stream goes on");
@@ -58,7 +58,7 @@ impl Conversation {
         timeout(STEP, look).await.expect("it comes in time")
     }
 
-    async fn subscribed(&mut self) -> v1::Subscribe {
+    pub(crate) async fn subscribed(&mut self) -> v1::Subscribe {
         let subscribe = self.next(|asked| match asked {
             Asked::Subscribe(subscribe) => Some(subscribe),
             _ => None,
@@ -88,14 +88,14 @@ impl Conversation {
 }
 
 /// A federation of `east`, and the streams that come to it.
-struct Federation {
-    addr: SocketAddr,
+pub(crate) struct Federation {
+    pub(crate) addr: SocketAddr,
     streams: mpsc::Receiver<Conversation>,
-    task: tokio::task::JoinHandle<()>,
+    pub(crate) task: tokio::task::JoinHandle<()>,
 }
 
 impl Federation {
-    async fn start(ca: &Ca, at: Option<SocketAddr>) -> Self {
+    pub(crate) async fn start(ca: &Ca, at: Option<SocketAddr>) -> Self {
         let at = at.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
         let listener = TcpListener::bind(at).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -132,7 +132,7 @@ impl Federation {
         Self { addr, streams, task }
     }
 
-    async fn next(&mut self) -> Conversation {
+    pub(crate) async fn next(&mut self) -> Conversation {
         timeout(STEP, self.streams.recv()).await.expect("a stream in time").unwrap()
     }
 }
@@ -142,7 +142,7 @@ fn trust(ca: &Ca) -> Trust {
     Trust { bundles: Arc::new(bundles.into_iter().collect()), ..Trust::default() }
 }
 
-fn gateway(ca: &Ca, federation: SocketAddr, state: Option<&std::path::Path>) -> App {
+pub(crate) fn gateway(ca: &Ca, federation: SocketAddr, state: Option<&std::path::Path>) -> App {
     let config = Config {
         snapshot: SnapshotSource::Federation,
         state: state.map(Into::into),

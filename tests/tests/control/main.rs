@@ -6,6 +6,7 @@
 mod discovery;
 mod identity;
 mod reboot;
+mod taps;
 
 use std::{sync::Arc, time::Duration};
 

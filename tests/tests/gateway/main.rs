@@ -11,13 +11,17 @@ mod matrix;
 mod mesh;
 mod proxies;
 mod refusals;
+mod traces;
 
 use std::{net::SocketAddr, time::Duration};
 
-use edge_proxy::gateway::{Tuning, quota::Limits};
+use edge_proxy::{
+    config::Config,
+    gateway::{Tuning, quota::Limits},
+};
 use mesh::{
-    Behaviour, Running, STEP, Site, any_doors, bundle, connect, dial, dial_limited, endpoint,
-    endpoint_proxy, exchange, gateway, link, node, service, site, start, start_with_admin,
+    Behaviour, Running, STEP, Site, any_doors, bundle, configured, connect, dial, dial_limited,
+    endpoint, endpoint_proxy, exchange, gateway, link, node, service, site, start, start_as,
     try_dial, whole,
 };
 use mesh_api::v1;
@@ -49,7 +53,7 @@ impl Pair {
     }
 
     async fn tuned(transport: LinkTransport, address: SocketAddr, tuning: Tuning) -> Self {
-        Self::made(transport, address, tuning, None).await
+        Self::made(transport, address, tuning, |_| ()).await
     }
 
     /// The gateway of `east` says that it has an admin port there.
@@ -58,19 +62,32 @@ impl Pair {
         address: SocketAddr,
         admin: Option<SocketAddr>,
     ) -> Self {
-        Self::made(transport, address, Tuning::default(), admin).await
+        // Nothing serves it.
+        let change = |config: &mut Config| {
+            if config.gateway_id.as_ref().is_some_and(|id| id.as_str() == "gw-e") {
+                config.admin = admin;
+            }
+        };
+        Self::made(transport, address, Tuning::default(), change).await
     }
 
+    /// With something else in the configurations of both gateways.
     async fn made(
         transport: LinkTransport,
         address: SocketAddr,
         tuning: Tuning,
-        admin: Option<SocketAddr>,
+        change: impl Fn(&mut Config),
     ) -> Self {
         let (west, east) = (Site::new("west"), Site::new("east"));
         let both = [&west, &east];
-        let west_gateway = start(&west, "gw-w", &both, any_doors(), tuning).await;
-        let east_gateway = start_with_admin(&east, "gw-e", &both, any_doors(), tuning, admin).await;
+        let config = |id: &str| {
+            let gateway_id = Some(id.parse().unwrap());
+            let mut config = Config { gateway_id, ..configured(any_doors()) };
+            change(&mut config);
+            config
+        };
+        let west_gateway = start_as(&west, "gw-w", &both, config("gw-w"), tuning).await;
+        let east_gateway = start_as(&east, "gw-e", &both, config("gw-e"), tuning).await;
         let pair = Self { west, east, west_gateway, east_gateway };
         let seen = (pair.east_gateway.quic, pair.east_gateway.tls);
         pair.publish(transport, address, seen);

@@ -159,19 +159,22 @@ pub(crate) async fn start(
     doors: GatewayDoors,
     tuning: Tuning,
 ) -> Running {
-    start_with_admin(of, id, sites, doors, tuning, None).await
+    start_as(of, id, sites, configured(doors), tuning).await
 }
 
-/// The same with an admin port in its configuration, which nothing serves.
-pub(crate) async fn start_with_admin(
+/// Nothing but doors.
+pub(crate) fn configured(doors: GatewayDoors) -> Config {
+    Config { gateway: Some(doors), ..Config::given(Role::Gateway) }
+}
+
+/// The same with more in its configuration.
+pub(crate) async fn start_as(
     of: &Site,
     id: &str,
     sites: &[&Site],
-    doors: GatewayDoors,
+    config: Config,
     tuning: Tuning,
-    admin: Option<SocketAddr>,
 ) -> Running {
-    let config = Config { gateway: Some(doors), admin, ..Config::given(Role::Gateway) };
     let own = Own {
         site: Some(of.name.parse().unwrap()),
         trust_domain: Some(of.ca.trust_domain.clone()),

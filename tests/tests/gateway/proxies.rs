@@ -68,11 +68,18 @@ impl Proxy {
 
     /// One request to `orders.shop`: status and body.
     async fn get(&self) -> (u16, String) {
+        self.get_with("").await
+    }
+
+    /// The same with more lines in its head.
+    pub(crate) async fn get_with(&self, lines: &str) -> (u16, String) {
         let exchange = async {
             let mut stream = TcpStream::connect(self.bound.http.unwrap()).await.unwrap();
-            let request = b"GET http://orders.shop/ HTTP/1.1\r\nhost: orders.shop\r\n\
-                            connection: close\r\n\r\n";
-            stream.write_all(request).await.unwrap();
+            let request = format!(
+                "GET http://orders.shop/ HTTP/1.1\r\nhost: orders.shop\r\n{lines}connection: \
+                 close\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
             let mut response = String::new();
             stream.read_to_string(&mut response).await.unwrap();
             let status = response.split(' ').nth(1).unwrap().parse().unwrap();
@@ -123,21 +130,32 @@ async fn answer(mut stream: TcpStream) {
 const CHECKOUT: &str = "spiffe://west.example/ns/shop/sa/checkout";
 
 /// Both sites with a proxy each; `orders.shop` of `east` is behind its proxy.
-struct Mesh {
-    pair: Pair,
-    source: Proxy,
-    destination: Proxy,
+pub(crate) struct Mesh {
+    pub(crate) pair: Pair,
+    pub(crate) source: Proxy,
+    pub(crate) destination: Proxy,
 }
 
 impl Mesh {
     async fn new(transport: LinkTransport, reverse: bool) -> Self {
+        Self::made(transport, reverse, |_| ()).await
+    }
+
+    /// With something else in all configurations.
+    pub(crate) async fn made(
+        transport: LinkTransport,
+        reverse: bool,
+        change: impl Fn(&mut Config),
+    ) -> Self {
         let target = application().await;
-        let pair = Pair::new(transport, target).await;
+        let pair = Pair::made(transport, target, Tuning::default(), &change).await;
         let any = Some("127.0.0.1:0".parse().unwrap());
         let sites = [&pair.west, &pair.east];
-        let config = Config { http_listener: any, ..Config::given(Role::Node) };
+        let mut config = Config { http_listener: any, ..Config::given(Role::Node) };
+        change(&mut config);
         let source = Proxy::start(&pair.west, "checkout", &sites, config).await;
-        let config = Config { inbound: any, ..Config::given(Role::Node) };
+        let mut config = Config { inbound: any, ..Config::given(Role::Node) };
+        change(&mut config);
         let destination = Proxy::start(&pair.east, "web", &sites, config).await;
         let mesh = Self { pair, source, destination };
         mesh.publish(transport, target, reverse);
@@ -180,7 +198,7 @@ impl Mesh {
         self.destination.publish(in_east);
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.source.stop().await;
         self.destination.stop().await;
         self.pair.stop().await;

@@ -66,6 +66,15 @@ fn a_role_says_what_meshctl_may_do_on_a_joined_machine() {
         let told = refused(&meshctl(&operator, &elsewhere));
         assert!(told.contains("operator of shop only, not of prod"), "{told}");
 
+        // Who watches requests sees what others ask for.
+        let tap = |service| ["tap", service, "--count", "0"];
+        let told = refused(&meshctl(&viewer, &tap("orders.shop")));
+        assert!(told.contains("role: operator }"), "{told}");
+        done(&meshctl(&operator, &tap("orders.shop")));
+        let told = refused(&meshctl(&operator, &tap("payments.prod")));
+        assert!(told.contains("operator of shop only, not of prod"), "{told}");
+        refused(&meshctl(&operator, &["tap", "--count", "0"]));
+
         let said = world.federation_said();
         let line =
             |parts: &[&str]| said.lines().any(|line| parts.iter().all(|part| line.contains(part)));

@@ -48,9 +48,7 @@ pub(super) async fn attempt(
     until: Option<Instant>,
 ) -> Result<Sent, Failed> {
     let place = place(worker, dispatch, endpoint, load).await?;
-    record.entry.path_kind = place.path_kind;
-    record.entry.peer = Some(place.peer.id.clone());
-    record.entry.connection = Some(place.connection.clone());
+    record.goes_by(&place);
     let Some(body) = carried.body.take() else { return Err(Failed::without_body()) };
     carried.encode();
     let (target, early) = (place.target(carried.speaks), carried.early);

@@ -146,7 +146,12 @@ async fn an_address_of_the_mesh_itself_is_refused_counted_and_keeps_what_was() {
     until(&site, "published", |all| all.len() == 1).await;
     assert_eq!(endpoints(&site)[0].address, "10.0.0.7:4143");
     let mut figures = prometheus_client::registry::Registry::default();
-    crate::metrics::register(&mut figures, site.site.clone(), site.registry.refused());
+    crate::metrics::register(
+        &mut figures,
+        site.site.clone(),
+        site.registry.refused(),
+        &Default::default(),
+    );
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &figures).unwrap();
     let line = "isthmus_federation_registrations_refused_total{reason=\"forbidden_address\"} 2";

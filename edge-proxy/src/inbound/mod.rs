@@ -241,7 +241,12 @@ async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream
     loop {
         tokio::select! {
             opened = session.accept() => {
-                let Some(opened) = opened else { return };
+                let Some(opened) = opened else {
+                    if session.is_violated() {
+                        worker.shared.metrics.connection_cut(Direction::Inbound, "protocol_error");
+                    }
+                    return;
+                };
                 drain.spawn(request::serve(worker.clone(), caller.clone(), opened));
             }
             () = &mut retired, if !retiring => {

@@ -14,11 +14,12 @@ mod refusals;
 
 use std::{net::SocketAddr, time::Duration};
 
+use edge_proxy::config::Config;
 use edge_proxy::gateway::{Tuning, quota::Limits};
 use mesh::{
     Behaviour, Running, STEP, Site, any_doors, bundle, connect, dial, dial_limited, endpoint,
-    endpoint_proxy, exchange, gateway, link, node, service, site, start, start_with_admin,
-    try_dial, whole,
+    endpoint_proxy, exchange, gateway, link, node, service, site, start, start_changed, try_dial,
+    whole,
 };
 use mesh_api::v1;
 use mesh_core::{
@@ -49,28 +50,28 @@ impl Pair {
     }
 
     async fn tuned(transport: LinkTransport, address: SocketAddr, tuning: Tuning) -> Self {
-        Self::made(transport, address, tuning, None).await
+        Self::made(transport, address, tuning, |_| ()).await
     }
 
-    /// The gateway of `east` says that it has an admin port there.
-    async fn with_admin(
+    /// With a changed configuration of the gateway of `east`.
+    async fn changed(
         transport: LinkTransport,
         address: SocketAddr,
-        admin: Option<SocketAddr>,
+        change: impl FnOnce(&mut Config),
     ) -> Self {
-        Self::made(transport, address, Tuning::default(), admin).await
+        Self::made(transport, address, Tuning::default(), change).await
     }
 
     async fn made(
         transport: LinkTransport,
         address: SocketAddr,
         tuning: Tuning,
-        admin: Option<SocketAddr>,
+        change: impl FnOnce(&mut Config),
     ) -> Self {
         let (west, east) = (Site::new("west"), Site::new("east"));
         let both = [&west, &east];
         let west_gateway = start(&west, "gw-w", &both, any_doors(), tuning).await;
-        let east_gateway = start_with_admin(&east, "gw-e", &both, any_doors(), tuning, admin).await;
+        let east_gateway = start_changed(&east, "gw-e", &both, any_doors(), tuning, change).await;
         let pair = Self { west, east, west_gateway, east_gateway };
         let seen = (pair.east_gateway.quic, pair.east_gateway.tls);
         pair.publish(transport, address, seen);

@@ -159,19 +159,21 @@ pub(crate) async fn start(
     doors: GatewayDoors,
     tuning: Tuning,
 ) -> Running {
-    start_with_admin(of, id, sites, doors, tuning, None).await
+    start_changed(of, id, sites, doors, tuning, |_| ()).await
 }
 
-/// The same with an admin port in its configuration, which nothing serves.
-pub(crate) async fn start_with_admin(
+/// The same with a changed configuration; its admin port, if it has one, is
+/// served by nobody.
+pub(crate) async fn start_changed(
     of: &Site,
     id: &str,
     sites: &[&Site],
     doors: GatewayDoors,
     tuning: Tuning,
-    admin: Option<SocketAddr>,
+    change: impl FnOnce(&mut Config),
 ) -> Running {
-    let config = Config { gateway: Some(doors), admin, ..Config::given(Role::Gateway) };
+    let mut config = Config { gateway: Some(doors), ..Config::given(Role::Gateway) };
+    change(&mut config);
     let own = Own {
         site: Some(of.name.parse().unwrap()),
         trust_domain: Some(of.ca.trust_domain.clone()),

@@ -40,8 +40,13 @@ const BAD_OF_SERVICE: &str =
 #[tokio::test]
 async fn a_header_without_end_is_cut() {
     let world = World::start().await;
-    let attack =
-        Attack { name: "endless header", unit: "connections", units: 200, memory: 8, counted: BAD };
+    let attack = Attack {
+        name: "endless header",
+        unit: "connections",
+        units: 200,
+        memory: 8,
+        counted: Some(BAD),
+    };
     let begin = b"GET http://orders.shop/ HTTP/1.1\r\nhost: orders.shop\r\na: ";
     world.at_source(attack, |pace| endless(&world, pace, begin, &[b'x'; 4096])).await;
 }
@@ -54,7 +59,7 @@ async fn headers_without_end_are_cut() {
         unit: "connections",
         units: 200,
         memory: 8,
-        counted: BAD,
+        counted: Some(BAD),
     };
     let begin = b"GET http://orders.shop/ HTTP/1.1\r\nhost: orders.shop\r\n";
     world.at_source(attack, |pace| endless(&world, pace, begin, b"a: b\r\n")).await;
@@ -68,7 +73,7 @@ async fn trailers_without_end_are_cut() {
         unit: "connections",
         units: 200,
         memory: 8,
-        counted: BAD_OF_SERVICE,
+        counted: Some(BAD_OF_SERVICE),
     };
     let begin = b"POST http://orders.shop/all HTTP/1.1\r\nhost: orders.shop\r\n\
                   transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n";
@@ -83,7 +88,7 @@ async fn a_chunk_extension_without_end_is_cut() {
         unit: "connections",
         units: 200,
         memory: 8,
-        counted: BAD_OF_SERVICE,
+        counted: Some(BAD_OF_SERVICE),
     };
     let begin = b"POST http://orders.shop/all HTTP/1.1\r\nhost: orders.shop\r\n\
                   transfer-encoding: chunked\r\n\r\n1;a=";
@@ -99,7 +104,7 @@ async fn chunks_that_are_mostly_extension_are_cut() {
         unit: "connections",
         units: 50,
         memory: 8,
-        counted: BAD_OF_SERVICE,
+        counted: Some(BAD_OF_SERVICE),
     };
     let begin = b"POST http://orders.shop/all HTTP/1.1\r\nhost: orders.shop\r\n\
                   transfer-encoding: chunked\r\n\r\n";
@@ -121,7 +126,7 @@ async fn many_who_dawdle_hold_little() {
         unit: "lines",
         units: 10_000,
         memory: 24,
-        counted: "tcp_open_total",
+        counted: Some("tcp_open_total"),
     };
     let door = world.outbound();
     let run = async |pace: Arc<Pace>| {
@@ -152,7 +157,7 @@ async fn a_storm_of_resets_leaves_nothing_behind() {
         unit: "connections",
         units: 3000,
         memory: 24,
-        counted: "tcp_close_total",
+        counted: Some("tcp_close_total"),
     };
     let door = world.outbound();
     let run = async |pace: Arc<Pace>| {

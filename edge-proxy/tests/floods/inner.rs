@@ -125,7 +125,7 @@ async fn flood(world: &World, pace: Arc<Pace>, next: impl Fn(u32) -> Vec<Frame>)
 }
 
 fn attack(name: &'static str, unit: &'static str, units: u64) -> Attack {
-    Attack { name, unit, units, memory: 16, counted: CUT }
+    Attack { name, unit, units, memory: 16, counted: Some(CUT) }
 }
 
 #[tokio::test]
@@ -171,7 +171,7 @@ async fn streams_that_nobody_reads_stall_no_other() {
         unit: "answers of 1 MiB",
         units: 50,
         memory: 32,
-        counted: "response_total",
+        counted: Some("response_total"),
     };
     let run = async |pace: Arc<Pace>| {
         let mut peer = Peer::of(&world).await;

@@ -11,6 +11,7 @@
 mod support;
 
 mod frames;
+mod gateway;
 
 mod handshakes;
 mod http1;

@@ -1,8 +1,8 @@
 //! Peers that ask for much and take nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use super::{
     frames::{self, DATA, frame, request, window},
@@ -13,12 +13,17 @@ const OPEN: &str = "tcp_open_total";
 
 /// Opens a connection, says all of `what` and takes nothing.
 async fn say(world: &World, pace: Arc<Pace>, settings: &[(u16, u32)], what: Vec<u8>, many: u64) {
-    let mut stream = frames::connect(world.outbound(), settings).await;
-    // As much of it as is taken: what waits in the kernel is not ours.
-    let saying = stream.write_all(&what);
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(3), saying).await;
+    let _open = said(world, settings, &what).await;
     pace.units(many);
     pace.hold().await;
+}
+
+/// The connection, which has been told as much of it as it takes: what waits
+/// in the kernel is not ours.
+async fn said(world: &World, settings: &[(u16, u32)], what: &[u8]) -> TcpStream {
+    let mut stream = frames::connect(world.outbound(), settings).await;
+    let _cut_or_late = timeout(Duration::from_secs(3), stream.write_all(what)).await;
+    stream
 }
 
 /// Answers of a mebibyte each that nobody may be sent.
@@ -30,7 +35,7 @@ async fn windows_of_nothing_hold_little() {
         unit: "streams",
         units: 500,
         memory: 64,
-        counted: OPEN,
+        counted: Some(OPEN),
     };
     let asks: Vec<u8> =
         (0..500).flat_map(|number| request(2 * number + 1, "GET", "/big", true)).collect();
@@ -47,7 +52,7 @@ async fn who_does_not_read_answers_holds_little() {
         unit: "streams",
         units: 500,
         memory: 64,
-        counted: OPEN,
+        counted: Some(OPEN),
     };
     let mut asks = window(0, (1 << 31) - 1 - 65_535);
     asks.extend((0..500).flat_map(|number| request(2 * number + 1, "GET", "/big", true)));
@@ -64,14 +69,20 @@ async fn bodies_that_nobody_reads_hold_little() {
         unit: "streams",
         units: 31,
         memory: 24,
-        counted: OPEN,
+        counted: Some(OPEN),
     };
-    let mut says = Vec::new();
-    for number in 0..31 {
-        says.extend(request(2 * number + 1, "POST", "/deaf", false));
-        for _ in 0..16 {
-            says.extend(frame(DATA, 0, 2 * number + 1, &[7; 16 << 10]));
+    let bodies = |count: u32, pieces: usize| {
+        let mut says = Vec::new();
+        for number in 0..count {
+            says.extend(request(2 * number + 1, "POST", "/deaf", false));
+            says.extend(frame(DATA, 0, 2 * number + 1, &[7; 16 << 10]).repeat(pieces));
         }
-    }
-    world.at_source(attack, |pace| say(&world, pace, &[], says, 31)).await;
+        says
+    };
+    let run = async |pace: Arc<Pace>| {
+        // More than that is a fault, and ends the connection.
+        let _cut = said(&world, &[], &bodies(100, 64)).await;
+        say(&world, pace, &[], bodies(31, 16), 31).await;
+    };
+    world.at_source(attack, run).await;
 }

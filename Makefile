@@ -14,7 +14,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 
 # Decoders of what a network or a person sends.
-FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot message_codec http1_request http1_response http1_chunked
+FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot message_codec http1_request http1_response http1_chunked trace_context \
+	frames request_fields certificates manifest
 FUZZ_SECONDS ?= 60
 
 .PHONY: demo test test-netns test-interop test-observe test-vm fuzz soak bench
@@ -59,11 +60,15 @@ fuzz:
 soak:
 	cargo build --workspace --bins
 	ISTHMUS_CRASH_POINTS=50 cargo test --workspace
+	cargo build --release -p edge-proxy
+	EDGE_PROXY=$(abspath $(TARGET))/release/edge-proxy ISTHMUS_FLOOD_SECONDS=20 \
+		cargo test -p edge-proxy --test floods -- --nocapture --test-threads 1
 	ISTHMUS_CRASH_POINTS=200 cargo test -p isthmus-tests --test hostile kills
 	for seed in $$(seq 1 40); do ISTHMUS_SIM_SEED=$$seed cargo test -q -p isthmus-tests --test simulation || exit 1; done
 	cargo test -p isthmus-tests --test simulation -- --ignored
 	$(TARGET)/debug/meshctl demo --duration 10m
 	$(TARGET)/debug/meshctl demo --duration 10m --block-udp
+	$(MAKE) fuzz FUZZ_SECONDS=3600
 
 # EDGE_PROXY names a proxy that is built already.
 bench:

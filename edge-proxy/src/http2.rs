@@ -4,7 +4,9 @@
 //! a request costs no task of its own at the source.
 
 mod client;
+pub mod unsent;
 mod upload;
+pub mod watched;
 
 pub use client::{Client, ExchangeError, Lease};
 pub use upload::{Upload, UploadEnd};
@@ -19,10 +21,10 @@ use h2::RecvStream;
 use http_body::{Body, Frame, SizeHint};
 
 /// What a peer may send on one stream before it is read.
-pub const STREAM_WINDOW: u32 = 1 << 20;
+pub const STREAM_WINDOW: u32 = 256 << 10;
 /// What a peer may send on all streams together before it is read. Wide, so
 /// that a few streams that nobody reads do not stall the others.
-pub const CONNECTION_WINDOW: u32 = 32 << 20;
+pub const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Streams open at once on one connection.
 pub const MAX_STREAMS: u32 = 1024;
 /// Decoded header bytes of one message.

@@ -17,6 +17,7 @@
 //! - [`http1`]: HTTP/1 towards clients and applications.
 //! - [`apps`]: connections to applications.
 //! - [`outbound`]: from the application into the mesh.
+//! - [`idle_frames`]: how many frames a peer may send that carry nothing.
 //! - [`inner`]: the session between two proxies, end to end.
 //! - [`inbound`]: from the mesh to the application.
 //! - [`changes`] and [`audit`]: what running calls are told of policies, and what
@@ -46,6 +47,7 @@ pub mod headers;
 pub mod http1;
 pub mod http2;
 pub mod identity;
+pub mod idle_frames;
 pub mod inbound;
 pub mod inner;
 pub mod metrics;

@@ -178,6 +178,8 @@ pub struct Metrics {
     pub tcp_open: Series<TargetLabels, Gauge>,
     /// Connections of applications open now.
     pub clients_open: Gauge,
+    /// Connections that we ended for what the other side did.
+    pub cut: Family<ReasonLabel, Counter>,
     /// Endpoints asked how they are.
     pub probes: Family<ProbeLabels, Counter>,
     /// Those left alone for what they answered, once for each worker.
@@ -225,6 +227,7 @@ impl Metrics {
             latency_ms: Series::new(|| Latency::new(&LATENCY_BUCKETS_MS), refused.clone()),
             tcp_open: Series::new(Gauge::default, refused.clone()),
             clients_open: Gauge::default(),
+            cut: Family::default(),
             probes: Family::default(),
             probes_failing: Family::default(),
             detection_ms: Detections::new_with_constructor(latency),
@@ -260,6 +263,8 @@ impl Metrics {
         registry.register("tcp_open_connections", "Opaque connections open", m.tcp_open.clone());
         let clients = "Connections of applications open";
         registry.register("client_open_connections", clients, m.clients_open.clone());
+        let cut = "Connections that were ended for what the other side did";
+        registry.register("connections_cut", cut, m.cut.clone());
         registry.register("probe", "Endpoints asked how they are", m.probes.clone());
         let failing = "Endpoints left alone for what they answered, once for each worker";
         registry.register("probe_failing", failing, m.probes_failing.clone());
@@ -299,6 +304,11 @@ impl Metrics {
         let gauge = self.inner_sessions.get_or_create_owned(&DirectionLabel(direction));
         gauge.inc();
         Open(gauge)
+    }
+
+    /// Counts a connection that we end for what the other side does.
+    pub fn connection_cut(&self, direction: Direction, reason: &'static str) {
+        self.cut.get_or_create(&ReasonLabel { direction, reason }).inc();
     }
 
     /// Counts a failed inner handshake.

@@ -10,8 +10,7 @@ use std::{
 use mesh_api::ALPN_INNER;
 use mesh_core::{Allowed, Endpoint, Snapshot, route::Destination};
 use mesh_runtime::clock;
-use mesh_tunnel::net::Listener;
-use tokio::sync::Semaphore;
+use mesh_tunnel::{admission::Places, net::Listener};
 
 use crate::{
     app::{App, Shared},
@@ -19,7 +18,7 @@ use crate::{
     changes::{self, Changes},
     config::{Config, ServiceListener},
     http1::Buffers,
-    inbound::{self, MAX_HALF_OPEN},
+    inbound::{self, MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE},
     outbound::{
         listen::{self, Purpose},
         loads::Loads,
@@ -67,7 +66,7 @@ pub struct Worker {
     /// How often policies have changed.
     pub changes: Changes,
     /// Handshakes that may be under way.
-    pub half_open: Semaphore,
+    pub half_open: Arc<Places>,
     view: Mutex<Option<Arc<View>>>,
     /// Tells it from the workers of other machines where they are not known.
     seed: u64,
@@ -149,7 +148,7 @@ impl Worker {
             buffers,
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             changes: Changes::default(),
-            half_open: Semaphore::new(MAX_HALF_OPEN),
+            half_open: Places::new(MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE),
             view: Mutex::default(),
             seed: rand::random(),
         })

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -13,6 +13,7 @@ use support::{
     Pair, Targets,
     apps::{App, empty, fetch, full, get, http1, read},
 };
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// Says what it saw.
 async fn echo(request: Request<hyper::body::Incoming>) -> Response<support::apps::AnyBody> {
@@ -241,4 +242,29 @@ async fn who_comes_from_elsewhere_must_be_allowed() {
             "{allowed:?}"
         );
     }
+}
+
+/// In virtual time: who sends a line of its head each second is no better off
+/// than who sends nothing.
+#[tokio::test]
+async fn a_head_that_does_not_end_is_waited_for_75_seconds() {
+    let app = App::start(echo).await;
+    let pair = Pair::one_hop(Targets::all(app.addr)).await;
+    let mut slow = TcpStream::connect(pair.source.http()).await.unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: orders.shop\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let is_open = |slow: &TcpStream| {
+        let read = slow.try_read(&mut [0]);
+        matches!(read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    while is_open(&slow) {
+        assert!(began.elapsed() < Duration::from_secs(90), "it is still waited for");
+        let _cut = slow.write_all(b"a: b\r\n").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(began.elapsed() >= Duration::from_secs(74), "{:?}", began.elapsed());
+    let counted = "connections_cut_total{direction=\"outbound\",reason=\"slow_head\"} 1";
+    assert!(pair.source.metrics().contains(counted), "{}", pair.source.metrics());
 }

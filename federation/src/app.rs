@@ -82,7 +82,8 @@ pub struct Running {
     pub admin: AdminService,
     /// The gRPC listener.
     pub grpc: SocketAddr,
-    metrics: Metrics,
+    /// What it counts.
+    pub metrics: Metrics,
 }
 
 /// Runs until SIGTERM, then drains.
@@ -140,9 +141,11 @@ pub async fn start<S: Store>(
     let own_ports = own_ports(config, grpc, parts.net.clone());
     let admin = publish(&site, config, parts.net, own_ports, drain);
     let own = config.trust_domain.clone();
-    serve(&admin, door::open(listener, site.credentials.clone(), own, drain), drain);
+    let at_door = metrics::Refused::default();
+    let incoming = door::open(listener, site.credentials.clone(), own, at_door.clone(), drain);
+    serve(&admin, incoming, drain);
     let mut registry = Metrics::default();
-    metrics::register(&mut registry, &admin);
+    metrics::register(&mut registry, &admin, &at_door);
     Ok(Running { admin, grpc, metrics: registry })
 }
 

@@ -18,7 +18,7 @@ use std::{
 use mesh_api::{ALPN_CONTROL, ALPN_JOIN};
 use mesh_core::{Allowed, PeerIdentity, TrustDomain, identity::Side};
 use mesh_runtime::{clock, drain::Drain};
-use mesh_tunnel::{Credentials, Listener, Stream, tls};
+use mesh_tunnel::{Credentials, Listener, Stream, admission::Places, tls};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -29,8 +29,14 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use crate::metrics::Refused;
+
 /// Handshakes that run at once; more wait in the backlog of the socket.
 const MAX_HANDSHAKES: usize = 128;
+/// Of one source; more are closed, so that others need not wait for them. A
+/// gateway's address stands for all who come through it, and who joins there
+/// cannot take all of its places (`mesh_tunnel::admission`).
+const MAX_HANDSHAKES_PER_SOURCE: usize = 96;
 /// A client that is not through by then is not one.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections with an identity: proxies and agents of a large site, through
@@ -73,6 +79,7 @@ pub fn open(
     listener: Box<dyn Listener>,
     credentials: Arc<Credentials>,
     own: TrustDomain,
+    refused: Refused,
     drain: &Drain,
 ) -> Incoming {
     let (proved_tx, proved) = mpsc::channel(ACCEPTED);
@@ -84,6 +91,7 @@ pub fn open(
         joining: joining_tx,
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         joining_places: Arc::new(Semaphore::new(MAX_JOINING)),
+        refused,
     });
     drain.spawn(accept(listener, door, drain.clone()));
     Incoming { proved: ReceiverStream::new(proved), joining: ReceiverStream::new(joining) }
@@ -96,10 +104,12 @@ struct Door {
     joining: mpsc::Sender<io::Result<Joining>>,
     places: Arc<Semaphore>,
     joining_places: Arc<Semaphore>,
+    refused: Refused,
 }
 
 async fn accept(listener: Box<dyn Listener>, door: Arc<Door>, drain: Drain) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let places = Places::new(MAX_HANDSHAKES, MAX_HANDSHAKES_PER_SOURCE);
     loop {
         let handshake = handshakes.clone().acquire_owned().await.expect("never closed");
         let accepted = tokio::select! {
@@ -114,23 +124,37 @@ async fn accept(listener: Box<dyn Listener>, door: Arc<Door>, drain: Drain) {
                 continue;
             }
         };
+        let place = match places.take(Some(from.ip())) {
+            Ok(place) => place,
+            Err(full) => {
+                door.refused.count(full.code().into());
+                continue;
+            }
+        };
         let door = door.clone();
         drain.spawn(async move {
             let welcomed = timeout(HANDSHAKE_DEADLINE, door.welcome(stream)).await;
-            drop(handshake);
+            drop((handshake, place));
             match welcomed {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => refused(from, &error),
-                Err(_) => log::debug!(from:%; "a handshake took too long"),
+                Ok(Err(error)) => door.refused.count(refused(from, &error).into()),
+                Err(_) => door.refused.count("handshake_timeout".into()),
             }
         });
     }
 }
 
-fn refused(from: SocketAddr, error: &io::Error) {
+/// Logs it; its code.
+fn refused(from: SocketAddr, error: &io::Error) -> &'static str {
     match tls::verify_error(error) {
-        Some(reason) => log::warn!(from:%, code = reason.code(), error:%; "caller refused"),
-        None => log::debug!(from:%, error:%; "a handshake failed"),
+        Some(reason) => {
+            log::warn!(from:%, code = reason.code(), error:%; "caller refused");
+            reason.code()
+        }
+        None => {
+            log::debug!(from:%, error:%; "a handshake failed");
+            "handshake_failed"
+        }
     }
 }
 

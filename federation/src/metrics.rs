@@ -18,14 +18,16 @@ use prometheus_client::{
 use crate::{admin::AdminService, tokens};
 
 /// Registers what is read from a site, and what is counted.
-pub fn register(registry: &mut Registry, admin: &AdminService) {
+pub fn register(registry: &mut Registry, admin: &AdminService, at_door: &Refused) {
     let registry = registry.sub_registry_with_prefix("isthmus_federation");
     let help = "Registrations refused, by code";
     registry.register("registrations_refused", help, admin.registry.refused().0.clone());
+    let help = "Callers turned away at the gRPC port, by code";
+    registry.register("handshakes_refused", help, at_door.0.clone());
     registry.register_collector(Box::new(Figures(admin.clone())));
 }
 
-/// Registrations refused, by code. Clones share the figures.
+/// What was refused, by code. Clones share the figures.
 #[derive(Debug, Clone, Default)]
 pub struct Refused(Family<Reason, Counter<u64, AtomicU64>>);
 

@@ -363,7 +363,7 @@ impl TestSite {
         };
         let (mut registry, mut text) =
             (prometheus_client::registry::Registry::default(), String::new());
-        crate::metrics::register(&mut registry, &admin);
+        crate::metrics::register(&mut registry, &admin, &Default::default());
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let line = text.lines().find_map(|line| {
             line.strip_prefix("isthmus_federation_")?.strip_prefix(name)?.strip_prefix(' ')

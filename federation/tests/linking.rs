@@ -62,6 +62,7 @@ impl Gateway {
             },
             quic: Some(any),
             tls: any,
+            turned_away: Default::default(),
         })
         .await
         .unwrap();

@@ -65,7 +65,7 @@ impl ConnectionIdGenerator for Cids {
 /// Whether a datagram belongs to a connection of this generation, or begins a
 /// new one (RFC 9000 section 17: the destination's connection id is all that a
 /// short header has; in long ones it follows the version).
-fn is_of(generation: Generation, datagram: &[u8]) -> bool {
+pub fn is_of(generation: Generation, datagram: &[u8]) -> bool {
     const LONG: u8 = 0x80;
     const TYPE: u8 = 0x30;
     const INITIAL: u8 = 0x00;

@@ -8,6 +8,7 @@
 //! - [`session`]: one tunnel; streams opened by either side, each begun by a
 //!   `Connect` that names its target.
 //! - [`dial`]: QUIC raced against TLS/TCP towards one gateway.
+//! - [`admission`]: how many strangers may be busy with us at once.
 //! - [`listen`]: the gateway's door: tunnels, and the join stream.
 //! - [`control`]: gRPC to federation, directly or through a gateway.
 //! - [`unix`]: gRPC on Unix sockets, with the caller the kernel names.
@@ -15,6 +16,7 @@
 //! This crate never decides who may do what beyond verifying certificates: it
 //! hands `Connect` headers to its caller, who answers yes or no.
 
+pub mod admission;
 mod ahead;
 pub mod control;
 pub mod datagrams;

@@ -1,7 +1,5 @@
 //! The gateway's door: one UDP and one TCP address.
 
-mod admission;
-
 use std::{
     io,
     net::SocketAddr,
@@ -11,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use admission::{Admission, Joining};
 use mesh_api::v1::Hello;
 use mesh_core::{Allowed, identity::Side};
 use rustls::{
@@ -27,11 +24,12 @@ use tokio::{
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::{
+    admission::{Admission, Place, Tally},
     ahead::ReadAhead,
     net::{Io, Listener, Net, Stream},
     quic,
     session::{Carrier, Establishing, Session, establish},
-    tls::{self, Credentials, verify_error},
+    tls::{self, Credentials, ServerStream, verify_error},
 };
 
 /// Where and as whom to listen.
@@ -50,6 +48,11 @@ pub struct Doors {
     pub quic: Option<SocketAddr>,
     /// TCP.
     pub tls: SocketAddr,
+    /// How often something was turned away, by stable code: those of
+    /// `VerifyError` and [`Full`](crate::admission::Full), `handshake_failed`,
+    /// `handshake_timeout`, `join_limit`, and `quic_retry` for clients that
+    /// first had to prove their address.
+    pub turned_away: Tally,
 }
 
 /// A peer that has not proved who it is and said `Hello` by then is dropped.
@@ -71,7 +74,7 @@ pub struct Door {
     arrivals: Mutex<mpsc::Receiver<Arrival>>,
     closing: watch::Sender<bool>,
     addrs: (Option<SocketAddr>, SocketAddr),
-    admission: Arc<Admission>,
+    turned_away: Tally,
 }
 
 /// What came in.
@@ -100,13 +103,13 @@ impl Door {
         let addrs = (udp, listener.local_addr()?);
         let (arrived, arrivals) = mpsc::channel(ARRIVALS);
         let closing = watch::Sender::new(false);
-        let admission = Arc::new(Admission::default());
-        let hall = Arc::new(Hall { doors, arrived, admission: admission.clone() });
+        let turned_away = doors.turned_away.clone();
+        let hall = Arc::new(Hall { doors, arrived, admission: Admission::default() });
         if let Some(quic) = quic {
             tokio::spawn(hall.clone().quic(quic, closing.subscribe()));
         }
         tokio::spawn(hall.tcp(listener, closing.subscribe()));
-        Ok(Self { arrivals: Mutex::new(arrivals), closing, addrs, admission })
+        Ok(Self { arrivals: Mutex::new(arrivals), closing, addrs, turned_away })
     }
 
     /// The next arrival; handshakes run beside it, bounded in number and time.
@@ -121,12 +124,9 @@ impl Door {
         self.addrs
     }
 
-    /// How often something was turned away, by stable code: those of
-    /// `VerifyError`, `handshake_failed`, `handshake_timeout`,
-    /// `handshake_limit`, `join_limit`, and `quic_retry` for clients that
-    /// first had to prove their address.
+    /// How often something was turned away: [`Doors::turned_away`].
     pub fn turned_away(&self) -> Vec<(&'static str, u64)> {
-        self.admission.turned_away()
+        self.turned_away.get()
     }
 
     /// Accepts nothing new; tunnels go on.
@@ -139,7 +139,7 @@ impl Door {
 struct Hall {
     doors: Doors,
     arrived: mpsc::Sender<Arrival>,
-    admission: Arc<Admission>,
+    admission: Admission,
 }
 
 impl Hall {
@@ -157,10 +157,10 @@ impl Hall {
                 // Only a client that receives our packets will come back.
                 // Fails only if a retry is not possible, and drops it then.
                 let _ = incoming.retry();
-                self.admission.count("quic_retry");
+                self.doors.turned_away.count("quic_retry");
                 continue;
             }
-            let Some(admitted) = self.admission.enter(from.ip()) else {
+            let Some(admitted) = self.enter(from) else {
                 incoming.ignore();
                 continue;
             };
@@ -195,13 +195,19 @@ impl Hall {
                     continue;
                 }
             };
-            let Some(admitted) = self.admission.enter(from.ip()) else { continue };
+            let Some(admitted) = self.enter(from) else { continue };
             let hall = self.clone();
             handshakes.spawn(async move {
                 hall.arrive(from, hall.tls(stream, from)).await;
                 drop(admitted);
             });
         }
+    }
+
+    /// A place for a handshake; none is counted.
+    fn enter(&self, from: SocketAddr) -> Option<Place> {
+        let place = self.admission.enter(from.ip());
+        place.inspect_err(|full| self.doors.turned_away.count(full.code())).ok()
     }
 
     /// Which of the two protocols a TCP connection wants decides whether it
@@ -219,7 +225,7 @@ impl Hall {
             return self.tunnel(Carrier::tls(stream, false), chain).await;
         }
         if join {
-            let joining = self.admission.join(Instant::now()).ok_or_else(|| {
+            let joining = self.admission.join(from.ip(), Instant::now()).ok_or_else(|| {
                 io::Error::new(io::ErrorKind::QuotaExceeded, "too many are joining at once")
             })?;
             let stream = start.into_stream(credentials.join_server()).await?;
@@ -263,7 +269,7 @@ impl Hall {
             },
             Err(_) => "handshake_timeout",
         };
-        self.admission.count(code);
+        self.doors.turned_away.count(code);
     }
 }
 
@@ -273,15 +279,15 @@ fn offers(hello: &ClientHello<'_>, alpn: &[u8]) -> bool {
 
 /// A join stream within its limits.
 struct JoinStream {
-    inner: tokio_rustls::server::TlsStream<ReadAhead<Stream>>,
+    inner: ServerStream<Stream>,
     read: u64,
     written: u64,
     end: Pin<Box<Sleep>>,
-    _joining: Joining,
+    _joining: Place,
 }
 
 impl JoinStream {
-    fn new(inner: tokio_rustls::server::TlsStream<ReadAhead<Stream>>, joining: Joining) -> Self {
+    fn new(inner: ServerStream<Stream>, joining: Place) -> Self {
         let end = Box::pin(tokio::time::sleep(JOIN_TIME));
         Self { inner, read: 0, written: 0, end, _joining: joining }
     }

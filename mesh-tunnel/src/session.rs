@@ -3,7 +3,7 @@
 mod answer;
 mod carrier;
 mod control;
-mod mux;
+pub mod mux;
 mod stream;
 mod traced;
 mod wire;

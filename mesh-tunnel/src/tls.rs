@@ -265,12 +265,14 @@ pub fn verify_error(error: &io::Error) -> Option<VerifyError> {
     verifier::from_rustls(inner.downcast_ref::<rustls::Error>()?)
 }
 
+/// The dialling side of a TLS connection.
+pub type ClientStream<T> = tokio_rustls::client::TlsStream<ReadAhead<T>>;
+/// The side that was dialled.
+pub type ServerStream<T> = tokio_rustls::server::TlsStream<ReadAhead<T>>;
+
 /// A TLS client handshake; fails unless one of the offered protocols was
 /// chosen. Names play no part: there is no SNI.
-pub async fn connect<T>(
-    config: Arc<rustls::ClientConfig>,
-    io: T,
-) -> io::Result<tokio_rustls::client::TlsStream<ReadAhead<T>>>
+pub async fn connect<T>(config: Arc<rustls::ClientConfig>, io: T) -> io::Result<ClientStream<T>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
@@ -284,10 +286,7 @@ where
 
 /// A TLS server handshake; fails unless the client offered one of the
 /// protocols of `config`.
-pub async fn accept<T>(
-    config: Arc<rustls::ServerConfig>,
-    io: T,
-) -> io::Result<tokio_rustls::server::TlsStream<ReadAhead<T>>>
+pub async fn accept<T>(config: Arc<rustls::ServerConfig>, io: T) -> io::Result<ServerStream<T>>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {

@@ -125,7 +125,8 @@ fn registered(dir: &Path, names: &mut BTreeSet<String>) {
         }
         let text = fs::read_to_string(&path).unwrap();
         let gateway = if path.ends_with("gateway/metrics.rs") { "gateway_" } else { "" };
-        for call in text.split(".register(").skip(1) {
+        let calls = [".register(", ".encode_descriptor("].map(|call| text.split(call).skip(1));
+        for call in calls.into_iter().flatten() {
             if let Some(rest) = call.trim_start().strip_prefix('"') {
                 let name = rest.split('"').next().unwrap();
                 names.insert(format!("{gateway}{name}"));

@@ -125,6 +125,7 @@ async fn stolen_gateway(
         },
         quic: Some(any),
         tls: any,
+        turned_away: Default::default(),
     })
     .await?;
     loop {

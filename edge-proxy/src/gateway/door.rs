@@ -75,6 +75,7 @@ fn wanted(state: &State, own: &Own, doors: GatewayDoors) -> Doors {
         hello: hello(state, own),
         quic: doors.quic,
         tls: doors.tls,
+        turned_away: state.metrics.turned_away.clone(),
     }
 }
 

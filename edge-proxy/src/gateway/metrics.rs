@@ -1,12 +1,13 @@
 //! What a gateway counts.
 
-use std::sync::atomic::AtomicU64;
+use std::{fmt, sync::atomic::AtomicU64};
 
 use mesh_core::path::RefusedReason;
-use mesh_tunnel::Transport;
+use mesh_tunnel::{Transport, admission::Tally};
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -74,6 +75,25 @@ pub struct Metrics {
     refused: Family<Refused, Count>,
     bytes: Family<Bytes, Count>,
     joins: Family<Joined, Count>,
+    /// Who never got through the doors, by code.
+    pub(super) turned_away: Tally,
+}
+
+/// Shows what the doors have counted.
+#[derive(Debug)]
+struct TurnedAway(Tally);
+
+impl Collector for TurnedAway {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Strangers turned away at the doors, by code";
+        let kind = MetricType::Counter;
+        let mut family = encoder.encode_descriptor("turned_away", help, None, kind)?;
+        for (code, n) in self.0.get() {
+            let label = [("reason", code)];
+            family.encode_family(&label)?.encode_counter::<NoLabelSet, _, u64>(&n, None)?;
+        }
+        Ok(())
+    }
 }
 
 impl Metrics {
@@ -89,6 +109,7 @@ impl Metrics {
         registry.register("streams_refused", "Streams refused, by code", self.refused.clone());
         registry.register("bytes", "Bytes carried in ended streams", self.bytes.clone());
         registry.register("joins", "Conversations at the join door", self.joins.clone());
+        registry.register_collector(Box::new(TurnedAway(self.turned_away.clone())));
     }
 
     pub(super) fn tunnel_up(&self, neighbour: &Neighbour, transport: Transport) {

@@ -25,10 +25,10 @@ use std::{
 };
 
 use mesh_core::{Allowed, Client, PeerIdentity, identity::Side};
-use mesh_tunnel::{Stream, net::Listener, tls};
+use mesh_tunnel::{Stream, admission::Place, net::Listener, tls};
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     access_log::Entry,
@@ -48,6 +48,8 @@ use crate::{
 /// Handshakes under way per worker; more are closed unanswered, so that a
 /// flood of them leaves sessions alone.
 pub const MAX_HALF_OPEN: usize = 256;
+/// Of one source: a gateway's address stands for all who come through it.
+pub const MAX_HALF_OPEN_PER_SOURCE: usize = 128;
 /// Connections of the mesh per worker; more wait to be accepted.
 const MAX_SESSIONS: usize = 16_384;
 /// Pause after a failed accept (out of file descriptors).
@@ -72,6 +74,14 @@ impl Via {
         match self {
             Self::Tcp(_) => "direct",
             Self::Reverse { .. } => "reverse",
+        }
+    }
+
+    /// Streams of gateways have no address, and are one source.
+    fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(from) => Some(from.ip()),
+            Self::Reverse { .. } => None,
         }
     }
 }
@@ -148,9 +158,11 @@ async fn next(
 /// Serves one caller: inner TLS, then requests, each authorized. Returns when
 /// the session has ended.
 pub async fn serve_stream(worker: Arc<Worker>, stream: Stream, via: Via) {
-    let Ok(half_open) = worker.half_open.try_acquire() else {
-        worker.shared.metrics.handshake_failed(Direction::Inbound, "overloaded");
-        return;
+    let half_open = match worker.half_open.take(via.source()) {
+        Ok(place) => place,
+        Err(full) => {
+            return worker.shared.metrics.handshake_failed(Direction::Inbound, full.code());
+        }
     };
     match handshake(&worker, stream, &via, half_open).await {
         Ok((caller, stream)) => serve_session(&worker, caller, stream).await,
@@ -167,7 +179,7 @@ async fn handshake(
     worker: &Worker,
     stream: Stream,
     via: &Via,
-    _half_open: SemaphorePermit<'_>,
+    _half_open: Place,
 ) -> io::Result<(Arc<Caller>, Stream)> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
     let secured = tls::accept(worker.inner_server.clone(), stream);
@@ -229,7 +241,12 @@ async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream
     loop {
         tokio::select! {
             opened = session.accept() => {
-                let Some(opened) = opened else { return };
+                let Some(opened) = opened else {
+                    if session.is_violated() {
+                        worker.shared.metrics.connection_cut(Direction::Inbound, "protocol_error");
+                    }
+                    return;
+                };
                 drain.spawn(request::serve(worker.clone(), caller.clone(), opened));
             }
             () = &mut retired, if !retiring => {

@@ -19,7 +19,11 @@ use super::{
     answer::{AnswerBody, AnswerError, GRPC_STATUS, Used, grpc_code},
     front::http1::Conn,
 };
-use crate::{http1::ConnError, record::Record};
+use crate::{
+    http1::ConnError,
+    http2::unsent::{Piece, Unsent},
+    record::Record,
+};
 
 /// A request's body as its client sends it.
 #[derive(Debug)]
@@ -221,7 +225,7 @@ pub struct OutBody {
 #[derive(Debug)]
 enum Source {
     Whole(Bytes),
-    Stream(AnswerBody),
+    Stream(AnswerBody, Unsent),
 }
 
 impl OutBody {
@@ -240,13 +244,13 @@ impl OutBody {
     /// A body from an application; holds what it occupies until it has ended,
     /// or until the deadline breaks it off.
     pub fn stream(
-        body: AnswerBody,
+        (body, unsent): (AnswerBody, Unsent),
         record: Record,
         received: Option<Arc<AtomicU64>>,
         used: Used,
         deadline: Option<Instant>,
     ) -> Self {
-        let mut body = Self::of(Source::Stream(body));
+        let mut body = Self::of(Source::Stream(body, unsent));
         body.record = Some(record);
         body.received = received;
         body.deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
@@ -262,12 +266,17 @@ impl OutBody {
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, AnswerError>>> {
         match &mut self.source {
             Source::Whole(data) if data.is_empty() => Poll::Ready(None),
-            Source::Whole(data) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
-            Source::Stream(body) => {
-                let polled = Pin::new(body).poll_frame(cx);
+            Source::Whole(data) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data).into())))),
+            Source::Stream(body, unsent) => {
+                let polled = match unsent.poll_room(cx) {
+                    Poll::Ready(room) => Pin::new(body)
+                        .poll_frame(cx)
+                        .map_ok(|frame| frame.map_data(|data| Piece::new(data, room))),
+                    Poll::Pending => Poll::Pending,
+                };
                 let late = |deadline: &mut Pin<Box<Sleep>>| deadline.as_mut().poll(cx).is_ready();
                 if polled.is_pending() && self.deadline.as_mut().is_some_and(late) {
                     return Poll::Ready(Some(Err(AnswerError::late())));
@@ -279,13 +288,13 @@ impl OutBody {
 }
 
 impl Body for OutBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = AnswerError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, AnswerError>>> {
         let this = &mut *self;
         let frame = ready!(this.poll_source(cx));
         if let Some(record) = &mut this.record {
@@ -309,14 +318,14 @@ impl Body for OutBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Whole(data) => data.is_empty(),
-            Source::Stream(body) => body.is_end_stream(),
+            Source::Stream(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Whole(data) => SizeHint::with_exact(data.len() as u64),
-            Source::Stream(body) => body.size_hint(),
+            Source::Stream(body, _) => body.size_hint(),
         }
     }
 }

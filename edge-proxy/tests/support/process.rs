@@ -5,6 +5,7 @@ use std::{
     process::Stdio, time::Duration,
 };
 
+use mesh_tunnel::Svid;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -14,8 +15,11 @@ use tokio::{
 
 use super::{DOMAIN, SITE, pki::Authority};
 
+/// `EDGE_PROXY` names another build of it, for figures.
 pub fn command(config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_edge-proxy"));
+    let built = std::env::var_os("EDGE_PROXY");
+    let mut command =
+        Command::new(built.unwrap_or_else(|| env!("CARGO_BIN_EXE_edge-proxy").into()));
     command
         .arg("--config")
         .arg(config)
@@ -27,12 +31,21 @@ pub fn command(config: &Path) -> Command {
 
 /// Certificate, key and roots of an account, as PEM files.
 pub fn write_identity(dir: &Path, authority: &Authority, account: &str) {
-    let svid = authority.workload(account);
+    write_identity_of(dir, &authority.workload(account), account);
+    write_root(dir, authority, "root");
+}
+
+pub fn write_root(dir: &Path, authority: &Authority, name: &str) {
+    let root = rcgen_pem("CERTIFICATE", &authority.root());
+    std::fs::write(dir.join(format!("{name}.pem")), root).unwrap();
+}
+
+/// Certificate and key.
+pub fn write_identity_of(dir: &Path, svid: &Svid, name: &str) {
     let pem = |der: &[u8]| rcgen_pem("CERTIFICATE", der);
     let chain: String = svid.chain.iter().map(|certificate| pem(certificate)).collect();
-    std::fs::write(dir.join(format!("{account}.pem")), chain).unwrap();
-    std::fs::write(dir.join("root.pem"), pem(&authority.root())).unwrap();
-    let key = dir.join(format!("{account}.key"));
+    std::fs::write(dir.join(format!("{name}.pem")), chain).unwrap();
+    let key = dir.join(format!("{name}.key"));
     std::fs::write(&key, rcgen_pem("PRIVATE KEY", svid.key.secret_der())).unwrap();
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
 }

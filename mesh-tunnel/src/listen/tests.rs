@@ -178,7 +178,7 @@ async fn under_load_quic_clients_prove_their_address() {
     let _silent: Vec<_> = (0..80).map(|n| silent([127, 0, 1, 1 + n % 2], tcp)).collect();
     // The handshakes have begun when the same address gets no more of them.
     let _more: Vec<_> = (0..80).map(|_| silent([127, 0, 1, 1], tcp)).collect();
-    turned_away(&door, "handshake_limit").await;
+    turned_away(&door, "source_limit").await;
     let allowed = Allowed::Exactly(east.gateway());
     near.dial(&to, allowed, LinkTransport::Quic, LONG).await.unwrap();
     turned_away(&door, "quic_retry").await;
@@ -197,7 +197,7 @@ async fn a_flood_of_half_open_connections_leaves_tunnels_alone() {
     for _ in 0..100 {
         silent.push(RealNet.dial(door.local_addrs().1).await.unwrap());
     }
-    turned_away(&door, "handshake_limit").await;
+    turned_away(&door, "source_limit").await;
     far.announce(vec!["still here".into()]);
     session.announced().changed().await.unwrap();
     // QUIC clients must now prove their address, and then get in if there is

@@ -37,7 +37,7 @@ use super::{MAX_STREAMS, carrier::Delivery};
 
 /// Our side of a session; it ends when every clone is dropped.
 #[derive(Clone)]
-pub(crate) struct Mux(Arc<Handle>);
+pub struct Mux(Arc<Handle>);
 
 struct Handle(Arc<Shared>);
 
@@ -61,7 +61,7 @@ impl Shared {
 
 impl Mux {
     /// Begins a session; both sides must differ in `dialled`.
-    pub(crate) fn start<T>(io: T, dialled: bool) -> Self
+    pub fn start<T>(io: T, dialled: bool) -> Self
     where
         T: AsyncBufRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -80,25 +80,25 @@ impl Mux {
 
     /// A new stream; the peer sees it with its first byte. `None` when there
     /// are too many or the session has ended.
-    pub(crate) fn open(&self) -> Option<MuxStream> {
+    pub fn open(&self) -> Option<MuxStream> {
         let id = self.shared().state().open(Instant::now())?;
         Some(MuxStream { id, shared: self.shared().clone() })
     }
 
     /// The next stream of the peer; `None` when the session has ended.
-    pub(crate) async fn accept(&self) -> Option<MuxStream> {
+    pub async fn accept(&self) -> Option<MuxStream> {
         let shared = self.shared();
         let id = std::future::poll_fn(|cx| shared.state().poll_accept(cx)).await?;
         Some(MuxStream { id, shared: shared.clone() })
     }
 
     /// Ends it now; the peer is told why.
-    pub(crate) fn close(&self, why: &str) {
+    pub fn close(&self, why: &str) {
         self.shared().close(why);
     }
 
     /// Waits for its end and says why.
-    pub(crate) async fn closed(&self) -> String {
+    pub async fn closed(&self) -> String {
         let mut closed = self.shared().closed.subscribe();
         let why = closed.wait_for(Option::is_some).await;
         why.ok().and_then(|why| why.clone()).unwrap_or_else(|| "closed".into())
@@ -118,14 +118,14 @@ impl Drop for Handle {
 }
 
 /// Both directions of one stream. Dropped without a shutdown it is reset.
-pub(crate) struct MuxStream {
+pub struct MuxStream {
     id: u32,
     shared: Arc<Shared>,
 }
 
 impl MuxStream {
     /// Gives up what was written and not yet sent.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.shared.state().reset(self.id);
     }
 
@@ -144,7 +144,7 @@ impl MuxStream {
     }
 
     /// Asks the peer to write nothing more.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.shared.state().stop(self.id);
     }
 

@@ -61,6 +61,7 @@ pub(crate) async fn door_of(
         hello: hello("east", "gw-1"),
         quic: Some(any),
         tls: any,
+        turned_away: Default::default(),
     };
     let door = Door::open(doors).await.unwrap();
     let (udp, tcp) = door.local_addrs();

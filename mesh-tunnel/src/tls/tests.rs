@@ -5,8 +5,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use super::*;
 use crate::testing::{Authority, credentials, trust};
 
-type Client = io::Result<tokio_rustls::client::TlsStream<ReadAhead<DuplexStream>>>;
-type Server = io::Result<tokio_rustls::server::TlsStream<ReadAhead<DuplexStream>>>;
+type Client = io::Result<ClientStream<DuplexStream>>;
+type Server = io::Result<ServerStream<DuplexStream>>;
 
 /// Both ends of one handshake, and one byte each way: a client learns with
 /// the first read that its certificate was refused.

@@ -1,5 +1,6 @@
 //! What no gateway dials, whatever it is asked and whatever its site says.
 
+use edge_proxy::config::{ServiceListener, SniListener};
 use mesh_api::{ALPN_TUNNEL, v1::connect_reply::Reply};
 use prost::Message;
 
@@ -31,7 +32,7 @@ fn in_other_words(addr: SocketAddr) -> SocketAddr {
     format!("[::ffff:{}]:{}", addr.ip(), addr.port()).parse().unwrap()
 }
 
-fn admin() -> SocketAddr {
+fn free() -> SocketAddr {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     free.local_addr().unwrap()
 }
@@ -41,8 +42,23 @@ async fn an_endpoint_at_an_address_of_the_mesh_or_of_the_host_is_never_dialled()
     // It would answer, and would count what it answers.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let there = listener.local_addr().unwrap();
-    let admin = admin();
-    let pair = Pair::with_admin(LinkTransport::Raced, there, Some(admin)).await;
+    let admin = free();
+    let [http, transparent, inbound, sni, plaintext, of_port] = std::array::from_fn(|_| free());
+    let of_service = |listen| ServiceListener {
+        listen,
+        service: "orders.shop".parse().unwrap(),
+        port: "http".parse().unwrap(),
+    };
+    let change = |config: &mut Config| {
+        config.admin = Some(admin);
+        config.http_listener = Some(http);
+        config.transparent = Some(transparent);
+        config.inbound = Some(inbound);
+        config.sni_listeners = vec![SniListener { listen: sni, port: None }];
+        config.inbound_plaintext = vec![of_service(plaintext)];
+        config.listeners = vec![of_service(of_port)];
+    };
+    let pair = Pair::changed(LinkTransport::Raced, there, change).await;
     let beside_admin = TcpListener::bind(admin).await.unwrap();
     let (door, quic) = (pair.east_gateway.tls, pair.east_gateway.quic.unwrap());
     let elsewhere = "192.0.2.1:8443".parse().unwrap();
@@ -53,6 +69,12 @@ async fn an_endpoint_at_an_address_of_the_mesh_or_of_the_host_is_never_dialled()
         ("the QUIC door", at(quic)),
         ("the door in other words", at(in_other_words(door))),
         ("the admin port", at(admin)),
+        ("the HTTP proxy listener", at(http)),
+        ("captured traffic", at(transparent)),
+        ("the mesh's door", at(inbound)),
+        ("a listener by name", at(sni)),
+        ("a plaintext door", at(plaintext)),
+        ("a listener of a service", at(of_port)),
         ("federation", Places { federation: Some(there), ..at(there) }),
         (
             "federation in other words",

@@ -56,16 +56,15 @@ impl Pair {
         Self::made(transport, address, tuning, |_| ()).await
     }
 
-    /// The gateway of `east` says that it has an admin port there.
-    async fn with_admin(
+    /// With a changed configuration of the gateway of `east`.
+    async fn changed(
         transport: LinkTransport,
         address: SocketAddr,
-        admin: Option<SocketAddr>,
+        change: impl Fn(&mut Config),
     ) -> Self {
-        // Nothing serves it.
         let change = |config: &mut Config| {
             if config.gateway_id.as_ref().is_some_and(|id| id.as_str() == "gw-e") {
-                config.admin = admin;
+                change(config);
             }
         };
         Self::made(transport, address, Tuning::default(), change).await

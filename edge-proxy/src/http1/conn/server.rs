@@ -33,6 +33,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client that still sends has to read the answer: closing at once
 /// would reset the connection and destroy it (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
+/// What is read of it meanwhile, at most.
+const MAX_LINGERED: usize = 1 << 20;
 
 /// A client's connection: one request after the other.
 #[derive(Debug)]
@@ -396,7 +398,8 @@ impl<S: Io> ServerConn<S> {
         });
         let ended = tokio::time::timeout(FLUSH_TIMEOUT, ended).await;
         if matches!(ended, Ok(Ok(()))) && self.may_still_send() {
-            let drained = poll_fn(|cx| self.poll_drain(cx));
+            let mut left = MAX_LINGERED;
+            let drained = poll_fn(|cx| self.poll_drain(cx, &mut left));
             // Late or not, it has had its time.
             let _late = tokio::time::timeout(LINGER, drained).await;
         }
@@ -409,10 +412,14 @@ impl<S: Io> ServerConn<S> {
         !self.wire.is_eof() && (unread || asking || self.failed)
     }
 
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>, left: &mut usize) -> Poll<()> {
         loop {
             let unread = self.wire.filled().len();
             self.wire.consume(unread);
+            *left = left.saturating_sub(unread);
+            if *left == 0 {
+                return Poll::Ready(());
+            }
             if matches!(ready!(self.wire.poll_fill(cx, Room::Large)), Ok(0) | Err(_)) {
                 return Poll::Ready(());
             }

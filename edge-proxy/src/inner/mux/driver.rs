@@ -273,6 +273,7 @@ impl Driver {
         let seen = {
             let mut state = self.shared.state();
             state.end(&why, last);
+            state.violated = matches!(&end, End::Ours(Some(bye)) if bye.code == frame::VIOLATED);
             state.going.unwrap_or(state.next_id - 1)
         };
         self.shared.ended.cancel();

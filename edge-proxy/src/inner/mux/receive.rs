@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
     error::{ResetCode, StreamError},
@@ -12,6 +13,7 @@ use super::{
     state::{Bye, Opening, Role, Slot, State},
     stream::{Received, Receiving, Sending},
 };
+use crate::idle_frames::UNDONE;
 
 /// What a frame means for the session as a whole.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,12 +24,35 @@ pub(super) enum Verdict {
     Closed(Bye, u32),
 }
 
+/// Whether a frame carries nothing of a call. A stream that is opened pays for
+/// its own end.
+fn is_idle(frame: &Frame) -> bool {
+    match frame {
+        Frame::Data { data, end, .. } => data.is_empty() && !end,
+        Frame::Open { .. } | Frame::Head { .. } | Frame::Trailers { .. } => false,
+        Frame::Hello(_)
+        | Frame::Target(..)
+        | Frame::Reset { .. }
+        | Frame::Window { .. }
+        | Frame::Ping(_)
+        | Frame::Pong(_)
+        | Frame::GoAway { .. } => true,
+    }
+}
+
 impl State {
     /// Takes note of one frame.
     pub(super) fn receive(&mut self, frame: Frame) -> Result<Verdict, Violation> {
         if self.greeted == matches!(frame, Frame::Hello(_)) {
             let text = if self.greeted { "a second hello" } else { "a frame before the hello" };
             return Err(Violation::new(text));
+        }
+        if is_idle(&frame) {
+            if self.idle_frames.is_exceeded(1, Instant::now) {
+                return Err(Violation::new("too many frames that carry nothing"));
+            }
+        } else {
+            self.idle_frames.earn(1);
         }
         match frame {
             Frame::Hello(message) => self.receive_hello(&message)?,
@@ -99,6 +124,9 @@ impl State {
         }
         let limit = usize::try_from(self.limits.max_streams).unwrap_or(usize::MAX);
         if self.open >= limit || self.held() >= limit.saturating_mul(2) {
+            if self.idle_frames.is_exceeded(UNDONE, Instant::now) {
+                return Err(Violation::new("too many streams at once"));
+            }
             let refused = [ResetCode::Refused as u8];
             self.out.frame(Kind::Reset, 0, id, &[&refused, b"too many streams"]);
             return Ok(());

@@ -157,6 +157,11 @@ impl ServerSession {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
+    /// Whether the source has done what it must not; that has ended it.
+    pub fn is_violated(&self) -> bool {
+        self.shared.state().violated
+    }
+
     /// As [`ServerSession::accept`].
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Opened>> {
         if let Some(opened) = self.next() {

@@ -21,6 +21,7 @@ use super::{
     stream::{Awaits, Received, Receiving, Sending, Stream},
     target::{Meanings, Numbers, Target},
 };
+use crate::idle_frames::{Allowance, UNDONE};
 
 /// By how much all windows of one session may have grown together.
 pub(super) const GROWTH: u32 = 16 << 20;
@@ -95,6 +96,10 @@ pub(super) struct State {
     pub(super) cut: Option<Bye>,
     /// It has ended, and why.
     ended: Option<Arc<str>>,
+    /// Frames of the peer that carry nothing.
+    pub(super) idle_frames: Allowance,
+    /// The peer has done what it must not.
+    pub(super) violated: bool,
     pub(super) idle_since: Instant,
 
     /// Something was read since this was last asked.
@@ -138,6 +143,8 @@ impl State {
             going: None,
             cut: None,
             ended: None,
+            idle_frames: Allowance::new(Instant::now()),
+            violated: false,
             idle_since: Instant::now(),
             heard: false,
             probed: false,
@@ -274,6 +281,9 @@ impl State {
                 return Some(opening);
             }
             self.free(opening.slot);
+            if self.idle_frames.is_exceeded(UNDONE, Instant::now) {
+                self.cut(frame::VIOLATED, "too many streams that are given up at once");
+            }
         }
         None
     }
@@ -349,6 +359,7 @@ impl State {
         stream.credit -= u32::try_from(n).expect("no more than the credit");
         stream.sent = stream.sent.saturating_add(n);
         stream.turn = false;
+        self.idle_frames.earn(1);
         self.out.data(stream.id, &data[..n], end);
         if end {
             stream.sending = Sending::Ended;

@@ -194,7 +194,7 @@ pub async fn serve(worker: &Arc<Worker>, toward: &Toward, client: IpAddr, conn: 
 async fn requests(worker: &Arc<Worker>, toward: &Toward, client: IpAddr, conn: &Conn) -> After {
     let mut patience = Patience::new(HEAD_TIMEOUT);
     loop {
-        let (request, mut scratch) = match next(worker, conn, &mut patience).await {
+        let (request, mut scratch) = match next(worker, toward, conn, &mut patience).await {
             Next::Request(request, scratch) => (request, scratch),
             Next::Bad(bad) => return refuse_bad(worker, toward, client, conn, bad),
             Next::None => return After::Close,
@@ -220,7 +220,7 @@ enum Next {
 
 /// The next request. While there is none, the connection holds no memory but
 /// its own.
-async fn next(worker: &Worker, conn: &Conn, patience: &mut Patience) -> Next {
+async fn next(worker: &Worker, toward: &Toward, conn: &Conn, patience: &mut Patience) -> Next {
     let since = clock::monotonic();
     let drain = &worker.shared.drain;
     poll_fn(|cx| {
@@ -242,7 +242,12 @@ async fn next(worker: &Worker, conn: &Conn, patience: &mut Patience) -> Next {
         if drain.is_draining() && carrier.server.is_idle() {
             return Poll::Ready(Next::None);
         }
-        patience.poll(cx, since).map(|()| Next::None)
+        patience.poll(cx, since).map(|()| {
+            if !carrier.server.is_idle() {
+                worker.shared.metrics.connection_cut(toward.direction(), "slow_head");
+            }
+            Next::None
+        })
     })
     .await
 }

@@ -1,6 +1,9 @@
 //! Clients that send many requests at once.
 
-use std::{convert::Infallible, future::Future, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, error::Error as _, future::Future, io, net::IpAddr, sync::Arc,
+    time::Duration,
+};
 
 use http::{Method, Request, Response};
 use hyper::{
@@ -13,7 +16,10 @@ use mesh_tunnel::Stream;
 
 use super::{Toward, inside};
 use crate::{
-    http2::{CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW},
+    http2::{
+        CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW,
+        unsent::Unsent, watched::Watched,
+    },
     outbound::{
         attempts::Early,
         body::{ClientBody, OutBody},
@@ -34,10 +40,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream: Stream) {
     let drain = worker.shared.drain.clone();
     let patience = worker.shared.config.drain_timeout;
+    let caller = Caller { toward, address: client, unsent: Unsent::default() };
     // Boxed: hyper moves it more than once.
-    let service =
-        service_fn(|request| Box::pin(answer(worker.clone(), toward.clone(), client, request)));
-    let connection = server(&drain).serve_connection(TokioIo::new(stream), service);
+    let service = service_fn(|request| Box::pin(answer(worker.clone(), caller.clone(), request)));
+    let stream = TokioIo::new(Watched::new(stream));
+    let connection = server(&drain).serve_connection(stream, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -55,8 +62,34 @@ pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream:
         }
     };
     if let Err(error) = ended {
+        if let Some(reason) = why_cut(&error) {
+            worker.shared.metrics.connection_cut(caller.toward.direction(), reason);
+        }
         log::debug!(error:% = error; "client connection ended");
     }
+}
+
+/// Whose connection it is.
+#[derive(Debug, Clone)]
+struct Caller {
+    toward: Toward,
+    address: IpAddr,
+    /// Of all answers.
+    unsent: Unsent,
+}
+
+/// Why we have ended a connection, if we have: frames that cost nothing,
+/// streams and headers that cost too much, or frames out of place.
+fn why_cut(error: &hyper::Error) -> Option<&'static str> {
+    let error = error.source()?;
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return (error.kind() == io::ErrorKind::QuotaExceeded).then_some("idle_frames");
+    }
+    let error = error.downcast_ref::<h2::Error>().filter(|error| error.is_library())?;
+    Some(match error.reason() {
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => "too_much",
+        _ => "protocol_error",
+    })
 }
 
 fn server(drain: &Drain) -> http2::Builder<OnDrain> {
@@ -94,26 +127,25 @@ where
 /// Answers one request in any case.
 async fn answer(
     worker: Arc<Worker>,
-    toward: Toward,
-    client: IpAddr,
+    caller: Caller,
     request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Infallible> {
-    let mut record = Record::new(&worker, toward.direction(), "http2");
-    record.entry.client = Some(client);
+    let mut record = Record::new(&worker, caller.toward.direction(), "http2");
+    record.entry.client = Some(caller.address);
     let mut scratch = worker.scratch.take();
-    let response = try_answer(&worker, &toward, client, request, &mut scratch, record).await;
+    let response = try_answer(&worker, &caller, request, &mut scratch, record).await;
     worker.scratch.give(scratch);
     Ok(response)
 }
 
 async fn try_answer(
     worker: &Arc<Worker>,
-    toward: &Toward,
-    client: IpAddr,
+    caller: &Caller,
     mut request: Request<Incoming>,
     scratch: &mut Scratch,
     mut record: Record,
 ) -> Response<OutBody> {
+    let Caller { toward, address: client, unsent } = caller;
     let upgrade = (*request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     if let Err(error) = scratch.head.read_parts(&parts) {
@@ -130,13 +162,15 @@ async fn try_answer(
         if let Err(refusal) = toward.may_connect() {
             return refused(&refusal, grpc, record);
         }
-        return connect(worker, destination, client, upgrade, record).await;
+        return connect(worker, destination, *client, upgrade, record).await;
     }
     let speaks = Client { http2: true, upgrade: false, early: Early::Nobody };
     let body = ClientBody::Http2(body);
     let outcome = toward.carry(worker, &destination, scratch, body, speaks, &mut record).await;
     match outcome {
-        Ok(Outcome::Forwarded(forwarded)) => forward(worker, *forwarded, &scratch.answer, record),
+        Ok(Outcome::Forwarded(forwarded)) => {
+            forward(worker, *forwarded, &scratch.answer, unsent.clone(), record)
+        }
         Ok(Outcome::Answered(response)) => {
             record.answered(response.status());
             response.map(|text| OutBody::whole(text, record))
@@ -149,13 +183,14 @@ fn forward(
     worker: &Worker,
     forwarded: Forwarded,
     head: &ResponseHead,
+    unsent: Unsent,
     mut record: Record,
 ) -> Response<OutBody> {
     let Forwarded { mut answer, deadline, received } = forwarded;
     record.answered(head.status);
     record.says(&head.fields);
     answer.drive_on(worker);
-    let body = OutBody::stream(answer.body, record, received, answer.used, deadline);
+    let body = OutBody::stream((answer.body, unsent), record, received, answer.used, deadline);
     head.to_response().map(|()| body)
 }
 

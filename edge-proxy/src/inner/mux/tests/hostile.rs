@@ -122,12 +122,23 @@ async fn a_flood_of_pings_is_answered_with_little() {
     let (mut peer, far, _drain) = Peer::of_destination(Limits::default());
     peer.say(&[hello()]).await;
     let pings: Vec<_> = (0..10_000).map(Frame::Ping).collect();
-    for _ in 0..20 {
-        peer.say(&pings).await;
-        settle().await;
-        assert!(far.shared.state().out.len() < 1000);
-    }
+    peer.say(&pings[..4000]).await;
+    settle().await;
+    assert!(far.shared.state().out.len() < 1000);
     assert!(!far.shared.ended.is_cancelled());
+    peer.say(&pings[4000..]).await;
+    assert!(peer.last_words().await.contains("carry nothing"));
+    timeout(PATIENCE, far.guardian.ended()).await.unwrap();
+}
+
+#[tokio::test]
+async fn streams_that_are_opened_and_given_up_at_once_end_the_session() {
+    let (mut peer, far, _drain) = Peer::of_destination(Limits::default());
+    peer.say(&[hello(), target_frame()]).await;
+    let both = |stream| [open_frame(stream), reset_frame(stream, ResetCode::Cancelled)];
+    peer.say(&(1..2000).flat_map(both).collect::<Vec<_>>()).await;
+    assert!(peer.last_words().await.contains("given up at once"));
+    timeout(PATIENCE, far.guardian.ended()).await.unwrap();
 }
 
 #[tokio::test]
@@ -151,7 +162,7 @@ async fn opening_and_giving_up_in_haste_takes_no_more_places_than_there_are() {
     let (mut peer, mut far, _drain) = Peer::of_destination(limits);
     peer.say(&[hello(), target_frame()]).await;
     let mut held = Vec::new();
-    for stream in 1..1000 {
+    for stream in 1..500 {
         peer.say(&[open_frame(stream)]).await;
         settle().await;
         while let Ok(opened) = far.opened.try_recv() {
@@ -162,7 +173,7 @@ async fn opening_and_giving_up_in_haste_takes_no_more_places_than_there_are() {
     settle().await;
     assert_eq!((held.len(), far.shared.state().held()), (20, 20));
     drop(held);
-    peer.say(&[open_frame(1000)]).await;
+    peer.say(&[open_frame(500)]).await;
     far.accept().await;
 }
 

@@ -274,15 +274,26 @@ impl Admin for AdminService {
         request: Request<v1::RevokeRequest>,
     ) -> Result<Response<v1::RevokeResponse>, Status> {
         let actor = self.admit(&request, Call::Administer)?;
-        let subject = request.into_inner().subject;
+        let v1::RevokeRequest { subject, force } = request.into_inner();
         let now = self.now();
-        self.commit(&actor, |state| Ok((revocation(state, &subject, now)?, ()))).await?;
+        self.commit(&actor, |state| Ok((revocation(state, &subject, force, now)?, ()))).await?;
         let issued = subject.strip_prefix("serial:").and_then(|serial| {
             status::issued_to(&self.site.authority.store().certificate(serial)?)
         });
         log::warn!(subject = subject.as_str(), actor = actor.as_str(),
             issued_to = issued.unwrap_or_default().as_str(); "revoked");
         Ok(Response::new(v1::RevokeResponse {}))
+    }
+
+    async fn reinstate(
+        &self,
+        request: Request<v1::ReinstateRequest>,
+    ) -> Result<Response<v1::ReinstateResponse>, Status> {
+        let actor = self.admit(&request, Call::Administer)?;
+        let subject = request.into_inner().subject;
+        self.commit(&actor, |state| Ok((vec![reinstatement(state, &subject)?], ()))).await?;
+        log::warn!(subject = subject.as_str(), actor = actor.as_str(); "reinstated");
+        Ok(Response::new(v1::ReinstateResponse {}))
     }
 
     async fn site_status(
@@ -410,7 +421,12 @@ fn resolution(node: &NodeState, kept: &str, now: i64) -> Vec<Event> {
     revoked.chain([Event::NodeResolved(resolved)]).collect()
 }
 
-fn revocation(state: &State, subject: &str, now: i64) -> Result<Vec<Event>, AdminError> {
+fn revocation(
+    state: &State,
+    subject: &str,
+    force: bool,
+    now: i64,
+) -> Result<Vec<Event>, AdminError> {
     let revoked =
         || Event::Revoked(v1::Revocation { subject: subject.into(), revoked_at_unix_s: now });
     if let Some(node) = subject.strip_prefix("node:") {
@@ -434,7 +450,24 @@ fn revocation(state: &State, subject: &str, now: i64) -> Result<Vec<Event>, Admi
             "{id} is this very federation; it cannot be revoked"
         )));
     }
+    if id == SpiffeId::gateway(&state.site().trust_domain) && !force {
+        return Err(AdminError::Invalid(format!(
+            "{id} is the identity of every gateway of the site, and all of them would be cut; \
+             revoke one with node:<uuid> or serial:<hex>, or force it"
+        )));
+    }
     Ok(vec![revoked()])
+}
+
+fn reinstatement(state: &State, subject: &str) -> Result<Event, AdminError> {
+    if subject.starts_with("node:") {
+        let problem = "a revoked machine is gone; let it join again with a new token".to_owned();
+        return Err(AdminError::Invalid(problem));
+    }
+    if !state.revocations.contains_key(subject) {
+        return Err(AdminError::Unknown(format!("{subject} is not revoked")));
+    }
+    Ok(Event::Reinstated(v1::Reinstated { subject: subject.to_owned() }))
 }
 
 #[cfg(test)]
@@ -478,7 +511,7 @@ mod tests {
         request.extensions_mut().insert(peer(id("bob"), None));
         assert_eq!(admitted(&request, Call::Read), Err("role_missing".into()));
 
-        let revoked = revocation(&site.site.authority.state(), id("alice").as_str(), 1);
+        let revoked = revocation(&site.site.authority.state(), id("alice").as_str(), false, 1);
         let decide = |_: &State| Ok::<_, AdminError>((revoked.unwrap(), ()));
         site.site.authority.commit("local:0", decide).await.unwrap();
         assert_eq!(admitted(&by("alice"), Call::Read), Err("peer_revoked".into()));

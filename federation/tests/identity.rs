@@ -485,14 +485,27 @@ fn an_operator_makes_lists_and_revokes() {
             assert_eq!(reason(&refused), expected, "{refused}");
         }
 
-        let revoke = |subject: &str| v1::RevokeRequest { subject: subject.into() };
+        let revoke = |subject: &str| v1::RevokeRequest { subject: subject.into(), force: false };
         for (expected, subject) in [
             ("invalid_argument", "orders"),
             ("invalid_argument", "serial:XYZ"),
             ("invalid_argument", "spiffe://west.example/ns/isthmus-system/sa/federation"),
+            ("invalid_argument", "spiffe://west.example/ns/isthmus-system/sa/gateway"),
             ("not_found", "node:00000000-0000-4000-8000-000000000000"),
         ] {
             let refused = admin.revoke(revoke(subject)).await.unwrap_err();
+            assert_eq!(reason(&refused), expected, "{subject}: {refused}");
+        }
+        let gateway = "spiffe://west.example/ns/isthmus-system/sa/gateway";
+        let force = v1::RevokeRequest { subject: gateway.into(), force: true };
+        admin.revoke(force).await.unwrap();
+        let reinstate = |subject: &str| v1::ReinstateRequest { subject: subject.into() };
+        admin.reinstate(reinstate(gateway)).await.unwrap();
+        for (expected, subject) in [
+            ("not_found", gateway),
+            ("invalid_argument", "node:00000000-0000-4000-8000-000000000000"),
+        ] {
+            let refused = admin.reinstate(reinstate(subject)).await.unwrap_err();
             assert_eq!(reason(&refused), expected, "{subject}: {refused}");
         }
         admin.revoke(revoke(&format!("node:{}", machine.node))).await.unwrap();

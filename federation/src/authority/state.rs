@@ -141,6 +141,10 @@ impl State {
                 self.revoke(revocation);
                 Ok(())
             }
+            Event::Reinstated(reinstated) => {
+                Arc::make_mut(&mut self.revocations).remove(&reinstated.subject);
+                Ok(())
+            }
             Event::GatewaySeen(seen) => {
                 let gateway = seen.gateway.clone().ok_or("without a gateway")?;
                 self.gateway_seen(gateway);

@@ -29,12 +29,23 @@ pub struct Identity {
 /// Subcommands of `identity`.
 #[derive(Debug, Subcommand)]
 pub enum Change {
-    /// Never accept an identity or a machine again
+    /// Accept an identity, a machine or one certificate no more, here and in linked sites
     #[command(
-        after_help = "Examples:\n  meshctl identity revoke spiffe://west.example/ns/shop/sa/orders\n  meshctl identity revoke node:0d4c1f0e-6ad3-4d0c-9d31-5d8f4f2f8a11"
+        after_help = "Examples:\n  meshctl identity revoke spiffe://west.example/ns/shop/sa/orders\n  meshctl identity revoke node:0d4c1f0e-6ad3-4d0c-9d31-5d8f4f2f8a11\n  meshctl identity revoke serial:5af3…      # one certificate, this site only"
     )]
     Revoke {
-        /// SPIFFE ID, or node:<uuid>
+        /// SPIFFE ID, node:<uuid> or serial:<hex>
+        subject: String,
+        /// Also the identity that all gateways share
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take a revocation back; a machine joins again instead
+    #[command(
+        after_help = "Examples:\n  meshctl identity reinstate spiffe://west.example/ns/shop/sa/orders"
+    )]
+    Reinstate {
+        /// SPIFFE ID or serial:<hex>
         subject: String,
     },
 }
@@ -43,9 +54,16 @@ impl Identity {
     /// Does it.
     pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
         let mut admin = run.admin().await?;
-        if let Some(Change::Revoke { subject }) = self.change {
-            admin.revoke(v1::RevokeRequest { subject: subject.clone() }).await?;
-            return output::print(format, &view::Done::new(format!("{subject}: revoked")));
+        match self.change {
+            Some(Change::Revoke { subject, force }) => {
+                admin.revoke(v1::RevokeRequest { subject: subject.clone(), force }).await?;
+                return output::print(format, &view::Done::new(format!("{subject}: revoked")));
+            }
+            Some(Change::Reinstate { subject }) => {
+                admin.reinstate(v1::ReinstateRequest { subject: subject.clone() }).await?;
+                return output::print(format, &view::Done::new(format!("{subject}: reinstated")));
+            }
+            None => {}
         }
         let status = admin.site_status(v1::SiteStatusRequest {}).await?.into_inner();
         let mut shown = Shown { identities: identities(status) };

@@ -138,5 +138,8 @@ fn a_revoked_identity_is_cut_in_every_linked_site_within_seconds() {
         assert!(open(checkout).await.is_none());
         assert!(echoes(&mut other).await, "nobody else is cut");
         assert!(open(billing).await.is_some());
+
+        west.meshctl(&["identity", "reinstate", REVOKED]);
+        until("it is believed again", || async { open(checkout).await.is_some() }).await;
     });
 }

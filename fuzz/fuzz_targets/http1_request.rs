@@ -33,8 +33,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(Some(seen)) = seen {
         assert_eq!((seen.head_len, &again.authority), (out.len(), &head.authority));
         assert_eq!((&again.method, &again.target), (&head.method, &head.target));
-        let same =
-            seen.body == request.body || (request.body, seen.body) == (Body::None, Body::Length(0));
+        let same = seen.body == request.body || (request.body, seen.body) == (Body::None, Body::Length(0));
         assert!(same, "{:?} became {:?}", request.body, seen.body);
     } else {
         // What we add may be too much for the limits, and nothing else.

@@ -11,9 +11,7 @@ use mesh_core::message::{
 fuzz_target!(|data: &[u8]| {
     let (mut head, mut again, mut out) = (RequestHead::new(), RequestHead::new(), Vec::new());
     if codec::get_request(data, &mut head).is_ok() {
-        assert!(
-            head.fields.iter().all(|(name, value)| is_name(name.as_bytes()) && is_value(value))
-        );
+        assert!(head.fields.iter().all(|(name, value)| is_name(name.as_bytes()) && is_value(value)));
         codec::put_request(&head, &mut out);
         codec::get_request(&out, &mut again).expect("what we write we can read");
         assert_eq!(head, again);

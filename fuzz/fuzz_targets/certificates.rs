@@ -1,13 +1,15 @@
 //! What strangers present: chains of certificates and requests for them.
 #![no_main]
 
+use std::time::Duration;
+
 use federation::ca::{KeyRequest, spki_sha256};
 use libfuzzer_sys::fuzz_target;
 use mesh_core::{
-    Allowed, TrustBundle, TrustBundles, UnixTime, VerifyError,
+    Allowed, TrustBundle, TrustBundles, VerifyError,
     identity::{Revocations, Side, verify_peer},
 };
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 /// Certificates, each after its length in two bytes.
 fn split(mut data: &[u8]) -> Vec<CertificateDer<'_>> {
@@ -29,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let chain = split(data);
     let side = if which & 2 == 0 { Side::Client } else { Side::Server };
-    let now = UnixTime::from_secs(1_800_000_000);
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
     let verify = |bundles: &TrustBundles| {
         verify_peer(&chain, side, bundles, &Revocations::default(), &Allowed::Known, now)
     };

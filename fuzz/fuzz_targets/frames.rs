@@ -72,7 +72,7 @@ async fn inner_session(data: &[u8]) {
 }
 
 async fn tunnel(data: &[u8]) {
-    let mux = Mux::start(peer(data), false);
+    let mux = Mux::start(tokio::io::BufReader::new(peer(data)), false);
     while let Some(mut stream) = mux.accept().await {
         let mut some = [0; 64];
         let read = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut some)).await;

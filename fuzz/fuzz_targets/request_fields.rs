@@ -19,10 +19,13 @@ use mesh_core::{
 
 /// A site with one service.
 fn site() -> Snapshot {
-    let site = v1::Site { name: "west".into(), trust_domain: "west.example".into(), ..Default::default() };
+    let site =
+        v1::Site { name: "west".into(), trust_domain: "west.example".into(), ..Default::default() };
     let port = v1::Port { name: "http".into(), number: 80, protocol: v1::Protocol::Http.into() };
-    let orders = v1::Service { name: "orders.shop".into(), ports: vec![port], ..Default::default() };
-    let upsert = [Kind::Site(site), Kind::Service(orders)].map(|kind| v1::Resource { resource: Some(kind) });
+    let orders =
+        v1::Service { name: "orders.shop".into(), ports: vec![port], ..Default::default() };
+    let upsert =
+        [Kind::Site(site), Kind::Service(orders)].map(|kind| v1::Resource { resource: Some(kind) });
     let to = Some(v1::Revision { epoch: 1, n: 1 });
     let delta = v1::Delta { to, upsert: upsert.into(), ..Default::default() };
     apply(None, &delta).expect("well formed")

@@ -201,9 +201,12 @@ impl Record {
         if let Some(figures) = &handles.figures {
             figures.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
         }
-        for figures in [&handles.route, &handles.edge].into_iter().flatten() {
-            figures.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
-            figures.repeated(self.entry.attempts.saturating_sub(1).into());
+        if let Some(route) = &handles.route {
+            route.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
+            route.repeated(self.entry.attempts.saturating_sub(1).into());
+        }
+        if let Some(edge) = &handles.edge {
+            edge.ended_at_some_time(self.entry.is_success());
         }
         let Some(http) = &handles.http else { return };
         let (read, written) = match self.entry.direction {

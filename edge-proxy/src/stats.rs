@@ -114,13 +114,18 @@ impl Figures {
     /// A request, or an opaque connection, has ended. `latency` is the time
     /// until the head of the response.
     pub fn ended(&self, ok: bool, latency: Duration) {
-        let counter = if ok { &self.success } else { &self.failure };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.ended_at_some_time(ok);
         let ms = latency.as_secs_f64() * 1000.0;
         let bucket = BOUNDS_MS.partition_point(|bound| *bound < ms);
         if let Some(count) = self.latency.get(bucket) {
             count.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// The same where nobody asks how long it took.
+    pub fn ended_at_some_time(&self, ok: bool) {
+        let counter = if ok { &self.success } else { &self.failure };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An opaque connection has been opened.

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::{HeaderMap, Request, Response};
@@ -27,6 +27,7 @@ use support::{
     pki::Authority,
     snapshot,
 };
+use tokio::time::Instant;
 
 const URI: &str = "http://orders.shop/";
 

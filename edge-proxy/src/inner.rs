@@ -19,10 +19,12 @@ use mesh_core::{
     identity::Side,
     path::{Connect, NoPath, RefusedReason, path_to},
 };
-use mesh_runtime::clock;
-use mesh_tunnel::{Credentials, OpenError, Stream, net::BoxFuture, tls};
+use mesh_tunnel::{
+    Credentials, OpenError, Stream,
+    net::BoxFuture,
+    tls::{self, Before, Binding, Standing},
+};
 use mux::{Guardian, Probing, Spoken, Target};
-use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use crate::{
@@ -187,10 +189,9 @@ pub async fn open(
     let connection = format!("{:016x}", rand::random::<u64>());
     let (secured, tunnel, going) =
         secure(shared, tunnels, (endpoint, identity), &path, &connection).await?;
-    let (stream, peer, chain) = secured;
+    let (stream, peer, standing) = secured;
     let (mux, guardian) = mux::Session::start(stream, Probing::SOURCE, &shared.drain);
-    let guard = guard(shared.credentials.clone(), peer.clone(), chain, guardian, going);
-    shared.drain.spawn_beside(guard);
+    shared.drain.spawn_beside(guard(peer.clone(), standing, guardian, going));
     let (path_kind, connection) = (path.describe(), connection.into());
     let _open = shared.metrics.inner_session(Direction::Outbound);
     let (endpoint, targets) = (endpoint.clone(), Default::default());
@@ -287,7 +288,7 @@ fn path_failure(error: OpenError) -> OpenFailure {
     }
 }
 
-type Secured = (Stream, PeerIdentity, Vec<CertificateDer<'static>>);
+type Secured = (Stream, PeerIdentity, Standing);
 
 /// Inner TLS: the peer must be exactly the endpoint. Its time runs from when
 /// the path is `answered`; until then that of the path does.
@@ -298,6 +299,7 @@ async fn handshake(
     answered: BoxFuture<'static, ()>,
 ) -> io::Result<Secured> {
     let allowed = Allowed::Exactly(identity.clone());
+    let before = Before::handshake(credentials);
     let config = credentials.client(ALPN_INNER, allowed.clone());
     let late = async {
         answered.await;
@@ -311,8 +313,9 @@ async fn handshake(
     let connection = stream.get_ref().1;
     let peer = tls::peer_of(connection, credentials, Side::Server, &allowed)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let chain = connection.peer_certificates().unwrap_or_default().to_vec();
-    Ok((Box::new(stream), peer, chain))
+    let standing =
+        before.proved(Binding::of_tls(connection, true)?, peer.clone(), tls::chain_of(connection));
+    Ok((Box::new(stream), peer, standing))
 }
 
 fn handshake_failure(error: &io::Error) -> OpenFailure {
@@ -335,51 +338,30 @@ fn count_failure(shared: &Shared, endpoint: &Endpoint, failure: &OpenFailure) {
     );
 }
 
-/// A session does not outlive what proved it: when the peer's leaf ends, it is
-/// retired; when the peer is no longer believed, it is cut. It is retired, too,
-/// when a gateway on its path says that it goes away: new requests then take
-/// another way while this one still works.
-async fn guard(
-    credentials: Arc<Credentials>,
-    peer: PeerIdentity,
-    chain: Vec<CertificateDer<'static>>,
-    guardian: Guardian,
-    mut going: Going,
-) {
-    let mut changed = credentials.changed();
-    let left = until_end(&peer);
-    let expiry = tokio::time::sleep(left);
-    tokio::pin!(expiry);
-    loop {
+/// A session does not outlive what proved it: when the last leaf that the peer
+/// has shown ends, it is retired; when the peer is no longer believed, it is
+/// cut. It is retired, too, when a gateway on its path says that it goes away:
+/// new requests then take another way while this one still works.
+async fn guard(peer: PeerIdentity, standing: Standing, guardian: Guardian, going: Going) {
+    let retired = async {
         tokio::select! {
-            () = guardian.ended() => return,
-            () = &mut expiry => {
-                guardian.retire();
-                return;
-            }
-            () = &mut going => {
+            () = standing.expires(Duration::ZERO) => {}
+            () = going => {
                 log::debug!(peer = peer.id.as_str(); "a hop goes away, inner session retired");
-                guardian.retire();
-                going = Box::pin(std::future::pending());
-                continue;
-            }
-            change = changed.changed() => {
-                if change.is_err() {
-                    return;
-                }
             }
         }
-        if let Err(error) = credentials.recheck(&peer, &chain) {
+        guardian.retire();
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = guardian.ended() => {}
+        error = standing.disbelieved() => {
             log::info!(peer = peer.id.as_str(), reason = error.code(); "inner session cut");
             guardian.cut();
-            return;
         }
+        never = retired => never,
+        never = guardian.keep_proving(&standing) => never,
     }
-}
-
-/// How long the peer's leaf is still good.
-pub fn until_end(peer: &PeerIdentity) -> Duration {
-    Duration::from_secs(peer.not_after.as_secs()).saturating_sub(clock::now_unix())
 }
 
 #[cfg(test)]

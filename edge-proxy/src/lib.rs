@@ -7,6 +7,7 @@
 //! - [`handover`]: a successor takes the place of this process.
 //! - [`worker`]: one data worker: its listeners, pools and what it has seen of
 //!   endpoints.
+//! - [`gate`]: how many requests a worker begins at once.
 //! - [`scratch`]: memory of requests in flight, lent by the worker.
 //! - [`own`]: what this proxy knows of itself.
 //! - [`snapshot_cell`]: the newest snapshot, and which services are wanted.
@@ -41,6 +42,7 @@ pub mod control;
 pub mod copy;
 pub mod discovery;
 pub mod files;
+pub mod gate;
 pub mod gateway;
 pub mod handover;
 pub mod headers;

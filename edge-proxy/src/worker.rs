@@ -17,6 +17,7 @@ use crate::{
     apps::Apps,
     changes::{self, Changes},
     config::{Config, ServiceListener},
+    gate::{self, Gate},
     http1::Buffers,
     inbound::{self, MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE},
     outbound::{
@@ -67,6 +68,8 @@ pub struct Worker {
     pub changes: Changes,
     /// Handshakes that may be under way.
     pub half_open: Arc<Places>,
+    /// Where requests begin.
+    pub gate: Gate,
     view: Mutex<Option<Arc<View>>>,
     /// Tells it from the workers of other machines where they are not known.
     seed: u64,
@@ -149,6 +152,7 @@ impl Worker {
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             changes: Changes::default(),
             half_open: Places::new(MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE),
+            gate: Gate::default(),
             view: Mutex::default(),
             seed: rand::random(),
         })
@@ -191,6 +195,7 @@ impl Worker {
         }
         self.shared.drain.spawn_beside(changes::watch(self.clone()));
         self.shared.drain.spawn_beside(sweep(self.clone()));
+        self.shared.drain.spawn_beside(gate::mind(self.clone()));
         self.shared.drain.spawn_beside(probe::run(self.clone()));
         Ok(bound)
     }

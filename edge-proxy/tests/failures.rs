@@ -7,7 +7,7 @@ mod support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -264,4 +264,69 @@ async fn what_is_no_http_is_not_asked_for_again() {
 
 fn upstream_reset() -> http::HeaderValue {
     http::HeaderValue::from_static("upstream_reset")
+}
+
+/// Leaves the runtime of a test next to no time for anything else until it is
+/// dropped.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        for _ in 0..100 {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        Self(stop)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_keep_up_refuses_who_has_waited_for_too_long() {
+    let app = App::start(hello).await;
+    let pair = Pair::one_hop(Targets::all(app.addr)).await;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = http2(pair.source.http()).await;
+        let answer = client.send_request(get("http://orders.shop/")).await.unwrap();
+        assert_eq!(read(answer).await, "hello");
+        clients.push(client);
+    }
+    let busy = Busy::start();
+    // It is looked at while there are requests.
+    fetch(pair.source.http(), "http://orders.shop/").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let ask = |number: usize| {
+        let mut client = clients[number % clients.len()].clone();
+        tokio::spawn(async move {
+            let answer = client.send_request(get("http://orders.shop/")).await.unwrap();
+            let reason = answer.headers().get("isthmus-error").cloned();
+            (answer.status().as_u16(), reason)
+        })
+    };
+    let asked: Vec<_> = (0..600).map(ask).collect();
+    let (mut answered, mut refused) = (0, 0);
+    for asked in asked {
+        match asked.await.unwrap() {
+            (200, None) => answered += 1,
+            (503, Some(reason)) if reason == "overloaded" => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(answered >= 20 && refused >= 20, "{answered} answered, {refused} refused");
+    drop(busy);
+    assert_eq!(fetch(pair.source.http(), "http://orders.shop/").await.1, "hello");
+    let metrics = pair.source.metrics();
+    assert!(metrics.contains("reason=\"overloaded\""), "{metrics}");
 }

@@ -6,8 +6,12 @@ mod support;
 
 use std::{net::SocketAddr, time::Duration};
 
+use edge_proxy::config::Config;
 use socket2::SockRef;
-use support::{Pair, Targets, any};
+use support::{
+    DOMAIN, Pair, Proxy, Targets, any, inbound_config, orders, orders_endpoints, outbound_config,
+    pki::Authority, snapshot,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -293,4 +297,41 @@ async fn a_wrong_guess_changes_no_byte() {
     wait(client.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     assert!(accepted.try_recv().is_err(), "an application was called");
+}
+
+/// Whether a connection lives on after the certificates with which its session
+/// was begun have ended.
+async fn outlives_certificates(renewed: bool) -> bool {
+    let authority = Authority::new(DOMAIN);
+    let short = |account| authority.workload_for(account, Duration::from_secs(4));
+    let (addr, mut accepted) = server().await;
+    let late = Duration::from_millis(500);
+    let config = Config { drain_timeout: late, opaque_drain_timeout: late, ..inbound_config() };
+    let destination = Proxy::start(&authority, short("orders"), config).await;
+    let source = Proxy::start(&authority, short("checkout"), outbound_config()).await;
+    let endpoints = orders_endpoints("one", destination.inbound(), Targets::all(addr));
+    let snapshot = snapshot(&authority, vec![orders()], endpoints);
+    source.tell(&snapshot);
+    destination.tell(&snapshot);
+    let mut client = connect_through(source.http(), "orders.shop:82").await;
+    let mut server = wait(accepted.recv()).await.unwrap();
+    if renewed {
+        for (proxy, account) in [(&source, "checkout"), (&destination, "orders")] {
+            proxy.app.shared.credentials.replace_svid(authority.workload(account));
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    // The first may only find out.
+    for _ in 0..2 {
+        if client.write_all(b"x").await.is_err() || wait(server.read_u8()).await.is_err() {
+            return false;
+        }
+    }
+    server.write_all(b"y").await.is_ok() && wait(client.read_u8()).await.is_ok()
+}
+
+#[tokio::test]
+async fn connections_outlive_certificates_that_are_renewed_in_time() {
+    let lives = tokio::join!(outlives_certificates(true), outlives_certificates(false));
+    assert_eq!(lives, (true, false));
 }

@@ -119,7 +119,8 @@ pub async fn start<S: Store>(
 ) -> anyhow::Result<Running> {
     let authority = Authority::open(parts.store, parts.clock.clone())?;
     check_site(config, &authority.state())?;
-    let ca = CertificateAuthority::open(&parts.keys, &config.trust_domain, parts.clock)?;
+    let ca = CertificateAuthority::open(&parts.keys, &config.trust_domain, parts.clock)?
+        .with_workload_life(config.workload_life);
     if let Err(error) = ca.renew_issuing() {
         log::error!(error:%; "the issuing CA is due and cannot be renewed");
     }

@@ -36,7 +36,8 @@ pub const ROOT_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 pub const ISSUING_LIFE: Duration = Duration::from_secs(93 * 86_400);
 /// How long a node may be asleep.
 pub const NODE_LIFE: Duration = Duration::from_secs(30 * 86_400);
-/// How long workloads, gateways and federation keep a certificate.
+/// How long workloads, gateways and federation keep a certificate, unless
+/// federation.yaml says otherwise.
 pub const WORKLOAD_LIFE: Duration = DAY;
 /// Leaves begin earlier, for clocks that are behind.
 pub const BACKDATED: Duration = Duration::from_secs(600);
@@ -145,6 +146,7 @@ pub struct CertificateAuthority {
     root: CertificateDer<'static>,
     root_not_after_unix_s: i64,
     issuing: ArcSwap<Issuing>,
+    workload_life: Duration,
     clock: Clock,
 }
 
@@ -187,9 +189,22 @@ impl CertificateAuthority {
             root,
             root_not_after_unix_s,
             issuing,
+            workload_life: WORKLOAD_LIFE,
             clock,
         };
         Ok(ca)
+    }
+
+    /// With another lifetime of certificates of workloads, gateways and
+    /// federation.
+    #[must_use]
+    pub fn with_workload_life(self, workload_life: Duration) -> Self {
+        Self { workload_life, ..self }
+    }
+
+    /// How long workloads, gateways and federation keep a certificate.
+    pub fn workload_life(&self) -> Duration {
+        self.workload_life
     }
 
     /// Replaces the issuing CA once two thirds of its life are over. Returns
@@ -245,7 +260,8 @@ impl CertificateAuthority {
         node: Option<&NodeId>,
     ) -> Result<Issued, IssueError> {
         let issuing = self.issuing.load();
-        let life = if matches!(id.subject(), Subject::Node(_)) { NODE_LIFE } else { WORKLOAD_LIFE };
+        let is_node = matches!(id.subject(), Subject::Node(_));
+        let life = if is_node { NODE_LIFE } else { self.workload_life };
         let now = self.clock.unix_s();
         let not_after_unix_s = (now + life.as_secs() as i64).min(issuing.not_after_unix_s);
         let serial = random_serial();

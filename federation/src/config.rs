@@ -3,15 +3,17 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use mesh_api::v1::Gateway;
 use mesh_core::{GatewayId, SiteName, TrustDomain, service};
 use mesh_manifest::AccessPolicy;
-use mesh_runtime::config::{ConfigError, load};
+use mesh_runtime::config::{ConfigError, HumanDuration, load};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    ca::WORKLOAD_LIFE,
     roles::{RoleFile, Roles},
     virtual_address::VirtualRange,
 };
@@ -20,6 +22,10 @@ use crate::{
 const MAX_GATEWAYS: usize = 64;
 /// The most addresses of one kind of one gateway.
 const MAX_ADDRESSES: usize = 8;
+/// How long certificates of workloads may live: proxies must have the time to
+/// renew, and a revocation must outlast what it revokes.
+const WORKLOAD_LIVES: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(15)..=Duration::from_secs(7 * 86_400);
 
 /// The file, key by key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,6 +68,9 @@ pub struct ConfigFile {
     /// Who may call services that no Server or AuthorizationPolicy speaks of.
     #[serde(default = "default_access")]
     pub default_access: AccessPolicy,
+    /// How long workloads, gateways and federation keep a certificate.
+    #[serde(default = "default_workload_lifetime")]
+    pub workload_lifetime: HumanDuration,
 }
 
 /// One entry of `gateways`.
@@ -94,6 +103,7 @@ impl ConfigFile {
             gateway_uids: Vec::new(),
             roles: Vec::new(),
             default_access: default_access(),
+            workload_lifetime: default_workload_lifetime(),
         }
     }
 }
@@ -120,6 +130,10 @@ fn default_virtual_range() -> String {
 
 fn default_access() -> AccessPolicy {
     AccessPolicy::AllAuthenticated
+}
+
+fn default_workload_lifetime() -> HumanDuration {
+    HumanDuration(WORKLOAD_LIFE)
 }
 
 fn default_gateway_users() -> Vec<String> {
@@ -155,6 +169,8 @@ pub struct Config {
     pub roles: Roles,
     /// Who may call services that no document speaks of.
     pub default_access: AccessPolicy,
+    /// How long workloads, gateways and federation keep a certificate.
+    pub workload_life: Duration,
 }
 
 impl Config {
@@ -186,6 +202,10 @@ impl Config {
             }
             gateways.push(checked);
         }
+        let workload_life = written.workload_lifetime.into();
+        if !WORKLOAD_LIVES.contains(&workload_life) {
+            return Err(wrong("workload_lifetime", &"at least 15s, at most 168h"));
+        }
         let roles = Roles::check(written.roles, &trust_domain, file)?;
         let mut gateway_uids = written.gateway_uids;
         gateway_uids.extend(written.gateway_users.iter().filter_map(|user| uid_of(user)));
@@ -203,6 +223,7 @@ impl Config {
             gateway_uids,
             roles,
             default_access: written.default_access,
+            workload_life,
         })
     }
 
@@ -315,6 +336,8 @@ gateway_uids: [4711]
             (with("['[2001:db8::1]:443']", "[nowhere]"), "gateways[1]"),
             (with("listen: 0.0.0.0:8446", "virtual_range: 10.0.0.0"), "f.yaml: virtual_range:"),
             (with("listen: 0.0.0.0:8446", "listen: 8446"), "f.yaml:4:9"),
+            (with("listen: 0.0.0.0:8446", "workload_lifetime: 14s"), "workload_lifetime: at least"),
+            (with("listen: 0.0.0.0:8446", "workload_lifetime: 169h"), "at most 168h"),
         ];
         for (text, expected) in cases {
             let error = check(&text).unwrap_err();

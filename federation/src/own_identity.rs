@@ -6,11 +6,12 @@ use mesh_core::SpiffeId;
 use mesh_runtime::{clock, drain::Drain};
 
 use crate::{
-    ca::{IssueError, WORKLOAD_LIFE},
+    ca::IssueError,
     site::{Site, trust},
 };
 
-/// How often it is looked whether something must be renewed.
+/// How often it is looked whether something must be renewed, unless
+/// certificates live so short that this would be seldom.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// Issues a certificate to ourselves and believes what the log says.
@@ -26,7 +27,7 @@ pub fn refresh(site: &Site) -> Result<(), IssueError> {
 /// the issuing CA and our own certificate at two thirds of their lives.
 pub async fn keep(site: Site, drain: Drain) {
     let mut revision = site.authority.revision();
-    let mut look = tokio::time::interval(LOOK);
+    let mut look = tokio::time::interval(LOOK.min(site.ca.workload_life() / 12));
     let mut believed = site.authority.state();
     loop {
         tokio::select! {
@@ -55,7 +56,7 @@ fn renew(site: &Site) {
     let left = site.credentials.svid().map_or(Duration::ZERO, |svid| {
         Duration::from_secs(svid.not_after.as_secs()).saturating_sub(clock::now_unix())
     });
-    if left <= WORKLOAD_LIFE / 3
+    if left <= site.ca.workload_life() / 3
         && let Err(error) = refresh(site)
     {
         log::error!(error:%; "federation's own certificate is due and cannot be renewed");

@@ -2,6 +2,7 @@
 
 use std::{io, os::unix::fs::PermissionsExt, panic::PanicHookInfo, path::Path, time::Duration};
 
+use rustix::process::{Resource, Rlimit};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -18,13 +19,25 @@ pub const EXIT_FAILURE: u8 = 1;
 /// `EX_CONFIG` of `sysexits.h`.
 pub const EXIT_CONFIG: u8 = 78;
 
-/// Logs to journald or stderr and makes every panic a log line; first thing in
-/// `main`.
+/// Logs to journald or stderr, makes every panic a log line, and raises the
+/// limit on open files; first thing in `main`.
 pub fn start(default_filter: &str) {
     if let Err(error) = crate::logs::init(default_filter) {
         log::debug!(error = error.to_string().as_str(); "logging was set up before");
     }
     std::panic::set_hook(Box::new(log_panic));
+    raise_descriptors();
+}
+
+/// Lets this process have as many open files as it may: shells and service
+/// managers begin with 1024, for programs that use `select(2)`. [`start`] does
+/// this.
+pub fn raise_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        log::warn!(error:% = error, limit:? = limit.current; "cannot raise the limit on open files");
+    }
 }
 
 fn log_panic(info: &PanicHookInfo<'_>) {

@@ -16,7 +16,7 @@ use crate::{
     net::Net,
     quic,
     session::{Carrier, Establishing, Session, Transport, establish},
-    tls::{self, Credentials, verify_error},
+    tls::{self, Before, Binding, Credentials, verify_error},
 };
 
 /// Where one gateway can be reached.
@@ -168,25 +168,30 @@ impl Attempt<'_> {
 
     async fn connect(&self, transport: Transport, addr: SocketAddr) -> io::Result<Session> {
         let Dialer { net, credentials, hello } = self.dialer;
-        let (carrier, chain) = match transport {
+        let before = Before::handshake(credentials);
+        let (carrier, binding, chain) = match transport {
             Transport::Quic => {
                 let connection =
                     quic::connect(&**net, credentials, addr, self.allowed.clone()).await?;
+                let binding = Binding::of_quic(&connection, true)?;
                 let chain = quic::chain_of(&connection);
-                (Carrier::Quic(connection), chain)
+                (Carrier::Quic(connection), binding, chain)
             }
             Transport::Tls => {
                 let config = credentials.client(mesh_api::ALPN_TUNNEL, self.allowed.clone());
                 let stream = tls::connect(config, net.dial(addr).await?).await?;
+                let binding = Binding::of_tls(stream.get_ref().1, true)?;
                 let chain = tls::chain_of(stream.get_ref().1);
-                (Carrier::tls(stream, true), chain)
+                (Carrier::tls(stream, true), binding, chain)
             }
         };
         let peer = credentials
             .verify(&chain, Side::Server, &self.allowed)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let (credentials, hello) = (credentials.clone(), hello.clone());
-        establish(Establishing { carrier, peer, chain, credentials, hello, dialled: true }).await
+        let standing = before.proved(binding, peer.clone(), chain);
+        let new = Establishing { carrier, peer, standing, credentials, hello, dialled: true };
+        establish(new).await
     }
 
     fn failed(&self, line: &dyn fmt::Display) {

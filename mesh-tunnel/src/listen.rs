@@ -29,7 +29,7 @@ use crate::{
     net::{Io, Listener, Net, Stream},
     quic,
     session::{Carrier, Establishing, Session, establish},
-    tls::{self, Credentials, ServerStream, verify_error},
+    tls::{self, Before, Binding, Credentials, ServerStream, verify_error},
 };
 
 /// Where and as whom to listen.
@@ -167,9 +167,11 @@ impl Hall {
             let (hall, quic) = (self.clone(), quic.clone());
             handshakes.spawn(async move {
                 let tunnel = async {
+                    let before = Before::handshake(&hall.doors.credentials);
                     let connection = quic.accept(incoming).await?;
+                    let binding = Binding::of_quic(&connection, false)?;
                     let chain = quic::chain_of(&connection);
-                    hall.tunnel(Carrier::Quic(connection), chain).await
+                    hall.tunnel(Carrier::Quic(connection), before, binding, chain).await
                 };
                 hall.arrive(from, tunnel).await;
                 drop(admitted);
@@ -219,10 +221,12 @@ impl Hall {
         let join = offers(&hello, mesh_api::ALPN_JOIN);
         let Doors { credentials, allowed, .. } = &self.doors;
         if tunnel {
+            let before = Before::handshake(credentials);
             let config = credentials.server(&[mesh_api::ALPN_TUNNEL], allowed.clone());
             let stream = start.into_stream(config).await.map_err(tls::readable)?;
+            let binding = Binding::of_tls(stream.get_ref().1, false)?;
             let chain = tls::chain_of(stream.get_ref().1);
-            return self.tunnel(Carrier::tls(stream, false), chain).await;
+            return self.tunnel(Carrier::tls(stream, false), before, binding, chain).await;
         }
         if join {
             let joining = self.admission.join(from.ip(), Instant::now()).ok_or_else(|| {
@@ -237,6 +241,8 @@ impl Hall {
     async fn tunnel(
         &self,
         carrier: Carrier,
+        before: Before,
+        binding: Binding,
         chain: Vec<CertificateDer<'static>>,
     ) -> io::Result<Arrival> {
         let Doors { credentials, allowed, hello, .. } = &self.doors;
@@ -244,7 +250,8 @@ impl Hall {
             .verify(&chain, Side::Client, allowed)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let (credentials, hello) = (credentials.clone(), hello.clone());
-        let new = Establishing { carrier, peer, chain, credentials, hello, dialled: false };
+        let standing = before.proved(binding, peer.clone(), chain);
+        let new = Establishing { carrier, peer, standing, credentials, hello, dialled: false };
         Ok(Arrival::Tunnel(establish(new).await?))
     }
 

@@ -75,7 +75,7 @@ const NOTICES: usize = 64;
 
 /// A tunnel; cheap to clone, usable from any thread. It ends when every clone
 /// and every stream is dropped, when either side closes it, at the end of the
-/// peer's leaf, or when the peer is silent for 30 s.
+/// last leaf that the peer has shown, or when the peer is silent for 30 s.
 #[derive(Clone)]
 pub struct Session {
     handle: Arc<Handle>,

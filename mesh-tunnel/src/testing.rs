@@ -51,10 +51,22 @@ impl Authority {
         self.svid_for(id, Duration::from_secs(3600))
     }
 
+    /// Issued under a machine, for an hour.
+    pub(crate) fn svid_under(&self, id: &SpiffeId, node: &str) -> Svid {
+        self.signed(id, Duration::from_secs(3600), Some(node))
+    }
+
     pub(crate) fn svid_for(&self, id: &SpiffeId, lifetime: Duration) -> Svid {
+        self.signed(id, lifetime, None)
+    }
+
+    fn signed(&self, id: &SpiffeId, lifetime: Duration, node: Option<&str>) -> Svid {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
+        if let Some(node) = node {
+            params.distinguished_name.push(DnType::CommonName, node);
+        }
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().unwrap())];
         params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![

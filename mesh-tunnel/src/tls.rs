@@ -4,6 +4,7 @@
 //! data. Peers are verified by `mesh_core::verify_peer` and nothing else.
 
 mod proved;
+mod standing;
 mod verifier;
 
 use std::{
@@ -34,7 +35,8 @@ use verifier::{ClientVerifier, ServerVerifier, Source};
 use crate::ahead::ReadAhead;
 
 pub use proved::{Proved, disproved};
-pub(crate) use proved::{expired, left, no_longer_believed};
+pub(crate) use proved::{expired, left};
+pub use standing::{Before, Binding, ProofError, Standing};
 pub(crate) use verifier::Witness;
 
 /// A certificate with its key.
@@ -226,12 +228,18 @@ impl Credentials {
         peer: &PeerIdentity,
         chain: &[CertificateDer<'_>],
     ) -> Result<(), VerifyError> {
-        let allowed = Allowed::Exactly(peer.id.clone());
-        // Which side it was on does not matter any more; a certificate may be
-        // good for one side only.
-        let as_client = self.verify(chain, Side::Client, &allowed);
-        as_client.or_else(|error| self.verify(chain, Side::Server, &allowed).map_err(|_| error))?;
-        Ok(())
+        self.verify_any(chain, &Allowed::Exactly(peer.id.clone())).map(drop)
+    }
+
+    /// Verifies a chain of a session that is there: which side it was on does
+    /// not matter any more, and a certificate may be good for one side only.
+    fn verify_any(
+        &self,
+        chain: &[CertificateDer<'_>],
+        allowed: &Allowed,
+    ) -> Result<PeerIdentity, VerifyError> {
+        let as_client = self.verify(chain, Side::Client, allowed);
+        as_client.or_else(|error| self.verify(chain, Side::Server, allowed).map_err(|_| error))
     }
 }
 

@@ -25,7 +25,12 @@ use std::{
 };
 
 use mesh_core::{Allowed, Client, PeerIdentity, identity::Side};
-use mesh_tunnel::{Stream, admission::Place, net::Listener, tls};
+use mesh_tunnel::{
+    Stream,
+    admission::Place,
+    net::Listener,
+    tls::{self, Before, Binding, Standing},
+};
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,7 +41,6 @@ use crate::{
     inner::{
         HANDSHAKE_TIMEOUT,
         mux::{Limits, Probing, ServerSession},
-        until_end,
     },
     metrics::{
         Direction,
@@ -99,7 +103,6 @@ pub struct Caller {
     address: Option<IpAddr>,
     /// `X-Forwarded-Client-Cert`, where that is asked for.
     certificate: Option<Box<str>>,
-    chain: Vec<CertificateDer<'static>>,
     /// Set once its session carries requests: connections of opaque bytes are
     /// counted one by one.
     counted: OnceLock<OpenTcp>,
@@ -165,7 +168,9 @@ pub async fn serve_stream(worker: Arc<Worker>, stream: Stream, via: Via) {
         }
     };
     match handshake(&worker, stream, &via, half_open).await {
-        Ok((caller, stream)) => serve_session(&worker, caller, stream).await,
+        Ok((caller, standing, stream)) => {
+            serve_session(&worker, caller, &standing, stream).await;
+        }
         Err(error) => {
             let refused = tls::verify_error(&error);
             let code = refused.as_ref().map_or("handshake", mesh_core::VerifyError::code);
@@ -180,7 +185,8 @@ async fn handshake(
     stream: Stream,
     via: &Via,
     _half_open: Place,
-) -> io::Result<(Arc<Caller>, Stream)> {
+) -> io::Result<(Arc<Caller>, Standing, Stream)> {
+    let before = Before::handshake(&worker.shared.credentials);
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
     let secured = tls::accept(worker.inner_server.clone(), stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, secured).await.map_err(late)??;
@@ -188,7 +194,7 @@ async fn handshake(
     let credentials = &worker.shared.credentials;
     let peer = tls::peer_of(tls_session, credentials, Side::Client, &Allowed::Known)
         .map_err(io::Error::other)?;
-    let chain = tls_session.peer_certificates().unwrap_or_default().to_vec();
+    let (binding, chain) = (Binding::of_tls(tls_session, false)?, tls::chain_of(tls_session));
     let connection = match via {
         Via::Tcp(_) => None,
         Via::Reverse { connection_id, .. } => Some(connection_id.as_str().into()),
@@ -197,8 +203,9 @@ async fn handshake(
     let address = address_of(worker, via, &peer);
     let certificate = certificate_of(worker, &peer, &chain);
     let counted = OnceLock::new();
-    let caller = Caller { peer, path_kind, connection, address, certificate, chain, counted };
-    Ok((Arc::new(caller), Box::new(stream)))
+    let standing = before.proved(binding, peer.clone(), chain);
+    let caller = Caller { peer, path_kind, connection, address, certificate, counted };
+    Ok((Arc::new(caller), standing, Box::new(stream)))
 }
 
 /// The address that a caller calls from, if no gateway is between: those of
@@ -228,15 +235,19 @@ fn certificate_of(
     Some(format!("By={};Hash={hash};URI={}", own.id, peer.id).into())
 }
 
-async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream) {
+async fn serve_session(
+    worker: &Arc<Worker>,
+    caller: Arc<Caller>,
+    standing: &Standing,
+    stream: Stream,
+) {
     let _open = worker.shared.metrics.inner_session(Direction::Inbound);
     let drain = &worker.shared.drain;
     let (mut session, guardian) =
         ServerSession::start(stream, Probing::DESTINATION, Limits::default(), drain);
-    let (retired, disbelieved) =
-        (until_retired(worker, &caller), until_disbelieved(worker, &caller));
-    let late = until_late(worker, &caller);
-    tokio::pin!(retired, disbelieved, late);
+    let (retired, late) = (until_retired(worker, standing), until_late(worker, standing));
+    let (disbelieved, proving) = (standing.disbelieved(), guardian.keep_proving(standing));
+    tokio::pin!(retired, late, disbelieved, proving);
     let (mut retiring, mut cut) = (false, false);
     loop {
         tokio::select! {
@@ -253,7 +264,8 @@ async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream
                 guardian.retire();
                 retiring = true;
             }
-            () = &mut disbelieved, if !cut => {
+            error = &mut disbelieved, if !cut => {
+                log::info!(peer = caller.peer.id.as_str(), reason = error.code(); "session cut");
                 guardian.cut();
                 cut = true;
             }
@@ -261,37 +273,25 @@ async fn serve_session(worker: &Arc<Worker>, caller: Arc<Caller>, stream: Stream
                 guardian.cut();
                 cut = true;
             }
+            never = &mut proving => never,
         }
     }
 }
 
 /// A session does not outlive what proved it.
-async fn until_retired(worker: &Worker, caller: &Caller) {
+async fn until_retired(worker: &Worker, standing: &Standing) {
     tokio::select! {
         () = worker.shared.drain.closing() => {}
-        () = tokio::time::sleep(until_end(&caller.peer)) => {}
+        () = standing.expires(Duration::ZERO) => {}
     }
 }
 
 /// What runs in it has its time: after the drain has begun, or what proved the
 /// caller has ended. While this proxy leaves, nothing is late.
-async fn until_late(worker: &Worker, caller: &Caller) {
+async fn until_late(worker: &Worker, standing: &Standing) {
     tokio::select! {
         () = worker.shared.drain.draining() => {}
-        () = tokio::time::sleep(until_end(&caller.peer)) => {}
+        () = standing.expires(Duration::ZERO) => {}
     }
     tokio::time::sleep(worker.shared.config.longest_drain()).await;
-}
-
-/// Returns when new credentials or bundles no longer vouch for the caller.
-async fn until_disbelieved(worker: &Worker, caller: &Caller) {
-    let credentials = &worker.shared.credentials;
-    let mut changed = credentials.changed();
-    while changed.changed().await.is_ok() {
-        if let Err(error) = credentials.recheck(&caller.peer, &caller.chain) {
-            log::info!(peer = caller.peer.id.as_str(), reason = error.code(); "session cut");
-            return;
-        }
-    }
-    std::future::pending().await
 }

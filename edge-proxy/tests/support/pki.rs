@@ -54,8 +54,17 @@ impl Authority {
         self.sign(&SpiffeId::workload(&self.domain, "shop", account).unwrap())
     }
 
+    /// The same for so long.
+    pub fn workload_for(&self, account: &str, life: Duration) -> Svid {
+        self.sign_for(&SpiffeId::workload(&self.domain, "shop", account).unwrap(), life)
+    }
+
     /// Signs anything.
     pub fn sign(&self, id: &SpiffeId) -> Svid {
+        self.sign_for(id, Duration::from_secs(3600))
+    }
+
+    fn sign_for(&self, id: &SpiffeId, life: Duration) -> Svid {
         let key = key();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -65,7 +74,7 @@ impl Authority {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         params.not_before = epoch + clock::now_unix().saturating_sub(Duration::from_secs(600));
-        params.not_after = epoch + clock::now_unix() + Duration::from_secs(3600);
+        params.not_after = epoch + clock::now_unix() + life;
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         let chain = vec![leaf.der().clone(), self.issuer.der().clone()];
         Svid::from_der(chain, PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap()

@@ -12,7 +12,6 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use mesh_api::v1::{self, control::Message};
 use mesh_core::{PeerIdentity, SpiffeId, name::Subject};
-use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{ReadHalf, WriteHalf},
     sync::{broadcast, mpsc, watch},
@@ -23,7 +22,7 @@ use super::{
     Carrier, Handle, MAX_STREAMS, NOTICES, Phase, Raw, Session, Shared, Transport,
     carrier::Delivery, stream::Counted, wire,
 };
-use crate::tls::{self, Credentials};
+use crate::tls::{Credentials, Standing};
 
 /// Both sides must have said `Hello` by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,8 +50,8 @@ const SKEW: Duration = Duration::from_secs(60);
 pub(crate) struct Establishing {
     pub(crate) carrier: Carrier,
     pub(crate) peer: PeerIdentity,
-    /// As the peer presented it.
-    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// As the peer has proved itself so far.
+    pub(crate) standing: Standing,
     pub(crate) credentials: Arc<Credentials>,
     /// What this side says; empty parts are filled in.
     pub(crate) hello: v1::Hello,
@@ -172,12 +171,7 @@ fn start(new: Establishing, stream: Raw, hello: v1::Hello) -> Session {
         traced: OnceLock::new(),
         why: Mutex::default(),
     });
-    let life = Life {
-        shared: shared.clone(),
-        credentials: new.credentials,
-        chain: new.chain,
-        pings: Mutex::default(),
-    };
+    let life = Life { shared: shared.clone(), standing: new.standing, pings: Mutex::default() };
     tokio::spawn(life.run(stream, outgoing, finished));
     Session { handle: Arc::new(Handle { shared }) }
 }
@@ -186,8 +180,7 @@ fn start(new: Establishing, stream: Raw, hello: v1::Hello) -> Session {
 /// session alive.
 struct Life {
     shared: Arc<Shared>,
-    credentials: Arc<Credentials>,
-    chain: Vec<CertificateDer<'static>>,
+    standing: Standing,
     /// The ping that is under way.
     pings: Mutex<Option<(u64, Instant)>>,
 }
@@ -206,8 +199,9 @@ impl Life {
             why = self.read(from) => why,
             why = self.write(to, outgoing) => why,
             why = self.ping() => why,
-            why = tls::no_longer_believed(&self.credentials, &shared.peer, &self.chain) => why,
+            why = self.cut() => why,
             why = self.expire() => why,
+            never = self.standing.keep_proving(|proof| shared.tell(Message::Proof(proof))) => never,
             why = self.abandon(finished) => why,
         };
         shared.carrier.close(&ended);
@@ -260,6 +254,7 @@ impl Life {
                     let _ = listener.try_send(traced);
                 }
             }
+            Message::Proof(proof) => self.standing.receive(proof),
         }
         Ok(())
     }
@@ -331,16 +326,24 @@ impl Life {
         self.shared.rtt.store(smoothed, Ordering::Relaxed);
     }
 
-    /// Drains the session a little before the peer's leaf ends and waits for
-    /// that end.
+    /// Waits until a change of trust makes the peer's chain worthless.
+    async fn cut(&self) -> String {
+        let error = self.standing.disbelieved().await;
+        let peer = self.shared.peer.id.as_str();
+        log::warn!(peer = peer, code = error.code(); "connection cut: {error}");
+        format!("{}: {error}", error.code())
+    }
+
+    /// Leaves the session a little before the peer's leaf ends, if it has not
+    /// shown a new one by then, and waits for that end. Whoever has no other
+    /// tunnel yet may use it meanwhile.
     async fn expire(&self) -> String {
-        let peer = &self.shared.peer;
-        let lead = (tls::left(peer) / 4).min(EXPIRY_LEAD);
-        tls::expired(peer, lead).await;
+        let lead = (self.standing.left() / 4).min(EXPIRY_LEAD);
+        self.standing.expires(lead).await;
         let deadline_ms = u64::try_from(lead.as_millis()).unwrap_or(u64::MAX);
-        self.shared.tell(Message::Drain(v1::Drain { deadline_ms, accepting: false }));
-        self.end_soon(Phase::Ending);
-        tls::expired(peer, Duration::ZERO).await;
+        self.shared.tell(Message::Drain(v1::Drain { deadline_ms, accepting: true }));
+        self.end_soon(Phase::Leaving);
+        self.standing.expires(Duration::ZERO).await;
         "the peer's certificate has ended".into()
     }
 

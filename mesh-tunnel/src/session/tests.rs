@@ -485,9 +485,42 @@ async fn a_session_is_drained_and_ended_with_the_peers_leaf() {
         let (near, far) = tokio::join!(dialler.dial(&to, allowed, transport, LONG), door.accept());
         let (near, Arrival::Tunnel(far)) = (near.unwrap(), far.unwrap()) else { panic!() };
         near.ending().await;
-        assert!(!near.is_closed());
+        assert!(near.is_usable(), "for whoever has no other tunnel yet");
+        stream(&near, &far).await;
         assert!(near.closed().await.contains("certificate has ended"));
         assert!(far.closed().await.contains("certificate has ended"));
+    };
+    tokio::join!(over(LinkTransport::Quic), over(LinkTransport::Tls));
+}
+
+#[tokio::test]
+async fn a_session_goes_on_with_a_leaf_that_was_renewed() {
+    let over = |transport| async move {
+        let east = Authority::new("east.example");
+        let short = |id: &SpiffeId| {
+            let svid = east.svid_for(id, Duration::from_secs(5));
+            Credentials::new(Some(svid), trust(&[&east]))
+        };
+        let (near_id, far_id) = (east.workload("checkout"), east.gateway());
+        let (near_credentials, far_credentials) = (short(&near_id), short(&far_id));
+        let (door, to) = door_of(&far_credentials, Allowed::Neighbour(east.domain.clone())).await;
+        let dialler = dialer(&near_credentials);
+        let allowed = Allowed::Exactly(far_id.clone());
+        let (near, far) = tokio::join!(dialler.dial(&to, allowed, transport, LONG), door.accept());
+        let (near, Arrival::Tunnel(far)) = (near.unwrap(), far.unwrap()) else { panic!() };
+        let (mut a, mut b) = stream(&near, &far).await;
+        near_credentials.replace_svid(east.svid(&near_id));
+        far_credentials.replace_svid(east.svid(&far_id));
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert!(near.is_open() && far.is_open());
+        a.write_u8(1).await.unwrap();
+        assert_eq!(b.read_u8().await.unwrap(), 1);
+        // Whoever is revoked is cut by what it has shown last.
+        let mut revocations = (*far_credentials.trust().revocations).clone();
+        revocations.identities.insert(near_id);
+        let trust = Trust { revocations: Arc::new(revocations), ..far_credentials.trust() };
+        far_credentials.replace_trust(trust);
+        assert!(near.closed().await.contains("peer_revoked"));
     };
     tokio::join!(over(LinkTransport::Quic), over(LinkTransport::Tls));
 }

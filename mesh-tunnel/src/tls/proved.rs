@@ -33,7 +33,7 @@ pub async fn disproved(
 }
 
 /// Waits until a change of trust makes the peer's chain worthless.
-pub(crate) async fn no_longer_believed(
+async fn no_longer_believed(
     credentials: &Credentials,
     peer: &PeerIdentity,
     chain: &[CertificateDer<'_>],

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use crate::{
     programs::{eventually, holds, said},
-    site::{FEDERATION, GATEWAY, Machine, Site, get},
+    site::{FEDERATION, GATEWAY, Machine, Site, get, link},
 };
 
 const CLIENT: Machine = Machine("client", 21);
@@ -16,15 +16,6 @@ fn gone(path: &Path) {
     eventually(&format!("{} is gone", path.display()), || {
         if path.exists() { Err("it is there".to_owned()) } else { Ok(()) }
     });
-}
-
-pub(crate) fn link(west: &Site, east: &Site) {
-    let run =
-        |site: &Site, words: &[&str]| said(&site.meshctl(site.dir(), words).output().unwrap());
-    let token = run(east, &["link", "token", "--site", "west"]);
-    run(west, &["link", "cluster", "east", token.trim()]);
-    run(east, &["service", "export", "stock.shop"]);
-    run(west, &["service", "export", "orders.shop"]);
 }
 
 /// Power is lost.

@@ -12,9 +12,8 @@ use std::{
 };
 
 use crate::{
-    cold::link,
     programs::{PATIENCE, eventually},
-    site::{GATEWAY, Machine, Site},
+    site::{GATEWAY, Machine, Site, link},
 };
 
 const CLIENT: Machine = Machine("client", 21);

@@ -50,7 +50,8 @@ impl Site {
         Self::init_as("west")
     }
 
-    fn init_as(name: &str) -> Self {
+    /// The same under another name.
+    pub(crate) fn init_as(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("h").tempdir_in("/tmp").unwrap();
         let (net, hold) = claim();
         let site = Self { daemons: BTreeMap::new(), dir, net, _hold: hold };
@@ -114,6 +115,11 @@ impl Site {
         let mut command = Command::new(program("meshctl"));
         command.arg("--run").arg(run).args(words).stdin(Stdio::null());
         command
+    }
+
+    /// What `meshctl` says on federation's host, where it must succeed.
+    pub(crate) fn said(&self, words: &[&str]) -> String {
+        said(&self.meshctl(self.dir(), words).output().unwrap())
     }
 
     pub(crate) fn start_federation(&mut self) {
@@ -305,6 +311,14 @@ impl Site {
             other => Err(format!("{other:?}")),
         });
     }
+}
+
+/// Links west with east; each exports what its machines back.
+pub(crate) fn link(west: &Site, east: &Site) {
+    let token = east.said(&["link", "token", "--site", "west"]);
+    west.said(&["link", "cluster", "east", token.trim()]);
+    east.said(&["service", "export", "stock.shop"]);
+    west.said(&["service", "export", "orders.shop"]);
 }
 
 /// The whole answer to one GET, head included.

@@ -50,6 +50,8 @@ pub(super) enum Kind {
     Ping = 9,
     Pong = 10,
     GoAway = 11,
+    /// The first that peers may not know.
+    Proof = SKIPPABLE,
 }
 
 impl Kind {
@@ -68,13 +70,16 @@ impl Kind {
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {
+        if byte == SKIPPABLE {
+            return Some(Self::Proof);
+        }
         Self::ALL.get(usize::from(byte).checked_sub(1)?).copied()
     }
 
     /// Shortest and longest payload.
     fn lengths(self) -> (usize, usize) {
         match self {
-            Self::Hello => (0, MAX_MESSAGE),
+            Self::Hello | Self::Proof => (0, MAX_MESSAGE),
             Self::Target => (2, 2 + MAX_MESSAGE),
             Self::Open => (2, 2 + MAX_HEAD),
             Self::Head | Self::Trailers => (0, MAX_HEAD),
@@ -96,7 +101,8 @@ impl Kind {
 
     /// Whether it is about the session, not about one stream.
     fn is_of_session(self) -> bool {
-        matches!(self, Self::Hello | Self::Target | Self::Ping | Self::Pong | Self::GoAway)
+        use Kind::{GoAway, Hello, Ping, Pong, Proof, Target};
+        matches!(self, Hello | Target | Ping | Pong | GoAway | Proof)
     }
 }
 
@@ -126,6 +132,8 @@ pub enum Frame {
     /// No stream above `last` was or will be looked at. With a `code` other
     /// than [`GOING`] the session ends here.
     GoAway { last: u32, code: u8, reason: Bytes },
+    /// A renewed certificate: `Proof`.
+    Proof(Bytes),
 }
 
 /// `GoAway`: streams up to the last one go on.
@@ -185,6 +193,7 @@ impl Frame {
             Self::GoAway { last, code, reason } => {
                 encode(to, Kind::GoAway, 0, 0, &[&last.to_be_bytes(), &[*code], reason]);
             }
+            Self::Proof(message) => encode(to, Kind::Proof, 0, 0, &[message]),
         }
     }
 }
@@ -339,6 +348,7 @@ fn read_payload(header: &Header, buf: &mut BytesMut) -> Result<Frame, Violation>
             Frame::Reset { stream, code, reason: rest(1, buf) }
         }
         Kind::Window => Frame::Window { stream, more: buf.get_u32() },
+        Kind::Proof => Frame::Proof(rest(0, buf)),
         Kind::Ping => Frame::Ping(buf.get_u64()),
         Kind::Pong => Frame::Pong(buf.get_u64()),
         Kind::GoAway => {
@@ -389,6 +399,7 @@ mod tests {
             any::<u64>().prop_map(Frame::Pong),
             (any::<u32>(), any::<u8>(), payload(MAX_REASON))
                 .prop_map(|(last, code, reason)| Frame::GoAway { last, code, reason }),
+            payload(MAX_MESSAGE).prop_map(Frame::Proof),
         ]
     }
 
@@ -444,7 +455,7 @@ mod tests {
 
     #[test]
     fn impossible_headers_are_violations() {
-        let cases: [(&[u8; HEADER], &str); 11] = [
+        let cases: [(&[u8; HEADER], &str); 13] = [
             (&[0, 0, 0, 0, 0, 0, 0, 0, 1], "kind"),
             (&[0, 0, 0, 12, 0, 0, 0, 0, 1], "kind"),
             (&[0, 0, 0, 0x7f, 0, 0, 0, 0, 1], "kind"),
@@ -456,6 +467,8 @@ mod tests {
             (&[0, 0, 0, Kind::Trailers as u8, END, 0, 0, 0, 1], "flags"),
             (&[0, 0, 0, Kind::Head as u8, 3, 0, 0, 0, 1], "flags"),
             (&[0, 0, 8, Kind::Ping as u8, 0, 0, 0, 0, 1], "stream"),
+            (&[0, 16, 1, Kind::Proof as u8, 0, 0, 0, 0, 0], "length"),
+            (&[0, 0, 8, Kind::Proof as u8, 0, 0, 0, 0, 1], "stream"),
         ];
         for (header, named) in cases {
             let mut buf = BytesMut::from(&header[..]);

@@ -36,7 +36,8 @@ fn is_idle(frame: &Frame) -> bool {
         | Frame::Window { .. }
         | Frame::Ping(_)
         | Frame::Pong(_)
-        | Frame::GoAway { .. } => true,
+        | Frame::GoAway { .. }
+        | Frame::Proof(_) => true,
     }
 }
 
@@ -80,12 +81,21 @@ impl State {
             Frame::Window { stream, more } => self.receive_window(stream, more)?,
             Frame::Ping(token) => self.out.pong(token),
             Frame::Pong(_) => {}
+            Frame::Proof(message) => self.receive_proof(message),
             Frame::GoAway { last, code, reason } => return self.receive_going(last, code, &reason),
         }
         if self.out.len() > TOO_MUCH {
             return Err(Violation::new("the peer asks for more than it reads"));
         }
         Ok(Verdict::Fine)
+    }
+
+    /// Only the newest counts.
+    fn receive_proof(&mut self, message: Bytes) {
+        self.proof = Some(message);
+        if let Some(reader) = self.proof_reader.take() {
+            reader.wake();
+        }
     }
 
     fn receive_hello(&mut self, message: &Bytes) -> Result<(), Violation> {

@@ -9,8 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use mesh_api::v1;
 use mesh_runtime::drain::Drain;
-use mesh_tunnel::Stream;
+use mesh_tunnel::{Stream, tls::Standing};
+use prost::Message;
 
 use super::{
     Exchange, Limits, OpenError, Probing, Shared, Target,
@@ -106,6 +108,25 @@ impl Guardian {
     /// streams go on, then it ends.
     pub fn retire(&self) {
         self.0.state().retire();
+    }
+
+    /// Shows the peer our certificate whenever it is renewed, and looks at what
+    /// it shows of its own.
+    pub async fn keep_proving(&self, standing: &Standing) -> ! {
+        let ours = standing.keep_proving(|proof| self.0.state().prove(&proof.encode_to_vec()));
+        let theirs = async {
+            loop {
+                let shown = poll_fn(|cx| self.0.state().poll_proof(cx)).await;
+                match v1::Proof::decode(shown) {
+                    Ok(proof) => standing.receive(proof),
+                    Err(error) => log::warn!(error:% = error; "a proof that does not decode"),
+                }
+            }
+        };
+        tokio::select! {
+            never = ours => never,
+            never = theirs => never,
+        }
     }
 
     /// Ends it now; open streams fail.

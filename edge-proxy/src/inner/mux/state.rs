@@ -101,6 +101,9 @@ pub(super) struct State {
     /// The peer has done what it must not.
     pub(super) violated: bool,
     pub(super) idle_since: Instant,
+    /// What the peer has shown of a renewed certificate and nobody has read.
+    pub(super) proof: Option<Bytes>,
+    pub(super) proof_reader: Option<Waker>,
 
     /// Something was read since this was last asked.
     pub(super) heard: bool,
@@ -146,6 +149,8 @@ impl State {
             idle_frames: Allowance::new(Instant::now()),
             violated: false,
             idle_since: Instant::now(),
+            proof: None,
+            proof_reader: None,
             heard: false,
             probed: false,
             probes: 0,
@@ -272,6 +277,23 @@ impl State {
         self.retired = true;
         self.cut.get_or_insert_with(|| Bye { code, why: why.into() });
         self.wake_driver();
+    }
+
+    /// Shows the peer a renewed certificate.
+    pub(super) fn prove(&mut self, message: &[u8]) {
+        if self.ended.is_none() && message.len() <= frame::MAX_MESSAGE {
+            self.out.frame(Kind::Proof, 0, 0, &[message]);
+            self.wake_driver();
+        }
+    }
+
+    /// What the peer has shown of one.
+    pub(super) fn poll_proof(&mut self, cx: &Context<'_>) -> Poll<Bytes> {
+        if let Some(proof) = self.proof.take() {
+            return Poll::Ready(proof);
+        }
+        self.proof_reader = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// The next stream of the peer that it has not given up already.

@@ -110,7 +110,7 @@ async fn bytes_that_are_no_frames_end_the_session() {
 async fn frames_of_the_future_are_passed_over() {
     let (mut peer, mut far, _drain) = Peer::of_destination(Limits::default());
     peer.say(&[hello(), target_frame()]).await;
-    let mut future = vec![1, 0, 0, 0x80, 0xff, 0, 0, 0, 9];
+    let mut future = vec![1, 0, 0, 0x81, 0xff, 0, 0, 0, 9];
     future.extend(vec![0xaa; 1 << 16]);
     peer.io.write_all(&future).await.unwrap();
     peer.say(&[open_frame(1)]).await;

@@ -1,8 +1,11 @@
 //! What a process holds of its own program.
 
-use std::{fs, io, path::Path};
+use std::{convert::Infallible, fs, io, path::Path, time::Duration};
 
-use rustix::mm::{Advice, madvise};
+use rustix::{
+    mm::{Advice, madvise},
+    time::{ClockId, clock_gettime},
+};
 
 /// Takes the pages of the program's code and constants out of the process:
 /// after a start most of them are not used again. Those that are come back from
@@ -24,6 +27,40 @@ pub fn release_program() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How often it is looked whether the process has become quiet.
+const LOOK: Duration = Duration::from_secs(10);
+/// Work after which there are pages to give back.
+const WORTH: Duration = Duration::from_millis(1);
+
+/// Does [`release_program`] again and again: whenever the process has worked
+/// and then done next to nothing for ten seconds. A busy one keeps its pages.
+pub(crate) async fn release_when_quiet() -> Infallible {
+    let mut released = processor_time();
+    let mut before = released;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = processor_time();
+        if is_due(released, before, now) {
+            if let Err(error) = release_program() {
+                log::debug!(error:% = error; "the pages of the program are kept");
+            }
+            released = now;
+        }
+        before = now;
+    }
+}
+
+/// Whether less than half a percent of a core was used since the last look, and
+/// something since the last release.
+fn is_due(released: Duration, before: Duration, now: Duration) -> bool {
+    now.saturating_sub(before) < LOOK / 200 && now.saturating_sub(released) > WORTH
+}
+
+/// What this process has used of all processors.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap_or_default()
 }
 
 /// Start and length of a program's private mappings that nobody has written to,
@@ -48,6 +85,18 @@ fn unwritten(maps: &str, program: &Path) -> Vec<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_are_given_back_after_work_and_not_during_it() {
+        let ms = Duration::from_millis;
+        assert!(is_due(ms(100), ms(150), ms(151)), "work, then rest");
+        assert!(!is_due(ms(100), ms(100), ms(151)), "at work");
+        assert!(!is_due(ms(100), ms(100), ms(101)), "nothing since the last time");
+        let before = processor_time();
+        while processor_time() < before + ms(5) {
+            std::hint::spin_loop();
+        }
+    }
 
     #[test]
     fn only_what_nobody_has_written_to_is_named() {

@@ -81,8 +81,8 @@ pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
     Ok(runtime)
 }
 
-/// Tells systemd that we are ready, gives back the memory of the start, pings
-/// the watchdog, waits for SIGTERM or SIGINT (or for somebody else to start the
+/// Tells systemd that we are ready, gives back the memory of the start and of
+/// work that has ended, pings the watchdog, waits for SIGTERM or SIGINT (or for somebody else to start the
 /// drain), and tells systemd that we are stopping. The caller then finishes the
 /// drain.
 pub async fn until_terminated(drain: &Drain) -> io::Result<()> {
@@ -94,6 +94,7 @@ pub async fn until_terminated(drain: &Drain) -> io::Result<()> {
         result = terminated() => result?,
         () = drain.draining() => {}
         () = watchdog() => {}
+        never = memory::release_when_quiet() => match never {},
     }
     systemd::notify(&State::Stopping);
     Ok(())

@@ -161,7 +161,7 @@ def across(one, label, entry, measured):
     limit = ADDED.get(one["name"], 0) * (2 if way == "quic" else 1)
     verdict = f", goal ≤ +{limit} {met(more['median'] <= limit)}" if limit else ""
     if one["name"] == "cross-bulk":
-        yield f"{label}: " + against(BULK[way], values(entry), measured, [f"{build}/same-site"])
+        yield f"{label}: " + against(BULK[way], entry, measured, [f"{build}/same-site"])
     yield f"{label} minus {build}/same-site: {more['min']:+.2f} (min), {more['median']:+.2f} (median){verdict}"
 
 

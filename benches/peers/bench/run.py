@@ -10,8 +10,8 @@ from .process import Process, core_times
 
 # Until everything on the path answers; a gateway's link needs the longest.
 READY = 20
-# Idle connections settle: buffers are given back, timers have run.
-SETTLE = 3
+# Idle processes settle: buffers and pages are given back, timers have run.
+SETTLE = 22
 
 
 class NotMeasured(Exception):
@@ -129,6 +129,7 @@ def measure(contender, row, settings):
 
 
 def memory(path, row):
+    time.sleep(SETTLE)
     started = path.resident()
     try:
         held = load.hold(row.connections, path.address, path.host)

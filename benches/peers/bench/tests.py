@@ -199,6 +199,15 @@ class Reports(unittest.TestCase):
         lines = list(report.verdicts(self.row("h2-two-hop", haproxy=[50], envoy=[30], isthmus=[20])))
         self.assertIn("0.67", lines[0])
 
+    def test_bulk_across_sites_is_measured_against_two_hops(self):
+        found = {"isthmus/same-site": [2.0], "isthmus/tls": [4.0], "isthmus/quic": [14.0]}
+        row = self.row("cross-bulk", **found)
+        for label, entry in row["contenders"].items():
+            entry["ours"] = label.startswith("isthmus/")
+        lines = list(report.verdicts(row))
+        self.assertIn("isthmus/tls: goal ≤ 2.5 × isthmus/same-site: 2.00 (min), 2.00 (median) met", lines)
+        self.assertIn("isthmus/quic: goal ≤ 6.0 × isthmus/same-site: 7.00 (min), 7.00 (median) NOT MET", lines)
+
     def test_what_was_not_measured_has_no_verdict(self):
         self.assertEqual(list(report.verdicts(self.row("h1-two-hop-32", haproxy=[], isthmus=[8]))), [])
         self.assertEqual(list(report.verdicts(self.row("h1-two-hop-32", haproxy=[8], isthmus=[]))), [])

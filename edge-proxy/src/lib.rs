@@ -9,6 +9,7 @@
 //!   endpoints.
 //! - [`gate`]: how many requests a worker begins at once.
 //! - [`scratch`]: memory of requests in flight, lent by the worker.
+//! - [`room`]: memory to read the bytes of a connection into.
 //! - [`own`]: what this proxy knows of itself.
 //! - [`snapshot_cell`]: the newest snapshot, and which services are wanted.
 //! - [`files`]: identity and snapshot from files, without a control plane.

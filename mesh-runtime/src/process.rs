@@ -82,9 +82,9 @@ pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
 }
 
 /// Tells systemd that we are ready, gives back the memory of the start and of
-/// work that has ended, pings the watchdog, waits for SIGTERM or SIGINT (or for somebody else to start the
-/// drain), and tells systemd that we are stopping. The caller then finishes the
-/// drain.
+/// work that has ended, pings the watchdog, waits for SIGTERM or SIGINT (or for
+/// somebody else to start the drain), and tells systemd that we are stopping.
+/// The caller then finishes the drain.
 pub async fn until_terminated(drain: &Drain) -> io::Result<()> {
     systemd::notify(&State::Ready);
     if let Err(error) = memory::release_program() {

@@ -8,7 +8,8 @@
 //! | reset, error | reset of both |
 //! | nothing in either direction for [`Limits::idle`] | reset of both |
 //!
-//! At most [`LARGEST_READ`](crate::room::LARGEST_READ) bytes are held per direction. What a tunnel has is
+//! One piece is held per direction, at most
+//! [`LARGEST_READ`](crate::room::LARGEST_READ) bytes. What a tunnel has is
 //! passed on as it is; what a socket has is read into a buffer that begins
 //! small, grows while reads fill it, and is given back when nothing moves.
 

@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::ReadBuf;
 
 /// What a piece is made for once there is more than one.
-const PIECE: usize = 64 * 1024;
+pub(super) const PIECE: usize = 64 * 1024;
 /// Pieces from here on stay as they are; what is shorter is put together.
 const WORTH: usize = 4 * 1024;
 

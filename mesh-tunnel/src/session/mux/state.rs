@@ -13,7 +13,7 @@ use tokio::{io::ReadBuf, time::Instant};
 
 use super::{
     frame::{self, Frame, MAX_DATA, Violation},
-    rope::Rope,
+    rope::{PIECE, Rope},
     stream::{End, Received, Stream, Told, WINDOW},
 };
 
@@ -151,7 +151,7 @@ impl State {
     pub(super) fn poll_take(&mut self, id: u32, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         match self.streams.get_mut(&id) {
             Some(stream) if !stream.unread.is_empty() => {
-                let piece = stream.unread.take(usize::MAX);
+                let piece = stream.unread.take(PIECE);
                 if stream.grant() > 0 {
                     self.queue(id);
                 }

@@ -9,6 +9,7 @@
 //!   endpoints.
 //! - [`gate`]: how many requests a worker begins at once.
 //! - [`scratch`]: memory of requests in flight, lent by the worker.
+//! - [`aside`]: what is waited for beside something busy.
 //! - [`room`]: memory to read the bytes of a connection into.
 //! - [`own`]: what this proxy knows of itself.
 //! - [`snapshot_cell`]: the newest snapshot, and which services are wanted.
@@ -35,6 +36,7 @@
 pub mod access_log;
 pub mod app;
 pub mod apps;
+mod aside;
 pub mod audit;
 mod beliefs;
 pub mod changes;

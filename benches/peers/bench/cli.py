@@ -89,7 +89,9 @@ def select(options):
     unknown = set(named) - set(known)
     if unknown:
         raise SystemExit(f"no peer {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
-    chosen = [contender for contender in available if contender.label in named]
+    # `haproxy` is all that HAProxy carries, `haproxy/same-site` only that.
+    chosen = [contender for contender in available
+              if contender.label in named or contender.label.partition("/")[0] in named]
     for label, path in binaries.items():
         if label == OURS and OURS not in named:
             continue

@@ -157,12 +157,15 @@ def across(one, label, entry, measured):
     if way not in ("tls", "quic") or near is None:
         return
     more = {key: pick(values(entry)) - pick(values(near)) for key, pick in PICKS.items()}
-    # Over QUIC twice as much may be added.
-    limit = ADDED.get(one["name"], 0) * (2 if way == "quic" else 1)
-    verdict = f", goal ≤ +{limit} {met(more['median'] <= limit)}" if limit else ""
     if one["name"] == "cross-bulk":
         yield f"{label}: " + against(BULK[way], entry, measured, [f"{build}/same-site"])
-    yield f"{label} minus {build}/same-site: {more['min']:+.2f} (min), {more['median']:+.2f} (median){verdict}"
+    yield f"{label} minus {build}/same-site: {more['min']:+.2f} (min), {more['median']:+.2f} (median)"
+    peer = measured.get("haproxy/same-site")
+    if one["name"] in ADDED and peer is not None:
+        limit = ADDED[one["name"]] * (2 if way == "quic" else 1)
+        found = {key: more[key] / pick(values(peer)) for key, pick in PICKS.items()}
+        yield (f"  of haproxy/same-site {found['min']:.2f} (min), {found['median']:.2f} (median), "
+               f"goal ≤ {limit:.2f} {met(found['median'] <= limit)}")
 
 
 def met(fine):

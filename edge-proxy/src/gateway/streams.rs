@@ -21,7 +21,7 @@ use super::{
     quota::Slot,
     relay::{self, Carried, Limits},
 };
-use crate::{trace::passage, tunnels::going};
+use crate::{aside::Aside, trace::passage, tunnels::going};
 
 /// How long saying no may take; a neighbour that does not read its answers
 /// has its stream dropped.
@@ -307,16 +307,14 @@ async fn carry(
     let opened = started.elapsed();
     let counted = tunnel.state.metrics.stream(&tunnel.neighbour);
     let limits = Limits { idle: tunnel.state.tuning.stream_idle };
-    let stop = stop(tunnel.state.shared.drain.clone(), &connect);
+    // Each message wakes this task, and seldom one of these.
+    let mut aside = Aside::default().with(stop(tunnel.state.shared.drain.clone(), &connect));
     let mut carried = match far.end {
-        FarEnd::Tcp(mut far) => relay::relay(&mut near, &mut far, limits, stop).await,
+        FarEnd::Tcp(mut far) => relay::relay(&mut near, &mut far, limits, aside.next()).await,
         FarEnd::Tunnel(mut far) => {
             let drains = pass_on_drain(far.session(), near.session(), &connect.connection_id);
-            let relayed = relay::relay(&mut near, &mut far, limits, stop);
-            tokio::select! {
-                carried = relayed => carried,
-                never = drains => match never {},
-            }
+            aside = aside.with(async { match drains.await {} });
+            relay::relay(&mut near, &mut far, limits, aside.next()).await
         }
     };
     carried.sent += far.early;

@@ -38,6 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     access_log::Entry,
     app::Shared,
+    aside::Aside,
     inner::{
         HANDSHAKE_TIMEOUT,
         mux::{Limits, Probing, ServerSession},
@@ -245,36 +246,36 @@ async fn serve_session(
     let drain = &worker.shared.drain;
     let (mut session, guardian) =
         ServerSession::start(stream, Probing::DESTINATION, Limits::default(), drain);
-    let (retired, late) = (until_retired(worker, standing), until_late(worker, standing));
-    let (disbelieved, proving) = (standing.disbelieved(), guardian.keep_proving(standing));
-    tokio::pin!(retired, late, disbelieved, proving);
-    let (mut retiring, mut cut) = (false, false);
+    // Each request wakes this task, and seldom one of these.
+    let mut aside = Aside::default()
+        .with(async {
+            until_retired(worker, standing).await;
+            guardian.retire();
+        })
+        .with(async {
+            let error = standing.disbelieved().await;
+            log::info!(peer = caller.peer.id.as_str(), reason = error.code(); "session cut");
+            guardian.cut();
+        })
+        .with(async {
+            until_late(worker, standing).await;
+            guardian.cut();
+        })
+        .with(async { guardian.keep_proving(standing).await });
     loop {
-        tokio::select! {
-            opened = session.accept() => {
-                let Some(opened) = opened else {
-                    if session.is_violated() {
-                        worker.shared.metrics.connection_cut(Direction::Inbound, "protocol_error");
-                    }
-                    return;
-                };
-                drain.spawn(request::serve(worker.clone(), caller.clone(), opened));
+        let opened = tokio::select! {
+            biased;
+            () = aside.next() => continue,
+            opened = session.accept() => opened,
+        };
+        let Some(opened) = opened else {
+            if session.is_violated() {
+                worker.shared.metrics.connection_cut(Direction::Inbound, "protocol_error");
             }
-            () = &mut retired, if !retiring => {
-                guardian.retire();
-                retiring = true;
-            }
-            error = &mut disbelieved, if !cut => {
-                log::info!(peer = caller.peer.id.as_str(), reason = error.code(); "session cut");
-                guardian.cut();
-                cut = true;
-            }
-            () = &mut late, if !cut => {
-                guardian.cut();
-                cut = true;
-            }
-            never = &mut proving => never,
-        }
+            return;
+        };
+        // Large, and moved often on its way to becoming a task.
+        drain.spawn(Box::pin(request::serve(worker.clone(), caller.clone(), opened)));
     }
 }
 

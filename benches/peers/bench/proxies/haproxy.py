@@ -8,7 +8,7 @@ request never takes a connection that somebody else used.
 import os
 
 from ..certs import SERVER_NAME
-from ..rows import HTTP2, TCP
+from ..rows import ADDED, HTTP2, TCP
 from ..world import CAPTURE_PORT, CLIENT, INBOUND_PORT, SERVER, SERVER_IP
 from . import DESTINATION, SOURCE, Contender, Spec, same_site
 
@@ -44,6 +44,9 @@ def contenders():
         Contender("haproxy-h1", lambda *args: specs(*args, "http/1.1"), same_site, needs=NEEDS,
                   # Between proxies only: elsewhere it is the other one.
                   carries=lambda row: row.hops == 2 and row.mode not in (HTTP2, TCP)),
+        # Two hops inside a site: what crossing sites is measured against.
+        Contender("haproxy/same-site", lambda *args: specs(*args, "h2"), same_site, needs=NEEDS,
+                  carries=lambda row: row.name in ADDED),
         Contender("haproxy-safe", lambda *args: specs(*args, "h2", "safe"), same_site, needs=NEEDS,
                   carries=lambda row: row.hops == 2 and row.mode != TCP),
     ]

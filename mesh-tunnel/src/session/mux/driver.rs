@@ -99,27 +99,20 @@ where
             return Poll::Ready(end);
         }
         for _ in 0..ROUNDS {
-            let sent = match self.poll_send(cx) {
-                Poll::Ready(Ok(more)) => more,
-                Poll::Ready(Err(error)) => return Poll::Ready(End::Lost(lost(&error))),
-                Poll::Pending => false,
-            };
-            let received = match self.poll_receive(cx) {
-                Poll::Ready(Ok(())) => true,
-                Poll::Ready(Err(end)) => return Poll::Ready(end),
-                Poll::Pending => false,
-            };
-            if !sent && !received {
-                return Poll::Pending;
+            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+                return Poll::Ready(End::Lost(lost(&error)));
+            }
+            // What is sent next wakes this task again.
+            if let Err(end) = ready!(self.poll_receive(cx)) {
+                return Poll::Ready(end);
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Writes and flushes what there is; `true` if that was something.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let mut progress = false;
+    /// Writes and flushes what there is.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while self.written < self.writing.len() {
                 let bytes = &self.writing[self.written..];
@@ -129,7 +122,6 @@ where
                 }
                 self.written += n;
                 self.unflushed = true;
-                progress = true;
             }
             if self.unflushed {
                 ready!(Pin::new(&mut self.io).poll_flush(cx))?;
@@ -143,7 +135,7 @@ where
             if self.writing.is_empty() {
                 // Gives the memory back.
                 self.writing = Vec::new();
-                return Poll::Ready(Ok(progress));
+                return Poll::Ready(Ok(()));
             }
         }
     }

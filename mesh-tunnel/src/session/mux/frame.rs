@@ -52,12 +52,13 @@ impl Frame<'_> {
     }
 }
 
-/// Begins a `Data` whose payload follows.
+/// Begins a `Data` whose payload follows, for which there is room.
 pub(super) fn data_header(stream: u32, length: usize, to: &mut Vec<u8>) {
     header(DATA, stream, length, to);
 }
 
 fn header(kind: u8, stream: u32, length: usize, to: &mut Vec<u8>) {
+    to.reserve(HEADER + length);
     let length = u32::try_from(length).expect("no payload is longer than MAX_DATA");
     to.extend_from_slice(&(u32::from(kind) << 24 | length).to_be_bytes());
     to.extend_from_slice(&stream.to_be_bytes());

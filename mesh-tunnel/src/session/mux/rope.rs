@@ -59,14 +59,11 @@ impl Rope {
 
     /// Takes the first piece, or `most` bytes of it; empty if there is none.
     pub(super) fn take(&mut self, most: usize) -> Bytes {
-        if self.whole.is_empty() {
-            self.close_last();
-        }
-        let Some(first) = self.whole.front_mut() else { return Bytes::new() };
-        let piece = if first.len() > most {
-            first.split_to(most)
-        } else {
-            self.whole.pop_front().unwrap_or_default()
+        let piece = match self.whole.front_mut() {
+            Some(first) if first.len() > most => first.split_to(most),
+            Some(_) => self.whole.pop_front().unwrap_or_default(),
+            None if self.last.len() > most => self.last.split_to(most).freeze(),
+            None => std::mem::take(&mut self.last).freeze(),
         };
         self.gone(piece.len());
         piece

@@ -3,12 +3,13 @@
 //! streams read and write.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     io,
     task::{Context, Poll, Waker},
 };
 
 use bytes::{Buf, Bytes};
+use rustc_hash::FxHashMap;
 use tokio::{io::ReadBuf, time::Instant};
 
 use super::{
@@ -27,7 +28,8 @@ const MAX_ORPHANS: usize = 1024;
 /// See the module.
 #[derive(Debug)]
 pub(super) struct State {
-    streams: HashMap<u32, Stream>,
+    /// Few enough that a peer who chooses ids to collide gains little.
+    streams: FxHashMap<u32, Stream>,
     /// Parity of our ids: even on the side that dialled.
     next_id: u32,
     /// No id of the peer from here on has been seen.
@@ -70,7 +72,7 @@ fn gone() -> io::Error {
 impl State {
     pub(super) fn new(dialled: bool, limit: usize, now: Instant) -> Self {
         Self {
-            streams: HashMap::new(),
+            streams: FxHashMap::default(),
             next_id: u32::from(!dialled),
             next_peer: u32::from(dialled),
             limit,

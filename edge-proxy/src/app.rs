@@ -155,7 +155,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         }
         let (died, mut deaths) = mpsc::channel(1);
         let workers = app.start_workers(&died).await?;
-        app.start_control();
+        app.start_control(predecessor.is_some());
         app.report_draining(staying);
         if let Some(predecessor) = predecessor {
             app.take_over(&predecessor).await?;
@@ -291,9 +291,9 @@ impl App {
     }
 
     /// The tasks that are no worker's: identity and discovery. Call it inside
-    /// the control runtime.
-    fn start_control(&self) {
-        identity::start(&self.shared);
+    /// the control runtime. `shares_identity` while a predecessor lives on.
+    fn start_control(&self, shares_identity: bool) {
+        identity::start(&self.shared, shares_identity);
         discovery::start(&self.shared, &self.tunnels, &self.gateway);
         self.gateway.start_control();
         trace::start(&self.shared);
@@ -334,7 +334,7 @@ impl App {
         if self.shared.config.role == Role::Gateway {
             self.gateway.probe().await?;
         }
-        self.start_control();
+        self.start_control(false);
         self.start_worker(0, Bound::wanted(&self.shared.config)).await
     }
 

@@ -63,7 +63,7 @@ mod tests {
 
     fn bundle(domain: &str, sequence: u64) -> TrustBundle {
         let roots = vec![vec![sequence as u8].into()];
-        TrustBundle { trust_domain: domain.parse().unwrap(), sequence, roots }
+        TrustBundle { trust_domain: domain.parse().unwrap(), sequence, roots, retiring: None }
     }
 
     fn snapshot(bundles: &[TrustBundle]) -> Snapshot {

@@ -63,7 +63,8 @@ const RENEW_AT: std::ops::RangeInclusive<f64> = 0.60..=0.7333;
 
 /// Starts the task that fills `shared.credentials` and `shared.own`; none if
 /// identity does not come from a socket.
-pub fn start(shared: &Shared) {
+/// `shares` where another process lives on with the identity on disk.
+pub fn start(shared: &Shared, shares: bool) {
     let IdentitySource::Socket(socket) = &shared.config.identity else { return };
     let source = Source {
         shared: shared.clone(),
@@ -73,6 +74,8 @@ pub fn start(shared: &Shared) {
         described: None,
         current: None,
         kept: None,
+        shares,
+        hurries: false,
         told: String::new(),
     };
     shared.drain.spawn(source.run());
@@ -190,6 +193,10 @@ struct Source {
     current: Option<Current>,
     /// What was on disk at the start, while it may be of use.
     kept: Option<Kept>,
+    /// What was on disk is another process's, which goes on with it.
+    shares: bool,
+    /// The root that the certificate in use hangs on leaves: it is due soon.
+    hurries: bool,
     /// What was told last of the identity on disk.
     told: String,
 }
@@ -215,7 +222,7 @@ impl Source {
                 Ok(due) => {
                     pauses = Pauses::new();
                     self.ready.holds();
-                    tokio::time::sleep(pause(due)).await;
+                    self.rest(due).await;
                 }
                 Err(error) if error.is_refusal() => {
                     self.forget(&error).await;
@@ -288,10 +295,39 @@ impl Source {
             None => self.withdraw("it is of another proxy"),
         }
         let due = self.issue(&mut client, &described).await?;
+        (self.shares, self.hurries) = (false, false);
         self.current = Some(Current { of: described.clone(), due, is_from_disk: false });
         self.kept = None;
         self.save(&described).await;
         Ok(due)
+    }
+
+    /// Until the next look, or until the root of our certificate leaves: then it
+    /// is due soon, and not that of every proxy at once.
+    async fn rest(&mut self, due: Due) {
+        tokio::select! {
+            () = tokio::time::sleep(pause(due)) => {}
+            within = self.shared.credentials.retires(), if !self.hurries => {
+                self.hurries = true;
+                let share = rand::rng().random_range(0.0..1.0);
+                let renew = clock::now_unix() + within.mul_f64(share);
+                log::info!(within:? = within; "the root of the certificate leaves: renewing");
+                if let Some(current) = &mut self.current {
+                    current.due.renew = current.due.renew.min(renew);
+                    tokio::time::sleep(pause(current.due)).await;
+                }
+            }
+        }
+    }
+
+    /// Serial of the certificate that the next one replaces; empty for none.
+    fn replaces(&self, described: &Described) -> String {
+        if self.shares {
+            return String::new();
+        }
+        let kept = || self.kept.as_ref().filter(|kept| kept.described.is_same_as(described));
+        let used = self.shared.credentials.svid().map(|svid| svid.serial());
+        used.or_else(|| kept().map(Kept::serial)).unwrap_or_default()
     }
 
     /// The doors of a gateway that is none would be those of nobody: nothing is
@@ -418,7 +454,10 @@ impl Source {
     ) -> Result<Due, IdentityError> {
         let (key, csr) =
             tls::new_key_and_csr().map_err(|error| IdentityError::Key(error.to_string()))?;
-        let answer = client.issue(v1::IssueRequest { csr }).await?.into_inner();
+        let answer = client
+            .issue(v1::IssueRequest { csr, replaces: self.replaces(described) })
+            .await?
+            .into_inner();
         let bundles: Vec<TrustBundle> = every(&answer.bundles)?;
         self.believe(&bundles);
         let chain: Vec<_> = answer.chain.into_iter().map(CertificateDer::from).collect();

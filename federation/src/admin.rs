@@ -22,6 +22,7 @@ use crate::{
     refusal::{Refusal, commit_status, refuse},
     registry::Registry,
     roles::{Call, Roles},
+    rotation::RootRotations,
     site::Site,
     status,
     tenure::{self, check_local},
@@ -45,6 +46,8 @@ pub struct AdminService {
     pub discovery: Discovery,
     /// Linked sites.
     pub links: Links,
+    /// Another root instead of the one that is there.
+    pub rotation: RootRotations,
     /// Who may call from elsewhere.
     pub roles: Roles,
 }
@@ -376,6 +379,18 @@ impl Admin for AdminService {
         let namespaces = manifests::namespaces_of(&self.site.authority.state(), names);
         let actor = self.admit(&request, Call::Manifests { namespaces: &namespaces })?;
         manifests::delete(&self.site, &actor, names).await.map(Response::new)
+    }
+
+    async fn rotate_root(
+        &self,
+        request: Request<v1::RotateRootRequest>,
+    ) -> Result<Response<v1::RotationStatus>, Status> {
+        let call = match request.get_ref().action() {
+            v1::RotationAction::Unspecified => Call::Read,
+            _ => Call::Administer,
+        };
+        let actor = self.admit(&request, call)?;
+        self.rotation.ask(&actor, request.into_inner()).await.map(Response::new)
     }
 
     async fn read_snapshot(

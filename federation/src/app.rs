@@ -44,6 +44,7 @@ use crate::{
     registration::OwnPorts,
     registry::Registry,
     replication,
+    rotation::RootRotations,
     services::Services,
     site::{Site, trust},
     view::{View, ViewConfig},
@@ -121,6 +122,12 @@ pub async fn start<S: Store>(
     check_site(config, &authority.state())?;
     let ca = CertificateAuthority::open(&parts.keys, &config.trust_domain, parts.clock)?
         .with_workload_life(config.workload_life);
+    {
+        // Where a rotation was when this process ended, or before it began.
+        let state = authority.state();
+        ca.sign_under(state.signing_root())?;
+        ca.keep_only(&state.site().bundle.roots)?;
+    }
     if let Err(error) = ca.renew_issuing() {
         log::error!(error:%; "the issuing CA is due and cannot be renewed");
     }
@@ -176,12 +183,26 @@ fn publish(
     let peering = Peering::new(view.clone(), drain.clone());
     drain.spawn(view.clone().run(drain.clone()));
     let kept = Kept::new(&config.state);
-    drain.spawn(replication::run(view.clone(), paths.clone(), kept.clone(), drain.clone()));
+    let discovery = Discovery::new(view.clone(), drain.clone());
+    let (follow, ways) = (discovery.clone(), paths.clone());
+    drain.spawn(replication::run(view.clone(), follow, ways, kept.clone(), drain.clone()));
     drain.spawn(kept.keep(view.clone(), drain.clone()));
+    let registry = Registry::new(view.clone(), own_ports, drain.clone());
+    let rotation = RootRotations {
+        site: site.clone(),
+        view: view.clone(),
+        registry: registry.clone(),
+        discovery: discovery.clone(),
+        peering: peering.clone(),
+        problem: Arc::default(),
+        stepping: Arc::default(),
+    };
+    drain.spawn(rotation.clone().run(drain.clone()));
     AdminService {
         site: site.clone(),
-        registry: Registry::new(view.clone(), own_ports, drain.clone()),
-        discovery: Discovery::new(view.clone(), drain.clone()),
+        registry,
+        rotation,
+        discovery,
         roles: config.roles.clone(),
         links: Links::new(site.clone(), view.clone(), peering, paths, drain.clone()),
         view,

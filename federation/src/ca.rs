@@ -2,7 +2,10 @@
 //!
 //! Root (10 years, only signs issuing CAs) → issuing CA (pathlen 0) → leaves.
 //! Of a request only the public key counts: whom a certificate names is the
-//! caller's decision, and how long it lives is decided here.
+//! caller's decision, and how long it lives is decided here. While a root is
+//! rotated there are two ([`places`]); one of them signs.
+
+mod places;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -130,12 +133,14 @@ impl KeyRequest {
 /// A leaf with what is said about it in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
-    /// Leaf, then issuing CA; DER.
+    /// Leaf, then issuing CA, then what introduces its root; DER.
     pub chain: Vec<Vec<u8>>,
     /// Lower-case hex.
     pub serial: String,
     /// Unix seconds.
     pub not_after_unix_s: i64,
+    /// SHA-256 of the root's SubjectPublicKeyInfo.
+    pub root_sha256: [u8; 32],
 }
 
 /// Signs leaves.
@@ -143,11 +148,21 @@ pub struct Issued {
 pub struct CertificateAuthority {
     keys: PathBuf,
     trust_domain: TrustDomain,
-    root: CertificateDer<'static>,
-    root_not_after_unix_s: i64,
-    issuing: ArcSwap<Issuing>,
+    signing: ArcSwap<Signing>,
     workload_life: Duration,
     clock: Clock,
+}
+
+/// The root under which leaves are signed.
+#[derive(Debug, Clone)]
+struct Signing {
+    place: PathBuf,
+    root: CertificateDer<'static>,
+    root_sha256: [u8; 32],
+    root_not_after_unix_s: i64,
+    issuing: Arc<Issuing>,
+    /// The root's key, signed by the root that it replaces.
+    cross: Option<CertificateDer<'static>>,
 }
 
 #[derive(Debug)]
@@ -165,34 +180,49 @@ impl CertificateAuthority {
         trust_domain: &TrustDomain,
         clock: &Clock,
     ) -> Result<Vec<u8>, CaError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let params = ca_params(&format!("{trust_domain} root"), clock, ROOT_LIFE, None);
-        let root = params.self_signed(&key)?;
-        write_new(&keys.join("root.key"), &key.serialize_pem())?;
-        write_new(&keys.join("root.crt"), &root.pem())?;
-        let issuing =
-            new_issuing(trust_domain, clock, &Issuer::from_ca_cert_der(root.der(), key)?)?;
-        write_new(&keys.join("issuing.pem"), &issuing)?;
-        Ok(root.der().to_vec())
+        places::make(keys, trust_domain, &format!("{trust_domain} root"), clock, None)
     }
 
-    /// Opens what [`CertificateAuthority::create`] made.
+    /// Opens what [`CertificateAuthority::create`] made. Where there has been a
+    /// rotation, [`CertificateAuthority::sign_under`] says which root counts.
     pub fn open(keys: &Path, trust_domain: &TrustDomain, clock: Clock) -> Result<Self, CaError> {
-        let root_path = keys.join("root.crt");
-        let root = CertificateDer::from_pem_slice(&read(&root_path)?);
-        let root = root.map_err(|error| broken(&root_path, &error))?;
-        let root_not_after_unix_s = not_after(&root).map_err(|error| broken(&root_path, &error))?;
-        let issuing = ArcSwap::from_pointee(load_issuing(keys)?);
-        let ca = Self {
+        let signing = places::load(&places::find(keys, None)?)?;
+        Ok(Self {
             keys: keys.to_owned(),
             trust_domain: trust_domain.clone(),
-            root,
-            root_not_after_unix_s,
-            issuing,
+            signing: ArcSwap::from_pointee(signing),
             workload_life: WORKLOAD_LIFE,
             clock,
-        };
-        Ok(ca)
+        })
+    }
+
+    /// Makes the root that is to replace the one that signs: key and
+    /// certificate, an issuing CA under it, and its key signed by the old root,
+    /// with which those believe it who know only that. Nothing is signed with
+    /// it yet. `number` tells its name from the others'. Returns it, DER.
+    pub fn prepare_root(&self, number: u64) -> Result<Vec<u8>, CaError> {
+        let before = places::root_issuer(&self.signing.load())?;
+        let name = format!("{} root {number}", self.trust_domain);
+        places::make_below(&self.keys, &self.trust_domain, &name, &self.clock, &before)
+    }
+
+    /// Signs under this root from now on (DER).
+    pub fn sign_under(&self, root: &[u8]) -> Result<(), CaError> {
+        if *self.signing.load().root != *root {
+            let place = places::find(&self.keys, Some(root))?;
+            self.signing.store(Arc::new(places::load(&place)?));
+        }
+        Ok(())
+    }
+
+    /// Removes every key but those of these roots (DER), one of which signs.
+    pub fn keep_only(&self, roots: &[Vec<u8>]) -> Result<(), CaError> {
+        places::keep_only(&self.keys, roots)?;
+        let signing = self.signing.load();
+        if roots.len() == 1 && signing.cross.is_some() {
+            self.signing.store(Arc::new(Signing { cross: None, ..Signing::clone(&signing) }));
+        }
+        Ok(())
     }
 
     /// With another lifetime of certificates of workloads, gateways and
@@ -215,16 +245,15 @@ impl CertificateAuthority {
         if left > (ISSUING_LIFE / 3).as_secs() as i64 {
             return Ok(false);
         }
-        let key_path = self.keys.join("root.key");
-        let pem = String::from_utf8_lossy(&read(&key_path)?).into_owned();
-        let key = KeyPair::from_pem(&pem).map_err(|error| broken(&key_path, &error))?;
-        let root = Issuer::from_ca_cert_der(&self.root, key)?;
+        let signing = self.signing.load_full();
+        let root = places::root_issuer(&signing)?;
         let issuing = new_issuing(&self.trust_domain, &self.clock, &root)?;
-        let (path, new) = (self.keys.join("issuing.pem"), self.keys.join("issuing.pem.new"));
+        let (path, new) =
+            (signing.place.join("issuing.pem"), signing.place.join("issuing.pem.new"));
         let _ = fs::remove_file(&new);
         write_new(&new, &issuing)?;
         fs::rename(&new, &path).map_err(|error| broken(&path, &error))?;
-        self.issuing.store(Arc::new(load_issuing(&self.keys)?));
+        self.signing.store(Arc::new(places::load(&signing.place)?));
         Ok(true)
     }
 
@@ -259,7 +288,8 @@ impl CertificateAuthority {
         id: &SpiffeId,
         node: Option<&NodeId>,
     ) -> Result<Issued, IssueError> {
-        let issuing = self.issuing.load();
+        let signing = self.signing.load();
+        let issuing = &signing.issuing;
         let is_node = matches!(id.subject(), Subject::Node(_));
         let life = if is_node { NODE_LIFE } else { self.workload_life };
         let now = self.clock.unix_s();
@@ -281,25 +311,30 @@ impl CertificateAuthority {
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &issuing.issuer)?;
         Ok(Issued {
-            chain: vec![leaf.der().to_vec(), issuing.certificate.to_vec()],
+            chain: [leaf.der(), &issuing.certificate]
+                .into_iter()
+                .chain(&signing.cross)
+                .map(|certificate| certificate.to_vec())
+                .collect(),
             serial: hex(&serial),
             not_after_unix_s,
+            root_sha256: signing.root_sha256,
         })
     }
 
-    /// The root, DER.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// The root that signs, DER.
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.signing.load().root.clone()
     }
 
     /// End of the root, Unix seconds.
     pub fn root_not_after_unix_s(&self) -> i64 {
-        self.root_not_after_unix_s
+        self.signing.load().root_not_after_unix_s
     }
 
     /// End of the issuing CA, Unix seconds.
     pub fn issuing_not_after_unix_s(&self) -> i64 {
-        self.issuing.load().not_after_unix_s
+        self.signing.load().issuing.not_after_unix_s
     }
 }
 
@@ -332,8 +367,8 @@ fn new_issuing(
     Ok(key.serialize_pem() + &certificate.pem())
 }
 
-fn load_issuing(keys: &Path) -> Result<Issuing, CaError> {
-    let path = keys.join("issuing.pem");
+fn load_issuing(place: &Path) -> Result<Arc<Issuing>, CaError> {
+    let path = place.join("issuing.pem");
     let pem = read(&path)?;
     let key =
         KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|error| broken(&path, &error))?;
@@ -341,7 +376,7 @@ fn load_issuing(keys: &Path) -> Result<Issuing, CaError> {
         CertificateDer::from_pem_slice(&pem).map_err(|error| broken(&path, &error))?;
     let not_after_unix_s = not_after(&certificate).map_err(|error| broken(&path, &error))?;
     let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-    Ok(Issuing { issuer, certificate, not_after_unix_s })
+    Ok(Arc::new(Issuing { issuer, certificate, not_after_unix_s }))
 }
 
 fn ca_params(name: &str, clock: &Clock, life: Duration, path_len: Option<u8>) -> CertificateParams {

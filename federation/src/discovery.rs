@@ -20,16 +20,19 @@ use std::{
 };
 
 use mesh_api::v1::{
-    DiscoveryRequest, DiscoveryResponse, NodeSessions, ProxyInfo, StatRequest, StatResponse,
-    discovery_server,
+    DiscoveryRequest, DiscoveryResponse, NodeSessions, ProxyInfo, SiteHolds, StatRequest,
+    StatResponse, discovery_server,
 };
-use mesh_core::{NodeId, PeerIdentity, tap::Filter};
+use mesh_core::{NodeId, PeerIdentity, TrustDomain, tap::Filter};
 use mesh_runtime::drain::Drain;
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-pub use self::taps::{Tapping, TooMany};
+pub use self::{
+    proxies::Following,
+    taps::{Tapping, TooMany},
+};
 use self::{proxies::Proxies, stream::ProxyStream, taps::Taps};
 use crate::{
     refusal::{Role, caller},
@@ -63,6 +66,25 @@ impl Discovery {
     /// Every proxy that follows the view.
     pub fn proxies(&self) -> Vec<ProxyInfo> {
         self.proxies.infos()
+    }
+
+    /// Every proxy that follows the view, and whether it verifies with the
+    /// newest bundle of a trust domain.
+    pub fn following(&self, trust_domain: &TrustDomain) -> Vec<Following> {
+        let since = self.view.bundle_since(trust_domain.as_str());
+        self.proxies.following(since.map(|(_, since)| since))
+    }
+
+    /// How far the bundle of a linked site's trust domain has got.
+    pub fn holds(&self, trust_domain: &TrustDomain) -> SiteHolds {
+        let sequence = self.view.bundle_since(trust_domain.as_str());
+        let following = self.following(trust_domain);
+        let waiting = following.iter().filter(|proxy| !proxy.holds);
+        SiteHolds {
+            bundle_sequence: sequence.map_or(0, |(sequence, _)| sequence),
+            waiting: u32::try_from(waiting.clone().count()).unwrap_or(u32::MAX),
+            waiting_for: waiting.take(MAX_NAMED).map(ToString::to_string).collect(),
+        }
     }
 
     /// The figures that proxies reported last.
@@ -124,6 +146,8 @@ impl Discovery {
     }
 }
 
+/// Proxies that a linked site is told of by name.
+const MAX_NAMED: usize = 8;
 /// Tunnel figures kept of one gateway.
 const MAX_TUNNELS: usize = 1024;
 

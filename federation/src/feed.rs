@@ -327,7 +327,8 @@ mod tests {
         let bundle = |sequence, root| {
             let mut all = Resources::new();
             let trust_domain = "east.example".into();
-            let bundle = Bundle { trust_domain, sequence, roots: vec![vec![root]] };
+            let bundle =
+                Bundle { trust_domain, sequence, roots: vec![vec![root]], ..Bundle::default() };
             insert(&mut all, resource::Resource::Bundle(bundle));
             all
         };

@@ -151,6 +151,7 @@ async fn admit(
             gateway: token.gateway,
             boot_id: text(&request.boot_id),
             key_sha256: key.spki_sha256().to_vec(),
+            root: issued.root_sha256.to_vec(),
         };
         let admitted =
             Admitted { node, issued, grants: token.grants.clone(), gateway: token.gateway };
@@ -200,6 +201,7 @@ fn again(
         not_after_unix_s: issued.not_after_unix_s,
         boot_id: node.boot_id.clone(),
         with_serial: node.current.serial.clone(),
+        root: issued.root_sha256.to_vec(),
     };
     let grants = node.grants.clone();
     let admitted = Admitted { node: node.id.clone(), issued, grants, gateway: node.gateway };

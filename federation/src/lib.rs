@@ -17,6 +17,7 @@
 //!   last.
 //! - [`manifests`]: documents about traffic, kept and compiled.
 //! - [`admin`]: what operators may ask and do; [`status`]: what they see.
+//! - [`rotation`]: another root takes the place of the one that is there.
 //! - [`tenure`]: how long a stream may last.
 //! - [`refusal`]: how a call is refused, and who may call what.
 //! - [`roles`]: who may do what from another machine.
@@ -57,6 +58,7 @@ pub mod registry;
 pub mod render;
 pub mod replication;
 pub mod roles;
+pub mod rotation;
 pub mod services;
 pub mod site;
 pub mod status;

@@ -13,6 +13,7 @@ use v1::{authority_record::Event, workload_identity_server::WorkloadIdentity};
 use crate::{
     authority::State,
     ca::{IssueError, KeyRequest},
+    node_identity::replaced,
     refusal::{Refusal, commit_status, refuse},
     site::{Site, bundles, gateways},
 };
@@ -78,6 +79,8 @@ impl WorkloadIdentity for LocalIdentityService {
                 spiffe_id: id.to_string(),
                 serial: issued.serial.clone(),
                 not_after_unix_s: issued.not_after_unix_s,
+                root: issued.root_sha256.to_vec(),
+                replaces: replaced(state, &request.get_ref().replaces, &id, None),
                 ..Default::default()
             });
             Ok((vec![event], issued))

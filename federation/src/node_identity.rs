@@ -15,8 +15,8 @@ use tonic::{Code, Request, Response, Status};
 use v1::{authority_record::Event, node_identity_server::NodeIdentity};
 
 use crate::{
-    authority::{Authority, State, state::NodeState},
-    ca::{IssueError, Issued, KeyRequest},
+    authority::{Authority, State, rotation::Leaf, state::NodeState},
+    ca::{IssueError, KeyRequest},
     join::text,
     refusal::{Refusal, Role, caller, commit_status, reason_of, refuse},
     site::Site,
@@ -195,6 +195,7 @@ impl NodeIdentity for NodeIdentityService {
                 not_after_unix_s: issued.not_after_unix_s,
                 boot_id: boot.clone(),
                 with_serial: peer.serial.clone(),
+                root: issued.root_sha256.to_vec(),
             };
             Ok((vec![Event::NodeRenewed(renewed)], issued))
         };
@@ -214,7 +215,17 @@ impl NodeIdentity for NodeIdentityService {
         let issue = |state: &State, known: &NodeState| {
             let id = granted_identity(state, known, &request.namespace, &request.account)?;
             let issued = ca.issue(&key, &id, Some(&node))?;
-            Ok((vec![workload_issued(&id, &node, &peer.serial, &issued)], (id, issued)))
+            let event = v1::WorkloadIssued {
+                spiffe_id: id.to_string(),
+                node: node.to_string(),
+                serial: issued.serial.clone(),
+                not_after_unix_s: issued.not_after_unix_s,
+                node_serial: peer.serial.clone(),
+                root: issued.root_sha256.to_vec(),
+                replaces: replaced(state, &request.replaces, &id, Some(&node)),
+                ..Default::default()
+            };
+            Ok((vec![Event::WorkloadIssued(event)], (id, issued)))
         };
         let (id, issued) = self.decide(&node, &peer, None, issue).await?;
         log::info!(node = node.as_str(), id = id.as_str(), serial = issued.serial.as_str();
@@ -245,14 +256,11 @@ pub fn removal(node: &NodeId, now_unix_s: i64) -> Vec<Event> {
     ]
 }
 
-fn workload_issued(id: &SpiffeId, node: &NodeId, node_serial: &str, issued: &Issued) -> Event {
-    Event::WorkloadIssued(v1::WorkloadIssued {
-        spiffe_id: id.to_string(),
-        node: node.to_string(),
-        serial: issued.serial.clone(),
-        not_after_unix_s: issued.not_after_unix_s,
-        node_serial: node_serial.to_owned(),
-    })
+/// The certificate that the caller says it has used so far, if it was issued to
+/// the same identity on the same machine; else nothing.
+pub fn replaced(state: &State, serial: &str, id: &SpiffeId, node: Option<&NodeId>) -> String {
+    let same = |leaf: &&std::sync::Arc<Leaf>| leaf.id == *id && leaf.node.as_ref() == node;
+    state.leaves.get(serial).filter(same).map(|_| serial.to_owned()).unwrap_or_default()
 }
 
 /// The identity that a node asks for, if its grants hold it.

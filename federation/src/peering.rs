@@ -3,14 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use mesh_api::{
     VERSIONS,
     v1::{
-        ReplicateRequest, ReplicateResponse, ReplicateSubscribe, Resource, Subscribed,
+        ReplicateRequest, ReplicateResponse, ReplicateSubscribe, Resource, SiteHolds, Subscribed,
         peering_server, replicate_request::Request as Asked,
         replicate_response::Response as Answer, resource::Resource as R,
     },
@@ -44,6 +44,9 @@ const ANSWERS: usize = 2;
 /// without our knowing, which keep-alive ends within half a minute.
 const MAX_STREAMS: usize = 16;
 
+/// Names that are kept of what a linked site says it waits for.
+const MAX_NAMED: usize = 8;
+
 /// Serves `Peering`. Clones share it.
 #[derive(Clone)]
 pub struct Peering {
@@ -58,6 +61,8 @@ struct Shared {
     streams: watch::Sender<BTreeMap<SiteName, usize>>,
     /// Sites that are being told that their link is over.
     leaving: watch::Sender<BTreeSet<SiteName>>,
+    /// What linked sites said last of our bundle.
+    holds: Mutex<BTreeMap<SiteName, SiteHolds>>,
 }
 
 impl Peering {
@@ -93,6 +98,22 @@ impl Peering {
         });
     }
 
+    /// How far a linked site said that our bundle has got there, and whether
+    /// it pulls from us.
+    pub fn holds(&self, site: &SiteName) -> (Option<SiteHolds>, bool) {
+        let pulls = self.shared.streams.borrow().contains_key(site);
+        (self.shared.lock_holds().get(site).cloned(), pulls)
+    }
+
+    /// A linked site that pulls from us, and has said this.
+    #[cfg(test)]
+    pub(crate) fn pretend_holds(&self, site: &SiteName, holds: SiteHolds) {
+        self.shared.streams.send_modify(|streams| {
+            streams.insert(site.clone(), 1);
+        });
+        self.shared.lock_holds().insert(site.clone(), holds);
+    }
+
     fn enlist(&self, site: &SiteName) -> Result<Listed, Status> {
         let listed = self.shared.streams.send_if_modified(|streams| {
             let count = streams.entry(site.clone()).or_default();
@@ -108,6 +129,12 @@ impl Peering {
     }
 }
 
+impl Shared {
+    fn lock_holds(&self) -> MutexGuard<'_, BTreeMap<SiteName, SiteHolds>> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Takes a stream off the list when its task ends.
 struct Listed {
     shared: Arc<Shared>,
@@ -120,6 +147,7 @@ impl Drop for Listed {
             let left = streams.get(&self.site).copied().unwrap_or_default().saturating_sub(1);
             if left == 0 {
                 streams.remove(&self.site);
+                self.shared.lock_holds().remove(&self.site);
             } else {
                 streams.insert(self.site.clone(), left);
             }
@@ -275,6 +303,14 @@ impl PeerStream {
             Some(Asked::Subscribe(_)) => {
                 let message = "a second subscription on one stream";
                 Err(refuse(Code::InvalidArgument, "malformed", message))
+            }
+            Some(Asked::Holds(mut holds)) => {
+                holds.waiting_for.truncate(MAX_NAMED);
+                for name in &mut holds.waiting_for {
+                    *name = crate::join::text(name);
+                }
+                self.peering.shared.lock_holds().insert(self.site.clone(), holds);
+                Ok(())
             }
             // An acknowledgement, or a request of a later version.
             Some(Asked::Ack(_)) | None => Ok(()),

@@ -293,7 +293,8 @@ pub fn check_request(
     let roots = peer.bundle.roots.iter().cloned().map(CertificateDer::from).collect();
     let trust_domain = peer.trust_domain.clone();
     let sequence = peer.bundle.sequence;
-    let presented = TrustBundle { trust_domain: trust_domain.clone(), sequence, roots };
+    let presented =
+        TrustBundle { trust_domain: trust_domain.clone(), sequence, roots, retiring: None };
     verify_peer(
         &chain,
         Side::Client,

@@ -16,25 +16,26 @@ use std::{
 use mesh_api::{
     VERSIONS,
     v1::{
-        Deregister, Health, HealthReport, Heartbeat, Leaving, NodeDuplicated, Register,
-        RegistryError, RegistryHello, RegistryReply, RegistryRequest, authority_record::Event,
-        registry_request::Request as Asked, registry_server,
+        Deregister, Health, HealthReport, Heartbeat, Leaving, NodeDuplicated, NodeHolds, Register,
+        RegistryError, RegistryHello, RegistryReply, RegistryRequest, SiteTrust,
+        authority_record::Event, registry_request::Request as Asked, registry_server,
     },
 };
-use mesh_core::{NodeId, PeerIdentity, name::Subject};
+use mesh_core::{NodeId, PeerIdentity, Revision, name::Subject};
 use mesh_runtime::drain::Drain;
 use tokio::{
-    sync::{Notify, mpsc},
-    time::{Instant, timeout},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
-    authority::CommitError,
+    authority::{Authority, CommitError},
     metrics::Refused,
     refusal::{Role, caller, refuse},
     registration::{OwnPorts, RegisterError, decide_deregister, decide_register, is_same},
+    site::{bundles, gateways},
     tenure::{self, check_local, check_not_duplicated},
     view::View,
 };
@@ -72,6 +73,7 @@ struct Known {
     heard: Instant,
     agent_version: String,
     clock_ahead_ms: Option<i64>,
+    holds: Option<NodeHolds>,
     cut: Arc<Notify>,
 }
 
@@ -82,6 +84,8 @@ pub struct AgentInfo {
     pub version: String,
     /// How far its clock is ahead of ours, if it has said.
     pub clock_ahead_ms: Option<i64>,
+    /// What it verifies with and presents, if it has said.
+    pub holds: Option<NodeHolds>,
 }
 
 /// Takes the session off the list when its task ends.
@@ -119,8 +123,11 @@ impl Registry {
     pub fn agent(&self, node: &NodeId) -> Option<AgentInfo> {
         let sessions = self.sessions();
         let newest = sessions.get(node)?.last()?;
-        let (version, clock_ahead_ms) = (newest.agent_version.clone(), newest.clock_ahead_ms);
-        Some(AgentInfo { version, clock_ahead_ms })
+        Some(AgentInfo {
+            version: newest.agent_version.clone(),
+            clock_ahead_ms: newest.clock_ahead_ms,
+            holds: newest.holds.clone(),
+        })
     }
 
     /// The boot in which a node's agent speaks now: unset if it has been silent
@@ -146,6 +153,7 @@ impl Registry {
             heard: Instant::now(),
             agent_version: short(&hello.agent_version),
             clock_ahead_ms: None,
+            holds: None,
             cut: cut.clone(),
         });
         Listed { registry: self.clone(), node: node.clone(), number }
@@ -157,6 +165,14 @@ impl Registry {
         let mut of_node = sessions.get_mut(&listed.node).into_iter().flatten();
         if let Some(own) = of_node.find(|known| known.number == listed.number) {
             own.clock_ahead_ms = ahead;
+        }
+    }
+
+    fn holds(&self, listed: &Listed, holds: &NodeHolds) {
+        let mut sessions = self.sessions();
+        let mut of_node = sessions.get_mut(&listed.node).into_iter().flatten();
+        if let Some(own) = of_node.find(|known| known.number == listed.number) {
+            own.holds = Some(holds.clone());
         }
     }
 
@@ -271,10 +287,18 @@ impl Session {
             check_not_duplicated(state, &self.peer)
         });
         tokio::pin!(ended);
+        let mut trust = Trust::new(&authority, hello.follows_bundles);
+        // Kept over what comes in between: dropping it would lose nothing, and
+        // begin the silence anew.
+        let mut heard_by = Instant::now() + SILENCE;
         loop {
             let message = tokio::select! {
-                message = timeout(SILENCE, inbound.message()) => message,
+                message = timeout_at(heard_by, inbound.message()) => message,
                 status = &mut ended => return Err(status),
+                news = trust.changed() => {
+                    self.reply(RegistryReply { trust: Some(news), ..RegistryReply::default() }).await?;
+                    continue;
+                }
                 () = cut.notified() => {
                     let message = format!("node {} exists twice", self.node);
                     return Err(refuse(Code::PermissionDenied, "node_duplicated", message));
@@ -282,6 +306,7 @@ impl Session {
             };
             let silent = |_| refuse(Code::DeadlineExceeded, "silent", "no message for 30 s");
             let Some(request) = message.map_err(silent)?? else { return Ok(()) };
+            heard_by = Instant::now() + SILENCE;
             if self.registry.is_second_boot(&listed) {
                 self.registry.mark_duplicated(&self.node).await;
                 continue;
@@ -289,6 +314,9 @@ impl Session {
             self.heard(&request);
             if let Some(Asked::Heartbeat(heartbeat)) = &request.request {
                 self.registry.compare_clocks(&listed, heartbeat);
+            }
+            if let Some(Asked::Holds(holds)) = &request.request {
+                self.registry.holds(&listed, holds);
             }
             let reply = self.answer(request).await?;
             self.reply(reply).await?;
@@ -322,7 +350,7 @@ impl Session {
             Some(Asked::Register(register)) => Ok(self.register(sequence, register).await),
             Some(Asked::Deregister(gone)) => Ok(self.deregister(sequence, gone).await),
             Some(Asked::Health(report)) => Ok(self.health(sequence, &report)),
-            Some(Asked::Heartbeat(_)) => Ok(done(sequence)),
+            Some(Asked::Heartbeat(_) | Asked::Holds(_)) => Ok(done(sequence)),
             Some(Asked::Leaving(Leaving { within_ms })) => {
                 let within = Duration::from_millis(within_ms);
                 log::info!(node = self.node.as_str(), within_ms = within_ms; "agent is leaving");
@@ -402,6 +430,38 @@ impl Session {
     }
 }
 
+/// What an agent is told of the site's bundles and gateways.
+struct Trust {
+    authority: Authority,
+    changed: watch::Receiver<Revision>,
+    /// `None` for an agent that does not follow them.
+    told: Option<SiteTrust>,
+}
+
+impl Trust {
+    fn new(authority: &Authority, follows: bool) -> Self {
+        let mut changed = authority.revision();
+        changed.mark_changed();
+        Self { authority: authority.clone(), changed, told: follows.then(SiteTrust::default) }
+    }
+
+    /// Waits until there is something new.
+    async fn changed(&mut self) -> SiteTrust {
+        let Some(told) = &mut self.told else { return std::future::pending().await };
+        loop {
+            if self.changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let state = self.authority.state();
+            let now = SiteTrust { bundles: bundles(&state), gateways: gateways(&state) };
+            if now != *told {
+                told.clone_from(&now);
+                return now;
+            }
+        }
+    }
+}
+
 /// The first message of an agent is its hello.
 async fn first(inbound: &mut Streaming<RegistryRequest>) -> Result<(u64, RegistryHello), Status> {
     let message = timeout(HELLO_DEADLINE, inbound.message()).await;
@@ -419,7 +479,7 @@ fn done(sequence: u64) -> RegistryReply {
 }
 
 fn refused(sequence: u64, error: RegistryError, detail: &str) -> RegistryReply {
-    RegistryReply { sequence, error: error.into(), detail: detail.to_owned() }
+    RegistryReply { sequence, error: error.into(), detail: detail.to_owned(), trust: None }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use tonic::Streaming;
 
 use crate::{
     authority::{State, state::LinkState},
+    discovery::Discovery,
     imports::{Imported, Peer, apply_import},
     kept::Kept,
     live::LinkLive,
@@ -87,7 +88,13 @@ fn describe(status: &tonic::Status) -> String {
 }
 
 /// Keeps one task per link until the process drains.
-pub async fn run(view: View, paths: Arc<dyn Paths>, kept: Kept, drain: Drain) {
+pub async fn run(
+    view: View,
+    discovery: Discovery,
+    paths: Arc<dyn Paths>,
+    kept: Kept,
+    drain: Drain,
+) {
     let mut changed = view.authority().revision();
     let mut links: BTreeMap<SiteName, Running> = BTreeMap::new();
     loop {
@@ -99,6 +106,7 @@ pub async fn run(view: View, paths: Arc<dyn Paths>, kept: Kept, drain: Drain) {
             if !links.contains_key(site) {
                 let task = Replication {
                     view: view.clone(),
+                    discovery: discovery.clone(),
                     paths: paths.clone(),
                     site: site.clone(),
                     made_at_ms: link.made_at_ms,
@@ -138,6 +146,7 @@ impl Running {
 
 struct Replication {
     view: View,
+    discovery: Discovery,
     paths: Arc<dyn Paths>,
     site: SiteName,
     /// Tells this link from a later one with the same site.
@@ -197,9 +206,16 @@ impl Replication {
         ask(&tx, Ask::Subscribe(subscribe))?;
         let opened = timeout(SUBSCRIBE_DEADLINE, client.replicate(ReceiverStream::new(rx))).await;
         let mut inbound = opened.map_err(|_| Lost::Silent)??.into_inner();
+        let mut said = None;
         loop {
             let message = timeout(SILENCE, inbound.message()).await.map_err(|_| Lost::Silent)??;
             self.hear(message.ok_or(Lost::Closed)?, &tx, &mut inbound).await?;
+            // Its heartbeats come every second.
+            let holds = self.discovery.holds(&link.trust_domain);
+            if said.as_ref() != Some(&holds) {
+                ask(&tx, Ask::Holds(holds.clone()))?;
+                said = Some(holds);
+            }
         }
     }
 
@@ -270,7 +286,7 @@ impl Replication {
         // Still this link, after waiting for the disk.
         self.link()?;
         self.accept(imported);
-        ask(tx, Ask::Ack(Ack { revision: delta.to }))
+        ask(tx, Ask::Ack(Ack { revision: delta.to, ..Ack::default() }))
     }
 
     fn accept(&self, imported: Imported) {

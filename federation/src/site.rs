@@ -77,8 +77,12 @@ pub fn trust(state: &State) -> Trust {
     let parsed = bundles(state).into_iter().filter_map(|bundle| {
         let trust_domain: mesh_core::TrustDomain = bundle.trust_domain.parse().ok()?;
         let roots = bundle.roots.into_iter().map(CertificateDer::from).collect();
-        let parsed =
-            TrustBundle { trust_domain: trust_domain.clone(), sequence: bundle.sequence, roots };
+        let parsed = TrustBundle {
+            trust_domain: trust_domain.clone(),
+            sequence: bundle.sequence,
+            roots,
+            retiring: None,
+        };
         Some((trust_domain, Arc::new(parsed)))
     });
     Trust { bundles: Arc::new(parsed.collect()), revocations: Arc::new(revocations(state)) }

@@ -75,7 +75,7 @@ pub fn site(admin: &AdminService) -> v1::SiteStatusResponse {
         site: Some(admin.site.describe_to_gateway()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision: Some(v1::Revision { epoch: state.revision.epoch, n: state.revision.n }),
-        root_fingerprint: fingerprint(admin.site.ca.root()),
+        root_fingerprint: fingerprint(&admin.site.ca.root()),
         root_expires_unix_s: admin.site.ca.root_not_after_unix_s(),
         issuing_ca_expires_unix_s: admin.site.ca.issuing_not_after_unix_s(),
         nodes,

@@ -49,6 +49,7 @@ use crate::{
     registry::Registry,
     replication,
     roles::Roles,
+    rotation::RootRotations,
     site::{Site, trust},
     view::{View, ViewConfig},
 };
@@ -171,10 +172,11 @@ pub(crate) struct TestSite {
     pub(crate) discovery: Discovery,
     pub(crate) peering: Peering,
     pub(crate) links: Links,
+    pub(crate) rotation: RootRotations,
     pub(crate) drain: Drain,
     unreachable: Arc<Mutex<(bool, bool)>>,
     map: Arc<Map>,
-    keys: Arc<tempfile::TempDir>,
+    pub(crate) keys: Arc<tempfile::TempDir>,
 }
 
 /// A verified caller.
@@ -238,7 +240,9 @@ impl TestSite {
         let from = SpiffeId::federation(&site.authority.state().site().trust_domain);
         let paths = paths.unwrap_or_else(|| Arc::new(MapPaths { from, map: map.clone() }));
         let kept = Kept::new(keys.path());
-        drain.spawn(replication::run(view.clone(), paths.clone(), kept.clone(), drain.clone()));
+        let discovery = Discovery::new(view.clone(), drain.clone());
+        let (follow, ways) = (discovery.clone(), paths.clone());
+        drain.spawn(replication::run(view.clone(), follow, ways, kept.clone(), drain.clone()));
         drain.spawn(kept.keep(view.clone(), drain.clone()));
         let peering = Peering::new(view.clone(), drain.clone());
         let patience = Patience {
@@ -246,9 +250,21 @@ impl TestSite {
             confirm: Duration::from_secs(3),
             come_back: Duration::from_secs(1),
         };
+        let registry = Registry::new(view.clone(), own_ports(), drain.clone());
+        let rotation = RootRotations {
+            site: site.clone(),
+            view: view.clone(),
+            registry: registry.clone(),
+            discovery: discovery.clone(),
+            peering: peering.clone(),
+            problem: Arc::default(),
+            stepping: Arc::default(),
+        };
+        drain.spawn(rotation.clone().run(drain.clone()));
         let test = Self {
-            registry: Registry::new(view.clone(), own_ports(), drain.clone()),
-            discovery: Discovery::new(view.clone(), drain.clone()),
+            registry,
+            rotation,
+            discovery,
             links: Links::new(site.clone(), view.clone(), peering.clone(), paths, drain.clone())
                 .with_patience(patience),
             peering,
@@ -359,6 +375,7 @@ impl TestSite {
             registry: self.registry.clone(),
             discovery: self.discovery.clone(),
             links: self.links.clone(),
+            rotation: self.rotation.clone(),
             roles: Roles::default(),
         };
         let (mut registry, mut text) =

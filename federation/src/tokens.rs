@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use tonic::Code;
 
 use crate::{
-    authority::{CommitError, State, state::TokenState},
+    authority::{CommitError, State, rotation::RootHash, state::TokenState},
     ca::{hex, spki_sha256},
     refusal::Refusal,
     site::Site,
@@ -213,6 +213,7 @@ pub async fn create(
                 expires_unix_s,
                 gateway: new.gateway,
                 site: new.site.clone(),
+                root: token.root_spki_sha256.to_vec(),
             };
             Ok((vec![Event::TokenCreated(created)], (token, expires_unix_s)))
         })
@@ -251,7 +252,7 @@ fn check_create(
     }
     let addresses = state.gateways.values().flat_map(|gateway| &gateway.tls_addresses);
     let gateways: Vec<_> = addresses.take(MAX_GATEWAYS).map(|a| a.as_str().into()).collect();
-    let root = site.bundle.roots.first().and_then(|root| spki_sha256(root));
+    let root = spki_sha256(state.signing_root());
     if gateways.is_empty() {
         return Err(CreateError::NoGateway);
     }
@@ -302,6 +303,14 @@ pub fn known<'a>(state: &'a State, id: &str, secret: &[u8]) -> Option<&'a TokenS
     let given: [u8; 32] = Sha256::digest(secret).into();
     let same = bool::from(given.ct_eq(&expected));
     token.filter(|_| same).map(|token| &**token)
+}
+
+/// Those with which somebody may still come, and which pin this root.
+pub fn open_with(state: &State, root: RootHash, now_unix_s: i64) -> Vec<String> {
+    let open = |token: &&std::sync::Arc<TokenState>| {
+        token.root == root && describe(token, now_unix_s) == "open"
+    };
+    state.tokens.values().filter(open).map(|token| token.id.clone()).collect()
 }
 
 /// "open", "used up", "expired" or "revoked".

@@ -99,6 +99,8 @@ struct Inner {
     exports: BTreeMap<SiteName, Feed>,
     notes: Vec<Note>,
     problems: Vec<Problem>,
+    /// Of every bundle its sequence and the revision that it came with.
+    bundles: BTreeMap<String, (u64, Revision)>,
     /// The newest revision holds what every linked site exports.
     settled: bool,
 }
@@ -115,6 +117,7 @@ impl View {
             exports: BTreeMap::new(),
             notes: Vec::new(),
             problems: Vec::new(),
+            bundles: BTreeMap::new(),
             settled: false,
         };
         let revision = watch::Sender::new(inner.site.revision());
@@ -173,6 +176,12 @@ impl View {
     /// See [`Feed::delta`].
     pub fn delta(&self, have: Option<&Revision>, lens: &dyn Lens) -> Option<Delta> {
         self.lock().site.delta(have, lens)
+    }
+
+    /// The sequence of a trust domain's bundle, and the revision that it came
+    /// with: who has acknowledged that, or a later one, verifies with it.
+    pub fn bundle_since(&self, trust_domain: &str) -> Option<(u64, Revision)> {
+        self.lock().bundles.get(trust_domain).copied()
     }
 
     /// Whether a difference can be made from this revision.
@@ -430,7 +439,22 @@ impl Inner {
             let feed = self.exports.entry(site.clone()).or_insert_with(|| Feed::new(epoch, n));
             changed |= feed.replace(render_export(state, &resources, site));
         }
-        self.site.replace(resources) || changed
+        changed |= self.site.replace(resources);
+        self.remember_bundles();
+        changed
+    }
+
+    fn remember_bundles(&mut self) {
+        let at = self.site.revision();
+        let mut bundles = BTreeMap::new();
+        for resource in self.site.resources().values() {
+            let Some(v1::resource::Resource::Bundle(bundle)) = &resource.resource else { continue };
+            let known = self.bundles.get(&bundle.trust_domain);
+            let since = known.filter(|(sequence, _)| *sequence == bundle.sequence).copied();
+            let since = since.unwrap_or((bundle.sequence, at));
+            bundles.insert(bundle.trust_domain.clone(), since);
+        }
+        self.bundles = bundles;
     }
 }
 

@@ -43,7 +43,7 @@ async fn renew(site: &TestSite, with: &Svid, boot: &str) -> Result<Svid, Status>
 async fn issue(site: &TestSite, with: &Svid, ns: &str, account: &str) -> Result<Svid, Status> {
     let (key, csr) = tls::new_key_and_csr().unwrap();
     let (namespace, account) = (ns.to_owned(), account.to_owned());
-    let request = v1::IssueWorkloadRequest { csr, namespace, account };
+    let request = v1::IssueWorkloadRequest { csr, namespace, account, ..Default::default() };
     let issued = identity_client(site, with).issue_workload(request).await?.into_inner();
     Ok(svid(&issued.chain, &key))
 }
@@ -414,7 +414,11 @@ fn a_gateway_gets_its_identity_beside_federation_or_under_a_grant() {
         );
         assert!(!described.site.unwrap().federation_address.is_empty());
         let (key, csr) = tls::new_key_and_csr().unwrap();
-        let issued = beside.issue(v1::IssueRequest { csr }).await.unwrap().into_inner();
+        let issued = beside
+            .issue(v1::IssueRequest { csr, ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         let beside = svid(&issued.chain, &key);
         assert_eq!(beside.id, gateway);
         // It is no node, and cannot become one.
@@ -530,6 +534,7 @@ async fn session(
         boot_id: boot.into(),
         machine_id: "m1".into(),
         agent_version: "test".into(),
+        ..Default::default()
     };
     let request = Some(v1::registry_request::Request::Hello(hello));
     tx.send(v1::RegistryRequest { sequence: 1, request }).await.unwrap();

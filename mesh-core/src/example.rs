@@ -74,7 +74,12 @@ pub(crate) fn gateway(id: &str) -> v1::Gateway {
 }
 
 pub(crate) fn bundle(domain: &str, sequence: u64, root: &[u8]) -> v1::Bundle {
-    v1::Bundle { trust_domain: domain.into(), sequence, roots: vec![root.to_vec()] }
+    v1::Bundle {
+        trust_domain: domain.into(),
+        sequence,
+        roots: vec![root.to_vec()],
+        ..v1::Bundle::default()
+    }
 }
 
 /// A whole state.

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
+    time::Duration,
 };
 
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -26,6 +27,18 @@ pub struct TrustBundle {
     pub sequence: u64,
     /// At least one.
     pub roots: Vec<CertificateDer<'static>>,
+    /// The one of them that leaves soon.
+    pub retiring: Option<Retiring>,
+}
+
+/// A root that is about to leave its bundle: whoever holds a certificate that
+/// hangs on it renews that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retiring {
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub spki_sha256: [u8; 32],
+    /// Within this time, at a moment of the holder's own choosing.
+    pub within: Duration,
 }
 
 /// Bundles by trust domain.

@@ -26,7 +26,7 @@ pub use connect::BadConnect;
 pub(crate) use service::{policy_domains, service};
 
 use crate::{
-    identity::{Revoked, TrustBundle, canonical_serial},
+    identity::{Retiring, Revoked, TrustBundle, canonical_serial},
     name::{EndpointId, GatewayId, ServiceName, SiteName, TrustDomain},
     service::{Gateway, Link, LinkTransport, Locality},
     snapshot::Revision,
@@ -214,6 +214,11 @@ impl TryFrom<&v1::Bundle> for TrustBundle {
             trust_domain: parse("trust_domain", &message.trust_domain)?,
             sequence: message.sequence,
             roots: message.roots.iter().map(|root| CertificateDer::from(root.clone())).collect(),
+            // What is no hash names no root.
+            retiring: message.retiring.as_slice().try_into().ok().map(|spki_sha256| Retiring {
+                spki_sha256,
+                within: Duration::from_secs(u64::from(message.renew_within_s)),
+            }),
         })
     }
 }
@@ -224,6 +229,11 @@ impl From<&TrustBundle> for v1::Bundle {
             trust_domain: bundle.trust_domain.to_string(),
             sequence: bundle.sequence,
             roots: bundle.roots.iter().map(|root| root.to_vec()).collect(),
+            retiring: bundle.retiring.iter().flat_map(|root| root.spki_sha256).collect(),
+            renew_within_s: bundle
+                .retiring
+                .as_ref()
+                .map_or(0, |root| u32::try_from(root.within.as_secs()).unwrap_or(u32::MAX)),
         }
     }
 }

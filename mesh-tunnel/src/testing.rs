@@ -43,7 +43,8 @@ impl Authority {
 
     pub(crate) fn bundle(&self) -> (TrustDomain, Arc<TrustBundle>) {
         let roots = vec![self.root()];
-        let bundle = TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots };
+        let bundle =
+            TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots, retiring: None };
         (self.domain.clone(), Arc::new(bundle))
     }
 

@@ -98,6 +98,9 @@ enum Command {
     Node(command::node::Node),
     /// Who has a certificate, until when; and revocation
     Identity(command::identity::Identity),
+    /// Replace the site's root CA
+    #[command(subcommand)]
+    Rotate(command::rotate::Rotate),
     /// Site, gateways, machines, certificates, links and what needs attention
     #[command(
         after_help = "Examples:\n  meshctl status\n  meshctl --site west status      (with ISTHMUS_SITES)\n  meshctl status --json | jq -r '.warnings[]'"
@@ -157,6 +160,7 @@ impl Cli {
             Command::Delete(delete) => delete.run(&run()?, format).await,
             Command::Node(node) => node.run(&run()?, format).await,
             Command::Identity(identity) => identity.run(&run()?, format).await,
+            Command::Rotate(rotate) => rotate.run(&run()?, format).await,
             Command::Status => command::status::status(&run()?, format).await,
             Command::Stat(stat) => stat.run(&run()?, format).await,
             Command::Routes(routes) => routes.run(&run()?, format).await,

@@ -8,6 +8,7 @@ pub mod join;
 pub mod link;
 pub mod manifest;
 pub mod node;
+pub mod rotate;
 pub mod routes;
 pub mod service;
 pub mod site;

@@ -59,7 +59,10 @@ impl Machine {
         let id: SpiffeId = described.spiffe_id.parse().map_err(malformed)?;
         // The key is made here, is never stored and ends with this process.
         let (key, csr) = tls::new_key_and_csr().map_err(Failure::new)?;
-        let issued = agent.issue(v1::IssueRequest { csr }).await?.into_inner();
+        let issued = agent
+            .issue(v1::IssueRequest { csr, ..v1::IssueRequest::default() })
+            .await?
+            .into_inner();
         let chain = issued.chain.into_iter().map(CertificateDer::from).collect();
         let svid = Svid::from_der(chain, key).map_err(malformed)?;
         if svid.id != id {

@@ -100,6 +100,7 @@ impl TwoSites {
                 trust_domain: ca.trust_domain.to_string(),
                 sequence: 1,
                 roots: vec![ca.root.to_vec()],
+                ..v1::Bundle::default()
             })
         })
     }

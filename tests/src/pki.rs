@@ -51,6 +51,7 @@ impl Ca {
             trust_domain: self.trust_domain.clone(),
             sequence: 1,
             roots: vec![self.root.clone()],
+            retiring: None,
         }
     }
 

@@ -332,7 +332,7 @@ fn a_member_describes_itself_without_its_site() {
         assert_eq!(seen.advertise, "10.0.0.5:4143");
         assert_eq!(seen.locality.unwrap().region, "eu");
         assert_eq!((seen.gateways.len(), seen.bundles.len()), (1, 1));
-        let request = v1::IssueRequest { csr: new_key_and_csr().unwrap().1 };
+        let request = v1::IssueRequest { csr: new_key_and_csr().unwrap().1, ..Default::default() };
         let refused = identity.issue(request).await.unwrap_err();
         assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "not_connected"));
         assert!(refused.message().contains("west"), "{refused}");
@@ -666,7 +666,8 @@ fn workloads_get_their_certificates_through_the_agent() {
         let connected = Uplink { channel: Some(channel), ..Uplink::default() };
         app.agent.uplink.send_replace(connected.clone());
         let (key, csr) = new_key_and_csr().unwrap();
-        let issued = identity(&config).await.issue(v1::IssueRequest { csr }).await;
+        let issued =
+            identity(&config).await.issue(v1::IssueRequest { csr, ..Default::default() }).await;
         let issued = issued.unwrap().into_inner();
         let chain = issued.chain.into_iter().map(Into::into).collect();
         let svid = mesh_tunnel::Svid::from_der(chain, key).unwrap();

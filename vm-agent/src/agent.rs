@@ -140,16 +140,34 @@ impl Member {
         self.replace(state, node).map_err(|error| error.to_string())
     }
 
-    /// Takes the bundles and gateways that came with a workload's certificate.
-    pub fn refreshed(&self, state: &StateDir, bundles: &[v1::Bundle], gateways: &[v1::Gateway]) {
+    /// Takes the bundles and gateways of the site as it has just told them.
+    /// Whether they are kept.
+    pub fn refreshed(
+        &self,
+        state: &StateDir,
+        bundles: &[v1::Bundle],
+        gateways: &[v1::Gateway],
+    ) -> bool {
         let refreshed = self.node().refreshed(bundles, gateways);
         let kept = match refreshed {
-            Ok(None) => return,
+            Ok(None) => return true,
             Ok(Some(node)) => self.replace(state, node).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
-        if let Err(error) = kept {
+        if let Err(error) = &kept {
             log::warn!(error = error.as_str(); "bundles and gateways of the site stay as they were");
+        }
+        kept.is_ok()
+    }
+
+    /// What it verifies with and presents from here on, for the site.
+    pub fn holds(&self) -> v1::NodeHolds {
+        let node = self.node();
+        let own = node.trust().bundles.get(&node.trust_domain).map(|bundle| bundle.sequence);
+        let serial = self.credentials.svid().map(|svid| svid.serial());
+        v1::NodeHolds {
+            bundle_sequence: own.unwrap_or_default(),
+            serial: serial.unwrap_or_default(),
         }
     }
 }

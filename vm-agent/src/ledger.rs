@@ -8,8 +8,8 @@ use std::{
 };
 
 use mesh_api::v1::{
-    Deregister, Health, HealthReport, Heartbeat, Leaving, Register, RegistryError, RegistryHello,
-    RegistryReply, RegistryRequest, registry_request::Request,
+    Deregister, Health, HealthReport, Heartbeat, Leaving, NodeHolds, Register, RegistryError,
+    RegistryHello, RegistryReply, RegistryRequest, registry_request::Request,
 };
 use tokio::time::Instant;
 
@@ -96,6 +96,11 @@ impl Ledger {
     /// Renews the lease, and lets the site compare clocks.
     pub fn heartbeat(&mut self, time_unix_ms: u64) -> RegistryRequest {
         self.ask(Request::Heartbeat(Heartbeat { time_unix_ms }), Asked::Other)
+    }
+
+    /// What this machine verifies with and presents.
+    pub fn holds(&mut self, holds: NodeHolds) -> RegistryRequest {
+        self.ask(Request::Holds(holds), Asked::Other)
     }
 
     /// The last message: away, and back within this time.

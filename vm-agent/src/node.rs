@@ -121,7 +121,7 @@ impl Node {
         let mut joined = self.joined.clone();
         joined.chain = renewed.chain;
         if !renewed.bundles.is_empty() {
-            joined.bundles = renewed.bundles;
+            joined.bundles = self.newest(renewed.bundles);
         }
         if !renewed.gateways.is_empty() {
             joined.gateways = renewed.gateways;
@@ -138,7 +138,7 @@ impl Node {
     ) -> Result<Option<Self>, InvalidNode> {
         let mut joined = self.joined.clone();
         if !bundles.is_empty() {
-            joined.bundles = bundles.to_vec();
+            joined.bundles = self.newest(bundles.to_vec());
         }
         if !gateways.is_empty() {
             joined.gateways = gateways.to_vec();
@@ -147,6 +147,19 @@ impl Node {
             return Ok(None);
         }
         Self::new(self.machine_id.clone(), self.issued, self.key.clone_key(), joined).map(Some)
+    }
+
+    /// An answer that was on its way for long does not bring back roots of the
+    /// own domain that have been replaced.
+    fn newest(&self, mut bundles: Vec<v1::Bundle>) -> Vec<v1::Bundle> {
+        let own = |bundle: &&v1::Bundle| bundle.trust_domain == self.trust_domain.as_str();
+        let Some(known) = self.joined.bundles.iter().find(own) else { return bundles };
+        for bundle in bundles.iter_mut().filter(|bundle| own(&&**bundle)) {
+            if bundle.sequence < known.sequence {
+                bundle.clone_from(known);
+            }
+        }
+        bundles
     }
 
     /// Certificate and key for TLS.

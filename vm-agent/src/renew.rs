@@ -1,4 +1,5 @@
-//! Renews the node's certificate, daily.
+//! Renews the node's certificate: daily, and when the root that it hangs on is
+//! about to leave.
 
 use std::time::Duration;
 
@@ -26,8 +27,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Waits until renewal is due and tries until it is done.
 pub async fn run(agent: &Agent, member: &Member, channel: Channel) {
     let mut pause = FIRST_PAUSE;
+    let mut hurry = None;
     while let Some(left) = time_left(&member.node(), agent.config.renew_after, clock::now_unix()) {
-        sleep(left.min(LOOK)).await;
+        let left = hurry.map_or(left, |end| left.min(end - clock::monotonic()));
+        if left.is_zero() {
+            break;
+        }
+        tokio::select! {
+            () = sleep(left.min(LOOK)) => {}
+            // Not all machines of a site at once.
+            within = member.credentials.retires(), if hurry.is_none() => {
+                log::info!(within:? = within; "the root of the node's certificate leaves: renewing");
+                let pause = within.mul_f64(rand::random_range(0.0..1.0));
+                hurry = Some(clock::monotonic() + pause);
+            }
+        }
     }
     loop {
         match renew(agent, member, channel.clone()).await {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use mesh_api::v1::{
-    RegistryHello, RegistryReply, RegistryRequest, registry_client::RegistryClient,
+    RegistryHello, RegistryReply, RegistryRequest, SiteTrust, registry_client::RegistryClient,
 };
 use mesh_runtime::{clock, drain::Drain};
 use tokio::{
@@ -59,6 +59,7 @@ impl<'a> Session<'a> {
             boot_id: agent.machine.boot.clone(),
             machine_id: agent.machine.id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            follows_bundles: true,
         });
         let (requests, queue) = mpsc::channel(QUEUE);
         requests.try_send(hello).expect("the queue is new");
@@ -79,7 +80,11 @@ impl<'a> Session<'a> {
         loop {
             self.say_changes().await?;
             tokio::select! {
-                reply = self.replies.message() => self.answered(reply)?,
+                reply = self.replies.message() => {
+                    if let Some(trust) = self.answered(reply)? {
+                        self.take(&trust).await?;
+                    }
+                }
                 _ = services.changed() => {}
                 _ = beat.tick() => self.beat().await?,
                 () = drain.draining() => return self.say_goodbye().await,
@@ -130,11 +135,25 @@ impl<'a> Session<'a> {
     fn answered(
         &mut self,
         reply: Result<Option<RegistryReply>, tonic::Status>,
-    ) -> Result<(), String> {
+    ) -> Result<Option<SiteTrust>, String> {
         let reply = reply.map_err(|status| shown(&status))?;
-        let reply = reply.ok_or_else(|| "federation ended the session".to_owned())?;
+        let mut reply = reply.ok_or_else(|| "federation ended the session".to_owned())?;
         self.heard = clock::monotonic();
-        self.ledger.answered(reply, self.heard)
+        // Comes unasked, and answers nothing.
+        if let Some(trust) = reply.trust.take().filter(|_| reply.sequence == 0) {
+            return Ok(Some(trust));
+        }
+        self.ledger.answered(reply, self.heard).map(|()| None)
+    }
+
+    /// Believes what the site believes now, and says so once that is on disk.
+    async fn take(&mut self, trust: &SiteTrust) -> Result<(), String> {
+        let Some(member) = self.agent.member() else { return Ok(()) };
+        if !member.refreshed(&self.agent.state, &trust.bundles, &trust.gateways) {
+            return Ok(());
+        }
+        let holds = self.ledger.holds(member.holds());
+        self.send(holds).await
     }
 
     async fn beat(&mut self) -> Result<(), String> {

@@ -49,6 +49,8 @@ struct Open<'a> {
     /// Wanted, not answered yet, and the heartbeats since.
     asked: Vec<(ServiceName, u8)>,
     since: Instant,
+    /// Serial of the certificate that federation knows that we use.
+    serial: String,
     told_skew: bool,
     /// Who watches from elsewhere.
     taps: Taps,
@@ -79,6 +81,7 @@ impl Discovery {
             complete: BTreeSet::new(),
             asked: Vec::new(),
             since: mesh_runtime::clock::monotonic(),
+            serial: String::new(),
             told_skew: false,
             taps,
         };
@@ -119,6 +122,7 @@ impl Open<'_> {
         let mut credentials = self.discovery.shared.credentials.changed();
         let mut silent = std::pin::pin!(tokio::time::sleep(SILENCE));
         self.want()?;
+        self.tell_serial()?;
         loop {
             tokio::select! {
                 message = incoming.message() => {
@@ -136,6 +140,7 @@ impl Open<'_> {
                 changed = credentials.changed() => {
                     changed.map_err(|_| StreamError::Closed)?;
                     self.is_still_ours()?;
+                    self.tell_serial()?;
                 }
             }
         }
@@ -229,7 +234,7 @@ impl Open<'_> {
                 let complete = self.complete_now();
                 self.discovery.publish(snapshot, complete);
                 log::debug!(epoch = revision.epoch, n = revision.n; "snapshot");
-                self.send(Request::Ack(v1::Ack { revision: Some(revision.into()) }))
+                self.acknowledge(revision)
             }
             Ok(_) => self.reject(delta, "it is of another site".to_owned()),
             Err(error @ Rejected::WrongBase { .. }) => {
@@ -237,6 +242,24 @@ impl Open<'_> {
                 Err(StreamError::Resync(error.to_string()))
             }
             Err(error) => self.reject(delta, error.to_string()),
+        }
+    }
+
+    fn acknowledge(&mut self, revision: Revision) -> Result<(), StreamError> {
+        let serial = self.discovery.shared.credentials.svid().map(|svid| svid.serial());
+        self.serial = serial.unwrap_or_default();
+        let (revision, serial) = (Some(revision.into()), self.serial.clone());
+        self.send(Request::Ack(v1::Ack { revision, serial }))
+    }
+
+    /// Acknowledges once more what is there if the certificate is a new one.
+    fn tell_serial(&mut self) -> Result<(), StreamError> {
+        let serial = self.discovery.shared.credentials.svid().map(|svid| svid.serial());
+        match self.discovery.shared.snapshot.load().map(|now| now.revision) {
+            Some(revision) if serial.is_some_and(|serial| serial != self.serial) => {
+                self.acknowledge(revision)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{fmt, path::Path, time::Duration};
 
 use mesh_api::v1;
 use mesh_core::{Allowed, VerifyError, identity::Side, verify_peer};
-use mesh_tunnel::{Svid, Trust};
+use mesh_tunnel::{Svid, Trust, tls};
 use prost::Message;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
@@ -83,6 +83,11 @@ impl Kept {
             return Err(NotUsable::OtherNode);
         }
         Ok(Svid::from_der(self.chain.clone(), self.key.clone_key())?)
+    }
+
+    /// Serial number of the certificate.
+    pub(super) fn serial(&self) -> String {
+        tls::serial_of(&self.chain)
     }
 
     /// Refuses what belongs to another identity, machine or site than the

@@ -92,6 +92,7 @@ pub fn snapshot(
         trust_domain: DOMAIN.into(),
         sequence: 1,
         roots: vec![authority.root().to_vec()],
+        ..v1::Bundle::default()
     };
     let mut upsert = vec![Kind::Site(site), Kind::Bundle(bundle)];
     upsert.extend(services.into_iter().map(Kind::Service));

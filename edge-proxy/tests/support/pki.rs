@@ -45,7 +45,8 @@ impl Authority {
     /// Its own bundle and no other.
     pub fn bundles(&self) -> Arc<TrustBundles> {
         let roots = vec![self.root()];
-        let bundle = TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots };
+        let bundle =
+            TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots, retiring: None };
         Arc::new(BTreeMap::from([(self.domain.clone(), Arc::new(bundle))]))
     }
 

@@ -6,6 +6,8 @@ use mesh_api::v1::{Bundle, Gateway, Grants, Link, Register, TokenPurpose};
 use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId, TrustDomain};
 use mesh_manifest::Manifest;
 
+use super::rotation::RootHash;
+
 /// The site itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiteState {
@@ -42,6 +44,8 @@ pub struct TokenState {
     pub gateway: bool,
     /// Link tokens: the site that may redeem it.
     pub site: String,
+    /// The root that it pins.
+    pub root: RootHash,
 }
 
 impl TokenState {
@@ -70,6 +74,8 @@ pub struct NodeCertificate {
     pub serial: String,
     /// Unix seconds.
     pub not_after_unix_s: i64,
+    /// What it hangs on.
+    pub root: RootHash,
 }
 
 /// A joined machine.

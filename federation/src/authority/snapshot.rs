@@ -1,9 +1,10 @@
 //! A state as the shortest log that folds to it: what compaction writes.
 
 use mesh_api::v1::{
-    AuthorityRecord, BundleUpdated, EndpointRegistered, GatewaySeen, LinkMade, ManifestApplied,
-    NodeDuplicated, NodeJoined, NodeRenewed, Revision as WireRevision, Revocation, ServiceExported,
-    SiteCreated, TokenCreated, TokenRevoked, TokenUsed, authority_record::Event,
+    AuthorityRecord, BundleHeld, BundleUpdated, CertificatesShown, EndpointRegistered, GatewaySeen,
+    LinkMade, ManifestApplied, NodeDuplicated, NodeJoined, NodeRenewed, Revision as WireRevision,
+    Revocation, ServiceExported, SiteCreated, TokenCreated, TokenRevoked, TokenUsed,
+    WorkloadIssued, authority_record::Event,
 };
 
 use super::state::{NodeState, State, TokenState};
@@ -22,8 +23,10 @@ pub fn records(state: &State, now_unix_s: i64) -> Vec<AuthorityRecord> {
     out.site();
     out.tokens();
     out.nodes();
+    out.leaves();
     out.links();
     out.services();
+    out.rotation();
     out.manifests();
     out.revocations();
     out.records
@@ -79,6 +82,7 @@ impl Records<'_> {
             expires_unix_s: token.expires_unix_s,
             gateway: token.gateway,
             site: token.site.clone(),
+            root: token.root.to_vec(),
         }));
         for by in &token.used_by {
             self.push_now(Event::TokenUsed(TokenUsed { id: token.id.clone(), by: by.clone() }));
@@ -120,6 +124,7 @@ impl Records<'_> {
                 gateway: node.gateway,
                 boot_id: node.boot_id.clone(),
                 key_sha256: node.key_sha256.clone(),
+                root: first.root.to_vec(),
             }),
         );
         for (i, certificate) in renewals.iter().enumerate() {
@@ -131,6 +136,7 @@ impl Records<'_> {
                 not_after_unix_s: certificate.not_after_unix_s,
                 boot_id: node.boot_id.clone(),
                 with_serial: previous.map(|p| p.serial.clone()).unwrap_or_default(),
+                root: certificate.root.to_vec(),
             }));
         }
         if let Some(reason) = node.duplicated.clone() {
@@ -151,6 +157,35 @@ impl Records<'_> {
         for gateway in self.state.gateways.values() {
             self.push_now(Event::GatewaySeen(GatewaySeen { gateway: Some((**gateway).clone()) }));
         }
+    }
+
+    fn leaves(&mut self) {
+        for (serial, leaf) in self.state.leaves.iter() {
+            if leaf.not_after_unix_s > self.now_unix_s {
+                self.push_now(Event::WorkloadIssued(WorkloadIssued {
+                    spiffe_id: leaf.id.to_string(),
+                    node: leaf.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+                    serial: serial.to_string(),
+                    not_after_unix_s: leaf.not_after_unix_s,
+                    root: leaf.root.to_vec(),
+                    replaces: leaf.replaces.clone(),
+                    ..WorkloadIssued::default()
+                }));
+            }
+        }
+    }
+
+    /// After the nodes, whose certificates it speaks of.
+    fn rotation(&mut self) {
+        let Some(rotation) = &self.state.rotation else { return };
+        self.push_now(Event::RootRotation(rotation.record()));
+        self.push_now(Event::BundleHeld(BundleHeld {
+            sequence: rotation.sequence,
+            nodes: rotation.held_nodes.iter().map(ToString::to_string).collect(),
+            sites: rotation.held_sites.iter().map(ToString::to_string).collect(),
+        }));
+        let serials = rotation.shown.iter().cloned().collect();
+        self.push_now(Event::CertificatesShown(CertificatesShown { serials }));
     }
 
     fn services(&mut self) {

@@ -17,6 +17,7 @@ pub use super::entries::{
     Export, LinkState, ManifestState, NodeCertificate, NodeState, Registration, SiteState,
     TokenState,
 };
+use super::rotation::{Leaves, Rotation};
 
 /// A map that is shared until it is changed, and then copied once.
 pub type Shared<K, V> = Arc<BTreeMap<K, Arc<V>>>;
@@ -45,6 +46,10 @@ pub struct State {
     pub gateways: Shared<String, Gateway>,
     /// Documents about traffic.
     pub manifests: Shared<ObjectName, ManifestState>,
+    /// The rotation of the root, while there is one.
+    pub rotation: Option<Arc<Rotation>>,
+    /// Certificates of workloads that may be in use.
+    pub leaves: Leaves,
 }
 
 /// A record that cannot follow the ones before it. In a log this means that
@@ -121,8 +126,7 @@ impl State {
             }
             Event::NodeResolved(resolved) => self.node_resolved(resolved),
             Event::NodeLeft(left) => self.node_left(&left.id),
-            // Audit only: the store indexes issued certificates by serial.
-            Event::WorkloadIssued(_) => Ok(()),
+            Event::WorkloadIssued(issued) => self.workload_issued(issued, at.unix_ms / 1000),
             Event::Registered(registered) => self.registered(registered, at),
             Event::Deregistered(gone) => {
                 let key = (parse(&gone.node)?, Arc::from(gone.instance.as_str()));
@@ -150,6 +154,15 @@ impl State {
                 self.gateway_seen(gateway);
                 Ok(())
             }
+            Event::RootRotation(rotation) => {
+                self.root_rotation(rotation);
+                Ok(())
+            }
+            Event::BundleHeld(held) => self.bundle_held(held),
+            Event::CertificatesShown(shown) => {
+                self.certificates_shown(&shown.serials);
+                Ok(())
+            }
             Event::ManifestApplied(applied) => self.manifest_applied(applied),
             Event::ManifestDeleted(deleted) => {
                 let name = object_name(deleted.name.as_ref())?;
@@ -170,6 +183,7 @@ impl State {
                 trust_domain: site.trust_domain.clone(),
                 sequence: 1,
                 roots: vec![site.root.clone()],
+                ..Bundle::default()
             },
             created_at_ms: at.unix_ms,
         }));
@@ -189,6 +203,7 @@ impl State {
             revoked: false,
             gateway: token.gateway,
             site: token.site.clone(),
+            root: self.root_of(&token.root),
         };
         Arc::make_mut(&mut self.tokens).insert(token.id.clone(), Arc::new(state));
         Ok(())
@@ -220,6 +235,7 @@ impl State {
             current: NodeCertificate {
                 serial: joined.serial.clone(),
                 not_after_unix_s: joined.not_after_unix_s,
+                root: self.root_of(&joined.root),
             },
             previous: None,
             retired: Vec::new(),
@@ -237,6 +253,7 @@ impl State {
         let certificate = NodeCertificate {
             serial: renewed.serial.clone(),
             not_after_unix_s: renewed.not_after_unix_s,
+            root: self.root_of(&renewed.root),
         };
         self.change_node(&renewed.id, |node| {
             node.boot_id.clone_from(&renewed.boot_id);
@@ -376,7 +393,7 @@ fn object_name(name: Option<&ManifestName>) -> Result<ObjectName, String> {
     Ok(ObjectName { kind, namespace: name.namespace.clone(), name: name.name.clone() })
 }
 
-fn parse<T>(value: &str) -> Result<T, String>
+pub(super) fn parse<T>(value: &str) -> Result<T, String>
 where
     T: std::str::FromStr,
     T::Err: std::fmt::Display,

@@ -103,9 +103,15 @@ pub(super) fn outlives_compaction(record: &AuthorityRecord, now_unix_s: i64) -> 
 }
 
 /// Gives what is carried over the revision of the snapshot, which it follows.
+/// It is kept for the index: the snapshot itself has the certificates in use.
 pub(super) fn carry_over(snapshot: &mut Vec<AuthorityRecord>, carried: Vec<AuthorityRecord>) {
     let revision = snapshot.last().and_then(|record| record.revision);
-    snapshot.extend(carried.into_iter().map(|record| AuthorityRecord { revision, ..record }));
+    snapshot.extend(carried.into_iter().map(|mut record| {
+        if let Some(Event::WorkloadIssued(leaf)) = &mut record.event {
+            leaf.replaced = true;
+        }
+        AuthorityRecord { revision, ..record }
+    }));
 }
 
 /// Keeps records as long as the process lives: for tests and simulations.

@@ -360,7 +360,12 @@ fn link(n: u8) -> Event {
     let (site, trust_domain) = (format!("s{n}"), format!("s{n}.example"));
     Event::LinkMade(LinkMade {
         link: Some(Link { site, trust_domain: trust_domain.clone(), ..Default::default() }),
-        bundle: Some(Bundle { trust_domain, sequence: 1, roots: vec![vec![n]] }),
+        bundle: Some(Bundle {
+            trust_domain,
+            sequence: 1,
+            roots: vec![vec![n]],
+            ..Bundle::default()
+        }),
         gateways: vec![],
     })
 }
@@ -368,7 +373,7 @@ fn link(n: u8) -> Event {
 fn bundle(n: u8, sequence: u64) -> Event {
     // 0 is our own.
     let trust_domain = if n == 0 { "west.example".into() } else { format!("s{n}.example") };
-    let bundle = Bundle { trust_domain, sequence, roots: vec![vec![n, 1]] };
+    let bundle = Bundle { trust_domain, sequence, roots: vec![vec![n, 1]], ..Bundle::default() };
     Event::BundleUpdated(BundleUpdated { bundle: Some(bundle) })
 }
 
@@ -465,6 +470,7 @@ fn certificates_are_found_by_their_serial_number() {
             serial: "abc".into(),
             not_after_unix_s: NOW_S + 10,
             node_serial: "1-0".into(),
+            ..WorkloadIssued::default()
         };
         commit(&authority, vec![joined(1), Event::WorkloadIssued(issued)]).await.unwrap();
         let store = authority.store();

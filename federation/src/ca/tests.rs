@@ -35,8 +35,9 @@ impl Made {
 
     fn believes(&self, chain: &[Vec<u8>], id: &SpiffeId) -> bool {
         let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-        let roots = vec![self.ca.root().clone()];
-        let bundle = TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots };
+        let roots = vec![self.ca.root()];
+        let bundle =
+            TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots, retiring: None };
         let bundles = [(self.domain.clone(), Arc::new(bundle))].into_iter().collect();
         let now =
             UnixTime::since_unix_epoch(Duration::from_secs(self.seconds.load(Ordering::SeqCst)));

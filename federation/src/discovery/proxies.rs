@@ -2,14 +2,15 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use mesh_api::v1::{
-    EdgeRow, Nack, ProxyInfo, Report, Revision, RouteRow, StatRequest, StatResponse, StatRow,
+    Ack, EdgeRow, Nack, ProxyInfo, Report, Revision, RouteRow, StatRequest, StatResponse, StatRow,
 };
-use mesh_core::PeerIdentity;
+use mesh_core::{PeerIdentity, identity::canonical_serial};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
@@ -35,12 +36,44 @@ struct Proxy {
     peer: PeerIdentity,
     version: String,
     acked: Option<Revision>,
+    /// Of the certificate that it uses; at first of the one that it has come
+    /// with.
+    serial: String,
     nack: String,
     heard: Instant,
     report: Option<(Instant, Report)>,
     /// A gateway's id.
     gateway: Option<String>,
     clock_ahead_ms: Option<i64>,
+}
+
+/// A proxy with a stream, as far as roots and certificates go.
+#[derive(Debug, Clone)]
+pub struct Following {
+    /// Number of the stream.
+    pub stream: u64,
+    /// As it has proved itself.
+    pub peer: PeerIdentity,
+    /// Of a gateway.
+    pub gateway: Option<String>,
+    /// Of the certificate that it uses.
+    pub serial: String,
+    /// How long ago it said something.
+    pub heard: Duration,
+    /// Why it refuses what it was sent last; empty if it does not.
+    pub nack: String,
+    /// It verifies with the bundle that was asked about.
+    pub holds: bool,
+}
+
+impl fmt::Display for Following {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.gateway, &self.peer.node) {
+            (Some(gateway), _) => write!(f, "gateway {gateway}"),
+            (None, Some(node)) => write!(f, "proxy of {} on node {node}", self.peer.id),
+            (None, None) => write!(f, "proxy of {}", self.peer.id),
+        }
+    }
 }
 
 impl Proxies {
@@ -65,6 +98,7 @@ impl Proxies {
             peer: peer.clone(),
             version: version.chars().take(64).collect(),
             acked: None,
+            serial: peer.serial.clone(),
             nack: String::new(),
             heard: Instant::now(),
             report: None,
@@ -82,11 +116,31 @@ impl Proxies {
         self.change(stream, |proxy| proxy.heard = Instant::now());
     }
 
-    pub(crate) fn acked(&self, stream: u64, revision: Option<Revision>) {
+    pub(crate) fn acked(&self, stream: u64, ack: &Ack) {
         self.change(stream, |proxy| {
-            proxy.acked = revision;
+            proxy.acked = ack.revision;
+            if let Some(serial) = canonical_serial(&ack.serial) {
+                proxy.serial = serial;
+            }
             proxy.nack.clear();
         });
+    }
+
+    pub(crate) fn following(&self, since: Option<Revision>) -> Vec<Following> {
+        let holds = |proxy: &Proxy| {
+            let acked = proxy.acked.zip(since);
+            acked.is_some_and(|(acked, since)| acked.epoch == since.epoch && acked.n >= since.n)
+        };
+        let following = |(stream, proxy): (&u64, &Proxy)| Following {
+            stream: *stream,
+            peer: proxy.peer.clone(),
+            gateway: proxy.gateway.clone(),
+            serial: proxy.serial.clone(),
+            heard: proxy.heard.elapsed(),
+            nack: proxy.nack.clone(),
+            holds: holds(proxy),
+        };
+        self.lock().iter().map(following).collect()
     }
 
     pub(crate) fn refused(&self, stream: u64, nack: &Nack) {

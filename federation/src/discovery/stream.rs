@@ -210,7 +210,7 @@ impl ProxyStream {
         let discovery = &listed.discovery;
         discovery.heard(self.number, &self.peer);
         match request.request {
-            Some(Asked::Ack(ack)) => discovery.proxies.acked(self.number, ack.revision),
+            Some(Asked::Ack(ack)) => discovery.proxies.acked(self.number, &ack),
             Some(Asked::Nack(nack)) => {
                 log::error!(peer = self.peer.id.as_str(), reason = nack.reason.as_str();
                     "a proxy refused a delta");

@@ -54,7 +54,7 @@ impl Proxy {
                 self.deltas.1 += usize::from(delta.from.is_none());
                 let next = apply(self.snapshot.as_ref(), &delta).expect("a good delta");
                 self.snapshot = Some(next);
-                self.say(Ask::Ack(Ack { revision: delta.to })).await;
+                self.say(Ask::Ack(Ack { revision: delta.to, ..Ack::default() })).await;
             }
             Some(Answer::Complete(complete)) => self.complete = complete.services,
             _ => {}

@@ -22,6 +22,7 @@ impl Known {
             trust_domain: "east.example".into(),
             sequence: 3,
             roots: vec![root("east.example")],
+            ..Bundle::default()
         };
         let (site, trust_domain) = ("east".parse().unwrap(), "east.example".parse().unwrap());
         Self { site, trust_domain, bundle }

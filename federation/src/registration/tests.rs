@@ -134,7 +134,12 @@ fn seen(gateway: Gateway) -> Event {
 fn linked(gateway: Gateway) -> Event {
     let link =
         Link { site: gateway.site.clone(), trust_domain: "east.example".into(), ..Link::default() };
-    let bundle = Bundle { trust_domain: "east.example".into(), sequence: 1, roots: vec![vec![1]] };
+    let bundle = Bundle {
+        trust_domain: "east.example".into(),
+        sequence: 1,
+        roots: vec![vec![1]],
+        ..Bundle::default()
+    };
     let (link, bundle) = (Some(link), Some(bundle));
     Event::LinkMade(LinkMade { link, bundle, gateways: vec![gateway] })
 }

@@ -76,7 +76,8 @@ impl World {
         let trust_domain = format!("{site}.example");
         let link =
             Link { site: site.into(), trust_domain: trust_domain.clone(), ..Link::default() };
-        let bundle = Bundle { trust_domain, sequence: 1, roots: vec![vec![2]] };
+        let bundle =
+            Bundle { trust_domain, sequence: 1, roots: vec![vec![2]], ..Bundle::default() };
         self.happen(Event::LinkMade(LinkMade {
             link: Some(link),
             bundle: Some(bundle),

@@ -173,7 +173,8 @@ async fn a_new_bundle_of_the_lineage_is_durable_and_another_refused() {
     let east = TestSite::new("east", &Arc::default(), Terms::default());
     let other = east.state().site().bundle.roots[0].clone();
     let with_bundle = |from, to, roots: Vec<Vec<u8>>, sequence| {
-        let bundle = Bundle { trust_domain: "east.example".into(), sequence, roots };
+        let bundle =
+            Bundle { trust_domain: "east.example".into(), sequence, roots, ..Bundle::default() };
         let mut delta = delta(from, to, "east.example");
         delta.upsert.push(Resource { resource: Some(R::Bundle(bundle)) });
         delta
@@ -198,6 +199,7 @@ async fn ending_a_link_that_has_ended_is_no_error() {
     eventually("imported", || (imported(&west) == 1).then_some(())).await;
     let task = Replication {
         view: west.view.clone(),
+        discovery: west.discovery.clone(),
         paths: Arc::new(Fake { deltas: vec![], time_unix_ms: 0, heard: Arc::default() }),
         site: "east".parse().unwrap(),
         made_at_ms: west.state().links.values().next().unwrap().made_at_ms,

@@ -249,7 +249,7 @@ fn upsert_shared(next: &mut Snapshot, changes: &Changes<'_>) -> Result<(), Rejec
 fn check_bundle(bundles: &TrustBundles, new: &TrustBundle) -> Result<(), Rejected> {
     let Some(old) = bundles.get(&new.trust_domain) else { return Ok(()) };
     let stale = new.sequence < old.sequence;
-    let forked = new.sequence == old.sequence && new.roots != old.roots;
+    let forked = new.sequence == old.sequence && new != &**old;
     if stale || forked {
         let problem =
             format_args!("sequence {} is not after {}", new.sequence, old.sequence).to_string();

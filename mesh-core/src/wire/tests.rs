@@ -236,7 +236,12 @@ fn closed_sets_there_and_back() {
 #[test]
 fn bundles() {
     let bundle = |roots: Vec<Vec<u8>>| {
-        let message = v1::Bundle { trust_domain: "east.example".into(), sequence: 9, roots };
+        let message = v1::Bundle {
+            trust_domain: "east.example".into(),
+            sequence: 9,
+            roots,
+            ..v1::Bundle::default()
+        };
         TrustBundle::try_from(&message)
             .inspect(|bundle| assert_eq!(v1::Bundle::from(bundle), message))
     };

@@ -195,7 +195,7 @@ impl Standing {
         let known = self.proved.borrow().clone();
         let id = known.peer.id.as_str();
         match self.check(&known.peer, proof) {
-            Ok(proved) if proved.peer.not_after > known.peer.not_after => {
+            Ok(proved) if proved.peer.not_after >= known.peer.not_after => {
                 log::debug!(peer = id, lasts:? = left(&proved.peer); "the peer has proved itself anew");
                 self.proved.send_replace(Arc::new(proved));
             }

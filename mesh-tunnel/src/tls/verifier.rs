@@ -7,7 +7,7 @@ use std::{
 
 use mesh_core::{
     Allowed, PeerIdentity, SpiffeId, TrustBundle, TrustBundles, TrustDomain, VerifyError,
-    identity::{Revocations, Side},
+    identity::{Revocations, Side, serial_hex},
     verify_peer,
 };
 use rustls::{
@@ -72,14 +72,12 @@ fn pinned_bundle(
 ) -> Result<TrustBundles, VerifyError> {
     let trust_domain = named_domain(allowed)
         .ok_or_else(|| VerifyError::NotAnSvid("joining names one trust domain".into()))?;
-    let is_pinned = |certificate: &&CertificateDer<'_>| {
-        X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
-            Sha256::digest(parsed.public_key().raw).as_slice() == pin.as_slice()
-        })
-    };
+    let is_pinned =
+        |certificate: &&CertificateDer<'_>| spki_sha256(certificate).as_ref() == Some(pin);
     let root = chain.iter().skip(1).find(is_pinned).ok_or_else(|| pin_missing(chain))?;
     let roots = vec![root.clone().into_owned()];
-    let bundle = TrustBundle { trust_domain: trust_domain.clone(), sequence: 0, roots };
+    let bundle =
+        TrustBundle { trust_domain: trust_domain.clone(), sequence: 0, roots, retiring: None };
     Ok(TrustBundles::from([(trust_domain, Arc::new(bundle))]))
 }
 
@@ -87,11 +85,25 @@ fn pin_missing(chain: &[CertificateDer<'_>]) -> VerifyError {
     match chain.first().map(read_leaf) {
         Some(Ok((id, _))) => VerifyError::UntrustedChain {
             id,
-            detail: "the root that the token names is not in the presented chain".into(),
+            detail: "the root that the token names is not in the presented chain: it is of \
+                     another site, or has been rotated away; ask for a new token"
+                .into(),
         },
         Some(Err(error)) => error,
         None => VerifyError::NoCertificate,
     }
+}
+
+/// SHA-256 of a certificate's SubjectPublicKeyInfo; `None` if it does not parse.
+pub(super) fn spki_sha256(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(Sha256::digest(parsed.public_key().raw).into())
+}
+
+/// A certificate's serial number; `None` if it does not parse.
+pub(super) fn serial_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(serial_hex(parsed.raw_serial()))
 }
 
 fn named_domain(allowed: &Allowed) -> Option<TrustDomain> {

@@ -14,5 +14,6 @@ mod handover;
 mod kills;
 mod machine;
 mod programs;
+mod roots;
 mod site;
 mod starts;

@@ -37,7 +37,12 @@ fn a_machine_joins_once_and_stays_joined() {
 
         // Its workloads get certificates that name the node.
         let (key, csr) = new_key_and_csr().unwrap();
-        let issued = agent.identity().await.issue(v1::IssueRequest { csr }).await.unwrap();
+        let issued = agent
+            .identity()
+            .await
+            .issue(v1::IssueRequest { csr, ..Default::default() })
+            .await
+            .unwrap();
         let chain = issued.into_inner().chain.into_iter().map(Into::into).collect();
         let svid = mesh_tunnel::Svid::from_der(chain, key).unwrap();
         assert_eq!(svid.id.as_str(), joined.spiffe_id);
@@ -172,7 +177,12 @@ fn a_copied_state_directory_is_noticed() {
         })
         .await;
         let (_, csr) = new_key_and_csr().unwrap();
-        let refused = original.identity().await.issue(v1::IssueRequest { csr }).await.unwrap_err();
+        let refused = original
+            .identity()
+            .await
+            .issue(v1::IssueRequest { csr, ..Default::default() })
+            .await
+            .unwrap_err();
         let codes = [Code::FailedPrecondition, Code::PermissionDenied, Code::Unavailable];
         assert!(codes.contains(&refused.code()), "no new certificates: {refused}");
         assert!(world.logged(&["node duplicated", &node]), "{}", world.federation_said());

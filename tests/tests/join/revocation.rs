@@ -70,7 +70,8 @@ async fn echoes(stream: &mut TcpStream) -> bool {
 /// and no need of any gateway of its site.
 async fn stolen(from: &Agent, site: &World) -> Arc<Credentials> {
     let (key, csr) = new_key_and_csr().unwrap();
-    let issued = from.identity().await.issue(v1::IssueRequest { csr }).await.unwrap();
+    let issued =
+        from.identity().await.issue(v1::IssueRequest { csr, ..Default::default() }).await.unwrap();
     let chain = issued.into_inner().chain.into_iter().map(Into::into).collect();
     let snapshot = site.admin().await.read_snapshot(v1::ReadSnapshotRequest {}).await.unwrap();
     let bundles = snapshot.into_inner().upsert.into_iter().filter_map(|one| match one.resource {

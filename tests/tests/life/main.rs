@@ -46,6 +46,9 @@ fn a_thousand_connections_outlive_all_that_happens_to_the_mesh() {
     world.rotate_certificates();
     world.all_carry("after every certificate and issuer was replaced and has ended");
 
+    world.rotate_roots();
+    world.all_carry("after the roots of both sites were replaced");
+
     world.stop_federations();
     let end = std::time::Instant::now() + outage();
     while std::time::Instant::now() < end {

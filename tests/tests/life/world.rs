@@ -236,6 +236,23 @@ impl World {
         }
     }
 
+    /// New roots for both sites at once: nothing that anybody holds hangs on
+    /// those of before.
+    pub(crate) fn rotate_roots(&mut self) {
+        let sites = [&self.west, &self.east];
+        let before = sites.map(|site| root_of(site, "signing_root"));
+        sites.map(|site| site.said(&["rotate", "root", "--no-wait"]));
+        for (site, before) in sites.into_iter().zip(&before) {
+            let status = || site.said(&["rotate", "root", "status"]);
+            eventually("the root is replaced", || {
+                self.nothing_failed(&format!("while roots are replaced: {}", status()));
+                let over = root_of(site, "phase") == "none";
+                over.then_some(()).ok_or_else(status)
+            });
+            assert_ne!(&root_of(site, "signing_root"), before);
+        }
+    }
+
     /// Certificates of all four proxies, with what they are for.
     fn identities(&self) -> [PathBuf; 4] {
         [
@@ -346,6 +363,13 @@ fn site(name: &str) -> Site {
     site.start_federation();
     site.start_gateway();
     site
+}
+
+/// What a site says of its roots.
+fn root_of(site: &Site, key: &str) -> String {
+    let status = site.said(&["rotate", "root", "status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    status[key].as_str().unwrap().to_owned()
 }
 
 fn life_service(west: &Site) -> String {

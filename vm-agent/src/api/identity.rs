@@ -74,7 +74,7 @@ impl WorkloadIdentity for Identity {
             let message = format!("not connected to {}: {why}", member.node().site);
             return Err(refuse(Code::Unavailable, "not_connected", message));
         };
-        let request = workload_request(&member.node(), request.into_inner().csr);
+        let request = workload_request(&member.node(), request.into_inner());
         let mut client = node_identity(channel);
         let issued = match timeout(DEADLINE, client.issue_workload(request)).await {
             Ok(Ok(response)) => response.into_inner(),
@@ -89,12 +89,13 @@ impl WorkloadIdentity for Identity {
     }
 }
 
-fn workload_request(node: &Node, csr: Vec<u8>) -> IssueWorkloadRequest {
+fn workload_request(node: &Node, asked: IssueRequest) -> IssueWorkloadRequest {
     let (namespace, account) = match node.workload.subject() {
         Subject::Workload { namespace, account } => (namespace.to_string(), account.to_string()),
         Subject::Node(_) => Default::default(),
     };
-    IssueWorkloadRequest { csr, namespace, account }
+    let IssueRequest { csr, replaces } = asked;
+    IssueWorkloadRequest { csr, namespace, account, replaces }
 }
 
 fn describe(agent: &Agent, node: &Node) -> Description {

@@ -29,7 +29,12 @@ impl Ca {
 
     fn bundle(&self) -> TrustBundle {
         let roots = vec![self.0.der().clone()];
-        TrustBundle { trust_domain: "east.example".parse().unwrap(), sequence: 1, roots }
+        TrustBundle {
+            trust_domain: "east.example".parse().unwrap(),
+            sequence: 1,
+            roots,
+            retiring: None,
+        }
     }
 
     fn trust(&self) -> Trust {

@@ -195,6 +195,7 @@ fn publish(
         discovery: discovery.clone(),
         peering: peering.clone(),
         problem: Arc::default(),
+        unused_since: Arc::default(),
         stepping: Arc::default(),
     };
     drain.spawn(rotation.clone().run(drain.clone()));

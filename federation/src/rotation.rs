@@ -25,7 +25,7 @@ use mesh_api::v1::{
 };
 use mesh_core::{NodeId, SiteName};
 use mesh_runtime::drain::Drain;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::{Code, Status};
 
 use self::judge::{Judgement, Seen, SeenProxy, SeenSite, judge, to_force};
@@ -44,6 +44,10 @@ use crate::{
 
 /// How often it is looked whether a step's condition holds.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long nobody has used the old root before it is retired. Who has renewed
+/// a certificate proves it in every session that is open, at once or, after
+/// another proof, two seconds later; who gets the bundle first would end them.
+const SETTLE: Duration = Duration::from_secs(5);
 /// Certificates that are renewed in one second while they are turned over.
 const RENEWALS: usize = 100;
 /// The time over which renewals are spread, in seconds.
@@ -134,6 +138,8 @@ pub struct RootRotations {
     pub peering: Peering,
     /// Why the last step failed.
     pub problem: Arc<Mutex<String>>,
+    /// Since when nobody uses the old root.
+    pub unused_since: Arc<Mutex<Option<Instant>>>,
     /// Held while a step is taken: its commit and what follows it on the disk.
     pub stepping: Arc<tokio::sync::Mutex<()>>,
 }
@@ -171,15 +177,27 @@ impl RootRotations {
         self.record(&seen).await?;
         let state = self.site.authority.state();
         let Some(rotation) = state.rotation.clone() else { return Ok(()) };
-        if rotation.paused || !judge(&state, &rotation, &seen, self.now()).blockers.is_empty() {
+        let holds = judge(&state, &rotation, &seen, self.now()).blockers.is_empty();
+        let turned_over = rotation.phase == RotationPhase::TurnOver && holds;
+        let settled = self.has_settled(turned_over);
+        if rotation.paused || !holds {
             return Ok(());
         }
         match rotation.phase {
+            RotationPhase::TurnOver if !settled => Ok(()),
             RotationPhase::TurnOver => self.retire(&rotation, &seen).await,
             RotationPhase::Publish | RotationPhase::Unspecified => {
                 self.switch(&rotation, &seen).await
             }
         }
+    }
+
+    /// Whether it has been so for long enough that nobody uses the old root.
+    fn has_settled(&self, unused: bool) -> bool {
+        let mut since = self.unused_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        *since = if unused { Some(since.unwrap_or(now)) } else { None };
+        since.is_some_and(|since| now - since >= SETTLE)
     }
 
     /// What agents and linked sites have said becomes durable: it is true also

@@ -258,6 +258,7 @@ impl TestSite {
             discovery: discovery.clone(),
             peering: peering.clone(),
             problem: Arc::default(),
+            unused_since: Arc::default(),
             stepping: Arc::default(),
         };
         drain.spawn(rotation.clone().run(drain.clone()));

@@ -580,3 +580,82 @@ fn open_sessions_do_not_hold_up_the_end() {
         tokio::time::timeout(MINUTE, rest).await.expect("both streams have ended");
     });
 }
+
+/// Over real handshakes: what hangs on the old root is good until it is
+/// retired, and for nothing afterwards.
+#[test]
+fn a_token_and_a_certificate_are_good_until_their_root_is_retired() {
+    run(async {
+        let site = TestSite::new("west").await;
+        let token = site.token(9, MINUTE, false).await;
+        let machine = site.join(&token).await.unwrap();
+        let rotation = &site.running.admin.rotation;
+        let ask = async |action: v1::RotationAction| {
+            let request =
+                v1::RotateRootRequest { action: action.into(), ..v1::RotateRootRequest::default() };
+            rotation.ask("test", request).await.unwrap()
+        };
+        let until = async |phase: v1::RotationPhase| {
+            for _ in 0..600 {
+                if rotation.status().phase() == phase {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("never {phase:?}: {:?}", rotation.status());
+        };
+        let begun = ask(v1::RotationAction::Start).await;
+        assert_eq!(begun.blockers.len(), 1, "{begun:?}");
+        // It has no agent that could come along.
+        ask(v1::RotationAction::Force).await;
+        until(v1::RotationPhase::TurnOver).await;
+        ask(v1::RotationAction::Pause).await;
+
+        let late = site.join(&token).await.expect("the old root introduces the new one");
+        assert_eq!(late.answer.bundles[0].roots.len(), 2);
+        assert_eq!(late.svid.chain.len(), 3);
+        let renewed = renew(&site, &machine.svid, "boot-1").await.unwrap();
+        let status = rotation.status();
+        assert_eq!((status.tokens, status.blockers.len()), (1, 0), "{status:?}");
+        let trust = |roots: &[Vec<u8>]| {
+            let roots = roots.iter().cloned().map(Into::into).collect();
+            let domain = site.config.trust_domain.clone();
+            let bundle = mesh_core::TrustBundle {
+                trust_domain: domain.clone(),
+                sequence: 1,
+                roots,
+                retiring: None,
+            };
+            let bundles = [(domain, std::sync::Arc::new(bundle))].into_iter().collect();
+            tls::Trust { bundles: std::sync::Arc::new(bundles), ..Default::default() }
+        };
+        // Who holds a certificate under it is told to renew; nobody else is.
+        let bundle = site.site().authority.state().site().bundle.clone();
+        let told = |svid: &Svid| {
+            let mut trust = trust(&bundle.roots);
+            let bundles = std::sync::Arc::make_mut(&mut trust.bundles);
+            for own in bundles.values_mut() {
+                *own = std::sync::Arc::new((&bundle).try_into().unwrap());
+            }
+            mesh_tunnel::Credentials::new(Some(copy(svid)), trust).retires_within()
+        };
+        assert_eq!(told(&machine.svid), Some(Duration::from_secs(3)));
+        assert_eq!((told(&renewed), told(&late.svid)), (None, None));
+
+        ask(v1::RotationAction::Resume).await;
+        until(v1::RotationPhase::Unspecified).await;
+        let refused = renew(&site, &machine.svid, "boot-1").await.unwrap_err();
+        assert_eq!(reason(&refused).split(':').next(), Some("none"), "not even a handshake");
+        renew(&site, &renewed, "boot-1").await.unwrap();
+        let refused = site.join(&token).await.map(|machine| machine.node).unwrap_err();
+        let mut why = String::new();
+        let mut cause: Option<&dyn std::error::Error> = Some(&refused);
+        while let Some(error) = cause {
+            why = format!("{why}: {error}");
+            cause = error.source();
+        }
+        assert!(why.contains("ask for a new token"), "{why}");
+        let site = site.restart().await;
+        renew(&site, &late.svid, "boot-1").await.unwrap();
+    });
+}

@@ -132,3 +132,35 @@ fn any_bytes_are_answered() {
     assert!(KeyRequest::parse(&[csr, vec![0]].concat()).is_err());
     assert!(KeyRequest::parse(&vec![0x30; MAX_CSR + 1]).is_err());
 }
+
+/// What is issued while a root is replaced is believed by those who know only
+/// the old one, those who know only the new one, and with a token of either.
+#[test]
+fn a_new_root_is_introduced_by_the_old_one() {
+    let made = made();
+    let old = made.ca.root();
+    let new = CertificateDer::from(made.ca.prepare_root(2).unwrap());
+    let id = SpiffeId::gateway(&made.domain);
+    let believed = |chain: &[Vec<u8>], root: &CertificateDer<'static>| {
+        let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let (trust_domain, roots) = (made.domain.clone(), vec![root.clone()]);
+        let bundle = TrustBundle { trust_domain, sequence: 1, roots, retiring: None };
+        let bundles = [(made.domain.clone(), Arc::new(bundle))].into_iter().collect();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(START));
+        let allowed = Allowed::Exactly(id.clone());
+        verify_peer(&chain, Side::Server, &bundles, &Revocations::default(), &allowed, now).is_ok()
+    };
+    let before = made.ca.issue(&request(), &id, None).unwrap();
+    assert!(believed(&before.chain, &old) && !believed(&before.chain, &new));
+    made.ca.sign_under(&new).unwrap();
+    let during = made.ca.issue(&request(), &id, None).unwrap();
+    assert!(believed(&during.chain, &old) && believed(&during.chain, &new));
+    assert_eq!(during.root_sha256, spki_sha256(&new).unwrap());
+    made.ca.keep_only(&[new.to_vec()]).unwrap();
+    let after = made.ca.issue(&request(), &id, None).unwrap();
+    assert!(!believed(&after.chain, &old) && believed(&after.chain, &new));
+    assert!(made.ca.sign_under(&old).is_err(), "its keys are gone");
+    made.days(63);
+    assert!(made.ca.renew_issuing().unwrap(), "under the new root");
+    assert!(made.believes(&made.ca.issue(&request(), &id, None).unwrap().chain, &id));
+}

@@ -241,7 +241,9 @@ impl World {
     pub(crate) fn rotate_roots(&mut self) {
         let sites = [&self.west, &self.east];
         let before = sites.map(|site| root_of(site, "signing_root"));
-        sites.map(|site| site.said(&["rotate", "root", "--no-wait"]));
+        for site in sites {
+            site.said(&["rotate", "root", "--no-wait"]);
+        }
         for (site, before) in sites.into_iter().zip(&before) {
             let status = || site.said(&["rotate", "root", "status"]);
             eventually("the root is replaced", || {

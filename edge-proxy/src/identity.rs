@@ -454,10 +454,9 @@ impl Source {
     ) -> Result<Due, IdentityError> {
         let (key, csr) =
             tls::new_key_and_csr().map_err(|error| IdentityError::Key(error.to_string()))?;
-        let answer = client
-            .issue(v1::IssueRequest { csr, replaces: self.replaces(described) })
-            .await?
-            .into_inner();
+        let replaces = self.replaces(described);
+        let request = v1::IssueRequest { csr, replaces, ..v1::IssueRequest::default() };
+        let answer = client.issue(request).await?.into_inner();
         let bundles: Vec<TrustBundle> = every(&answer.bundles)?;
         self.believe(&bundles);
         let chain: Vec<_> = answer.chain.into_iter().map(CertificateDer::from).collect();

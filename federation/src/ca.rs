@@ -42,6 +42,8 @@ pub const NODE_LIFE: Duration = Duration::from_secs(30 * 86_400);
 /// How long workloads, gateways and federation keep a certificate, unless
 /// federation.yaml says otherwise.
 pub const WORKLOAD_LIFE: Duration = DAY;
+/// How long a program keeps one that says that it ends soon.
+pub const BRIEF_LIFE: Duration = Duration::from_secs(3600);
 /// Leaves begin earlier, for clocks that are behind.
 pub const BACKDATED: Duration = Duration::from_secs(600);
 /// The longest request that is read, in bytes.
@@ -265,13 +267,26 @@ impl CertificateAuthority {
         id: &SpiffeId,
         node: Option<&NodeId>,
     ) -> Result<Issued, IssueError> {
-        self.sign(&request.key, id, node)
+        self.issue_for(request, id, node, false)
+    }
+
+    /// The same; a `brief` one is for a program that ends soon.
+    pub fn issue_for(
+        &self,
+        request: &KeyRequest,
+        id: &SpiffeId,
+        node: Option<&NodeId>,
+        brief: bool,
+    ) -> Result<Issued, IssueError> {
+        let is_node = matches!(id.subject(), Subject::Node(_));
+        let life = if is_node { NODE_LIFE } else { self.workload_life };
+        self.sign(&request.key, id, node, if brief { life.min(BRIEF_LIFE) } else { life })
     }
 
     /// A key and a certificate of our own.
     pub fn self_issue(&self, id: &SpiffeId) -> Result<mesh_tunnel::Svid, IssueError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let issued = self.sign(&key, id, None)?;
+        let issued = self.sign(&key, id, None, self.workload_life)?;
         Ok(mesh_tunnel::Svid {
             id: id.clone(),
             chain: issued.chain.into_iter().map(CertificateDer::from).collect(),
@@ -287,11 +302,10 @@ impl CertificateAuthority {
         key: &impl PublicKeyData,
         id: &SpiffeId,
         node: Option<&NodeId>,
+        life: Duration,
     ) -> Result<Issued, IssueError> {
         let signing = self.signing.load();
         let issuing = &signing.issuing;
-        let is_node = matches!(id.subject(), Subject::Node(_));
-        let life = if is_node { NODE_LIFE } else { self.workload_life };
         let now = self.clock.unix_s();
         let not_after_unix_s = (now + life.as_secs() as i64).min(issuing.not_after_unix_s);
         let serial = random_serial();

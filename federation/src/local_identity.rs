@@ -74,7 +74,7 @@ impl WorkloadIdentity for LocalIdentityService {
         let key = KeyRequest::parse(&request.get_ref().csr).map_err(|error| error.status())?;
         let issue = |state: &State| -> Result<_, IssueError> {
             let id = SpiffeId::gateway(&state.site().trust_domain);
-            let issued = self.site.ca.issue(&key, &id, None)?;
+            let issued = self.site.ca.issue_for(&key, &id, None, request.get_ref().brief)?;
             let event = Event::WorkloadIssued(v1::WorkloadIssued {
                 spiffe_id: id.to_string(),
                 serial: issued.serial.clone(),

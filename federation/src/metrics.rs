@@ -146,6 +146,12 @@ impl Figures {
         let help = "For how long a proxy has not acknowledged a change, of the slowest";
         let longest = lags.into_iter().fold(0.0, f64::max);
         gauge("delta_lag", help, Some(Unit::Seconds), longest)?;
+        let rotation = self.0.rotation.status();
+        let waits = rotation.blockers.len() as f64 + f64::from(rotation.more_blockers);
+        let help = "Phase of the rotation of the root: 0 none, 1 publish, 2 turn over";
+        gauge("root_rotation_phase", help, None, f64::from(rotation.phase))?;
+        let help = "Nodes, proxies, linked sites and certificates that the rotation waits for";
+        gauge("root_rotation_blockers", help, None, waits)?;
         let held = self.0.view.mass_lapse().unwrap_or_default();
         let help = "Silent nodes that are kept because too many fell silent at once";
         gauge("nodes_held", help, None, held as f64)?;

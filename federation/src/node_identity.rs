@@ -214,7 +214,7 @@ impl NodeIdentity for NodeIdentityService {
         let ca = &self.site.ca;
         let issue = |state: &State, known: &NodeState| {
             let id = granted_identity(state, known, &request.namespace, &request.account)?;
-            let issued = ca.issue(&key, &id, Some(&node))?;
+            let issued = ca.issue_for(&key, &id, Some(&node), request.brief)?;
             let event = v1::WorkloadIssued {
                 spiffe_id: id.to_string(),
                 node: node.to_string(),

@@ -31,7 +31,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
-    authority::{Authority, CommitError},
+    authority::{Authority, CommitError, State},
     metrics::Refused,
     refusal::{Role, caller, refuse},
     registration::{OwnPorts, RegisterError, decide_deregister, decide_register, is_same},
@@ -436,13 +436,16 @@ struct Trust {
     changed: watch::Receiver<Revision>,
     /// `None` for an agent that does not follow them.
     told: Option<SiteTrust>,
+    /// What that was made of.
+    of: Arc<State>,
 }
 
 impl Trust {
     fn new(authority: &Authority, follows: bool) -> Self {
         let mut changed = authority.revision();
         changed.mark_changed();
-        Self { authority: authority.clone(), changed, told: follows.then(SiteTrust::default) }
+        let told = follows.then(SiteTrust::default);
+        Self { authority: authority.clone(), changed, told, of: Arc::default() }
     }
 
     /// Waits until there is something new.
@@ -453,6 +456,14 @@ impl Trust {
                 return std::future::pending().await;
             }
             let state = self.authority.state();
+            // Most changes are about something else, and there are many agents.
+            let same = state.site == self.of.site
+                && Arc::ptr_eq(&state.links, &self.of.links)
+                && Arc::ptr_eq(&state.gateways, &self.of.gateways);
+            self.of = state.clone();
+            if same {
+                continue;
+            }
             let now = SiteTrust { bundles: bundles(&state), gateways: gateways(&state) };
             if now != *told {
                 told.clone_from(&now);

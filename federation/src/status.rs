@@ -123,6 +123,7 @@ fn warnings(
         warnings
             .push("no gateway: nothing can join or be linked; add one to federation.yaml".into());
     }
+    warnings.extend(rotation_warning(admin));
     warnings.extend(certificate_warnings(admin));
     warnings
 }
@@ -164,6 +165,20 @@ fn clock_warning(who: &str, ahead_ms: i64) -> Option<String> {
             skew.as_secs()
         )
     })
+}
+
+/// A rotation that waits for somebody, or for a person.
+fn rotation_warning(admin: &AdminService) -> Option<String> {
+    let status = admin.rotation.status();
+    let gone = status.blockers.iter().filter(|blocker| !blocker.connected).count();
+    let why = match status.phase() {
+        v1::RotationPhase::Unspecified => return None,
+        _ if !status.problem.is_empty() => status.problem,
+        _ if status.paused => "it is paused".to_owned(),
+        _ if gone > 0 => format!("{gone} that it waits for are not connected"),
+        _ => return None,
+    };
+    Some(format!("the rotation of the root does not go on: {why}; meshctl rotate root status"))
 }
 
 fn certificate_warnings(admin: &AdminService) -> Vec<String> {

@@ -60,7 +60,7 @@ impl Machine {
         // The key is made here, is never stored and ends with this process.
         let (key, csr) = tls::new_key_and_csr().map_err(Failure::new)?;
         let issued = agent
-            .issue(v1::IssueRequest { csr, ..v1::IssueRequest::default() })
+            .issue(v1::IssueRequest { csr, brief: true, ..v1::IssueRequest::default() })
             .await?
             .into_inner();
         let chain = issued.chain.into_iter().map(CertificateDer::from).collect();

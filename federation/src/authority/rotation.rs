@@ -164,7 +164,7 @@ impl State {
             replaces: issued.replaces.clone(),
         };
         // Its holder had that one: what that one replaced is not used.
-        self.shown(&issued.replaces);
+        self.shown(std::slice::from_ref(&issued.replaces));
         let leaves = Arc::make_mut(&mut self.leaves);
         leaves.insert(issued.serial.as_str().into(), Arc::new(leaf));
         if leaves.len() >= LOOK_FOR_ENDED && leaves.len().is_power_of_two() {
@@ -174,9 +174,7 @@ impl State {
     }
 
     pub(super) fn certificates_shown(&mut self, serials: &[String]) {
-        for serial in serials {
-            self.shown(serial);
-        }
+        self.shown(serials);
         let Some(rotation) = self.rotation.as_mut() else { return };
         let current: BTreeSet<&str> =
             self.nodes.values().map(|node| node.current.serial.as_str()).collect();
@@ -184,15 +182,22 @@ impl State {
         Arc::make_mut(rotation).shown.extend(of_nodes.cloned());
     }
 
-    /// A workload's certificate is in use: the one before it, and others that
-    /// were issued instead of that and got lost on their way, are not.
-    fn shown(&mut self, serial: &str) {
-        let Some(leaf) = self.leaves.get(serial).cloned() else { return };
-        if leaf.replaces.is_empty() || !self.leaves.contains_key(leaf.replaces.as_str()) {
+    /// Certificates of workloads are in use: those before them, and others that
+    /// were issued instead of those and got lost on their way, are not.
+    fn shown(&mut self, serials: &[String]) {
+        let leaf = |serial: &String| self.leaves.get(serial.as_str());
+        let replaced: BTreeSet<String> = serials
+            .iter()
+            .filter_map(|serial| leaf(serial).map(|leaf| leaf.replaces.clone()))
+            .filter(|replaced| leaf(replaced).is_some())
+            .collect();
+        if replaced.is_empty() {
             return;
         }
-        Arc::make_mut(&mut self.leaves).retain(|other, known| {
-            **other != *leaf.replaces && (known.replaces != leaf.replaces || **other == *serial)
+        let used: BTreeSet<&str> = serials.iter().map(String::as_str).collect();
+        Arc::make_mut(&mut self.leaves).retain(|serial, leaf| {
+            let was_lost = replaced.contains(&leaf.replaces) && !used.contains(&**serial);
+            !replaced.contains(&**serial) && !was_lost
         });
     }
 }

@@ -7,10 +7,10 @@ use std::{
 };
 
 use mesh_api::v1::{
-    AuthorityRecord, Bundle, BundleUpdated, EndpointRegistered, Gateway, GatewaySeen, Link,
-    LinkEnded, LinkMade, NodeDuplicated, NodeJoined, NodeLeft, NodeRenewed, NodeResolved, Register,
-    Revocation, ServiceExported, SiteCreated, TokenCreated, TokenPurpose, TokenRevoked, TokenUsed,
-    WorkloadIssued, authority_record::Event,
+    AuthorityRecord, Bundle, BundleHeld, BundleUpdated, CertificatesShown, EndpointRegistered,
+    Gateway, GatewaySeen, Link, LinkEnded, LinkMade, NodeDuplicated, NodeJoined, NodeLeft,
+    NodeRenewed, NodeResolved, Register, Revocation, RootRotation, ServiceExported, SiteCreated,
+    TokenCreated, TokenPurpose, TokenRevoked, TokenUsed, WorkloadIssued, authority_record::Event,
 };
 use proptest::prelude::*;
 
@@ -345,6 +345,16 @@ fn any_event() -> impl Strategy<Value = Event> {
             let subject = format!("node:{}", node_id(n));
             Event::Revoked(Revocation { subject, revoked_at_unix_s: NOW_S })
         }),
+        (0i32..3, n.clone()).prop_map(|(phase, n)| {
+            let (old, new) = (vec![1], if phase == 0 { vec![] } else { vec![2 + n % 2] });
+            Event::RootRotation(RootRotation { phase, old, new, sequence: 3, ..Default::default() })
+        }),
+        (n.clone(), 2u64..5).prop_map(|(n, sequence)| {
+            let (nodes, sites) = (vec![node_id(n)], vec![format!("s{n}")]);
+            Event::BundleHeld(BundleHeld { sequence, nodes, sites })
+        }),
+        prop::collection::vec(serial, 0..4)
+            .prop_map(|serials| Event::CertificatesShown(CertificatesShown { serials })),
         n.prop_map(|n| Event::GatewaySeen(GatewaySeen {
             gateway: Some(Gateway {
                 id: format!("g{n}"),
@@ -477,4 +487,51 @@ fn certificates_are_found_by_their_serial_number() {
         assert_eq!(store.certificate("abc").unwrap().actor, "test");
         assert!(store.certificate("1-0").is_some() && store.certificate("x").is_none());
     });
+}
+
+/// After compaction and a restart the same certificates are in use, and every
+/// one is found.
+#[test]
+fn certificates_in_use_survive_compaction_and_those_replaced_do_not_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = || -> Box<dyn Store> { Box::new(LogStore::open(directory.path()).unwrap()) };
+    Authority::create(&LogStore::create(directory.path()).unwrap(), &clock(), site()).unwrap();
+    let issued = |n: u64, serial: &str, replaces: &str, life: i64| {
+        let leaf = WorkloadIssued {
+            spiffe_id: "spiffe://west.example/ns/shop/sa/orders".into(),
+            serial: serial.into(),
+            replaces: replaces.into(),
+            not_after_unix_s: NOW_S + life,
+            ..WorkloadIssued::default()
+        };
+        AuthorityRecord {
+            revision: Some(WireRevision { epoch: 0, n }),
+            at_unix_ms: NOW_S * 1000,
+            actor: "who asked".into(),
+            event: Some(Event::WorkloadIssued(leaf)),
+        }
+    };
+    let fold = |store: &dyn Store| {
+        let mut state = State::default();
+        store.replay(&mut |record| state.fold(record)).unwrap();
+        state
+    };
+    let store_ = store();
+    let mut state = fold(&*store_);
+    let chain = [("a", "", 50), ("b", "a", 60), ("c", "b", 70), ("d", "", 90), ("e", "", -1)];
+    for (i, (serial, replaces, life)) in chain.into_iter().enumerate() {
+        let mut record = issued(2 + i as u64, serial, replaces, life);
+        record.revision.as_mut().unwrap().epoch = state.revision.epoch;
+        store_.commit(std::slice::from_ref(&record)).unwrap();
+        state.fold(&record).unwrap();
+    }
+    let in_use = |state: &State| state.leaves.keys().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(in_use(&state), ["b", "c", "d", "e"], "c shows that its holder had b");
+    store_.compact(snapshot::records(&state, NOW_S), NOW_S).unwrap();
+    drop(store_);
+    let again = store();
+    assert_eq!(in_use(&fold(&*again)), ["b", "c", "d"], "and what has ended is forgotten");
+    for serial in ["a", "b", "c", "d"] {
+        assert_eq!(again.certificate(serial).unwrap().actor, "who asked", "{serial}");
+    }
 }

@@ -196,7 +196,12 @@ impl Judge<'_> {
         let used = self.state.leaves.iter().filter(|(serial, leaf)| self.is_used(serial, leaf));
         let used: Vec<_> = used.filter(|(_, leaf)| !self.is_on_forced_node(leaf)).collect();
         let hanging = used.iter().filter(|(_, leaf)| leaf.root == old);
-        let blockers = hanging.filter_map(|(serial, leaf)| self.of_leaf(serial, leaf)).collect();
+        let users: BTreeMap<&str, &SeenProxy> =
+            self.seen.proxies.iter().map(|proxy| (proxy.serial.as_str(), proxy)).collect();
+        let blocker = |(serial, leaf): &(&std::sync::Arc<str>, &std::sync::Arc<Leaf>)| {
+            self.of_leaf(serial, leaf, users.get(&***serial).copied())
+        };
+        let blockers = hanging.filter_map(blocker).collect();
         Part { what: "certificates", of: used.len(), blockers }
     }
 
@@ -205,12 +210,16 @@ impl Judge<'_> {
         name.is_some_and(|name| self.rotation.forced.contains(&name))
     }
 
-    fn of_leaf(&self, serial: &str, leaf: &Leaf) -> Option<RotationBlocker> {
+    fn of_leaf(
+        &self,
+        serial: &str,
+        leaf: &Leaf,
+        user: Option<&SeenProxy>,
+    ) -> Option<RotationBlocker> {
         let name = format!("serial:{serial}");
         if self.rotation.forced.contains(&name) {
             return None;
         }
-        let user = self.seen.proxies.iter().find(|proxy| proxy.serial == serial);
         let node = leaf.node.as_ref();
         let of_node = node.and_then(|node| self.seen.nodes.get(node)).and_then(|seen| seen.0);
         let place = match node.and_then(|node| self.state.nodes.get(node)) {

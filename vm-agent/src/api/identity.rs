@@ -94,8 +94,8 @@ fn workload_request(node: &Node, asked: IssueRequest) -> IssueWorkloadRequest {
         Subject::Workload { namespace, account } => (namespace.to_string(), account.to_string()),
         Subject::Node(_) => Default::default(),
     };
-    let IssueRequest { csr, replaces } = asked;
-    IssueWorkloadRequest { csr, namespace, account, replaces }
+    let IssueRequest { csr, replaces, brief } = asked;
+    IssueWorkloadRequest { csr, namespace, account, replaces, brief }
 }
 
 fn describe(agent: &Agent, node: &Node) -> Description {

@@ -333,6 +333,7 @@ mod tests {
             sequence: requests[0].sequence,
             error: RegistryError::NotGranted.into(),
             detail: "not granted".into(),
+            ..RegistryReply::default()
         };
         ledger.answered(refusal, now).unwrap();
         assert_eq!(ledger.registrations["a"], Registration::Refused("not granted".into()));
@@ -354,6 +355,7 @@ mod tests {
             sequence: requests[0].sequence,
             error: 4711,
             detail: "a new rule".into(),
+            ..RegistryReply::default()
         };
         ledger.answered(refusal, now).unwrap();
         assert_eq!(ledger.registrations["a"], Registration::Refused("a new rule".into()));
@@ -370,6 +372,7 @@ mod tests {
             sequence: hello.sequence,
             error: RegistryError::Invalid.into(),
             detail: "upgrade".into(),
+            ..RegistryReply::default()
         };
         assert_eq!(ledger.answered(refusal, now), Err("upgrade".into()));
     }

@@ -12,6 +12,7 @@
 //! knows only the old one: the old root has signed the new one's key.
 
 pub mod judge;
+mod shown;
 
 use std::{
     collections::BTreeSet,
@@ -20,22 +21,21 @@ use std::{
 };
 
 use mesh_api::v1::{
-    self, Bundle, BundleHeld, BundleUpdated, CertificatesShown, RootRotation, RotationAction,
-    RotationPhase, RotationStatus, TokenRevoked, authority_record::Event,
+    self, Bundle, BundleHeld, BundleUpdated, CertificatesShown, RootRotation, RotationPhase,
+    TokenRevoked, authority_record::Event,
 };
-use mesh_core::{NodeId, SiteName};
 use mesh_runtime::drain::Drain;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tonic::{Code, Status};
+use tonic::Code;
 
-use self::judge::{Judgement, Seen, SeenProxy, SeenSite, judge, to_force};
+use self::judge::{Judgement, Seen, judge, to_force};
 use crate::{
     authority::{CommitError, State, rotation::Rotation},
     ca::{CaError, fingerprint, hex, spki_sha256},
     discovery::Discovery,
     own_identity,
     peering::Peering,
-    refusal::{Refusal, commit_status},
+    refusal::Refusal,
     registry::Registry,
     site::Site,
     tokens,
@@ -52,8 +52,6 @@ const SETTLE: Duration = Duration::from_secs(5);
 const RENEWALS: usize = 100;
 /// The time over which renewals are spread, in seconds.
 const SPREAD: (usize, usize) = (3, 600);
-/// Blockers that one answer lists.
-const MAX_LISTED: usize = 200;
 
 /// Why a rotation is not begun, steered or taken further.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +175,10 @@ impl RootRotations {
         self.record(&seen).await?;
         let state = self.site.authority.state();
         let Some(rotation) = state.rotation.clone() else { return Ok(()) };
+        if *self.site.ca.root() != *state.signing_root() {
+            // The step was taken, and the disk could not follow.
+            self.follow()?;
+        }
         let holds = judge(&state, &rotation, &seen, self.now()).blockers.is_empty();
         let turned_over = rotation.phase == RotationPhase::TurnOver && holds;
         let settled = self.has_settled(turned_over);
@@ -418,100 +420,6 @@ impl RootRotations {
             log::warn!(actor, name = name.as_str(); "the rotation waits for it no longer");
         }
         Ok(forced.into_iter().collect())
-    }
-
-    // ---- what operators ask ------------------------------------------------
-
-    /// `Admin.RotateRoot`.
-    pub async fn ask(
-        &self,
-        actor: &str,
-        asked: v1::RotateRootRequest,
-    ) -> Result<RotationStatus, Status> {
-        let mut now_forced = Vec::new();
-        let done = match asked.action() {
-            RotationAction::Unspecified => Ok(()),
-            RotationAction::Start => {
-                let _step = self.stepping.lock().await;
-                self.start(actor).await
-            }
-            RotationAction::Pause => self.set_paused(actor, true).await,
-            RotationAction::Resume => self.set_paused(actor, false).await,
-            RotationAction::RollBack => self.roll_back(actor).await,
-            RotationAction::Force => {
-                self.force(actor, &asked.names).await.map(|forced| now_forced = forced)
-            }
-        };
-        done.map_err(|error| commit_status(CommitError::Refused(error)))?;
-        Ok(RotationStatus { now_forced, ..self.status() })
-    }
-
-    /// Where it stands.
-    pub fn status(&self) -> RotationStatus {
-        let state = self.site.authority.state();
-        let site = state.site();
-        let mut status = RotationStatus {
-            site: site.name.to_string(),
-            trust_domain: site.trust_domain.to_string(),
-            signing_root: fingerprint(state.signing_root()),
-            bundle_sequence: site.bundle.sequence,
-            ..RotationStatus::default()
-        };
-        let Some(rotation) = &state.rotation else { return status };
-        let Judgement { counts, mut blockers } = judge(&state, rotation, &self.seen(), self.now());
-        // Who is there will come along; who is not needs a person.
-        blockers.sort_by_key(|blocker| blocker.connected);
-        let more = blockers.len().saturating_sub(MAX_LISTED);
-        blockers.truncate(MAX_LISTED);
-        status.phase = rotation.phase.into();
-        status.paused = rotation.paused;
-        status.rolled_back = rotation.rolled_back;
-        status.old_root = fingerprint(&rotation.old);
-        status.new_root = fingerprint(&rotation.new);
-        status.started_unix_s = rotation.started_unix_s;
-        status.phase_since_unix_s = rotation.phase_since_unix_s;
-        status.counts = counts;
-        status.blockers = blockers;
-        status.more_blockers = u32::try_from(more).unwrap_or(u32::MAX);
-        status.forced = rotation.forced.iter().cloned().collect();
-        let tokens = tokens::open_with(&state, rotation.old_hash(), self.now()).len();
-        status.tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-        status.problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        status
-    }
-
-    /// Who is there, and with what.
-    fn seen(&self) -> Seen {
-        let state = self.site.authority.state();
-        let proxies = self.discovery.following(&state.site().trust_domain);
-        let proxy = |proxy: crate::discovery::Following| SeenProxy {
-            who: proxy.to_string(),
-            stream: proxy.stream,
-            serial: proxy.serial,
-            heard: proxy.heard,
-            holds: proxy.holds,
-            nack: proxy.nack,
-        };
-        let node = |node: &NodeId| {
-            let heard = self.view.liveness(node).1;
-            (node.clone(), (heard, self.registry.agent(node).is_some()))
-        };
-        Seen {
-            proxies: proxies.into_iter().map(proxy).collect(),
-            nodes: state.nodes.keys().map(node).collect(),
-            sites: state.links.keys().map(|site| (site.clone(), self.seen_site(site))).collect(),
-        }
-    }
-
-    fn seen_site(&self, site: &SiteName) -> SeenSite {
-        let (holds, connected) = self.peering.holds(site);
-        let heard = self.view.read_live(|live| live.links.get(site).and_then(|live| live.heard));
-        let said = holds.map(|holds| match holds.waiting {
-            0 => format!("has bundle {} of this site", holds.bundle_sequence),
-            n => format!("{n} of its proxies lack the new root: {}", holds.waiting_for.join(", ")),
-        });
-        let said = said.unwrap_or_default();
-        SeenSite { connected, heard: heard.map(|heard| heard.elapsed()), said }
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use isthmus_tests::pki::Ca;
 use mesh_api::v1::{
     self, agent_client::AgentClient, node_identity_server, registry_request::Request as Asked,
@@ -412,8 +412,9 @@ fn metrics_tell_how_it_is() {
     });
 }
 
-/// Federation's registry: passes on what is asked, answers yes.
-struct Registry(mpsc::Sender<Asked>);
+/// Federation's registry: passes on what is asked, answers yes; after hello it
+/// tells this, unasked.
+struct Registry(mpsc::Sender<Asked>, Vec<v1::SiteTrust>);
 
 #[tonic::async_trait]
 impl registry_server::Registry for Registry {
@@ -423,23 +424,34 @@ impl registry_server::Registry for Registry {
         &self,
         request: Request<Streaming<v1::RegistryRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let seen = self.0.clone();
-        let replies = stream::unfold((request.into_inner(), seen), |(mut asked, seen)| async {
+        let told = self.1.clone();
+        let tell = |trust| v1::RegistryReply { trust: Some(trust), ..Default::default() };
+        let all = (request.into_inner(), self.0.clone(), told);
+        let replies = stream::unfold(all, move |(mut asked, seen, mut told)| async move {
             let request = asked.message().await.ok()??;
             let reply = v1::RegistryReply { sequence: request.sequence, ..Default::default() };
             seen.send(request.request?).await.ok()?;
-            Some((Ok(reply), (asked, seen)))
+            let told_now: Vec<_> = told.drain(..).map(tell).collect();
+            let replies = stream::iter([reply].into_iter().chain(told_now).map(Ok));
+            Some((replies, (asked, seen, told)))
         });
-        Ok(Response::new(Box::pin(replies)))
+        Ok(Response::new(Box::pin(replies.flatten())))
     }
 }
 
 /// What is asked, and how to ask it.
 async fn serve_registry(dir: &Path) -> (mpsc::Receiver<Asked>, Channel) {
+    serve_registry_that_tells(dir, Vec::new()).await
+}
+
+async fn serve_registry_that_tells(
+    dir: &Path,
+    told: Vec<v1::SiteTrust>,
+) -> (mpsc::Receiver<Asked>, Channel) {
     let (tx, seen) = mpsc::channel(64);
     let path = dir.join("federation.sock");
     let listener = process::bind_unix(&path, 0o600).await.unwrap();
-    let service = registry_server::RegistryServer::new(Registry(tx));
+    let service = registry_server::RegistryServer::new(Registry(tx, told));
     let server = tonic::transport::Server::builder();
     tokio::spawn(server.serve_with_incoming(service, unix::incoming(listener)));
     (seen, unix::channel(&path).await.unwrap())
@@ -502,6 +514,38 @@ fn a_session_tells_what_runs_and_says_goodbye() {
         assert!(agent.state.registered().is_empty());
         app.stop().await;
     });
+}
+
+#[test]
+fn roots_that_are_told_are_on_disk_before_they_are_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, ca) = (config(dir.path()), Ca::new("west.example"));
+    let serial = joined(&config, &ca).svid().unwrap().serial();
+    let (own, next_root) = (v1::Bundle::from(&ca.bundle()), Ca::new("west.example").bundle());
+    let roots = [own.roots.clone(), v1::Bundle::from(&next_root).roots].concat();
+    let bundle = |sequence, roots: &[Vec<u8>]| v1::SiteTrust {
+        bundles: vec![v1::Bundle { sequence, roots: roots.to_vec(), ..own.clone() }],
+        gateways: Vec::new(),
+    };
+    // The last two come too late, and make no sense.
+    let told = vec![bundle(5, &roots), bundle(3, &own.roots), bundle(6, &[])];
+    run(async {
+        let (mut seen, channel) = serve_registry_that_tells(dir.path(), told).await;
+        let (app, _drain) = start(&config).await;
+        let (agent, drain) = (app.agent.clone(), Drain::new());
+        tokio::spawn(async move { session::run(&agent, channel, &drain).await });
+        let Asked::Hello(hello) = next(&mut seen).await else { panic!("hello comes first") };
+        assert!(hello.follows_bundles);
+        for _ in 0..2 {
+            let Asked::Holds(holds) = next(&mut seen).await else { panic!("an acknowledgement") };
+            assert_eq!((holds.bundle_sequence, holds.serial), (5, serial.clone()));
+        }
+        assert!(matches!(seen.recv().await, Some(Asked::Heartbeat(_))), "and none of the last");
+        app.stop().await;
+    });
+    let kept = StateDir::open(&config.state).unwrap().load().unwrap().unwrap();
+    assert_eq!((kept.joined.bundles[0].sequence, &kept.joined.bundles[0].roots), (5, &roots));
+    assert_eq!(kept.joined.gateways.len(), 1, "none were told");
 }
 
 #[test]

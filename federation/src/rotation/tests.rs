@@ -2,13 +2,16 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use mesh_api::v1::{
     Link, LinkMade, NodeDuplicated, NodeHolds, NodeJoined, NodeRenewed, RegistryHello,
-    RegistryRequest, Revocation, RotationBlocker, SiteHolds, WorkloadIssued,
-    registry_client::RegistryClient, registry_request::Request as Asked,
+    RegistryRequest, Revocation, RotationAction, RotationBlocker, RotationStatus, SiteHolds,
+    WorkloadIssued, registry_client::RegistryClient, registry_request::Request as Asked,
 };
-use mesh_core::SpiffeId;
+use mesh_core::{NodeId, SiteName, SpiffeId};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::*;
+use super::{
+    judge::{SeenProxy, SeenSite},
+    *,
+};
 use crate::{
     ca::KeyRequest,
     testing::{TestSite, eventually},

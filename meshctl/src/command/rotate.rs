@@ -1,15 +1,15 @@
 //! `meshctl rotate`: another root in the place of the site's own.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use mesh_api::v1::{self, RotationAction, RotationPhase, RotationStatus};
 use serde::Serialize;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     endpoint::Run,
-    failure::Failure,
+    failure::{Exit, Failure},
     output::{self, Format, Paint, Show, Table},
     time,
 };
@@ -130,7 +130,9 @@ async fn look(run: &Run) -> Result<RotationStatus, Failure> {
     let until = Instant::now() + PATIENCE;
     loop {
         match ask(run, RotationAction::Unspecified, Vec::new()).await {
-            Err(_) if Instant::now() < until => sleep(LOOK).await,
+            Err(failure) if failure.exit == Exit::Unreachable && Instant::now() < until => {
+                sleep(LOOK).await;
+            }
             answer => return answer,
         }
     }

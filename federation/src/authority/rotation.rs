@@ -176,9 +176,7 @@ impl State {
     pub(super) fn certificates_shown(&mut self, serials: &[String]) {
         self.shown(serials);
         let Some(rotation) = self.rotation.as_mut() else { return };
-        let current: BTreeSet<&str> =
-            self.nodes.values().map(|node| node.current.serial.as_str()).collect();
-        let of_nodes = serials.iter().filter(|serial| current.contains(serial.as_str()));
+        let of_nodes = serials.iter().filter(|serial| !self.leaves.contains_key(serial.as_str()));
         Arc::make_mut(rotation).shown.extend(of_nodes.cloned());
     }
 

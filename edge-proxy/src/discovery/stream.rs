@@ -74,6 +74,8 @@ impl Discovery {
         let gateway = gateway.filter(|_| everything).unwrap_or_default();
         let have = self.shared.snapshot.load().map(|now| now.revision);
         let have = have.filter(|have| !resync && *have != Revision::default());
+        // Without `have` a whole snapshot comes, and is acknowledged with it.
+        let serial = if have.is_some() { String::new() } else { self.serial() };
         let open = Open {
             discovery: self,
             tx,
@@ -81,7 +83,7 @@ impl Discovery {
             complete: BTreeSet::new(),
             asked: Vec::new(),
             since: mesh_runtime::clock::monotonic(),
-            serial: String::new(),
+            serial,
             told_skew: false,
             taps,
         };
@@ -100,6 +102,13 @@ impl Discovery {
             hear_out(incoming).await;
         }
         ended
+    }
+}
+
+impl Discovery {
+    /// Of the certificate in use; empty without one.
+    fn serial(&self) -> String {
+        self.shared.credentials.svid().map(|svid| svid.serial()).unwrap_or_default()
     }
 }
 
@@ -246,17 +255,16 @@ impl Open<'_> {
     }
 
     fn acknowledge(&mut self, revision: Revision) -> Result<(), StreamError> {
-        let serial = self.discovery.shared.credentials.svid().map(|svid| svid.serial());
-        self.serial = serial.unwrap_or_default();
+        self.serial = self.discovery.serial();
         let (revision, serial) = (Some(revision.into()), self.serial.clone());
         self.send(Request::Ack(v1::Ack { revision, serial }))
     }
 
     /// Acknowledges once more what is there if the certificate is a new one.
     fn tell_serial(&mut self) -> Result<(), StreamError> {
-        let serial = self.discovery.shared.credentials.svid().map(|svid| svid.serial());
+        let serial = self.discovery.serial();
         match self.discovery.shared.snapshot.load().map(|now| now.revision) {
-            Some(revision) if serial.is_some_and(|serial| serial != self.serial) => {
+            Some(revision) if !serial.is_empty() && serial != self.serial => {
                 self.acknowledge(revision)
             }
             _ => Ok(()),

@@ -97,12 +97,36 @@ fn compaction_keeps_the_snapshot_and_certificates_that_live() {
             ..record
         };
         store.compact(vec![at(site())], 200).unwrap();
-        let expected = vec![at(site()), at(issued(4, 300))];
+        // No state takes it for used: the snapshot does not have it.
+        let mut kept = at(issued(4, 300));
+        let Some(Event::WorkloadIssued(leaf)) = &mut kept.event else { panic!("{kept:?}") };
+        leaf.replaced = true;
+        let expected = vec![at(site()), kept];
         assert_eq!(all(&*store), expected);
         store.commit(&[numbered(5)]).unwrap();
         let store = reopen(store);
         assert_eq!(all(&*store), [expected, vec![numbered(5)]].concat());
         assert!(store.certificate("serial-4").is_some());
+    });
+}
+
+#[test]
+fn every_certificate_is_kept_once_however_often_a_log_is_compacted() {
+    with_each_store(|store, reopen| {
+        let used = issued(2, 300);
+        store.commit(&[site(), used.clone(), issued(3, 300)]).unwrap();
+        // What a state says of it: neither who asked nor when.
+        let known = AuthorityRecord { actor: "federation".into(), at_unix_ms: 7, ..used.clone() };
+        for _ in 0..3 {
+            store.compact(vec![site(), known.clone()], 200).unwrap();
+        }
+        let store = reopen(store);
+        let records = all(&*store);
+        assert_eq!(records.len(), 3, "{records:#?}");
+        assert_eq!(records[1].event, used.event, "it is in use");
+        assert_eq!((&records[1].actor, records[1].at_unix_ms), (&used.actor, used.at_unix_ms));
+        assert_eq!(store.certificate("serial-2").unwrap().actor, used.actor);
+        assert!(store.certificate("serial-3").is_some());
     });
 }
 

@@ -1,8 +1,11 @@
 //! Where records are kept.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use mesh_api::v1::{AuthorityRecord, authority_record::Event};
+use mesh_api::v1::{AuthorityRecord, WorkloadIssued, authority_record::Event};
 use prost::Message;
 
 use super::state::FoldError;
@@ -99,19 +102,40 @@ pub(super) fn issued(record: &AuthorityRecord) -> Option<(&str, &str, i64)> {
 
 /// Whether compaction must carry a record over, because no state holds it.
 pub(super) fn outlives_compaction(record: &AuthorityRecord, now_unix_s: i64) -> bool {
-    matches!(&record.event, Some(Event::WorkloadIssued(leaf)) if leaf.not_after_unix_s > now_unix_s)
+    leaf(record).is_some_and(|leaf| leaf.not_after_unix_s > now_unix_s)
 }
 
-/// Gives what is carried over the revision of the snapshot, which it follows.
-/// It is kept for the index: the snapshot itself has the certificates in use.
+/// Adds to a snapshot, with its revision, what the index needs besides. Of
+/// certificates that the snapshot has in use, only who asked for them and when;
+/// the others are marked, so that no state takes them for used. Each stands there
+/// once, however often this is done.
 pub(super) fn carry_over(snapshot: &mut Vec<AuthorityRecord>, carried: Vec<AuthorityRecord>) {
     let revision = snapshot.last().and_then(|record| record.revision);
-    snapshot.extend(carried.into_iter().map(|mut record| {
-        if let Some(Event::WorkloadIssued(leaf)) = &mut record.event {
+    let used = snapshot.iter().enumerate();
+    let used = used.filter_map(|(at, record)| Some((leaf(record)?.serial.clone(), at)));
+    let used: BTreeMap<_, _> = used.collect();
+    let mut unused = BTreeMap::new();
+    for mut record in carried {
+        let Some(Event::WorkloadIssued(leaf)) = &mut record.event else { continue };
+        let Some(known) = used.get(&leaf.serial).and_then(|at| snapshot.get_mut(*at)) else {
             leaf.replaced = true;
+            let serial = leaf.serial.clone();
+            unused.entry(serial).or_insert(AuthorityRecord { revision, ..record });
+            continue;
+        };
+        if let Some(Event::WorkloadIssued(known)) = &mut known.event {
+            known.node_serial = std::mem::take(&mut leaf.node_serial);
         }
-        AuthorityRecord { revision, ..record }
-    }));
+        (known.actor, known.at_unix_ms) = (record.actor, record.at_unix_ms);
+    }
+    snapshot.extend(unused.into_values());
+}
+
+fn leaf(record: &AuthorityRecord) -> Option<&WorkloadIssued> {
+    match &record.event {
+        Some(Event::WorkloadIssued(leaf)) => Some(leaf),
+        _ => None,
+    }
 }
 
 /// Keeps records as long as the process lives: for tests and simulations.

@@ -188,16 +188,13 @@ fn publish(
     drain.spawn(replication::run(view.clone(), follow, ways, kept.clone(), drain.clone()));
     drain.spawn(kept.keep(view.clone(), drain.clone()));
     let registry = Registry::new(view.clone(), own_ports, drain.clone());
-    let rotation = RootRotations {
-        site: site.clone(),
-        view: view.clone(),
-        registry: registry.clone(),
-        discovery: discovery.clone(),
-        peering: peering.clone(),
-        problem: Arc::default(),
-        unused_since: Arc::default(),
-        stepping: Arc::default(),
-    };
+    let rotation = RootRotations::new(
+        site.clone(),
+        view.clone(),
+        registry.clone(),
+        discovery.clone(),
+        peering.clone(),
+    );
     drain.spawn(rotation.clone().run(drain.clone()));
     AdminService {
         site: site.clone(),

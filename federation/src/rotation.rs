@@ -125,27 +125,47 @@ impl From<CommitError<Self>> for RotationError {
 #[derive(Clone)]
 pub struct RootRotations {
     /// The durable truth, and the keys.
-    pub site: Site,
+    site: Site,
     /// What is published, and when nodes were heard of.
-    pub view: View,
+    view: View,
     /// Agents.
-    pub registry: Registry,
+    registry: Registry,
     /// Proxies.
-    pub discovery: Discovery,
+    discovery: Discovery,
     /// Linked sites.
-    pub peering: Peering,
+    peering: Peering,
     /// Why the last step failed.
-    pub problem: Arc<Mutex<String>>,
+    problem: Arc<Mutex<String>>,
     /// Since when nobody uses the old root.
-    pub unused_since: Arc<Mutex<Option<Instant>>>,
+    unused_since: Arc<Mutex<Option<Instant>>>,
     /// Held while a step is taken: its commit and what follows it on the disk.
-    pub stepping: Arc<tokio::sync::Mutex<()>>,
+    stepping: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What one decision is made of.
 type Decision = Result<(Vec<Event>, ()), RotationError>;
 
 impl RootRotations {
+    /// Takes no step before [`RootRotations::run`].
+    pub fn new(
+        site: Site,
+        view: View,
+        registry: Registry,
+        discovery: Discovery,
+        peering: Peering,
+    ) -> Self {
+        Self {
+            site,
+            view,
+            registry,
+            discovery,
+            peering,
+            problem: Arc::default(),
+            unused_since: Arc::default(),
+            stepping: Arc::default(),
+        }
+    }
+
     /// Takes steps whose conditions hold, until the process drains.
     pub async fn run(self, drain: Drain) {
         let mut look = interval(LOOK);

@@ -251,16 +251,13 @@ impl TestSite {
             come_back: Duration::from_secs(1),
         };
         let registry = Registry::new(view.clone(), own_ports(), drain.clone());
-        let rotation = RootRotations {
-            site: site.clone(),
-            view: view.clone(),
-            registry: registry.clone(),
-            discovery: discovery.clone(),
-            peering: peering.clone(),
-            problem: Arc::default(),
-            unused_since: Arc::default(),
-            stepping: Arc::default(),
-        };
+        let rotation = RootRotations::new(
+            site.clone(),
+            view.clone(),
+            registry.clone(),
+            discovery.clone(),
+            peering.clone(),
+        );
         drain.spawn(rotation.clone().run(drain.clone()));
         let test = Self {
             registry,

@@ -3,23 +3,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod played;
+
 use std::{
     collections::BTreeSet,
     os::unix::fs::PermissionsExt,
     path::Path,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt, stream};
 use isthmus_tests::pki::Ca;
 use mesh_api::v1::{
-    self, agent_client::AgentClient, node_identity_server, registry_request::Request as Asked,
-    registry_server, workload_identity_client::WorkloadIdentityClient,
+    self, agent_client::AgentClient, registry_request::Request as Asked,
+    workload_identity_client::WorkloadIdentityClient,
 };
 use mesh_core::{
     NodeId, SpiffeId,
@@ -27,8 +24,9 @@ use mesh_core::{
 };
 use mesh_runtime::{clock, drain::Drain, process};
 use mesh_tunnel::{RealNet, tls::new_key_and_csr, unix};
-use tokio::sync::{Mutex, mpsc};
-use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use played::{serve_identities, serve_registry, serve_registry_that_tells};
+use tokio::sync::mpsc;
+use tonic::{Code, Status, transport::Channel};
 use vm_agent::{
     agent::{Farewell, Uplink},
     app::{App, StartError},
@@ -412,51 +410,6 @@ fn metrics_tell_how_it_is() {
     });
 }
 
-/// Federation's registry: passes on what is asked, answers yes; after hello it
-/// tells this, unasked.
-struct Registry(mpsc::Sender<Asked>, Vec<v1::SiteTrust>);
-
-#[tonic::async_trait]
-impl registry_server::Registry for Registry {
-    type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::RegistryReply, Status>> + Send>>;
-
-    async fn session(
-        &self,
-        request: Request<Streaming<v1::RegistryRequest>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
-        let told = self.1.clone();
-        let tell = |trust| v1::RegistryReply { trust: Some(trust), ..Default::default() };
-        let all = (request.into_inner(), self.0.clone(), told);
-        let replies = stream::unfold(all, move |(mut asked, seen, mut told)| async move {
-            let request = asked.message().await.ok()??;
-            let reply = v1::RegistryReply { sequence: request.sequence, ..Default::default() };
-            seen.send(request.request?).await.ok()?;
-            let told_now: Vec<_> = told.drain(..).map(tell).collect();
-            let replies = stream::iter([reply].into_iter().chain(told_now).map(Ok));
-            Some((replies, (asked, seen, told)))
-        });
-        Ok(Response::new(Box::pin(replies.flatten())))
-    }
-}
-
-/// What is asked, and how to ask it.
-async fn serve_registry(dir: &Path) -> (mpsc::Receiver<Asked>, Channel) {
-    serve_registry_that_tells(dir, Vec::new()).await
-}
-
-async fn serve_registry_that_tells(
-    dir: &Path,
-    told: Vec<v1::SiteTrust>,
-) -> (mpsc::Receiver<Asked>, Channel) {
-    let (tx, seen) = mpsc::channel(64);
-    let path = dir.join("federation.sock");
-    let listener = process::bind_unix(&path, 0o600).await.unwrap();
-    let service = registry_server::RegistryServer::new(Registry(tx, told));
-    let server = tonic::transport::Server::builder();
-    tokio::spawn(server.serve_with_incoming(service, unix::incoming(listener)));
-    (seen, unix::channel(&path).await.unwrap())
-}
-
 /// The next thing asked that is not a heartbeat.
 async fn next(seen: &mut mpsc::Receiver<Asked>) -> Asked {
     loop {
@@ -582,79 +535,6 @@ fn a_session_of_a_machine_that_stops_takes_everything_back() {
         assert!(agent.state.registered().is_empty());
         app.stop().await;
     });
-}
-
-/// Federation's CA: certifies, or refuses with this text.
-struct Identities {
-    ca: Ca,
-    refusal: Mutex<Option<&'static str>>,
-    renewals: AtomicUsize,
-}
-
-impl Identities {
-    async fn certify(
-        &self,
-        csr: &[u8],
-        id: SpiffeId,
-    ) -> Result<Response<v1::IssuedCertificate>, Status> {
-        if let Some(refusal) = *self.refusal.lock().await {
-            return Err(Status::failed_precondition(refusal));
-        }
-        let node: NodeId = NODE.parse().unwrap();
-        Ok(Response::new(v1::IssuedCertificate {
-            chain: self.ca.certify(csr, &id, Some(&node)),
-            bundles: vec![(&self.ca.bundle()).into()],
-            not_after_unix_s: 0,
-            gateways: vec![v1::Gateway {
-                id: "west-2".into(),
-                site: "west".into(),
-                tls_addresses: vec!["127.0.0.1:2".into()],
-                ..Default::default()
-            }],
-        }))
-    }
-}
-
-struct Served(Arc<Identities>);
-
-#[tonic::async_trait]
-impl node_identity_server::NodeIdentity for Served {
-    async fn renew_node(
-        &self,
-        request: Request<v1::RenewNodeRequest>,
-    ) -> Result<Response<v1::IssuedCertificate>, Status> {
-        self.0.renewals.fetch_add(1, Ordering::Relaxed);
-        let id = SpiffeId::node(&self.0.ca.trust_domain, &NODE.parse().unwrap());
-        self.0.certify(&request.into_inner().csr, id).await
-    }
-
-    async fn issue_workload(
-        &self,
-        request: Request<v1::IssueWorkloadRequest>,
-    ) -> Result<Response<v1::IssuedCertificate>, Status> {
-        let request = request.into_inner();
-        let domain = &self.0.ca.trust_domain;
-        let id = SpiffeId::workload(domain, &request.namespace, &request.account).unwrap();
-        self.0.certify(&request.csr, id).await
-    }
-
-    async fn leave_node(
-        &self,
-        _request: Request<v1::LeaveNodeRequest>,
-    ) -> Result<Response<v1::LeaveNodeResponse>, Status> {
-        Ok(Response::new(v1::LeaveNodeResponse {}))
-    }
-}
-
-async fn serve_identities(dir: &Path, ca: Ca) -> (Arc<Identities>, Channel) {
-    let identities =
-        Arc::new(Identities { ca, refusal: Mutex::default(), renewals: AtomicUsize::new(0) });
-    let path = dir.join("federation.sock");
-    let listener = process::bind_unix(&path, 0o600).await.unwrap();
-    let service = node_identity_server::NodeIdentityServer::new(Served(identities.clone()));
-    let server = tonic::transport::Server::builder();
-    tokio::spawn(server.serve_with_incoming(service, unix::incoming(listener)));
-    (identities, unix::channel(&path).await.unwrap())
 }
 
 #[test]

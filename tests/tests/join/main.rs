@@ -256,7 +256,12 @@ fn the_agent_finds_its_site_again() {
         // What it is does not depend on its site.
         agent.identity().await.describe(v1::DescribeRequest {}).await.unwrap();
         world.start_federation().await;
-        let again = agent.connected().await;
-        assert!(again.services.iter().all(|service| service.registered), "{again:?}");
+        agent.connected().await;
+        // It is connected first, and then registers.
+        until("its services are registered", || async {
+            let services = agent.status().await.services;
+            services.len() == 1 && services.iter().all(|service| service.registered)
+        })
+        .await;
     });
 }

@@ -1,15 +1,31 @@
 //! What tells this machine, this boot and this process from others.
 
-use std::{fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use mesh_runtime::files;
+use tokio::{
+    process::Command,
+    time::{sleep, timeout},
+};
 
 /// Written by the kernel, new at every boot.
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The longest id that is believed, in bytes.
 const MAX_ID: u64 = 128;
-/// How long systemd may take to say whether the machine stops.
-const SYSTEMCTL: Duration = Duration::from_millis(400);
+/// How long systemd may take to say whether the machine stops; with the goodbye
+/// after it far within the unit's `TimeoutStopSec`.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one question may take: longer on a machine where everything stops.
+const QUESTION: Duration = Duration::from_secs(2);
+/// Between a question that was not answered and the next.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// This machine, in this boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,19 +77,74 @@ fn kept_id(path: &Path) -> Result<String, files::FileError> {
     Ok(id)
 }
 
-/// Whether the whole machine is going down, as systemd says (with an exit code
-/// that is not 0); `false` where it says nothing.
+/// Whether the whole machine is going down, as systemd says; `false` where it
+/// says nothing.
 pub async fn is_stopping() -> bool {
-    let asked = tokio::process::Command::new("systemctl")
-        .arg("is-system-running")
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    match tokio::time::timeout(SYSTEMCTL, asked).await {
-        Ok(Ok(output)) => output.stdout.trim_ascii() == b"stopping",
-        // Without systemd there is no systemctl, or it says "offline".
-        Ok(Err(_)) | Err(_) => false,
+    says_stopping(Path::new("systemctl"), PATIENCE).await
+}
+
+/// Asks until the answer is clear. The first `systemctl` may well be killed:
+/// whoever stops a unit signals its main process, and then whatever else it
+/// finds in its cgroup.
+async fn says_stopping(systemctl: &Path, patience: Duration) -> bool {
+    let asking = async {
+        loop {
+            match timeout(QUESTION, ask(systemctl)).await {
+                Ok(Ok(stopping)) => return stopping,
+                Ok(Err(unclear)) => {
+                    log::info!(said:% = unclear; "does the machine stop? asking again")
+                }
+                Err(_) => log::info!("does the machine stop? no answer, asking again"),
+            }
+            sleep(PAUSE).await;
+        }
+    };
+    timeout(patience, asking).await.unwrap_or_else(|_| {
+        log::warn!("systemd does not say whether the machine stops; taken for a restart");
+        false
+    })
+}
+
+/// One question, or what was said instead of an answer.
+async fn ask(systemctl: &Path) -> Result<bool, String> {
+    let output = match said(systemctl, &["is-system-running"]).await {
+        Ok(output) => output,
+        // No systemd, no machine that it stops.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error.to_string()),
+    };
+    // Its exit code is 0 for "running" alone.
+    match output.stdout.trim_ascii() {
+        b"stopping" => Ok(true),
+        b"running" | b"degraded" | b"maintenance" | b"offline" => Ok(false),
+        // Before v256 it says so until all has started, also to one who stops it
+        // meanwhile.
+        b"initializing" | b"starting" => is_shutdown_queued(systemctl).await,
+        _ => Err(unclear(&output)),
     }
+}
+
+/// `systemctl list-jobs`: lines of `1234 shutdown.target start waiting`.
+async fn is_shutdown_queued(systemctl: &Path) -> Result<bool, String> {
+    let asked = said(systemctl, &["list-jobs", "--plain", "--no-legend", "shutdown.target"]).await;
+    let output = asked.map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(unclear(&output));
+    }
+    let jobs = String::from_utf8_lossy(&output.stdout);
+    Ok(jobs.lines().any(|job| {
+        let mut words = job.split_whitespace().skip(1);
+        (words.next(), words.next()) == (Some("shutdown.target"), Some("start"))
+    }))
+}
+
+async fn said(systemctl: &Path, question: &[&str]) -> io::Result<Output> {
+    Command::new(systemctl).args(question).stdin(Stdio::null()).kill_on_drop(true).output().await
+}
+
+fn unclear(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.trim_ascii()).into_owned();
+    format!("{}: {:?} {:?}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
 #[cfg(test)]
@@ -109,5 +180,66 @@ mod tests {
             assert_eq!(id.len(), 32, "{nonsense:?}");
             assert_eq!(Machine::read(&file, dir.path()).unwrap().id, id);
         }
+    }
+
+    /// A `systemctl` that answers its nth call with the nth of these lines of
+    /// shell, and the calls after the last one with that.
+    fn played(answers: &[&str]) -> (tempfile::TempDir, std::path::PathBuf) {
+        use std::fmt::Write;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("systemctl");
+        let mut script = "#!/bin/sh\necho >>$0.asked\ncase $(wc -l <$0.asked) in\n".to_owned();
+        for (at, answer) in answers.iter().enumerate() {
+            let number =
+                if at + 1 == answers.len() { "*".to_owned() } else { (at + 1).to_string() };
+            writeln!(script, "{number}) {answer} ;;").unwrap();
+        }
+        writeln!(script, "esac").unwrap();
+        // By another process: none that is forked meanwhile has it open for writing.
+        let made = std::process::Command::new("sh")
+            .args(["-c", r#"printf %s "$1" >"$0" && chmod 755 "$0""#])
+            .args([path.as_os_str(), script.as_ref()])
+            .status();
+        assert!(made.unwrap().success());
+        (dir, path)
+    }
+
+    #[tokio::test]
+    async fn systemd_is_asked_until_it_says_whether_the_machine_stops() {
+        let queued = r#"[ "$1" = list-jobs ] && echo " 12 shutdown.target start waiting""#;
+        let other = r#"[ "$1" = list-jobs ] && echo " 12 shutdown.target stop waiting""#;
+        let killed = "kill -TERM $$";
+        let no_bus = "echo unknown; echo Failed to connect to bus >&2; exit 1";
+        for (answers, expected) in [
+            (&["echo stopping; exit 1"][..], true),
+            (&["echo running"], false),
+            (&["echo degraded; exit 1"], false),
+            (&["echo offline; exit 1"], false),
+            // Whoever stops the unit has killed it, too.
+            (&[killed, "echo stopping; exit 1"], true),
+            (&[killed, "echo running"], false),
+            (&[no_bus, no_bus, "echo stopping; exit 1"], true),
+            (&["echo starting; exit 1", queued], true),
+            (&["echo starting; exit 1", other], false),
+            (&["echo starting; exit 1", "true"], false),
+            (&["echo starting; exit 1", killed, "echo stopping; exit 1"], true),
+        ] {
+            let (_dir, systemctl) = played(answers);
+            let stopping = says_stopping(&systemctl, Duration::from_secs(60)).await;
+            assert_eq!(stopping, expected, "{answers:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_never_hears_from_systemd_is_not_stopping() {
+        let (_dir, mute) = played(&["exec sleep 60"]);
+        assert!(!says_stopping(&mute, Duration::from_millis(200)).await);
+        let (dir, unclear) = played(&["echo unknown; exit 1"]);
+        assert!(!says_stopping(&unclear, Duration::from_millis(500)).await);
+        let asked = std::fs::read(dir.path().join("systemctl.asked")).unwrap();
+        assert!(asked.len() > 1, "asked once");
+        let missing = dir.path().join("missing");
+        assert!(!says_stopping(&missing, Duration::from_secs(600)).await);
     }
 }

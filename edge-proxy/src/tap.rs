@@ -11,6 +11,7 @@ use std::{
 };
 
 use mesh_api::v1::{self, tap_event::Event};
+use mesh_core::tap::Allowance;
 pub use mesh_core::tap::{BadFilter, Filter};
 use mesh_runtime::clock;
 use tokio::{sync::mpsc, time::Instant};
@@ -46,11 +47,9 @@ struct Watched {
 struct Watcher {
     filter: Filter,
     events: mpsc::Sender<v1::TapEvent>,
-    max_rps: u32,
-    /// The second that `shown` is of.
-    since: Instant,
-    shown: u32,
-    lost: u64,
+    allowance: Allowance,
+    /// When it began to watch.
+    began: Instant,
 }
 
 /// Nobody else may watch.
@@ -77,13 +76,13 @@ impl Tap {
     pub fn watch(&self, filter: Filter, max_rps: u32) -> Result<Watching, TooMany> {
         let (events, shown) = mpsc::channel(QUEUE);
         let max_rps = if max_rps == 0 { DEFAULT_RPS } else { max_rps.min(MAX_RPS) };
-        let since = clock::monotonic();
+        let (allowance, began) = (Allowance::new(max_rps), clock::monotonic());
         let mut watchers = self.watchers();
         watchers.retain(|watcher| !watcher.events.is_closed());
         if watchers.len() >= MAX_WATCHERS {
             return Err(TooMany);
         }
-        watchers.push(Watcher { filter, events, max_rps, since, shown: 0, lost: 0 });
+        watchers.push(Watcher { filter, events, allowance, began });
         self.0.count.store(watchers.len(), Ordering::Relaxed);
         Ok(Watching { tap: self.clone(), events: shown })
     }
@@ -96,12 +95,10 @@ impl Tap {
                 continue;
             }
             if !watcher.take(clock::monotonic()) {
-                watcher.lost += 1;
                 shared.metrics.tap_lost.inc();
                 continue;
             }
             let seen = told.get_or_insert_with(|| seen(shared, entry, latency)).clone();
-            watcher.shown += 1;
             let _there_was_room = watcher.events.try_send(event(Event::Seen(seen)));
         }
     }
@@ -114,20 +111,14 @@ impl Tap {
 }
 
 impl Watcher {
-    /// Whether one more may be shown; says first how many were not.
+    /// Whether one more is shown; says first how many were not.
     fn take(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
-            (self.since, self.shown) = (now, 0);
-        }
-        let needed = if self.lost > 0 { 2 } else { 1 };
-        if self.shown >= self.max_rps || self.events.capacity() < needed {
-            return false;
-        }
-        if self.lost > 0 {
-            let lost = std::mem::take(&mut self.lost);
+        let now = now.saturating_duration_since(self.began);
+        let lost = self.allowance.take(now, self.events.capacity());
+        if let Some(lost @ 1..) = lost {
             let _there_was_room = self.events.try_send(event(Event::Lost(lost)));
         }
-        true
+        lost.is_some()
     }
 }
 
@@ -301,17 +292,7 @@ mod tests {
         let mut watching = tap.watch(Filter::default(), 2).unwrap();
         assert!(tap.is_watched());
         let now = clock::monotonic();
-        let shown = |at: Instant| {
-            let mut watchers = tap.watchers();
-            let watcher = &mut watchers[0];
-            let taken = watcher.take(at);
-            if taken {
-                watcher.shown += 1;
-            } else {
-                watcher.lost += 1;
-            }
-            taken
-        };
+        let shown = |at: Instant| tap.watchers()[0].take(at);
         assert_eq!([shown(now), shown(now), shown(now), shown(now)], [true, true, false, false]);
         assert!(shown(now + Duration::from_secs(2)));
         assert_eq!(watching.events.try_recv().unwrap(), event(Event::Lost(2)));

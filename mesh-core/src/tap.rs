@@ -1,4 +1,6 @@
-//! What somebody wants to see of requests, checked.
+//! What somebody wants to see of requests, checked, and how much of it.
+
+use std::time::Duration;
 
 use mesh_api::v1;
 
@@ -45,9 +47,62 @@ impl TryFrom<v1::TapRequest> for Filter {
     }
 }
 
+/// How much one who watches is shown: so many events a second. What is left
+/// out is counted, and told before the next that is shown.
+#[derive(Debug, Clone)]
+pub struct Allowance {
+    a_second: u32,
+    /// The second that `shown` is of.
+    since: Duration,
+    shown: u32,
+    lost: u64,
+}
+
+impl Allowance {
+    /// So many a second.
+    pub fn new(a_second: u32) -> Self {
+        Self { a_second, since: Duration::ZERO, shown: 0, lost: 0 }
+    }
+
+    /// One more event, by any clock, for a queue that has room for `room`: how
+    /// many were left out since the last that was shown, to be told first where
+    /// there are any; `None` leaves this one out, too.
+    pub fn take(&mut self, now: Duration, room: usize) -> Option<u64> {
+        if now.saturating_sub(self.since) >= Duration::from_secs(1) {
+            (self.since, self.shown) = (now, 0);
+        }
+        let needed = if self.lost > 0 { 2 } else { 1 };
+        if self.shown >= self.a_second || room < needed {
+            self.lose(1);
+            return None;
+        }
+        self.shown += 1;
+        Some(std::mem::take(&mut self.lost))
+    }
+
+    /// So many more are left out.
+    pub fn lose(&mut self, many: u64) {
+        self.lost = self.lost.saturating_add(many);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn so_many_a_second_and_the_rest_is_told() {
+        let mut allowance = Allowance::new(2);
+        let at = Duration::from_millis;
+        let mut take = |now, room| allowance.take(at(now), room);
+        assert_eq!([take(0, 9), take(999, 9), take(999, 9)], [Some(0), Some(0), None]);
+        // What was lost is told with the next, which needs room for both.
+        assert_eq!([take(1000, 1), take(1001, 2), take(1002, 1)], [None, Some(2), Some(0)]);
+        assert_eq!(take(1003, 9), None);
+        allowance.lose(u64::MAX);
+        assert_eq!(allowance.take(at(9000), 2), Some(u64::MAX));
+        assert_eq!(allowance.take(at(9000), 0), None);
+    }
 
     #[test]
     fn filters_are_checked() {

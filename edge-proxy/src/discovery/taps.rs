@@ -24,6 +24,8 @@ pub(super) struct Taps(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     watching: BTreeMap<u64, Watching>,
+    /// Who was shown something last: the next one goes first.
+    last: u64,
     /// Whoever waits for something to be shown.
     waiting: Option<Waker>,
 }
@@ -56,10 +58,17 @@ impl Taps {
 
     fn poll_shown(&self, cx: &mut Context<'_>) -> Poll<v1::TapShown> {
         let mut inner = self.lock();
-        for (id, watching) in &mut inner.watching {
-            if let Poll::Ready(Some(event)) = watching.poll_next(cx) {
-                return Poll::Ready(v1::TapShown { id: *id, event: Some(event) });
-            }
+        let last = inner.last;
+        let turns = [last.saturating_add(1)..=u64::MAX, 0..=last];
+        let next = turns.into_iter().find_map(|turn| {
+            inner.watching.range_mut(turn).find_map(|(id, watching)| match watching.poll_next(cx) {
+                Poll::Ready(Some(event)) => Some((*id, event)),
+                Poll::Ready(None) | Poll::Pending => None,
+            })
+        });
+        if let Some((id, event)) = next {
+            inner.last = id;
+            return Poll::Ready(v1::TapShown { id, event: Some(event) });
         }
         inner.waiting = Some(cx.waker().clone());
         Poll::Pending
@@ -84,5 +93,39 @@ impl Stream for Outgoing {
         let request =
             |shown| Some(v1::DiscoveryRequest { request: Some(Request::TapShown(shown)) });
         self.taps.poll_shown(cx).map(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use mesh_tunnel::{Credentials, RealNet, Trust};
+
+    use super::*;
+    use crate::{
+        app::{App, Shared},
+        config::{Config, Role},
+        metrics::Direction,
+        record::Record,
+        worker::Worker,
+    };
+
+    #[tokio::test]
+    async fn who_watches_is_shown_things_in_turn() {
+        let credentials = Credentials::new(None, Trust::default());
+        let shared = Shared::new(Config::given(Role::Node), Arc::new(RealNet), credentials);
+        let app = App::new(shared.unwrap());
+        let worker = Worker::new(&app, 0);
+        let taps = Taps::default();
+        let wanted = |id| v1::TapWanted { id, request: None };
+        taps.set(&app.shared.tap, vec![wanted(3), wanted(5), wanted(9)]);
+        (0..3).for_each(|_| drop(Record::new(&worker, Direction::Inbound, "http1")));
+        let mut shown = Vec::new();
+        for _ in 0..9 {
+            shown.push(poll_fn(|cx| taps.poll_shown(cx)).await.id);
+        }
+        assert_eq!(shown, [3, 5, 9, 3, 5, 9, 3, 5, 9]);
+        assert!(futures_util::poll!(poll_fn(|cx| taps.poll_shown(cx))).is_pending());
     }
 }

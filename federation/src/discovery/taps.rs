@@ -5,11 +5,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
-    time::Duration,
 };
 
-use mesh_api::v1::{TapEnd, TapEvent, TapRequest, TapShown, TapWanted, tap_event::Event};
-use mesh_core::{PeerIdentity, tap::Filter};
+use mesh_api::v1::{TapEnd, TapEvent, TapRequest, TapSeen, TapShown, TapWanted, tap_event::Event};
+use mesh_core::{
+    PeerIdentity,
+    tap::{Allowance, Filter},
+};
 use prost::Message;
 use tokio::{
     sync::{mpsc, watch},
@@ -47,11 +49,9 @@ struct Watchers {
 struct Watcher {
     request: TapRequest,
     events: mpsc::Sender<TapEvent>,
-    max_rps: u32,
-    /// The second that `shown` is of.
-    since: Instant,
-    shown: u32,
-    lost: u64,
+    allowance: Allowance,
+    /// When it began to watch.
+    began: Instant,
 }
 
 /// Nobody else may watch.
@@ -91,9 +91,10 @@ impl Taps {
             return Err(TooMany);
         }
         watchers.next += 1;
-        let (id, since) = (watchers.next, Instant::now());
+        let (id, began) = (watchers.next, Instant::now());
+        let allowance = Allowance::new(max_rps);
         let request = TapRequest { max_rps: share, ..asked };
-        let watcher = Watcher { request, events, max_rps, since, shown: 0, lost: 0 };
+        let watcher = Watcher { request, events, allowance, began };
         watchers.by_id.insert(id, watcher);
         self.tell(&watchers);
         Ok(Tapping { id, taps: self.clone(), events: shown })
@@ -113,19 +114,17 @@ impl Taps {
         let mut watchers = self.lock();
         let Some(watcher) = watchers.by_id.get_mut(&shown.id) else { return };
         match shown.event.and_then(|event| event.event) {
-            Some(Event::Lost(count)) => watcher.lost = watcher.lost.saturating_add(count),
+            Some(Event::Lost(count)) => watcher.allowance.lose(count),
             Some(Event::Seen(mut seen)) => {
                 let own = match seen.direction.as_str() {
                     "inbound" => &mut seen.destination,
                     _ => &mut seen.source,
                 };
                 own.get_or_insert_with(TapEnd::default).spiffe_id = proxy.id.to_string();
-                let fits = seen.encoded_len() <= MAX_EVENT;
-                if fits && watcher.take(Instant::now()) {
-                    watcher.shown += 1;
-                    watcher.send(Event::Seen(seen));
+                if seen.encoded_len() > MAX_EVENT {
+                    watcher.allowance.lose(1);
                 } else {
-                    watcher.lost = watcher.lost.saturating_add(1);
+                    watcher.show(seen);
                 }
             }
             None => {}
@@ -134,20 +133,15 @@ impl Taps {
 }
 
 impl Watcher {
-    /// Whether one more may be shown; says first how many were not.
-    fn take(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
-            (self.since, self.shown) = (now, 0);
-        }
-        let needed = if self.lost > 0 { 2 } else { 1 };
-        if self.shown >= self.max_rps || self.events.capacity() < needed {
-            return false;
-        }
-        if self.lost > 0 {
-            let lost = std::mem::take(&mut self.lost);
+    /// Shows one more, if it may; says first how many were not.
+    fn show(&mut self, seen: TapSeen) {
+        let Some(lost) = self.allowance.take(self.began.elapsed(), self.events.capacity()) else {
+            return;
+        };
+        if lost > 0 {
             self.send(Event::Lost(lost));
         }
-        true
+        self.send(Event::Seen(seen));
     }
 
     fn send(&self, event: Event) {
@@ -174,7 +168,8 @@ impl Drop for Tapping {
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::v1::TapSeen;
+    use std::time::Duration;
+
     use rustls::pki_types::UnixTime;
 
     use super::*;

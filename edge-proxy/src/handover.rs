@@ -31,7 +31,7 @@ use rustix::process::{Pid, Signal as ProcessSignal, kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::letter::Letter;
-pub use self::{heir::HeirNet, sockets::Sockets};
+pub use self::{heir::HeirNet, letter::Said, sockets::Sockets};
 
 /// Set for a successor: where the socket to its predecessor is.
 const PREDECESSOR: &str = "ISTHMUS_PREDECESSOR";

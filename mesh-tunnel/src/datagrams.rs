@@ -199,7 +199,7 @@ impl SharedDatagrams {
                 self.has_later.store(false, Ordering::Release);
                 return Poll::Pending;
             }
-            let Some((meta, datagrams)) = take_trailer(buf.filled()) else { continue };
+            let Some((meta, datagrams)) = read_passed(buf.filled()) else { continue };
             let Some(place) = bufs[0].get_mut(..datagrams.len()) else { continue };
             place.copy_from_slice(datagrams);
             metas[0] = meta;
@@ -227,17 +227,24 @@ fn put_trailer(passed: &mut Vec<u8>, meta: &RecvMeta) {
     passed.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
 }
 
-fn take_trailer(passed: &[u8]) -> Option<(RecvMeta, &[u8])> {
+/// Datagrams of one source that another process has passed on, and where they
+/// came from; `None` if it is anything else.
+pub fn read_passed(passed: &[u8]) -> Option<(RecvMeta, &[u8])> {
     let (rest, end) = passed.split_last_chunk::<TRAILER_END>()?;
     let [high, low, ecn, len] = *end;
     let (datagrams, text) = rest.split_at_checked(rest.len().checked_sub(len.into())?)?;
     let (from, to) = str::from_utf8(text).ok()?.split_once(' ')?;
+    let stride = usize::from(u16::from_be_bytes([high, low]));
+    // Of pieces without a length there would be no end.
+    if stride == 0 && !datagrams.is_empty() {
+        return None;
+    }
     let meta = RecvMeta {
         addr: from.parse::<SocketAddr>().ok()?,
         dst_ip: to.parse::<IpAddr>().ok(),
         ecn: EcnCodepoint::from_bits(ecn),
         len: datagrams.len(),
-        stride: usize::from(u16::from_be_bytes([high, low])),
+        stride,
     };
     Some((meta, datagrams))
 }
@@ -419,12 +426,12 @@ mod tests {
         };
         let mut passed = b"bytes".to_vec();
         put_trailer(&mut passed, &meta);
-        let (same, bytes) = take_trailer(&passed).unwrap();
+        let (same, bytes) = read_passed(&passed).unwrap();
         assert_eq!(bytes, b"bytes");
         assert_eq!((same.addr, same.dst_ip, same.ecn), (meta.addr, meta.dst_ip, meta.ecn));
         assert_eq!((same.len, same.stride), (meta.len, meta.stride));
         for len in 0..passed.len() {
-            let _no_panic = take_trailer(&passed[..len]);
+            let _no_panic = read_passed(&passed[..len]);
         }
     }
 }

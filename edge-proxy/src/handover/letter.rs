@@ -4,8 +4,10 @@
 //! back.
 
 use std::{
+    fmt,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
+    str::FromStr,
     time::Duration,
 };
 
@@ -31,6 +33,44 @@ const MAX_PACKET: usize = 128;
 const PID: &str = "pid";
 const END: &str = "end";
 const READY: &str = "ready";
+
+/// What one packet says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// With it comes this socket.
+    Socket(Wanted),
+    /// There are no more; which process leaves them.
+    End(Generation),
+    /// Which process the successor is.
+    Pid(u32),
+    /// The successor accepts.
+    Ready,
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(wanted) => wanted.fmt(f),
+            Self::End(generation) => write!(f, "{END} {}", generation.0),
+            Self::Pid(pid) => write!(f, "{PID} {pid}"),
+            Self::Ready => f.write_str(READY),
+        }
+    }
+}
+
+impl FromStr for Said {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(' ') {
+            Some((END, number)) => Ok(Self::End(Generation(number.parse().map_err(|_| ())?))),
+            Some((PID, number)) => Ok(Self::Pid(number.parse().map_err(|_| ())?)),
+            Some(_) => text.parse().map(Self::Socket),
+            None if text == READY => Ok(Self::Ready),
+            None => Err(()),
+        }
+    }
+}
 
 /// One end of the pair.
 #[derive(Debug)]
@@ -62,43 +102,47 @@ impl Letter {
     ) -> io::Result<()> {
         for (wanted, fds) in sockets {
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            self.write(&wanted.to_string(), &fds)?;
+            self.write(&Said::Socket(*wanted).to_string(), &fds)?;
         }
-        self.write(&format!("{END} {}", generation.0), &[])
+        self.write(&Said::End(generation).to_string(), &[])
     }
 
     pub(super) fn read_sockets(&self) -> io::Result<Sockets> {
         let mut sockets = Vec::new();
         while sockets.len() < MAX_SOCKETS {
             let (text, fds) = self.read()?;
-            if let Some(generation) = text.strip_prefix(END) {
-                let generation = generation.trim_start().parse().map_err(|_| unexpected(&text))?;
-                return Ok(Sockets::inherited(generation, sockets));
+            match text.parse() {
+                Ok(Said::Socket(wanted)) if fds.len() == wanted.fds() => {
+                    sockets.push((wanted, fds));
+                }
+                Ok(Said::End(generation)) => {
+                    return Ok(Sockets::inherited(generation.0, sockets));
+                }
+                _ => return Err(unexpected(&text)),
             }
-            let wanted: Wanted = text.parse().map_err(|()| unexpected(&text))?;
-            let complete = fds.len() == wanted.fds();
-            sockets.push((wanted, complete.then_some(fds).ok_or_else(|| unexpected(&text))?));
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, "too many sockets"))
     }
 
     pub(super) fn write_pid(&self, pid: u32) -> io::Result<()> {
-        self.write(&format!("{PID} {pid}"), &[])
+        self.write(&Said::Pid(pid).to_string(), &[])
     }
 
     pub(super) fn read_pid(&self) -> io::Result<u32> {
         let (text, _) = self.read()?;
-        let pid = text.strip_prefix(PID).and_then(|rest| rest.trim_start().parse().ok());
-        pid.ok_or_else(|| unexpected(&text))
+        match text.parse() {
+            Ok(Said::Pid(pid)) => Ok(pid),
+            _ => Err(unexpected(&text)),
+        }
     }
 
     pub(super) fn write_ready(&self) -> io::Result<()> {
-        self.write(READY, &[])
+        self.write(&Said::Ready.to_string(), &[])
     }
 
     pub(super) fn read_ready(&self) -> io::Result<()> {
         let (text, _) = self.read()?;
-        if text == READY { Ok(()) } else { Err(unexpected(&text)) }
+        if text.parse() == Ok(Said::Ready) { Ok(()) } else { Err(unexpected(&text)) }
     }
 
     fn write(&self, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {

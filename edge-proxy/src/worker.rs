@@ -10,7 +10,7 @@ use std::{
 use mesh_api::ALPN_INNER;
 use mesh_core::{Allowed, Endpoint, Snapshot, route::Destination};
 use mesh_runtime::clock;
-use mesh_tunnel::{admission::Places, net::Listener};
+use mesh_tunnel::{admission::Places, budget::Budget, net::Listener};
 
 use crate::{
     app::{App, Shared},
@@ -68,6 +68,10 @@ pub struct Worker {
     pub changes: Changes,
     /// Handshakes that may be under way.
     pub half_open: Arc<Places>,
+    /// Time to accept callers of the mesh.
+    pub door: Budget,
+    /// Time for their handshakes.
+    pub handshakes: Budget,
     /// Where requests begin.
     pub gate: Gate,
     view: Mutex<Option<Arc<View>>>,
@@ -152,6 +156,8 @@ impl Worker {
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             changes: Changes::default(),
             half_open: Places::new(MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE),
+            door: Budget::of_door(&**net),
+            handshakes: Budget::of_handshakes(&**net),
             gate: Gate::default(),
             view: Mutex::default(),
             seed: rand::random(),
@@ -191,7 +197,10 @@ impl Worker {
             }
         }
         if let Some(listener) = inbound {
-            self.shared.drain.spawn(inbound::accept(self.clone(), listener));
+            let accepting = self.door.spend_on(inbound::accept(self.clone(), listener));
+            self.shared.drain.spawn(async {
+                let ((), _spent) = accepting.await;
+            });
         }
         self.shared.drain.spawn_beside(changes::watch(self.clone()));
         self.shared.drain.spawn_beside(sweep(self.clone()));

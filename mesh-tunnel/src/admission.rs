@@ -13,6 +13,9 @@ use tokio::time::Instant;
 const HALF_OPEN: usize = 256;
 /// Of one source; a site behind address translation still fits.
 const HALF_OPEN_PER_SOURCE: usize = 64;
+/// Of one source while handshakes wait for time: whoever comes from elsewhere
+/// does not wait behind many.
+const WAITING_PER_SOURCE: usize = 16;
 /// More than this, and QUIC clients must prove their address first.
 const BUSY: usize = 64;
 /// Join streams at once.
@@ -78,10 +81,27 @@ impl Places {
     ///
     /// There is none.
     pub fn take(self: &Arc<Self>, from: Option<IpAddr>) -> Result<Place, Full> {
+        self.take_one_of(from, self.per_source)
+    }
+
+    /// The same while whoever has a place waits for time.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn take_to_wait(self: &Arc<Self>, from: Option<IpAddr>) -> Result<Place, Full> {
+        self.take_one_of(from, self.per_source.min(WAITING_PER_SOURCE))
+    }
+
+    fn take_one_of(
+        self: &Arc<Self>,
+        from: Option<IpAddr>,
+        per_source: usize,
+    ) -> Result<Place, Full> {
         let source = from.map(source_of);
         let mut taken = self.taken();
         let of_source = taken.sources.get(&source).copied().unwrap_or(0);
-        if of_source >= self.per_source {
+        if of_source >= per_source {
             return Err(Full::Source);
         }
         if taken.all >= self.all {
@@ -169,9 +189,12 @@ impl Default for Admission {
 }
 
 impl Admission {
-    /// Begins a handshake.
-    pub(crate) fn enter(&self, source: IpAddr) -> Result<Place, Full> {
-        self.half_open.take(Some(source))
+    /// Begins a handshake, at once or when there is time.
+    pub(crate) fn enter(&self, source: IpAddr, waits: bool) -> Result<Place, Full> {
+        match waits {
+            true => self.half_open.take_to_wait(Some(source)),
+            false => self.half_open.take(Some(source)),
+        }
     }
 
     /// Whether strangers should first prove that they receive what we send.
@@ -207,10 +230,15 @@ mod tests {
     #[test]
     fn handshakes_are_limited_per_source_and_in_all() {
         let admission = Admission::default();
-        let enter = |n| admission.enter(ip(n));
+        let enter = |n| admission.enter(ip(n), false);
         let one: Vec<_> = (0..200).filter_map(|_| enter(1).ok()).collect();
         assert_eq!((one.len(), enter(1).err()), (HALF_OPEN_PER_SOURCE, Some(Full::Source)));
         assert!(admission.is_busy());
+        let waiting: Vec<_> =
+            (0..50).filter_map(|_| admission.enter(ip(3000), true).ok()).collect();
+        assert_eq!(waiting.len(), WAITING_PER_SOURCE);
+        assert!(admission.enter(ip(3000), false).is_ok());
+        drop(waiting);
         let all: Vec<_> = (2..2000).filter_map(|n| enter(n).ok()).collect();
         assert_eq!((one.len() + all.len(), enter(2000).err()), (HALF_OPEN, Some(Full::All)));
         drop((one, all));

@@ -9,6 +9,7 @@
 //!   `Connect` that names its target.
 //! - [`dial`]: QUIC raced against TLS/TCP towards one gateway.
 //! - [`admission`]: how many strangers may be busy with us at once.
+//! - [`budget`]: how much of a worker's time they get.
 //! - [`listen`]: the gateway's door: tunnels, and the join stream.
 //! - [`control`]: gRPC to federation, directly or through a gateway.
 //! - [`unix`]: gRPC on Unix sockets, with the caller the kernel names.
@@ -18,6 +19,7 @@
 
 pub mod admission;
 mod ahead;
+pub mod budget;
 pub mod control;
 pub mod datagrams;
 pub mod dial;
@@ -25,6 +27,7 @@ pub mod listen;
 pub mod net;
 mod quic;
 pub mod session;
+mod sparing;
 pub mod tls;
 pub mod unix;
 

@@ -26,9 +26,11 @@ use tokio_rustls::LazyConfigAcceptor;
 use crate::{
     admission::{Admission, Place, Tally},
     ahead::ReadAhead,
+    budget::Budget,
     net::{Io, Listener, Net, Stream},
     quic,
     session::{Carrier, Establishing, Session, establish},
+    sparing::Sparing,
     tls::{self, Before, Binding, Credentials, ServerStream, verify_error},
 };
 
@@ -50,13 +52,17 @@ pub struct Doors {
     pub tls: SocketAddr,
     /// How often something was turned away, by stable code: those of
     /// `VerifyError` and [`Full`](crate::admission::Full), `handshake_failed`,
-    /// `handshake_timeout`, `join_limit`, and `quic_retry` for clients that
-    /// first had to prove their address.
+    /// `handshake_timeout`, `join_limit`, `quic_retry` for clients that
+    /// first had to prove their address, and `door_busy` for datagrams of
+    /// handshakes that there was no time for.
     pub turned_away: Tally,
 }
 
 /// A peer that has not proved who it is and said `Hello` by then is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a QUIC handshake costs the worker outside of the task that waits for
+/// it: the library verifies the client and signs for us in one of its own.
+const QUIC_HANDSHAKE: Duration = Duration::from_micros(300);
 /// Pause after a failed accept: a listener must not give up, nor spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Arrivals that wait for [`Door::accept`].
@@ -92,10 +98,13 @@ impl Door {
     /// Binds both listeners.
     pub async fn open(doors: Doors) -> io::Result<Self> {
         let listener = doors.net.bind(doors.tls, true).await?;
+        let (door, turned_away) = (Budget::of_door(&*doors.net), doors.turned_away.clone());
         let quic = match doors.quic {
             Some(addr) => {
                 let (credentials, allowed) = (&doors.credentials, doors.allowed.clone());
-                Some(quic::Acceptor::bind(&*doors.net, addr, credentials, allowed).await?)
+                let socket = doors.net.udp(addr, true).await?;
+                let socket = Sparing::new(socket, door.clone(), turned_away.clone());
+                Some(quic::Acceptor::new(&*doors.net, socket, credentials, allowed)?)
             }
             None => None,
         };
@@ -103,12 +112,14 @@ impl Door {
         let addrs = (udp, listener.local_addr()?);
         let (arrived, arrivals) = mpsc::channel(ARRIVALS);
         let closing = watch::Sender::new(false);
-        let turned_away = doors.turned_away.clone();
-        let hall = Arc::new(Hall { doors, arrived, admission: Admission::default() });
+        let handshakes = Budget::of_handshakes(&*doors.net);
+        let hall =
+            Arc::new(Hall { doors, arrived, admission: Admission::default(), door, handshakes });
         if let Some(quic) = quic {
             tokio::spawn(hall.clone().quic(quic, closing.subscribe()));
         }
-        tokio::spawn(hall.tcp(listener, closing.subscribe()));
+        let accepting = hall.clone().tcp(listener, closing.subscribe());
+        tokio::spawn(hall.door.spend_on(accepting));
         Ok(Self { arrivals: Mutex::new(arrivals), closing, addrs, turned_away })
     }
 
@@ -140,6 +151,8 @@ struct Hall {
     doors: Doors,
     arrived: mpsc::Sender<Arrival>,
     admission: Admission,
+    door: Budget,
+    handshakes: Budget,
 }
 
 impl Hall {
@@ -173,7 +186,7 @@ impl Hall {
                     let chain = quic::chain_of(&connection);
                     hall.tunnel(Carrier::Quic(connection), before, binding, chain).await
                 };
-                hall.arrive(from, tunnel).await;
+                hall.arrive(from, QUIC_HANDSHAKE, tunnel).await;
                 drop(admitted);
             });
         }
@@ -185,7 +198,7 @@ impl Hall {
         let mut handshakes = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = self.next(&*listener) => accepted,
                 _ = closing.wait_for(|closing| *closing) => break,
                 Some(_) = handshakes.join_next(), if !handshakes.is_empty() => continue,
             };
@@ -197,18 +210,27 @@ impl Hall {
                     continue;
                 }
             };
-            let Some(admitted) = self.enter(from) else { continue };
+            let Some(admitted) = self.enter(from) else {
+                abort(stream);
+                continue;
+            };
             let hall = self.clone();
             handshakes.spawn(async move {
-                hall.arrive(from, hall.tls(stream, from)).await;
+                hall.arrive(from, Duration::ZERO, hall.tls(stream, from)).await;
                 drop(admitted);
             });
         }
     }
 
+    /// The next connection, once there is time for it.
+    async fn next(&self, listener: &dyn Listener) -> io::Result<(Stream, SocketAddr)> {
+        self.door.turn().await;
+        listener.accept().await
+    }
+
     /// A place for a handshake; none is counted.
     fn enter(&self, from: SocketAddr) -> Option<Place> {
-        let place = self.admission.enter(from.ip());
+        let place = self.admission.enter(from.ip(), !self.handshakes.has_left());
         place.inspect_err(|full| self.doors.turned_away.count(full.code())).ok()
     }
 
@@ -255,9 +277,24 @@ impl Hall {
         Ok(Arrival::Tunnel(establish(new).await?))
     }
 
-    /// Runs one handshake to its end and hands over what came of it.
-    async fn arrive(&self, from: SocketAddr, handshake: impl Future<Output = io::Result<Arrival>>) {
-        let code = match timeout(HANDSHAKE_TIMEOUT, Box::pin(handshake)).await {
+    /// Runs one handshake to its end, in its turn, and hands over what came of
+    /// it; `elsewhere` it costs so much.
+    async fn arrive(
+        &self,
+        from: SocketAddr,
+        elsewhere: Duration,
+        handshake: impl Future<Output = io::Result<Arrival>>,
+    ) {
+        let in_turn = async {
+            self.handshakes.turn().await;
+            self.handshakes.spend(elsewhere);
+            let (arrived, spent) = self.handshakes.spend_on(handshake).await;
+            if matches!(arrived, Ok(Arrival::Tunnel(_))) {
+                self.handshakes.refund(elsewhere + spent);
+            }
+            arrived
+        };
+        let code = match timeout(HANDSHAKE_TIMEOUT, Box::pin(in_turn)).await {
             Ok(Ok(arrival)) => {
                 // Nobody waits any more if the door has been dropped.
                 let _ = self.arrived.send(arrival).await;
@@ -278,6 +315,11 @@ impl Hall {
         };
         self.doors.turned_away.count(code);
     }
+}
+
+/// Closes a connection as cheaply as can be.
+pub fn abort(mut stream: Stream) {
+    stream.abort_on_close();
 }
 
 fn offers(hello: &ClientHello<'_>, alpn: &[u8]) -> bool {

@@ -17,7 +17,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     datagrams::Cids,
-    net::Net,
+    net::{Datagrams, Net},
     session::MAX_STREAMS,
     tls::{Credentials, SERVER_NAME, Witness},
 };
@@ -112,9 +112,9 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(crate) async fn bind(
+    pub(crate) fn new(
         net: &dyn Net,
-        addr: SocketAddr,
+        socket: Datagrams,
         credentials: &Arc<Credentials>,
         allowed: Allowed,
     ) -> io::Result<Self> {
@@ -124,7 +124,6 @@ impl Acceptor {
         base.max_incoming(MAX_INCOMING);
         base.incoming_buffer_size(INCOMING_BUFFER);
         base.incoming_buffer_size_total(INCOMING_BUFFERS);
-        let socket = net.udp(addr, true).await?;
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(net),
             Some(base.clone()),

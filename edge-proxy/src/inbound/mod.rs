@@ -25,15 +25,20 @@ use std::{
 };
 
 use mesh_core::{Allowed, Client, PeerIdentity, identity::Side};
+use mesh_runtime::clock;
 use mesh_tunnel::{
     Stream,
-    admission::Place,
+    admission::{Full, Place},
+    listen::abort,
     net::Listener,
     tls::{self, Before, Binding, Standing},
 };
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout_at,
+};
 
 use crate::{
     access_log::Entry,
@@ -131,12 +136,17 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
     let places = Arc::new(Semaphore::new(MAX_SESSIONS));
     loop {
         let accepted = tokio::select! {
-            accepted = next(&*listener, &places) => accepted,
+            accepted = next(&worker, &*listener, &places) => accepted,
             () = worker.shared.drain.closing() => return,
         };
         match accepted {
             Ok((stream, from, place)) => {
-                let task = serve_stream(worker.clone(), stream, Via::Tcp(from));
+                let via = Via::Tcp(from);
+                let Some(half_open) = enter(&worker, &via) else {
+                    abort(stream);
+                    continue;
+                };
+                let task = serve(worker.clone(), stream, via, half_open);
                 worker.shared.drain.spawn_connection(async move {
                     task.await;
                     drop(place);
@@ -151,10 +161,12 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
 }
 
 async fn next(
+    worker: &Worker,
     listener: &dyn Listener,
     places: &Arc<Semaphore>,
 ) -> io::Result<(Stream, SocketAddr, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    worker.door.turn().await;
     let (stream, from) = listener.accept().await?;
     Ok((stream, from, place))
 }
@@ -162,35 +174,68 @@ async fn next(
 /// Serves one caller: inner TLS, then requests, each authorized. Returns when
 /// the session has ended.
 pub async fn serve_stream(worker: Arc<Worker>, stream: Stream, via: Via) {
-    let half_open = match worker.half_open.take(via.source()) {
-        Ok(place) => place,
-        Err(full) => {
-            return worker.shared.metrics.handshake_failed(Direction::Inbound, full.code());
-        }
-    };
-    match handshake(&worker, stream, &via, half_open).await {
-        Ok((caller, standing, stream)) => {
-            serve_session(&worker, caller, &standing, stream).await;
-        }
-        Err(error) => {
-            let refused = tls::verify_error(&error);
-            let code = refused.as_ref().map_or("handshake", mesh_core::VerifyError::code);
-            worker.shared.metrics.handshake_failed(Direction::Inbound, code);
-            log::info!(via:? = via, reason = code, error:% = error; "caller refused");
-        }
+    if let Some(half_open) = enter(&worker, &via) {
+        serve(worker, stream, via, half_open).await;
     }
+}
+
+/// A place for a handshake; none is counted.
+fn enter(worker: &Worker, via: &Via) -> Option<Place> {
+    let place = match worker.handshakes.has_left() {
+        true => worker.half_open.take(via.source()),
+        false => worker.half_open.take_to_wait(via.source()),
+    };
+    let refused = |full: &Full| {
+        worker.shared.metrics.handshake_failed(Direction::Inbound, full.code());
+    };
+    place.inspect_err(refused).ok()
+}
+
+async fn serve(worker: Arc<Worker>, stream: Stream, via: Via, half_open: Place) {
+    if let Some((caller, standing, stream)) = in_turn(&worker, stream, &via, half_open).await {
+        serve_session(&worker, caller, &standing, stream).await;
+    }
+}
+
+fn refused(worker: &Worker, via: &Via, error: &io::Error) {
+    let refused = tls::verify_error(error);
+    let code = refused.as_ref().map_or("handshake", mesh_core::VerifyError::code);
+    worker.shared.metrics.handshake_failed(Direction::Inbound, code);
+    log::info!(via:? = via, reason = code, error:% = error; "caller refused");
+}
+
+/// A handshake, once there is time for it; `None` is told.
+async fn in_turn(
+    worker: &Worker,
+    stream: Stream,
+    via: &Via,
+    _half_open: Place,
+) -> Option<(Arc<Caller>, Standing, Stream)> {
+    let until = clock::monotonic() + HANDSHAKE_TIMEOUT;
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
+    if let Err(error) = timeout_at(until, worker.handshakes.turn()).await.map_err(late) {
+        refused(worker, via, &error);
+        return None;
+    }
+    // To its very end: refusals cost as much.
+    let shaking = async {
+        let secured = timeout_at(until, handshake(worker, stream, via)).await.map_err(late);
+        secured.flatten().inspect_err(|error| refused(worker, via, error)).ok()
+    };
+    let (secured, spent) = worker.handshakes.spend_on(shaking).await;
+    if secured.is_some() {
+        worker.handshakes.refund(spent);
+    }
+    secured
 }
 
 async fn handshake(
     worker: &Worker,
     stream: Stream,
     via: &Via,
-    _half_open: Place,
 ) -> io::Result<(Arc<Caller>, Standing, Stream)> {
     let before = Before::handshake(&worker.shared.credentials);
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
-    let secured = tls::accept(worker.inner_server.clone(), stream);
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, secured).await.map_err(late)??;
+    let stream = tls::accept(worker.inner_server.clone(), stream).await?;
     let tls_session = stream.get_ref().1;
     let credentials = &worker.shared.credentials;
     let peer = tls::peer_of(tls_session, credentials, Side::Client, &Allowed::Known)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mesh_api::{ALPN_JOIN, ALPN_TUNNEL};
-use mesh_core::{Allowed, SpiffeId};
+use mesh_core::{Allowed, SpiffeId, TrustBundles};
 use mesh_tunnel::{Credentials, Trust, tls};
 use tokio::{
     io::AsyncReadExt,
@@ -19,25 +19,27 @@ use tokio::{
 };
 
 use super::{
-    handshakes::{connect_from, half_open, hello_of},
+    handshakes::{connect_from, half_open, hello_of, seldom},
+    machine::ASIDE,
     support::{
         any,
-        apps::{App, fetch, full},
+        apps::{App, fetch},
         pki::Authority,
         process::{Running, write_identity_of},
     },
-    world::{Attack, Pace, Turn, endure},
+    world::{Attack, Pace, Saturated, Turn, answer, endure, workers},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Two sites, a gateway each, the client in one and the application in the
 /// other.
-struct Sites {
+pub(crate) struct Sites {
     west: Authority,
+    east: Authority,
     checkout: Running,
     west_gateway: Running,
-    door: SocketAddr,
+    pub(crate) door: SocketAddr,
     _others: [Running; 2],
     _app: App,
     _dir: tempfile::TempDir,
@@ -69,19 +71,20 @@ fn site(own: &str, other: &str, doors: [SocketAddr; 2], service: &str) -> String
 
 fn config(dir: &Path, name: &str, site: &str, rest: &str) -> std::path::PathBuf {
     let path = dir.join(format!("{name}.yaml"));
+    let workers = workers();
     let text = format!(
         "identity:\n  files:\n    certificate: {name}.pem\n    key: {name}.key\n    bundles: {{ \
          west.example: west.root.pem, east.example: east.root.pem }}\nsnapshot: {{ file: \
-         {site}.yaml }}\nworkers: 2\nadmin: 127.0.0.1:0\naccess_log: ./{name}.log\n{rest}"
+         {site}.yaml }}\nworkers: {workers}\nadmin: 127.0.0.1:0\naccess_log: ./{name}.log\n{rest}"
     );
     std::fs::write(&path, text).unwrap();
     path
 }
 
 impl Sites {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let turn = Turn::take().await;
-        let app = App::start(async |_| http::Response::new(full("hello"))).await;
+        let app = ASIDE.spawn(App::start(answer)).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let (west, east) = (Authority::new("west.example"), Authority::new("east.example"));
         let own = |authority: &Authority, domain: &str, name: &str, gateway: bool| {
@@ -99,13 +102,13 @@ impl Sites {
         super::support::process::write_root(dir.path(), &west, "west.root");
         super::support::process::write_root(dir.path(), &east, "east.root");
         let (door, far) = (free(), free());
-        let imported = "    imported_from: [east]\n    endpoints:\n      - { port: http, site: \
+        let imported = "    imported_from: [east]\n    endpoints:\n      - { id: one-http, port: http, site: \
                         east, identity: \"spiffe://east.example/ns/shop/sa/orders\" }\n";
         std::fs::write(dir.path().join("west.yaml"), site("west", "east", [door, far], imported))
             .unwrap();
         let exported = |proxy: SocketAddr| {
             format!(
-                "    exported_to: [west]\n    endpoints:\n      - {{ port: http, identity: \
+                "    exported_to: [west]\n    endpoints:\n      - {{ id: one-http, port: http, identity: \
                  \"spiffe://east.example/ns/shop/sa/orders\", proxy: \"{proxy}\", target: \
                  \"{}\" }}\n",
                 app.addr
@@ -136,16 +139,28 @@ impl Sites {
         };
         timeout(PATIENCE, linked).await.expect("the link comes up");
         let _others = [orders, east_gateway];
-        Self { west, checkout, west_gateway, door, _others, _app: app, _dir: dir, _turn: turn }
+        Self {
+            west,
+            east,
+            checkout,
+            west_gateway,
+            door,
+            _others,
+            _app: app,
+            _dir: dir,
+            _turn: turn,
+        }
     }
 
-    fn credentials(&self) -> Arc<Credentials> {
-        let trust = Trust { bundles: self.west.bundles(), ..Trust::default() };
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        let mut bundles = TrustBundles::clone(&self.west.bundles());
+        bundles.append(&mut TrustBundles::clone(&self.east.bundles()));
+        let trust = Trust { bundles: bundles.into(), ..Trust::default() };
         Credentials::new(Some(self.west.workload("friend")), trust)
     }
 
     /// Attacks the gateway of west.
-    async fn endure<F: Future<Output = ()>>(
+    pub(crate) async fn endure<F: Future<Output = ()>>(
         &self,
         attack: Attack,
         run: impl FnOnce(Arc<Pace>) -> F,
@@ -160,13 +175,15 @@ impl Sites {
             let stream = connect_from([127, 0, 0, 7], self.door).await.unwrap();
             let secured = timeout(PATIENCE, tls::connect(config.clone(), stream)).await;
             secured.expect("it waits").expect("a handshake");
-            sleep(Duration::from_millis(20)).await;
+            sleep(seldom()).await;
         }
     }
 }
 
 fn attack(name: &'static str, unit: &'static str, units: u64, counted: &'static str) -> Attack {
-    Attack { name, unit, units, memory: 24, counted: Some(counted) }
+    let pace = if unit == "datagrams" { 800 } else { 400 };
+    let saturated = Some(Saturated { percent: 10, pace });
+    Attack { name, unit, units, memory: 24, counted: Some(counted), saturated }
 }
 
 const LIMITED: &str = "isthmus_proxy_gateway_turned_away_total{reason=\"source_limit\"";
@@ -194,6 +211,7 @@ async fn silence_at_the_join_door_leaves_the_link_alone() {
             let (pace, config, door) = (pace.clone(), config.clone(), sites.door);
             tasks.spawn(async move {
                 while pace.goes_on() {
+                    pace.turn(1).await;
                     let Ok(stream) = connect_from([127, 0, 0, 66], door).await else { continue };
                     pace.unit();
                     if let Ok(mut stream) = tls::connect(config.clone(), stream).await {
@@ -246,6 +264,7 @@ async fn flood_udp(door: SocketAddr, said: &[Vec<u8>], pace: &Pace) {
     while pace.goes_on() {
         round = round.wrapping_add(1);
         let said = next.next().expect("there are some");
+        pace.turn(said.len() as u64).await;
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 1, 1 + round % 32], 0))).unwrap();
         socket.set_nonblocking(true).unwrap();
         for datagram in said {

@@ -46,6 +46,7 @@ async fn a_header_without_end_is_cut() {
         units: 200,
         memory: 8,
         counted: Some(BAD),
+        saturated: None,
     };
     let begin = b"GET http://orders.shop/ HTTP/1.1\r\nhost: orders.shop\r\na: ";
     world.at_source(attack, |pace| endless(&world, pace, begin, &[b'x'; 4096])).await;
@@ -60,6 +61,7 @@ async fn headers_without_end_are_cut() {
         units: 200,
         memory: 8,
         counted: Some(BAD),
+        saturated: None,
     };
     let begin = b"GET http://orders.shop/ HTTP/1.1\r\nhost: orders.shop\r\n";
     world.at_source(attack, |pace| endless(&world, pace, begin, b"a: b\r\n")).await;
@@ -74,6 +76,7 @@ async fn trailers_without_end_are_cut() {
         units: 200,
         memory: 8,
         counted: Some(BAD_OF_SERVICE),
+        saturated: None,
     };
     let begin = b"POST http://orders.shop/all HTTP/1.1\r\nhost: orders.shop\r\n\
                   transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n";
@@ -89,6 +92,7 @@ async fn a_chunk_extension_without_end_is_cut() {
         units: 200,
         memory: 8,
         counted: Some(BAD_OF_SERVICE),
+        saturated: None,
     };
     let begin = b"POST http://orders.shop/all HTTP/1.1\r\nhost: orders.shop\r\n\
                   transfer-encoding: chunked\r\n\r\n1;a=";
@@ -105,6 +109,7 @@ async fn chunks_that_are_mostly_extension_are_cut() {
         units: 50,
         memory: 8,
         counted: Some(BAD_OF_SERVICE),
+        saturated: None,
     };
     let begin = b"POST http://orders.shop/all HTTP/1.1\r\nhost: orders.shop\r\n\
                   transfer-encoding: chunked\r\n\r\n";
@@ -127,6 +132,7 @@ async fn many_who_dawdle_hold_little() {
         units: 10_000,
         memory: 24,
         counted: Some("tcp_open_total"),
+        saturated: None,
     };
     let door = world.outbound();
     let run = async |pace: Arc<Pace>| {
@@ -158,6 +164,7 @@ async fn a_storm_of_resets_leaves_nothing_behind() {
         units: 3000,
         memory: 24,
         counted: Some("tcp_close_total"),
+        saturated: None,
     };
     let door = world.outbound();
     let run = async |pace: Arc<Pace>| {

@@ -58,7 +58,7 @@ async fn flood(
 }
 
 fn attack(name: &'static str, unit: &'static str, units: u64) -> Attack {
-    Attack { name, unit, units, memory: 16, counted: Some(CUT) }
+    Attack { name, unit, units, memory: 16, counted: Some(CUT), saturated: None }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use mesh_tunnel::tls::ClientStream;
 use mesh_tunnel::{Credentials, Trust, tls};
 use prost::Message;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
@@ -37,18 +37,23 @@ pub(crate) fn credentials(world: &World, authority: &Authority, account: &str) -
     Credentials::new(Some(authority.workload(account)), trust)
 }
 
-struct Peer {
-    io: ClientStream<TcpStream>,
+pub(crate) struct Peer<S> {
+    io: ClientStream<S>,
     decoder: Decoder,
     read: BytesMut,
 }
 
-impl Peer {
-    /// A session that has said what its streams are for.
+impl Peer<TcpStream> {
     async fn of(world: &World) -> Self {
-        let allowed = Allowed::Known;
-        let config = credentials(world, &world.authority, "thief").client(ALPN_INNER, allowed);
         let stream = TcpStream::connect(world.inbound()).await.unwrap();
+        Self::over(stream, &credentials(world, &world.authority, "thief")).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
+    /// A session that has said what its streams are for.
+    pub(crate) async fn over(stream: S, credentials: &Arc<Credentials>) -> Self {
+        let config = credentials.client(ALPN_INNER, Allowed::Known);
         let io = tls::connect(config, stream).await.unwrap();
         let mut peer = Self { io, decoder: Decoder::default(), read: BytesMut::new() };
         let hello = InnerHello {
@@ -70,7 +75,7 @@ impl Peer {
     }
 
     /// Whether the other end still takes it.
-    async fn say(&mut self, frames: &[Frame]) -> bool {
+    pub(crate) async fn say(&mut self, frames: &[Frame]) -> bool {
         let mut bytes = Vec::new();
         frames.iter().for_each(|frame| frame.encode(&mut bytes));
         self.io.write_all(&bytes).await.is_ok() && self.io.flush().await.is_ok()
@@ -88,9 +93,31 @@ impl Peer {
             }
         }
     }
+
+    /// Asks for a mebibyte on `stream` and takes it as it comes. What others of
+    /// the session are sent is counted in `got` and not taken.
+    pub(crate) async fn take_big(&mut self, stream: u32, got: &mut BTreeMap<u32, usize>) {
+        const GRANT: usize = 16 << 10;
+        let mut more = 0;
+        assert!(self.say(&[ask(stream, "/big")]).await);
+        while got.get(&stream) != Some(&(1 << 20)) {
+            let heard = timeout(Duration::from_secs(20), self.hear()).await;
+            let (of, data) = match heard.expect("it stalls").expect("a session") {
+                Frame::Data { stream, data, .. } => (stream, data),
+                Frame::GoAway { reason, .. } => panic!("{}", reason.escape_ascii()),
+                _ => continue,
+            };
+            *got.entry(of).or_default() += data.len();
+            more += data.len() * usize::from(of == stream);
+            if more >= GRANT {
+                let more_now = u32::try_from(std::mem::take(&mut more)).unwrap();
+                assert!(self.say(&[Frame::Window { stream, more: more_now }]).await);
+            }
+        }
+    }
 }
 
-fn ask(stream: u32, path: &str) -> Frame {
+pub(crate) fn ask(stream: u32, path: &str) -> Frame {
     let head = RequestHead {
         method: http::Method::GET,
         authority: "orders.shop".into(),
@@ -125,7 +152,7 @@ async fn flood(world: &World, pace: Arc<Pace>, next: impl Fn(u32) -> Vec<Frame>)
 }
 
 fn attack(name: &'static str, unit: &'static str, units: u64) -> Attack {
-    Attack { name, unit, units, memory: 16, counted: Some(CUT) }
+    Attack { name, unit, units, memory: 16, counted: Some(CUT), saturated: None }
 }
 
 #[tokio::test]
@@ -164,7 +191,6 @@ async fn windows_end_the_session() {
 #[tokio::test]
 async fn streams_that_nobody_reads_stall_no_other() {
     const STALLED: u32 = 100;
-    const GRANT: usize = 16 << 10;
     let world = World::start().await;
     let attack = Attack {
         name: "inner session: 100 stalled streams, others read",
@@ -172,6 +198,7 @@ async fn streams_that_nobody_reads_stall_no_other() {
         units: 50,
         memory: 32,
         counted: Some("response_total"),
+        saturated: None,
     };
     let run = async |pace: Arc<Pace>| {
         let mut peer = Peer::of(&world).await;
@@ -181,23 +208,7 @@ async fn streams_that_nobody_reads_stall_no_other() {
         let mut reading = STALLED;
         while pace.goes_on() {
             reading += 1;
-            let mut more = 0;
-            assert!(peer.say(&[ask(reading, "/big")]).await);
-            while got.get(&reading) != Some(&(1 << 20)) {
-                let heard = timeout(Duration::from_secs(20), peer.hear()).await;
-                let (stream, data) = match heard.expect("it stalls").expect("a session") {
-                    Frame::Data { stream, data, .. } => (stream, data),
-                    Frame::GoAway { reason, .. } => panic!("{}", reason.escape_ascii()),
-                    _ => continue,
-                };
-                *got.entry(stream).or_default() += data.len();
-                more += data.len() * usize::from(stream == reading);
-                if more >= GRANT {
-                    let grant = u32::try_from(more).unwrap();
-                    assert!(peer.say(&[Frame::Window { stream: reading, more: grant }]).await);
-                    more = 0;
-                }
-            }
+            peer.take_big(reading, &mut got).await;
             pace.unit();
         }
         let most = (1..=STALLED).filter_map(|stream| got.get(&stream)).max().unwrap();

@@ -3,7 +3,8 @@
 //! without one failure, and a metric tells of them.
 //!
 //! With `ISTHMUS_FLOOD_SECONDS` each attack lasts that long, and a table says
-//! what it costs (docs/performance.md).
+//! what it costs (docs/performance.md); that needs two cores, and root for a
+//! quota of one ([`machine`]).
 
 #![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
 
@@ -17,6 +18,8 @@ mod handshakes;
 mod http1;
 mod http2;
 mod inner;
+mod machine;
 
 mod stalls;
+mod tunnel;
 mod world;

@@ -36,6 +36,7 @@ async fn windows_of_nothing_hold_little() {
         units: 500,
         memory: 64,
         counted: Some(OPEN),
+        saturated: None,
     };
     let asks: Vec<u8> =
         (0..500).flat_map(|number| request(2 * number + 1, "GET", "/big", true)).collect();
@@ -53,6 +54,7 @@ async fn who_does_not_read_answers_holds_little() {
         units: 500,
         memory: 64,
         counted: Some(OPEN),
+        saturated: None,
     };
     let mut asks = window(0, (1 << 31) - 1 - 65_535);
     asks.extend((0..500).flat_map(|number| request(2 * number + 1, "GET", "/big", true)));
@@ -70,6 +72,7 @@ async fn bodies_that_nobody_reads_hold_little() {
         units: 31,
         memory: 24,
         counted: Some(OPEN),
+        saturated: None,
     };
     let bodies = |count: u32, pieces: usize| {
         let mut says = Vec::new();

@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,14 +20,17 @@ use tokio::{
     net::TcpStream,
     sync::{Mutex, MutexGuard},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::support::{
-    DOMAIN, SITE,
-    apps::{AnyBody, App, fetch, full, get, http1, read},
-    pki::Authority,
-    process::{Running, write_config, write_identity},
+use super::{
+    machine::{ASIDE, Alone, Others, pin_others},
+    support::{
+        DOMAIN, SITE,
+        apps::{AnyBody, App, fetch, full, get, http1, read},
+        pki::Authority,
+        process::{Running, write_config, write_identity},
+    },
 };
 
 /// Longer than any attack of the short form takes.
@@ -38,6 +41,15 @@ const BESIDE: u64 = 100;
 /// leaves the machine room for the attack.
 const CLIENTS: u64 = 8;
 const EVERY: Duration = Duration::from_millis(10);
+/// Connections of clients that ask without a pause.
+const EAGER_CLIENTS: u64 = 32;
+/// Until an attack has no more consequences.
+const SETTLED: Duration = Duration::from_secs(5);
+/// What the other core must have left over for figures to be of the attacked
+/// process.
+const LEFT_OVER: f64 = 0.03;
+/// What is left of ordinary traffic while strangers flood the doors of the mesh.
+const KEPT: f64 = 0.7;
 
 /// One attack at a time: figures are of one process on one machine.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -49,7 +61,11 @@ pub(crate) struct Turn {
 
 impl Turn {
     pub(crate) async fn take() -> Self {
-        Self { _held: TURN.lock().await }
+        let _held = TURN.lock().await;
+        if long().is_some() {
+            pin_others();
+        }
+        Self { _held }
     }
 }
 
@@ -57,6 +73,18 @@ impl Turn {
 pub(crate) fn long() -> Option<Duration> {
     let seconds = std::env::var("ISTHMUS_FLOOD_SECONDS").ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+/// One for the core that a process has in figures.
+pub(crate) fn workers() -> usize {
+    if long().is_some() { 1 } else { 2 }
+}
+
+fn config(dir: &Path, account: &str, rest: &str) -> PathBuf {
+    let path = write_config(dir, account, rest);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("workers: 2", &format!("workers: {}", workers()))).unwrap();
+    path
 }
 
 /// `checkout` calls `orders.shop` through two processes.
@@ -71,7 +99,7 @@ pub(crate) struct World {
 
 /// `/` says hello, `/big` a mebibyte, `/deaf` reads nothing and never answers,
 /// anything else reads all and says how much.
-async fn answer(request: Request<Incoming>) -> Response<AnyBody> {
+pub(crate) async fn answer(request: Request<Incoming>) -> Response<AnyBody> {
     match request.uri().path() {
         "/" => Response::new(full("hello")),
         "/big" => Response::new(full(Bytes::from_static(&[b'x'; 1 << 20]))),
@@ -97,18 +125,23 @@ fn write_site(dir: &Path, proxy: Option<SocketAddr>, target: SocketAddr) {
 
 impl World {
     pub(crate) async fn start() -> Self {
+        Self::limited("").await
+    }
+
+    /// With more in the configuration of the source.
+    pub(crate) async fn limited(more: &str) -> Self {
         let turn = Turn::take().await;
-        let app = App::start(answer).await;
+        let app = ASIDE.spawn(App::start(answer)).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::new(DOMAIN);
         write_identity(dir.path(), &authority, "orders");
         write_identity(dir.path(), &authority, "checkout");
         write_site(dir.path(), None, app.addr);
         let rest = "http_listener: off\ninbound: 127.0.0.1:0\n";
-        let destination = Running::start(&write_config(dir.path(), "orders", rest)).await;
+        let destination = Running::start(&config(dir.path(), "orders", rest)).await;
         write_site(dir.path(), Some(destination.listeners["inbound"]), app.addr);
-        let rest = "http_listener: 127.0.0.1:0\n";
-        let source = Running::start(&write_config(dir.path(), "checkout", rest)).await;
+        let rest = format!("http_listener: 127.0.0.1:0\n{more}");
+        let source = Running::start(&config(dir.path(), "checkout", &rest)).await;
         Self { authority, source, destination, _app: app, _dir: dir, _turn: turn }
     }
 
@@ -152,6 +185,17 @@ pub(crate) struct Attack {
     pub(crate) memory: u64,
     /// The beginning of a line of `/metrics` that counts it.
     pub(crate) counted: Option<&'static str>,
+    /// For figures: ordinary traffic shall be all that the process can do.
+    pub(crate) saturated: Option<Saturated>,
+}
+
+/// A process that ordinary traffic keeps busy, and an attack of that size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Saturated {
+    /// What the process gets of its core.
+    pub(crate) percent: u32,
+    /// Units of the attack each second.
+    pub(crate) pace: u32,
 }
 
 /// How long an attack goes on.
@@ -161,9 +205,34 @@ pub(crate) struct Pace {
     over: AtomicBool,
     ordinary: Arc<Ordinary>,
     beside: u64,
+    /// When it began, and its units each second.
+    limit: Option<(Instant, u32)>,
+    begun: AtomicU64,
 }
 
 impl Pace {
+    fn new(attack: &Attack, ordinary: &Arc<Ordinary>) -> Self {
+        let limit = attack.saturated.filter(|_| long().is_some());
+        Self {
+            wanted: long().map_or(attack.units, |_| u64::MAX),
+            done: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            beside: ordinary.answered.load(Ordering::Relaxed) + BESIDE,
+            ordinary: ordinary.clone(),
+            limit: limit.map(|saturated| (Instant::now(), saturated.pace)),
+            begun: AtomicU64::new(0),
+        }
+    }
+
+    /// Waits until so many more may be done, where there is a limit.
+    pub(crate) async fn turn(&self, many: u64) {
+        let before = self.begun.fetch_add(many, Ordering::Relaxed);
+        if let Some((began, pace)) = self.limit {
+            sleep_until(began + Duration::from_secs(1) * u32::try_from(before).unwrap() / pace)
+                .await;
+        }
+    }
+
     /// One more of whatever the attack is counted in.
     pub(crate) fn unit(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
@@ -201,7 +270,7 @@ pub(crate) struct Ordinary {
 }
 
 impl Ordinary {
-    async fn client(self: Arc<Self>, proxy: SocketAddr) {
+    async fn client(self: Arc<Self>, proxy: SocketAddr, pause: Duration) {
         let mut client = http1(proxy).await;
         while !self.over.load(Ordering::Relaxed) {
             let asked = async {
@@ -216,7 +285,9 @@ impl Ordinary {
                 Ok(None) | Err(_) => &self.failed,
             };
             count.fetch_add(1, Ordering::Relaxed);
-            sleep(EVERY).await;
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
         }
     }
 
@@ -255,6 +326,11 @@ fn usage(pid: u32) -> Usage {
     Usage { cpu, resident_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") }
 }
 
+/// The most that a process has held.
+pub(crate) fn peak_mib(process: &Running) -> u64 {
+    usage(process.child.id().unwrap()).peak_kib / 1024
+}
+
 /// The peak is what it is now.
 fn reset_peak(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
@@ -268,6 +344,17 @@ pub(crate) async fn counted(process: &Running, begins: &str) -> f64 {
     lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
 }
 
+/// Ordinary clients until they are dropped.
+fn clients(ordinary: &Arc<Ordinary>, attack: &Attack, proxy: SocketAddr) -> JoinSet<()> {
+    let eager = long().is_some() && attack.saturated.is_some();
+    let (count, pause) = if eager { (EAGER_CLIENTS, Duration::ZERO) } else { (CLIENTS, EVERY) };
+    let mut clients = JoinSet::new();
+    for _ in 0..count {
+        clients.spawn_on(ordinary.clone().client(proxy, pause), &ASIDE);
+    }
+    clients
+}
+
 /// Runs an attack on `victim` beside ordinary traffic through `proxy`.
 pub(crate) async fn endure<F: Future<Output = ()>>(
     victim: &Running,
@@ -276,11 +363,10 @@ pub(crate) async fn endure<F: Future<Output = ()>>(
     run: impl FnOnce(Arc<Pace>) -> F,
 ) {
     let pid = victim.child.id().unwrap();
+    let percent = attack.saturated.map(|saturated| saturated.percent);
+    let alone = long().map(|_| Alone::new(pid, percent));
     let ordinary = Arc::<Ordinary>::default();
-    let mut clients = JoinSet::new();
-    for _ in 0..CLIENTS {
-        clients.spawn(ordinary.clone().client(proxy));
-    }
+    let clients = clients(&ordinary, &attack, proxy);
     ordinary.answered(200).await;
     let rate = match long() {
         Some(lasts) => ordinary.rate(lasts).await,
@@ -288,20 +374,14 @@ pub(crate) async fn endure<F: Future<Output = ()>>(
     };
     let counted_before = counted(victim, attack.counted.unwrap_or_default()).await;
     reset_peak(pid);
-    let (before, began) = (usage(pid), Instant::now());
-    let pace = Arc::new(Pace {
-        wanted: long().map_or(attack.units, |_| u64::MAX),
-        done: AtomicU64::new(0),
-        over: AtomicBool::new(false),
-        beside: ordinary.answered.load(Ordering::Relaxed) + BESIDE,
-        ordinary: ordinary.clone(),
-    });
+    let (before, began, others) = (usage(pid), Instant::now(), Others::now());
+    let pace = Arc::new(Pace::new(&attack, &ordinary));
     let running = timeout(PATIENCE + long().unwrap_or_default(), run(pace.clone()));
     let kept = match long() {
         None => running.await.map(|()| 0.0),
         Some(lasts) => {
             let measured = async {
-                let kept = ordinary.rate(lasts).await / rate;
+                let kept = ordinary.rate(lasts).await;
                 pace.over.store(true, Ordering::Relaxed);
                 kept
             };
@@ -309,16 +389,31 @@ pub(crate) async fn endure<F: Future<Output = ()>>(
             ran.map(|()| kept)
         }
     };
-    let (after, lasted) = (usage(pid), began.elapsed());
+    let (after, lasted, left_over) = (usage(pid), began.elapsed(), others.idle_since());
     let kept = kept.unwrap_or_else(|_| panic!("{}: it does not end", attack.name));
+    // Before and after: it is not the same from one second to the next.
+    let rate = match long() {
+        Some(lasts) => {
+            sleep(SETTLED).await;
+            f64::midpoint(rate, ordinary.rate(lasts).await)
+        }
+        None => 1.0,
+    };
+    let kept = kept / rate;
+    drop(alone);
     ordinary.over.store(true, Ordering::Relaxed);
     clients.join_all().await;
     let grown = after.peak_kib.saturating_sub(before.resident_kib) / 1024;
     let failed = ordinary.failed.load(Ordering::Relaxed);
-    tell(&attack, &pace, (before, after), lasted, kept);
+    tell(&attack, &pace, (before, after), lasted, (rate, kept));
     assert_eq!(failed, 0, "{}: ordinary requests failed", attack.name);
     let bound = attack.memory;
     assert!(grown <= bound, "{}: grew by {grown} MiB, allowed are {bound}", attack.name);
+    if long().is_some() && attack.saturated.is_some() {
+        eprintln!("{}: {:.0} % of the other core left over", attack.name, 100.0 * left_over);
+        assert!(left_over >= LEFT_OVER, "{}: it was fought for the other core", attack.name);
+        assert!(kept >= KEPT, "{}: {:.0} % of ordinary traffic", attack.name, 100.0 * kept);
+    }
     // It serves whoever comes now.
     let (head, _) = fetch(proxy, "http://orders.shop/").await;
     assert_eq!(head.status, 200, "{}", attack.name);
@@ -329,13 +424,19 @@ pub(crate) async fn endure<F: Future<Output = ()>>(
 }
 
 /// One row of the table.
-fn tell(attack: &Attack, pace: &Pace, used: (Usage, Usage), lasted: Duration, kept: f64) {
+fn tell(
+    attack: &Attack,
+    pace: &Pace,
+    used: (Usage, Usage),
+    lasted: Duration,
+    (rate, kept): (f64, f64),
+) {
     let cpu = used.1.cpu.saturating_sub(used.0.cpu).as_secs_f64();
     let units = pace.done().max(1) as f64;
     let grown = used.1.peak_kib.saturating_sub(used.0.resident_kib) as f64 / 1024.0;
     let seconds = lasted.as_secs_f64();
     println!(
-        "| {} | {:.0} {}/s | {:.0} % | {:.1} µs | {grown:.1} MiB | {:.0} % |",
+        "| {} | {:.0} {}/s | {:.0} % | {:.1} µs | {grown:.1} MiB | {rate:.0}/s | {:.0} % |",
         attack.name,
         units / seconds,
         attack.unit,

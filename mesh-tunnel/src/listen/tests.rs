@@ -195,7 +195,8 @@ async fn a_flood_of_half_open_connections_leaves_tunnels_alone() {
     let Arrival::Tunnel(far) = door.accept().await.unwrap() else { panic!() };
     let mut silent = Vec::new();
     for _ in 0..100 {
-        silent.push(RealNet.dial(door.local_addrs().1).await.unwrap());
+        // One that is turned away may be reset at once.
+        silent.extend(RealNet.dial(door.local_addrs().1).await.ok());
     }
     turned_away(&door, "source_limit").await;
     far.announce(vec!["still here".into()]);

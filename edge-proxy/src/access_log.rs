@@ -24,7 +24,10 @@ use prometheus_client::metrics::counter::Counter;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::{config::AccessLogTarget, metrics::Direction};
+use crate::{
+    config::AccessLogTarget,
+    metrics::{Direction, authz::Decided},
+};
 
 /// Lines that wait for the writer: a second of a busy proxy, 3 MiB if full.
 const QUEUE: usize = 8192;
@@ -70,6 +73,8 @@ pub struct Entry {
     pub grpc_status: Option<u32>,
     /// What the rule says of the answer; `None` where it says nothing.
     pub failure: Option<bool>,
+    /// What the policy of an own service has said.
+    pub decided: Option<Decided>,
     /// The code, if it was refused or failed.
     pub reason: Option<Reason>,
     /// Joins the lines of every hop of an inner session.
@@ -317,6 +322,7 @@ mod tests {
             route: None,
             grpc_status: None,
             failure: None,
+            decided: None,
             peer: Some("spiffe://a/ns/b/sa/c".parse().unwrap()),
             reason: None,
             connection: None,

@@ -1,10 +1,12 @@
 //! What a proxy counts (OpenMetrics, on the admin port).
 //!
+//! - [`authz`]: what policies have said.
 //! - [`labels`]: what series are told apart by.
 //! - [`series`]: families whose series come and go.
 //! - [`itself`]: what is read at each scrape.
 //! - [`traffic`]: what has Linkerd's names.
 
+pub mod authz;
 pub mod itself;
 pub mod labels;
 pub mod series;
@@ -22,6 +24,7 @@ use prometheus_client::{
 use tokio::time::Instant;
 
 use crate::gateway;
+use authz::Authz;
 use series::{Latency, Series};
 use traffic::Traffic;
 
@@ -210,6 +213,8 @@ pub struct Metrics {
     pub series_refused: Counter,
     /// What has Linkerd's names.
     pub traffic: Traffic,
+    /// What policies have said.
+    pub authz: Authz,
     /// What the role gateway counts.
     pub gateway: gateway::metrics::Metrics,
     /// Where all of this is registered.
@@ -242,11 +247,13 @@ impl Metrics {
             statsd_dropped: Counter::default(),
             tap_lost: Counter::default(),
             traffic: Traffic::new(&refused),
+            authz: Authz::new(&refused),
             series_refused: refused,
             gateway: gateway::metrics::Metrics::default(),
             registry: Arc::default(),
         };
         metrics.traffic.register(&mut all);
+        metrics.authz.register(&mut all);
         for collector in read {
             all.register_collector(collector);
         }
@@ -297,6 +304,7 @@ impl Metrics {
         self.latency_ms.sweep(now);
         self.tcp_open.sweep(now);
         self.traffic.sweep(now);
+        self.authz.sweep(now);
     }
 
     /// Counts an inner session while the result lives.

@@ -17,6 +17,7 @@ use crate::{
     inner,
     metrics::{
         Direction, TargetLabels,
+        authz::Decided,
         traffic::{self, OpenTcp},
     },
     outbound::answer::grpc_status,
@@ -78,6 +79,7 @@ impl Record {
             route: None,
             grpc_status: None,
             failure: None,
+            decided: None,
             reason: None,
             connection: None,
             attempts: 1,
@@ -96,6 +98,17 @@ impl Record {
         }
         if shared.access_log.is_on() || self.span.is_some() || shared.tap.is_watched() {
             self.entry.asked = Some(Arc::new(Asked::of(head)));
+        }
+    }
+
+    /// What a policy says to it; a connection, which may last, is counted now.
+    pub fn decided(&mut self, decided: Decided) {
+        self.entry.decided = Some(decided);
+        let shared = &self.worker.shared;
+        if self.entry.is_opaque()
+            && let Some(counter) = shared.metrics.authz.of(shared, &self.entry)
+        {
+            counter.inc();
         }
     }
 
@@ -204,6 +217,9 @@ impl Record {
         if let Some(route) = &handles.route {
             route.ended(self.entry.is_success(), self.answered.unwrap_or(self.entry.duration));
             route.repeated(self.entry.attempts.saturating_sub(1).into());
+        }
+        if let Some(authz) = &handles.authz {
+            authz.inc();
         }
         if let Some(edge) = &handles.edge {
             edge.ended_at_some_time(self.entry.is_success());

@@ -15,7 +15,10 @@ use tokio::time::Instant;
 use crate::{
     access_log::Entry,
     app::Shared,
-    metrics::{Direction, RequestLabels, TargetLabels, labels::Labels, series::Latency, traffic},
+    metrics::{
+        Direction, RequestLabels, TargetLabels, authz::Decided, labels::Labels, series::Latency,
+        traffic,
+    },
     stats::{Figures, Flow, Route},
 };
 
@@ -37,6 +40,8 @@ pub struct Handles {
     pub route: Option<Arc<Figures>>,
     /// The same by other end, where there is one.
     pub edge: Option<Arc<Figures>>,
+    /// What a policy has said to requests of this kind.
+    pub authz: Option<Arc<Counter>>,
     /// The same as Linkerd has it; `None` for opaque connections.
     pub http: Option<HttpHandles>,
 }
@@ -85,6 +90,7 @@ struct Key {
     status: u16,
     grpc_status: Option<u32>,
     failure: Option<bool>,
+    decided: Option<Decided>,
     reason: Option<Reason>,
 }
 
@@ -102,6 +108,7 @@ impl Key {
             status: entry.status,
             grpc_status: entry.grpc_status,
             failure: entry.failure,
+            decided: entry.decided.clone(),
             reason: entry.reason,
         }
     }
@@ -117,6 +124,7 @@ impl Key {
             && (self.status, self.grpc_status) == (entry.status, entry.grpc_status)
             && (self.reason, self.path) == (entry.reason, entry.path_kind)
             && self.failure == entry.failure
+            && self.decided == entry.decided
             && self.service == entry.service
             && self.port == entry.port
             && self.peer == entry.peer
@@ -194,6 +202,11 @@ impl Handles {
             figures,
             route: told_route(shared, entry).filter(|_| known),
             edge: traffic::edge(shared, entry).map(|edge| shared.stats.of_edge(edge)),
+            authz: match entry.is_opaque() {
+                // Counted when it was said.
+                true => None,
+                false => shared.metrics.authz.of(shared, entry),
+            },
             http: (!entry.is_opaque()).then(|| HttpHandles::of(shared, entry, known)),
         }
     }

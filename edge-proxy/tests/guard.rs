@@ -187,6 +187,60 @@ async fn long_lived(pair: &Pair) -> [TcpStream; 2] {
     [bytes, switched]
 }
 
+/// The only series of this name with all of these labels.
+fn only(metrics: &str, name: &str, labels: &[&str]) -> f64 {
+    let begins = format!("{name}{{");
+    let is_it =
+        |line: &&str| line.starts_with(&begins) && labels.iter().all(|label| line.contains(label));
+    let found: Vec<_> = metrics.lines().filter(is_it).collect();
+    let [line] = found[..] else { panic!("{name} {labels:?}: {found:?} in {metrics}") };
+    line.rsplit_once(' ').unwrap().1.parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_policies_say_is_counted_under_linkerds_names() {
+    let app = App::start(hello).await;
+    let targets = Targets { tcp: echo().await, ..Targets::all(app.addr) };
+    let pair = Pair::start(targets).await;
+    let asks = async |path: &str| {
+        let (head, _) = fetch(pair.source.http(), &format!("http://orders.shop{path}")).await;
+        head.status.as_u16()
+    };
+    assert_eq!((asks("/").await, asks("/").await), (200, 200));
+    let all = server("http", "audit") + &server("tcp", "cluster-authenticated") + ADMIN + OPS;
+    guard(&pair, targets, &all);
+    assert_eq!((asks("/admin").await, asks("/").await), (200, 200));
+    let mut open = TcpStream::connect(pair.port("tcp")).await.unwrap();
+    assert!(echoes(&mut open).await);
+    guard(&pair, targets, &(server("http", "deny") + &server("tcp", "deny")));
+    for _ in 0..3 {
+        assert_eq!(asks("/").await, 403);
+    }
+    let mut refused = TcpStream::connect(pair.port("tcp")).await.unwrap();
+    assert!(!matches!(wait(refused.read(&mut [0])).await, Ok(1..)));
+
+    let metrics = pair.destination.metrics();
+    let caller = "client_id=\"spiffe://west.example/ns/shop/sa/checkout\"";
+    let (tls, server) = ("tls=\"true\"", "srv_name=\"orders.shop\"");
+    let http = |name: &str, by: &str| {
+        let name = format!("inbound_http_authz_{name}_total");
+        only(&metrics, &name, &[caller, tls, server, "srv_port=\"80\"", by])
+    };
+    let by = |group: &str, kind: &str, name: &str| {
+        format!("authz_group=\"{group}\",authz_kind=\"{kind}\",authz_name=\"{name}\"")
+    };
+    assert_eq!(http("allow", &by("", "default", "all-authenticated")), 2.0);
+    assert_eq!(http("allow", &by("", "default", "audit")), 2.0);
+    assert_eq!(http("deny", ""), 3.0);
+    let tcp = |name: &str, by: &str| {
+        let name = format!("inbound_tcp_authz_{name}_total");
+        only(&metrics, &name, &[caller, tls, server, "srv_port=\"82\"", by])
+    };
+    // One that goes on has been counted.
+    assert_eq!(tcp("allow", &by("policy.linkerd.io", "server", "tcp")), 1.0);
+    assert_eq!(tcp("deny", ""), 1.0);
+}
+
 #[tokio::test]
 async fn what_a_changed_policy_still_allows_goes_on_and_the_rest_is_cut() {
     let targets = Targets::all(echo().await);

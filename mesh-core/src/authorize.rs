@@ -131,8 +131,8 @@ impl Permit {
     }
 
     /// The rule that allows it, if rules are written.
-    pub fn rule(&self) -> Option<&str> {
-        self.rule.as_deref()
+    pub fn rule(&self) -> Option<&Arc<str>> {
+        self.rule.as_ref()
     }
 
     /// Why it would have been refused, were the port not audited only.

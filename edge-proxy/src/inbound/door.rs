@@ -159,7 +159,8 @@ async fn admit(
     record.entry.endpoint = Some(endpoint.clone());
     let client =
         Client { peer: None, address: record.entry.client.map(|client| client.to_canonical()) };
-    let permit = guard::admit(worker, service, client, &Call { service: name, port, request })?;
+    let permit =
+        guard::admit(worker, service, client, &Call { service: name, port, request }, record)?;
     let service = service.clone();
     Ok(Admitted { snapshot, service, endpoint, permit, seen })
 }

@@ -7,7 +7,7 @@ use mesh_core::{
     Snapshot, authorize, message::RequestHead,
 };
 
-use crate::{record::Record, refusal::Refusal, worker::Worker};
+use crate::{metrics::authz::Decided, record::Record, refusal::Refusal, worker::Worker};
 
 /// An endpoint of this proxy's own, the `named` one if it is one of them.
 pub(crate) fn own_endpoint(
@@ -21,16 +21,23 @@ pub(crate) fn own_endpoint(
     own().find(|endpoint| Some(&endpoint.id) == named).or_else(|| own().next()).cloned()
 }
 
-/// Asks the policy of `service`. What an audited port would have refused is
+/// Asks the policy of `service`; `record` tells what it says. What an audited port would have refused is
 /// told.
 pub(crate) fn admit(
     worker: &Worker,
     service: &Service,
     client: Client<'_>,
     call: &Call<'_>,
+    record: &mut Record,
 ) -> Result<Permit, Refusal> {
-    let permit = authorize(&service.policy, client, call)
-        .map_err(|denied| Refusal::new(denied.reason.reason(), denied.to_string()))?;
+    let permit = authorize(&service.policy, client, call).map_err(|denied| {
+        record.decided(Decided::Denied);
+        Refusal::new(denied.reason.reason(), denied.to_string())
+    })?;
+    record.decided(match permit.would_deny() {
+        Some(_) => Decided::Audited,
+        None => Decided::Allowed(permit.rule().cloned()),
+    });
     if let Some(reason) = permit.would_deny() {
         let shared = &worker.shared;
         shared.audit.tell(&shared.metrics, client, (call.service, call.port), reason);

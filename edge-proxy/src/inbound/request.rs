@@ -133,7 +133,7 @@ async fn admit(
     let service = snapshot.services.get(&asked.service).ok_or_else(|| not_ours(asked))?;
     let request = (!opaque).then_some(&*head);
     let call = Call { service: &asked.service, port: &asked.port, request };
-    let permit = guard::admit(worker, service, caller.client(), &call)?;
+    let permit = guard::admit(worker, service, caller.client(), &call, record)?;
     let port = service.port(asked.port.as_str());
     let grpc = port.is_some_and(|port| port.protocol == Protocol::Grpc);
     let protocol = match asked.protocol {

@@ -64,7 +64,8 @@ fn ask_on(
             assert_eq!(permit.caller().map(|id| id.as_str()), caller);
             match (permit.would_deny(), permit.rule()) {
                 (Some(reason), None) => format!("audit {}", reason.reason()),
-                (None, rule) => rule.filter(|rule| !rule.is_empty()).unwrap_or("ok").into(),
+                (None, Some(rule)) if !rule.is_empty() => rule.to_string(),
+                (None, _) => "ok".into(),
                 (Some(_), Some(rule)) => panic!("{rule} allows and does not"),
             }
         }

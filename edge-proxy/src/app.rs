@@ -4,10 +4,12 @@
 use std::{io, sync::Arc, thread, time::Duration};
 
 use anyhow::Context;
+use mesh_core::Reason;
 use mesh_runtime::{
     admin::{self, Admin, Condition, Readiness},
     clock,
     drain::Drain,
+    memory::limit,
     process,
     usage::Usage,
 };
@@ -24,8 +26,9 @@ use crate::{
     handover::{HeirNet, Predecessor, Requests},
     identity,
     inbound::limits::Limits,
-    metrics::{Metrics, itself::Itself, traffic},
+    metrics::{Metrics, Taken, itself::Itself, traffic},
     own::{Own, OwnCell},
+    refusal::Refusal,
     snapshot_cell::{Complete, SnapshotCell},
     stats::Stats,
     statsd::Statsd,
@@ -82,6 +85,26 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Whether there is memory for one more `what`; none is counted.
+    pub fn has_memory(&self, what: Taken) -> bool {
+        let is_short = limit::is_short();
+        if is_short {
+            self.metrics.memory_refused(what);
+        }
+        !is_short
+    }
+
+    /// Whether there is memory for one more request.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn check_memory(&self) -> Result<(), Refusal> {
+        let text = "this proxy holds as much memory as it may";
+        let has_memory = self.has_memory(Taken::Request);
+        has_memory.then_some(()).ok_or_else(|| Refusal::new(Reason::Overloaded, text))
+    }
+
     /// Without identity or snapshot yet; opens the access log.
     pub fn new(
         config: Config,
@@ -156,6 +179,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let (died, mut deaths) = mpsc::channel(1);
         let workers = app.start_workers(&died).await?;
         app.start_control(predecessor.is_some());
+        app.keep_memory();
         app.report_draining(staying);
         if let Some(predecessor) = predecessor {
             app.take_over(&predecessor).await?;
@@ -297,6 +321,11 @@ impl App {
         discovery::start(&self.shared, &self.tunnels, &self.gateway);
         self.gateway.start_control();
         trace::start(&self.shared);
+    }
+
+    fn keep_memory(&self) {
+        let limit = self.shared.config.memory_limit.unwrap_or_else(limit::of_machine);
+        self.shared.drain.spawn_beside(async move { match limit::keep(limit).await {} });
     }
 
     /// What is going away takes nothing new. Identity and snapshot have

@@ -58,6 +58,9 @@ pub struct Config {
     pub statsd: Option<SocketAddr>,
     /// Where operators of this machine look at requests.
     pub control_socket: Option<PathBuf>,
+    /// Bytes that this process may hold before it takes in nobody new; `None`
+    /// is a part of what the machine has.
+    pub memory_limit: Option<u64>,
     /// How long requests may finish after SIGTERM.
     pub drain_timeout: Duration,
     /// How long opaque connections may go on after SIGTERM.
@@ -173,6 +176,7 @@ impl Config {
             tracing: None,
             statsd: None,
             control_socket: None,
+            memory_limit: None,
             drain_timeout: Duration::from_secs(30),
             opaque_drain_timeout: Duration::from_secs(60),
             handover_timeout: Duration::from_secs(60),

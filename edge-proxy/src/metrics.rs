@@ -140,6 +140,32 @@ impl EncodeLabelSet for ProbeLabels {
     }
 }
 
+/// What takes memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Taken {
+    /// Of a client or of the mesh.
+    Connection,
+    /// Of a neighbour of a gateway.
+    Stream,
+    /// Over HTTP.
+    Request,
+}
+
+/// What was not taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TakenLabel(Taken);
+
+impl EncodeLabelSet for TakenLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let what = match self.0 {
+            Taken::Connection => "connection",
+            Taken::Stream => "stream",
+            Taken::Request => "request",
+        };
+        ("what", what).encode(encoder.encode_label())
+    }
+}
+
 /// What connections turned out to speak.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SpeaksLabel(&'static str);
@@ -199,6 +225,8 @@ pub struct Metrics {
     pub mirrors_skipped: Counter,
     /// What audited ports would have refused.
     pub would_deny: Family<ReasonLabel, Counter>,
+    /// What was not taken in for want of memory.
+    pub memory_refused: Family<TakenLabel, Counter>,
     /// Access-log lines that the writer had no room for.
     pub access_log_dropped: Counter,
     /// Spans that the collector has.
@@ -241,6 +269,7 @@ impl Metrics {
             retries: Family::default(),
             mirrors_skipped: Counter::default(),
             would_deny: Family::default(),
+            memory_refused: Family::default(),
             access_log_dropped: Counter::default(),
             spans_exported: Counter::default(),
             spans_dropped: Counter::default(),
@@ -286,6 +315,8 @@ impl Metrics {
         registry.register("mirror_skipped", skipped, m.mirrors_skipped.clone());
         let audited = "Calls that audited ports would have refused";
         registry.register("would_deny", audited, m.would_deny.clone());
+        let memory = "Connections, streams and requests refused for want of memory";
+        registry.register("memory_refused", memory, m.memory_refused.clone());
         let dropped = "Access-log lines the writer had no room for";
         registry.register("access_log_dropped", dropped, m.access_log_dropped.clone());
         registry.register("spans_exported", "Spans the collector has", m.spans_exported.clone());
@@ -317,6 +348,11 @@ impl Metrics {
     /// Counts a connection that we end for what the other side does.
     pub fn connection_cut(&self, direction: Direction, reason: &'static str) {
         self.cut.get_or_create(&ReasonLabel { direction, reason }).inc();
+    }
+
+    /// Counts what is refused for want of memory.
+    pub fn memory_refused(&self, what: Taken) {
+        self.memory_refused.get_or_create(&TakenLabel(what)).inc();
     }
 
     /// Counts a failed inner handshake.

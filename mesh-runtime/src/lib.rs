@@ -8,7 +8,7 @@
 //! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines.
 //! - [`clock`]: the only place that reads one.
 //! - [`files`]: keys and state, written whole, readable by their owner alone.
-//! - [`memory`]: pages of the program given back after the start.
+//! - [`memory`]: pages of the program given back after the start, and a limit.
 //! - [`process`]: exit codes, runtime, panics, Unix sockets.
 //!
 //! It knows nothing of meshes, identities or policy.

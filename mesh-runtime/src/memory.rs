@@ -1,4 +1,7 @@
-//! What a process holds of its own program.
+//! What a process holds of its own program, and how much of everything it may
+//! hold ([`limit`]).
+
+pub mod limit;
 
 use std::{convert::Infallible, fs, io, path::Path, time::Duration};
 

@@ -107,6 +107,7 @@ impl ConfigFile {
             tracing: self.tracing.map(|tracing| tracing.checked(name)).transpose()?,
             statsd: self.statsd,
             control_socket: self.control_socket,
+            memory_limit: self.memory_limit_mib.map(|mib| u64::from(mib.get()) << 20),
             drain_timeout: self.drain_timeout.map_or(Duration::from_secs(20), Into::into),
             opaque_drain_timeout: self
                 .opaque_drain_timeout

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::{self, Display},
     net::SocketAddr,
+    num::NonZeroU32,
     path::PathBuf,
     str::FromStr,
 };
@@ -132,6 +133,10 @@ pub(super) struct ConfigFile {
     /// Path of the Unix socket where this user and root look at requests
     /// (`meshctl tap`, `meshctl top`); none where absent.
     pub(super) control_socket: Option<PathBuf>,
+    /// Mebibytes that this process may hold before it takes in no new
+    /// connection and no new request; four fifths of what its machine or its
+    /// control group has where absent.
+    pub(super) memory_limit_mib: Option<NonZeroU32>,
     /// How long requests may finish after SIGTERM.
     #[schemars(with = "Option<ManifestDuration>", extend("default" = "20s"))]
     pub(super) drain_timeout: Option<HumanDuration>,

@@ -9,7 +9,7 @@ use mesh_tunnel::{Door, Doors, Stream, listen::Arrival};
 use tokio::time::timeout;
 
 use super::{Own, State, neighbours, relay};
-use crate::{config::GatewayDoors, identity::federation, retry::Backoff};
+use crate::{config::GatewayDoors, identity::federation, metrics::Taken, retry::Backoff};
 
 /// A whole conversation at the join door.
 const JOIN_DEADLINE: Duration = Duration::from_secs(30);
@@ -103,6 +103,9 @@ async fn take_in(state: &Arc<State>, own: &Own, door: &Door) {
             () = state.shared.drain.closing() => break,
         };
         match arrival {
+            Ok(Arrival::Tunnel(session)) if !state.shared.has_memory(Taken::Connection) => {
+                session.close("this gateway holds as much memory as it may");
+            }
             Ok(Arrival::Tunnel(session)) => {
                 state.opened.get_or_init(clock::monotonic);
                 let tunnel = neighbours::accepted(state.clone(), own.clone(), session);

@@ -21,7 +21,7 @@ use super::{
     quota::Slot,
     relay::{self, Carried, Limits},
 };
-use crate::{aside::Aside, trace::passage, tunnels::going};
+use crate::{aside::Aside, metrics::Taken, trace::passage, tunnels::going};
 
 /// How long saying no may take; a neighbour that does not read its answers
 /// has its stream dropped.
@@ -134,6 +134,10 @@ async fn attempt(
 fn admit(tunnel: &Tunnel, connect: &Connect) -> Result<(Slot, Slot, NextHop), Refusal> {
     if tunnel.is_draining() {
         return Err(Refusal::here(RefusedReason::Draining, "this gateway is going away"));
+    }
+    if !tunnel.state.shared.has_memory(Taken::Stream) {
+        let text = "this gateway holds as much memory as it may";
+        return Err(Refusal::here(RefusedReason::Quota, text));
     }
     let quota = |what| move || Refusal::here(RefusedReason::Quota, what);
     let slot = tunnel.quota.stream().ok_or_else(quota("too many open streams"))?;

@@ -49,7 +49,7 @@ use crate::{
         mux::{Limits, Probing, ServerSession},
     },
     metrics::{
-        Direction,
+        Direction, Taken,
         traffic::{self, OpenTcp},
     },
     worker::Worker,
@@ -142,7 +142,8 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
         match accepted {
             Ok((stream, from, place)) => {
                 let via = Via::Tcp(from);
-                let Some(half_open) = enter(&worker, &via) else {
+                let has_memory = worker.shared.has_memory(Taken::Connection);
+                let Some(half_open) = enter(&worker, &via).filter(|_| has_memory) else {
                     abort(stream);
                     continue;
                 };

@@ -119,6 +119,7 @@ async fn admit(
     record.entry.port = Some(asked.port.clone());
     let opaque = asked.protocol == Spoken::Tcp;
     if !opaque {
+        worker.shared.check_memory()?;
         worker.gate.enter().await?;
         codec::get_request(coded, head)
             .map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;

@@ -3,7 +3,7 @@
 
 use std::{fmt, sync::Arc};
 
-use mesh_runtime::clock;
+use mesh_runtime::{clock, memory::limit};
 use mesh_tunnel::Credentials;
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType};
 
@@ -26,6 +26,10 @@ impl Collector for Itself {
             let mut gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             gauge.encode_family(&labels)?.encode_gauge(&value)
         };
+        if let Some(limit) = limit::kept() {
+            let help = "Bytes that it may hold before it takes in nobody new";
+            gauge("isthmus_proxy_memory_limit_bytes", help, limit as f64)?;
+        }
         let now = clock::now_unix().as_secs_f64();
         if let Some(svid) = self.credentials.svid() {
             let end = svid.not_after.as_secs() as f64;

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_core::route::Destination;
-use mesh_tunnel::{Stream, net::Listener};
+use mesh_tunnel::{Stream, listen::abort, net::Listener};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -14,7 +14,7 @@ use crate::{
     app::Shared,
     inbound::door,
     metrics::{
-        Direction,
+        Direction, Taken,
         labels::Labels,
         traffic::{self, OpenTcp},
     },
@@ -57,6 +57,10 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>, purpose: P
                 continue;
             }
         };
+        if !worker.shared.has_memory(Taken::Connection) {
+            abort(stream);
+            continue;
+        }
         let (worker, purpose) = (worker.clone(), purpose.clone());
         worker.shared.drain.clone().spawn_connection(async move {
             let _open = count(&worker.shared);

@@ -78,6 +78,7 @@ pub async fn carry(
         let text = "this proxy is going away; open a new connection";
         return Err(Refusal::new(Reason::Draining, text));
     }
+    worker.shared.check_memory()?;
     worker.gate.enter().await?;
     let decision = Decision::take(worker, destination, Some(&scratch.head)).await?;
     record.entry.route = decision.route().map(|route| route.name.clone());

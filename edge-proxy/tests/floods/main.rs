@@ -19,6 +19,7 @@ mod http1;
 mod http2;
 mod inner;
 mod machine;
+mod memory;
 
 mod stalls;
 mod tunnel;

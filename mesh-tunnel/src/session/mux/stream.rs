@@ -2,6 +2,7 @@
 
 use std::{task::Waker, time::Duration};
 
+use mesh_runtime::memory::limit;
 use tokio::time::Instant;
 
 use super::rope::Rope;
@@ -110,7 +111,7 @@ impl Stream {
     /// quickly; takes the growth from the session's budget.
     pub(super) fn grow(&mut self, budget: &mut u32, now: Instant) {
         let fast = now.duration_since(self.granted_at) < FAST && self.unread.is_empty();
-        if fast && self.window < MAX_WINDOW && *budget >= self.window {
+        if fast && !limit::is_short() && self.window < MAX_WINDOW && *budget >= self.window {
             *budget -= self.window;
             self.window *= 2;
         }

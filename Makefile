@@ -48,14 +48,17 @@ test-observe:
 test-vm:
 	tests/vm/run
 
-# libFuzzer on the stable compiler; the corpus that is committed is replayed
-# first. Without AddressSanitizer: no unsafe code of ours is reached.
+# libFuzzer on the stable compiler, a target for each processor at a time; the
+# corpus that is committed is replayed first. Without AddressSanitizer: no unsafe
+# code of ours is reached.
 fuzz:
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz"; exit 1; }
-	@for target in $(FUZZ_TARGETS); do \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run --dev -s none $$target -- \
-			-max_total_time=$(FUZZ_SECONDS) -max_len=65535 -rss_limit_mb=2048 -print_final_stats=0 || exit 1; \
-	done
+	RUSTC_BOOTSTRAP=1 cargo fuzz build --dev -s none
+	@printf '%s\n' $(FUZZ_TARGETS) | RUSTC_BOOTSTRAP=1 xargs -P $$(nproc) -I {} sh -c \
+		'log=$$(mktemp) && trap "rm -f $$log" EXIT && \
+		if cargo fuzz run --dev -s none {} -- -max_total_time=$(FUZZ_SECONDS) -max_len=65535 \
+			-rss_limit_mb=2048 -print_final_stats=0 >$$log 2>&1; \
+		then echo "fuzz {}: $$(tail -n 1 $$log)"; else cat $$log; exit 255; fi'
 
 soak:
 	cargo build --workspace --bins

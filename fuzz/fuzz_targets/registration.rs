@@ -5,13 +5,13 @@
 use std::sync::LazyLock;
 
 use federation::{
-    authority::{Event, State},
+    authority::State,
     registration::decide_register,
 };
 use libfuzzer_sys::fuzz_target;
 use mesh_api::v1::{
     AuthorityRecord, Grants, NodeJoined, RegistryRequest, Revision, SiteCreated,
-    registry_request::Request,
+    authority_record::Event, registry_request::Request,
 };
 use prost::Message;
 

@@ -21,8 +21,8 @@ pub(crate) fn own_endpoint(
     own().find(|endpoint| Some(&endpoint.id) == named).or_else(|| own().next()).cloned()
 }
 
-/// Asks the policy of `service`; `record` tells what it says. What an audited port would have refused is
-/// told.
+/// Asks the policy of `service`; `record` tells what it says. What an audited
+/// port would have refused is told.
 pub(crate) fn admit(
     worker: &Worker,
     service: &Service,

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     gateway::Sites,
     inner::{Peer, ask},
-    world::{Attack, Pace},
+    world::{Attack, Pace, long},
 };
 
 /// Streams of the tunnel that nobody reads, and what each of them asks for:
@@ -24,9 +24,8 @@ const STALLED: u32 = 16;
 const ANSWERS: u32 = 64;
 /// Answers of a mebibyte that are read before, and at a time meanwhile.
 const READ: u32 = 16;
-/// What is left at least of how fast they are: a stream that waited for another
-/// would have nothing.
-const AS_FAST: f64 = 0.5;
+/// What is left at least, in figures, of how fast they are.
+const AS_FAST: f64 = 0.8;
 
 async fn tunnel(sites: &Sites, transport: LinkTransport) -> Session {
     let door: Arc<str> = sites.door.to_string().into();
@@ -69,7 +68,7 @@ async fn stall(transport: LinkTransport, name: &'static str) {
         unit: "answers of 1 MiB",
         units: 3 * u64::from(READ),
         memory: 48,
-        counted: Some("tcp_open_total"),
+        counted: Some("isthmus_proxy_gateway_tunnels_opened_total"),
         saturated: None,
     };
     let run = async |pace: Arc<Pace>| {
@@ -94,7 +93,10 @@ async fn stall(transport: LinkTransport, name: &'static str) {
         rates.sort_by(f64::total_cmp);
         let beside = rates[rates.len() / 2];
         eprintln!("{name}: {alone:.0} MiB/s alone, {beside:.0} MiB/s beside");
-        assert!(beside >= alone * AS_FAST, "{name}: {beside:.0} MiB/s, alone {alone:.0}");
+        // In the short form it is enough that it does not wait for them.
+        if long().is_some() {
+            assert!(beside >= alone * AS_FAST, "{name}: {beside:.0} MiB/s, alone {alone:.0}");
+        }
         assert_eq!(tunnel.streams(), stalled.len() + 1, "none has ended");
     };
     sites.endure(attack, run).await;

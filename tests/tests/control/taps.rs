@@ -28,6 +28,7 @@ fn entry(status: u16) -> Entry {
         endpoint: None,
         peer: None,
         route: None,
+        decided: None,
         grpc_status: None,
         failure: None,
         reason: None,

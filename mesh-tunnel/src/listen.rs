@@ -103,7 +103,7 @@ impl Door {
             Some(addr) => {
                 let (credentials, allowed) = (&doors.credentials, doors.allowed.clone());
                 let socket = doors.net.udp(addr, true).await?;
-                let socket = Sparing::new(socket, door.clone(), turned_away.clone());
+                let socket = Arc::new(Sparing::new(socket, door.clone(), turned_away.clone()));
                 Some(quic::Acceptor::new(&*doors.net, socket, credentials, allowed)?)
             }
             None => None,

@@ -42,8 +42,8 @@ fn is_of_handshake(datagram: &[u8]) -> bool {
 }
 
 impl Sparing {
-    pub(crate) fn new(inner: Datagrams, budget: Budget, turned_away: Tally) -> Datagrams {
-        Arc::new(Self { inner, budget, turned_away })
+    pub(crate) fn new(inner: Datagrams, budget: Budget, turned_away: Tally) -> Self {
+        Self { inner, budget, turned_away }
     }
 
     /// Whether what was received together, from one source, can be read.

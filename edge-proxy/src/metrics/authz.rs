@@ -43,27 +43,25 @@ impl Authz {
         Self { http_allow, http_deny, tcp_allow: counter(), tcp_deny: counter() }
     }
 
-    fn all(&self) -> [(&'static str, &'static str, &Series<Labels, Counter>); 4] {
-        [
-            ("inbound_http_authz_allow", "Requests that a policy allows", &self.http_allow),
-            ("inbound_http_authz_deny", "Requests that no rule allows", &self.http_deny),
-            ("inbound_tcp_authz_allow", "Connections that a policy allows", &self.tcp_allow),
-            ("inbound_tcp_authz_deny", "Connections that no rule allows", &self.tcp_deny),
-        ]
-    }
-
     /// Shows everything; `registry` has no prefix.
     pub fn register(&self, registry: &mut Registry) {
-        for (name, help, series) in self.all() {
-            registry.register(name, help, series.clone());
-        }
+        let [http_allow, http_deny, tcp_allow, tcp_deny] = self.all().map(Clone::clone);
+        let (allowed, denied) = ("Requests that a policy allows", "Requests that no rule allows");
+        registry.register("inbound_http_authz_allow", allowed, http_allow);
+        registry.register("inbound_http_authz_deny", denied, http_deny);
+        let (allowed, denied) =
+            ("Connections that a policy allows", "Connections that no rule allows");
+        registry.register("inbound_tcp_authz_allow", allowed, tcp_allow);
+        registry.register("inbound_tcp_authz_deny", denied, tcp_deny);
+    }
+
+    fn all(&self) -> [&Series<Labels, Counter>; 4] {
+        [&self.http_allow, &self.http_deny, &self.tcp_allow, &self.tcp_deny]
     }
 
     /// Forgets what nobody uses.
     pub fn sweep(&self, now: Instant) {
-        for (_, _, series) in self.all() {
-            series.sweep(now);
-        }
+        self.all().into_iter().for_each(|series| series.sweep(now));
     }
 
     /// What a call that was decided about is counted in.

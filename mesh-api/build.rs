@@ -1,6 +1,6 @@
 //! Compiles the .proto files with `protox`, so that no `protoc` is needed.
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "isthmus/v1/mesh.proto",
     "isthmus/v1/tunnel.proto",
     "isthmus/v1/identity.proto",
@@ -9,6 +9,7 @@ const FILES: [&str; 8] = [
     "isthmus/v1/authority.proto",
     "isthmus/v1/inner.proto",
     "isthmus/v1/proxy.proto",
+    "spiffe/workload.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

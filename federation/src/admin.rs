@@ -518,7 +518,7 @@ mod tests {
         assert_eq!(admitted(&by("bob"), Call::Read), Err("role_missing".into()));
 
         // Nobody is local who has come with a certificate, or with nothing.
-        let local = Some(UnixPeer { uid: 7, gid: 7, pid: None });
+        let local = Some(UnixPeer { uid: 7, gid: 7, pid: None, accepted: Duration::ZERO });
         let mut request = Request::new(());
         assert!(admitted(&request, Call::Read).is_err());
         request.extensions_mut().insert(local);

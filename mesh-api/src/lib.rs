@@ -18,6 +18,17 @@ pub mod v1 {
     tonic::include_proto!("isthmus.v1");
 }
 
+/// The SPIFFE Workload API.
+#[allow(
+    unreachable_pub,
+    clippy::all,
+    missing_docs,
+    reason = "generated from proto/spiffe/workload.proto, which has no package"
+)]
+pub mod spiffe {
+    tonic::include_proto!("_");
+}
+
 /// ALPN of a tunnel; both sides present certificates.
 pub const ALPN_TUNNEL: &[u8] = b"isthmus-tunnel/1";
 /// ALPN of the door for those who have no certificate yet.

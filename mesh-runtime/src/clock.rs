@@ -55,6 +55,14 @@ pub fn utc(unix_s: u64) -> String {
     )
 }
 
+/// What `/proc` counts the starts of processes by; goes on while a machine
+/// sleeps.
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let nanoseconds = u32::try_from(now.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), nanoseconds)
+}
+
 /// The clock to wait and measure by.
 pub fn monotonic() -> tokio::time::Instant {
     tokio::time::Instant::now()

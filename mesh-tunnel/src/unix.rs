@@ -45,6 +45,9 @@ pub struct UnixPeer {
     pub gid: u32,
     /// Process, if it can be named in our namespace.
     pub pid: Option<i32>,
+    /// When it was accepted, after boot: a process that began later has only
+    /// got its number.
+    pub accepted: Duration,
 }
 
 /// Accepts on a Unix socket.
@@ -58,7 +61,8 @@ impl LocalListener for UnixListener {
         Box::pin(async move {
             let (stream, _) = UnixListener::accept(self).await?;
             let peer = stream.peer_cred()?;
-            let peer = UnixPeer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
+            let accepted = mesh_runtime::clock::since_boot();
+            let peer = UnixPeer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid(), accepted };
             Ok((Box::new(stream) as Stream, peer))
         })
     }

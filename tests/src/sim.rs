@@ -176,7 +176,7 @@ impl LocalListener for SimUnix {
     fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, UnixPeer)>> {
         Box::pin(async move {
             let (stream, _) = self.0.accept().await?;
-            Ok((stream, UnixPeer { uid: 0, gid: 0, pid: None }))
+            Ok((stream, UnixPeer { uid: 0, gid: 0, pid: None, accepted: Duration::ZERO }))
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     node::{InvalidNode, Node},
     services::Services,
     state::{StateDir, StateError},
+    workload::Workload,
 };
 
 /// Everything that is shared.
@@ -44,6 +45,8 @@ pub struct Agent {
     pub membership: watch::Sender<Membership>,
     /// Whether the site is reached; written by `uplink`.
     pub uplink: watch::Sender<Uplink>,
+    /// What programs of this machine get over the Workload API.
+    pub workload: Workload,
     /// Held while joining or leaving.
     pub changing: Mutex<()>,
     /// How to say goodbye; set before the drain starts.
@@ -111,6 +114,11 @@ impl Member {
     /// The newest state of the identity.
     pub fn node(&self) -> Arc<Node> {
         self.node.borrow().clone()
+    }
+
+    /// Wakes when the identity, or whom the site believes, has changed.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Node>> {
+        self.node.subscribe()
     }
 
     /// Keeps a renewed identity and uses it from the next handshake on. What

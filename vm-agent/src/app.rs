@@ -23,13 +23,14 @@ use tonic::transport::Server;
 
 use crate::{
     agent::{Agent, Farewell, Membership, Uplink},
-    api::{identity::Identity, operator::Operator},
+    api::{identity::Identity, operator::Operator, workload::WorkloadApi},
     config::Config,
     machine::{self, Machine},
     metrics,
     services::{self, Services},
     state::{StateDir, StateError},
     uplink,
+    workload::{self, Workload},
 };
 
 /// How long an agent that stops may take to say goodbye.
@@ -85,6 +86,8 @@ impl App {
         let operator = operator.map_err(StartError::Socket)?;
         let identity = net.bind_unix(&config.identity_socket(), 0o666).await;
         let identity = identity.map_err(StartError::Socket)?;
+        let workload = net.bind_unix(&config.workload_socket(), 0o666).await;
+        let workload = workload.map_err(StartError::Socket)?;
         let admin = bind_admin(&config).await?;
         let agent = Arc::new(Agent {
             config,
@@ -97,25 +100,27 @@ impl App {
             registrations: watch::Sender::default(),
             membership: watch::Sender::new(membership),
             uplink: watch::Sender::new(Uplink::default()),
+            workload: Workload::default(),
             changing: Mutex::new(()),
             farewell: OnceLock::new(),
         });
         let admin_addr = admin.as_ref().and_then(|listener| listener.local_addr().ok());
         let app = Self { agent, admin: admin_addr, drain };
-        app.spawn(operator, identity, admin);
+        app.spawn([operator, identity, workload], admin);
         Ok(app)
     }
 
     fn spawn(
         &self,
-        operator: Box<dyn LocalListener>,
-        identity: Box<dyn LocalListener>,
+        [operator, identity, workload]: [Box<dyn LocalListener>; 3],
         admin: Option<TcpListener>,
     ) {
         let (agent, drain) = (&self.agent, &self.drain);
         let operator_server = Operator::server(agent.clone(), drain.clone());
         drain.spawn(serve(operator, operator_server, drain.clone()));
         drain.spawn(serve(identity, Identity::server(agent.clone()), drain.clone()));
+        drain.spawn(serve(workload, WorkloadApi::server(agent.clone()), drain.clone()));
+        self.spawn_vital("workload", renew_workload(agent.clone(), drain.clone()));
         self.spawn_vital("uplink", uplink::run(agent.clone(), drain.clone()));
         self.spawn_vital("services", follow_services(agent.clone(), drain.clone()));
         let readiness = Readiness::new();
@@ -164,6 +169,13 @@ async fn follow_services(agent: Arc<Agent>, drain: Drain) {
     let dir = &agent.config.services;
     tokio::select! {
         () = services::watch::run(dir, &agent.net, &agent.services, &agent.look) => {}
+        () = drain.draining() => {}
+    }
+}
+
+async fn renew_workload(agent: Arc<Agent>, drain: Drain) {
+    tokio::select! {
+        () = workload::run(&agent) => {}
         () = drain.draining() => {}
     }
 }

@@ -12,6 +12,8 @@ use mesh_core::address::{self, Place};
 use mesh_runtime::config::{self, ConfigError, HumanDuration};
 use serde::Deserialize;
 
+use crate::attest::Selector;
+
 /// Read when `--config` is not given, if it exists.
 pub const DEFAULT_FILE: &str = "/etc/isthmus/agent.yaml";
 /// Who runs the proxy of this machine, as the packages install it: node or
@@ -63,6 +65,7 @@ struct ConfigFile {
     identity_users: Option<Vec<String>>,
     machine_id_file: Option<PathBuf>,
     renew_after: Option<HumanDuration>,
+    workload_api: Vec<Selector>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -97,6 +100,9 @@ pub struct Config {
     pub machine_id_file: PathBuf,
     /// Age at which the node's certificate is renewed.
     pub renew_after: Duration,
+    /// Who gets this machine's identity over the SPIFFE Workload API; nobody by
+    /// default.
+    pub workload_api: Vec<Selector>,
 }
 
 /// A node certificate lives 30 days; renewing daily leaves 29 for repairs.
@@ -142,6 +148,7 @@ impl Config {
                 .unwrap_or_else(|| PACKAGED_USERS.map(String::from).into()),
             machine_id_file: file.machine_id_file.unwrap_or_else(|| "/etc/machine-id".into()),
             renew_after: file.renew_after.map_or(RENEW_AFTER, Into::into),
+            workload_api: file.workload_api,
         };
         config.check(name)?;
         Ok(config)
@@ -162,6 +169,10 @@ impl Config {
                 return Err(ConfigError::meaning(file, key, problem));
             }
         }
+        if self.workload_api.iter().any(Selector::is_empty) {
+            let problem = "an entry without `unit`, `user` or `group` would be everybody";
+            return Err(ConfigError::meaning(file, "workload_api", problem));
+        }
         if !(MIN_RENEW_AFTER..=MAX_RENEW_AFTER).contains(&self.renew_after) {
             let problem = "must be 1s to 15d: a node certificate lives 30 days";
             return Err(ConfigError::meaning(file, "renew_after", problem));
@@ -172,6 +183,11 @@ impl Config {
     /// The door of `meshctl`.
     pub fn agent_socket(&self) -> PathBuf {
         self.run.join("agent.sock")
+    }
+
+    /// The door of programs that speak the SPIFFE Workload API.
+    pub fn workload_socket(&self) -> PathBuf {
+        self.run.join("workload.sock")
     }
 
     /// The door of this machine's proxy.
@@ -224,6 +240,8 @@ mod tests {
             ("advertise: 169.254.169.254:80\n", "agent.yaml: advertise: ", "link-local"),
             ("locality: { zone: 'a b' }\n", "agent.yaml: locality.zone: ", "printable"),
             ("renew_after: 40d\n", "agent.yaml: renew_after: ", "30 days"),
+            ("workload_api: [{}]\n", "agent.yaml: workload_api: ", "everybody"),
+            ("workload_api: [{ unti: a }]\n", "agent.yaml:1:", "did you mean `unit`?"),
             ("renew_after: 1ms\n", "agent.yaml: renew_after: ", "1s to 15d"),
         ];
         for (text, place, remedy) in cases {

@@ -12,6 +12,8 @@
 //!   [`renew`] and [`session`] run in it.
 //! - [`services`]: the files that describe this machine's services, and their
 //!   health; [`ledger`]: what the site knows of them.
+//! - [`workload`]: the certificate for programs that speak the Workload API, and
+//!   [`attest`]: which programs those are.
 //! - [`api`]: what is served on the Unix sockets; [`metrics`]: what is told
 //!   to Prometheus.
 //!
@@ -20,6 +22,7 @@
 pub mod agent;
 pub mod api;
 pub mod app;
+pub mod attest;
 pub mod config;
 pub mod join;
 pub mod ledger;
@@ -31,3 +34,4 @@ pub mod services;
 pub mod session;
 pub mod state;
 pub mod uplink;
+pub mod workload;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod played;
+mod workload_api;
 
 use std::{
     collections::BTreeSet,
@@ -60,6 +61,7 @@ fn config(dir: &Path) -> Config {
         region: "eu".into(),
         zone: String::new(),
         identity_uids: Vec::new(),
+        workload_api: Vec::new(),
         identity_users: Vec::new(),
         machine_id_file,
         renew_after: Duration::from_secs(3600),

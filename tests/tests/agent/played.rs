@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{Stream, StreamExt, stream};
@@ -21,6 +22,8 @@ use tokio::sync::{Mutex, mpsc};
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use super::NODE;
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Federation's registry: passes on what is asked, answers yes; after hello it
 /// tells this, unasked.
@@ -72,6 +75,8 @@ pub(crate) struct Identities {
     pub(crate) ca: Ca,
     pub(crate) refusal: Mutex<Option<&'static str>>,
     pub(crate) renewals: AtomicUsize,
+    /// Of workloads' certificates.
+    pub(crate) lifetime: Mutex<Duration>,
 }
 
 impl Identities {
@@ -79,13 +84,14 @@ impl Identities {
         &self,
         csr: &[u8],
         id: SpiffeId,
+        lifetime: Duration,
     ) -> Result<Response<v1::IssuedCertificate>, Status> {
         if let Some(refusal) = *self.refusal.lock().await {
             return Err(Status::failed_precondition(refusal));
         }
         let node: NodeId = NODE.parse().unwrap();
         Ok(Response::new(v1::IssuedCertificate {
-            chain: self.ca.certify(csr, &id, Some(&node)),
+            chain: self.ca.certify_for(csr, &id, Some(&node), lifetime),
             bundles: vec![(&self.ca.bundle()).into()],
             not_after_unix_s: 0,
             gateways: vec![v1::Gateway {
@@ -108,7 +114,7 @@ impl node_identity_server::NodeIdentity for Served {
     ) -> Result<Response<v1::IssuedCertificate>, Status> {
         self.0.renewals.fetch_add(1, Ordering::Relaxed);
         let id = SpiffeId::node(&self.0.ca.trust_domain, &NODE.parse().unwrap());
-        self.0.certify(&request.into_inner().csr, id).await
+        self.0.certify(&request.into_inner().csr, id, DAY).await
     }
 
     async fn issue_workload(
@@ -118,7 +124,8 @@ impl node_identity_server::NodeIdentity for Served {
         let request = request.into_inner();
         let domain = &self.0.ca.trust_domain;
         let id = SpiffeId::workload(domain, &request.namespace, &request.account).unwrap();
-        self.0.certify(&request.csr, id).await
+        let lifetime = *self.0.lifetime.lock().await;
+        self.0.certify(&request.csr, id, lifetime).await
     }
 
     async fn leave_node(
@@ -130,8 +137,12 @@ impl node_identity_server::NodeIdentity for Served {
 }
 
 pub(crate) async fn serve_identities(dir: &Path, ca: Ca) -> (Arc<Identities>, Channel) {
-    let identities =
-        Arc::new(Identities { ca, refusal: Mutex::default(), renewals: AtomicUsize::new(0) });
+    let identities = Arc::new(Identities {
+        ca,
+        refusal: Mutex::default(),
+        renewals: AtomicUsize::new(0),
+        lifetime: Mutex::new(DAY),
+    });
     let path = dir.join("federation.sock");
     let listener = process::bind_unix(&path, 0o600).await.unwrap();
     let service = node_identity_server::NodeIdentityServer::new(Served(identities.clone()));

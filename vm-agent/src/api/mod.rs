@@ -2,6 +2,7 @@
 
 pub mod identity;
 pub mod operator;
+pub mod workload;
 
 use std::{collections::BTreeSet, fmt};
 

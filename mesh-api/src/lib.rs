@@ -22,6 +22,7 @@ pub mod v1 {
 #[allow(
     unreachable_pub,
     clippy::all,
+    clippy::too_many_lines,
     missing_docs,
     reason = "generated from proto/spiffe/workload.proto, which has no package"
 )]

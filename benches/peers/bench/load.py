@@ -6,8 +6,9 @@ import os
 import re
 import socket
 import subprocess
+import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import exchanges
 from .process import FILES, Process
@@ -205,6 +206,71 @@ class Paced(H2load):
         return outcome
 
 
+class Overload(H2load):
+    """As much as can be answered, then twice that at a fixed rate. Who is
+    refused, or not answered while it lasts, is no unit."""
+
+    # Until what was opened in a burst goes its way, and before it ends, in seconds.
+    SETTLE, REST = 1.5, 0.5
+
+    def __init__(self, core, headers):
+        super().__init__(core, headers)
+        self.headers = headers
+
+    def body(self):
+        return []
+
+    def probe(self, row, address, host):
+        ask(address, host)
+
+    def drive(self, row, address, host, seconds):
+        return self.window(row, address, host, seconds, lambda: None)
+
+    def window(self, row, address, host, seconds, look, rate=0):
+        """`look` is called at the beginning and the end of what is counted."""
+        log = os.path.abspath("overload.log")
+        connections, streams = row.excess if rate else (row.connections, row.streams)
+        whole = round(self.SETTLE + seconds + self.REST)
+        amount = ["-c", str(connections), "-D", str(whole), f"--log-file={log}"]
+        if rate:
+            amount += ["--rps", str(rate / connections)]
+        command = self.command(replace(row, streams=streams), address, host, amount)
+        if row.streams == 1:
+            command.append("--h1")
+        ended = threading.Thread(target=run, args=(self.core, command, whole), daemon=True)
+        ended.start()
+        time.sleep(self.SETTLE)
+        look()
+        begin = time.time()
+        time.sleep(seconds)
+        look()
+        end = time.time()
+        ended.join()
+        try:
+            with open(log) as file:
+                return good(file, begin, end)
+        finally:
+            os.unlink(log)
+
+
+def good(log, begin, end):
+    """Of h2load's log: what was answered between two times, and how late."""
+    times, refused = [], 0
+    for line in log:
+        started, status, took = line.split()[:3]
+        if not begin <= (int(started) + int(took)) / 1e6 < end:
+            continue
+        if status == "200":
+            times.append(int(took) / 1000)
+        else:
+            refused += 1
+    if not times:
+        raise LoadFailed("no good answer")
+    times.sort()
+    latencies = {f"p{percent}": times[len(times) * percent // 100] for percent in (50, 99)}
+    return Outcome(len(times), refused, end - begin, latencies)
+
+
 class Requests:
     """HTTP/1.1, a number of requests at once, a connection for each."""
 
@@ -273,7 +339,7 @@ class Iperf3:
 
 
 LOADS = {"wrk": Wrk, "wrk-close": WrkClose, "h2load": H2load, "paced": Paced, "iperf3": Iperf3, "idle": Wrk,
-         "requests": Requests, "requests-kept": KeptRequests}
+         "overload": Overload, "requests": Requests, "requests-kept": KeptRequests}
 
 
 def run(core, command, seconds, fails=False):

@@ -84,6 +84,8 @@ def print_row(one):
         errors = sum(values(entry, "errors"))
         if errors:
             print(f"  {label:18}{errors} requests failed: these figures do not count")
+        if values(entry, "goodput"):
+            print(f"  {label:18}" + goodput(entry["runs"]))
     for line in verdicts(one):
         print("  " + line)
 
@@ -105,6 +107,15 @@ def figures(entry, reference):
     return (f"{number(low):>8}{number(middle):>8}{spread:>8}{ratio:>14}   {split:44}"
             f"{number(user):>7}{number(rate):>9}{'/'.join(number(value) for value in latencies) or '–':>13}"
             f"{percent(median(values(entry, 'core_used'))):>6}{percent(median(values(entry, 'core_others'))):>7}")
+
+
+def goodput(runs):
+    """Of good answers, at twice the peak."""
+    peak = {key: median([run["peak_latency_ms"][key] for run in runs]) for key in ("p50", "p99")}
+    at = {key: median([run[key] for run in runs]) for key in ("goodput", "value", "peak_rate", "refused")}
+    return (f"goodput {percent(at['goodput'])} of the peak, for each CPU second {percent(1 / at['value'])}; "
+            f"{number(at['refused'])} refused/s; peak {number(at['peak_rate'])}/s, "
+            f"{number(peak['p50'])}/{number(peak['p99'])} ms")
 
 
 def short(role):
@@ -136,7 +147,8 @@ def verdicts(one):
                 yield name + against(goal.ratio, entry, measured, peers)
         for key, limit in goals.limits if goals else ():
             worst = max(values(entry, key))
-            yield f"{name}goal ≤ {limit} MiB at {key}: {worst:.1f} {met(worst <= limit)}"
+            unit = goals.unit if key == "value" else f"{goals.unit} at {key}"
+            yield f"{name}goal ≤ {limit:.3g} {unit}: {worst:.3g} {met(worst <= limit)}"
         yield from across(one, label, entry, measured)
 
 

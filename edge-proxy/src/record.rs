@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use mesh_core::{
     Endpoint, Reason, ServiceName,
     message::{Fields, RequestHead},
+    route::Destination,
 };
 use mesh_runtime::clock;
 use prometheus_client::metrics::gauge::Gauge;
@@ -58,11 +59,41 @@ impl Drop for Open {
     }
 }
 
+/// When a request has come, which may have waited since.
+#[derive(Debug, Clone, Copy)]
+pub struct Came {
+    /// By the clock that goes on.
+    pub at: Instant,
+    time: Duration,
+}
+
+impl Came {
+    /// Just now.
+    pub fn now() -> Self {
+        Self { at: clock::monotonic(), time: clock::now_unix() }
+    }
+
+    /// At another time.
+    pub fn at(at: Instant) -> Self {
+        Self { at, time: clock::now_unix().saturating_sub(at.elapsed()) }
+    }
+}
+
 impl Record {
     /// It begins now.
     pub fn new(worker: &Arc<Worker>, direction: Direction, protocol: &'static str) -> Self {
+        Self::since(Came::now(), worker, direction, protocol)
+    }
+
+    /// It has begun when the request came.
+    pub fn since(
+        came: Came,
+        worker: &Arc<Worker>,
+        direction: Direction,
+        protocol: &'static str,
+    ) -> Self {
         let entry = Entry {
-            time: clock::now_unix(),
+            time: came.time,
             direction,
             protocol,
             service: None,
@@ -84,8 +115,7 @@ impl Record {
             connection: None,
             attempts: 1,
         };
-        let started = clock::monotonic();
-        let worker = worker.clone();
+        let (started, worker) = (came.at, worker.clone());
         Self { entry, worker, started, answered: None, open: None, span: None, passing: None }
     }
 
@@ -110,6 +140,12 @@ impl Record {
         {
             counter.inc();
         }
+    }
+
+    /// What it goes to, before any rule.
+    pub fn wants(&mut self, destination: &Destination) {
+        self.entry.service = Some(destination.service.clone());
+        self.entry.port = Some(destination.port.clone());
     }
 
     /// The head of a response is there.

@@ -73,7 +73,7 @@ pub struct Worker {
     /// Time for their handshakes.
     pub handshakes: Budget,
     /// Where requests begin.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     view: Mutex<Option<Arc<View>>>,
     /// Tells it from the workers of other machines where they are not known.
     seed: u64,
@@ -158,7 +158,7 @@ impl Worker {
             half_open: Places::new(MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE),
             door: Budget::of_door(&**net),
             handshakes: Budget::of_handshakes(&**net),
-            gate: Gate::default(),
+            gate: Arc::default(),
             view: Mutex::default(),
             seed: rand::random(),
         })

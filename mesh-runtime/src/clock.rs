@@ -68,6 +68,12 @@ pub fn monotonic() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }
 
+/// What the calling thread has had of its processor's time.
+pub fn thread_cpu() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(used).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

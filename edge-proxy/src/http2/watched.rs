@@ -13,61 +13,29 @@ use std::{
 use mesh_runtime::clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::frames::{CONTINUATION, DATA, Frames, HEADERS};
 use crate::{idle_frames::Allowance, outbound::sniff::PREFACE};
-
-const HEADER: usize = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
 
 /// A connection whose frames are counted.
 #[derive(Debug)]
 pub struct Watched<S> {
     io: S,
-    read: Scanner,
-    written: Scanner,
+    read: Frames,
+    written: Frames,
     allowance: Allowance,
 }
 
-/// Finds the headers of frames in bytes that go by.
-#[derive(Debug)]
-struct Scanner {
-    header: [u8; HEADER],
-    filled: usize,
-    /// Bytes to pass over.
-    skip: usize,
-}
-
-impl Scanner {
-    fn after(preface: usize) -> Self {
-        Self { header: [0; HEADER], filled: 0, skip: preface }
-    }
-
-    /// Of the frames that begin in `bytes`: how many carry something, and how
-    /// many do not.
-    fn scan(&mut self, mut bytes: &[u8]) -> (u32, u32) {
-        let (mut useful, mut idle) = (0, 0);
-        while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            bytes = &bytes[skipped..];
-            let taken = (HEADER - self.filled).min(bytes.len());
-            self.header[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
-            self.filled += taken;
-            bytes = &bytes[taken..];
-            if self.filled < HEADER {
-                continue;
-            }
-            self.filled = 0;
-            let [a, b, c, kind, ..] = self.header;
-            self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-            match kind {
-                DATA | HEADERS | CONTINUATION if self.skip > 0 => useful += 1,
-                _ => idle += 1,
-            }
+/// Of the frames that begin in `bytes`: how many carry something, and how many
+/// do not.
+fn count(frames: &mut Frames, mut bytes: &[u8]) -> (u32, u32) {
+    let (mut useful, mut idle) = (0, 0);
+    while let Some(kind) = frames.next(&mut bytes) {
+        match kind {
+            DATA | HEADERS | CONTINUATION if !frames.is_empty() => useful += 1,
+            _ => idle += 1,
         }
-        (useful, idle)
     }
+    (useful, idle)
 }
 
 impl<S> Watched<S> {
@@ -75,14 +43,14 @@ impl<S> Watched<S> {
     pub fn new(io: S) -> Self {
         Self {
             io,
-            read: Scanner::after(PREFACE.len()),
-            written: Scanner::after(0),
+            read: Frames::after(PREFACE.len()),
+            written: Frames::after(0),
             allowance: Allowance::new(clock::monotonic()),
         }
     }
 
     fn note_read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let (useful, idle) = self.read.scan(bytes);
+        let (useful, idle) = count(&mut self.read, bytes);
         self.allowance.earn(useful);
         if self.allowance.is_exceeded(idle, clock::monotonic) {
             let text = "the client sends frames that carry nothing";
@@ -92,7 +60,7 @@ impl<S> Watched<S> {
     }
 
     fn note_written(&mut self, bytes: &[u8]) {
-        let (useful, _) = self.written.scan(bytes);
+        let (useful, _) = count(&mut self.written, bytes);
         self.allowance.earn(useful);
     }
 }
@@ -150,23 +118,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn frame(kind: u8, payload: usize) -> Vec<u8> {
-        let [.., a, b, c] = payload.to_be_bytes();
-        let mut frame = vec![a, b, c, kind, 0, 0, 0, 0, 1];
-        frame.resize(HEADER + payload, 7);
-        frame
-    }
+    use super::{super::frames::tests::frame, *};
 
     #[test]
     fn frames_are_told_apart_however_their_bytes_come() {
         let frames = [(DATA, 20_000), (DATA, 0), (HEADERS, 30), (6, 8), (4, 0), (CONTINUATION, 0)];
         let bytes: Vec<u8> = frames.iter().flat_map(|(kind, n)| frame(*kind, *n)).collect();
         for size in [1, 7, 9, 10, 4096, bytes.len()] {
-            let mut scanner = Scanner::after(PREFACE.len());
+            let mut frames_seen = Frames::after(PREFACE.len());
             let said = [PREFACE, &bytes].concat();
-            let counted = said.chunks(size).map(|piece| scanner.scan(piece));
+            let counted = said.chunks(size).map(|piece| count(&mut frames_seen, piece));
             let sum = counted.fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
             assert_eq!(sum, (2, 4), "{size}");
         }

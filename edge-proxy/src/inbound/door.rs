@@ -142,8 +142,7 @@ async fn admit(
     record: &mut Record,
 ) -> Result<Admitted, Refusal> {
     let Destination { service: name, port } = destination;
-    record.entry.service = Some(name.clone());
-    record.entry.port = Some(port.clone());
+    record.wants(destination);
     record.entry.path_kind = "plaintext";
     if worker.shared.drain.is_draining() {
         let text = "this proxy is going away; open a new connection";

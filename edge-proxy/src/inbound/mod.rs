@@ -1,5 +1,6 @@
 //! From the mesh to the application. In reading order:
 //! - this page: accepting, inner TLS, the session of one caller.
+//! - [`line`]: streams that wait for their turn.
 //! - [`request`]: one stream: which own endpoint, whether the caller may, and
 //!   the answer.
 //! - [`guard`]: whether the caller may, and for how long.
@@ -14,10 +15,12 @@ mod app;
 pub(crate) mod door;
 pub(crate) mod guard;
 pub mod limits;
+mod line;
 pub mod request;
 mod stream;
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
@@ -39,6 +42,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout_at,
 };
+
+use line::Line;
 
 use crate::{
     access_log::Entry,
@@ -308,10 +313,12 @@ async fn serve_session(
             guardian.cut();
         })
         .with(async { guardian.keep_proving(standing).await });
+    let mut line = Line::new(worker, caller.clone());
     loop {
         let opened = tokio::select! {
             biased;
             () = aside.next() => continue,
+            () = poll_fn(|cx| line.poll(cx)), if !line.is_empty() => continue,
             opened = session.accept() => opened,
         };
         let Some(opened) = opened else {
@@ -320,8 +327,7 @@ async fn serve_session(
             }
             return;
         };
-        // Large, and moved often on its way to becoming a task.
-        drain.spawn(Box::pin(request::serve(worker.clone(), caller.clone(), opened)));
+        line.add(opened);
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
     inner::mux::{HeadKind, MAX_INFORMATIONAL, Opened, Spoken, Target},
     metrics::Direction,
     outbound::deadline,
-    record::Record,
+    record::{Came, Record},
     refusal::Refusal,
     scratch::Scratch,
     worker::Worker,
@@ -56,17 +56,30 @@ impl Admitted {
 /// A refusal, and whom it is for.
 type Refused = (Refusal, CallerStream);
 
-/// Answers one stream in any case.
-pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, opened: Opened) {
+/// Answers one stream in any case, when its `turn` has come: `None` if it is
+/// not wanted any more.
+pub async fn serve(
+    worker: Arc<Worker>,
+    caller: Arc<Caller>,
+    opened: Opened,
+    came: Came,
+    turn: Option<Result<(), Refusal>>,
+) {
     let Opened { target, head: coded, exchange, .. } = opened;
-    let mut record = Record::new(&worker, Direction::Inbound, target.protocol.as_str());
+    let mut record = Record::since(came, &worker, Direction::Inbound, target.protocol.as_str());
     record.entry.peer = Some(caller.peer.id.clone());
     record.entry.path_kind = caller.path_kind;
     record.entry.connection = target.connection.clone().or_else(|| caller.connection.clone());
+    record.entry.service = Some(target.service.clone());
+    record.entry.port = Some(target.port.clone());
+    let Some(turn) = turn else { return record.failed(Reason::UpstreamReset) };
     let stream = CallerStream::new(exchange);
     let mut scratch = worker.scratch.take();
-    let admitted = admit(&worker, &caller, &target, &coded, &mut scratch.head, &mut record);
-    let served = match admitted.await {
+    let admitted = match turn {
+        Ok(()) => admit(&worker, &caller, &target, &coded, &mut scratch.head, &mut record).await,
+        Err(refusal) => Err(refusal),
+    };
+    let served = match admitted {
         Ok(admitted) => forward(&worker, &admitted, stream, &mut scratch, &mut record).await,
         Err(refusal) => Err((refusal, stream)),
     };
@@ -115,12 +128,9 @@ async fn admit(
     head: &mut RequestHead,
     record: &mut Record,
 ) -> Result<Admitted, Refusal> {
-    record.entry.service = Some(asked.service.clone());
-    record.entry.port = Some(asked.port.clone());
     let opaque = asked.protocol == Spoken::Tcp;
     if !opaque {
         worker.shared.check_memory()?;
-        worker.gate.enter().await?;
         codec::get_request(coded, head)
             .map_err(|error| Refusal::new(Reason::BadRequest, error.to_string()))?;
         record.asks(head);

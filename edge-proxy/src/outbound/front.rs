@@ -86,6 +86,22 @@ impl Toward {
     }
 }
 
+/// Whether a request may begin, at its turn.
+fn may_begin(
+    worker: &Worker,
+    destination: &Destination,
+    turn: Result<(), Refusal>,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    record.wants(destination);
+    if worker.shared.drain.is_draining() {
+        let text = "this proxy is going away; open a new connection";
+        return Err(Refusal::new(Reason::Draining, text));
+    }
+    worker.shared.check_memory()?;
+    turn
+}
+
 /// Serves a connection that must be HTTP.
 pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream: Stream) {
     let conn = http1::Conn::new(worker, stream);

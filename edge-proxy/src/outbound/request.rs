@@ -72,14 +72,6 @@ pub async fn carry(
     client: Client<'_>,
     record: &mut Record,
 ) -> Result<Outcome, Refusal> {
-    record.entry.service = Some(destination.service.clone());
-    record.entry.port = Some(destination.port.clone());
-    if worker.shared.drain.is_draining() {
-        let text = "this proxy is going away; open a new connection";
-        return Err(Refusal::new(Reason::Draining, text));
-    }
-    worker.shared.check_memory()?;
-    worker.gate.enter().await?;
     let decision = Decision::take(worker, destination, Some(&scratch.head)).await?;
     record.entry.route = decision.route().map(|route| route.name.clone());
     if let Some(fault) = decision.route().and_then(|route| route.fault.as_ref()) {

@@ -26,7 +26,7 @@ use mesh_tunnel::Stream;
 use super::{
     HEAD_TIMEOUT, Toward,
     ending::{Ending, Patience},
-    inside, with_read,
+    inside, may_begin, with_read,
 };
 use crate::{
     http1::{BadMessage, Body, ConnError, Limits, Peer, Request, ServerConn},
@@ -38,7 +38,7 @@ use crate::{
         port,
         request::{Client, Forwarded, Outcome},
     },
-    record::Record,
+    record::{Came, Record},
     refusal::Refusal,
     scratch::Scratch,
     worker::Worker,
@@ -200,13 +200,32 @@ async fn requests(worker: &Arc<Worker>, toward: &Toward, client: IpAddr, conn: &
             Next::None => return After::Close,
             Next::Gone => return After::Abort,
         };
-        // Boxed: an idle connection does not keep room for it.
+        let came = Came::now();
+        let turn = turn(worker, conn, came, &scratch.head.method).await;
+        // Boxed: a connection that is idle or waits does not keep room for it.
         let exchange = Exchange { worker, toward, client, conn };
-        let after = Box::pin(exchange.answer(&request, &mut scratch)).await;
+        let after = Box::pin(exchange.answer(&request, &mut scratch, came, turn)).await;
         worker.scratch.give(scratch);
         if !matches!(after, After::Next) {
             return after;
         }
+    }
+}
+
+/// Waits for the turn of a request; `None` if its client has gone.
+async fn turn(
+    worker: &Worker,
+    conn: &Conn,
+    came: Came,
+    method: &Method,
+) -> Option<Result<(), Refusal>> {
+    if *method == Method::CONNECT {
+        return Some(Ok(()));
+    }
+    tokio::select! {
+        biased;
+        turn = worker.gate.enter(None, came.at) => Some(turn),
+        () = conn.gone() => None,
     }
 }
 
@@ -307,10 +326,17 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Answers one request in any case.
-    async fn answer(self, request: &Request, scratch: &mut Scratch) -> After {
-        let mut record = Record::new(self.worker, self.toward.direction(), "http1");
+    async fn answer(
+        self,
+        request: &Request,
+        scratch: &mut Scratch,
+        came: Came,
+        turn: Option<Result<(), Refusal>>,
+    ) -> After {
+        let mut record = Record::since(came, self.worker, self.toward.direction(), "http1");
         record.entry.client = Some(self.client);
         record.asks(&mut scratch.head);
+        let Some(turn) = turn else { return After::Abort };
         let grpc = scratch.head.is_grpc();
         let destination = match self.toward.destination(self.worker, &scratch.head) {
             Ok(destination) => destination,
@@ -327,6 +353,10 @@ impl Exchange<'_> {
                     After::Next
                 }
             };
+        }
+        if let Err(refusal) = may_begin(self.worker, &destination, turn, &mut record) {
+            refuse(self.conn, &refusal, grpc, &mut record);
+            return After::Next;
         }
         let upgrade = request.upgrade && hop::offers_tunnel(&scratch.head.fields);
         let client = Client { http2: false, upgrade, early: Early::Client(self.conn) };

@@ -1,7 +1,13 @@
 //! Clients that send many requests at once.
 
 use std::{
-    convert::Infallible, error::Error as _, future::Future, io, net::IpAddr, sync::Arc,
+    convert::Infallible,
+    error::Error as _,
+    future::{Future, poll_fn},
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,11 +19,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::{Reason, carriage::Carriage, message::ResponseHead, route::Destination};
 use mesh_runtime::drain::Drain;
 use mesh_tunnel::Stream;
+use tokio::time::Instant;
 
-use super::{Toward, inside};
+use super::{Toward, inside, may_begin};
 use crate::{
+    gate::lane::Lane,
     http2::{
-        CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW,
+        CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, held::Held,
         unsent::Unsent, watched::Watched,
     },
     outbound::{
@@ -27,7 +35,7 @@ use crate::{
         request::{Client, Forwarded, Outcome},
     },
     prefixed::UpgradedIo,
-    record::Record,
+    record::{Came, Record},
     refusal::Refusal,
     scratch::Scratch,
     worker::Worker,
@@ -40,14 +48,17 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream: Stream) {
     let drain = worker.shared.drain.clone();
     let patience = worker.shared.config.drain_timeout;
-    let caller = Caller { toward, address: client, unsent: Unsent::default() };
+    let lane = Arc::new(Lane::default());
+    let caller = Caller { toward, address: client, unsent: Unsent::default(), lane: lane.clone() };
     // Boxed: hyper moves it more than once.
-    let service = service_fn(|request| Box::pin(answer(worker.clone(), caller.clone(), request)));
-    let stream = TokioIo::new(Watched::new(stream));
-    let connection = server(&drain).serve_connection(stream, service);
+    let service = service_fn(|request| {
+        Box::pin(in_turn(worker.clone(), caller.clone(), caller.lane.since(), request))
+    });
+    let stream = Held::new(Watched::new(stream), worker.gate.clone(), lane.clone());
+    let connection = server(&drain).serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = serving(&lane, connection.as_mut()) => ended,
         () = drain.closing() => {
             connection.as_mut().graceful_shutdown();
             let late = async {
@@ -55,7 +66,7 @@ pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream:
                 tokio::time::sleep(patience).await;
             };
             tokio::select! {
-                ended = connection => ended,
+                ended = serving(&lane, connection) => ended,
                 () = late => Ok(()),
                 () = drain.stopping() => Ok(()),
             }
@@ -69,6 +80,15 @@ pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream:
     }
 }
 
+/// Drives a connection; each time, what has come is looked at once.
+async fn serving<F: Future>(lane: &Lane, mut connection: Pin<&mut F>) -> F::Output {
+    poll_fn(|cx| {
+        lane.begin();
+        connection.as_mut().poll(cx)
+    })
+    .await
+}
+
 /// Whose connection it is.
 #[derive(Debug, Clone)]
 struct Caller {
@@ -76,6 +96,8 @@ struct Caller {
     address: IpAddr,
     /// Of all answers.
     unsent: Unsent,
+    /// Of its requests.
+    lane: Arc<Lane>,
 }
 
 /// Why we have ended a connection, if we have: frames that cost nothing,
@@ -125,15 +147,33 @@ where
 }
 
 /// Answers one request in any case.
+/// Answers when its turn has come.
+async fn in_turn(
+    worker: Arc<Worker>,
+    caller: Caller,
+    since: Option<Instant>,
+    request: Request<Incoming>,
+) -> Result<Response<OutBody>, Infallible> {
+    let came = since.map_or_else(Came::now, Came::at);
+    let turn = match *request.method() {
+        Method::CONNECT => Ok(()),
+        _ => worker.gate.enter(Some(&caller.lane), came.at).await,
+    };
+    // Boxed: who waits does not keep room for it.
+    Box::pin(answer(worker, caller, came, turn, request)).await
+}
+
 async fn answer(
     worker: Arc<Worker>,
     caller: Caller,
+    came: Came,
+    turn: Result<(), Refusal>,
     request: Request<Incoming>,
 ) -> Result<Response<OutBody>, Infallible> {
-    let mut record = Record::new(&worker, caller.toward.direction(), "http2");
+    let mut record = Record::since(came, &worker, caller.toward.direction(), "http2");
     record.entry.client = Some(caller.address);
     let mut scratch = worker.scratch.take();
-    let response = try_answer(&worker, &caller, request, &mut scratch, record).await;
+    let response = try_answer(&worker, &caller, turn, request, &mut scratch, record).await;
     worker.scratch.give(scratch);
     Ok(response)
 }
@@ -141,11 +181,12 @@ async fn answer(
 async fn try_answer(
     worker: &Arc<Worker>,
     caller: &Caller,
+    turn: Result<(), Refusal>,
     mut request: Request<Incoming>,
     scratch: &mut Scratch,
     mut record: Record,
 ) -> Response<OutBody> {
-    let Caller { toward, address: client, unsent } = caller;
+    let Caller { toward, address: client, unsent, .. } = caller;
     let upgrade = (*request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     if let Err(error) = scratch.head.read_parts(&parts) {
@@ -163,6 +204,9 @@ async fn try_answer(
             return refused(&refusal, grpc, record);
         }
         return connect(worker, destination, *client, upgrade, record).await;
+    }
+    if let Err(refusal) = may_begin(worker, &destination, turn, &mut record) {
+        return refused(&refusal, grpc, record);
     }
     let speaks = Client { http2: true, upgrade: false, early: Early::Nobody };
     let body = ClientBody::Http2(body);

@@ -106,8 +106,7 @@ impl Place {
 
 impl Gate {
     /// Waits for its turn, if there is more to do than can be done. The request
-    /// has come at `since`, in a lane of its connection if that
-    /// carries many.
+    /// has come at `since`, in a lane of its connection if that carries many.
     ///
     /// # Errors
     ///

@@ -146,8 +146,7 @@ where
     }
 }
 
-/// Answers one request in any case.
-/// Answers when its turn has come.
+/// Waits for the turn of a request, and answers it in any case.
 async fn in_turn(
     worker: Arc<Worker>,
     caller: Caller,
@@ -163,6 +162,7 @@ async fn in_turn(
     Box::pin(answer(worker, caller, came, turn, request)).await
 }
 
+/// Answers one request, or says why it does not have its turn.
 async fn answer(
     worker: Arc<Worker>,
     caller: Caller,

@@ -5,7 +5,8 @@
 //! - [`logs`]: journald where systemd started us, stderr elsewhere.
 //! - [`admin`]: `/metrics /live /ready` over plain HTTP.
 //! - [`usage`]: what the process uses, for `/metrics`.
-//! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines.
+//! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines, descriptors kept.
+//! - [`pulse`]: whether threads still run their tasks.
 //! - [`clock`]: the only place that reads one.
 //! - [`files`]: keys and state, written whole, readable by their owner alone.
 //! - [`memory`]: pages of the program given back after the start, and a limit.
@@ -21,5 +22,6 @@ pub mod files;
 pub mod logs;
 pub mod memory;
 pub mod process;
+pub mod pulse;
 pub mod systemd;
 pub mod usage;

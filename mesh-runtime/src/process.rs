@@ -86,6 +86,15 @@ pub fn current_thread() -> io::Result<tokio::runtime::Runtime> {
 /// somebody else to start the drain), and tells systemd that we are stopping.
 /// The caller then finishes the drain.
 pub async fn until_terminated(drain: &Drain) -> io::Result<()> {
+    until_terminated_if_alive(drain, || true).await
+}
+
+/// The same for a process of several threads: the watchdog hears of it while
+/// `is_alive` says so.
+pub async fn until_terminated_if_alive(
+    drain: &Drain,
+    is_alive: impl Fn() -> bool,
+) -> io::Result<()> {
     systemd::notify(&State::Ready);
     if let Err(error) = memory::release_program() {
         log::debug!(error:% = error; "the pages of the start are kept");
@@ -93,21 +102,27 @@ pub async fn until_terminated(drain: &Drain) -> io::Result<()> {
     tokio::select! {
         result = terminated() => result?,
         () = drain.draining() => {}
-        () = watchdog() => {}
+        () = watchdog(drain, is_alive) => {}
         never = memory::release_when_quiet() => match never {},
     }
     systemd::notify(&State::Stopping);
     Ok(())
 }
 
-async fn watchdog() {
+/// Ends with nothing but the process: systemd asks whoever is the main one.
+async fn watchdog(drain: &Drain, is_alive: impl Fn() -> bool) {
     let Some(interval) = systemd::watchdog_interval() else {
         return std::future::pending().await;
     };
-    loop {
-        systemd::notify(&State::Watchdog);
+    while !drain.is_closing() {
+        if is_alive() {
+            systemd::notify(&State::Watchdog);
+        } else {
+            log::error!("a thread does not run any more; systemd is not told that all is well");
+        }
         tokio::time::sleep(interval).await;
     }
+    std::future::pending().await
 }
 
 /// How long a socket file's owner has to accept before it counts as alive.

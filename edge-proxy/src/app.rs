@@ -11,6 +11,8 @@ use mesh_runtime::{
     drain::Drain,
     memory::limit,
     process,
+    pulse::Pulses,
+    systemd::{self, State},
     usage::Usage,
 };
 use mesh_tunnel::{Credentials, Net, Trust};
@@ -23,7 +25,7 @@ use crate::{
     control, discovery,
     files::snapshot,
     gateway::Gateway,
-    handover::{HeirNet, Predecessor, Requests},
+    handover::{HeirNet, Kind, Predecessor, Requests, Sockets, Wanted},
     identity,
     inbound::limits::Limits,
     metrics::{Metrics, Taken, itself::Itself, traffic},
@@ -46,6 +48,13 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a successor may take until it is ready; its predecessor serves
 /// meanwhile.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long connections that have waited for this process wait until it is
+/// ready, too: the identity on disk is used after less.
+const RESTARTED_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long clients may take to hear that they should come anew, where new
+/// connections wait for the process after this one: an idle one hears with its
+/// next request.
+const PARTING: Duration = Duration::from_secs(5);
 /// How often that is looked at.
 const STOP_POLL: Duration = Duration::from_millis(5);
 
@@ -68,6 +77,8 @@ pub struct Shared {
     pub stats: Stats,
     /// Stop accepting, then stop.
     pub drain: Drain,
+    /// Whether the workers run.
+    pub pulses: Pulses,
     /// What services allow their callers, counted over all workers.
     pub limits: Limits,
     /// What audited ports would have refused.
@@ -133,6 +144,7 @@ impl Shared {
             readiness: Readiness::new(),
             stats: Stats::default(),
             drain: Drain::new(),
+            pulses: Pulses::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             metrics,
@@ -173,29 +185,58 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         app.load_files()?;
         app.serve_admin(&net)?;
         if predecessor.is_none() {
-            app.check_ports().await?;
+            app.check_ports(&sockets).await?;
             control::start(&app.shared).await?;
         }
+        let connections_wait = sockets.are_left();
         let (died, mut deaths) = mpsc::channel(1);
         let workers = app.start_workers(&died).await?;
         app.start_control(predecessor.is_some());
         app.keep_memory();
         app.report_draining(staying);
-        if let Some(predecessor) = predecessor {
-            app.take_over(&predecessor).await?;
-            sockets.close_rest();
+        if let Some(predecessor) = &predecessor {
+            app.take_over(predecessor).await?;
             control::take_over(&app.shared).await;
+        } else if connections_wait {
+            // Who is not ready then says so to each of them.
+            let _late = tokio::time::timeout(RESTARTED_TIMEOUT, app.shared.readiness.ready()).await;
         }
         net.open();
+        app.shared.drain.spawn_beside(keep(
+            app.shared.readiness.clone(),
+            sockets.clone(),
+            predecessor,
+        ));
         log::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.len(); "started");
         let Shared { config, drain, .. } = &app.shared;
         tokio::select! {
-            terminated = process::until_terminated(drain) => terminated?,
+            terminated = process::until_terminated_if_alive(drain, || app.is_alive()) => {
+                terminated?;
+                app.part().await;
+            }
             () = successors.until_replaced(&sockets, drain, config.handover_timeout) => {}
             Some(index) = deaths.recv() => log::error!(worker = index; "a worker has ended"),
         }
         app.stop(workers).await
     })
+}
+
+/// Has the service manager keep what this process listens at, once that is all
+/// there is: a gateway's doors open when it has an identity.
+async fn keep(readiness: Readiness, sockets: Sockets, predecessor: Option<Predecessor>) {
+    readiness.ready().await;
+    sockets.close_rest();
+    let keeping = tokio::task::spawn_blocking(move || {
+        if let Some(predecessor) = predecessor {
+            predecessor.until_it_has_left();
+            systemd::notify(&State::Ready);
+            systemd::notify(&State::Watchdog);
+        }
+        sockets.keep();
+    });
+    if let Err(panic) = keeping.await {
+        log::error!(error:% = panic; "a restart will refuse connections for a moment");
+    }
 }
 
 impl App {
@@ -260,17 +301,45 @@ impl App {
         Ok(())
     }
 
+    /// To the watchdog, which asks twice as often as it must hear.
+    fn is_alive(&self) -> bool {
+        systemd::watchdog_interval().is_none_or(|interval| self.shared.pulses.are_within(interval))
+    }
+
+    /// Lets go of clients before the end, where the service manager has the
+    /// listening sockets: what they ask meanwhile is answered, and told to come
+    /// anew. Elsewhere nobody would be there for them, and the peers of a
+    /// gateway go to another one as soon as they hear.
+    async fn part(&self) {
+        let Shared { config, drain, .. } = &self.shared;
+        if !systemd::listens() {
+            return;
+        }
+        let longest = PARTING + config.longest_drain() + STOP_TIMEOUT + FLUSH_TIMEOUT;
+        systemd::notify(&State::Extend(longest + STOP_TIMEOUT));
+        if config.role != Role::Gateway {
+            drain.leave();
+            // Whoever is left is told with the drain.
+            let _left = tokio::time::timeout(PARTING, drain.left()).await;
+        }
+    }
+
     /// The workers share their ports (`SO_REUSEPORT`), and would share them
-    /// with another proxy of the same user: nobody else may listen there.
-    async fn check_ports(&self) -> io::Result<()> {
+    /// with another proxy of the same user: nobody else may listen there, but
+    /// where the service manager has kept a port for us.
+    async fn check_ports(&self, sockets: &Sockets) -> io::Result<()> {
         let Shared { config, net, .. } = &self.shared;
         let Bound { http, transparent, inbound, listeners, sni, plaintext } = Bound::wanted(config);
         let doors = config.gateway.as_ref();
         let own = [http, transparent, inbound, doors.map(|doors| doors.tls)];
         for addr in own.into_iter().flatten().chain(listeners).chain(sni).chain(plaintext) {
-            drop(net.bind(addr, false).await?);
+            if !sockets.has(Wanted { kind: Kind::Tcp, addr }) {
+                drop(net.bind(addr, false).await?);
+            }
         }
-        if let Some(addr) = doors.and_then(|doors| doors.quic) {
+        if let Some(addr) = doors.and_then(|doors| doors.quic)
+            && !sockets.has(Wanted { kind: Kind::Udp, addr })
+        {
             drop(net.udp(addr, false).await?);
         }
         Ok(())
@@ -306,6 +375,9 @@ impl App {
         runtime.block_on(async {
             let started = self.start_worker(index, wanted).await;
             let running = started.is_ok();
+            if let Some(interval) = systemd::watchdog_interval() {
+                self.shared.drain.spawn_beside(self.shared.pulses.beat(interval / 2));
+            }
             if told.send(started).is_ok() && running {
                 self.shared.drain.stopping().await;
             }
@@ -341,7 +413,8 @@ impl App {
 
     async fn stop(self, workers: Vec<thread::JoinHandle<()>>) -> anyhow::Result<()> {
         let Shared { drain, config, access_log, .. } = &self.shared;
-        let cut = drain.finish(config.longest_drain()).await;
+        let left = drain.finish(config.longest_drain()).await;
+        let cut = left + self.shared.metrics.cut_stopping();
         let deadline = clock::monotonic() + STOP_TIMEOUT;
         while clock::monotonic() < deadline && !workers.iter().all(thread::JoinHandle::is_finished)
         {
@@ -352,6 +425,7 @@ impl App {
             workers.into_iter().map(|worker| worker.is_finished() && worker.join().is_ok());
         let failed = failed.filter(|ended| !ended).count();
         access_log.flush(FLUSH_TIMEOUT);
+        systemd::notify(&State::Status(&format!("stopped; {cut} connections were cut")));
         log::info!(cut = cut; "stopped");
         anyhow::ensure!(failed == 0, "{failed} workers have failed; see the log");
         Ok(())

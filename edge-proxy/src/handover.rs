@@ -10,6 +10,9 @@
 //! (`Connection: close`, GOAWAY, `Drain`), and serves what it has until that
 //! ends or `handover_timeout` has passed. A successor that does not become
 //! ready changes nothing.
+//!
+//! A process that is stopped and then started again leaves its sockets with the
+//! service manager ([`Sockets::keep`]), where connections wait for the next.
 
 mod heir;
 mod letter;
@@ -31,7 +34,11 @@ use rustix::process::{Pid, Signal as ProcessSignal, kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::letter::Letter;
-pub use self::{heir::HeirNet, letter::Said, sockets::Sockets};
+pub use self::{
+    heir::HeirNet,
+    letter::Said,
+    sockets::{Kind, Sockets, Wanted},
+};
 
 /// Set for a successor: where the socket to its predecessor is.
 const PREDECESSOR: &str = "ISTHMUS_PREDECESSOR";
@@ -67,8 +74,8 @@ pub enum HandoverError {
 pub struct Predecessor(Letter);
 
 impl Predecessor {
-    /// What a predecessor has left for this process; nothing if somebody else
-    /// started it.
+    /// What a predecessor has left for this process, or with the service
+    /// manager; nothing if somebody else started it.
     ///
     /// # Errors
     ///
@@ -76,7 +83,7 @@ impl Predecessor {
     pub fn of_process() -> io::Result<(Sockets, Option<Self>)> {
         let _known = program();
         if env::var_os(PREDECESSOR).is_none_or(|value| value != STDIN) {
-            return Ok((Sockets::default(), None));
+            return Ok((Sockets::kept(systemd::stored()), None));
         }
         let letter = Letter::of_stdin()?;
         letter.patience(LETTER_TIMEOUT)?;
@@ -90,6 +97,13 @@ impl Predecessor {
     /// The predecessor is gone.
     pub fn tell_ready(&self) -> io::Result<()> {
         self.0.write_ready()
+    }
+
+    /// Waits until it has told the service manager who follows, which hears
+    /// this process from then on. Blocks.
+    pub fn until_it_has_left(self) {
+        // Nothing is said any more: the other end is closed, or late.
+        let _ended = self.0.read_ready();
     }
 }
 
@@ -120,17 +134,21 @@ impl Requests {
                 _ = self.user.recv() => {}
             }
             log::info!("starting a successor");
+            systemd::notify(&State::Reloading);
             let giving = sockets.clone();
             let replaced = tokio::task::spawn_blocking(move || replace(&giving)).await;
             match replaced.unwrap_or_else(|panic| Err(HandoverError::Failed(panic.to_string()))) {
-                Ok(pid) => {
+                Ok((pid, letter)) => {
                     sockets.leave();
                     drain.leave();
                     systemd::notify(&State::MainPid(pid));
+                    systemd::notify(&State::Ready);
+                    drop(letter);
                     log::info!(successor = pid; "a successor has taken over");
                     break;
                 }
                 Err(error) => {
+                    systemd::notify(&State::Ready);
                     log::error!(error:% = error; "this process goes on: no successor");
                 }
             }
@@ -142,8 +160,9 @@ impl Requests {
     }
 }
 
-/// Starts the successor and returns its process id once it serves.
-fn replace(sockets: &Sockets) -> Result<u32, HandoverError> {
+/// Starts the successor and returns its process id once it serves. It hears
+/// when the letter is dropped.
+fn replace(sockets: &Sockets) -> Result<(u32, Letter), HandoverError> {
     let (letter, theirs) = Letter::pair().map_err(HandoverError::Start)?;
     letter.patience(START_TIMEOUT).map_err(HandoverError::Start)?;
     let relay = start(RELAY, theirs.into()).and_then(|mut relay| relay.wait());
@@ -153,7 +172,7 @@ fn replace(sockets: &Sockets) -> Result<u32, HandoverError> {
         letter.read_ready()
     };
     match told() {
-        Ok(()) => Ok(pid),
+        Ok(()) => Ok((pid, letter)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
             // It fails only for one that has ended meanwhile.
@@ -190,5 +209,7 @@ fn start(role: &str, stdin: Stdio) -> io::Result<Child> {
         .env(PREDECESSOR, role)
         // The watchdog asks whoever is the service's main process.
         .env_remove("WATCHDOG_PID")
+        // What was given to this process is not given to the next.
+        .env_remove("LISTEN_PID")
         .spawn()
 }

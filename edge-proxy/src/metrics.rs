@@ -34,6 +34,9 @@ const LATENCY_BUCKETS_MS: [f64; 18] = [
     5000.0, 30000.0,
 ];
 
+/// Why a connection was cut that has not ended by itself.
+const STOPPING: &str = "stopping";
+
 /// Which way, seen from this proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -353,6 +356,19 @@ impl Metrics {
     /// Counts what is refused for want of memory.
     pub fn memory_refused(&self, what: Taken) {
         self.memory_refused.get_or_create(&TakenLabel(what)).inc();
+    }
+
+    /// Counts a connection that the end of this process cut.
+    pub fn cut_by_stop(&self, direction: Direction) {
+        self.connection_cut(direction, STOPPING);
+    }
+
+    /// How many there are.
+    pub fn cut_stopping(&self) -> usize {
+        let of = |direction| ReasonLabel { direction, reason: STOPPING };
+        let all = [Direction::Inbound, Direction::Outbound].map(of);
+        let all = all.iter().map(|label| self.cut.get_or_create(label).get()).sum::<u64>();
+        usize::try_from(all).unwrap_or(usize::MAX)
     }
 
     /// Counts a failed inner handshake.

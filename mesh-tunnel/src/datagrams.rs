@@ -11,7 +11,10 @@ use std::{
     fmt,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
-    os::{fd::OwnedFd, unix::net::UnixDatagram as StdUnixDatagram},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixDatagram as StdUnixDatagram,
+    },
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -102,6 +105,12 @@ pub struct SharedDatagrams {
 impl fmt::Debug for SharedDatagrams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedDatagrams").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl AsFd for SharedDatagrams {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -64,9 +64,10 @@ impl HeirNet {
     fn datagrams(&self, addr: SocketAddr) -> io::Result<Datagrams> {
         let wanted = Wanted { kind: Kind::Udp, addr };
         let (socket, earlier) = match self.sockets.take(wanted) {
-            Some(mut left) => {
-                let passing = left.pop();
-                (one(left)?.into(), passing)
+            Some(left) => {
+                let mut left = left.into_iter();
+                let socket = left.next().ok_or(io::ErrorKind::InvalidData)?;
+                (socket.into(), left.next())
             }
             None => (RealNet.datagrams(addr, true)?, None),
         };

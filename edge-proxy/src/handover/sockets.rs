@@ -1,4 +1,6 @@
-//! The listening sockets of this process, and those that its predecessor left.
+//! The listening sockets of this process, and those that its predecessor left:
+//! itself, or with the service manager, which keeps them while a service is
+//! started again.
 
 use std::{
     fmt, io,
@@ -7,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use mesh_runtime::systemd;
 use mesh_tunnel::datagrams::{Generation, SharedDatagrams};
 use rustix::fd::{AsFd, OwnedFd};
 use tokio::net::TcpListener;
@@ -30,7 +33,17 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// How many descriptors it needs.
+    /// What the service manager keeps it as: it wants no `:`.
+    fn kept_name(&self) -> String {
+        self.to_string().replace(':', "_")
+    }
+
+    /// No address has a `_`.
+    fn of_kept(name: &str) -> Option<Self> {
+        name.replace('_', ":").parse().ok()
+    }
+
+    /// How many descriptors a successor needs of it.
     pub(super) fn fds(&self) -> usize {
         match self.kind {
             Kind::Tcp => 1,
@@ -63,11 +76,11 @@ impl FromStr for Wanted {
 }
 
 /// What a successor gets of one socket: the socket, and for UDP the way to pass
-/// on what is its predecessor's.
+/// on what is its predecessor's, if that lives.
 pub(super) type Given = (Wanted, Vec<OwnedFd>);
 
 /// A socket that a successor may have.
-pub trait Hold: Send + Sync {
+pub trait Hold: AsFd + Send + Sync {
     /// What the successor gets.
     ///
     /// # Errors
@@ -111,6 +124,10 @@ struct State {
     /// In the order in which they were made; those that are closed are not
     /// kept open.
     held: Vec<(Wanted, Weak<dyn Hold>)>,
+    /// Names under which the service manager keeps what nobody wants.
+    unwanted: Vec<String>,
+    /// The service manager keeps what is held.
+    keeps: bool,
     generation: u8,
 }
 
@@ -129,6 +146,28 @@ impl Sockets {
         Self(Arc::new(Mutex::new(state)))
     }
 
+    /// What the service manager has kept while there was no process.
+    pub(super) fn kept(stored: Vec<(String, OwnedFd)>) -> Self {
+        let mut state = State::default();
+        for (name, fd) in stored {
+            match Wanted::of_kept(&name) {
+                Some(wanted) => state.inherited.push((wanted, vec![fd])),
+                None => state.unwanted.push(name),
+            }
+        }
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// Whether any are left that nobody has taken.
+    pub fn are_left(&self) -> bool {
+        !self.state().inherited.is_empty()
+    }
+
+    /// Whether there is one for this among those left.
+    pub fn has(&self, wanted: Wanted) -> bool {
+        self.state().inherited.iter().any(|(what, _)| *what == wanted)
+    }
+
     /// Which process of those that follow each other.
     pub fn generation(&self) -> Generation {
         Generation(self.state().generation)
@@ -143,15 +182,48 @@ impl Sockets {
 
     /// Closes what nobody wanted: the configuration has changed.
     pub fn close_rest(&self) {
-        for (wanted, _) in self.state().inherited.drain(..) {
+        let mut state = self.state();
+        let rest: Vec<_> = state.inherited.drain(..).map(|(wanted, _)| wanted).collect();
+        for wanted in rest {
             log::info!(socket:% = wanted; "not listening any more");
+            state.unwanted.push(wanted.kept_name());
+        }
+    }
+
+    /// Has the service manager keep what is listened at, now and later, and
+    /// nothing else, for the process after this one, should that not be a
+    /// successor. May block for a moment.
+    pub fn keep(&self) {
+        let unwanted = {
+            let mut state = self.state();
+            state.keeps = true;
+            std::mem::take(&mut state.unwanted)
+        };
+        let forgotten = unwanted.iter().map(|name| systemd::forget(name));
+        // Of sockets with one name some may be wanted: kept after that.
+        let forgotten: Vec<_> = forgotten.collect();
+        let kept = self.held().into_iter();
+        let kept = kept.map(|(wanted, held)| systemd::store(&wanted.kept_name(), held.as_fd()));
+        if let Some(error) = forgotten.into_iter().chain(kept).find_map(Result::err) {
+            log::warn!(error:% = error; "a restart will refuse connections for a moment");
         }
     }
 
     /// A successor may have it, as long as it is open.
     pub fn hold<S: Hold + 'static>(&self, wanted: Wanted, socket: &Arc<S>) {
         let socket: Weak<S> = Arc::downgrade(socket);
-        self.state().held.push((wanted, socket));
+        let is_late = {
+            let mut state = self.state();
+            state.held.push((wanted, socket));
+            if state.keeps {
+                // One that was closed since would take connections, too.
+                state.unwanted.push(wanted.kept_name());
+            }
+            state.keeps
+        };
+        if is_late {
+            self.keep();
+        }
     }
 
     /// What a successor gets. Call it in a runtime.
@@ -208,5 +280,25 @@ mod tests {
             Some(listener.local_addr().unwrap())
         };
         assert_eq!([taken(), taken(), taken()], [Some(ports[1]), Some(ports[2]), None]);
+    }
+
+    #[test]
+    fn what_a_service_manager_keeps_has_a_name_of_its_own() {
+        for text in ["tcp 127.0.0.1:4140", "udp [fd00::1]:8443"] {
+            let wanted: Wanted = text.parse().unwrap();
+            let name = wanted.kept_name();
+            assert!(!name.contains(':'), "{name}");
+            assert_eq!(Wanted::of_kept(&name), Some(wanted));
+        }
+        let socket = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
+        let stored = ["tcp 127.0.0.1_4140", "web.socket", "tcp 127.0.0.1_4140"];
+        let sockets = Sockets::kept(stored.map(|name| (name.to_owned(), socket())).into());
+        let wanted = "tcp 127.0.0.1:4140".parse().unwrap();
+        assert!(sockets.are_left());
+        assert!(sockets.has(wanted) && sockets.take(wanted).is_some());
+        sockets.close_rest();
+        assert!(!sockets.has(wanted) && !sockets.are_left());
+        // One is taken and one left over: it is forgotten, and then kept anew.
+        assert_eq!(sockets.state().unwanted, ["web.socket", "tcp 127.0.0.1_4140"]);
     }
 }

@@ -296,7 +296,10 @@ pub async fn run_until(
     let ended = tokio::select! {
         result = copying => result.map_err(|_| Reason::UpstreamReset),
         reason = cut => Err(reason),
-        () = patience => Err(Reason::UpstreamReset),
+        () = patience => {
+            worker.shared.metrics.cut_by_stop(record.entry.direction);
+            Err(Reason::UpstreamReset)
+        }
         () = worker.shared.drain.stopping() => Err(Reason::UpstreamReset),
     };
     if let Err(reason) = ended {

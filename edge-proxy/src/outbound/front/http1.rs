@@ -169,7 +169,9 @@ pub async fn serve(worker: &Arc<Worker>, toward: &Toward, client: IpAddr, conn: 
     let mut ending = Ending::new(&worker.shared.drain, worker.shared.config.drain_timeout);
     let after = tokio::select! {
         biased;
-        () = poll_fn(|cx| ending.poll(cx)) => return,
+        () = poll_fn(|cx| ending.poll(cx)) => {
+            return worker.shared.metrics.cut_by_stop(toward.direction());
+        }
         after = requests(worker, toward, client, &conn) => after,
     };
     drop(ending);

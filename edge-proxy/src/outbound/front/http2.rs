@@ -67,7 +67,10 @@ pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream:
             };
             tokio::select! {
                 ended = serving(&lane, connection) => ended,
-                () = late => Ok(()),
+                () = late => {
+                    worker.shared.metrics.cut_by_stop(caller.toward.direction());
+                    Ok(())
+                }
                 () = drain.stopping() => Ok(()),
             }
         }

@@ -25,11 +25,13 @@
 //! - [`node_identity`], [`local_identity`]: who gets certificates.
 //! - [`door`]: who may connect.
 //! - [`clock`]: the wall clock as an argument.
+//! - [`cli`]: the command line.
 
 pub mod admin;
 pub mod app;
 pub mod authority;
 pub mod ca;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod discovery;

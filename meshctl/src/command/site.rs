@@ -53,7 +53,7 @@ pub struct Init {
     #[arg(long, default_value = "0.0.0.0:8443", value_name = "IP:PORT")]
     gateway_listen: SocketAddr,
     /// Where the gateway serves /metrics /live /ready
-    #[arg(long, default_value = "127.0.0.1:4191", value_name = "IP:PORT")]
+    #[arg(long, default_value = "127.0.0.1:8449", value_name = "IP:PORT")]
     gateway_admin: SocketAddr,
     /// Where the gateway keeps its last snapshot
     #[arg(long, default_value = "/var/lib/isthmus/gateway", value_name = "DIR")]

@@ -3,7 +3,9 @@
 # make test-netns              two sites on a real kernel, in namespaces of their own
 # make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
 # make test-observe            observers nobody here wrote: tests/observe/setup installs them
-# make test-vm                 the packaged units on booted systemd, in containers; needs root
+# make test-vm [THEMES=…]      our packages on booted systemd, in containers; needs root
+# make packages                .deb of the four programs, in $(TARGET)/packages
+# make repo                    a signed apt repository of them: packaging/README.md
 # make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
 # make bench [BENCH_ARGS=…]    CPU per request beside other proxies: benches/README.md
@@ -18,7 +20,7 @@ FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot messag
 	frames request_fields certificates manifest handover tap link registration
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-netns test-interop test-observe test-vm fuzz soak bench
+.PHONY: demo test test-netns test-interop test-observe test-vm packages pages repo fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -45,8 +47,26 @@ test-observe:
 	cargo build --workspace --bins
 	tests/observe/run $(OBSERVE_ARGS)
 
-test-vm:
-	tests/vm/run
+# Programs as `make test` builds them are what the packages replace.
+# ISTHMUS_PACKAGES names packages that are built already.
+test-vm: $(if $(ISTHMUS_PACKAGES),pages,packages)
+	cargo build --workspace --bins --example load
+	tests/vm/run $(THEMES)
+
+# What packages bring beside programs; the dev profile says the same, and is
+# built anyway.
+pages:
+	cargo build --workspace --bins
+	rm -rf $(TARGET)/pages
+	$(TARGET)/debug/isthmus-pages $(TARGET)/pages
+
+packages: pages
+	cargo build --release -p edge-proxy -p federation -p vm-agent -p meshctl
+	rm -rf $(TARGET)/packages
+	packaging/build --programs $(TARGET)/release --pages $(TARGET)/pages --out $(TARGET)/packages
+
+repo: packages
+	packaging/repo $(TARGET)/packages $(TARGET)/repo
 
 # libFuzzer on the stable compiler, a target for each processor at a time; the
 # corpus that is committed is replayed first. Without AddressSanitizer: no unsafe

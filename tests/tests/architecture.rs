@@ -13,6 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("federation", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
     ("vm-agent", &["mesh-api", "mesh-core", "mesh-runtime", "mesh-tunnel"]),
     ("meshctl", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
+    // Reads their command lines.
+    ("isthmus-pages", &["edge-proxy", "federation", "meshctl", "vm-agent"]),
     ("isthmus-k8s", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
 ];
 

@@ -153,6 +153,8 @@ async fn live(shared: &Shared, number: usize, kind: Kind, mut connection: Connec
             if !shared.may_move.load(Ordering::Relaxed) {
                 return io::Error::other("it was asked to come anew");
             }
+            // Its stream that lasts would hold up a proxy that is started again.
+            drop(connection);
             connection = match Connection::open(shared.doors, kind).await {
                 Ok(connection) => connection,
                 Err(error) => return io::Error::other(format!("cannot come anew: {error}")),

@@ -1,0 +1,93 @@
+# What there is to install, whatever the format; read by build.
+# shellcheck shell=bash disable=SC2034
+
+PACKAGES=(isthmus-proxy isthmus-vm-agent isthmus-federation isthmus-cli)
+
+# about PACKAGE: says what it is.
+#   PROGRAM  what it runs
+#   UNITS    what it starts
+#   UPGRADE  what becomes of units that run: reload leaves every connection alone
+#   NEEDS    other packages, of the same version
+#   WANTS    what it is better with, in Debian's words
+#   STATE    what a purge removes
+#   RUN      what a removal does: processes leave their sockets there
+about() {
+    UNITS=() NEEDS=() WANTS='' STATE=() RUN=() UPGRADE=restart SECTION=8
+    case $1 in
+    isthmus-proxy)
+        PROGRAM=edge-proxy UPGRADE=reload
+        UNITS=(isthmus-proxy.service isthmus-gateway.service)
+        RUN=(/run/isthmus)
+        STATE=(/var/lib/isthmus/proxy /var/lib/isthmus/gateway /etc/isthmus/gateway.yaml)
+        SUMMARY="proxy and gateway of the Isthmus mesh"
+        TEXT="The data plane: it carries the traffic of this machine's applications over
+mutual TLS, and as a gateway that of a whole site."
+        ;;
+    isthmus-vm-agent)
+        PROGRAM=vm-agent
+        UNITS=(isthmus-vm-agent.service)
+        NEEDS=(isthmus-proxy isthmus-cli)
+        # Over it the agent asks systemd whether the machine stops.
+        WANTS="default-dbus-system-bus | dbus-system-bus"
+        RUN=(/run/isthmus/agent.sock /run/isthmus/identity.sock)
+        STATE=(/var/lib/isthmus/agent /etc/isthmus/services.d)
+        SUMMARY="agent that makes a machine part of an Isthmus mesh"
+        TEXT="Owns the identity of this machine, registers its services and checks their
+health. One command joins a site: meshctl join."
+        ;;
+    isthmus-federation)
+        PROGRAM=federation
+        UNITS=(isthmus-federation.service)
+        NEEDS=(isthmus-proxy isthmus-cli)
+        RUN=(/run/isthmus/federation.sock /run/isthmus/gateway-identity.sock)
+        STATE=(/var/lib/isthmus/federation /etc/isthmus/federation.yaml)
+        SUMMARY="control plane of a site of the Isthmus mesh"
+        TEXT="Identity CA, registry, discovery and links of one site; its gateway is in
+isthmus-proxy. One command makes a site: meshctl site init."
+        ;;
+    isthmus-cli)
+        PROGRAM=meshctl SECTION=1
+        SUMMARY="command line of the Isthmus mesh"
+        TEXT="Explains and changes a mesh: makes sites, joins machines, links sites, and
+shows what runs between them and why."
+        ;;
+    *) return 1 ;;
+    esac
+}
+
+# lay PACKAGE ROOT: puts under ROOT what it installs, but for what is each
+# format's own. PROGRAMS, PAGES and ZSH say where things are.
+lay() {
+    local package=$1 root=$2 unit page
+    about "$package"
+    install -D -m 0755 "$PROGRAMS/$PROGRAM" "$root/usr/bin/$PROGRAM"
+    "${STRIP:-strip}" --strip-unneeded --remove-section=.comment "$root/usr/bin/$PROGRAM"
+    for unit in "${UNITS[@]}"; do
+        install -D -m 0644 "common/systemd/$unit" "$root/usr/lib/systemd/system/$unit"
+    done
+    for kind in sysusers tmpfiles; do
+        [ ! -e "common/$kind.d/$package.conf" ] ||
+            install -D -m 0644 "common/$kind.d/$package.conf" "$root/usr/lib/$kind.d/$package.conf"
+    done
+    for page in "$PAGES/man/$PROGRAM".* "$PAGES/man/$PROGRAM"-*; do
+        [ -e "$page" ] || continue
+        install -D -m 0644 "$page" "$root/usr/share/man/man$SECTION/${page##*/}"
+        gzip -9n "$root/usr/share/man/man$SECTION/${page##*/}"
+    done
+    case $package in
+    isthmus-proxy)
+        install -D -m 0644 common/etc/proxy.yaml "$root/etc/isthmus/proxy.yaml"
+        install -D -m 0644 ../docs/configuration.md "$root/usr/share/doc/$package/configuration.md"
+        ;;
+    isthmus-vm-agent)
+        install -D -m 0644 common/etc/agent.yaml "$root/etc/isthmus/agent.yaml"
+        install -d -m 0755 "$root/etc/isthmus/services.d"
+        ;;
+    esac
+    # Each program's, beside it.
+    install -D -m 0644 "$PAGES/completions/$PROGRAM.bash" \
+        "$root/usr/share/bash-completion/completions/$PROGRAM"
+    install -D -m 0644 "$PAGES/completions/_$PROGRAM" "$root/$ZSH/_$PROGRAM"
+    install -D -m 0644 "$PAGES/completions/$PROGRAM.fish" \
+        "$root/usr/share/fish/vendor_completions.d/$PROGRAM.fish"
+}

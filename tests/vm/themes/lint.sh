@@ -1,0 +1,28 @@
+# What is to be said of packages without installing them.
+# shellcheck shell=bash
+
+mkdir "$WORK/lint"
+for package in "$REPO"/apt/pool/*.deb; do
+    case $package in *_"$OLD"_*) continue ;; esac
+    name=$(dpkg-deb -f "$package" Package) root=$WORK/lint/$(dpkg-deb -f "$package" Package)
+    dpkg-deb -x "$package" "$root"
+    at_most $((15 << 20)) "$(stat -c %s "$package")" "$name: bytes"
+    lintian --allow-root --fail-on error,warning "$package" >"$WORK/last" 2>&1 || fail "lintian: $(cat "$WORK/last")"
+    for unit in "$root"/usr/lib/systemd/system/*.service; do
+        [ -e "$unit" ] || continue
+        systemd-analyze security --offline=true --threshold=25 --no-pager "$unit" >"$WORK/last" 2>&1 ||
+            fail "${unit##*/}: $(tail -1 "$WORK/last")"
+        step "${unit##*/}: $(tail -1 "$WORK/last" | sed 's|.*: \([0-9.]* [A-Z]*\).*|\1|')"
+    done
+    for page in "$root"/usr/share/man/man*/*.gz; do
+        zcat "$page" | groff -Kutf8 -man -ww -Tutf8 -z >"$WORK/last" 2>&1
+        [ ! -s "$WORK/last" ] || fail "${page##*/}: $(cat "$WORK/last")"
+    done
+    for program in "$root"/usr/bin/*; do
+        program=${program##*/}
+        bash -n "$root/usr/share/bash-completion/completions/$program"
+        grep -q "$program" "$root/usr/share/zsh/vendor-completions/_$program" "$root/usr/share/fish/vendor_completions.d/$program.fish"
+        zcat "$root"/usr/share/man/man*/"$program".[18].gz | grep -q -- '\\-\\-version' || fail "$program: no page"
+    done
+done
+step "lintian, man pages and completions of $(cd "$WORK/lint" && echo *)"

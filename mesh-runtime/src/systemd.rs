@@ -98,8 +98,8 @@ fn addr_of(socket: &[u8]) -> io::Result<SocketAddr> {
 
 /// Has systemd keep a descriptor for the process that it starts after this one
 /// (`FDSTORE=1`; the unit says how many it may, `FileDescriptorStoreMax=`). One
-/// that it has is not kept twice, and none is dropped for an error on it. A name has no `:` and at most 255 bytes.
-/// Nothing happens elsewhere.
+/// that it has is not kept twice, and none is dropped for an error on it. A name
+/// has no `:` and at most 255 bytes. Nothing happens elsewhere.
 ///
 /// # Errors
 ///

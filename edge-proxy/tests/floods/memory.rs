@@ -16,9 +16,10 @@ use super::{
 };
 
 /// What the process may hold, in MiB, and by how much it may be more: what
-/// comes in until that is seen, and what is under way.
+/// comes in until that is seen, and what is under way, a connection each. All
+/// of them would be four times as much.
 const LIMIT: u64 = 96;
-const BEYOND: u64 = 64;
+const BEYOND: u64 = 128;
 /// Connections of some 50 MiB each.
 const GREEDY: usize = 8;
 

@@ -49,8 +49,8 @@ pub async fn set_clocks() {
 }
 
 /// Unix sockets by name; each is this port of its host plus its place here.
-const SOCKETS: [&str; 4] =
-    ["federation.sock", "gateway-identity.sock", "agent.sock", "identity.sock"];
+const SOCKETS: [&str; 5] =
+    ["federation.sock", "gateway-identity.sock", "agent.sock", "identity.sock", "workload.sock"];
 const FIRST_SOCKET: u16 = 100;
 
 /// `…/<host>/run/<name>.sock` is a port of that host: what is one machine in

@@ -38,8 +38,8 @@ pub struct GatewayLive {
     pub nodes: BTreeSet<NodeId>,
     /// Its tunnels to linked sites.
     pub tunnels: Vec<TunnelStatus>,
-    /// Which of its streams spoke last: an older one that ends later changes
-    /// nothing.
+    /// The newest of its streams that has spoken: what an older one says, or that
+    /// it ends, changes nothing.
     pub stream: u64,
     /// Since when it has no stream.
     pub gone: Option<Instant>,

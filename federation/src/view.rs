@@ -281,6 +281,8 @@ impl View {
     }
 
     /// A gateway says which nodes it holds sessions of, and how its tunnels do.
+    /// One that was replaced, and serves what it has to its end, says nothing for
+    /// the one that follows: nobody reaches its sessions any more.
     pub fn report_sessions(
         &self,
         gateway: &str,
@@ -290,6 +292,9 @@ impl View {
     ) {
         let mut inner = self.lock();
         let known = inner.live.gateways.entry(gateway.to_owned()).or_default();
+        if known.stream > stream && known.gone.is_none() {
+            return;
+        }
         let changed = known.nodes != nodes;
         *known = GatewayLive { nodes, tunnels, stream, gone: None };
         drop(inner);

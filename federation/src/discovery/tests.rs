@@ -167,6 +167,22 @@ async fn a_gateway_gets_everything_and_its_sessions_are_published() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_was_replaced_says_nothing_for_its_successor() {
+    let (site, a, _) = site().await;
+    let says = |stream, nodes: &[&NodeId]| {
+        let nodes = nodes.iter().map(|node| (*node).clone()).collect();
+        site.view.report_sessions("gw-1", stream, nodes, Vec::new());
+        site.view.read_live(|live| live.gateways["gw-1"].nodes.len())
+    };
+    assert_eq!([says(7, &[&a]), says(8, &[]), says(8, &[&a])], [1, 0, 1]);
+    assert_eq!(says(7, &[]), 1, "its nodes have gone to the successor");
+    site.view.gateway_gone("gw-1", 7);
+    assert_eq!(says(7, &[]), 1);
+    site.view.gateway_gone("gw-1", 8);
+    assert_eq!(says(7, &[]), 0, "there is no successor any more");
+}
+
+#[tokio::test]
 async fn only_gateways_get_everything_and_only_members_anything() {
     let (site, a, _) = site().await;
     let asked = Subscribe { everything: true, ..subscribe() };

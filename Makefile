@@ -51,6 +51,7 @@ test-observe:
 # ISTHMUS_PACKAGES names packages that are built already.
 test-vm: $(if $(ISTHMUS_PACKAGES),pages,packages)
 	cargo build --workspace --bins --example load
+	cd tests/vm/spiffe && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(abspath $(TARGET))/spiffe-peer .
 	tests/vm/run $(THEMES)
 
 # What packages bring beside programs; the dev profile says the same, and is

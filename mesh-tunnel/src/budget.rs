@@ -18,8 +18,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_runtime::clock;
-use rustix::time::{ClockId, clock_gettime};
+use mesh_runtime::clock::{self, thread_cpu as cpu};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::net::Net;
@@ -76,12 +75,6 @@ struct Account {
     /// Whether somebody looks until something is left.
     watched: bool,
     idleness: Idleness,
-}
-
-/// What the thread has done so far.
-fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }
 
 impl Budget {

@@ -110,7 +110,7 @@ impl Used {
 }
 
 /// The first number of the line that begins with `key`.
-fn number(text: &str, key: &str) -> Option<f64> {
+pub(crate) fn number(text: &str, key: &str) -> Option<f64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
     rest.split_whitespace().next()?.parse().ok()
 }

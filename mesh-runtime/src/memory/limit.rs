@@ -14,7 +14,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::clock;
+use crate::{clock, usage};
 
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -78,8 +78,7 @@ pub fn of_machine() -> u64 {
 
 /// Bytes in a line as proc_meminfo(5) and proc_pid_status(5) have it.
 fn bytes(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+    usage::number(text, name).map(|kib| (kib * 1024.0) as u64)
 }
 
 /// The least limit of the groups that a process is in (cgroups(7)), and of

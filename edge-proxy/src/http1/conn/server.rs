@@ -33,8 +33,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client that still sends has to read the answer: closing at once
 /// would reset the connection and destroy it (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
-/// What is read of it meanwhile, at most.
-const MAX_LINGERED: usize = 1 << 20;
+/// What is read of it meanwhile, at most. More is left to the kernel, which
+/// lets the client send until its window is full.
+const MAX_LINGERED: usize = 16 << 20;
 
 /// A client's connection: one request after the other.
 #[derive(Debug)]
@@ -399,6 +400,7 @@ impl<S: Io> ServerConn<S> {
         let ended = tokio::time::timeout(FLUSH_TIMEOUT, ended).await;
         if matches!(ended, Ok(Ok(()))) && self.may_still_send() {
             let mut left = MAX_LINGERED;
+            // Ending because it sent too much would be the reset.
             let drained = poll_fn(|cx| self.poll_drain(cx, &mut left));
             // Late or not, it has had its time.
             let _late = tokio::time::timeout(LINGER, drained).await;
@@ -412,13 +414,15 @@ impl<S: Io> ServerConn<S> {
         !self.wire.is_eof() && (unread || asking || self.failed)
     }
 
+    /// Reads what nobody needs until the client ends or `left` is used up,
+    /// after which nothing wakes.
     fn poll_drain(&mut self, cx: &mut Context<'_>, left: &mut usize) -> Poll<()> {
         loop {
             let unread = self.wire.filled().len();
             self.wire.consume(unread);
             *left = left.saturating_sub(unread);
             if *left == 0 {
-                return Poll::Ready(());
+                return Poll::Pending;
             }
             if matches!(ready!(self.wire.poll_fill(cx, Room::Large)), Ok(0) | Err(_)) {
                 return Poll::Ready(());

@@ -387,6 +387,32 @@ async fn a_client_that_still_sends_can_read_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_sends_without_end_can_read_its_answer() {
+    let (mut client, served) = tokio::io::duplex(64 << 10);
+    let mut conn = ServerConn::new(served, Limits::default(), Buffers::new());
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    let serve = async {
+        conn.request(&mut RequestHead::new()).await.unwrap().unwrap();
+        answer(&mut conn, b"no").await;
+        conn.close().await;
+    };
+    let call = async {
+        let chunk = vec![b'x'; 1 << 20];
+        let sending = async {
+            loop {
+                client.write_all(&chunk).await.unwrap();
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(1), sending).await.unwrap_err();
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        assert!(text.ends_with("\r\n\r\nno"), "{text}");
+    };
+    tokio::join!(serve, call);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_reads_nothing_is_not_waited_for() {
     let (mut conn, seen) = server(Script::new(&[GET]).accepting(0));
     conn.request(&mut RequestHead::new()).await.unwrap().unwrap();

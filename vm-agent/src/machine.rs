@@ -138,17 +138,19 @@ async fn is_shutdown_queued(systemctl: &Path) -> Result<bool, String> {
     }))
 }
 
-async fn said(systemctl: &Path, question: &[&str]) -> io::Result<Output> {
+/// Runs `systemctl` with this question.
+pub(crate) async fn said(systemctl: &Path, question: &[&str]) -> io::Result<Output> {
     Command::new(systemctl).args(question).stdin(Stdio::null()).kill_on_drop(true).output().await
 }
 
-fn unclear(output: &Output) -> String {
+/// What was said instead of an answer, for people.
+pub(crate) fn unclear(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.trim_ascii()).into_owned();
     format!("{}: {:?} {:?}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -184,7 +186,7 @@ mod tests {
 
     /// A `systemctl` that answers its nth call with the nth of these lines of
     /// shell, and the calls after the last one with that.
-    fn played(answers: &[&str]) -> (tempfile::TempDir, std::path::PathBuf) {
+    pub(crate) fn played(answers: &[&str]) -> (tempfile::TempDir, std::path::PathBuf) {
         use std::fmt::Write;
 
         let dir = tempfile::tempdir().unwrap();

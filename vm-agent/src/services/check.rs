@@ -1,15 +1,14 @@
-//! Health checks: TCP connect or HTTP GET, against this machine only.
+//! Health checks, of this machine only: how often, and what their results mean.
 
-use std::net::SocketAddr;
+use std::path::Path;
 
-use bytes::Bytes;
-use futures_util::future::{Either, select};
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
 use mesh_api::v1::Health;
-use mesh_tunnel::{Net, Stream};
+use mesh_tunnel::Net;
 
-use super::file::{CheckSpec, Probe};
+use super::{
+    file::{CheckSpec, Probe},
+    probe,
+};
 
 /// How far one interval may differ from the next, so that many services are
 /// not all checked in the same moment.
@@ -55,7 +54,7 @@ pub async fn run(net: &dyn Net, spec: &CheckSpec, mut report: impl FnMut(Health,
 
 /// One check; the error is for people.
 pub async fn once(net: &dyn Net, spec: &CheckSpec) -> Result<(), String> {
-    match tokio::time::timeout(spec.timeout, probe(net, &spec.probe)).await {
+    match tokio::time::timeout(spec.timeout, ask(net, &spec.probe)).await {
         Ok(result) => result,
         Err(_) => Err(format!("{}: no answer within {:?}", target(&spec.probe), spec.timeout)),
     }
@@ -65,50 +64,23 @@ fn target(probe: &Probe) -> String {
     match probe {
         Probe::Tcp(addrs) => addrs.first().map(ToString::to_string).unwrap_or_default(),
         Probe::Http(addr, path) => format!("http://{addr}{path}"),
+        Probe::Grpc(addr, service) => format!("grpc://{addr}/{service}"),
+        Probe::Unit(unit) => format!("systemctl show {unit}"),
     }
 }
 
-async fn probe(net: &dyn Net, probe: &Probe) -> Result<(), String> {
+async fn ask(net: &dyn Net, probe: &Probe) -> Result<(), String> {
     match probe {
         Probe::Tcp(addrs) => {
             for addr in addrs {
-                connect(net, *addr).await?;
+                probe::connect(net, *addr).await?;
             }
             Ok(())
         }
-        Probe::Http(addr, path) => get(net, *addr, path).await,
+        Probe::Http(addr, path) => probe::http(net, *addr, path).await,
+        Probe::Grpc(addr, service) => probe::grpc(net, *addr, service).await,
+        Probe::Unit(unit) => probe::unit(Path::new("systemctl"), unit).await,
     }
-}
-
-/// The error names the address.
-async fn connect(net: &dyn Net, addr: SocketAddr) -> Result<Stream, String> {
-    net.dial(addr).await.map_err(|error| error.to_string())
-}
-
-async fn get(net: &dyn Net, addr: SocketAddr, path: &str) -> Result<(), String> {
-    let named = |problem: String| format!("http://{addr}{path}: {problem}");
-    let stream = TokioIo::new(connect(net, addr).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
-        .await
-        .map_err(|error| named(error.to_string()))?;
-    let request = http::Request::get(path)
-        .header(http::header::HOST, addr.to_string())
-        .header(http::header::USER_AGENT, concat!("isthmus-vm-agent/", env!("CARGO_PKG_VERSION")))
-        .header(http::header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| named(error.to_string()))?;
-    // The head is enough: the body is dropped with the connection. When the
-    // connection ends first, the response has arrived or never will.
-    let response = std::pin::pin!(sender.send_request(request));
-    let response = match select(response, std::pin::pin!(connection)).await {
-        Either::Left((response, _)) => response,
-        Either::Right((_, response)) => response.await,
-    };
-    let status = response.map_err(|error| named(error.to_string()))?.status();
-    if status.is_success() || status.is_redirection() {
-        return Ok(());
-    }
-    Err(named(status.to_string()))
 }
 
 /// Quick checks with thresholds that differ.
@@ -130,10 +102,7 @@ mod tests {
 
     use mesh_runtime::process::current_thread;
     use mesh_tunnel::RealNet;
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-    };
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -159,46 +128,6 @@ mod tests {
                 .collect();
             assert!(seen.starts_with(expected), "{results}: {seen}");
         }
-    }
-
-    /// Answers every connection with these bytes and closes it.
-    async fn server(answer: &'static str) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = [0; 1024];
-                let n = stream.read(&mut request).await.unwrap();
-                assert!(request[..n].starts_with(b"GET /healthz HTTP/1.1\r\n"));
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        addr
-    }
-
-    #[test]
-    fn http_is_judged_by_its_status() {
-        current_thread().unwrap().block_on(async {
-            let cases = [
-                ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", Ok(())),
-                ("HTTP/1.1 204 No Content\r\n\r\n", Ok(())),
-                ("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n", Ok(())),
-                ("HTTP/1.1 200 OK\r\ncontent-length: 999999999999\r\n\r\n", Ok(())),
-                ("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n", Err("500")),
-                ("HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n", Err("404")),
-                ("garbage\r\n\r\n", Err("http://127.0.0.1")),
-                ("", Err("http://127.0.0.1")),
-            ];
-            for (answer, expected) in cases {
-                let addr = server(answer).await;
-                let result = once(&RealNet, &spec_of(Probe::Http(addr, "/healthz".into()))).await;
-                match (&result, expected) {
-                    (Ok(()), Ok(())) => {}
-                    (Err(shown), Err(part)) if shown.contains(part) => {}
-                    _ => panic!("{answer:?}: {result:?}"),
-                }
-            }
-        });
     }
 
     #[test]

@@ -13,6 +13,13 @@
 //! not `port`; `address` the IP address on which it does, if it is not
 //! loopback; `weight` its share of new traffic, 1 by default; `capacity` how
 //! many requests at once it is good for, unknown where omitted.
+//!
+//! `check` asks one of: `http: /healthz`, `tcp: 8080`, `grpc: shop.Orders` (the
+//! protocol of `grpc.health.v1`; `grpc: ""` for the server as a whole), `unit:
+//! orders.service` (what systemd says of it); without any of them every port
+//! must accept a connection. `port` is where `http` and `grpc` ask, if that is
+//! not the first `target`. `interval`, `timeout`, and how many results in a row
+//! change what is believed: `healthy`, `unhealthy`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -31,8 +38,10 @@ const MAX_PORTS: usize = 16;
 const MAX_INSTANCE: usize = 64;
 /// The largest weight, as federation accepts it.
 const MAX_WEIGHT: u32 = 1_000_000;
-/// The longest path of a health check, in bytes.
+/// The longest path, or name of a service, of a health check, in bytes.
 const MAX_PATH: usize = 1024;
+/// The longest name of a unit (`systemd.unit(5)`), in bytes.
+const MAX_UNIT: usize = 255;
 
 /// One service of this machine; what its file means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +97,11 @@ pub enum Probe {
     Tcp(Vec<SocketAddr>),
     /// `GET` answers with 200 to 399.
     Http(SocketAddr, String),
+    /// `grpc.health.v1.Health/Check` says that this service is `SERVING`; an
+    /// empty name is the whole server.
+    Grpc(SocketAddr, String),
+    /// systemd says that this unit is active.
+    Unit(String),
 }
 
 #[derive(Debug, Deserialize)]
@@ -136,6 +150,8 @@ enum ProtocolFile {
 struct CheckFile {
     http: Option<String>,
     tcp: Option<NonZeroU16>,
+    grpc: Option<String>,
+    unit: Option<String>,
     port: Option<NonZeroU16>,
     interval: Option<HumanDuration>,
     timeout: Option<HumanDuration>,
@@ -286,27 +302,53 @@ impl CheckFile {
     }
 
     fn probe(&self, host: IpAddr, ports: &[PortSpec]) -> Result<Probe, Problem> {
+        let problem = |text: &str| Err(("check", text.to_owned()));
         let first = ports.first().map_or(0, |port| port.target);
-        match (&self.http, self.tcp) {
-            (Some(_), Some(_)) => Err(("check", "is either http or tcp".to_owned())),
-            (None, _) if self.port.is_some() => {
-                Err(("check", "port goes with http; write tcp: <port>".to_owned()))
-            }
-            (None, Some(port)) => Ok(Probe::Tcp(vec![SocketAddr::new(host, port.get())])),
-            (None, None) => Ok(Probe::Tcp(
+        let asked = SocketAddr::new(host, self.port.map_or(first, NonZeroU16::get));
+        if self.port.is_some() && self.http.is_none() && self.grpc.is_none() {
+            return problem("port goes with http or grpc; write tcp: <port>");
+        }
+        match (&self.http, self.tcp, &self.grpc, &self.unit) {
+            (None, None, None, None) => Ok(Probe::Tcp(
                 ports.iter().map(|port| SocketAddr::new(host, port.target)).collect(),
             )),
-            (Some(path), None) => {
-                let graphic = path.bytes().all(|b| b.is_ascii_graphic());
-                if !path.starts_with('/') || path.len() > MAX_PATH || !graphic {
-                    let problem = format!("http: {path:?} must be a path, e.g. /healthz");
-                    return Err(("check", problem));
-                }
-                let port = self.port.map_or(first, NonZeroU16::get);
-                Ok(Probe::Http(SocketAddr::new(host, port), path.clone()))
+            (None, Some(port), None, None) => {
+                Ok(Probe::Tcp(vec![SocketAddr::new(host, port.get())]))
             }
+            (Some(path), None, None, None) if path.starts_with('/') && is_graphic(path) => {
+                Ok(Probe::Http(asked, path.clone()))
+            }
+            (Some(path), None, None, None) => {
+                problem(&format!("http: {path:?} must be a path, e.g. /healthz"))
+            }
+            (None, None, Some(service), None) if is_graphic(service) => {
+                Ok(Probe::Grpc(asked, service.clone()))
+            }
+            (None, None, Some(service), None) => problem(&format!(
+                "grpc: {service:?} must be the name of a service, e.g. shop.Orders, or empty"
+            )),
+            (None, None, None, Some(unit)) if is_unit(unit) => Ok(Probe::Unit(unit.clone())),
+            (None, None, None, Some(unit)) => {
+                problem(&format!("unit: {unit:?} must be the name of a unit, e.g. orders.service"))
+            }
+            _ => problem("asks one of http, tcp, grpc and unit"),
         }
     }
+}
+
+fn is_graphic(text: &str) -> bool {
+    text.len() <= MAX_PATH && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// As `systemd.unit(5)` has them; none that is a pattern or an option.
+fn is_unit(name: &str) -> bool {
+    let ok =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'-' | b'_' | b'.' | b'\\' | b'@');
+    let (Some((prefix, kind)), Some(first)) = (name.rsplit_once('.'), name.bytes().next()) else {
+        return false;
+    };
+    let named = !prefix.is_empty() && !kind.is_empty() && first != b'-';
+    named && name.len() <= MAX_UNIT && name.bytes().all(ok)
 }
 
 impl ServiceSpec {
@@ -385,6 +427,14 @@ mod tests {
             parse_orders(&checked).unwrap().check.probe,
             Probe::Http(ten(9000), "/live".into())
         );
+        for (check, expected) in [
+            ("{ grpc: '' }", Probe::Grpc(ten(8080), String::new())),
+            ("{ grpc: a.B, port: 9000 }", Probe::Grpc(ten(9000), "a.B".into())),
+            ("{ unit: web@1.service }", Probe::Unit("web@1.service".into())),
+        ] {
+            let spec = parse_orders(&format!("{text}check: {check}\n")).unwrap();
+            assert_eq!(spec.check.probe, expected);
+        }
     }
 
     #[test]
@@ -406,7 +456,13 @@ mod tests {
             ("port: 80\ncapacity: 0\n", ": capacity: ", "leave it out"),
             ("port: 80\ninstance: 'a b'\n", ": instance: ", "a-z"),
             ("port: 80\ncheck: { http: healthz }\n", ": check: ", "must be a path"),
-            ("port: 80\ncheck: { http: /, tcp: 81 }\n", ": check: ", "either http or tcp"),
+            ("port: 80\ncheck: { http: /, tcp: 81 }\n", ": check: ", "one of http, tcp, grpc"),
+            ("port: 80\ncheck: { grpc: '', unit: a.service }\n", ": check: ", "one of http"),
+            ("port: 80\ncheck: { grpc: 'a b' }\n", ": check: ", "name of a service"),
+            ("port: 80\ncheck: { unit: orders }\n", ": check: ", "e.g. orders.service"),
+            ("port: 80\ncheck: { unit: '-H.service' }\n", ": check: ", "name of a unit"),
+            ("port: 80\ncheck: { unit: 'a*.service' }\n", ": check: ", "name of a unit"),
+            ("port: 80\ncheck: { unit: a.service, port: 81 }\n", ": check: ", "goes with http or"),
             ("port: 80\ncheck: { port: 81 }\n", ": check: ", "goes with http"),
             ("port: 80\ncheck: { interval: 1ms }\n", ": check: ", "100ms to 1h"),
             ("port: 80\ncheck: { unhealthy: 0 }\n", ": check: ", "at least 1"),

@@ -1,11 +1,13 @@
 //! The services of this machine: what their files say, and how they are.
 //!
 //! - [`file`]: one file, parsed.
-//! - [`check`]: one service, asked whether it answers.
+//! - [`check`]: one service, asked whether it is well, again and again.
+//! - [`probe`]: the question, over TCP, HTTP, gRPC, or to systemd.
 //! - [`watch`]: the directory, followed.
 
 pub mod check;
 pub mod file;
+pub mod probe;
 pub mod watch;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};

@@ -17,7 +17,7 @@ const HALF_OPEN_PER_SOURCE: usize = 64;
 /// does not wait behind many.
 const WAITING_PER_SOURCE: usize = 16;
 /// More than this, and QUIC clients must prove their address first.
-const BUSY: usize = 64;
+const BUSY: usize = 32;
 /// Join streams at once.
 const JOINING: usize = 64;
 /// Of one source: four workers of a gateway let in fewer than federation takes
@@ -136,7 +136,7 @@ impl Drop for Place {
 
 /// What limits tell apart: an IPv4 address, or the /64 that a host on IPv6
 /// chooses its addresses from (RFC 4291 section 2.5.1).
-fn source_of(ip: IpAddr) -> IpAddr {
+pub(crate) fn source_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),

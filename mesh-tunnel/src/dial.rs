@@ -341,7 +341,7 @@ mod tests {
             &self,
             addr: SocketAddr,
             shared: bool,
-        ) -> BoxFuture<'_, io::Result<Arc<dyn quinn::AsyncUdpSocket>>> {
+        ) -> BoxFuture<'_, io::Result<crate::net::Datagrams>> {
             self.0.lock().unwrap().push("udp".into());
             Box::pin(async move { RealNet.udp(addr, shared).await })
         }

@@ -10,6 +10,7 @@
 //! - [`dial`]: QUIC raced against TLS/TCP towards one gateway.
 //! - [`admission`]: how many strangers may be busy with us at once.
 //! - [`budget`]: how much of a worker's time they get.
+//! - [`filter`]: what the kernel keeps away meanwhile.
 //! - [`listen`]: the gateway's door: tunnels, and the join stream.
 //! - [`control`]: gRPC to federation, directly or through a gateway.
 //! - [`unix`]: gRPC on Unix sockets, with the caller the kernel names.
@@ -23,6 +24,7 @@ pub mod budget;
 pub mod control;
 pub mod datagrams;
 pub mod dial;
+pub mod filter;
 pub mod listen;
 pub mod net;
 mod quic;

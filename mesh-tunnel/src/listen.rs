@@ -24,9 +24,10 @@ use tokio::{
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::{
-    admission::{Admission, Place, Tally},
+    admission::{Admission, Full, Place, Tally},
     ahead::ReadAhead,
     budget::Budget,
+    filter::Shunning,
     net::{Io, Listener, Net, Stream},
     quic,
     session::{Carrier, Establishing, Session, establish},
@@ -166,14 +167,16 @@ impl Hall {
             };
             let Some(incoming) = incoming else { break };
             let from = incoming.remote_address();
-            if !incoming.remote_address_validated() && self.admission.is_busy() {
-                // Only a client that receives our packets will come back.
+            let is_busy = self.admission.is_busy() || !self.handshakes.has_left();
+            if !incoming.remote_address_validated() && is_busy {
+                // Only a client that receives our packets will come back, and
+                // nothing is kept, or said again, for who does not.
                 // Fails only if a retry is not possible, and drops it then.
                 let _ = incoming.retry();
                 self.doors.turned_away.count("quic_retry");
                 continue;
             }
-            let Some(admitted) = self.enter(from) else {
+            let Ok(admitted) = self.enter(from) else {
                 incoming.ignore();
                 continue;
             };
@@ -196,6 +199,8 @@ impl Hall {
 
     async fn tcp(self: Arc<Self>, listener: Box<dyn Listener>, mut closing: watch::Receiver<bool>) {
         let mut handshakes = JoinSet::new();
+        let listener: Arc<dyn Listener> = listener.into();
+        let shunning = Shunning::new(listener.clone());
         loop {
             let accepted = tokio::select! {
                 accepted = self.next(&*listener) => accepted,
@@ -210,9 +215,15 @@ impl Hall {
                     continue;
                 }
             };
-            let Some(admitted) = self.enter(from) else {
-                abort(stream);
-                continue;
+            let admitted = match self.enter(from) {
+                Ok(admitted) => admitted,
+                Err(full) => {
+                    abort(stream);
+                    if full == Full::Source {
+                        shunning.refused(from.ip());
+                    }
+                    continue;
+                }
             };
             let hall = self.clone();
             handshakes.spawn(async move {
@@ -229,9 +240,9 @@ impl Hall {
     }
 
     /// A place for a handshake; none is counted.
-    fn enter(&self, from: SocketAddr) -> Option<Place> {
+    fn enter(&self, from: SocketAddr) -> Result<Place, Full> {
         let place = self.admission.enter(from.ip(), !self.handshakes.has_left());
-        place.inspect_err(|full| self.doors.turned_away.count(full.code())).ok()
+        place.inspect_err(|full| self.doors.turned_away.count(full.code()))
     }
 
     /// Which of the two protocols a TCP connection wants decides whether it

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::Path,
     pin::Pin,
     sync::Arc,
@@ -20,7 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
 };
 
-use crate::{datagrams::Generation, unix::LocalListener};
+use crate::{datagrams::Generation, filter, unix::LocalListener};
 
 /// A boxed future that may cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -47,7 +47,20 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 pub type Stream = Box<dyn Io>;
 
 /// A UDP socket for QUIC.
-pub type Datagrams = Arc<dyn quinn::AsyncUdpSocket>;
+#[derive(Debug)]
+pub struct Datagrams {
+    /// What is read and written.
+    pub socket: Arc<dyn quinn::AsyncUdpSocket>,
+    /// The same socket of the operating system, for filters in the kernel;
+    /// `None` where whoever dials has it, and in a simulation.
+    pub filtered: Option<OwnedFd>,
+}
+
+impl From<Arc<dyn quinn::AsyncUdpSocket>> for Datagrams {
+    fn from(socket: Arc<dyn quinn::AsyncUdpSocket>) -> Self {
+        Self { socket, filtered: None }
+    }
+}
 
 impl<T: Io + ?Sized> Io for Box<T> {
     fn raw_fd(&self) -> Option<RawFd> {
@@ -104,6 +117,10 @@ pub trait Listener: Send + Sync + 'static {
     fn accept(&self) -> BoxFuture<'_, io::Result<(Stream, SocketAddr)>>;
     /// Where it listens.
     fn local_addr(&self) -> io::Result<SocketAddr>;
+    /// Hears nothing any more of connections that these sources would begin,
+    /// where the kernel can do that: addresses of IPv4, networks of 64 bits of
+    /// IPv6. What is open goes on.
+    fn shun(&self, _sources: &[IpAddr]) {}
 }
 
 /// Binds and dials.
@@ -199,7 +216,11 @@ impl Net for RealNet {
     }
 
     fn udp(&self, addr: SocketAddr, shared: bool) -> BoxFuture<'_, io::Result<Datagrams>> {
-        Box::pin(async move { quinn::TokioRuntime.wrap_udp_socket(self.datagrams(addr, shared)?) })
+        Box::pin(async move {
+            let socket = self.datagrams(addr, shared)?;
+            let filtered = shared.then(|| socket.try_clone()).transpose()?.map(OwnedFd::from);
+            Ok(Datagrams { socket: quinn::TokioRuntime.wrap_udp_socket(socket)?, filtered })
+        })
     }
 
     fn dial_unix<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Stream>> {
@@ -310,6 +331,12 @@ impl Listener for RealListener {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
+
+    fn shun(&self, sources: &[IpAddr]) {
+        if let Err(error) = filter::drop_beginnings(&self.0, sources) {
+            log::debug!(error:% = error; "sources are not kept away by the kernel");
+        }
+    }
 }
 
 /// accept(2): errors of a connection that ended while it was queued.
@@ -418,7 +445,7 @@ mod tests {
             let second = RealNet.bind(first.local_addr().unwrap(), shared).await;
             assert_eq!(second.is_ok(), shared);
             let first = RealNet.udp(any(), shared).await.unwrap();
-            let second = RealNet.udp(first.local_addr().unwrap(), shared).await;
+            let second = RealNet.udp(first.socket.local_addr().unwrap(), shared).await;
             assert_eq!(second.is_ok(), shared);
         }
     }

@@ -17,7 +17,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     datagrams::Cids,
-    net::{Datagrams, Net},
+    net::Net,
     session::MAX_STREAMS,
     tls::{Credentials, SERVER_NAME, Witness},
 };
@@ -85,7 +85,7 @@ pub(crate) async fn connect(
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let socket = net.udp(any, false).await?;
+    let socket = net.udp(any, false).await?.socket;
     let config = endpoint_config(net);
     let endpoint =
         Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
@@ -114,7 +114,7 @@ pub(crate) struct Acceptor {
 impl Acceptor {
     pub(crate) fn new(
         net: &dyn Net,
-        socket: Datagrams,
+        socket: Arc<dyn quinn::AsyncUdpSocket>,
         credentials: &Arc<Credentials>,
         allowed: Allowed,
     ) -> io::Result<Self> {

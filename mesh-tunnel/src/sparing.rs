@@ -1,13 +1,18 @@
 //! A door's UDP socket that leaves a worker time for the connections that it
 //! has: what belongs to handshakes is dropped when there is no time for it, as
-//! networks do, and whoever means it sends it again.
+//! networks do, and whoever means it sends it again. What comes until there is
+//! time again the kernel drops.
 
 use std::{
     fmt,
     io::{self, IoSliceMut},
     net::SocketAddr,
+    os::fd::OwnedFd,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -17,15 +22,20 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use crate::{admission::Tally, budget::Budget, net::Datagrams};
+use crate::{admission::Tally, budget::Budget, filter, net::Datagrams};
 
 /// What one datagram of a handshake is taken to cost: keys are made of what a
 /// client has said before anything can be known of it.
 const COST: Duration = Duration::from_micros(40);
 
+/// How long the kernel drops them at least: to begin and to end that costs it a
+/// few of them.
+const SIFTED: Duration = Duration::from_millis(100);
+
 /// See the module.
 pub(crate) struct Sparing {
-    inner: Datagrams,
+    inner: Arc<dyn AsyncUdpSocket>,
+    sieve: Option<Arc<Sieve>>,
     budget: Budget,
     turned_away: Tally,
 }
@@ -36,6 +46,41 @@ impl fmt::Debug for Sparing {
     }
 }
 
+/// The socket that the kernel filters.
+struct Sieve {
+    socket: OwnedFd,
+    is_set: AtomicBool,
+}
+
+impl Sieve {
+    /// A process before this one may have left its own.
+    fn new(socket: OwnedFd) -> Arc<Self> {
+        told(filter::keep_all(&socket));
+        Arc::new(Self { socket, is_set: AtomicBool::new(false) })
+    }
+
+    /// Drops handshakes until there is time for one.
+    fn set(self: &Arc<Self>, budget: &Budget) {
+        if self.is_set.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        told(filter::drop_handshakes(&self.socket));
+        let (sieve, budget) = (self.clone(), budget.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SIFTED).await;
+            budget.turn().await;
+            sieve.is_set.store(false, Ordering::Relaxed);
+            told(filter::keep_all(&sieve.socket));
+        });
+    }
+}
+
+fn told(done: io::Result<()>) {
+    if let Err(error) = done {
+        log::debug!(error:% = error; "datagrams are not dropped by the kernel");
+    }
+}
+
 /// Only handshakes have long headers (RFC 9000 section 17).
 fn is_of_handshake(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x80 != 0)
@@ -43,7 +88,8 @@ fn is_of_handshake(datagram: &[u8]) -> bool {
 
 impl Sparing {
     pub(crate) fn new(inner: Datagrams, budget: Budget, turned_away: Tally) -> Self {
-        Self { inner, budget, turned_away }
+        let Datagrams { socket: inner, filtered } = inner;
+        Self { inner, sieve: filtered.map(Sieve::new), budget, turned_away }
     }
 
     /// Whether what was received together, from one source, can be read.
@@ -53,6 +99,9 @@ impl Sparing {
         let Ok(count @ 1..) = u32::try_from(count) else { return true };
         if !self.budget.has_left() {
             self.turned_away.count("door_busy");
+            if let Some(sieve) = &self.sieve {
+                sieve.set(&self.budget);
+            }
             return false;
         }
         self.budget.spend(COST * count);

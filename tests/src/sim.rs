@@ -20,7 +20,7 @@ use std::{
 
 use mesh_runtime::clock;
 use mesh_tunnel::{
-    net::{BoxFuture, Io, Listener, Net, Stream},
+    net::{BoxFuture, Datagrams, Io, Listener, Net, Stream},
     unix::{LocalListener, UnixPeer},
 };
 use quinn::{
@@ -119,15 +119,12 @@ impl Net for SimNet {
         })
     }
 
-    fn udp(
-        &self,
-        addr: SocketAddr,
-        _shared: bool,
-    ) -> BoxFuture<'_, io::Result<Arc<dyn AsyncUdpSocket>>> {
+    fn udp(&self, addr: SocketAddr, _shared: bool) -> BoxFuture<'_, io::Result<Datagrams>> {
         Box::pin(async move {
             let socket = turmoil::net::UdpSocket::bind(addr).await?;
             let loss = self.loss.clone();
-            Ok(Arc::new(SimUdp { socket, loss }) as Arc<dyn AsyncUdpSocket>)
+            let socket: Arc<dyn AsyncUdpSocket> = Arc::new(SimUdp { socket, loss });
+            Ok(socket.into())
         })
     }
 

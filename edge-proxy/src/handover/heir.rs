@@ -13,7 +13,7 @@ use mesh_tunnel::{
     net::{BoxFuture, Datagrams, RealListener},
     unix::LocalListener,
 };
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -77,7 +77,8 @@ impl HeirNet {
             datagrams.open();
         }
         self.sockets.hold(wanted, &datagrams);
-        Ok(datagrams)
+        let filtered = Some(datagrams.as_fd().try_clone_to_owned()?);
+        Ok(Datagrams { socket: datagrams, filtered })
     }
 }
 
@@ -148,5 +149,9 @@ impl Listener for Gated {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    fn shun(&self, sources: &[IpAddr]) {
+        self.listener.shun(sources);
     }
 }

@@ -32,6 +32,7 @@ use mesh_runtime::clock;
 use mesh_tunnel::{
     Stream,
     admission::{Full, Place},
+    filter::Shunning,
     listen::abort,
     net::Listener,
     tls::{self, Before, Binding, Standing},
@@ -139,6 +140,8 @@ impl Caller {
 /// Accepts until the process drains or leaves.
 pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
     let places = Arc::new(Semaphore::new(MAX_SESSIONS));
+    let listener: Arc<dyn Listener> = listener.into();
+    let shunning = Shunning::new(listener.clone());
     loop {
         let accepted = tokio::select! {
             accepted = next(&worker, &*listener, &places) => accepted,
@@ -147,10 +150,15 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
         match accepted {
             Ok((stream, from, place)) => {
                 let via = Via::Tcp(from);
-                let has_memory = worker.shared.has_memory(Taken::Connection);
-                let Some(half_open) = enter(&worker, &via).filter(|_| has_memory) else {
-                    abort(stream);
-                    continue;
+                let half_open = match enter(&worker, &via) {
+                    Ok(half_open) if worker.shared.has_memory(Taken::Connection) => half_open,
+                    refused => {
+                        abort(stream);
+                        if let Err(Full::Source) = refused {
+                            shunning.refused(from.ip());
+                        }
+                        continue;
+                    }
                 };
                 let task = serve(worker.clone(), stream, via, half_open);
                 worker.shared.drain.spawn_connection(async move {
@@ -180,13 +188,13 @@ async fn next(
 /// Serves one caller: inner TLS, then requests, each authorized. Returns when
 /// the session has ended.
 pub async fn serve_stream(worker: Arc<Worker>, stream: Stream, via: Via) {
-    if let Some(half_open) = enter(&worker, &via) {
+    if let Ok(half_open) = enter(&worker, &via) {
         serve(worker, stream, via, half_open).await;
     }
 }
 
 /// A place for a handshake; none is counted.
-fn enter(worker: &Worker, via: &Via) -> Option<Place> {
+fn enter(worker: &Worker, via: &Via) -> Result<Place, Full> {
     let place = match worker.handshakes.has_left() {
         true => worker.half_open.take(via.source()),
         false => worker.half_open.take_to_wait(via.source()),
@@ -194,7 +202,7 @@ fn enter(worker: &Worker, via: &Via) -> Option<Place> {
     let refused = |full: &Full| {
         worker.shared.metrics.handshake_failed(Direction::Inbound, full.code());
     };
-    place.inspect_err(refused).ok()
+    place.inspect_err(refused)
 }
 
 async fn serve(worker: Arc<Worker>, stream: Stream, via: Via, half_open: Place) {

@@ -64,7 +64,11 @@ brings() {
     before=$(main_pid "$machine" "$unit")
     from=$(since "$machine" "$unit")
     must_dnf "$machine" "${@:4}"
-    is_another() { [ "$(main_pid "$machine" "$unit")" != "$before" ]; }
+    is_another() {
+        local after
+        after=$(main_pid "$machine" "$unit")
+        [ "$after" != "$before" ] && [ "$after" != 0 ]
+    }
     eventually 30 is_another
     [ "$(since "$machine" "$unit")" = "$from" ] || fail "$machine: $unit was started again"
     [ "$(in_machine "$machine" rpm -q --qf '%{version}' isthmus-proxy)" = "$version" ] || fail "$machine: not $version"

@@ -83,7 +83,9 @@ runs() {
 
 machine control rpm
 machine host rpm
-add_application host
+# Whom the host calls has the .deb.
+machine web bookworm
+add_application web
 NEW=$(rpm -qp --nosignature --qf '%{version}\n' "$REPO"/yum/isthmus-cli-*.rpm | grep -vxF "$OLD")
 mapfile -t glibc < <(libraries "$WORK/host/root" libc.so.6 libm.so.6 'ld-linux-*.so.*')
 mapfile -t libgcc < <(libraries "$WORK/host/root" libgcc_s.so.1)
@@ -111,12 +113,12 @@ YUM
 done
 # An operator who wants no proxy where the control plane is.
 echo 'disable isthmus-proxy.service' >"$WORK/control/root/etc/systemd/system-preset/10-site.preset"
-boot control host
+boot control host web
 for name in control host; do
     in_machine $name sh -c 'rpm -i --nosignature /root/*.rpm' >"$WORK/last" 2>&1 || fail "$name: $(cat "$WORK/last")"
     files $name >"$WORK/$name/before"
 done
-step "two machines have booted, $OLD and $NEW are there"
+step "machines have booted, $OLD and $NEW are there"
 
 must_dnf control install "isthmus-federation-$OLD"
 took=$(seconds_of dnf host install "isthmus-vm-agent-$OLD")
@@ -136,7 +138,9 @@ wants=/etc/systemd/system/multi-user.target.wants
 in_machine host sh -c 'rpm -V $(rpm -qa "isthmus-*")' >"$WORK/last" || fail "not as packed: $(cat "$WORK/last")"
 step "dnf install to running units: $took s; users, presets, every file is a package's"
 
+install_packages web isthmus-vm-agent
 site control
+join web
 join host
 eventually 20 request host
 requests host &
@@ -184,7 +188,7 @@ for unit in isthmus-proxy isthmus-gateway isthmus-vm-agent; do
     is host $unit "inactive"
 done
 left=$(files host | comm -13 "$WORK/host/before" - | grep -v '^/var/lib/isthmus/' | xargs)
-[ "$left" = "/etc/isthmus/proxy.yaml.rpmsave /var/lib/isthmus" ] || fail "left: $left"
+[ "$left" = "/etc/isthmus /etc/isthmus/proxy.yaml.rpmsave /var/lib/isthmus" ] || fail "left: $left"
 lost=$(files host | comm -23 "$WORK/host/before" -)
 [ -z "$lost" ] || fail "lost: $lost"
 in_machine host test ! -e /run/isthmus || fail "left: /run/isthmus"

@@ -4,8 +4,8 @@
 # make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
 # make test-observe            observers nobody here wrote: tests/observe/setup installs them
 # make test-vm [THEMES=…]      our packages on booted systemd, in containers; needs root
-# make packages                .deb of the four programs, in $(TARGET)/packages
-# make repo                    a signed apt repository of them: packaging/README.md
+# make packages                .deb and .rpm of the four programs, in $(TARGET)/packages
+# make repo                    a signed apt and a signed yum repository of them: packaging/README.md
 # make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
 # make bench [BENCH_ARGS=…]    CPU per request beside other proxies: benches/README.md

@@ -11,8 +11,9 @@ PACKAGES=(isthmus-proxy isthmus-vm-agent isthmus-federation isthmus-cli)
 #   WANTS    what it is better with, in Debian's words
 #   STATE    what a purge removes
 #   RUN      what a removal does: processes leave their sockets there
+#   BEFORE_REMOVAL  a command that takes out what its units leave in the kernel
 about() {
-    UNITS=() NEEDS=() WANTS='' STATE=() RUN=() UPGRADE=restart SECTION=8
+    UNITS=() NEEDS=() WANTS='' STATE=() RUN=() UPGRADE=restart SECTION=8 BEFORE_REMOVAL=:
     case $1 in
     isthmus-proxy)
         PROGRAM=edge-proxy UPGRADE=reload
@@ -25,12 +26,14 @@ mutual TLS, and as a gateway that of a whole site."
         ;;
     isthmus-vm-agent)
         PROGRAM=vm-agent
-        UNITS=(isthmus-vm-agent.service)
+        UNITS=(isthmus-vm-agent.service isthmus-capture.service)
         NEEDS=(isthmus-proxy isthmus-cli)
         # Over it the agent asks systemd whether the machine stops.
-        WANTS="default-dbus-system-bus | dbus-system-bus"
-        RUN=(/run/isthmus/agent.sock /run/isthmus/identity.sock)
-        STATE=(/var/lib/isthmus/agent /etc/isthmus/services.d)
+        # With nft it captures.
+        WANTS="default-dbus-system-bus | dbus-system-bus, nftables"
+        RUN=(/run/isthmus/agent.sock /run/isthmus/identity.sock /run/isthmus/capture.sock)
+        STATE=(/var/lib/isthmus/agent /var/lib/isthmus/capture /etc/isthmus/services.d)
+        BEFORE_REMOVAL='nft delete table inet isthmus 2>/dev/null || true'
         SUMMARY="agent that makes a machine part of an Isthmus mesh"
         TEXT="Owns the identity of this machine, registers its services and checks their
 health. One command joins a site: meshctl join."
@@ -81,6 +84,7 @@ lay() {
         ;;
     isthmus-vm-agent)
         install -D -m 0644 common/etc/agent.yaml "$root/etc/isthmus/agent.yaml"
+        install -D -m 0644 common/etc/capture.yaml "$root/etc/isthmus/capture.yaml"
         install -d -m 0755 "$root/etc/isthmus/services.d"
         ;;
     esac

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -169,8 +169,10 @@ impl Worker {
         let mut bound = Bound::default();
         let http = self.bind(wanted.http, &mut bound.http).await?;
         let transparent = self.bind(wanted.transparent, &mut bound.transparent).await?;
+        let transparent6 = self.bind_twin(bound.transparent).await?;
         let inbound = self.bind(wanted.inbound, &mut bound.inbound).await?;
         let mut outbound = vec![(http, Purpose::Proxy), (transparent, Purpose::Captured)];
+        outbound.push((transparent6, Purpose::Captured));
         for (addr, configured) in wanted.listeners.iter().zip(&self.shared.config.listeners) {
             let mut at = None;
             let destination = self.wanted(configured);
@@ -225,6 +227,20 @@ impl Worker {
         let listener = self.shared.net.bind(addr, self.shared.config.workers > 1).await?;
         *bound = Some(listener.local_addr()?);
         Ok(Some(listener))
+    }
+
+    /// The kernel redirects captured IPv6 to `::1`: whoever listens for captured
+    /// connections at 127.0.0.1 does so there, too, where the machine has it.
+    async fn bind_twin(&self, of: Option<SocketAddr>) -> io::Result<Option<Box<dyn Listener>>> {
+        let Some(of) = of.filter(|of| of.ip() == Ipv4Addr::LOCALHOST) else { return Ok(None) };
+        let twin = SocketAddr::from((Ipv6Addr::LOCALHOST, of.port()));
+        match self.bind(Some(twin), &mut None).await {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                log::info!(error:% = error; "IPv6 cannot be captured on this machine");
+                Ok(None)
+            }
+            bound => bound,
+        }
     }
 
     /// What is derived from `snapshot`; made anew only when it is another one.

@@ -19,6 +19,20 @@ const METADATA: [IpAddr; 3] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
 ];
 
+/// Where a cloud or the link itself answers: nothing of it belongs to a mesh.
+/// As [`check`] has it, as blocks.
+pub const NEVER: [&str; 9] = [
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "100.100.100.200/32",
+    "168.63.129.16/32",
+    "::1/128",
+    "fe80::/10",
+    "fd00:ec2::/32",
+    "fd20:ce::254/128",
+    "ff00::/8",
+];
+
 /// What is known of the place from which an address would be dialled.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
@@ -127,6 +141,16 @@ mod tests {
         let host = [addr("10.0.0.1:1").ip(), addr("[2001:db8::1]:1").ip()];
         let has = |ip: IpAddr| host.contains(&ip);
         check(addr(text), Place { loopback, listens: &listens, has: &has })
+    }
+
+    #[test]
+    fn blocks_are_those_that_are_never_dialled() {
+        for text in NEVER {
+            let first: IpAddr = text.split_once('/').unwrap().0.parse().unwrap();
+            assert!(ask(&SocketAddr::new(first, 80).to_string(), false, &[]).is_err(), "{text}");
+        }
+        let blocks = || NEVER.iter().map(|text| text.parse::<crate::Cidr>().unwrap());
+        assert!(METADATA.iter().all(|ip| blocks().any(|block| block.contains(*ip))));
     }
 
     #[test]

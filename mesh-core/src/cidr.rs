@@ -36,6 +36,33 @@ impl fmt::Display for Cidr {
 }
 
 impl Cidr {
+    /// Whether it is a block of IPv4.
+    pub fn is_ipv4(&self) -> bool {
+        self.addr.is_ipv4()
+    }
+
+    /// The same block by its first address.
+    pub fn network(&self) -> Self {
+        let addr = match self.addr {
+            IpAddr::V4(addr) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+                IpAddr::V4((u32::from(addr) & mask).into())
+            }
+            IpAddr::V6(addr) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
+                IpAddr::V6((u128::from(addr) & mask).into())
+            }
+        };
+        Self { addr, prefix: self.prefix }
+    }
+
+    /// Whether all of another block lies in it.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.is_ipv4() == other.is_ipv4()
+            && self.prefix <= other.prefix
+            && Self { prefix: self.prefix, ..*other }.network() == self.network()
+    }
+
     /// Whether an address lies in the block; IPv4-mapped IPv6 counts as IPv4.
     pub fn contains(&self, addr: IpAddr) -> bool {
         use IpAddr::{V4, V6};
@@ -56,6 +83,27 @@ impl Cidr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_cover_blocks() {
+        let cases = [
+            ("10.0.0.0/8", "10.1.0.0/16", true),
+            ("10.1.0.0/16", "10.0.0.0/8", false),
+            ("10.9.9.9/8", "10.1.2.3/32", true),
+            ("0.0.0.0/0", "255.255.255.255/32", true),
+            ("0.0.0.0/0", "::/0", false),
+            ("::/0", "2001:db8::/32", true),
+            ("fd00::/8", "fe80::/10", false),
+        ];
+        for (block, other, wanted) in cases {
+            let (block, other): (Cidr, Cidr) = (block.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(block.covers(&other), wanted, "{block} {other}");
+        }
+        let network = |text: &str| text.parse::<Cidr>().unwrap().network().to_string();
+        assert_eq!(network("10.9.8.7/8"), "10.0.0.0/8");
+        assert_eq!(network("2001:db8:1::7/32"), "2001:db8::/32");
+        assert_eq!((network("1.2.3.4/0"), network("::1")), ("0.0.0.0/0".into(), "::1/128".into()));
+    }
 
     #[test]
     fn blocks_hold_what_they_say() {

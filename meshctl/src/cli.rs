@@ -74,6 +74,9 @@ enum Command {
     Join(command::join::Join),
     /// Take this machine out of its site
     Leave(command::join::Leave),
+    /// What the kernel of this machine sends to its proxy
+    #[command(subcommand)]
+    Vm(command::vm::Vm),
     /// Link this site with another
     #[command(subcommand)]
     Link(command::link::Link),
@@ -151,6 +154,7 @@ impl Cli {
             Command::Token(token) => token.run(&run()?, format).await,
             Command::Join(join) => join.run(&run()?, format).await,
             Command::Leave(leave) => leave.run(&run()?, format).await,
+            Command::Vm(vm) => vm.run(&run()?, format).await,
             Command::Link(link) => link.run(&run()?, format).await,
             Command::Links => command::link::links(&run()?, format).await,
             Command::Service(service) => service.run(&run()?, format).await,
@@ -202,6 +206,11 @@ mod tests {
             "token revoke abc",
             "join -",
             "leave --force",
+            "vm capture enable --confirm-within 60s",
+            "vm capture enable --dry-run",
+            "vm capture confirm",
+            "vm capture disable",
+            "vm capture status -o json",
             "link token --site west",
             "link cluster east isthmus1.abc",
             "link cluster east - --transport tls",

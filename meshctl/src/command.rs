@@ -18,4 +18,5 @@ pub mod tap;
 pub mod token;
 pub mod top;
 pub mod view;
+pub mod vm;
 pub mod why;

@@ -9,7 +9,8 @@ use std::{
 };
 
 use mesh_api::v1::{
-    admin_client::AdminClient, agent_client::AgentClient, proxy_client::ProxyClient,
+    admin_client::AdminClient, agent_client::AgentClient, capture_client::CaptureClient,
+    proxy_client::ProxyClient,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -110,6 +111,14 @@ impl Run {
             "start it (systemctl start isthmus-vm-agent), or name its run directory with --run DIR";
         let channel = connect(&self.agent_socket(), "vm-agent", remedy).await?;
         Ok(AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
+
+    /// Speaks `Capture` to the process that captures this machine's traffic.
+    pub async fn capture(&self) -> Result<CaptureClient<Channel>, Failure> {
+        let remedy =
+            "start it (systemctl start isthmus-capture), or name its run directory with --run DIR";
+        let channel = connect(&self.0.join("capture.sock"), "vm-agent capture", remedy).await?;
+        Ok(CaptureClient::new(channel).max_decoding_message_size(MAX_ANSWER))
     }
 
     /// Whether a proxy of this machine shows its requests here.

@@ -13,7 +13,8 @@ make_deb() {
     if [ ${#UNITS[@]} -gt 0 ]; then
         for script in postinst prerm postrm; do
             sed -e "s|@PACKAGE@|$package|g" -e "s|@UNITS@|${UNITS[*]}|g" \
-                -e "s|@UPGRADE@|$UPGRADE|g" -e "s|@STATE@|${STATE[*]}|g" -e "s|@RUN@|${RUN[*]}|g" "deb/$script" >"$control/$script"
+                -e "s|@UPGRADE@|$UPGRADE|g" -e "s|@STATE@|${STATE[*]}|g" -e "s|@RUN@|${RUN[*]}|g" \
+                -e "s~@BEFORE_REMOVAL@~$BEFORE_REMOVAL~g" "deb/$script" >"$control/$script"
             chmod 0755 "$control/$script"
         done
     fi

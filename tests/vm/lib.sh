@@ -94,7 +94,7 @@ start_machine() {
     (
         join_cgroup "$1"
         exec env "${hierarchy[@]}" systemd-nspawn --quiet --boot --directory="$dir/root" --machine="$1" \
-            --register=no --keep-unit --console=pipe --resolv-conf=off --timezone=off \
+            --register=no --keep-unit --console=pipe --resolv-conf=off --timezone=off --capability=CAP_NET_ADMIN \
             --bind-ro="$REPO:/srv/isthmus" \
             --network-namespace-path="/run/netns/$1" </dev/null >>"$dir/console" 2>&1
     ) &

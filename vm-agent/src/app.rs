@@ -181,7 +181,7 @@ async fn renew_workload(agent: Arc<Agent>, drain: Drain) {
 }
 
 /// One gRPC service on one Unix socket.
-async fn serve<S>(listener: Box<dyn LocalListener>, service: S, drain: Drain)
+pub(crate) async fn serve<S>(listener: Box<dyn LocalListener>, service: S, drain: Drain)
 where
     S: tonic::codegen::Service<
             http::Request<tonic::body::Body>,

@@ -1,7 +1,7 @@
 //! Which program is calling: user and group as the kernel vouches for them, and
 //! the systemd unit that the process runs in.
 
-use std::{fs, time::Duration};
+use std::{fmt, fs, time::Duration};
 
 use mesh_tunnel::unix::UnixPeer;
 use serde::Deserialize;
@@ -36,15 +36,20 @@ pub enum Account {
 }
 
 impl Account {
-    /// `name:password:number:…`, one a line.
     fn is(&self, id: u32, accounts: &str) -> bool {
+        self.number(accounts) == Some(id)
+    }
+
+    /// Its number, if there is such an account: `name:password:number:…`, one a
+    /// line.
+    pub fn number(&self, accounts: &str) -> Option<u32> {
         match self {
-            Self::Id(known) => *known == id,
-            Self::Name(known) => accounts.lines().any(|line| {
+            Self::Id(known) => Some(*known),
+            Self::Name(known) => accounts.lines().find_map(|line| {
                 let mut fields = line.split(':');
                 let name = fields.next().unwrap_or_default();
                 let number = fields.nth(1).and_then(|number| number.parse().ok());
-                name == known && number == Some(id)
+                number.filter(|_| name == known)
             }),
         }
     }
@@ -58,6 +63,15 @@ pub trait Host {
     fn groups(&self) -> String;
     /// The unit of the process that called.
     fn unit(&self, peer: &UnixPeer) -> Option<String>;
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
 }
 
 /// This machine.

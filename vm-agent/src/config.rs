@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use mesh_core::address::{self, Place};
 use mesh_runtime::config::{self, ConfigError, HumanDuration};
 use serde::Deserialize;
@@ -29,8 +29,11 @@ const MAX_LOCALITY: usize = 64;
 ///   vm-agent --config /etc/isthmus/agent.yaml
 ///   vm-agent --state ./state --run ./run --services ./services.d
 #[derive(Debug, Clone, Default, Parser)]
-#[command(name = "vm-agent", version, verbatim_doc_comment)]
+#[command(name = "vm-agent", version, verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 pub struct Flags {
+    /// What else this program does.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Configuration file [default: /etc/isthmus/agent.yaml, if it exists]
     #[arg(long, value_name = "FILE", env = "ISTHMUS_AGENT_CONFIG")]
     pub config: Option<PathBuf>,
@@ -49,6 +52,30 @@ pub struct Flags {
     /// Where to serve /metrics, /live and /ready
     #[arg(long, value_name = "IP:PORT", env = "ISTHMUS_AGENT_ADMIN")]
     pub admin: Option<SocketAddr>,
+}
+
+/// What else this program does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Tell the kernel which connections of this machine go to its proxy
+    ///
+    /// A process of its own, because it alone needs CAP_NET_ADMIN. It does what
+    /// `meshctl vm capture` asks for, and after a boot what was confirmed before.
+    Capture(CaptureFlags),
+}
+
+/// Of `vm-agent capture`.
+#[derive(Debug, Clone, Args)]
+pub struct CaptureFlags {
+    /// What is captured
+    #[arg(long, value_name = "FILE", default_value = "/etc/isthmus/capture.yaml")]
+    pub rules: PathBuf,
+    /// Directory of capture.sock
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_AGENT_RUN", default_value = "/run/isthmus")]
+    pub run: PathBuf,
+    /// Directory of what was confirmed
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/isthmus/capture")]
+    pub state: PathBuf,
 }
 
 /// What was written.

@@ -14,6 +14,8 @@
 //!   health; [`ledger`]: what the site knows of them.
 //! - [`workload`]: the certificate for programs that speak the Workload API, and
 //!   [`attest`]: which programs those are.
+//! - [`capture`]: the process beside it that tells the kernel what goes to the
+//!   proxy.
 //! - [`api`]: what is served on the Unix sockets; [`metrics`]: what is told
 //!   to Prometheus.
 //!
@@ -23,6 +25,7 @@ pub mod agent;
 pub mod api;
 pub mod app;
 pub mod attest;
+pub mod capture;
 pub mod config;
 pub mod join;
 pub mod ledger;

@@ -7,12 +7,16 @@ use mesh_runtime::{drain::Drain, process};
 use mesh_tunnel::RealNet;
 use vm_agent::{
     app::App,
-    config::{Config, Flags},
+    capture,
+    config::{Command, Config, Flags},
 };
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
     process::start("info");
+    if let Some(Command::Capture(flags)) = &flags.command {
+        return ended(block_on(capture::run(flags.clone(), Arc::new(RealNet))));
+    }
     let config = match Config::load(&flags) {
         Ok(config) => config,
         Err(error) => {
@@ -20,10 +24,15 @@ fn main() -> ExitCode {
             return ExitCode::from(error.exit_code());
         }
     };
-    match process::current_thread()
-        .map_err(anyhow::Error::from)
-        .and_then(|rt| rt.block_on(run(config)))
-    {
+    ended(block_on(run(config)))
+}
+
+fn block_on(whole: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    process::current_thread()?.block_on(whole)
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vm-agent: {}", process::told(error.as_ref()));

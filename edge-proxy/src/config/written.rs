@@ -92,7 +92,8 @@ pub(super) struct ConfigFile {
     #[schemars(with = "Option<String>", extend("default" = "127.0.0.1:4140"))]
     pub(super) http_listener: Option<Listen>,
     /// `<ip>:<port>` where captured traffic arrives (nftables `redirect` or
-    /// `dnat`), or `off`.
+    /// `dnat`), or `off`. At 127.0.0.1 it is `[::1]`, too. What is for no
+    /// service goes on to where it was bound for.
     #[schemars(with = "Option<String>", extend("default" = "off"))]
     pub(super) transparent: Option<Listen>,
     /// `<ip>:<port>` where the mesh calls this proxy's applications, or `off`.

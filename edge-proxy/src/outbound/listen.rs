@@ -1,13 +1,23 @@
 //! Accepting connections of applications.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use mesh_core::route::Destination;
+use mesh_core::{
+    Reason,
+    address::{self, Place},
+    route::Destination,
+};
 use mesh_tunnel::{Stream, listen::abort, net::Listener};
 use tokio::sync::Semaphore;
 
 use super::{
     front::{self, Toward},
+    opaque::{self, Opened},
     tls,
 };
 use crate::{
@@ -18,6 +28,7 @@ use crate::{
         labels::Labels,
         traffic::{self, OpenTcp},
     },
+    record::Record,
     worker::Worker,
 };
 
@@ -25,6 +36,10 @@ use crate::{
 const MAX_CLIENTS: usize = 16_384;
 /// Pause after a failed accept (out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// 240.0.0.0/4 and above is nobody's (RFC 1112 section 4): virtual addresses
+/// are of it.
+const RESERVED: u8 = 240;
 
 /// What a listener is for.
 #[derive(Debug, Clone)]
@@ -112,7 +127,8 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
     }
 }
 
-/// The virtual address and port that the application dialled name the service.
+/// The virtual address and port that the application dialled name the service;
+/// what is captured and goes to no service goes on to where it was bound for.
 async fn captured(worker: &Arc<Worker>, mut stream: Stream, from: SocketAddr) {
     let Some(dialled) = stream.original_destination() else {
         log::warn!(from:% = from; "connection has no original destination; was it captured?");
@@ -123,9 +139,70 @@ async fn captured(worker: &Arc<Worker>, mut stream: Stream, from: SocketAddr) {
     let destination = snapshot.and_then(|s| worker.view(&s).captured(dialled));
     match destination {
         Some(destination) => front::serve_port(worker, destination, from.ip(), stream).await,
-        None => {
-            log::info!(dialled:% = dialled, from:% = from; "no service has this address; refused");
+        None => pass(worker, dialled, from, stream).await,
+    }
+}
+
+/// One connection that is none of the mesh's business, as its application has
+/// asked for it.
+async fn pass(worker: &Arc<Worker>, dialled: SocketAddr, from: SocketAddr, mut stream: Stream) {
+    if let Err(why) = may_pass(dialled, worker.shared.config.transparent) {
+        log::info!(dialled:% = dialled, from:% = from, why = why.as_str(); "captured connection is refused");
+        stream.abort_on_close();
+        return;
+    }
+    let mut record = Record::new(worker, Direction::Outbound, "tcp");
+    record.entry.client = Some(from.ip());
+    record.entry.path_kind = "elsewhere";
+    match worker.shared.net.dial(dialled).await {
+        Ok(opened) => opaque::run(worker, stream, Opened::elsewhere(opened), record).await,
+        Err(error) => {
+            log::debug!(dialled:% = dialled, error:% = error; "captured connection fails");
+            record.failed(Reason::AppUnreachable);
             stream.abort_on_close();
+        }
+    }
+}
+
+/// Nobody is taken to where they could not be captured from, nor back here; and
+/// who dials a virtual address means a service.
+fn may_pass(dialled: SocketAddr, own: Option<SocketAddr>) -> Result<(), String> {
+    let place = Place { loopback: false, listens: own.as_slice(), has: &|_| true };
+    address::check(dialled, place).map_err(|why| why.to_string())?;
+    match dialled.ip().to_canonical() {
+        IpAddr::V4(ip) if ip.octets()[0] >= RESERVED => {
+            Err("no service has this virtual address".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_could_be_captured_passes() {
+        let cases = [
+            ("10.0.0.5:443", "127.0.0.1:4141", true),
+            ("[2001:db8::5]:443", "127.0.0.1:4141", true),
+            ("10.0.0.5:4141", "127.0.0.1:4141", true),
+            // Somebody has connected to the listener itself.
+            ("10.0.0.5:4141", "0.0.0.0:4141", false),
+            ("10.0.0.5:4141", "10.0.0.5:4141", false),
+            ("127.0.0.1:4141", "127.0.0.1:4141", false),
+            ("127.0.0.1:80", "127.0.0.1:4141", false),
+            ("[::1]:80", "127.0.0.1:4141", false),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:4141", false),
+            ("169.254.169.254:80", "127.0.0.1:4141", false),
+            ("[fe80::1]:80", "127.0.0.1:4141", false),
+            ("100.100.100.200:80", "127.0.0.1:4141", false),
+            ("240.240.0.9:80", "127.0.0.1:4141", false),
+            ("[::ffff:240.240.0.9]:80", "127.0.0.1:4141", false),
+        ];
+        for (dialled, own, wanted) in cases {
+            let passes = may_pass(dialled.parse().unwrap(), own.parse().ok());
+            assert_eq!(passes.is_ok(), wanted, "{dialled} by {own}: {passes:?}");
         }
     }
 }

@@ -41,7 +41,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Opened {
     stream: Relayed,
-    _used: Used,
+    _used: Option<Used>,
 }
 
 /// How the bytes get there.
@@ -65,7 +65,12 @@ impl Relayed {
 impl Opened {
     /// Holds what is used until the connection ends.
     pub fn new(stream: Relayed, used: Used) -> Self {
-        Self { stream, _used: used }
+        Self { stream, _used: Some(used) }
+    }
+
+    /// To whoever is there, who is none of the mesh.
+    pub fn elsewhere(stream: Stream) -> Self {
+        Self { stream: Relayed::App(stream), _used: None }
     }
 }
 

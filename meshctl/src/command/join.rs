@@ -7,7 +7,7 @@ use mesh_api::v1;
 use serde::Serialize;
 use tokio_stream::StreamExt;
 
-use super::view;
+use super::{view, vm};
 use crate::{
     endpoint::Run,
     failure::{Exit, Failure},
@@ -90,6 +90,7 @@ impl Leave {
     /// Asks the agent to give everything up.
     pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
         let mut agent = run.agent().await?;
+        vm::disable_if_there(run).await?;
         agent.leave_site(v1::LeaveSiteRequest { force: self.force }).await?;
         output::print(format, &view::Done::new("left: nothing of the site remains on this machine"))
     }

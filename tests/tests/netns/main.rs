@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "real processes in real time")]
 
+mod capture;
 mod examples;
 mod world;
 

@@ -1,5 +1,6 @@
 //! What the agent serves on Unix sockets.
 
+pub mod capture;
 pub mod identity;
 pub mod operator;
 pub mod workload;

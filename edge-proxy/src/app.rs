@@ -48,6 +48,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a successor may take until it is ready; its predecessor serves
 /// meanwhile.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer it waits for its tunnels.
+const TUNNELS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connections that have waited for this process wait until it is
 /// ready, too: the identity on disk is used after less.
 const RESTARTED_TIMEOUT: Duration = Duration::from_secs(3);
@@ -277,6 +279,9 @@ impl App {
             let why = readiness.check().err().unwrap_or_default();
             anyhow::bail!("not ready after {} s: {why}", READY_TIMEOUT.as_secs());
         }
+        // Whoever is called through its tunnels is found by them. Gateways that
+        // cannot be reached are none of the predecessor's advantages.
+        let _late = tokio::time::timeout(TUNNELS_TIMEOUT, self.tunnels.settled()).await;
         predecessor.tell_ready().context("the process that started this one is gone")
     }
 

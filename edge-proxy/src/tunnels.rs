@@ -10,6 +10,7 @@ mod keeper;
 mod reverse;
 
 use std::{
+    collections::BTreeSet,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -133,6 +134,19 @@ impl Tunnels {
     /// [`UP_DEADLINE`].
     pub async fn session(&self) -> Option<Session> {
         self.up(&[], Instant::now() + UP_DEADLINE).await.map(|held| held.session)
+    }
+
+    /// Waits until each worker has a tunnel, if there is a gateway to have one
+    /// to: requests that come in reverse find this process from then on.
+    pub async fn settled(&self) {
+        let Inner { shared, .. } = &*self.inner;
+        let mut changed = self.changed();
+        while shared.config.role != Role::Gateway && !keeper::known(shared).is_empty() {
+            let with: BTreeSet<usize> = self.lock().iter().map(|held| held.worker).collect();
+            if with.len() >= shared.config.workers || changed.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// What carries the tunnels that are up, by gateway.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{GATEWAYS, Tunnels, addresses, boot_id, reverse, select};
-use crate::{retry::Backoff, worker::Worker};
+use crate::{app::Shared, retry::Backoff, worker::Worker};
 
 /// Pause before a tunnel that has ended is dialled again; doubles while
 /// dialling fails.
@@ -68,9 +68,9 @@ pub(super) async fn keep(tunnels: Tunnels, worker: Arc<Worker>) {
 
 /// Gateways of the own site: the snapshot's, or those that the identity source
 /// knows while there is no snapshot.
-fn known(worker: &Worker) -> Vec<Gateway> {
-    let own = worker.shared.own.load();
-    match worker.shared.snapshot.load() {
+pub(super) fn known(shared: &Shared) -> Vec<Gateway> {
+    let own = shared.own.load();
+    match shared.snapshot.load() {
         Some(snapshot) => {
             let is_ours = |gateway: &&Arc<Gateway>| gateway.site == snapshot.site;
             let ours = snapshot.gateways.values().filter(is_ours);
@@ -85,7 +85,7 @@ fn wanted(worker: &Worker, away: &Away) -> Vec<GatewayId> {
     if worker.shared.credentials.svid().is_none() {
         return Vec::new();
     }
-    let known = known(worker);
+    let known = known(&worker.shared);
     let own = worker.shared.own.load();
     let machine = own.node.as_ref().map_or(boot_id(), |node| node.as_str());
     let count = if worker.index == 0 { GATEWAYS } else { 1 };
@@ -159,7 +159,7 @@ impl Keeper {
 
     async fn dial(&self, transport: LinkTransport) -> Result<Session, DialError> {
         let shared = &self.worker.shared;
-        let known = known(&self.worker);
+        let known = known(shared);
         let Some(gateway) = known.iter().find(|gateway| gateway.id == self.gateway) else {
             return Err(DialError(format!("gateway {} is not known any more", self.gateway)));
         };

@@ -196,7 +196,7 @@ async fn half_handshakes_of_one_source_over_tcp_leave_the_link_alone() {
         let flood = half_open(sites.door, hello, pace.clone());
         tokio::join!(flood, sites.others_get_in(&pace));
     };
-    sites.endure(attack("gateway: half TLS handshakes", "connections", 3000, LIMITED), run).await;
+    sites.endure(attack("gateway: half TLS handshakes", "connections", 800, LIMITED), run).await;
 }
 
 /// Handshakes at the join door, which takes anybody, that then say nothing.
@@ -225,7 +225,7 @@ async fn silence_at_the_join_door_leaves_the_link_alone() {
         }
         tasks.join_all().await;
     };
-    sites.endure(attack("gateway: silence at the join door", "connections", 500, FULL), run).await;
+    sites.endure(attack("gateway: silence at the join door", "connections", 200, FULL), run).await;
 }
 
 /// First datagrams of connections, each of its own, as a client sends them.

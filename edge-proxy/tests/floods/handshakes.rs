@@ -66,7 +66,7 @@ pub(crate) async fn half_open(door: SocketAddr, first: Vec<u8>, pace: Arc<Pace>)
 fn attack(name: &'static str, counted: &'static str) -> Attack {
     let saturated = Some(Saturated { percent: 25, pace: 1000 });
     let counted = Some(counted);
-    Attack { name, unit: "connections", units: 3000, memory: 24, counted, saturated }
+    Attack { name, unit: "connections", units: 800, memory: 24, counted, saturated }
 }
 
 const LIMITED: &str =

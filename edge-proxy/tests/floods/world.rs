@@ -274,15 +274,20 @@ impl Ordinary {
         let mut client = http1(proxy).await;
         while !self.over.load(Ordering::Relaxed) {
             let asked = async {
-                let response = client.send_request(get("http://orders.shop/")).await.ok()?;
-                let status = response.status();
+                let asked = client.send_request(get("http://orders.shop/")).await;
+                let response = asked.map_err(|error| error.to_string())?;
+                let (status, headers) = (response.status(), response.headers().clone());
                 let body = read(response).await;
-                (status == 200 && body == "hello").then_some(())
+                let good = status == 200 && body == "hello";
+                good.then_some(()).ok_or_else(|| format!("{status} {headers:?} {body:?}"))
             };
             let answered = timeout(Duration::from_secs(20), asked).await;
-            let count = match answered {
-                Ok(Some(())) => &self.answered,
-                Ok(None) | Err(_) => &self.failed,
+            let count = match answered.unwrap_or_else(|_| Err("no answer".to_owned())) {
+                Ok(()) => &self.answered,
+                Err(why) => {
+                    eprintln!("an ordinary request failed: {why}");
+                    &self.failed
+                }
             };
             count.fetch_add(1, Ordering::Relaxed);
             if !pause.is_zero() {

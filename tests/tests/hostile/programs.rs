@@ -86,6 +86,17 @@ impl Daemon {
         eventually("a successor takes over", || self.successors().pop().ok_or_else(|| self.log()))
     }
 
+    /// Has the process that serves now replaced, and waits for the one that is then.
+    pub(crate) fn replace(&self) -> String {
+        let before = self.successors();
+        let pid = before.last().cloned().unwrap_or_else(|| self.child.id().to_string());
+        assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
+        eventually("a successor takes over", || {
+            if self.successors().len() > before.len() { Ok(()) } else { Err(self.log()) }
+        });
+        self.successor()
+    }
+
     fn successors(&self) -> Vec<String> {
         let log = self.log();
         let named = log.split("a successor has taken over successor=").skip(1);

@@ -44,6 +44,8 @@ SPEC
         echo "Requires: $need = %{version}"
     done
     [ ${#UNITS[@]} = 0 ] || printf 'Requires: systemd\nRequires(post,preun,postun): systemd\n'
+    # The other one every Fedora has, and both call this one so.
+    [[ $WANTS != *nftables* ]] || echo "Recommends: nftables"
     printf '\n%%description\n%s\n' "$TEXT"
     printf '\n%%install\ncp -a %s/. %%{buildroot}/\n' "$laid"
     printf '\n%%files\n%%defattr(-, root, root, -)\n'
@@ -51,7 +53,8 @@ SPEC
     [ ${#UNITS[@]} = 0 ] || for script in post preun postun; do
         printf '\n%%%s\n' "$script"
         sed -e "s|@PACKAGE@|$package|g" -e "s|@UNITS@|${UNITS[*]}|g" \
-            -e "s|@UPGRADE@|$UPGRADE|g" -e "s|@RUN@|${RUN[*]}|g" "rpm/$script"
+            -e "s|@UPGRADE@|$UPGRADE|g" -e "s|@RUN@|${RUN[*]}|g" \
+            -e "s~@BEFORE_REMOVAL@~$BEFORE_REMOVAL~g" "rpm/$script"
     done
     cat <<SPEC
 

@@ -12,7 +12,7 @@ use std::{
     io,
     net::IpAddr,
     os::fd::AsFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -67,8 +67,15 @@ impl Shunning {
         let is_first = state.shunned.len() == 1;
         self.listener.shun(&state.sources());
         if is_first {
-            tokio::spawn(forgive(self.listener.clone(), self.state.clone()));
+            tokio::spawn(forgive(Arc::downgrade(&self.listener), self.state.clone()));
         }
+    }
+}
+
+/// A successor may have the same socket, and hears everybody.
+impl Drop for Shunning {
+    fn drop(&mut self) {
+        self.listener.shun(&[]);
     }
 }
 
@@ -76,12 +83,13 @@ fn state_of(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hears them again, one after the other, until there is none.
-async fn forgive(listener: Arc<dyn Listener>, state: Arc<Mutex<State>>) {
+/// Hears them again, one after the other, until there is none, or no listener.
+async fn forgive(listener: Weak<dyn Listener>, state: Arc<Mutex<State>>) {
     loop {
         // None is added before it.
         let Some(until) = state_of(&state).shunned.first().map(|(_, until)| *until) else { return };
         tokio::time::sleep_until(until).await;
+        let Some(listener) = listener.upgrade() else { return };
         let mut state = state_of(&state);
         let now = clock::monotonic();
         state.shunned.retain(|(_, until)| *until > now);

@@ -75,6 +75,16 @@ impl Sieve {
     }
 }
 
+/// The runtime may end before there is time again, and a successor has the same
+/// socket.
+impl Drop for Sieve {
+    fn drop(&mut self) {
+        if *self.is_set.get_mut() {
+            told(filter::keep_all(&self.socket));
+        }
+    }
+}
+
 fn told(done: io::Result<()>) {
     if let Err(error) = done {
         log::debug!(error:% = error; "datagrams are not dropped by the kernel");

@@ -19,6 +19,8 @@ use tokio::{
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The longest id that is believed, in bytes.
 const MAX_ID: u64 = 128;
+/// The longest name of a unit (`systemd.unit(5)`), in bytes.
+const MAX_UNIT: usize = 255;
 /// How long systemd may take to say whether the machine stops; with the goodbye
 /// after it far within the unit's `TimeoutStopSec`.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -75,6 +77,16 @@ fn kept_id(path: &Path) -> Result<String, files::FileError> {
     let id = uuid::Uuid::new_v4().simple().to_string();
     files::write_private(path, id.as_bytes())?;
     Ok(id)
+}
+
+/// Whether this names one unit, as `systemd.unit(5)` has it: no pattern, and no
+/// option of a command.
+pub(crate) fn is_unit(name: &str) -> bool {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || b":_.\\@-".contains(&b);
+    let named = name.rsplit_once('.').is_some_and(|(prefix, kind)| {
+        !prefix.is_empty() && !kind.is_empty() && !prefix.starts_with('-')
+    });
+    named && name.len() <= MAX_UNIT && name.bytes().all(ok)
 }
 
 /// Whether the whole machine is going down, as systemd says; `false` where it

@@ -178,4 +178,9 @@ async fn who_is_shunned_is_heard_again() {
     refuse(1);
     tokio::time::sleep(SHUNNED * 2).await;
     assert_eq!(told(), [vec![ip(1)], vec![]]);
+    // Nobody is left to a successor who has the socket.
+    refuse(2);
+    drop(shunning);
+    assert_eq!(told(), [vec![ip(2)], vec![]]);
+    assert_eq!(Arc::strong_count(&asked), 1, "it keeps the socket open");
 }

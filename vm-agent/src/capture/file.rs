@@ -26,12 +26,10 @@ use super::{
     cgroups::Cgroups,
     rules::{Ports, Rules, SSH, Selection, Who},
 };
-use crate::attest::Account;
+use crate::{attest::Account, machine::is_unit};
 
 /// Entries of any list.
 const MAX_ENTRIES: usize = 256;
-/// The longest name of a unit, in bytes (`systemd.unit(5)`).
-const MAX_UNIT: usize = 255;
 /// Reserved for future use (RFC 1112 section 4): nobody else's.
 const VIRTUAL: &str = "240.0.0.0/4";
 /// Users of the mesh, as its packages make them.
@@ -271,10 +269,8 @@ impl EntryFile {
 }
 
 fn check_unit(unit: &str) -> Result<(), String> {
-    let ok = |b: u8| b.is_ascii_alphanumeric() || b":_.\\@-".contains(&b);
-    let kinds = [".service", ".slice", ".scope"];
-    let is_unit = kinds.iter().any(|kind| unit.len() > kind.len() && unit.ends_with(kind));
-    if unit.len() > MAX_UNIT || !unit.bytes().all(ok) || !is_unit {
+    let has_cgroup = [".service", ".slice", ".scope"].iter().any(|kind| unit.ends_with(kind));
+    if !has_cgroup || !is_unit(unit) {
         return Err(format!(
             "{unit:?} is no service, slice or scope of systemd; write it with its suffix, e.g. \
              orders.service"

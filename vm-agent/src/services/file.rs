@@ -32,6 +32,8 @@ use mesh_core::{PortName, ServiceName, name::is_reserved_namespace};
 use mesh_runtime::config::{self, ConfigError, HumanDuration};
 use serde::Deserialize;
 
+use crate::machine::is_unit;
+
 /// Ports of one instance, as federation accepts them.
 const MAX_PORTS: usize = 16;
 /// The longest name of an instance, in bytes, as federation accepts it.
@@ -40,8 +42,6 @@ const MAX_INSTANCE: usize = 64;
 const MAX_WEIGHT: u32 = 1_000_000;
 /// The longest path, or name of a service, of a health check, in bytes.
 const MAX_PATH: usize = 1024;
-/// The longest name of a unit (`systemd.unit(5)`), in bytes.
-const MAX_UNIT: usize = 255;
 
 /// One service of this machine; what its file means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -338,17 +338,6 @@ impl CheckFile {
 
 fn is_graphic(text: &str) -> bool {
     text.len() <= MAX_PATH && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
-/// As `systemd.unit(5)` has them; none that is a pattern or an option.
-fn is_unit(name: &str) -> bool {
-    let ok =
-        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'-' | b'_' | b'.' | b'\\' | b'@');
-    let (Some((prefix, kind)), Some(first)) = (name.rsplit_once('.'), name.bytes().next()) else {
-        return false;
-    };
-    let named = !prefix.is_empty() && !kind.is_empty() && first != b'-';
-    named && name.len() <= MAX_UNIT && name.bytes().all(ok)
 }
 
 impl ServiceSpec {

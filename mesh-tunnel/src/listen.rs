@@ -73,6 +73,8 @@ const ARRIVALS: usize = 64;
 const JOIN_BYTES: u64 = 1 << 20;
 /// How long one join stream may last.
 const JOIN_TIME: Duration = Duration::from_secs(60);
+/// Why: more than one source, or all of them, may have.
+const JOIN_LIMIT: &str = "join_limit";
 
 /// Listens; one per worker, sharing the addresses. Its tasks end with it;
 /// tunnels go on.
@@ -200,7 +202,7 @@ impl Hall {
     async fn tcp(self: Arc<Self>, listener: Box<dyn Listener>, mut closing: watch::Receiver<bool>) {
         let mut handshakes = JoinSet::new();
         let listener: Arc<dyn Listener> = listener.into();
-        let shunning = Shunning::new(listener.clone());
+        let shunning = Arc::new(Shunning::new(listener.clone()));
         loop {
             let accepted = tokio::select! {
                 accepted = self.next(&*listener) => accepted,
@@ -225,9 +227,12 @@ impl Hall {
                     continue;
                 }
             };
-            let hall = self.clone();
+            let (hall, shunning) = (self.clone(), shunning.clone());
             handshakes.spawn(async move {
-                hall.arrive(from, Duration::ZERO, hall.tls(stream, from)).await;
+                let refused = hall.arrive(from, Duration::ZERO, hall.tls(stream, from)).await;
+                if refused == Some(JOIN_LIMIT) {
+                    shunning.refused(from.ip());
+                }
                 drop(admitted);
             });
         }
@@ -289,13 +294,13 @@ impl Hall {
     }
 
     /// Runs one handshake to its end, in its turn, and hands over what came of
-    /// it; `elsewhere` it costs so much.
+    /// it; `elsewhere` it costs so much. Returns why they were turned away.
     async fn arrive(
         &self,
         from: SocketAddr,
         elsewhere: Duration,
         handshake: impl Future<Output = io::Result<Arrival>>,
-    ) {
+    ) -> Option<&'static str> {
         let in_turn = async {
             self.handshakes.turn().await;
             self.handshakes.spend(elsewhere);
@@ -309,14 +314,14 @@ impl Hall {
             Ok(Ok(arrival)) => {
                 // Nobody waits any more if the door has been dropped.
                 let _ = self.arrived.send(arrival).await;
-                return;
+                return None;
             }
             Ok(Err(error)) => match verify_error(&error) {
                 Some(refused) => {
                     log::warn!(from:% = from, code = refused.code(); "peer turned away: {refused}");
                     refused.code()
                 }
-                None if error.kind() == io::ErrorKind::QuotaExceeded => "join_limit",
+                None if error.kind() == io::ErrorKind::QuotaExceeded => JOIN_LIMIT,
                 None => {
                     log::debug!(from:% = from, error:% = error; "handshake failed");
                     "handshake_failed"
@@ -325,6 +330,7 @@ impl Hall {
             Err(_) => "handshake_timeout",
         };
         self.doors.turned_away.count(code);
+        Some(code)
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    attack::{Attack, Pace, Saturated, endure},
     handshakes::{connect_from, half_open, hello_of, seldom},
     machine::ASIDE,
     support::{
@@ -27,7 +28,7 @@ use super::{
         pki::Authority,
         process::{Running, write_identity_of},
     },
-    world::{Attack, Pace, Saturated, Turn, answer, endure, workers},
+    world::{Turn, answer, workers},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);

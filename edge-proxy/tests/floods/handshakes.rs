@@ -13,9 +13,10 @@ use tokio::{
 };
 
 use super::{
+    attack::{Attack, Pace, Saturated, long},
     inner::credentials,
     support::{DOMAIN, pki::Authority},
-    world::{Attack, Pace, Saturated, World, long},
+    world::World,
 };
 
 /// Of an address that nobody else has.

@@ -8,7 +8,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::world::{Attack, Pace, World, is_cut};
+use super::{
+    attack::{Attack, Pace},
+    world::{World, is_cut},
+};
 
 /// What one connection may send at most before it is cut.
 const ENOUGH: usize = 4 << 20;

@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, task::JoinSet};
 
 use super::{
+    attack::{Attack, Pace},
     frames::{self, CONTINUATION, DATA, HEADERS, PING, RST_STREAM, frame, request, window},
-    world::{Attack, Pace, World, is_cut},
+    world::{World, is_cut},
 };
 
 /// What one connection may send at most before it is cut.

@@ -25,8 +25,9 @@ use tokio::{
 };
 
 use super::{
+    attack::{Attack, Pace},
     support::pki::Authority,
-    world::{Attack, Pace, World},
+    world::World,
 };
 
 const CUT: &str = "isthmus_proxy_connections_cut_total{direction=\"inbound\"";

@@ -11,16 +11,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attack;
 mod frames;
 mod gateway;
-
 mod handshakes;
 mod http1;
 mod http2;
 mod inner;
 mod machine;
 mod memory;
-
 mod stalls;
 mod tunnel;
 mod world;

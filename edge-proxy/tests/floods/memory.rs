@@ -10,9 +10,10 @@ use tokio::{
 };
 
 use super::{
+    attack::{counted, peak_mib},
     frames::{self, request, window},
     support::apps::{get, http1, read},
-    world::{World, counted, peak_mib},
+    world::World,
 };
 
 /// What the process may hold, in MiB, and by how much it may be more: what

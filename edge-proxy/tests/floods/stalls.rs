@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use super::{
+    attack::{Attack, Pace},
     frames::{self, DATA, frame, request, window},
-    world::{Attack, Pace, World},
+    world::World,
 };
 
 const OPEN: &str = "tcp_open_total";

@@ -13,9 +13,9 @@ use mesh_tunnel::{
 use tokio::time::{Instant, sleep};
 
 use super::{
+    attack::{Attack, Pace, long},
     gateway::Sites,
     inner::{Peer, ask},
-    world::{Attack, Pace, long},
 };
 
 /// Streams of the tunnel that nobody reads, and what each of them asks for:

@@ -34,6 +34,41 @@ pub struct Cli {
 pub enum Command {
     /// Make a site: its CA and its log; `meshctl site init` does this and more
     Init(Init),
+    /// Write everything that makes the site into one file; `meshctl site backup`
+    Backup(Backup),
+    /// Make the site of a backup again; `meshctl site restore`
+    Restore(Restore),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Federation may run meanwhile. The file holds the keys of the CA. What is in it is told as \
+JSON, on standard error if the backup goes to standard output.
+
+Examples:
+  federation backup west.backup
+  federation backup - | age -r age1... > west.backup.age"
+)]
+pub struct Backup {
+    /// Where to; `-` is standard output
+    pub file: PathBuf,
+    /// Where the CA keys and the authority log live
+    #[arg(long, default_value = "/var/lib/isthmus/federation", value_name = "DIR")]
+    pub state: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Nothing that exists is overwritten. What was restored is told as JSON.
+
+Examples:
+  federation restore west.backup
+  age -d west.backup.age | federation restore -")]
+pub struct Restore {
+    /// What `backup` has written; `-` is standard input
+    pub file: PathBuf,
+    /// Where the CA keys and the authority log will live
+    #[arg(long, default_value = "/var/lib/isthmus/federation", value_name = "DIR")]
+    pub state: PathBuf,
 }
 
 #[derive(Debug, Args)]

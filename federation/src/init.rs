@@ -60,7 +60,7 @@ impl InitError {
 }
 
 /// `EX_NOPERM` of `sysexits.h`.
-const EXIT_NO_PERMISSION: u8 = 77;
+pub(crate) const EXIT_NO_PERMISSION: u8 = 77;
 
 /// A new site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +114,7 @@ fn make_state(
         name: site.to_string(),
         trust_domain: trust_domain.to_string(),
         root: root.clone(),
+        restored: None,
     };
     let log = LogStore::create(state).and_then(|store| Authority::create(&store, clock, created));
     if let Err(error) = log {
@@ -134,13 +135,13 @@ fn remove_unfinished(keys: &Path) -> Result<(), InitError> {
     }
 }
 
-fn make_directory(path: &Path) -> Result<(), InitError> {
+pub(crate) fn make_directory(path: &Path) -> Result<(), InitError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))
 }
 
 /// Root makes sites for the user of federation: what is in the directory
 /// belongs to the owner of the directory.
-fn give_to_owner(directory: &Path) -> Result<(), InitError> {
+pub(crate) fn give_to_owner(directory: &Path) -> Result<(), InitError> {
     let owner = fs::metadata(directory).map_err(at(directory))?;
     if owner.uid() == rustix::process::geteuid().as_raw() {
         return Ok(());

@@ -152,6 +152,7 @@ async fn admit(
             boot_id: text(&request.boot_id),
             key_sha256: key.spki_sha256().to_vec(),
             root: issued.root_sha256.to_vec(),
+            restored: false,
         };
         let admitted =
             Admitted { node, issued, grants: token.grants.clone(), gateway: token.gateway };
@@ -202,6 +203,7 @@ fn again(
         boot_id: node.boot_id.clone(),
         with_serial: node.current.serial.clone(),
         root: issued.root_sha256.to_vec(),
+        restored: false,
     };
     let grants = node.grants.clone();
     let admitted = Admitted { node: node.id.clone(), issued, grants, gateway: node.gateway };

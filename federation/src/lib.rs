@@ -30,6 +30,7 @@
 pub mod admin;
 pub mod app;
 pub mod authority;
+pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod clock;

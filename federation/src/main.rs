@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use federation::{
     app,
-    cli::{Cli, Command, Init},
+    backup::{self, BackupError, Contents},
+    cli::{Backup, Cli, Command, Init, Restore},
     clock::Clock,
     config::{Config, ConfigFile},
     init::init_site,
@@ -20,6 +21,8 @@ fn main() -> ExitCode {
     process::start("info");
     match cli.command {
         Some(Command::Init(init)) => make(init),
+        Some(Command::Backup(backup)) => told(&back_up(&backup), backup.file.as_os_str() == "-"),
+        Some(Command::Restore(restore)) => told(&self::restore(&restore), false),
         None => serve(&cli.config),
     }
 }
@@ -52,6 +55,32 @@ fn make(init: Init) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => fail(error.exit_code(), &error),
+    }
+}
+
+fn back_up(to: &Backup) -> Result<Contents, BackupError> {
+    let (archive, contents) = backup::back_up(&to.state, &Clock::system())?;
+    backup::store(&to.file, &archive)?;
+    Ok(contents)
+}
+
+fn restore(from: &Restore) -> Result<Contents, BackupError> {
+    let archive = backup::load(&from.file)?;
+    backup::restore(&from.file, &archive, &from.state, &Clock::system())
+}
+
+fn told(outcome: &Result<Contents, BackupError>, aside: bool) -> ExitCode {
+    match outcome {
+        Ok(contents) => {
+            let told = serde_json::to_string(contents).expect("it is plain data");
+            if aside {
+                eprintln!("{told}")
+            } else {
+                println!("{told}")
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(error.exit_code(), error),
     }
 }
 

@@ -148,7 +148,8 @@ impl NodeIdentityService {
 /// How it is noticed that a node's state was copied.
 fn seen_twice(node: &NodeState, serial: &str, other_boot: Option<String>) -> Option<String> {
     let previous = node.previous.as_ref().map(|certificate| certificate.serial.as_str());
-    if serial != node.current.serial && Some(serial) != previous {
+    let since_backup = node.restored && !node.knows(serial);
+    if serial != node.current.serial && Some(serial) != previous && !since_backup {
         return Some(format!("certificate {serial} was used after it had been replaced twice"));
     }
     other_boot.map(|boot| format!("it has a live session in boot {boot} and renews in another"))
@@ -196,6 +197,7 @@ impl NodeIdentity for NodeIdentityService {
                 boot_id: boot.clone(),
                 with_serial: peer.serial.clone(),
                 root: issued.root_sha256.to_vec(),
+                restored: false,
             };
             Ok((vec![Event::NodeRenewed(renewed)], issued))
         };

@@ -208,7 +208,7 @@ impl TestSite {
         let ca = CertificateAuthority::open(keys.path(), &domain, clock.clone()).unwrap();
         let store = MemoryStore::default();
         let trust_domain = domain.to_string();
-        let created = SiteCreated { name: name.into(), trust_domain, root };
+        let created = SiteCreated { name: name.into(), trust_domain, root, ..Default::default() };
         Authority::create(&store, &clock, created).unwrap();
         let authority = Authority::open(store, clock).unwrap();
         let svid = ca.self_issue(&SpiffeId::federation(&domain)).unwrap();

@@ -29,7 +29,12 @@ use mesh_api::v1::{
 const CHILD: &str = "ISTHMUS_CRASH_CHILD";
 
 fn site() -> SiteCreated {
-    SiteCreated { name: "west".into(), trust_domain: "west.example".into(), root: vec![1] }
+    SiteCreated {
+        name: "west".into(),
+        trust_domain: "west.example".into(),
+        root: vec![1],
+        ..Default::default()
+    }
 }
 
 fn token(id: String) -> Event {

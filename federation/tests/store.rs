@@ -26,8 +26,12 @@ fn record(n: u64, event: Event) -> AuthorityRecord {
 }
 
 fn site() -> AuthorityRecord {
-    let site =
-        SiteCreated { name: "west".into(), trust_domain: "west.example".into(), root: vec![9; 40] };
+    let site = SiteCreated {
+        name: "west".into(),
+        trust_domain: "west.example".into(),
+        root: vec![9; 40],
+        ..Default::default()
+    };
     record(1, Event::SiteCreated(site))
 }
 

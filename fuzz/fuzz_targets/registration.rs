@@ -19,7 +19,7 @@ const NODE: &str = "00000000-0000-4000-8000-000000000001";
 
 static STATE: LazyLock<State> = LazyLock::new(|| {
     let site =
-        SiteCreated { name: "west".into(), trust_domain: "west.example".into(), root: vec![1] };
+        SiteCreated { name: "west".into(), trust_domain: "west.example".into(), root: vec![1], ..Default::default() };
     let grants = Grants {
         namespace: "shop".into(),
         account: "orders".into(),

@@ -1,5 +1,6 @@
 //! One module per command: its arguments, the call, what it shows.
 
+pub mod backup;
 pub mod check;
 pub mod edges;
 pub mod endpoints;

@@ -227,6 +227,7 @@ fn make_site(sim: &Sim<'_>, disks: &Disks, site: &str, store: &MemoryStore) -> C
         name: config.site.to_string(),
         trust_domain: config.trust_domain.to_string(),
         root,
+        restored: None,
     };
     Authority::create(store, &clock, created).expect("memory does not fail");
     config

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_api::v1::{Bundle, Gateway, Grants, Link, Register, TokenPurpose};
+use mesh_api::v1::{Bundle, Gateway, Grants, Link, Register, SiteRestored, TokenPurpose};
 use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId, TrustDomain};
 use mesh_manifest::Manifest;
 
@@ -19,6 +19,8 @@ pub struct SiteState {
     pub bundle: Bundle,
     /// Unix milliseconds.
     pub created_at_ms: i64,
+    /// The backup that it was restored from last.
+    pub restored: Option<SiteRestored>,
 }
 
 /// A token as the site remembers it: never its secret.
@@ -102,6 +104,9 @@ pub struct NodeState {
     pub retired: Vec<NodeCertificate>,
     /// Why it is held to exist twice; such a node gets no new SVIDs.
     pub duplicated: Option<String>,
+    /// The site was restored since it renewed last: its certificate may be one
+    /// that the backup did not know.
+    pub restored: bool,
     /// May obtain the gateway identity.
     pub gateway: bool,
     /// SHA-256 of the SubjectPublicKeyInfo that it joined with.
@@ -114,6 +119,10 @@ impl NodeState {
     /// Takes a new certificate: the one it was obtained with becomes the
     /// previous one, everything else retires.
     pub(super) fn renew(&mut self, new: NodeCertificate, with_serial: &str, now_unix_s: i64) {
+        if self.restored && !self.knows(with_serial) {
+            let shown = NodeCertificate { serial: with_serial.to_owned(), ..new.clone() };
+            self.retired.push(std::mem::replace(&mut self.current, shown));
+        }
         let replaced = std::mem::replace(&mut self.current, new);
         let older = self.previous.take();
         for certificate in std::iter::once(replaced).chain(older) {
@@ -124,6 +133,11 @@ impl NodeState {
             }
         }
         self.retired.retain(|certificate| certificate.not_after_unix_s > now_unix_s);
+    }
+
+    /// Whether it was issued to the node, as far as the log knows.
+    pub fn knows(&self, serial: &str) -> bool {
+        self.certificates().any(|certificate| certificate.serial == serial)
     }
 
     /// Forgets every certificate but this one (and the current one, if it is

@@ -237,7 +237,7 @@ impl<'a> CatchUp<'a> {
 }
 
 /// Goes through the frames of a log; returns where the last whole one ends.
-fn walk(
+pub(crate) fn walk(
     path: &Path,
     bytes: &[u8],
     mut each: impl FnMut(Vec<AuthorityRecord>) -> Result<(), StoreError>,

@@ -9,6 +9,7 @@ pub mod entries;
 pub mod frames;
 mod index;
 pub mod log_store;
+mod restored;
 pub mod rotation;
 pub mod snapshot;
 pub mod state;

@@ -59,6 +59,7 @@ impl Records<'_> {
             name: site.name.to_string(),
             trust_domain: site.trust_domain.to_string(),
             root: site.bundle.roots.first().cloned().unwrap_or_default(),
+            restored: site.restored,
         };
         self.push(site.created_at_ms, Event::SiteCreated(created));
         self.push_now(Event::BundleUpdated(BundleUpdated { bundle: Some(site.bundle.clone()) }));
@@ -125,6 +126,7 @@ impl Records<'_> {
                 boot_id: node.boot_id.clone(),
                 key_sha256: node.key_sha256.clone(),
                 root: first.root.to_vec(),
+                restored: node.restored && renewals.is_empty(),
             }),
         );
         for (i, certificate) in renewals.iter().enumerate() {
@@ -137,6 +139,7 @@ impl Records<'_> {
                 boot_id: node.boot_id.clone(),
                 with_serial: previous.map(|p| p.serial.clone()).unwrap_or_default(),
                 root: certificate.root.to_vec(),
+                restored: node.restored && last,
             }));
         }
         if let Some(reason) = node.duplicated.clone() {

@@ -186,6 +186,7 @@ impl State {
                 ..Bundle::default()
             },
             created_at_ms: at.unix_ms,
+            restored: site.restored,
         }));
         Ok(())
     }
@@ -240,6 +241,7 @@ impl State {
             previous: None,
             retired: Vec::new(),
             duplicated: None,
+            restored: joined.restored,
             gateway: joined.gateway,
             key_sha256: joined.key_sha256.clone(),
             joined_at_ms: at.unix_ms,
@@ -258,6 +260,7 @@ impl State {
         self.change_node(&renewed.id, |node| {
             node.boot_id.clone_from(&renewed.boot_id);
             node.renew(certificate, &renewed.with_serial, now);
+            node.restored = renewed.restored;
         })
     }
 

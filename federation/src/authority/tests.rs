@@ -27,7 +27,12 @@ fn clock() -> Clock {
 }
 
 fn site() -> SiteCreated {
-    SiteCreated { name: "west".into(), trust_domain: "west.example".into(), root: vec![1, 2, 3] }
+    SiteCreated {
+        name: "west".into(),
+        trust_domain: "west.example".into(),
+        root: vec![1, 2, 3],
+        ..Default::default()
+    }
 }
 
 fn open(store: impl Store) -> Authority {

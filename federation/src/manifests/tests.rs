@@ -174,6 +174,7 @@ fn what_is_not_understood_is_no_obstacle() {
         name: "west".into(),
         trust_domain: "west.example".into(),
         root: vec![1],
+        restored: None,
     });
     let applied = Event::ManifestApplied(v1::ManifestApplied {
         document: "{\"kind\": \"HTTPRoute\"}".into(),

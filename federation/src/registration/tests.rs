@@ -11,8 +11,12 @@ const NODE: &str = "00000000-0000-4000-8000-000000000001";
 const OTHER: &str = "00000000-0000-4000-8000-000000000002";
 
 fn state_after(events: Vec<Event>) -> State {
-    let site =
-        SiteCreated { name: "west".into(), trust_domain: "west.example".into(), root: vec![1] };
+    let site = SiteCreated {
+        name: "west".into(),
+        trust_domain: "west.example".into(),
+        root: vec![1],
+        ..Default::default()
+    };
     let joined = |id: &str, services: &[&str]| {
         Event::NodeJoined(NodeJoined {
             id: id.into(),

@@ -26,6 +26,7 @@ impl World {
             name: "west".into(),
             trust_domain: "west.example".into(),
             root: vec![1],
+            ..SiteCreated::default()
         }));
         world.happen(Event::NodeJoined(NodeJoined {
             id: NODE.into(),

@@ -8,10 +8,13 @@ use std::{
 use mesh_api::v1::{RotationBlocker, RotationCount, RotationPhase};
 use mesh_core::{NodeId, SiteName, SpiffeId};
 
-use crate::authority::{
-    State,
-    rotation::{Leaf, RootHash, Rotation},
-    state::NodeState,
+use crate::{
+    authority::{
+        State,
+        rotation::{Leaf, RootHash, Rotation},
+        state::NodeState,
+    },
+    ca::NODE_LIFE,
 };
 
 /// What is known only while somebody says so.
@@ -114,7 +117,7 @@ impl Judge<'_> {
         let nodes = self.nodes(|node| {
             self.hangs(node, old).map(|ends| ("has a certificate under the old root", ends))
         });
-        [nodes, self.leaves(old)].into_iter().collect()
+        [nodes, self.leaves(old)].into_iter().chain(self.since_backup()).collect()
     }
 
     /// Machines; `why` one blocks, and until when.
@@ -203,6 +206,27 @@ impl Judge<'_> {
         };
         let blockers = hanging.filter_map(blocker).collect();
         Part { what: "certificates", of: used.len(), blockers }
+    }
+
+    /// In a restored site there may be certificates that the log knows nothing
+    /// of, until they end.
+    fn since_backup(&self) -> Option<Part> {
+        const NAME: &str = "restore";
+        let restored = self.state.site().restored.as_ref()?;
+        let life = i64::try_from(NODE_LIFE.as_secs()).unwrap_or(i64::MAX);
+        let ends_unix_s = restored.restored_unix_s.saturating_add(life);
+        if ends_unix_s <= self.now_unix_s {
+            return None;
+        }
+        let blocker = RotationBlocker {
+            name: NAME.to_owned(),
+            who: "machines and workloads that had a certificate since the backup".to_owned(),
+            why: "the site was restored, and does not know those under the old root".to_owned(),
+            ends_unix_s,
+            ..RotationBlocker::default()
+        };
+        let blockers = if self.rotation.forced.contains(NAME) { vec![] } else { vec![blocker] };
+        Some(Part { what: "restored log", of: 1, blockers })
     }
 
     fn is_on_forced_node(&self, leaf: &Leaf) -> bool {

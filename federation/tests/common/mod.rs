@@ -95,10 +95,16 @@ impl TestSite {
 
     /// Stops it and starts it again on the same state.
     pub(crate) async fn restart(self) -> Self {
+        self.replaced(|| {}).await
+    }
+
+    /// Stops it, does something to its files, and starts it again.
+    pub(crate) async fn replaced(self, meanwhile: impl FnOnce()) -> Self {
         let Self { running, config, directory, drain, .. } = self;
         let cut = drain.finish(Duration::from_secs(60)).await;
         assert_eq!(cut, 0, "something does not end when it is asked to");
         drop((running, drain));
+        meanwhile();
         Self::start(config, directory).await
     }
 

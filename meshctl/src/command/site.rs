@@ -1,17 +1,18 @@
-//! `meshctl site init`: a site of one's own.
+//! `meshctl site`: a site of one's own, in a file and out of it.
 
 use std::{
     fs,
     io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use clap::{Args, Subcommand};
 use mesh_core::{GatewayId, SiteName, TrustDomain};
 use serde::Serialize;
 
+use super::backup::{Backup, Restore};
 use crate::{
     endpoint::DEFAULT_RUN,
     failure::{Exit, Failure},
@@ -23,6 +24,10 @@ use crate::{
 pub enum Site {
     /// Make a site: root and issuing CA, federation.yaml, gateway.yaml
     Init(Box<Init>),
+    /// Write everything that makes the site into one file, while it runs
+    Backup(Backup),
+    /// Make the site of a backup again
+    Restore(Restore),
 }
 
 /// Arguments of `site init`.
@@ -75,9 +80,37 @@ pub struct Init {
 impl Site {
     /// Does it.
     pub async fn run(self, format: Format, run: Option<&Path>) -> Result<(), Failure> {
-        let Site::Init(init) = self;
-        init.run(format, run.unwrap_or(Path::new(DEFAULT_RUN)))
+        match self {
+            Site::Init(init) => init.run(format, run.unwrap_or(Path::new(DEFAULT_RUN))),
+            Site::Backup(backup) => backup.run(format),
+            Site::Restore(restore) => restore.run(format),
+        }
     }
+}
+
+/// A command of `federation`, which knows the state directory.
+pub(super) fn federation(command: &str) -> Result<Command, Failure> {
+    let mut federation = Command::new(crate::binary::find("federation")?);
+    federation.arg(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(federation)
+}
+
+/// Waits for one; its refusal is ours.
+pub(super) fn finish(name: &str, command: &mut Command) -> Result<std::process::Output, Failure> {
+    let program = PathBuf::from(command.get_program());
+    let output = command.spawn().and_then(std::process::Child::wait_with_output);
+    let output = output.map_err(|error| at(&program, &error))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().trim_start_matches("federation: ");
+    let exit = match output.status.code() {
+        Some(77) => Exit::NotPermitted,
+        Some(78) => Exit::Config,
+        _ => Exit::Failed,
+    };
+    Err(Failure::new(format!("federation {name}: {said}")).exit(exit))
 }
 
 impl Init {
@@ -121,25 +154,13 @@ impl Init {
     /// Runs `federation init`, which makes the CA; returns what it says of the
     /// root.
     fn make_authority(&self) -> Result<String, Failure> {
-        let program = crate::binary::find("federation")?;
-        let result = Command::new(&program)
-            .arg("init")
+        let mut command = federation("init")?;
+        command
             .args(["--site", self.name.as_str(), "--trust-domain", self.trust_domain.as_str()])
             .arg("--state")
-            .arg(&self.state)
-            .output()
-            .map_err(|error| at(&program, &error))?;
-        if !result.status.success() {
-            let said = String::from_utf8_lossy(&result.stderr);
-            let exit = match result.status.code() {
-                Some(77) => Exit::NotPermitted,
-                Some(78) => Exit::Config,
-                _ => Exit::Failed,
-            };
-            return Err(Failure::new(format!("federation init: {}", said.trim())).exit(exit));
-        }
-        let said = String::from_utf8_lossy(&result.stdout);
-        Ok(said.trim().to_owned())
+            .arg(&self.state);
+        let said = finish("init", &mut command)?;
+        Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
     }
 
     fn federation_config(&self, run: &Path) -> FederationConfig {

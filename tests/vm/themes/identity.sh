@@ -1,0 +1,130 @@
+# Who a machine is, and that others find it: after another address, a full and a
+# read-only disk, a copied disk, a token twice, a restored control plane, and
+# three days asleep. Their clocks are those of libfaketime, and jump.
+# shellcheck shell=bash
+
+FAKETIME=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
+for name in control web1 client late copy; do
+    machine $name trixie
+    for unit in isthmus-federation isthmus-gateway isthmus-vm-agent isthmus-proxy; do
+        drop_in=$WORK/$name/root/etc/systemd/system/$unit.service.d
+        mkdir -p "$drop_in"
+        # CLOCK_MONOTONIC stands still in a machine that sleeps.
+        cat >"$drop_in/clock.conf" <<UNIT
+[Service]
+Environment=LD_PRELOAD=$FAKETIME FAKETIME_TIMESTAMP_FILE=/etc/faketimerc FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
+UNIT
+    done
+    echo +0 >"$WORK/$name/root/etc/faketimerc"
+done
+add_application web1
+# What is on the disk of web1's agent and proxy, small enough to be full.
+printf 'tmpfs /var/lib/isthmus tmpfs size=4m,mode=0755 0 0\n' >>"$WORK/web1/root/etc/fstab"
+boot control web1 client late copy
+install_packages control isthmus-federation
+site control
+for name in web1 client late copy; do
+    install_packages $name isthmus-vm-agent
+done
+join client
+once=$(token)
+in_machine web1 meshctl join - <<<"$once" >"$WORK/joined" 2>&1 || fail "web1: $(cat "$WORK/joined")"
+eventually 20 request client
+node_of() { in_machine control meshctl -o json node list | python3 -c '
+import json, sys
+print(*(node["id"] for node in json.load(sys.stdin)["nodes"] if node["hostname"] == sys.argv[1]))' "$1"; }
+web1=$(node_of web1)
+[ -n "$web1" ] || fail "no node of web1: $(in_machine control meshctl -o json node list)"
+step "the machines have joined; web1 is node $web1"
+
+if in_machine late meshctl join - <<<"$once" >"$WORK/joined" 2>&1; then fail "a token was used twice"; fi
+grep -q 'token_used_up\|used up' "$WORK/joined" || fail "a token twice: $(cat "$WORK/joined")"
+[ "$(node_of late)" = "" ] || fail "late is a node"
+step "a token lets in once: $(head -1 "$WORK/joined")"
+
+# serves SECONDS WHAT…: web1 answers, and is the node that it was.
+serves() {
+    eventually "$1" request client
+    eventually "$1" backs web1
+    [ "$(node_of web1)" = "$web1" ] || fail "${*:2}: web1 is node $(node_of web1)"
+}
+
+requests client &
+traffic=$!
+ip -n web1 addr add 10.77.0.99/24 dev eth0
+ip -n web1 addr del 10.77.0.2/24 dev eth0
+eventually 30 request client
+rm -f "$WORK/failed" # what was under way to the old address
+serves 10 "another address"
+sleep 3
+none_failed "after another address"
+step "web1 has another address: it is found, and is who it was"
+
+# of_disk WHAT: programs that start now read, and need not write.
+of_disk() {
+    replaced web1 isthmus-proxy systemctl reload isthmus-proxy
+    in_machine web1 systemctl restart isthmus-vm-agent || fail "$*: the agent does not start"
+    serves 20 "$*"
+    none_failed "$*"
+    step "$*: agent and proxy start, nothing failed"
+}
+in_machine web1 sh -c 'head -c 8M /dev/zero >/var/lib/isthmus/filler' 2>/dev/null && fail "the disk has room"
+of_disk "a full disk"
+in_machine web1 rm /var/lib/isthmus/filler
+in_machine web1 mount -o remount,ro /var/lib/isthmus
+of_disk "a read-only disk"
+in_machine web1 mount -o remount,rw /var/lib/isthmus
+of_disk "a disk that is writable again"
+
+# A disk that is copied, to a machine that has an id of its own, and whole.
+tar -C "$WORK/web1/root/var/lib/isthmus" -cf "$WORK/disk" . 2>/dev/null || true
+in_machine web1 tar -C /var/lib/isthmus -c . >"$WORK/disk"
+in_machine copy systemctl stop isthmus-vm-agent isthmus-proxy
+in_machine copy tar -C /var/lib/isthmus --numeric-owner -x <"$WORK/disk"
+cp "$WORK/web1/root/etc/isthmus/"*.yaml "$WORK/copy/root/etc/isthmus/"
+for user in isthmus-agent isthmus-proxy; do
+    [ "$(in_machine web1 id -u $user)" = "$(in_machine copy id -u $user)" ] || fail "$user has another number"
+done
+in_machine copy systemctl start isthmus-vm-agent || true
+refuses() { journal copy isthmus-vm-agent | grep -q "machine-id"; }
+eventually 10 refuses
+none_failed "a copied disk"
+step "a copy on another machine is none: $(journal copy isthmus-vm-agent | grep -o '"MESSAGE":"[^"]*machine-id[^"]*"' | tail -1)"
+
+# The control plane comes back from a file.
+in_machine control meshctl site backup /root/west.backup >"$WORK/last" || fail "backup: $(cat "$WORK/last")"
+open=$(token)
+join late
+late=$(node_of late)
+in_machine control systemctl stop isthmus-federation
+sleep 1
+none_failed "without federation"
+in_machine control mv /var/lib/isthmus/federation /root/lost
+in_machine control install -d -m 0700 -o isthmus-federation -g isthmus-federation /var/lib/isthmus/federation
+in_machine control meshctl site restore /root/west.backup >"$WORK/restored" || fail "restore: $(cat "$WORK/restored")"
+in_machine control systemctl start isthmus-federation
+eventually 20 in_machine control meshctl check
+serves 20 "a restored control plane"
+[ "$(node_of late)" = "" ] || fail "who joined after the backup is known"
+if in_machine late meshctl join - <<<"$open" >"$WORK/joined" 2>&1; then fail "an open token outlived the restore"; fi
+none_failed "restoring the control plane"
+step "the control plane was restored: machines are known, no request failed"
+
+touch "$WORK/enough"
+wait "$traffic"
+
+# Everything sleeps for three days: certificates of workloads live for one.
+asleep() {
+    local name
+    for name in control web1 client; do
+        in_machine $name systemctl kill --signal="$1" --kill-whom=all 'isthmus-*' 2>/dev/null || true
+    done
+}
+asleep STOP
+for name in control web1 client; do
+    echo +3d >"$WORK/$name/root/etc/faketimerc"
+done
+asleep CONT
+serves 60 "three days asleep"
+in_machine control meshctl -o json status | grep -q '"state": "duplicated"' && fail "somebody exists twice"
+step "three days later: web1 serves, and is who it was"

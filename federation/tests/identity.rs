@@ -625,6 +625,7 @@ fn a_token_and_a_certificate_are_good_until_their_root_is_retired() {
                 sequence: 1,
                 roots,
                 retiring: None,
+                jwt_keys: Vec::new(),
             };
             let bundles = [(domain, std::sync::Arc::new(bundle))].into_iter().collect();
             tls::Trust { bundles: std::sync::Arc::new(bundles), ..Default::default() }

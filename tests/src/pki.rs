@@ -52,6 +52,7 @@ impl Ca {
             sequence: 1,
             roots: vec![self.root.clone()],
             retiring: None,
+            jwt_keys: Vec::new(),
         }
     }
 

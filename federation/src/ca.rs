@@ -3,8 +3,10 @@
 //! Root (10 years, only signs issuing CAs) → issuing CA (pathlen 0) → leaves.
 //! Of a request only the public key counts: whom a certificate names is the
 //! caller's decision, and how long it lives is decided here. While a root is
-//! rotated there are two ([`places`]); one of them signs.
+//! rotated there are two ([`places`]); one of them signs. JWT-SVIDs have keys of
+//! their own ([`jwt`]).
 
+pub mod jwt;
 mod places;
 
 use std::{
@@ -151,6 +153,7 @@ pub struct CertificateAuthority {
     keys: PathBuf,
     trust_domain: TrustDomain,
     signing: ArcSwap<Signing>,
+    jwt_keys: jwt::JwtKeys,
     workload_life: Duration,
     clock: Clock,
 }
@@ -193,6 +196,7 @@ impl CertificateAuthority {
             keys: keys.to_owned(),
             trust_domain: trust_domain.clone(),
             signing: ArcSwap::from_pointee(signing),
+            jwt_keys: jwt::JwtKeys::open(keys)?,
             workload_life: WORKLOAD_LIFE,
             clock,
         })
@@ -334,6 +338,11 @@ impl CertificateAuthority {
             not_after_unix_s,
             root_sha256: signing.root_sha256,
         })
+    }
+
+    /// What signs JWT-SVIDs.
+    pub fn jwt_keys(&self) -> &jwt::JwtKeys {
+        &self.jwt_keys
     }
 
     /// The root that signs, DER.

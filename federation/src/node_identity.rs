@@ -1,5 +1,5 @@
 //! What a joined machine may ask for (gRPC `NodeIdentity`): renewing its own
-//! identity, certificates for its workloads, and leaving.
+//! identity, certificates and tokens for its workloads, and leaving.
 //!
 //! A node's state directory must exist once. The CA knows the current and the
 //! previous certificate of every node; whoever comes with an older one has a
@@ -9,6 +9,7 @@
 use mesh_api::v1;
 use mesh_core::{
     NodeId, PeerIdentity, SpiffeId,
+    jwt::{MAX_AUDIENCE, MAX_AUDIENCES, are_audiences},
     name::{SYSTEM_NAMESPACE, Subject},
 };
 use tonic::{Code, Request, Response, Status};
@@ -18,8 +19,9 @@ use crate::{
     authority::{Authority, State, rotation::Leaf, state::NodeState},
     ca::{IssueError, KeyRequest},
     join::text,
+    jwt,
     refusal::{Refusal, Role, caller, commit_status, reason_of, refuse},
-    site::Site,
+    site::{Site, bundles, gateways},
     tenure::is_revoked,
 };
 
@@ -54,6 +56,17 @@ pub enum NodeError {
         /// What it may have.
         granted: String,
     },
+    /// An operator has taken the identity back.
+    #[error("{0} is revoked; `meshctl identity reinstate {0}` takes that back")]
+    Revoked(SpiffeId),
+    /// Nobody to whom a token is shown.
+    #[error(
+        "a token is for 1 to {MAX_AUDIENCES} audiences of at most {MAX_AUDIENCE} bytes each,          without control characters"
+    )]
+    Audience,
+    /// The key that is to sign is not on this disk.
+    #[error("no key for JWT-SVIDs is here yet; federation's log says why")]
+    NoJwtKey,
     /// The request.
     #[error(transparent)]
     Issue(#[from] IssueError),
@@ -64,7 +77,9 @@ impl Refusal for NodeError {
         match self {
             Self::Unknown(_) => Code::NotFound,
             Self::Duplicated { .. } => Code::FailedPrecondition,
-            Self::NotGranted { .. } => Code::PermissionDenied,
+            Self::NotGranted { .. } | Self::Revoked(_) => Code::PermissionDenied,
+            Self::Audience => Code::InvalidArgument,
+            Self::NoJwtKey => Code::Unavailable,
             Self::Issue(issue) => issue.code(),
         }
     }
@@ -74,6 +89,9 @@ impl Refusal for NodeError {
             Self::Unknown(_) => "node_unknown",
             Self::Duplicated { .. } => "node_duplicated",
             Self::NotGranted { .. } => "not_granted",
+            Self::Revoked(_) => "identity_revoked",
+            Self::Audience => "bad_audience",
+            Self::NoJwtKey => "no_jwt_key",
             Self::Issue(issue) => issue.reason(),
         }
     }
@@ -235,6 +253,38 @@ impl NodeIdentity for NodeIdentityService {
         Ok(Response::new(self.site.answer(issued)))
     }
 
+    /// Not in the log: a token ends by itself before anybody could look it up.
+    async fn issue_jwt(
+        &self,
+        request: Request<v1::IssueJwtRequest>,
+    ) -> Result<Response<v1::IssuedJwt>, Status> {
+        let (node, peer) = self.node_of(&request)?;
+        let v1::IssueJwtRequest { namespace, account, audience } = request.into_inner();
+        if !are_audiences(&audience) {
+            return Err(NodeError::Audience.status());
+        }
+        let (keys, now) = (self.site.ca.jwt_keys(), self.site.authority.clock().unix_s());
+        let issue = |state: &State, known: &NodeState| {
+            let id = granted_workload(state, known, &namespace, &account)?;
+            // Others believe a token until it ends, whatever is revoked.
+            if state.revocations.contains_key(id.as_str()) {
+                return Err(NodeError::Revoked(id));
+            }
+            let issued = jwt::issue(state, keys, &id, &audience, now);
+            Ok((vec![], (id, issued.ok_or(NodeError::NoJwtKey)?)))
+        };
+        let (id, issued) = self.decide(&node, &peer, None, issue).await?;
+        log::info!(node = node.as_str(), id = id.as_str(), kid = issued.kid.as_str(),
+            audience:? = audience; "JWT-SVID issued");
+        let state = self.site.authority.state();
+        Ok(Response::new(v1::IssuedJwt {
+            token: issued.token,
+            not_after_unix_s: issued.not_after_unix_s,
+            bundles: bundles(&state),
+            gateways: gateways(&state),
+        }))
+    }
+
     async fn leave_node(
         &self,
         request: Request<v1::LeaveNodeRequest>,
@@ -273,10 +323,20 @@ fn granted_identity(
     account: &str,
 ) -> Result<SpiffeId, NodeError> {
     let domain = &state.site().trust_domain;
-    let grants = &node.grants;
     if node.gateway && namespace == SYSTEM_NAMESPACE && account == "gateway" {
         return Ok(SpiffeId::gateway(domain));
     }
+    granted_workload(state, node, namespace, account)
+}
+
+/// The same without that of a gateway, which is for mTLS alone.
+fn granted_workload(
+    state: &State,
+    node: &NodeState,
+    namespace: &str,
+    account: &str,
+) -> Result<SpiffeId, NodeError> {
+    let (domain, grants) = (&state.site().trust_domain, &node.grants);
     let granted = namespace == grants.namespace && account == grants.account;
     let id = SpiffeId::workload(domain, namespace, account);
     id.ok().filter(|_| granted && namespace != SYSTEM_NAMESPACE).ok_or_else(|| {

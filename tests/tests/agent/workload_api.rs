@@ -5,8 +5,8 @@ use std::{os::unix::fs::MetadataExt, sync::Arc, time::Duration};
 use isthmus_tests::pki::Ca;
 use mesh_api::{
     spiffe::{
-        JwtsvidRequest, X509BundlesRequest, X509svidRequest, X509svidResponse,
-        spiffe_workload_api_client::SpiffeWorkloadApiClient,
+        JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest,
+        X509svidRequest, X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient,
     },
     v1,
 };
@@ -23,19 +23,19 @@ use vm_agent::{
 
 use super::{config, joined, node, operator, played::serve_identities, run, start};
 
-fn of_uid(uid: u32) -> Selector {
+pub(crate) fn of_uid(uid: u32) -> Selector {
     Selector { user: Some(Account::Id(uid)), ..Selector::default() }
 }
 
-fn own_uid() -> u32 {
+pub(crate) fn own_uid() -> u32 {
     std::fs::metadata("/proc/self").unwrap().uid()
 }
 
-async fn client(config: &Config) -> SpiffeWorkloadApiClient<Channel> {
+pub(crate) async fn client(config: &Config) -> SpiffeWorkloadApiClient<Channel> {
     SpiffeWorkloadApiClient::new(unix::channel(&config.workload_socket()).await.unwrap())
 }
 
-fn asked<T>(message: T) -> Request<T> {
+pub(crate) fn asked<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
     request
@@ -97,7 +97,7 @@ fn believed(svid: &Svid, root: &[u8]) {
     verify_peer(&svid.chain, Side::Server, &bundles, &Default::default(), &allowed, now).unwrap();
 }
 
-fn connect(app: &App, channel: &Channel) {
+pub(crate) fn connect(app: &App, channel: &Channel) {
     let connected = Uplink { channel: Some(channel.clone()), ..Uplink::default() };
     app.agent.uplink.send_replace(connected);
 }
@@ -165,6 +165,11 @@ fn who_is_not_attested_learns_nothing() {
         assert_eq!(refused.code(), Code::PermissionDenied);
         let refused = client.fetch_jwtsvid(asked(JwtsvidRequest::default())).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
+        let refused = client.fetch_jwt_bundles(asked(JwtBundlesRequest {})).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let token = ValidateJwtsvidRequest { audience: "bank".into(), svid: "a.b.c".into() };
+        let refused = client.validate_jwtsvid(asked(token)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
         let refused = client.fetch_x509svid(X509svidRequest {}).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "without the header");
         assert!(app.agent.workload.credentials.svid().is_none(), "and nothing was obtained");
@@ -207,6 +212,9 @@ fn nobody_gets_the_identity_of_a_gateway() {
         assert!(app.agent.member().unwrap().node().workload.is_gateway());
         let mut client = client(&config).await;
         let refused = client.fetch_x509svid(asked(X509svidRequest {})).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        let token = JwtsvidRequest { audience: vec!["bank".into()], ..Default::default() };
+        let refused = client.fetch_jwtsvid(asked(token)).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
         app.stop().await;
     });

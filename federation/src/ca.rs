@@ -60,6 +60,9 @@ pub enum IssueError {
     /// The key is of a kind we do not certify.
     #[error("the key of the request is neither P-256, P-384 nor Ed25519")]
     BadKey,
+    /// An operator has taken the identity back.
+    #[error("{0} is revoked; `meshctl identity reinstate {0}` takes that back")]
+    Revoked(SpiffeId),
     /// Signing failed.
     #[error("signing failed: {0}")]
     Signing(#[from] rcgen::Error),
@@ -85,6 +88,7 @@ impl Refusal for IssueError {
     fn code(&self) -> Code {
         match self {
             Self::BadRequest(_) | Self::BadKey => Code::InvalidArgument,
+            Self::Revoked(_) => Code::PermissionDenied,
             Self::Signing(_) => Code::Internal,
         }
     }
@@ -93,6 +97,7 @@ impl Refusal for IssueError {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::BadKey => "bad_key",
+            Self::Revoked(_) => "identity_revoked",
             Self::Signing(_) => "signing_failed",
         }
     }

@@ -22,7 +22,7 @@ use crate::{
     jwt,
     refusal::{Refusal, Role, caller, commit_status, reason_of, refuse},
     site::{Site, bundles, gateways},
-    tenure::is_revoked,
+    tenure::{check_issuable, is_revoked},
 };
 
 /// Why a node gets nothing.
@@ -56,12 +56,13 @@ pub enum NodeError {
         /// What it may have.
         granted: String,
     },
-    /// An operator has taken the identity back.
-    #[error("{0} is revoked; `meshctl identity reinstate {0}` takes that back")]
-    Revoked(SpiffeId),
+    /// An operator has ended the node, or the certificate that it comes with.
+    #[error("{0}: this certificate is revoked")]
+    PeerRevoked(SpiffeId),
     /// Nobody to whom a token is shown.
     #[error(
-        "a token is for 1 to {MAX_AUDIENCES} audiences of at most {MAX_AUDIENCE} bytes each,          without control characters"
+        "a token is for 1 to {MAX_AUDIENCES} audiences of at most {MAX_AUDIENCE} bytes each, \
+         without control characters"
     )]
     Audience,
     /// The key that is to sign is not on this disk.
@@ -77,7 +78,7 @@ impl Refusal for NodeError {
         match self {
             Self::Unknown(_) => Code::NotFound,
             Self::Duplicated { .. } => Code::FailedPrecondition,
-            Self::NotGranted { .. } | Self::Revoked(_) => Code::PermissionDenied,
+            Self::NotGranted { .. } | Self::PeerRevoked(_) => Code::PermissionDenied,
             Self::Audience => Code::InvalidArgument,
             Self::NoJwtKey => Code::Unavailable,
             Self::Issue(issue) => issue.code(),
@@ -89,7 +90,7 @@ impl Refusal for NodeError {
             Self::Unknown(_) => "node_unknown",
             Self::Duplicated { .. } => "node_duplicated",
             Self::NotGranted { .. } => "not_granted",
-            Self::Revoked(_) => "identity_revoked",
+            Self::PeerRevoked(_) => "peer_revoked",
             Self::Audience => "bad_audience",
             Self::NoJwtKey => "no_jwt_key",
             Self::Issue(issue) => issue.reason(),
@@ -117,10 +118,6 @@ impl NodeIdentityService {
     fn node_of<T>(&self, request: &Request<T>) -> Result<(NodeId, PeerIdentity), Status> {
         let state = self.site.authority.state();
         let peer = caller(request, Role::Node, &state.site().trust_domain)?;
-        if is_revoked(&state, &peer) {
-            let message = format!("{}: this certificate is revoked", peer.id);
-            return Err(refuse(Code::PermissionDenied, "peer_revoked", message));
-        }
         match peer.id.subject() {
             Subject::Node(node) => Ok((node.clone(), peer.clone())),
             Subject::Workload { .. } => {
@@ -130,7 +127,7 @@ impl NodeIdentityService {
     }
 
     /// One decision about a node that is joined, presents a certificate that
-    /// is not retired, and is not duplicated.
+    /// is neither revoked nor retired, and is not duplicated.
     async fn decide<T>(
         &self,
         node: &NodeId,
@@ -139,6 +136,9 @@ impl NodeIdentityService {
         decide: impl FnOnce(&State, &NodeState) -> Result<(Vec<Event>, T), NodeError>,
     ) -> Result<T, Status> {
         let outcome = self.site.authority.commit(peer.id.as_str(), |state| {
+            if is_revoked(state, peer) {
+                return Err(NodeError::PeerRevoked(peer.id.clone()));
+            }
             let known = state.nodes.get(node).ok_or_else(|| NodeError::Unknown(node.clone()))?;
             if let Some(reason) = known.duplicated.clone() {
                 return Err(NodeError::Duplicated { id: node.clone(), reason });
@@ -234,6 +234,7 @@ impl NodeIdentity for NodeIdentityService {
         let ca = &self.site.ca;
         let issue = |state: &State, known: &NodeState| {
             let id = granted_identity(state, known, &request.namespace, &request.account)?;
+            check_issuable(state, &id)?;
             let issued = ca.issue_for(&key, &id, Some(&node), request.brief)?;
             let event = v1::WorkloadIssued {
                 spiffe_id: id.to_string(),
@@ -266,10 +267,7 @@ impl NodeIdentity for NodeIdentityService {
         let (keys, now) = (self.site.ca.jwt_keys(), self.site.authority.clock().unix_s());
         let issue = |state: &State, known: &NodeState| {
             let id = granted_workload(state, known, &namespace, &account)?;
-            // Others believe a token until it ends, whatever is revoked.
-            if state.revocations.contains_key(id.as_str()) {
-                return Err(NodeError::Revoked(id));
-            }
+            check_issuable(state, &id)?;
             let issued = jwt::issue(state, keys, &id, &audience, now);
             Ok((vec![], (id, issued.ok_or(NodeError::NoJwtKey)?)))
         };

@@ -199,6 +199,39 @@ fn a_certificate_is_replaced_before_it_ends() {
 }
 
 #[test]
+fn a_certificate_that_has_ended_is_not_handed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.workload_api = vec![of_uid(own_uid())];
+    let ca = Ca::new("west.example");
+    joined(&config, &ca);
+    run(async {
+        let (app, _drain) = start(&config).await;
+        let (identities, channel) = serve_identities(dir.path(), ca).await;
+        *identities.lifetime.lock().await = Duration::from_secs(3);
+        connect(&app, &channel);
+        let (mut answers, only) = begin(&config).await;
+        *identities.refusal.lock().await = Some("revoked");
+        let refused = async {
+            loop {
+                connect(&app, &channel);
+                match follow(&config).await.message().await {
+                    Ok(answer) => assert_eq!(parsed(answer.unwrap()).serial(), only.serial()),
+                    Err(status) if status.message().contains("revoked") => return status,
+                    Err(_) => {}
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let refused = tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        let told = tokio::time::timeout(Duration::from_secs(30), answers.message()).await.unwrap();
+        assert_eq!(told.unwrap_err().code(), Code::Unavailable, "who has it is told");
+        app.stop().await;
+    });
+}
+
+#[test]
 fn nobody_gets_the_identity_of_a_gateway() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());

@@ -60,3 +60,12 @@ WorkloadApiClient("unix:" + sys.argv[1]).fetch_jwt_svid({"another"})' || status=
 [ "$status" = 1 ] || fail "after the revocation: ended with $status: $(cat "$WORK/said")"
 grep -q 'revoked.*PERMISSION_DENIED' "$WORK/said" || fail "after the revocation: $(cat "$WORK/said")"
 step "whose identity is revoked gets no token any more"
+
+# What the agent has is handed out to its end.
+refused_certificate() {
+    asks reports nobody /usr/bin/python3 -c 'import sys; from spiffe import WorkloadApiClient
+WorkloadApiClient("unix:" + sys.argv[1]).fetch_x509_svid()' && return 1
+    grep 'is revoked' "$WORK/said"
+}
+eventually 30 refused_certificate
+step "and no certificate either"

@@ -12,6 +12,7 @@ use mesh_api::spiffe::{
     spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
 };
 use mesh_core::TrustBundles;
+use mesh_runtime::clock;
 use mesh_tunnel::{Credentials, Svid, unix};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -105,13 +106,14 @@ impl<T: Clone + PartialEq> Follower<T> {
                     return Ok(made);
                 }
                 Some(_) => {}
-                None if self.told.is_some() => {
-                    return Err(Status::unavailable("this machine has left its site"));
-                }
                 None => {
                     let problem = self.problem.borrow_and_update().clone();
                     if !problem.is_empty() {
                         return Err(Status::unavailable(problem));
+                    }
+                    if self.told.is_some() {
+                        let why = "this machine has left its site, or its certificate has ended";
+                        return Err(Status::unavailable(why));
                     }
                 }
             }
@@ -125,7 +127,9 @@ impl<T: Clone + PartialEq> Follower<T> {
 }
 
 fn x509_svid(credentials: &Credentials) -> Option<X509svidResponse> {
-    let svid = credentials.svid()?;
+    let now = clock::now_unix().as_secs();
+    // One that has ended is of no use to anybody.
+    let svid = credentials.svid().filter(|svid| now < svid.not_after.as_secs())?;
     let mut bundles = x509_bundles(&credentials.trust().bundles);
     // Without its roots a certificate is of no use to whoever gets it.
     let bundle = bundles.remove(&id_of(svid.id.trust_domain().as_str()))?;

@@ -13,6 +13,10 @@ use mesh_api::{
 use mesh_core::{Allowed, TrustBundle, TrustBundles, identity::Side, verify_peer};
 use mesh_tunnel::{Svid, unix};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
 use tonic::{Code, Request, Streaming, transport::Channel};
 use vm_agent::{
     agent::Uplink,
@@ -227,6 +231,44 @@ fn a_certificate_that_has_ended_is_not_handed_out() {
         assert_eq!(refused.code(), Code::Unavailable, "{refused}");
         let told = tokio::time::timeout(Duration::from_secs(30), answers.message()).await.unwrap();
         assert_eq!(told.unwrap_err().code(), Code::Unavailable, "who has it is told");
+        app.stop().await;
+    });
+}
+
+/// What gRPC's C core 58 sends (PyPI's grpcio 1.85.3), as it was recorded.
+const C_CORE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
+    \x00\x00\x24\x04\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x04\x00@\x00\x00\
+    \x00\x05\x00@\x00\x00\x00\x06\x00\x00@\x00\xfe\x03\x00\x00\x00\x01\
+    \x00\x01\x0f\x01\x04\x00\x00\x00\x01@\x05:path\"/SpiffeWorkloadAPI/FetchJWTBundles\
+    @\n:authority\x15run%2Fspiffe%2Fw.sock\x83\x86@\x0ccontent-type\x10application/grpc@\x02te\x08trailers\
+    @\x14grpc-accept-encoding\x17identity, deflate, gzip@\x0cgrpc-timeout\x025S\
+    @\nuser-agent0grpc-python/1.85.3 grpc-c/58.0.0 (linux; chttp2)\x00\x12workload.spiffe.io\x04true\
+    \x00\x00\x05\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00";
+
+/// Clients on gRPC's C core name the socket's path as `:authority`.
+#[test]
+fn a_path_for_an_authority_is_no_error() {
+    const HEADERS: u8 = 1;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.workload_api = vec![of_uid(own_uid())];
+    joined(&config, &Ca::new("west.example"));
+    run(async {
+        let (app, _drain) = start(&config).await;
+        let mut stream = UnixStream::connect(config.workload_socket()).await.unwrap();
+        stream.write_all(C_CORE).await.unwrap();
+        // The first frame of the stream is an answer, not a reset.
+        let kind = loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let [_, high, low, kind, _, _, _, _, on] = head;
+            let mut payload = vec![0; usize::from(u16::from_be_bytes([high, low]))];
+            stream.read_exact(&mut payload).await.unwrap();
+            if on == 1 {
+                break kind;
+            }
+        };
+        assert_eq!(kind, HEADERS);
         app.stop().await;
     });
 }

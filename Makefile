@@ -16,7 +16,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 
 # Decoders of what a network or a person sends.
-FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot message_codec http1_request http1_response http1_chunked trace_context \
+FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot jwt_svid message_codec http1_request http1_response http1_chunked trace_context \
 	frames request_fields certificates manifest handover tap link registration
 FUZZ_SECONDS ?= 60
 

@@ -63,7 +63,13 @@ mod tests {
 
     fn bundle(domain: &str, sequence: u64) -> TrustBundle {
         let roots = vec![vec![sequence as u8].into()];
-        TrustBundle { trust_domain: domain.parse().unwrap(), sequence, roots, retiring: None }
+        TrustBundle {
+            trust_domain: domain.parse().unwrap(),
+            sequence,
+            roots,
+            retiring: None,
+            jwt_keys: Vec::new(),
+        }
     }
 
     fn snapshot(bundles: &[TrustBundle]) -> Snapshot {

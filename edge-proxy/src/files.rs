@@ -69,8 +69,13 @@ impl IdentityFiles {
         let mut trust = Trust { revocations: Arc::new(Revocations::default()), ..Trust::default() };
         for ((domain, path), pem) in self.bundles.iter().zip(bundles) {
             let roots = certificates(path, pem)?;
-            let bundle =
-                TrustBundle { trust_domain: domain.clone(), sequence: 1, roots, retiring: None };
+            let bundle = TrustBundle {
+                trust_domain: domain.clone(),
+                sequence: 1,
+                roots,
+                retiring: None,
+                jwt_keys: Vec::new(),
+            };
             Arc::make_mut(&mut trust.bundles).insert(domain.clone(), Arc::new(bundle));
         }
         if !trust.bundles.contains_key(svid.id.trust_domain()) {

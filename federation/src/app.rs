@@ -31,6 +31,7 @@ use crate::{
     discovery::Discovery,
     door,
     join::JoinService,
+    jwt,
     kept::Kept,
     leases::Terms,
     links::Links,
@@ -139,8 +140,12 @@ pub async fn start<S: Store>(
         address: config.address.to_string().into(),
         gateway_beside: config.gateway_beside(),
     };
+    if let Err(error) = jwt::follow(&site).await {
+        log::error!(error:%; "no key for JWT-SVIDs is made or published");
+    }
     own_identity::refresh(&site)?;
     drain.spawn(own_identity::keep(site.clone(), drain.clone()));
+    drain.spawn(jwt::keep(site.clone(), drain.clone()));
     let listener =
         parts.net.bind(config.listen, false).await.with_context(|| {
             format!("listen: cannot listen on {}; is it in use?", config.listen)

@@ -3,8 +3,10 @@
 //! Root (10 years, only signs issuing CAs) → issuing CA (pathlen 0) → leaves.
 //! Of a request only the public key counts: whom a certificate names is the
 //! caller's decision, and how long it lives is decided here. While a root is
-//! rotated there are two ([`places`]); one of them signs.
+//! rotated there are two ([`places`]); one of them signs. JWT-SVIDs have keys of
+//! their own ([`jwt`]).
 
+pub mod jwt;
 mod places;
 
 use std::{
@@ -58,6 +60,9 @@ pub enum IssueError {
     /// The key is of a kind we do not certify.
     #[error("the key of the request is neither P-256, P-384 nor Ed25519")]
     BadKey,
+    /// An operator has taken the identity back.
+    #[error("{0} is revoked; `meshctl identity reinstate {0}` takes that back")]
+    Revoked(SpiffeId),
     /// Signing failed.
     #[error("signing failed: {0}")]
     Signing(#[from] rcgen::Error),
@@ -83,6 +88,7 @@ impl Refusal for IssueError {
     fn code(&self) -> Code {
         match self {
             Self::BadRequest(_) | Self::BadKey => Code::InvalidArgument,
+            Self::Revoked(_) => Code::PermissionDenied,
             Self::Signing(_) => Code::Internal,
         }
     }
@@ -91,6 +97,7 @@ impl Refusal for IssueError {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::BadKey => "bad_key",
+            Self::Revoked(_) => "identity_revoked",
             Self::Signing(_) => "signing_failed",
         }
     }
@@ -151,6 +158,7 @@ pub struct CertificateAuthority {
     keys: PathBuf,
     trust_domain: TrustDomain,
     signing: ArcSwap<Signing>,
+    jwt_keys: jwt::JwtKeys,
     workload_life: Duration,
     clock: Clock,
 }
@@ -193,6 +201,7 @@ impl CertificateAuthority {
             keys: keys.to_owned(),
             trust_domain: trust_domain.clone(),
             signing: ArcSwap::from_pointee(signing),
+            jwt_keys: jwt::JwtKeys::open(keys)?,
             workload_life: WORKLOAD_LIFE,
             clock,
         })
@@ -334,6 +343,11 @@ impl CertificateAuthority {
             not_after_unix_s,
             root_sha256: signing.root_sha256,
         })
+    }
+
+    /// What signs JWT-SVIDs.
+    pub fn jwt_keys(&self) -> &jwt::JwtKeys {
+        &self.jwt_keys
     }
 
     /// The root that signs, DER.

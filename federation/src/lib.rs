@@ -4,6 +4,7 @@
 //! - [`app`]: how it all hangs together.
 //! - [`authority`]: the durable truth; every change is a commit to it.
 //! - [`ca`]: keys and certificates.
+//! - [`jwt`]: which key signs JWT-SVIDs, and when the next one does.
 //! - [`site`]: what every service shares.
 //! - [`view`]: what is published, from what is durable and what is [`live`];
 //!   [`render`] makes it, a [`feed`] remembers what changed, [`leases`] say who
@@ -42,6 +43,7 @@ pub mod feed;
 pub mod imports;
 pub mod init;
 pub mod join;
+pub mod jwt;
 pub mod kept;
 pub mod leases;
 pub mod links;

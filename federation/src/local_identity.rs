@@ -16,6 +16,7 @@ use crate::{
     node_identity::replaced,
     refusal::{Refusal, commit_status, refuse},
     site::{Site, bundles, gateways},
+    tenure::check_issuable,
 };
 
 /// Serves gateways beside federation.
@@ -74,6 +75,7 @@ impl WorkloadIdentity for LocalIdentityService {
         let key = KeyRequest::parse(&request.get_ref().csr).map_err(|error| error.status())?;
         let issue = |state: &State| -> Result<_, IssueError> {
             let id = SpiffeId::gateway(&state.site().trust_domain);
+            check_issuable(state, &id)?;
             let issued = self.site.ca.issue_for(&key, &id, None, request.get_ref().brief)?;
             let event = Event::WorkloadIssued(v1::WorkloadIssued {
                 spiffe_id: id.to_string(),

@@ -1,5 +1,5 @@
 //! What a joined machine may ask for (gRPC `NodeIdentity`): renewing its own
-//! identity, certificates for its workloads, and leaving.
+//! identity, certificates and tokens for its workloads, and leaving.
 //!
 //! A node's state directory must exist once. The CA knows the current and the
 //! previous certificate of every node; whoever comes with an older one has a
@@ -9,6 +9,7 @@
 use mesh_api::v1;
 use mesh_core::{
     NodeId, PeerIdentity, SpiffeId,
+    jwt::{MAX_AUDIENCE, MAX_AUDIENCES, are_audiences},
     name::{SYSTEM_NAMESPACE, Subject},
 };
 use tonic::{Code, Request, Response, Status};
@@ -18,9 +19,10 @@ use crate::{
     authority::{Authority, State, rotation::Leaf, state::NodeState},
     ca::{IssueError, KeyRequest},
     join::text,
+    jwt,
     refusal::{Refusal, Role, caller, commit_status, reason_of, refuse},
-    site::Site,
-    tenure::is_revoked,
+    site::{Site, bundles, gateways},
+    tenure::{check_issuable, is_revoked},
 };
 
 /// Why a node gets nothing.
@@ -54,6 +56,18 @@ pub enum NodeError {
         /// What it may have.
         granted: String,
     },
+    /// An operator has ended the node, or the certificate that it comes with.
+    #[error("{0}: this certificate is revoked")]
+    PeerRevoked(SpiffeId),
+    /// Nobody to whom a token is shown.
+    #[error(
+        "a token is for 1 to {MAX_AUDIENCES} audiences of at most {MAX_AUDIENCE} bytes each, \
+         without control characters"
+    )]
+    Audience,
+    /// The key that is to sign is not on this disk.
+    #[error("no key for JWT-SVIDs is here yet; federation's log says why")]
+    NoJwtKey,
     /// The request.
     #[error(transparent)]
     Issue(#[from] IssueError),
@@ -64,7 +78,9 @@ impl Refusal for NodeError {
         match self {
             Self::Unknown(_) => Code::NotFound,
             Self::Duplicated { .. } => Code::FailedPrecondition,
-            Self::NotGranted { .. } => Code::PermissionDenied,
+            Self::NotGranted { .. } | Self::PeerRevoked(_) => Code::PermissionDenied,
+            Self::Audience => Code::InvalidArgument,
+            Self::NoJwtKey => Code::Unavailable,
             Self::Issue(issue) => issue.code(),
         }
     }
@@ -74,6 +90,9 @@ impl Refusal for NodeError {
             Self::Unknown(_) => "node_unknown",
             Self::Duplicated { .. } => "node_duplicated",
             Self::NotGranted { .. } => "not_granted",
+            Self::PeerRevoked(_) => "peer_revoked",
+            Self::Audience => "bad_audience",
+            Self::NoJwtKey => "no_jwt_key",
             Self::Issue(issue) => issue.reason(),
         }
     }
@@ -99,10 +118,6 @@ impl NodeIdentityService {
     fn node_of<T>(&self, request: &Request<T>) -> Result<(NodeId, PeerIdentity), Status> {
         let state = self.site.authority.state();
         let peer = caller(request, Role::Node, &state.site().trust_domain)?;
-        if is_revoked(&state, &peer) {
-            let message = format!("{}: this certificate is revoked", peer.id);
-            return Err(refuse(Code::PermissionDenied, "peer_revoked", message));
-        }
         match peer.id.subject() {
             Subject::Node(node) => Ok((node.clone(), peer.clone())),
             Subject::Workload { .. } => {
@@ -112,7 +127,7 @@ impl NodeIdentityService {
     }
 
     /// One decision about a node that is joined, presents a certificate that
-    /// is not retired, and is not duplicated.
+    /// is neither revoked nor retired, and is not duplicated.
     async fn decide<T>(
         &self,
         node: &NodeId,
@@ -121,6 +136,9 @@ impl NodeIdentityService {
         decide: impl FnOnce(&State, &NodeState) -> Result<(Vec<Event>, T), NodeError>,
     ) -> Result<T, Status> {
         let outcome = self.site.authority.commit(peer.id.as_str(), |state| {
+            if is_revoked(state, peer) {
+                return Err(NodeError::PeerRevoked(peer.id.clone()));
+            }
             let known = state.nodes.get(node).ok_or_else(|| NodeError::Unknown(node.clone()))?;
             if let Some(reason) = known.duplicated.clone() {
                 return Err(NodeError::Duplicated { id: node.clone(), reason });
@@ -216,6 +234,7 @@ impl NodeIdentity for NodeIdentityService {
         let ca = &self.site.ca;
         let issue = |state: &State, known: &NodeState| {
             let id = granted_identity(state, known, &request.namespace, &request.account)?;
+            check_issuable(state, &id)?;
             let issued = ca.issue_for(&key, &id, Some(&node), request.brief)?;
             let event = v1::WorkloadIssued {
                 spiffe_id: id.to_string(),
@@ -233,6 +252,35 @@ impl NodeIdentity for NodeIdentityService {
         log::info!(node = node.as_str(), id = id.as_str(), serial = issued.serial.as_str();
             "workload certificate issued");
         Ok(Response::new(self.site.answer(issued)))
+    }
+
+    /// Not in the log: a token ends by itself before anybody could look it up.
+    async fn issue_jwt(
+        &self,
+        request: Request<v1::IssueJwtRequest>,
+    ) -> Result<Response<v1::IssuedJwt>, Status> {
+        let (node, peer) = self.node_of(&request)?;
+        let v1::IssueJwtRequest { namespace, account, audience } = request.into_inner();
+        if !are_audiences(&audience) {
+            return Err(NodeError::Audience.status());
+        }
+        let (keys, now) = (self.site.ca.jwt_keys(), self.site.authority.clock().unix_s());
+        let issue = |state: &State, known: &NodeState| {
+            let id = granted_workload(state, known, &namespace, &account)?;
+            check_issuable(state, &id)?;
+            let issued = jwt::issue(state, keys, &id, &audience, now);
+            Ok((vec![], (id, issued.ok_or(NodeError::NoJwtKey)?)))
+        };
+        let (id, issued) = self.decide(&node, &peer, None, issue).await?;
+        log::info!(node = node.as_str(), id = id.as_str(), kid = issued.kid.as_str(),
+            audience:? = audience; "JWT-SVID issued");
+        let state = self.site.authority.state();
+        Ok(Response::new(v1::IssuedJwt {
+            token: issued.token,
+            not_after_unix_s: issued.not_after_unix_s,
+            bundles: bundles(&state),
+            gateways: gateways(&state),
+        }))
     }
 
     async fn leave_node(
@@ -273,10 +321,20 @@ fn granted_identity(
     account: &str,
 ) -> Result<SpiffeId, NodeError> {
     let domain = &state.site().trust_domain;
-    let grants = &node.grants;
     if node.gateway && namespace == SYSTEM_NAMESPACE && account == "gateway" {
         return Ok(SpiffeId::gateway(domain));
     }
+    granted_workload(state, node, namespace, account)
+}
+
+/// The same without that of a gateway, which is for mTLS alone.
+fn granted_workload(
+    state: &State,
+    node: &NodeState,
+    namespace: &str,
+    account: &str,
+) -> Result<SpiffeId, NodeError> {
+    let (domain, grants) = (&state.site().trust_domain, &node.grants);
     let granted = namespace == grants.namespace && account == grants.account;
     let id = SpiffeId::workload(domain, namespace, account);
     id.ok().filter(|_| granted && namespace != SYSTEM_NAMESPACE).ok_or_else(|| {

@@ -293,8 +293,13 @@ pub fn check_request(
     let roots = peer.bundle.roots.iter().cloned().map(CertificateDer::from).collect();
     let trust_domain = peer.trust_domain.clone();
     let sequence = peer.bundle.sequence;
-    let presented =
-        TrustBundle { trust_domain: trust_domain.clone(), sequence, roots, retiring: None };
+    let presented = TrustBundle {
+        trust_domain: trust_domain.clone(),
+        sequence,
+        roots,
+        retiring: None,
+        jwt_keys: Vec::new(),
+    };
     verify_peer(
         &chain,
         Side::Client,

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::v1::{
-    Endpoint, Gateway, Health, Port, Protocol, Revocation, Service, Site, resource::Resource as R,
+    Bundle, Endpoint, Gateway, Health, Port, Protocol, Revocation, Service, Site,
+    resource::Resource as R,
 };
 use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId};
 use mesh_manifest::{AccessPolicy, Compiled, Problem};
@@ -120,13 +121,13 @@ fn site_wide(sources: &Sources<'_>, into: &mut Resources) {
     let trust_domain = site.trust_domain.to_string();
     let federation_address = sources.federation_address.to_owned();
     insert(into, R::Site(Site { name, trust_domain, federation_address }));
-    insert(into, R::Bundle(site.bundle.clone()));
+    insert(into, R::Bundle(roots_alone(&site.bundle)));
     for gateway in state.gateways.values() {
         insert(into, R::Gateway(own_gateway(gateway, &site.name)));
     }
     for (peer, link) in state.links.iter() {
         insert(into, R::Link(link.link.clone()));
-        insert(into, R::Bundle(link.bundle.clone()));
+        insert(into, R::Bundle(roots_alone(&link.bundle)));
         for gateway in link_gateways(sources.live, peer, link) {
             insert(into, R::Gateway(gateway));
         }
@@ -337,6 +338,11 @@ fn remote_endpoints(
             }
         }
     }
+}
+
+/// Proxies verify no JWT-SVIDs.
+fn roots_alone(bundle: &Bundle) -> Bundle {
+    Bundle { jwt_keys: Vec::new(), ..bundle.clone() }
 }
 
 /// What a linked site gets: exported services with their local endpoints, our

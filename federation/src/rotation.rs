@@ -480,6 +480,7 @@ fn bundle(state: &State, roots: Vec<Vec<u8>>, retiring: Option<&[u8]>, within_s:
             roots,
             retiring,
             renew_within_s: u32::try_from(within_s).unwrap_or(u32::MAX),
+            jwt_keys: known.jwt_keys.clone(),
         }),
     })
 }

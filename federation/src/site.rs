@@ -82,6 +82,7 @@ pub fn trust(state: &State) -> Trust {
             sequence: bundle.sequence,
             roots,
             retiring: None,
+            jwt_keys: Vec::new(),
         };
         Some((trust_domain, Arc::new(parsed)))
     });

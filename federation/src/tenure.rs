@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use mesh_core::{PeerIdentity, name::Subject};
+use mesh_core::{PeerIdentity, SpiffeId, name::Subject};
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
 use crate::{
     authority::{Authority, State},
+    ca::IssueError,
     refusal::refuse,
 };
 
@@ -19,6 +20,15 @@ pub fn is_revoked(state: &State, peer: &PeerIdentity) -> bool {
         .into_iter()
         .flatten()
         .any(|subject| state.revocations.contains_key(subject))
+}
+
+/// Refuses to issue anything to an identity that was taken back: not everybody
+/// who takes a certificate or a token knows of revocations.
+pub fn check_issuable(state: &State, id: &SpiffeId) -> Result<(), IssueError> {
+    if state.revocations.contains_key(id.as_str()) {
+        return Err(IssueError::Revoked(id.clone()));
+    }
+    Ok(())
 }
 
 /// Whether the caller's node is still one of this site. Callers without a node

@@ -522,6 +522,43 @@ fn an_operator_makes_lists_and_revokes() {
     });
 }
 
+#[test]
+fn nothing_is_issued_to_an_identity_that_was_taken_back() {
+    run(async {
+        let site = TestSite::new("west").await;
+        let mut admin = admin(&site).await;
+        let machine = joined(&site).await;
+        let gateway = site.join(&site.token(1, MINUTE, true).await).await.unwrap();
+        let socket = site.run_dir().join("gateway-identity.sock");
+        let beside = WorkloadIdentityClient::new(unix::channel(&socket).await.unwrap());
+        let issue_beside = async || {
+            let (_, csr) = tls::new_key_and_csr().unwrap();
+            beside.clone().issue(v1::IssueRequest { csr, ..Default::default() }).await.map(drop)
+        };
+        let orders = "spiffe://west.example/ns/shop/sa/orders";
+        let gateways = "spiffe://west.example/ns/isthmus-system/sa/gateway";
+        for subject in [orders, gateways] {
+            let revoke = v1::RevokeRequest { subject: subject.into(), force: true };
+            admin.revoke(revoke).await.unwrap();
+        }
+        for refused in [
+            issue(&site, &machine.svid, "shop", "orders").await.map(drop),
+            issue(&site, &gateway.svid, "isthmus-system", "gateway").await.map(drop),
+            issue_beside().await,
+        ] {
+            assert_eq!(reason(&refused.unwrap_err()), "identity_revoked");
+        }
+        renew(&site, &machine.svid, "boot-1").await.expect("the machine is not revoked");
+        for subject in [orders, gateways] {
+            let reinstate = v1::ReinstateRequest { subject: subject.into() };
+            admin.reinstate(reinstate).await.unwrap();
+        }
+        issue(&site, &machine.svid, "shop", "orders").await.unwrap();
+        issue(&site, &gateway.svid, "isthmus-system", "gateway").await.unwrap();
+        issue_beside().await.unwrap();
+    });
+}
+
 /// An agent's session, kept open by the sender that is returned.
 async fn session(
     site: &TestSite,
@@ -625,6 +662,7 @@ fn a_token_and_a_certificate_are_good_until_their_root_is_retired() {
                 sequence: 1,
                 roots,
                 retiring: None,
+                jwt_keys: Vec::new(),
             };
             let bundles = [(domain, std::sync::Arc::new(bundle))].into_iter().collect();
             tls::Trust { bundles: std::sync::Arc::new(bundles), ..Default::default() }

@@ -16,7 +16,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 
 pub use verify::verify_peer;
 
-use crate::name::{NodeId, SpiffeId, TrustDomain};
+use crate::{
+    jwt::JwtKey,
+    name::{NodeId, SpiffeId, TrustDomain},
+};
 
 /// The roots of one trust domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct TrustBundle {
     pub roots: Vec<CertificateDer<'static>>,
     /// The one of them that leaves soon.
     pub retiring: Option<Retiring>,
+    /// What JWT-SVIDs of the domain are verified with.
+    pub jwt_keys: Vec<JwtKey>,
 }
 
 /// A root that is about to leave its bundle: whoever holds a certificate that

@@ -11,6 +11,7 @@
 //! - [`client_hello`]: the name that a TLS client asks for.
 //! - [`service`]: services, endpoints, gateways, links.
 //! - [`identity`]: certificates and the one function that verifies a peer.
+//! - [`jwt`]: tokens that show an identity where there is no mTLS.
 //! - [`snapshot`]: the view that decisions are made from, and how it changes.
 //! - [`message`]: heads of requests and responses, and the rules of their fields.
 //! - [`route`]: which backends a request may go to.
@@ -31,6 +32,7 @@ pub mod carriage;
 pub mod cidr;
 pub mod client_hello;
 pub mod identity;
+pub mod jwt;
 pub mod message;
 pub mod name;
 pub mod path;

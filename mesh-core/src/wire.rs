@@ -27,6 +27,7 @@ pub(crate) use service::{policy_domains, service};
 
 use crate::{
     identity::{Retiring, Revoked, TrustBundle, canonical_serial},
+    jwt::JwtKey,
     name::{EndpointId, GatewayId, ServiceName, SiteName, TrustDomain},
     service::{Gateway, Link, LinkTransport, Locality},
     snapshot::Revision,
@@ -64,6 +65,8 @@ pub const MAX_VIA: usize = 16;
 pub const MAX_ADDRESSES: usize = 16;
 /// Roots of one bundle; two while rotating, more only by accident.
 pub const MAX_ROOTS: usize = 16;
+/// Keys for JWT-SVIDs of one bundle; two while rotating.
+pub const MAX_JWT_KEYS: usize = 16;
 /// Bytes of one root certificate.
 pub const MAX_ROOT_LEN: usize = 16_384;
 /// Bytes of a region, zone, host or route name.
@@ -219,8 +222,21 @@ impl TryFrom<&v1::Bundle> for TrustBundle {
                 spki_sha256,
                 within: Duration::from_secs(u64::from(message.renew_within_s)),
             }),
+            jwt_keys: jwt_keys(&message.jwt_keys)?,
         })
     }
+}
+
+/// Keys of kinds of a later version verify nothing here.
+fn jwt_keys(messages: &[v1::JwtKey]) -> Result<Vec<JwtKey>, WireError> {
+    at_most("jwt_keys", messages, MAX_JWT_KEYS)?;
+    let known = messages.iter().filter(|key| !key.p256.is_empty());
+    known
+        .map(|key| {
+            let read = JwtKey::new(&key.kid, &key.p256);
+            read.ok_or_else(|| wrong("jwt_keys", "a key has a name and an uncompressed point"))
+        })
+        .collect()
 }
 
 impl From<&TrustBundle> for v1::Bundle {
@@ -234,7 +250,14 @@ impl From<&TrustBundle> for v1::Bundle {
                 .retiring
                 .as_ref()
                 .map_or(0, |root| u32::try_from(root.within.as_secs()).unwrap_or(u32::MAX)),
+            jwt_keys: bundle.jwt_keys.iter().map(v1::JwtKey::from).collect(),
         }
+    }
+}
+
+impl From<&JwtKey> for v1::JwtKey {
+    fn from(key: &JwtKey) -> Self {
+        Self { kid: key.kid.to_string(), p256: key.point().to_vec(), ..Self::default() }
     }
 }
 

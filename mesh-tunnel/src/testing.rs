@@ -43,8 +43,13 @@ impl Authority {
 
     pub(crate) fn bundle(&self) -> (TrustDomain, Arc<TrustBundle>) {
         let roots = vec![self.root()];
-        let bundle =
-            TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots, retiring: None };
+        let bundle = TrustBundle {
+            trust_domain: self.domain.clone(),
+            sequence: 1,
+            roots,
+            retiring: None,
+            jwt_keys: Vec::new(),
+        };
         (self.domain.clone(), Arc::new(bundle))
     }
 

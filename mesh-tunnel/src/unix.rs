@@ -1,13 +1,15 @@
 //! gRPC on a Unix socket: whoever is at the other end is known by the
 //! credentials that the kernel vouches for (`SO_PEERCRED`, `unix(7)`).
 
+mod authority;
+
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
     path::Path,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -24,6 +26,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri, server::Connected},
 };
 
+use self::authority::Authorities;
 use crate::net::{BoxFuture, Net, RealNet, Stream};
 
 /// Local callers are a handful of programs; more wait in the backlog.
@@ -78,6 +81,7 @@ impl LocalListener for Box<dyn LocalListener> {
 #[derive(Debug)]
 pub struct UnixConn {
     stream: Stream,
+    authorities: Authorities,
     peer: UnixPeer,
     _place: OwnedSemaphorePermit,
     _share: Share,
@@ -141,7 +145,8 @@ pub fn incoming(
                 }
             }
         };
-        let conn = UnixConn { stream, peer, _place: place, _share: share };
+        let authorities = Authorities::default();
+        let conn = UnixConn { stream, authorities, peer, _place: place, _share: share };
         Some((Ok(conn), (listener, places, users)))
     })
 }
@@ -226,7 +231,10 @@ impl AsyncRead for UnixConn {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.authorities.mend(&mut buf.filled_mut()[before..]);
+        Poll::Ready(Ok(()))
     }
 }
 

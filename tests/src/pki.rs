@@ -1,6 +1,13 @@
 //! Certificate authorities of made-up sites.
 
-use mesh_core::{NodeId, SpiffeId, TrustBundle, TrustDomain};
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use mesh_core::{
+    NodeId, SpiffeId, TrustBundle, TrustDomain,
+    jwt::{self, JwtKey},
+};
 use mesh_tunnel::Svid;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
@@ -11,7 +18,10 @@ use sha2::{Digest, Sha256};
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
 
-/// A root and an issuing CA, as federation makes them.
+/// The name of a CA's key for tokens.
+const KID: &str = "k1";
+
+/// A root, an issuing CA and a key for tokens, as federation makes them.
 pub struct Ca {
     /// Whose CA it is.
     pub trust_domain: TrustDomain,
@@ -22,6 +32,7 @@ pub struct Ca {
     /// The issuing CA, DER.
     pub issuing: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    jwt: EcdsaKeyPair,
 }
 
 impl Ca {
@@ -42,6 +53,7 @@ impl Ca {
             root_spki_sha256,
             issuing: issuing.der().clone(),
             issuer: Issuer::new(params, key),
+            jwt: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key"),
         }
     }
 
@@ -52,7 +64,22 @@ impl Ca {
             sequence: 1,
             roots: vec![self.root.clone()],
             retiring: None,
+            jwt_keys: JwtKey::new(KID, self.jwt.public_key().as_ref()).into_iter().collect(),
         }
+    }
+
+    /// A JWT-SVID for this identity, also one of another domain.
+    pub fn token(
+        &self,
+        id: &SpiffeId,
+        audience: &[String],
+        lifetime: std::time::Duration,
+    ) -> String {
+        let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).expect("a time");
+        let now = seconds(std::time::Duration::from_secs(UnixTime::now().as_secs()));
+        let to_sign = jwt::to_sign(KID, id, audience, now, now + seconds(lifetime));
+        let signature = self.jwt.sign(&SystemRandom::new(), to_sign.as_bytes());
+        jwt::with_signature(&to_sign, signature.expect("a signature").as_ref())
     }
 
     /// `spiffe://<this>/ns/<namespace>/sa/<account>`, valid for a day.

@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 
 use crate::{
     config::Config,
+    jwt::Tokens,
     ledger::{Place, Registration, Registrations},
     machine::Machine,
     node::{InvalidNode, Node},
@@ -76,6 +77,8 @@ pub struct Member {
     node: watch::Sender<Arc<Node>>,
     /// Why the identity cannot be renewed; empty if all is well.
     pub trouble: watch::Sender<String>,
+    /// JWT-SVIDs of its workload.
+    pub tokens: Tokens,
 }
 
 /// Whether the site is reached.
@@ -108,6 +111,7 @@ impl Member {
             credentials,
             node: watch::Sender::new(Arc::new(node)),
             trouble: watch::Sender::new(String::new()),
+            tokens: Tokens::default(),
         }))
     }
 

@@ -14,6 +14,7 @@
 //!   health; [`ledger`]: what the site knows of them.
 //! - [`workload`]: the certificate for programs that speak the Workload API, and
 //!   [`attest`]: which programs those are.
+//! - [`jwt`]: tokens for the same programs.
 //! - [`capture`]: the process beside it that tells the kernel what goes to the
 //!   proxy.
 //! - [`api`]: what is served on the Unix sockets; [`metrics`]: what is told
@@ -28,6 +29,7 @@ pub mod attest;
 pub mod capture;
 pub mod config;
 pub mod join;
+pub mod jwt;
 pub mod ledger;
 pub mod machine;
 pub mod metrics;

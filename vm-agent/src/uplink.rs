@@ -311,6 +311,14 @@ pub fn shown(status: &tonic::Status) -> String {
     text
 }
 
+/// The way to federation, or why there is none.
+pub fn channel(agent: &Agent, node: &Node) -> Result<Channel, String> {
+    let uplink = agent.uplink.borrow();
+    let why = if uplink.problem.is_empty() { "still connecting" } else { &uplink.problem };
+    let none = || format!("not connected to {}: {why}", node.site);
+    uplink.channel.clone().ok_or_else(none)
+}
+
 /// The client for identities, with a bound on answers: bundles and gateways
 /// of a site and its links are far below.
 pub fn node_identity(channel: Channel) -> v1::node_identity_client::NodeIdentityClient<Channel> {

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     agent::{Agent, Member},
-    uplink::{node_identity, shown},
+    uplink::{self, node_identity, shown},
 };
 
 /// For federation's answer.
@@ -154,11 +154,7 @@ async fn issue(agent: &Agent, member: &Member) -> Result<Svid, String> {
         // Whoever holds it is believed by linked sites.
         return Err("the identity of a gateway is for the gateway alone".to_owned());
     }
-    let uplink = agent.uplink.borrow().clone();
-    let Some(channel) = uplink.channel else {
-        let why = if uplink.problem.is_empty() { "still connecting" } else { &uplink.problem };
-        return Err(format!("not connected to {}: {why}", node.site));
-    };
+    let channel = uplink::channel(agent, &node)?;
     let (key, csr) = new_key_and_csr().map_err(|error| format!("cannot make a key: {error}"))?;
     let request = IssueWorkloadRequest {
         csr,

@@ -45,8 +45,13 @@ impl Authority {
     /// Its own bundle and no other.
     pub fn bundles(&self) -> Arc<TrustBundles> {
         let roots = vec![self.root()];
-        let bundle =
-            TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots, retiring: None };
+        let bundle = TrustBundle {
+            trust_domain: self.domain.clone(),
+            sequence: 1,
+            roots,
+            retiring: None,
+            jwt_keys: Vec::new(),
+        };
         Arc::new(BTreeMap::from([(self.domain.clone(), Arc::new(bundle))]))
     }
 

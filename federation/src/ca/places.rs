@@ -171,7 +171,7 @@ fn remove(path: &Path) -> Result<(), CaError> {
     }
 }
 
-fn sync(directory: &Path) -> Result<(), CaError> {
+pub(super) fn sync(directory: &Path) -> Result<(), CaError> {
     let synced = File::open(directory).and_then(|directory| directory.sync_all());
     synced.map_err(|error| broken(directory, &error))
 }

@@ -36,8 +36,13 @@ impl Made {
     fn believes(&self, chain: &[Vec<u8>], id: &SpiffeId) -> bool {
         let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         let roots = vec![self.ca.root()];
-        let bundle =
-            TrustBundle { trust_domain: self.domain.clone(), sequence: 1, roots, retiring: None };
+        let bundle = TrustBundle {
+            trust_domain: self.domain.clone(),
+            sequence: 1,
+            roots,
+            retiring: None,
+            jwt_keys: Vec::new(),
+        };
         let bundles = [(self.domain.clone(), Arc::new(bundle))].into_iter().collect();
         let now =
             UnixTime::since_unix_epoch(Duration::from_secs(self.seconds.load(Ordering::SeqCst)));
@@ -144,7 +149,8 @@ fn a_new_root_is_introduced_by_the_old_one() {
     let believed = |chain: &[Vec<u8>], root: &CertificateDer<'static>| {
         let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         let (trust_domain, roots) = (made.domain.clone(), vec![root.clone()]);
-        let bundle = TrustBundle { trust_domain, sequence: 1, roots, retiring: None };
+        let bundle =
+            TrustBundle { trust_domain, sequence: 1, roots, retiring: None, jwt_keys: Vec::new() };
         let bundles = [(made.domain.clone(), Arc::new(bundle))].into_iter().collect();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(START));
         let allowed = Allowed::Exactly(id.clone());

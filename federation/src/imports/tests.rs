@@ -270,6 +270,42 @@ fn a_bundle_follows_its_own_lineage() {
 }
 
 #[test]
+fn keys_for_tokens_may_be_unknown_to_one_of_the_versions() {
+    let key = |kid: &str| mesh_api::v1::JwtKey {
+        kid: kid.into(),
+        p256: vec![4; 65],
+        ..mesh_api::v1::JwtKey::default()
+    };
+    let bundle = |sequence, kids: &[&str]| {
+        let jwt_keys = kids.iter().map(|kid| key(kid)).collect();
+        Bundle { sequence, jwt_keys, ..Known::new().bundle }
+    };
+    let roots = Known::new().bundle.roots;
+    for (known, new, expected) in [
+        // This side was older, or the other one is again.
+        (bundle(3, &[]), bundle(3, &["a"]), true),
+        (bundle(3, &["a"]), bundle(3, &[]), true),
+        (bundle(3, &["a"]), bundle(4, &["a", "b"]), true),
+        (bundle(3, &["a"]), bundle(3, &["b"]), false),
+        (bundle(3, &["a"]), bundle(3, &["a", "b"]), false),
+        (bundle(3, &["a"]), bundle(2, &["a"]), false),
+        (bundle(3, &[]), bundle(2, &["a"]), false),
+    ] {
+        let of = |bundle: Bundle| Bundle { roots: roots.clone(), ..bundle };
+        let (known, new) = (of(known), of(new));
+        let (kids, sequence) = (known.jwt_keys.len(), new.sequence);
+        let known = Known { bundle: known, ..Known::new() };
+        let imported = known.apply(&Imported::default(), &delta([R::Bundle(new.clone())]));
+        assert_eq!(imported.is_ok(), expected, "{kids} keys, then {sequence}: {new:?}");
+    }
+    let other_root =
+        Bundle { roots: vec![roots[0].clone(), root("east.example")], ..bundle(3, &["a"]) };
+    let known = Known { bundle: Bundle { roots, ..bundle(3, &[]) }, ..Known::new() };
+    let forked = known.apply(&Imported::default(), &delta([R::Bundle(other_root)]));
+    assert_eq!(forked.unwrap_err().code(), "import_bundle", "only keys for tokens");
+}
+
+#[test]
 fn differences_follow_what_is_there() {
     let known = Known::new();
     let all = delta([R::Service(service()), R::Endpoint(endpoint()), R::Gateway(gateway())]);

@@ -1,7 +1,7 @@
 use mesh_api::v1::{
-    AuthorityRecord, Bundle, EndpointRegistered, Gateway as WireGateway, GatewaySeen, Grants, Link,
-    LinkMade, NodeJoined, Protocol, Register, Revision, Revocation as WireRevocation,
-    ServiceExported, SiteCreated, authority_record::Event,
+    AuthorityRecord, Bundle, BundleUpdated, EndpointRegistered, Gateway as WireGateway,
+    GatewaySeen, Grants, Link, LinkMade, NodeJoined, Protocol, Register, Revision,
+    Revocation as WireRevocation, ServiceExported, SiteCreated, authority_record::Event,
 };
 
 use super::*;
@@ -157,6 +157,35 @@ fn what_a_node_registered_is_published_as_liveness_has_it() {
         // The name stays: "no endpoint" is a better answer than "no service".
         assert_eq!(service(&rendered, "orders.shop").ports, [http(80)]);
     }
+}
+
+#[test]
+fn keys_for_tokens_go_to_linked_sites_and_not_to_proxies() {
+    let mut world = World::new();
+    world.link("east");
+    let jwt_keys = vec![mesh_api::v1::JwtKey { kid: "k".into(), ..Default::default() }];
+    for of in [world.state.site().bundle.clone(), linked(&world).bundle.clone()] {
+        let bundle = Bundle { sequence: 2, jwt_keys: jwt_keys.clone(), ..of };
+        world.happen(Event::BundleUpdated(BundleUpdated { bundle: Some(bundle) }));
+    }
+    let bundles = |resources: &Resources| -> Vec<Bundle> {
+        let bundle = |resource: &mesh_api::v1::Resource| match &resource.resource {
+            Some(R::Bundle(bundle)) => Some(bundle.clone()),
+            _ => None,
+        };
+        resources.values().filter_map(|resource| bundle(resource)).collect()
+    };
+    let view = world.render().resources;
+    let told = bundles(&view);
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|bundle| bundle.sequence == 2 && bundle.jwt_keys.is_empty()));
+    let exported = bundles(&render_export(&world.state, &view, &"east".parse().unwrap()));
+    assert_eq!(exported, [world.state.site().bundle.clone()]);
+    assert_eq!(exported[0].jwt_keys, jwt_keys);
+}
+
+fn linked(world: &World) -> &LinkState {
+    world.state.links.values().next().unwrap()
 }
 
 #[test]

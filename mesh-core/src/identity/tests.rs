@@ -89,7 +89,13 @@ fn domain(name: &str) -> TrustDomain {
 fn bundle_of(name: &str, roots: Chain) -> (TrustDomain, Arc<TrustBundle>) {
     (
         domain(name),
-        Arc::new(TrustBundle { trust_domain: domain(name), sequence: 1, roots, retiring: None }),
+        Arc::new(TrustBundle {
+            trust_domain: domain(name),
+            sequence: 1,
+            roots,
+            retiring: None,
+            jwt_keys: Vec::new(),
+        }),
     )
 }
 

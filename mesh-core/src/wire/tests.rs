@@ -4,7 +4,8 @@ use mesh_api::v1::{self, ResourceKind};
 use proptest::prelude::*;
 
 use super::{
-    BadConnect, Key, MAX_ADDRESSES, MAX_ROOT_LEN, MAX_ROOTS, MAX_TEXT, MAX_VIA, SiteRecord,
+    BadConnect, Key, MAX_ADDRESSES, MAX_JWT_KEYS, MAX_ROOT_LEN, MAX_ROOTS, MAX_TEXT, MAX_VIA,
+    SiteRecord,
 };
 use crate::{
     example::{self, NODE},
@@ -252,6 +253,28 @@ fn bundles() {
     assert!(bundle(vec![vec![1; MAX_ROOT_LEN + 1]]).is_err());
     assert!(bundle(vec![vec![1]; MAX_ROOTS + 1]).is_err());
     assert!(TrustBundle::try_from(&example::bundle("", 1, b"x")).is_err());
+}
+
+#[test]
+fn keys_for_tokens() {
+    let key = |kid: &str, p256: &[u8]| v1::JwtKey {
+        kid: kid.into(),
+        p256: p256.to_vec(),
+        ..v1::JwtKey::default()
+    };
+    let bundle = |jwt_keys: Vec<v1::JwtKey>| {
+        TrustBundle::try_from(&v1::Bundle { jwt_keys, ..example::bundle("east.example", 1, b"x") })
+    };
+    let point = [4; 65];
+    let read = bundle(vec![key("a", &point), key("later", &[]), key("b", &point)]).unwrap();
+    let kids: Vec<_> = read.jwt_keys.iter().map(|key| &*key.kid).collect();
+    assert_eq!(kids, ["a", "b"], "what is not known is left out");
+    assert_eq!(v1::Bundle::from(&read).jwt_keys, [key("a", &point), key("b", &point)]);
+    for wrong in [key("", &point), key("a", &point[1..]), key("a", &[5; 65])] {
+        assert!(bundle(vec![wrong.clone()]).is_err(), "{wrong:?}");
+    }
+    assert!(bundle(vec![key("a", &point); MAX_JWT_KEYS]).is_ok());
+    assert!(bundle(vec![key("a", &point); MAX_JWT_KEYS + 1]).is_err());
 }
 
 #[test]

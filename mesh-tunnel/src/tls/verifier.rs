@@ -76,8 +76,13 @@ fn pinned_bundle(
         |certificate: &&CertificateDer<'_>| spki_sha256(certificate).as_ref() == Some(pin);
     let root = chain.iter().skip(1).find(is_pinned).ok_or_else(|| pin_missing(chain))?;
     let roots = vec![root.clone().into_owned()];
-    let bundle =
-        TrustBundle { trust_domain: trust_domain.clone(), sequence: 0, roots, retiring: None };
+    let bundle = TrustBundle {
+        trust_domain: trust_domain.clone(),
+        sequence: 0,
+        roots,
+        retiring: None,
+        jwt_keys: Vec::new(),
+    };
     Ok(TrustBundles::from([(trust_domain, Arc::new(bundle))]))
 }
 

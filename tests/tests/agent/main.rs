@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod jwt;
 mod played;
 mod workload_api;
 

@@ -77,6 +77,9 @@ pub(crate) struct Identities {
     pub(crate) renewals: AtomicUsize,
     /// Of workloads' certificates.
     pub(crate) lifetime: Mutex<Duration>,
+    pub(crate) tokens: AtomicUsize,
+    /// Whom tokens name, if not who asks.
+    pub(crate) tokens_of: Mutex<Option<SpiffeId>>,
 }
 
 impl Identities {
@@ -128,6 +131,26 @@ impl node_identity_server::NodeIdentity for Served {
         self.0.certify(&request.csr, id, lifetime).await
     }
 
+    async fn issue_jwt(
+        &self,
+        request: Request<v1::IssueJwtRequest>,
+    ) -> Result<Response<v1::IssuedJwt>, Status> {
+        if let Some(refusal) = *self.0.refusal.lock().await {
+            return Err(Status::permission_denied(refusal));
+        }
+        self.0.tokens.fetch_add(1, Ordering::Relaxed);
+        let request = request.into_inner();
+        let domain = &self.0.ca.trust_domain;
+        let asked = SpiffeId::workload(domain, &request.namespace, &request.account).unwrap();
+        let id = self.0.tokens_of.lock().await.clone().unwrap_or(asked);
+        let lifetime = *self.0.lifetime.lock().await;
+        Ok(Response::new(v1::IssuedJwt {
+            token: self.0.ca.token(&id, &request.audience, lifetime),
+            bundles: vec![(&self.0.ca.bundle()).into()],
+            ..v1::IssuedJwt::default()
+        }))
+    }
+
     async fn leave_node(
         &self,
         _request: Request<v1::LeaveNodeRequest>,
@@ -142,6 +165,8 @@ pub(crate) async fn serve_identities(dir: &Path, ca: Ca) -> (Arc<Identities>, Ch
         refusal: Mutex::default(),
         renewals: AtomicUsize::new(0),
         lifetime: Mutex::new(DAY),
+        tokens: AtomicUsize::new(0),
+        tokens_of: Mutex::default(),
     });
     let path = dir.join("federation.sock");
     let listener = process::bind_unix(&path, 0o600).await.unwrap();

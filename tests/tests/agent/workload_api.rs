@@ -5,14 +5,18 @@ use std::{os::unix::fs::MetadataExt, sync::Arc, time::Duration};
 use isthmus_tests::pki::Ca;
 use mesh_api::{
     spiffe::{
-        JwtsvidRequest, X509BundlesRequest, X509svidRequest, X509svidResponse,
-        spiffe_workload_api_client::SpiffeWorkloadApiClient,
+        JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest,
+        X509svidRequest, X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient,
     },
     v1,
 };
 use mesh_core::{Allowed, TrustBundle, TrustBundles, identity::Side, verify_peer};
 use mesh_tunnel::{Svid, unix};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
 use tonic::{Code, Request, Streaming, transport::Channel};
 use vm_agent::{
     agent::Uplink,
@@ -23,19 +27,19 @@ use vm_agent::{
 
 use super::{config, joined, node, operator, played::serve_identities, run, start};
 
-fn of_uid(uid: u32) -> Selector {
+pub(crate) fn of_uid(uid: u32) -> Selector {
     Selector { user: Some(Account::Id(uid)), ..Selector::default() }
 }
 
-fn own_uid() -> u32 {
+pub(crate) fn own_uid() -> u32 {
     std::fs::metadata("/proc/self").unwrap().uid()
 }
 
-async fn client(config: &Config) -> SpiffeWorkloadApiClient<Channel> {
+pub(crate) async fn client(config: &Config) -> SpiffeWorkloadApiClient<Channel> {
     SpiffeWorkloadApiClient::new(unix::channel(&config.workload_socket()).await.unwrap())
 }
 
-fn asked<T>(message: T) -> Request<T> {
+pub(crate) fn asked<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
     request
@@ -84,14 +88,20 @@ fn parsed(answer: X509svidResponse) -> Svid {
 fn believed(svid: &Svid, root: &[u8]) {
     let domain = svid.id.trust_domain().clone();
     let roots = vec![CertificateDer::from(root.to_vec())];
-    let bundle = TrustBundle { trust_domain: domain.clone(), sequence: 1, roots, retiring: None };
+    let bundle = TrustBundle {
+        trust_domain: domain.clone(),
+        sequence: 1,
+        roots,
+        retiring: None,
+        jwt_keys: Vec::new(),
+    };
     let bundles = TrustBundles::from([(domain, Arc::new(bundle))]);
     let allowed = Allowed::Exactly(svid.id.clone());
     let now = UnixTime::now();
     verify_peer(&svid.chain, Side::Server, &bundles, &Default::default(), &allowed, now).unwrap();
 }
 
-fn connect(app: &App, channel: &Channel) {
+pub(crate) fn connect(app: &App, channel: &Channel) {
     let connected = Uplink { channel: Some(channel.clone()), ..Uplink::default() };
     app.agent.uplink.send_replace(connected);
 }
@@ -159,6 +169,11 @@ fn who_is_not_attested_learns_nothing() {
         assert_eq!(refused.code(), Code::PermissionDenied);
         let refused = client.fetch_jwtsvid(asked(JwtsvidRequest::default())).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
+        let refused = client.fetch_jwt_bundles(asked(JwtBundlesRequest {})).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let token = ValidateJwtsvidRequest { audience: "bank".into(), svid: "a.b.c".into() };
+        let refused = client.validate_jwtsvid(asked(token)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
         let refused = client.fetch_x509svid(X509svidRequest {}).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "without the header");
         assert!(app.agent.workload.credentials.svid().is_none(), "and nothing was obtained");
@@ -188,6 +203,77 @@ fn a_certificate_is_replaced_before_it_ends() {
 }
 
 #[test]
+fn a_certificate_that_has_ended_is_not_handed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.workload_api = vec![of_uid(own_uid())];
+    let ca = Ca::new("west.example");
+    joined(&config, &ca);
+    run(async {
+        let (app, _drain) = start(&config).await;
+        let (identities, channel) = serve_identities(dir.path(), ca).await;
+        *identities.lifetime.lock().await = Duration::from_secs(3);
+        connect(&app, &channel);
+        let (mut answers, only) = begin(&config).await;
+        *identities.refusal.lock().await = Some("revoked");
+        let refused = async {
+            loop {
+                connect(&app, &channel);
+                match follow(&config).await.message().await {
+                    Ok(answer) => assert_eq!(parsed(answer.unwrap()).serial(), only.serial()),
+                    Err(status) if status.message().contains("revoked") => return status,
+                    Err(_) => {}
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let refused = tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        let told = tokio::time::timeout(Duration::from_secs(30), answers.message()).await.unwrap();
+        assert_eq!(told.unwrap_err().code(), Code::Unavailable, "who has it is told");
+        app.stop().await;
+    });
+}
+
+/// What gRPC's C core 58 sends (PyPI's grpcio 1.85.3), as it was recorded.
+const C_CORE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\
+    \x00\x00\x24\x04\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x04\x00@\x00\x00\
+    \x00\x05\x00@\x00\x00\x00\x06\x00\x00@\x00\xfe\x03\x00\x00\x00\x01\
+    \x00\x01\x0f\x01\x04\x00\x00\x00\x01@\x05:path\"/SpiffeWorkloadAPI/FetchJWTBundles\
+    @\n:authority\x15run%2Fspiffe%2Fw.sock\x83\x86@\x0ccontent-type\x10application/grpc@\x02te\x08trailers\
+    @\x14grpc-accept-encoding\x17identity, deflate, gzip@\x0cgrpc-timeout\x025S\
+    @\nuser-agent0grpc-python/1.85.3 grpc-c/58.0.0 (linux; chttp2)\x00\x12workload.spiffe.io\x04true\
+    \x00\x00\x05\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00";
+
+/// Clients on gRPC's C core name the socket's path as `:authority`.
+#[test]
+fn a_path_for_an_authority_is_no_error() {
+    const HEADERS: u8 = 1;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.workload_api = vec![of_uid(own_uid())];
+    joined(&config, &Ca::new("west.example"));
+    run(async {
+        let (app, _drain) = start(&config).await;
+        let mut stream = UnixStream::connect(config.workload_socket()).await.unwrap();
+        stream.write_all(C_CORE).await.unwrap();
+        // The first frame of the stream is an answer, not a reset.
+        let kind = loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let [_, high, low, kind, _, _, _, _, on] = head;
+            let mut payload = vec![0; usize::from(u16::from_be_bytes([high, low]))];
+            stream.read_exact(&mut payload).await.unwrap();
+            if on == 1 {
+                break kind;
+            }
+        };
+        assert_eq!(kind, HEADERS);
+        app.stop().await;
+    });
+}
+
+#[test]
 fn nobody_gets_the_identity_of_a_gateway() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
@@ -201,6 +287,9 @@ fn nobody_gets_the_identity_of_a_gateway() {
         assert!(app.agent.member().unwrap().node().workload.is_gateway());
         let mut client = client(&config).await;
         let refused = client.fetch_x509svid(asked(X509svidRequest {})).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        let token = JwtsvidRequest { audience: vec!["bank".into()], ..Default::default() };
+        let refused = client.fetch_jwtsvid(asked(token)).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
         app.stop().await;
     });

@@ -8,6 +8,7 @@ mod check;
 mod gateways;
 mod revocation;
 mod roles;
+mod tokens;
 mod traffic;
 mod world;
 

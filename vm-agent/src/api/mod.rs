@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod identity;
+mod jwt;
 pub mod operator;
 pub mod workload;
 

@@ -1,4 +1,4 @@
-//! The SPIFFE Workload API on `workload.sock`: certificates and bundles for
+//! The SPIFFE Workload API on `workload.sock`: certificates, tokens and bundles for
 //! programs of this machine that speak it. Anybody may connect; only who is
 //! attested ([`crate::attest`]) learns anything.
 
@@ -12,13 +12,14 @@ use mesh_api::spiffe::{
     spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
 };
 use mesh_core::TrustBundles;
+use mesh_runtime::clock;
 use mesh_tunnel::{Credentials, Svid, unix};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::MAX_REQUEST;
+use super::{MAX_REQUEST, jwt};
 use crate::{
-    agent::{Agent, Membership},
+    agent::{Agent, Member, Membership},
     attest::RealHost,
 };
 
@@ -41,7 +42,7 @@ impl WorkloadApi {
 
     /// Refuses whoever is not attested, and everybody while there is nothing
     /// to be had.
-    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    fn admit<T>(&self, request: &Request<T>) -> Result<Arc<Member>, Status> {
         let header = request.metadata().get(SECURITY_HEADER);
         if header.is_none_or(|value| value.as_bytes() != b"true") {
             let message = format!("the metadata {SECURITY_HEADER}: true is missing");
@@ -58,7 +59,7 @@ impl WorkloadApi {
             Membership::Member(member) if member.node().workload.is_gateway() => {
                 Err(Status::permission_denied("the identity of a gateway is for the gateway alone"))
             }
-            Membership::Member(_) => Ok(()),
+            Membership::Member(member) => Ok(member.clone()),
             Membership::None => Err(Status::unavailable("this machine has not joined a site")),
             Membership::Unusable { problem, .. } => Err(Status::unavailable(problem.clone())),
         }
@@ -105,13 +106,14 @@ impl<T: Clone + PartialEq> Follower<T> {
                     return Ok(made);
                 }
                 Some(_) => {}
-                None if self.told.is_some() => {
-                    return Err(Status::unavailable("this machine has left its site"));
-                }
                 None => {
                     let problem = self.problem.borrow_and_update().clone();
                     if !problem.is_empty() {
                         return Err(Status::unavailable(problem));
+                    }
+                    if self.told.is_some() {
+                        let why = "this machine has left its site, or its certificate has ended";
+                        return Err(Status::unavailable(why));
                     }
                 }
             }
@@ -125,7 +127,9 @@ impl<T: Clone + PartialEq> Follower<T> {
 }
 
 fn x509_svid(credentials: &Credentials) -> Option<X509svidResponse> {
-    let svid = credentials.svid()?;
+    let now = clock::now_unix().as_secs();
+    // One that has ended is of no use to anybody.
+    let svid = credentials.svid().filter(|svid| now < svid.not_after.as_secs())?;
     let mut bundles = x509_bundles(&credentials.trust().bundles);
     // Without its roots a certificate is of no use to whoever gets it.
     let bundle = bundles.remove(&id_of(svid.id.trust_domain().as_str()))?;
@@ -159,12 +163,8 @@ fn x509_bundles(bundles: &TrustBundles) -> HashMap<String, Vec<u8>> {
     bundles.iter().map(|(domain, bundle)| (id_of(domain.as_str()), roots(bundle))).collect()
 }
 
-fn id_of(trust_domain: &str) -> String {
+pub(super) fn id_of(trust_domain: &str) -> String {
     format!("spiffe://{trust_domain}")
-}
-
-fn no_jwt() -> Status {
-    Status::unimplemented("this site issues no JWT-SVIDs; use X.509-SVIDs")
 }
 
 #[tonic::async_trait]
@@ -191,23 +191,22 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        self.admit(&request)?;
-        Err(no_jwt())
+        let member = self.admit(&request)?;
+        jwt::fetch(&self.agent, &member, request.into_inner()).await.map(Response::new)
     }
 
     async fn fetch_jwt_bundles(
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.admit(&request)?;
-        Err(no_jwt())
+        self.follow(&request, jwt::bundles).map(Response::new)
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        self.admit(&request)?;
-        Err(no_jwt())
+        let member = self.admit(&request)?;
+        jwt::validate(&member, &request.into_inner()).map(Response::new)
     }
 }

@@ -34,6 +34,7 @@ impl Ca {
             sequence: 1,
             roots,
             retiring: None,
+            jwt_keys: Vec::new(),
         }
     }
 

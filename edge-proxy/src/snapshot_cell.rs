@@ -32,6 +32,8 @@ struct Inner {
     /// Milliseconds since the Unix epoch.
     replaced: AtomicU64,
     complete: ArcSwap<Complete>,
+    /// Whoever makes it has said that it is the newest.
+    confirmed: watch::Sender<bool>,
     wanted: Mutex<BTreeSet<ServiceName>>,
     wanted_changed: watch::Sender<u64>,
 }
@@ -61,6 +63,7 @@ impl Default for SnapshotCell {
             changed: watch::Sender::new(0),
             replaced: AtomicU64::new(0),
             complete: ArcSwap::from_pointee(Complete::Services(BTreeSet::new())),
+            confirmed: watch::Sender::new(false),
             wanted: Mutex::default(),
             wanted_changed: watch::Sender::new(0),
         }))
@@ -77,6 +80,7 @@ impl SnapshotCell {
     pub fn fixed(snapshot: Snapshot) -> Self {
         let cell = Self::default();
         cell.store(Arc::new(snapshot), Complete::All);
+        cell.confirm();
         cell
     }
 
@@ -99,6 +103,22 @@ impl SnapshotCell {
     /// When it was replaced last, since the Unix epoch; 0 before the first one.
     pub fn replaced(&self) -> Duration {
         Duration::from_millis(self.0.replaced.load(Ordering::Relaxed))
+    }
+
+    /// What is there is the newest: federation has been heard of since it was
+    /// read from disk.
+    pub fn confirm(&self) {
+        self.0.confirmed.send_if_modified(|confirmed| !std::mem::replace(confirmed, true));
+    }
+
+    /// Waits until it is confirmed, at most [`WANT_TIMEOUT`]; whether it was
+    /// not before, and looking again may find more.
+    pub async fn is_confirmed_late(&self) -> bool {
+        let mut confirmed = self.0.confirmed.subscribe();
+        if *confirmed.borrow_and_update() {
+            return false;
+        }
+        tokio::time::timeout(WANT_TIMEOUT, confirmed.wait_for(|confirmed| *confirmed)).await.is_ok()
     }
 
     /// Wakes on every replacement.
@@ -180,6 +200,16 @@ mod tests {
         assert!(!want.is_finished());
         cell.store(site(), Complete::Services(cell.wanted()));
         assert!(want.await.unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_misses_something_waits_until_what_is_there_is_the_newest() {
+        let cell = SnapshotCell::new();
+        cell.store(site(), nothing());
+        assert!(!cell.is_confirmed_late().await, "nobody says so");
+        let (waiting, _) = tokio::join!(cell.is_confirmed_late(), async { cell.confirm() });
+        assert!(waiting);
+        assert!(!cell.is_confirmed_late().await, "it was before");
     }
 
     #[tokio::test]

@@ -79,6 +79,15 @@ struct IdentityFile {
     joined: String,
 }
 
+/// On a file system that has become read-only, the one that is there.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        made => made,
+    }
+}
+
 /// The state directory, locked for this process.
 #[derive(Debug)]
 pub struct StateDir {
@@ -91,13 +100,7 @@ impl StateDir {
     pub fn open(dir: &Path) -> Result<Self, StateError> {
         let failed = |source| StateError::Dir { path: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(dir.join("lock"))
-            .map_err(failed)?;
+        let lock = open_lock(&dir.join("lock")).map_err(failed)?;
         for attempt in 1..=LOCK_ATTEMPTS {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Self { dir: dir.to_owned(), _lock: lock }),

@@ -213,9 +213,15 @@ impl Open<'_> {
                 let text = format!("it speaks version {}, this proxy does not", answer.version);
                 Err(tonic::Status::unimplemented(text).into())
             }
-            Some(Response::Delta(delta)) => self.take(&delta),
+            Some(Response::Delta(delta)) => {
+                self.take(&delta)?;
+                self.discovery.shared.snapshot.confirm();
+                Ok(())
+            }
             Some(Response::HeartbeatUnixMs(theirs)) => {
                 self.compare_clocks(theirs);
+                // What had changed would have come before it.
+                self.discovery.shared.snapshot.confirm();
                 self.beat();
                 Ok(())
             }

@@ -6,7 +6,7 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 use http::{Method, StatusCode};
 use http_body::Body;
 use mesh_core::{
-    Call, Endpoint, Permit, Protocol, Reason, Service,
+    Call, Endpoint, Permit, Protocol, Reason, Service, Snapshot,
     message::{Known, RequestHead, ResponseHead, codec, hop},
 };
 use mesh_runtime::clock;
@@ -136,11 +136,12 @@ async fn admit(
         record.asks(head);
     }
     let seen = worker.changes.seen();
-    let snapshot = worker.shared.snapshot.want(&asked.service).await;
-    let snapshot = snapshot.ok_or_else(|| not_ours(asked))?;
-    let called = (&asked.service, &asked.port);
-    let endpoint = guard::own_endpoint(worker, &snapshot, called, Some(&asked.endpoint))
-        .ok_or_else(|| not_ours(asked))?;
+    let mut own = own_endpoint(worker, asked).await;
+    // A caller may know more than the snapshot that this process began with.
+    if own.is_none() && worker.shared.snapshot.is_confirmed_late().await {
+        own = own_endpoint(worker, asked).await;
+    }
+    let (snapshot, endpoint) = own.ok_or_else(|| not_ours(asked))?;
     let service = snapshot.services.get(&asked.service).ok_or_else(|| not_ours(asked))?;
     let request = (!opaque).then_some(&*head);
     let call = Call { service: &asked.service, port: &asked.port, request };
@@ -156,6 +157,13 @@ async fn admit(
     }
     let (service, caller) = (service.clone(), caller.clone());
     Ok(Admitted { endpoint, protocol, permit, service, caller, seen })
+}
+
+async fn own_endpoint(worker: &Worker, asked: &Target) -> Option<(Arc<Snapshot>, Arc<Endpoint>)> {
+    let snapshot = worker.shared.snapshot.want(&asked.service).await?;
+    let called = (&asked.service, &asked.port);
+    let endpoint = guard::own_endpoint(worker, &snapshot, called, Some(&asked.endpoint))?;
+    Some((snapshot, endpoint))
 }
 
 fn not_ours(asked: &Target) -> Refusal {

@@ -25,7 +25,12 @@ pub(super) fn serve(worker: &Arc<Worker>, session: &Session, incoming: IncomingS
     let drain = worker.shared.drain.clone();
     drain.spawn_connection(async move {
         let connection_id = incoming.connect.connection_id.clone();
-        if let Err((reason, detail)) = is_ours(&worker, &incoming.connect) {
+        let mut ours = is_ours(&worker, &incoming.connect);
+        // A gateway may know more than the snapshot that this process began with.
+        if ours.is_err() && worker.shared.snapshot.is_confirmed_late().await {
+            ours = is_ours(&worker, &incoming.connect);
+        }
+        if let Err((reason, detail)) = ours {
             let hop = hop(&worker.shared.own.load());
             log::info!(
                 connection = connection_id.as_str(), gateway = gateway.as_str(),

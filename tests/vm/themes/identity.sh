@@ -40,7 +40,7 @@ step "the machines have joined; web1 is node $web1"
 if in_machine late meshctl join - <<<"$once" >"$WORK/joined" 2>&1; then fail "a token was used twice"; fi
 grep -q 'token_used_up\|used up' "$WORK/joined" || fail "a token twice: $(cat "$WORK/joined")"
 [ "$(node_of late)" = "" ] || fail "late is a node"
-step "a token lets in once: $(head -1 "$WORK/joined")"
+step "a token lets in once: $(grep -m 1 "used up" "$WORK/joined")"
 
 # serves SECONDS WHAT…: web1 answers, and is the node that it was.
 serves() {
@@ -51,14 +51,18 @@ serves() {
 
 requests client &
 traffic=$!
+ip -n web1 addr flush dev eth0
 ip -n web1 addr add 10.77.0.99/24 dev eth0
-ip -n web1 addr del 10.77.0.2/24 dev eth0
+moved=$SECONDS
 eventually 30 request client
-rm -f "$WORK/failed" # what was under way to the old address
+took=$((SECONDS - moved))
+# What was under way to the old address has failed, or waits until it does.
+sleep 10
+rm -f "$WORK/failed"
 serves 10 "another address"
 sleep 3
 none_failed "after another address"
-step "web1 has another address: it is found, and is who it was"
+step "web1 has another address: it is found within $took s, and is who it was"
 
 # of_disk WHAT: programs that start now read, and need not write.
 of_disk() {
@@ -71,7 +75,13 @@ of_disk() {
 in_machine web1 sh -c 'head -c 8M /dev/zero >/var/lib/isthmus/filler' 2>/dev/null && fail "the disk has room"
 of_disk "a full disk"
 in_machine web1 rm /var/lib/isthmus/filler
+# Nobody may have a file open for that, so web1 is away for a moment.
+in_machine web1 systemctl stop isthmus-vm-agent isthmus-proxy isthmus-capture
 in_machine web1 mount -o remount,ro /var/lib/isthmus
+in_machine web1 systemctl start isthmus-vm-agent isthmus-proxy || fail "a read-only disk: no start"
+serves 20 "a read-only disk"
+sleep 1
+rm -f "$WORK/failed"
 of_disk "a read-only disk"
 in_machine web1 mount -o remount,rw /var/lib/isthmus
 of_disk "a disk that is writable again"

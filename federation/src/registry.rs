@@ -3,22 +3,21 @@
 //! One stream per agent. What it registers is durable before it is answered;
 //! heartbeats and health never touch the disk.
 
+mod sessions;
+
 use std::{
     collections::BTreeMap,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
 use mesh_api::{
     VERSIONS,
     v1::{
-        Deregister, Health, HealthReport, Heartbeat, Leaving, NodeDuplicated, NodeHolds, Register,
-        RegistryError, RegistryHello, RegistryReply, RegistryRequest, SiteTrust,
-        authority_record::Event, registry_request::Request as Asked, registry_server,
+        Deregister, Health, HealthReport, Leaving, Register, RegistryError, RegistryHello,
+        RegistryReply, RegistryRequest, SiteTrust, registry_request::Request as Asked,
+        registry_server,
     },
 };
 use mesh_core::{NodeId, PeerIdentity, Revision, name::Subject};
@@ -49,10 +48,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
 /// Answers on their way to an agent that is slow to read them.
 const REPLIES: usize = 64;
-/// Two boots of one node are held to be two machines when the older one still
-/// speaks this long after the newer one began: what was on its way when a
-/// machine died has arrived by then.
-const TWO_BOOTS: Duration = Duration::from_secs(1);
+pub use sessions::AgentInfo;
+use sessions::Known;
 
 /// Serves `Registry`. Clones share it.
 #[derive(Clone)]
@@ -63,48 +60,6 @@ pub struct Registry {
     refused: Refused,
     sessions: Arc<Mutex<BTreeMap<NodeId, Vec<Known>>>>,
     next: Arc<AtomicU64>,
-}
-
-/// A session as others of the same node see it.
-struct Known {
-    number: u64,
-    boot_id: String,
-    began: Instant,
-    heard: Instant,
-    agent_version: String,
-    clock_ahead_ms: Option<i64>,
-    holds: Option<NodeHolds>,
-    cut: Arc<Notify>,
-}
-
-/// What `meshctl status` says of an agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentInfo {
-    /// As it called itself.
-    pub version: String,
-    /// How far its clock is ahead of ours, if it has said.
-    pub clock_ahead_ms: Option<i64>,
-    /// What it verifies with and presents, if it has said.
-    pub holds: Option<NodeHolds>,
-}
-
-/// Takes the session off the list when its task ends.
-struct Listed {
-    registry: Registry,
-    node: NodeId,
-    number: u64,
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        let mut sessions = self.registry.sessions();
-        if let Some(of_node) = sessions.get_mut(&self.node) {
-            of_node.retain(|known| known.number != self.number);
-            if of_node.is_empty() {
-                sessions.remove(&self.node);
-            }
-        }
-    }
 }
 
 impl Registry {
@@ -118,105 +73,7 @@ impl Registry {
     pub fn refused(&self) -> &Refused {
         &self.refused
     }
-
-    /// The agent of a node, if it has a session.
-    pub fn agent(&self, node: &NodeId) -> Option<AgentInfo> {
-        let sessions = self.sessions();
-        let newest = sessions.get(node)?.last()?;
-        Some(AgentInfo {
-            version: newest.agent_version.clone(),
-            clock_ahead_ms: newest.clock_ahead_ms,
-            holds: newest.holds.clone(),
-        })
-    }
-
-    /// The boot in which a node's agent speaks now: unset if it has been silent
-    /// for longer than two heartbeats, for then its machine may have died and
-    /// come back.
-    pub fn live_boot(&self, node: &NodeId) -> Option<String> {
-        let sessions = self.sessions();
-        let newest = sessions.get(node)?.last()?;
-        (newest.heard.elapsed() <= BOOT_SILENCE).then(|| newest.boot_id.clone())
-    }
-
-    fn sessions(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Vec<Known>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enlist(&self, node: &NodeId, hello: &RegistryHello, cut: &Arc<Notify>) -> Listed {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let short = |text: &str| text.chars().take(128).collect::<String>();
-        self.sessions().entry(node.clone()).or_default().push(Known {
-            number,
-            boot_id: short(&hello.boot_id),
-            began: Instant::now(),
-            heard: Instant::now(),
-            agent_version: short(&hello.agent_version),
-            clock_ahead_ms: None,
-            holds: None,
-            cut: cut.clone(),
-        });
-        Listed { registry: self.clone(), node: node.clone(), number }
-    }
-
-    fn compare_clocks(&self, listed: &Listed, heartbeat: &Heartbeat) {
-        let ahead = self.view.authority().clock().ahead_ms(heartbeat.time_unix_ms);
-        let mut sessions = self.sessions();
-        let mut of_node = sessions.get_mut(&listed.node).into_iter().flatten();
-        if let Some(own) = of_node.find(|known| known.number == listed.number) {
-            own.clock_ahead_ms = ahead;
-        }
-    }
-
-    fn holds(&self, listed: &Listed, holds: &NodeHolds) {
-        let mut sessions = self.sessions();
-        let mut of_node = sessions.get_mut(&listed.node).into_iter().flatten();
-        if let Some(own) = of_node.find(|known| known.number == listed.number) {
-            own.holds = Some(holds.clone());
-        }
-    }
-
-    /// A session has just spoken: whether a younger one of another boot of the
-    /// same node exists, which means that the node does twice.
-    fn is_second_boot(&self, listed: &Listed) -> bool {
-        let mut sessions = self.sessions();
-        let Some(of_node) = sessions.get_mut(&listed.node) else { return false };
-        let Some(own) = of_node.iter_mut().find(|known| known.number == listed.number) else {
-            return false;
-        };
-        own.heard = Instant::now();
-        let boot_id = own.boot_id.clone();
-        of_node.iter().any(|other| {
-            other.number > listed.number
-                && other.boot_id != boot_id
-                && other.began.elapsed() >= TWO_BOOTS
-        })
-    }
-
-    /// Remembers that a node exists twice and cuts all its sessions.
-    async fn mark_duplicated(&self, node: &NodeId) {
-        let reason = "two machines with different boot ids speak for it at once";
-        log::error!(node = node.as_str(); "node duplicated: {reason}; no new certificates until \
-             `meshctl node resolve`");
-        let event = Event::NodeDuplicated(NodeDuplicated {
-            id: node.to_string(),
-            reason: reason.to_owned(),
-        });
-        let decide = |state: &crate::authority::State| {
-            let known = state.nodes.get(node).is_some_and(|node| node.duplicated.is_none());
-            Ok::<_, std::convert::Infallible>((known.then_some(event).into_iter().collect(), ()))
-        };
-        if let Err(error) = self.view.authority().commit("federation", decide).await {
-            log::error!(node = node.as_str(), error:% = error; "cannot mark a node as duplicated");
-        }
-        for known in self.sessions().get(node).into_iter().flatten() {
-            known.cut.notify_one();
-        }
-    }
 }
-
-/// Two heartbeats of an agent.
-const BOOT_SILENCE: Duration = Duration::from_secs(4);
 
 type Replies = Pin<Box<dyn Stream<Item = Result<RegistryReply, Status>> + Send>>;
 
@@ -281,6 +138,10 @@ impl Session {
         log::info!(node = self.node.as_str(), version = hello.agent_version.as_str();
             "registry session");
         self.reply(done(sequence)).await?;
+        tokio::select! {
+            () = listed.alone() => {}
+            () = cut.notified() => return Err(self.exists_twice()),
+        }
         let authority = self.view().authority().clone();
         let ended = tenure::ended(&authority, &self.peer, |state| {
             check_local(state, &self.peer)?;
@@ -299,10 +160,7 @@ impl Session {
                     self.reply(RegistryReply { trust: Some(news), ..RegistryReply::default() }).await?;
                     continue;
                 }
-                () = cut.notified() => {
-                    let message = format!("node {} exists twice", self.node);
-                    return Err(refuse(Code::PermissionDenied, "node_duplicated", message));
-                }
+                () = cut.notified() => return Err(self.exists_twice()),
             };
             let silent = |_| refuse(Code::DeadlineExceeded, "silent", "no message for 30 s");
             let Some(request) = message.map_err(silent)?? else { return Ok(()) };
@@ -321,6 +179,11 @@ impl Session {
             let reply = self.answer(request).await?;
             self.reply(reply).await?;
         }
+    }
+
+    fn exists_twice(&self) -> Status {
+        let message = format!("node {} exists twice", self.node);
+        refuse(Code::PermissionDenied, "node_duplicated", message)
     }
 
     fn view(&self) -> &View {

@@ -1,6 +1,6 @@
 use mesh_api::v1::{
-    Endpoint, Heartbeat, Port, Protocol, Revocation, registry_client::RegistryClient,
-    resource::Resource as R,
+    Endpoint, Heartbeat, Port, Protocol, Revocation, authority_record::Event,
+    registry_client::RegistryClient, resource::Resource as R,
 };
 
 use super::*;
@@ -252,4 +252,24 @@ async fn two_boots_that_both_speak_are_a_duplicate_and_one_that_died_is_not() {
     assert!(Agent::connect(&site, &node, "a").await.is_err());
     assert!(site.state().nodes[&rebooted].duplicated.is_none());
     drop(dead);
+}
+
+#[tokio::test]
+async fn a_copy_changes_nothing_before_it_is_known_to_be_one() {
+    let site = TestSite::alone().await;
+    let node = site.join(1).await;
+    let mut first = Agent::connect(&site, &node, "a").await.unwrap();
+    first.ask(Asked::Register(register("orders.shop"))).await.unwrap();
+    let mut copy = Agent::connect(&site, &node, "b").await.unwrap();
+    let gone = tokio::spawn(async move {
+        copy.ask(Asked::Deregister(Deregister { instance: "orders".into() })).await
+    });
+    let alive = async {
+        while first.ask(Asked::Heartbeat(Heartbeat::default())).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon("they are told apart", alive).await;
+    assert_eq!(reason(&gone.await.unwrap().unwrap_err()), "node_duplicated");
+    assert_eq!(site.state().registrations.len(), 1);
 }

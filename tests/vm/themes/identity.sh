@@ -83,11 +83,15 @@ serves 20 "a read-only disk"
 sleep 1
 rm -f "$WORK/failed"
 of_disk "a read-only disk"
+in_machine web1 systemctl stop isthmus-vm-agent isthmus-proxy
 in_machine web1 mount -o remount,rw /var/lib/isthmus
+in_machine web1 systemctl start isthmus-vm-agent isthmus-proxy
+serves 20 "a disk that is writable again"
+sleep 1
+rm -f "$WORK/failed"
 of_disk "a disk that is writable again"
 
 # A disk that is copied, to a machine that has an id of its own, and whole.
-tar -C "$WORK/web1/root/var/lib/isthmus" -cf "$WORK/disk" . 2>/dev/null || true
 in_machine web1 tar -C /var/lib/isthmus -c . >"$WORK/disk"
 in_machine copy systemctl stop isthmus-vm-agent isthmus-proxy
 in_machine copy tar -C /var/lib/isthmus --numeric-owner -x <"$WORK/disk"
@@ -95,11 +99,26 @@ cp "$WORK/web1/root/etc/isthmus/"*.yaml "$WORK/copy/root/etc/isthmus/"
 for user in isthmus-agent isthmus-proxy; do
     [ "$(in_machine web1 id -u $user)" = "$(in_machine copy id -u $user)" ] || fail "$user has another number"
 done
-in_machine copy systemctl start isthmus-vm-agent || true
-refuses() { journal copy isthmus-vm-agent | grep -q "machine-id"; }
+in_machine copy systemctl start isthmus-vm-agent
+refuses() { journal copy isthmus-vm-agent | grep -q "was the image cloned"; }
 eventually 10 refuses
-none_failed "a copied disk"
-step "a copy on another machine is none: $(journal copy isthmus-vm-agent | grep -o '"MESSAGE":"[^"]*machine-id[^"]*"' | tail -1)"
+in_machine control meshctl -o json node list | grep -q duplicated && fail "a copy that refuses is no duplicate"
+step "a copy on a machine with another id is not that machine"
+
+cp "$WORK/web1/root/etc/machine-id" "$WORK/copy/root/etc/machine-id"
+in_machine copy systemctl restart isthmus-vm-agent
+exists_twice() { in_machine control meshctl -o json node list | grep -q '"duplicated"'; }
+eventually 20 exists_twice
+sleep 1
+none_failed "a copied machine"
+said=$(in_machine control meshctl status 2>&1 || true)
+[[ $said == *"exists twice"* ]] || fail "nobody is told: $said"
+in_machine copy systemctl stop isthmus-vm-agent
+in_machine control meshctl node resolve "$web1" >"$WORK/last" || fail "resolve: $(cat "$WORK/last")"
+in_machine web1 systemctl restart isthmus-vm-agent
+serves 20 "resolved"
+none_failed "a copied machine, resolved"
+step "a whole copy is noticed, and resolved; no request failed"
 
 # The control plane comes back from a file.
 in_machine control meshctl site backup /root/west.backup >"$WORK/last" || fail "backup: $(cat "$WORK/last")"
@@ -130,11 +149,16 @@ asleep() {
         in_machine $name systemctl kill --signal="$1" --kill-whom=all 'isthmus-*' 2>/dev/null || true
     done
 }
+# issued MACHINE: how often its proxy has got a certificate.
+issued() { journal "$1" isthmus-proxy | grep -c "identity issued" || true; }
+before=$(($(issued web1) + $(issued client)))
+renewed() { [ $(($(issued web1) + $(issued client))) -ge $((before + 2)) ]; }
 asleep STOP
 for name in control web1 client; do
     echo +3d >"$WORK/$name/root/etc/faketimerc"
 done
 asleep CONT
-serves 60 "three days asleep"
+eventually 30 renewed
+serves 30 "three days asleep"
 in_machine control meshctl -o json status | grep -q '"state": "duplicated"' && fail "somebody exists twice"
 step "three days later: web1 serves, and is who it was"

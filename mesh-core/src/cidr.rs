@@ -41,6 +41,16 @@ impl Cidr {
         self.addr.is_ipv4()
     }
 
+    /// As it was written, or the first one, of [`Cidr::network`].
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// How many bits all of its addresses have in common.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// The same block by its first address.
     pub fn network(&self) -> Self {
         let addr = match self.addr {

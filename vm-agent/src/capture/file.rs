@@ -33,8 +33,14 @@ const MAX_ENTRIES: usize = 256;
 /// Reserved for future use (RFC 1112 section 4): nobody else's.
 const VIRTUAL: &str = "240.0.0.0/4";
 /// Users of the mesh, as its packages make them.
-const OWN_USERS: [&str; 5] =
-    ["isthmus-proxy", "isthmus-gateway", "isthmus-agent", "isthmus-federation", "isthmus-capture"];
+const OWN_USERS: [&str; 6] = [
+    "isthmus-proxy",
+    "isthmus-gateway",
+    "isthmus-agent",
+    "isthmus-federation",
+    "isthmus-capture",
+    "isthmus-dns",
+];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    START, VIRTUAL, json, linked_sites,
+    START, json, linked_sites,
     world::{World, text},
 };
 
@@ -38,13 +38,21 @@ server = socket.create_server(("10.77.2.1", 7000))
 while True:
     threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
 "#;
+/// Written by hand (RFC 1035 section 4).
+const ASK: &str = r#"
+import socket
+question = b"\0\7\1\0\0\1\0\0\0\0\0\0\6orders\4shop\4mesh\0\0\1\0\1"
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.settimeout(1)
+client.sendto(question, ("127.240.0.53", 53))
+print(socket.inet_ntoa(client.recv(512)[-4:]))
+"#;
 
 fn surroundings() -> World {
     let mut world = linked_sites();
     for (host, address) in [("east-gw", "fd77::1/64"), (HOST, "fd77::2/64")] {
         world.must(host, "ip", &["addr", "add", address, "dev", "lan", "nodad"]);
     }
-    world.must(HOST, "ip", &["route", "add", VIRTUAL, "dev", "lan"]);
     let index = world.write("elsewhere/index.html", "elsewhere");
     let folder = index.parent().expect("a folder").display().to_string();
     let args = ["-m", "http.server", "--bind", "::", "-d", &folder, "8000"];
@@ -196,12 +204,21 @@ fn captured_traffic_survives_who_captures_it() {
     assert_way(&world, OTHER, false);
     assert_heard(&world);
 
+    names_lead_there_while_somebody_answers(&mut world, &root);
     the_keeper_may_die(&mut world, &root);
     without_a_proxy_what_is_none_of_the_mesh_goes_direct(&mut world, &service);
     ports_are_refused_to_others(&mut world);
 
     assert_eq!(must_capture(&world, &["disable"])["state"], "off");
     assert_eq!(rule_set(&world), before);
+    world.eventually("link and route are gone", Duration::from_secs(3), |world| {
+        let route = world.must(HOST, "ip", &["route", "show", "proto", "141"]);
+        let link = world.run(HOST, "ip", &["link", "show", "isthmus0"]);
+        match route.is_empty() && !link.status.success() {
+            true => Ok(()),
+            false => Err(format!("{route}{}", text(&link.stdout))),
+        }
+    });
     assert_heard(&world);
     world.stop("keeper", "KILL");
     start_keeper(&mut world, &root);
@@ -235,6 +252,27 @@ fn an_unconfirmed_trial_ends_without_anybody(world: &mut World, root: &str, befo
     });
     let late = capture(world, &["confirm"]).expect_err("a confirmation of nothing");
     assert!(late.contains("capture_no_trial"), "{late}");
+}
+
+/// The link that resolvers follow is up while there are answers, and no longer.
+fn names_lead_there_while_somebody_answers(world: &mut World, root: &str) {
+    let is_up = |world: &World, wanted: bool| {
+        let told = world.must(HOST, "ip", &["-o", "link", "show", "isthmus0"]);
+        if told.contains(",UP") == wanted { Ok(()) } else { Err(told) }
+    };
+    let soon = Duration::from_millis(1500);
+    world.eventually("nobody answers yet", soon, |world| is_up(world, false));
+    let names = format!("{root}/names");
+    world.start("names", HOST, &world.bin("vm-agent"), &["dns", "--names", &names]);
+    world.eventually("the link is up", START, |world| is_up(world, true));
+    let address = virtual_address(world);
+    world.eventually("the name has the service's address", START, |world| {
+        let told = world.run(HOST, "python3", &["-c", ASK]);
+        let told = text(&told.stdout) + &text(&told.stderr);
+        if told.trim() == address { Ok(()) } else { Err(told) }
+    });
+    world.stop("names", "KILL");
+    world.eventually("the link is down", soon, |world| is_up(world, false));
 }
 
 /// What was confirmed is in force meanwhile, and afterwards.

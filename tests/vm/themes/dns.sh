@@ -1,0 +1,157 @@
+# Names of the mesh resolve to virtual addresses, and all others as before:
+# with systemd-resolved and without, while parts of it are dead, and afterwards.
+# No machine has a default route.
+# shellcheck shell=bash
+
+machine control bookworm
+machine new resolved13
+machine old resolved12 legacy
+machine plain trixie
+add_application control
+printf 'service: web\nnamespace: shop\nports: [{ name: http, port: 80, target: 8080, protocol: http }]\n' \
+    >"$WORK/control/root/etc/isthmus/services.d/web.yaml"
+for name in new old; do
+    ln -s ../run/systemd/resolve/stub-resolv.conf "$WORK/$name/root/etc/resolv.conf"
+done
+echo 'nameserver 10.77.0.1' >"$WORK/plain/root/etc/resolv.conf"
+boot control new old plain
+
+# The site's own resolver, which has every name at 10.77.0.9, and a list of what
+# it was asked.
+in_network control python3 - >"$WORK/asked" 2>&1 <<'PYTHON' &
+import socket, struct
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("10.77.0.1", 53))
+while True:
+    query, client = server.recvfrom(4096)
+    labels, at = [], 12
+    while query[at]:
+        labels.append(query[at + 1:at + 1 + query[at]].decode())
+        at += query[at] + 1
+    kind, = struct.unpack(">H", query[at + 1:at + 3])
+    print(".".join(labels), flush=True)
+    answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4\x0a\x4d\0\x09" if kind == 1 else b""
+    head = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if answer else b"\0\0") + b"\0\0\0\0"
+    server.sendto(head + query[12:at + 5] + answer, client)
+PYTHON
+
+address() {
+    in_machine "$1" getent ahostsv4 "$2" | awk '{ print $1; exit }'
+}
+
+leads_to() {
+    local said
+    said=$(address "$1" "$2")
+    # shellcheck disable=SC2254
+    case $said in $3) ;; *) echo "$2 is at ${said:-no address} on $1"; return 1 ;; esac
+}
+
+calls() {
+    [ "$(in_machine "$1" curl -sS --max-time 5 http://web.shop.mesh/)" = "hello from control" ]
+}
+
+# What an operator sees of links, routes and resolvers.
+resolution() {
+    in_machine "$1" bash -s <<'LOOK'
+ip -br link | awk '{ print $1 }'; ip route show table all; ip -6 route show table all | grep -v fe80
+sha256sum </etc/resolv.conf; ls -l /etc/resolv.conf | sed 's/.* \//\//'
+command -v resolvectl >/dev/null && { resolvectl dns; resolvectl domain; }
+ls /run/isthmus 2>/dev/null
+LOOK
+}
+
+capture() {
+    in_machine "$1" meshctl vm capture enable --confirm-within 60s >"$WORK/last" 2>&1 || fail "$1: $(cat "$WORK/last")"
+    in_machine "$1" meshctl vm capture confirm >"$WORK/last" 2>&1 || fail "$1: $(cat "$WORK/last")"
+}
+
+install_packages control isthmus-federation isthmus-vm-agent
+site control
+join control
+for name in new old plain; do
+    install_packages $name isthmus-vm-agent
+    join $name
+done
+for name in new old; do
+    in_machine $name resolvectl dns eth0 10.77.0.1
+    in_machine $name resolvectl domain eth0 '~.'
+done
+for name in new old plain; do
+    eventually 20 request $name
+    resolution $name >"$WORK/$name.before"
+    leads_to $name web.shop.mesh '10.77.0.9' || fail "$name: names are ours before anybody asked"
+    capture $name
+done
+
+for name in new old; do
+    eventually 5 leads_to $name web.shop.mesh '240.*'
+    calls $name || fail "$name: $(in_machine $name curl -sS --max-time 5 http://web.shop.mesh/ 2>&1)"
+    leads_to $name example.com 10.77.0.9 || fail "$name: other names"
+    ! leads_to $name nobody.shop.mesh '*.*' >/dev/null || fail "$name: a name that is not there"
+    cmp -s <(sed -n '/^[0-9a-f]\{64\}/p' "$WORK/$name.before") <(resolution $name | sed -n '/^[0-9a-f]\{64\}/p') ||
+        fail "$name: resolv.conf was changed"
+    step "$name: http://web.shop.mesh/ is called; other names as before"
+done
+: >"$WORK/asked"
+for name in new old; do
+    leads_to $name web.shop.mesh '240.*' || fail "$name: $(leads_to $name web.shop.mesh '240.*')"
+done
+! grep mesh "$WORK/asked" || fail "the site's resolver was asked for names of the mesh"
+
+for name in new old; do
+    in_machine $name systemctl kill --signal=KILL isthmus-vm-agent isthmus-capture
+    leads_to $name web.shop.mesh '240.*' || fail "$name: the agent's death is noticed"
+    calls $name || fail "$name: no call while the agent is dead"
+    eventually 10 in_machine $name systemctl is-active --quiet isthmus-vm-agent isthmus-capture
+done
+step "agent and capture are killed: nothing notices"
+
+virtual=$(address new web.shop.mesh)
+in_machine new systemctl kill --signal=STOP isthmus-dns
+sleep 1
+in_machine new resolvectl flush-caches
+at_most 1 "$(seconds_of leads_to new web.shop.mesh 10.77.0.9)" "the way of old, with a resolver that hangs"
+in_machine new curl -sf --max-time 5 -H 'Host: web.shop' "http://$virtual/" >/dev/null || fail "addresses depend on names"
+in_machine new systemctl kill --signal=CONT isthmus-dns
+eventually 5 leads_to new web.shop.mesh '240.*'
+in_machine old systemctl mask --runtime --now isthmus-dns >/dev/null 2>&1
+sleep 1
+in_machine old resolvectl flush-caches
+at_most 1 "$(seconds_of leads_to old web.shop.mesh 10.77.0.9)" "the way of old, without a resolver"
+leads_to old example.com 10.77.0.9 || fail "other names hang on our resolver"
+in_machine old systemctl unmask --runtime isthmus-dns >/dev/null 2>&1
+in_machine old systemctl start isthmus-dns
+eventually 5 leads_to old web.shop.mesh '240.*'
+step "our resolver hangs, is gone, is back: names take the way of old within a second, and ours again"
+
+in_machine new systemctl restart systemd-resolved
+eventually 5 leads_to new web.shop.mesh '240.*'
+reboot old
+in_machine old resolvectl dns eth0 10.77.0.1
+eventually 20 leads_to old web.shop.mesh '240.*'
+eventually 20 calls old
+step "systemd-resolved was restarted, a machine rebooted: names resolve"
+
+leads_to plain web.shop.mesh 10.77.0.9 || fail "plain: nobody has asked for our names"
+sed -i '1i nameserver 127.240.0.53' "$WORK/plain/root/etc/resolv.conf"
+leads_to plain web.shop.mesh '240.*' || fail "plain: $(leads_to plain web.shop.mesh '240.*')"
+calls plain || fail "plain: no call"
+leads_to plain example.com 10.77.0.9 || fail "plain: other names"
+in_machine plain systemctl stop isthmus-dns
+at_most 1 "$(seconds_of leads_to plain example.com 10.77.0.9)" "other names, without our resolver"
+sed -i 1d "$WORK/plain/root/etc/resolv.conf"
+step "without systemd-resolved: who puts us into resolv.conf has our names, and the others in any case"
+
+for name in new old plain; do
+    in_machine $name systemctl --no-pager --failed --plain --no-legend | grep . && fail "$name: failed units"
+    in_machine $name meshctl leave >"$WORK/last" 2>&1 || fail "$name: leave: $(cat "$WORK/last")"
+done
+as_it_was() {
+    local then=$WORK/$1.before
+    diff <(grep -v '^\(names\|link\)$' "$then") <(resolution "$1" | grep -v '^names$')
+}
+in_machine old resolvectl domain eth0 '~.'
+for name in new old plain; do
+    eventually 3 as_it_was $name
+done
+step "who has left has links, routes and resolvers as before"

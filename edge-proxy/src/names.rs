@@ -85,7 +85,6 @@ mod tests {
             name: "http".into(),
             number: 80,
             protocol: Protocol::Http.into(),
-            ..Port::default()
         };
         let service = |name: &str, address: &str| {
             R::Service(Service {

@@ -1,10 +1,12 @@
 //! Names of services and their virtual addresses, for who resolves names on this
-//! machine: `names_file`, a line each. What resolves is what this proxy can
-//! carry.
+//! machine: `names_file`, a line for each address. What resolves is what this
+//! proxy can carry.
 
-use std::{collections::BTreeMap, fmt::Write, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet, fmt::Write, net::IpAddr, path::PathBuf, sync::Arc, time::Duration,
+};
 
-use mesh_core::{ServiceName, Snapshot};
+use mesh_core::{Service, ServiceName, Snapshot};
 use mesh_runtime::files;
 
 use crate::app::Shared;
@@ -46,11 +48,15 @@ async fn keep(path: PathBuf, shared: Shared) {
     }
 }
 
-type Names = BTreeMap<ServiceName, IpAddr>;
+type Names = BTreeSet<(ServiceName, IpAddr)>;
 
 fn names(snapshot: &Snapshot) -> Names {
     let all = snapshot.services.values();
-    all.filter_map(|service| Some((service.name.clone(), service.virtual_address?))).collect()
+    let lines = |service: &Arc<Service>| {
+        let name = service.name.clone();
+        service.virtual_addresses().map(move |address| (name.clone(), address))
+    };
+    all.flat_map(lines).collect()
 }
 
 fn text(names: &Names) -> String {
@@ -77,15 +83,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn services_with_an_address_have_a_line_each() {
+    fn services_have_a_line_for_each_address() {
         use mesh_api::v1::{
             Delta, Port, Protocol, Resource, Revision, Service, Site, resource::Resource as R,
         };
-        let port = Port {
-            name: "http".into(),
-            number: 80,
-            protocol: Protocol::Http.into(),
-        };
+        let port = Port { name: "http".into(), number: 80, protocol: Protocol::Http.into() };
         let service = |name: &str, address: &str| {
             R::Service(Service {
                 name: name.into(),
@@ -108,6 +110,7 @@ mod tests {
             ..Delta::default()
         };
         let snapshot = mesh_core::apply(None, &delta).unwrap();
-        assert_eq!(text(&names(&snapshot)), "six.lab fd00::6\nweb.shop 240.240.0.7\n");
+        let wanted = "six.lab fd00::6\nweb.shop 240.240.0.7\nweb.shop fd69:7374:686d::f0f0:7\n";
+        assert_eq!(text(&names(&snapshot)), wanted);
     }
 }

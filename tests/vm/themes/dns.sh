@@ -7,6 +7,7 @@ machine control bookworm
 machine new resolved13
 machine old resolved12 legacy
 machine plain trixie
+machine masq dnsmasq
 add_application control
 printf 'service: web\nnamespace: shop\nports: [{ name: http, port: 80, target: 8080, protocol: http }]\n' \
     >"$WORK/control/root/etc/isthmus/services.d/web.yaml"
@@ -14,10 +15,12 @@ for name in new old; do
     ln -s ../run/systemd/resolve/stub-resolv.conf "$WORK/$name/root/etc/resolv.conf"
 done
 echo 'nameserver 10.77.0.1' >"$WORK/plain/root/etc/resolv.conf"
-boot control new old plain
+echo 'nameserver 127.0.0.1' >"$WORK/masq/root/etc/resolv.conf"
+printf 'no-resolv\nserver=10.77.0.1\n' >"$WORK/masq/root/etc/dnsmasq.d/site.conf"
+boot control new old plain masq
 
-# The site's own resolver, which has every name at 10.77.0.9, and a list of what
-# it was asked.
+# The site's own resolver, which has every name at 10.77.0.9 but web.shop, which
+# is not there, and a list of what it was asked.
 in_network control python3 - >"$WORK/asked" 2>&1 <<'PYTHON' &
 import socket, struct
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -29,32 +32,38 @@ while True:
         labels.append(query[at + 1:at + 1 + query[at]].decode())
         at += query[at] + 1
     kind, = struct.unpack(">H", query[at + 1:at + 3])
-    print(".".join(labels), flush=True)
-    answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4\x0a\x4d\0\x09" if kind == 1 else b""
-    head = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if answer else b"\0\0") + b"\0\0\0\0"
+    name = ".".join(labels)
+    print(name, flush=True)
+    answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4\x0a\x4d\0\x09" if kind == 1 and name != "web.shop" else b""
+    code = b"\x81\x83" if name == "web.shop" else b"\x81\x80"
+    head = query[:2] + code + b"\0\1" + (b"\0\1" if answer else b"\0\0") + b"\0\0\0\0"
     server.sendto(head + query[12:at + 5] + answer, client)
 PYTHON
 
 address() {
-    in_machine "$1" getent ahostsv4 "$2" | awk '{ print $1; exit }'
+    in_machine "$1" getent "${3:-ahostsv4}" "$2" | awk '{ print $1; exit }'
 }
 
 leads_to() {
     local said
-    said=$(address "$1" "$2")
+    said=$(address "$1" "$2" "${4:-}")
     # shellcheck disable=SC2254
     case $said in $3) ;; *) echo "$2 is at ${said:-no address} on $1"; return 1 ;; esac
 }
 
+# calls MACHINE: the service, by IPv4 and by IPv6.
 calls() {
-    [ "$(in_machine "$1" curl -sS --max-time 5 http://web.shop.mesh/)" = "hello from control" ]
+    local family
+    for family in -4 -6; do
+        [ "$(in_machine "$1" curl $family -sS --max-time 5 "http://${2:-web.shop.mesh}/")" = "hello from control" ] || return
+    done
 }
 
 # What an operator sees of links, routes and resolvers.
 resolution() {
     in_machine "$1" bash -s <<'LOOK'
 ip -br link | awk '{ print $1 }'; ip route show table all; ip -6 route show table all | grep -v fe80
-sha256sum </etc/resolv.conf; ls -l /etc/resolv.conf | sed 's/.* \//\//'
+grep -v '^search' /etc/resolv.conf | sha256sum; ls -l /etc/resolv.conf | sed 's/.* \//\//'
 command -v resolvectl >/dev/null && { resolvectl dns; resolvectl domain; }
 ls /run/isthmus 2>/dev/null
 LOOK
@@ -68,7 +77,7 @@ capture() {
 install_packages control isthmus-federation isthmus-vm-agent
 site control
 join control
-for name in new old plain; do
+for name in new old plain masq; do
     install_packages $name isthmus-vm-agent
     join $name
 done
@@ -76,27 +85,31 @@ for name in new old; do
     in_machine $name resolvectl dns eth0 10.77.0.1
     in_machine $name resolvectl domain eth0 '~.'
 done
-for name in new old plain; do
+for name in new old plain masq; do
     eventually 20 request $name
     resolution $name >"$WORK/$name.before"
     leads_to $name web.shop.mesh '10.77.0.9' || fail "$name: names are ours before anybody asked"
+    ! leads_to $name web.shop '*.*' >/dev/null || fail "$name: web.shop is somewhere"
     capture $name
 done
 
 for name in new old; do
     eventually 5 leads_to $name web.shop.mesh '240.*'
+    leads_to $name web.shop.mesh 'fd69:7374:686d::f*' ahostsv6 || fail "$name: no address of IPv6"
     calls $name || fail "$name: $(in_machine $name curl -sS --max-time 5 http://web.shop.mesh/ 2>&1)"
+    calls $name web.shop || fail "$name: $(in_machine $name curl -sS --max-time 5 http://web.shop/ 2>&1)"
     leads_to $name example.com 10.77.0.9 || fail "$name: other names"
     ! leads_to $name nobody.shop.mesh '*.*' >/dev/null || fail "$name: a name that is not there"
+    [ "$(in_machine $name grep '^search' /etc/resolv.conf)" = 'search mesh' ] || fail "$name: other domains are searched"
     cmp -s <(sed -n '/^[0-9a-f]\{64\}/p' "$WORK/$name.before") <(resolution $name | sed -n '/^[0-9a-f]\{64\}/p') ||
         fail "$name: resolv.conf was changed"
-    step "$name: http://web.shop.mesh/ is called; other names as before"
+    step "$name: http://web.shop.mesh/ and http://web.shop/ are called, by both families; other names as before"
 done
 : >"$WORK/asked"
 for name in new old; do
     leads_to $name web.shop.mesh '240.*' || fail "$name: $(leads_to $name web.shop.mesh '240.*')"
 done
-! grep mesh "$WORK/asked" || fail "the site's resolver was asked for names of the mesh"
+! grep 'web.shop.mesh' "$WORK/asked" || fail "the site's resolver was asked for names of the mesh"
 
 for name in new old; do
     in_machine $name systemctl kill --signal=KILL isthmus-vm-agent isthmus-capture
@@ -139,10 +152,28 @@ calls plain || fail "plain: no call"
 leads_to plain example.com 10.77.0.9 || fail "plain: other names"
 in_machine plain systemctl stop isthmus-dns
 at_most 1 "$(seconds_of leads_to plain example.com 10.77.0.9)" "other names, without our resolver"
-sed -i 1d "$WORK/plain/root/etc/resolv.conf"
+echo 'search mesh' >>"$WORK/plain/root/etc/resolv.conf"
+in_machine plain systemctl start isthmus-dns
+eventually 5 calls plain web.shop
+sed -i '1d; /^search/d' "$WORK/plain/root/etc/resolv.conf"
 step "without systemd-resolved: who puts us into resolv.conf has our names, and the others in any case"
 
-for name in new old plain; do
+leads_to masq web.shop.mesh 10.77.0.9 || fail "masq: nobody has asked for our names"
+echo 'server=/mesh/127.240.0.53#4153' >"$WORK/masq/root/etc/dnsmasq.d/mesh.conf"
+in_machine masq systemctl restart dnsmasq
+eventually 5 leads_to masq web.shop.mesh '240.*'
+calls masq || fail "masq: no call"
+leads_to masq example.com 10.77.0.9 || fail "masq: other names"
+in_machine masq systemctl kill --signal=STOP isthmus-dns
+at_most 1 "$(seconds_of leads_to masq other.example 10.77.0.9)" "other names, with a resolver that hangs"
+in_machine masq systemctl kill --signal=KILL isthmus-dns
+eventually 5 calls masq
+rm "$WORK/masq/root/etc/dnsmasq.d/mesh.conf"
+in_machine masq systemctl restart dnsmasq
+leads_to masq web.shop.mesh 10.77.0.9 || fail "masq: the way of old"
+step "with dnsmasq: a line of its configuration, and other names in any case"
+
+for name in new old plain masq; do
     in_machine $name systemctl --no-pager --failed --plain --no-legend | grep . && fail "$name: failed units"
     in_machine $name meshctl leave >"$WORK/last" 2>&1 || fail "$name: leave: $(cat "$WORK/last")"
 done
@@ -151,7 +182,7 @@ as_it_was() {
     diff <(grep -v '^\(names\|link\)$' "$then") <(resolution "$1" | grep -v '^names$')
 }
 in_machine old resolvectl domain eth0 '~.'
-for name in new old plain; do
+for name in new old plain masq; do
     eventually 3 as_it_was $name
 done
 step "who has left has links, routes and resolvers as before"

@@ -13,8 +13,8 @@
 //! when_proxy_is_gone: direct    # or refuse
 //! ```
 //!
-//! Virtual addresses are captured whatever is written, for every process; an
-//! empty file captures them alone.
+//! Virtual addresses are captured whatever is written, for every process, of
+//! IPv6 those that stand for one of IPv4; an empty file captures them alone.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroU16};
 
@@ -211,6 +211,8 @@ impl CaptureFile {
             Some(blocks) => blocks.iter().map(|block| block.0).collect(),
         };
         check_virtual(&virtual_addresses)?;
+        let ipv6: Vec<Cidr> = virtual_addresses.iter().filter_map(Cidr::virtual_ipv6).collect();
+        let virtual_addresses = [virtual_addresses, ipv6].concat();
         let rules = Rules {
             proxy_port: self.proxy.port.get(),
             virtual_addresses,

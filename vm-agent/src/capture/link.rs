@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use mesh_core::Cidr;
@@ -170,8 +170,9 @@ fn route(block: &Cidr, loopback: u32) -> Vec<u8> {
     body.extend([0; 4]);
     attribute(&mut body, RTA_DST, &bytes);
     attribute(&mut body, RTA_OIF, &loopback.to_ne_bytes());
-    if family == AF_INET {
-        attribute(&mut body, RTA_PREFSRC, &Ipv4Addr::LOCALHOST.octets());
+    match family {
+        AF_INET => attribute(&mut body, RTA_PREFSRC, &Ipv4Addr::LOCALHOST.octets()),
+        _ => attribute(&mut body, RTA_PREFSRC, &Ipv6Addr::LOCALHOST.octets()),
     }
     body
 }
@@ -220,7 +221,7 @@ mod tests {
         assert_eq!(hex(&v4), wanted.replace(' ', ""));
         let v6 = route(&"fd00:1::/32".parse().unwrap(), 1);
         let wanted = "0a200000fe8d000100000000 14000100fd00000100000000 0000000000000000 \
-                      0800040001000000";
+                      0800040001000000 1400070000000000000000000000000000000001";
         assert_eq!(hex(&v6), wanted.replace(' ', ""));
     }
 }

@@ -1,14 +1,14 @@
 //! What is answered to whom asks (RFC 1034, 1035; RFC 2308 for what is not
 //! there).
 
-use std::{net::IpAddr, ops::Range, str::FromStr};
+use std::{ops::Range, str::FromStr};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode},
     rr::{DNSClass, Name, RData, Record, RecordType, rdata::SOA},
 };
 
-use super::names::{Found, Names};
+use super::names::{Addresses, Found, Names};
 
 /// The domain of the mesh; it has no dot.
 pub const DOMAIN: &str = "mesh";
@@ -78,22 +78,27 @@ fn say(asked: &Message, said: &mut Message, names: &Names) -> ResponseCode {
     said.metadata.authoritative = true;
     let found = names.find(&name);
     let data = match (found, query.query_type()) {
-        (Found::Address(IpAddr::V4(ip)), RecordType::A | RecordType::ANY) => RData::A(ip.into()),
-        (Found::Address(IpAddr::V6(ip)), RecordType::AAAA | RecordType::ANY) => {
-            RData::AAAA(ip.into())
-        }
-        (Found::Empty, RecordType::SOA | RecordType::ANY) if name.is_empty() => soa(),
-        (found, _) => {
-            let Ok(apex) = Name::from_str(APEX) else { return ResponseCode::ServFail };
-            said.add_authority(Record::from_rdata(apex, NEGATIVE_TTL, soa()));
-            return match found {
-                Found::Nothing => ResponseCode::NXDomain,
-                Found::Address(_) | Found::Empty => ResponseCode::NoError,
-            };
-        }
+        (Found::Service(addresses), kind) => records(addresses, kind),
+        (Found::Empty, RecordType::SOA | RecordType::ANY) if name.is_empty() => vec![soa()],
+        (Found::Empty | Found::Nothing, _) => Vec::new(),
     };
-    said.add_answer(Record::from_rdata(query.name().clone(), TTL, data));
-    ResponseCode::NoError
+    if data.is_empty() {
+        let Ok(apex) = Name::from_str(APEX) else { return ResponseCode::ServFail };
+        said.add_authority(Record::from_rdata(apex, NEGATIVE_TTL, soa()));
+    }
+    let answers = data.into_iter().map(|data| Record::from_rdata(query.name().clone(), TTL, data));
+    said.add_answers(answers);
+    match found {
+        Found::Nothing => ResponseCode::NXDomain,
+        Found::Service(_) | Found::Empty => ResponseCode::NoError,
+    }
+}
+
+fn records(addresses: Addresses, kind: RecordType) -> Vec<RData> {
+    let is = |wanted: RecordType| kind == wanted || kind == RecordType::ANY;
+    let v4 = addresses.v4.filter(|_| is(RecordType::A)).map(|ip| RData::A(ip.into()));
+    let v6 = addresses.v6.filter(|_| is(RecordType::AAAA)).map(|ip| RData::AAAA(ip.into()));
+    v4.into_iter().chain(v6).collect()
 }
 
 const APEX: &str = "mesh.";

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -31,16 +31,25 @@ const WRITER: &str = "isthmus-proxy";
 /// All that resolves.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    services: BTreeMap<String, IpAddr>,
+    services: BTreeMap<String, Addresses>,
     /// Of those: a name without an address, but there.
     namespaces: BTreeSet<String>,
+}
+
+/// Of a service: at least one of them.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// Of IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Of IPv6.
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// What there is to a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// A service.
-    Address(IpAddr),
+    Service(Addresses),
     /// Names below it.
     Empty,
     /// Nothing.
@@ -48,8 +57,8 @@ pub enum Found {
 }
 
 impl Names {
-    /// `<name>.<namespace> <address>`, a line each. Other lines are left out: a
-    /// newer proxy may say more.
+    /// `<name>.<namespace> <address>`, a line for each address. Other lines are
+    /// left out: a newer proxy may say more.
     pub fn parse(text: &str) -> Self {
         let mut names = Self::default();
         for line in text.lines() {
@@ -62,7 +71,11 @@ impl Names {
                 continue;
             };
             names.namespaces.insert(name.namespace().to_owned());
-            names.services.insert(name.as_str().to_owned(), address);
+            let service = names.services.entry(name.as_str().to_owned()).or_default();
+            match address {
+                IpAddr::V4(ip) => service.v4 = Some(ip),
+                IpAddr::V6(ip) => service.v6 = Some(ip),
+            }
         }
         names
     }
@@ -70,7 +83,7 @@ impl Names {
     /// `name` is in lower case and without the mesh's domain.
     pub fn find(&self, name: &str) -> Found {
         match self.services.get(name) {
-            Some(address) => Found::Address(*address),
+            Some(addresses) => Found::Service(*addresses),
             None if name.is_empty() || self.namespaces.contains(name) => Found::Empty,
             None => Found::Nothing,
         }
@@ -157,11 +170,14 @@ mod tests {
     fn what_is_there_is_found_and_its_namespace_is_there() {
         let names = Names::parse(
             "orders.shop 240.240.1.2\nnonsense\nweb.shop 240.240.1.3 more\nx.y nowhere\n\
-             six.lab fd00::6\n",
+             six.lab fd00::6\norders.shop fd69::6\n",
         );
+        let service = |v4: &str, v6: &str| {
+            Found::Service(Addresses { v4: v4.parse().ok(), v6: v6.parse().ok() })
+        };
         let cases = [
-            ("orders.shop", Found::Address("240.240.1.2".parse().unwrap())),
-            ("six.lab", Found::Address("fd00::6".parse().unwrap())),
+            ("orders.shop", service("240.240.1.2", "fd69::6")),
+            ("six.lab", service("", "fd00::6")),
             ("shop", Found::Empty),
             ("", Found::Empty),
             ("web.shop", Found::Nothing),
@@ -180,7 +196,7 @@ mod tests {
         assert!(look(&path, &mut before).is_err());
         fs::write(&path, "orders.shop 240.240.1.2\n").unwrap();
         let read = look(&path, &mut before).unwrap().unwrap();
-        assert!(matches!(read.find("orders.shop"), Found::Address(_)));
+        assert!(matches!(read.find("orders.shop"), Found::Service(_)));
         assert_eq!(look(&path, &mut before).unwrap(), None);
         fs::write(dir.path().join("new"), "web.shop 240.240.1.2\n").unwrap();
         fs::rename(dir.path().join("new"), &path).unwrap();

@@ -49,8 +49,7 @@ as_before() {
 joined() {
     join "$1"
     in_machine "$1" systemctl is-active --quiet isthmus-vm-agent isthmus-proxy || fail "$1: no units"
-    in_machine "$1" meshctl vm capture enable --confirm-within 60s >"$WORK/last" 2>&1 || fail "$1: $(cat "$WORK/last")"
-    in_machine "$1" meshctl vm capture confirm >"$WORK/last" 2>&1 || fail "$1: $(cat "$WORK/last")"
+    capture "$1"
     eventually 5 in_machine "$1" test -e /run/isthmus/link
     in_machine "$1" ip link show isthmus0 >"$WORK/last" 2>&1 || fail "$1: no link: $(cat "$WORK/last")"
 }

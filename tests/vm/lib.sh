@@ -284,6 +284,7 @@ leads_to() {
 # capture MACHINE: what its capture.yaml says, and virtual addresses.
 capture() {
     local command
+    eventually 20 in_machine "$1" curl -sf http://127.0.0.1:4191/ready
     for command in 'enable --confirm-within 60s' confirm; do
         # shellcheck disable=SC2086
         in_machine "$1" meshctl vm capture $command >"$WORK/last" 2>&1 || fail "$1: $(cat "$WORK/last")"

@@ -33,18 +33,18 @@ inside() {
     in_machine host docker exec "$@"
 }
 
-# has NAME ADDRESS BY CONTAINER: as it resolves it.
+# has NAME PATTERN CONTAINER: the address that a container finds.
 has() {
     local said
-    said=$(inside "$4" /usr/bin/getent hosts "$1" | awk '{ print $1; exit }')
+    said=$(inside "$3" /usr/bin/getent hosts "$1" | awk '{ print $1; exit }')
     # shellcheck disable=SC2254
-    case $said in $2) ;; *) echo "$4: $1 is at ${said:-no address}"; return 1 ;; esac
+    case $said in $2) ;; *) echo "$3: $1 is at ${said:-no address}"; return 1 ;; esac
 }
 
 # resolves CONTAINER: others of its network by Docker, the rest by the site.
 resolves() {
-    has one '172.*' "$1" && has example.com 10.77.0.9 "$1" && has web.shop.mesh 10.77.0.9 "$1" &&
-        inside "$1" /bin/busybox ping -c 1 -W 2 one
+    has one '172.*' "$1" && has example.com 10.77.0.9 "$1" &&
+        inside "$1" /bin/busybox ping -q -c 1 -W 2 one >/dev/null
 }
 
 # Docker's, of the host and of a container; its counters go on.
@@ -67,8 +67,14 @@ capture host
 eventually 5 leads_to host web.shop.mesh '2[45]?.*'
 [ "$(in_machine host curl -sS --max-time 5 http://web.shop.mesh/)" = "hello from control" ] || fail "the host does not call"
 resolves two || fail "$(resolves two)"
+# Docker asks the host's resolver, but what of a container is captured is nothing.
+virtual=$(address host web.shop.mesh)
+refused() {
+    ! inside two /bin/busybox wget -q -T 5 -O - "http://$virtual/" >"$WORK/refused" 2>&1 && grep -q refused "$WORK/refused"
+}
+at_most 1 "$(seconds_of refused)" "a virtual address, refused to a container"
 diff "$WORK/rules" <(rules) || fail "Docker's rules are others"
-step "captured: containers resolve as before, Docker's rules are as they were"
+step "captured: containers resolve as before, virtual addresses are refused to them; Docker's rules are as they were"
 
 run three inner
 run four bridge

@@ -73,6 +73,9 @@ lay() {
         [ ! -e "common/$kind.d/$package.conf" ] ||
             install -D -m 0644 "common/$kind.d/$package.conf" "$root/usr/lib/$kind.d/$package.conf"
     done
+    # The first that speaks of its link.
+    [ ! -e "common/network/$package.network" ] ||
+        install -D -m 0644 "common/network/$package.network" "$root/usr/lib/systemd/network/00-$package.network"
     for page in "$PAGES/man/$PROGRAM".* "$PAGES/man/$PROGRAM"-*; do
         [ -e "$page" ] || continue
         install -D -m 0644 "$page" "$root/usr/share/man/man$SECTION/${page##*/}"

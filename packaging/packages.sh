@@ -73,9 +73,6 @@ lay() {
         [ ! -e "common/$kind.d/$package.conf" ] ||
             install -D -m 0644 "common/$kind.d/$package.conf" "$root/usr/lib/$kind.d/$package.conf"
     done
-    # The first that speaks of its link.
-    [ ! -e "common/network/$package.network" ] ||
-        install -D -m 0644 "common/network/$package.network" "$root/usr/lib/systemd/network/00-$package.network"
     for page in "$PAGES/man/$PROGRAM".* "$PAGES/man/$PROGRAM"-*; do
         [ -e "$page" ] || continue
         install -D -m 0644 "$page" "$root/usr/share/man/man$SECTION/${page##*/}"
@@ -90,6 +87,9 @@ lay() {
         install -D -m 0644 common/etc/agent.yaml "$root/etc/isthmus/agent.yaml"
         install -D -m 0644 common/etc/capture.yaml "$root/etc/isthmus/capture.yaml"
         install -d -m 0755 "$root/etc/isthmus/services.d"
+        # Not below /usr/lib: on Debian 12 that directory is nobody's, and dpkg
+        # warns when it cannot remove it.
+        install -D -m 0644 common/etc/isthmus-vm-agent.network "$root/etc/systemd/network/00-isthmus-vm-agent.network"
         ;;
     esac
     # Each program's, beside it.

@@ -49,9 +49,9 @@ resolves() {
 
 # Docker's, of the host and of a container; its counters go on.
 rules() {
-    in_machine host nft -s list ruleset | sed '/^table inet isthmus/,/^}/d'
+    in_machine host nft -s list ruleset 2>/dev/null | sed '/^table inet isthmus/,/^}/d'
     # shellcheck disable=SC2016
-    in_machine host sh -c 'nsenter --net --target "$(docker inspect -f "{{.State.Pid}}" two)" nft -s list ruleset'
+    in_machine host sh -c 'nsenter --net --target "$(docker inspect -f "{{.State.Pid}}" two)" nft -s list ruleset 2>/dev/null'
     inside two /bin/busybox cat /etc/resolv.conf
 }
 

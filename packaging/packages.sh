@@ -11,7 +11,7 @@ PACKAGES=(isthmus-proxy isthmus-vm-agent isthmus-federation isthmus-cli)
 #   WANTS    what it is better with, in Debian's words
 #   STATE    what a purge removes
 #   RUN      what a removal does: processes leave their sockets there
-#   BEFORE_REMOVAL  a command that takes out what its units leave in the kernel
+#   BEFORE_REMOVAL  commands, in one line, that take out what its units leave in the kernel
 about() {
     UNITS=() NEEDS=() WANTS='' STATE=() RUN=() UPGRADE=restart SECTION=8 BEFORE_REMOVAL=:
     case $1 in
@@ -26,14 +26,15 @@ mutual TLS, and as a gateway that of a whole site."
         ;;
     isthmus-vm-agent)
         PROGRAM=vm-agent
-        UNITS=(isthmus-vm-agent.service isthmus-capture.service)
+        UNITS=(isthmus-vm-agent.service isthmus-dns.service isthmus-resolved.path isthmus-resolved.service
+            isthmus-capture.service)
         NEEDS=(isthmus-proxy isthmus-cli)
         # Over it the agent asks systemd whether the machine stops.
         # With nft it captures.
         WANTS="default-dbus-system-bus | dbus-system-bus, nftables"
-        RUN=(/run/isthmus/agent.sock /run/isthmus/identity.sock /run/isthmus/capture.sock)
+        RUN=(/run/isthmus/agent.sock /run/isthmus/identity.sock /run/isthmus/capture.sock /run/isthmus/link)
         STATE=(/var/lib/isthmus/agent /var/lib/isthmus/capture /etc/isthmus/services.d)
-        BEFORE_REMOVAL='nft delete table inet isthmus 2>/dev/null || true'
+        BEFORE_REMOVAL='nft delete table inet isthmus 2>/dev/null || true; vm-agent capture --remove || true'
         SUMMARY="agent that makes a machine part of an Isthmus mesh"
         TEXT="Owns the identity of this machine, registers its services and checks their
 health. One command joins a site: meshctl join."
@@ -86,6 +87,9 @@ lay() {
         install -D -m 0644 common/etc/agent.yaml "$root/etc/isthmus/agent.yaml"
         install -D -m 0644 common/etc/capture.yaml "$root/etc/isthmus/capture.yaml"
         install -d -m 0755 "$root/etc/isthmus/services.d"
+        # Not below /usr/lib: on Debian 12 that directory is nobody's, and dpkg
+        # warns when it cannot remove it.
+        install -D -m 0644 common/etc/isthmus-vm-agent.network "$root/etc/systemd/network/00-isthmus-vm-agent.network"
         ;;
     esac
     # Each program's, beside it.

@@ -29,6 +29,7 @@ use crate::{
     identity,
     inbound::limits::Limits,
     metrics::{Metrics, Taken, itself::Itself, traffic},
+    names,
     own::{Own, OwnCell},
     refusal::Refusal,
     snapshot_cell::{Complete, SnapshotCell},
@@ -396,6 +397,7 @@ impl App {
     fn start_control(&self, shares_identity: bool) {
         identity::start(&self.shared, shares_identity);
         discovery::start(&self.shared, &self.tunnels, &self.gateway);
+        names::start(&self.shared);
         self.gateway.start_control();
         trace::start(&self.shared);
     }

@@ -58,6 +58,8 @@ pub struct Config {
     pub statsd: Option<SocketAddr>,
     /// Where operators of this machine look at requests.
     pub control_socket: Option<PathBuf>,
+    /// Where names and virtual addresses are kept for who resolves names.
+    pub names_file: Option<PathBuf>,
     /// Bytes that this process may hold before it takes in nobody new; `None`
     /// is a part of what the machine has.
     pub memory_limit: Option<u64>,
@@ -176,6 +178,7 @@ impl Config {
             tracing: None,
             statsd: None,
             control_socket: None,
+            names_file: None,
             memory_limit: None,
             drain_timeout: Duration::from_secs(30),
             opaque_drain_timeout: Duration::from_secs(60),

@@ -17,6 +17,7 @@
 //! - [`identity`]: the SVID from the `WorkloadIdentity` socket, its renewal, and
 //!   its copy on disk.
 //! - [`discovery`]: the snapshot from federation and its copy on disk.
+//! - [`names`]: what resolves on this machine.
 //! - [`http1`]: HTTP/1 towards clients and applications.
 //! - [`apps`]: connections to applications.
 //! - [`outbound`]: from the application into the mesh.
@@ -56,6 +57,7 @@ pub mod idle_frames;
 pub mod inbound;
 pub mod inner;
 pub mod metrics;
+pub mod names;
 pub mod outbound;
 pub mod own;
 pub mod prefixed;

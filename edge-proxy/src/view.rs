@@ -69,11 +69,12 @@ impl View {
     pub fn new(snapshot: &Arc<Snapshot>, viewer: Viewer, earlier: Option<&View>) -> Self {
         let mut captured = FxHashMap::default();
         for service in snapshot.services.values() {
-            let Some(address) = service.virtual_address else { continue };
-            for port in &service.ports {
-                let destination =
-                    Destination { service: service.name.clone(), port: port.name.clone() };
-                captured.insert((address, port.number), destination);
+            for address in service.virtual_addresses() {
+                for port in &service.ports {
+                    let destination =
+                        Destination { service: service.name.clone(), port: port.name.clone() };
+                    captured.insert((address, port.number), destination);
+                }
             }
         }
         let snapshot = snapshot.clone();
@@ -214,6 +215,8 @@ mod tests {
             ("10.96.0.1:80", Some("http")),
             ("10.96.0.1:81", Some("tcp")),
             ("[::ffff:10.96.0.1]:80", Some("http")),
+            ("[fd69:7374:686d::a60:1]:81", Some("tcp")),
+            ("[fd69:7374:686d::a60:2]:81", None),
             ("10.96.0.1:82", None),
             ("10.96.0.2:80", None),
         ];

@@ -125,7 +125,7 @@ fn default_admin() -> SocketAddr {
 }
 
 fn default_virtual_range() -> String {
-    "240.240.0.0/16".into()
+    "240.0.0.0/4".into()
 }
 
 fn default_access() -> AccessPolicy {

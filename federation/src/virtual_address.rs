@@ -19,14 +19,15 @@ pub struct VirtualRange {
 
 /// Why a range was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no range; write a.b.c.d/8 to a.b.c.d/28, e.g. 240.240.0.0/16")]
+#[error("{0:?} is no range; write a.b.c.d/4 to a.b.c.d/28, e.g. 240.0.0.0/4")]
 pub struct InvalidRange(String);
 
 impl Default for VirtualRange {
-    /// 240.240.0.0/16: reserved for future use (RFC 1112 section 4), so no
-    /// network that a site has can collide with it.
+    /// 240.0.0.0/4: reserved for future use (RFC 1112 section 4), so no network
+    /// that a site has can collide with it, and so large that no two of a
+    /// thousand names want one address, but once in five hundred sites.
     fn default() -> Self {
-        Self { base: Ipv4Addr::new(240, 240, 0, 0), prefix: 16 }
+        Self { base: Ipv4Addr::new(240, 0, 0, 0), prefix: 4 }
     }
 }
 
@@ -39,7 +40,7 @@ impl FromStr for VirtualRange {
         let base: Ipv4Addr = base.parse().map_err(|_| fail())?;
         let prefix: u8 = prefix.parse().map_err(|_| fail())?;
         let range = Self { base, prefix };
-        if !(8..=28).contains(&prefix) || u32::from(base) & (range.size() - 1) != 0 {
+        if !(4..=28).contains(&prefix) || u32::from(base) & (range.size() - 1) != 0 {
             return Err(fail());
         }
         Ok(range)
@@ -133,7 +134,7 @@ mod tests {
         assert_eq!(all.len(), names.len(), "no two share one");
         for name in &names {
             assert_eq!(first.of(name), again.of(name));
-            assert_eq!(first.of(name).map(|ip| [ip.octets()[0], ip.octets()[1]]), Some([240, 240]));
+            assert_eq!(first.of(name).map(|ip| ip.octets()[0] >> 4), Some(15));
         }
         first.allocate(names[..1].iter());
         first.allocate(names.iter());
@@ -160,7 +161,8 @@ mod tests {
             ("10.1.2.0/24", true),
             ("10.1.2.3/24", false),
             ("10.1.2.0/29", false),
-            ("10.0.0.0/7", false),
+            ("240.0.0.0/4", true),
+            ("224.0.0.0/3", false),
             ("10.1.2.0", false),
             ("fd00::/64", false),
             ("", false),

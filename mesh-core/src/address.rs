@@ -33,6 +33,21 @@ pub const NEVER: [&str; 9] = [
     "ff00::/8",
 ];
 
+/// What all virtual addresses of IPv6 begin with: `fd69:7374:686d::/96` (RFC 4193;
+/// its 40 bits are "isthm", the same in every site). An IPv4 one follows.
+const VIRTUAL_IPV6: u128 = 0xfd69_7374_686d << 80;
+
+/// Of IPv6, what stands for a virtual address of IPv4: what has one has the
+/// other, for as long.
+pub fn virtual_ipv6(ip: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(VIRTUAL_IPV6 | u128::from(u32::from(ip)))
+}
+
+/// Whether it is such an address.
+pub fn is_virtual_ipv6(ip: Ipv6Addr) -> bool {
+    u128::from(ip) >> 32 == VIRTUAL_IPV6 >> 32
+}
+
 /// What is known of the place from which an address would be dialled.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
@@ -141,6 +156,16 @@ mod tests {
         let host = [addr("10.0.0.1:1").ip(), addr("[2001:db8::1]:1").ip()];
         let has = |ip: IpAddr| host.contains(&ip);
         check(addr(text), Place { loopback, listens: &listens, has: &has })
+    }
+
+    #[test]
+    fn a_virtual_address_has_one_of_ipv6() {
+        let v6 = virtual_ipv6([240, 1, 2, 3].into());
+        assert_eq!(v6.to_string(), "fd69:7374:686d::f001:203");
+        assert!(is_virtual_ipv6(v6) && v6.is_unique_local());
+        for other in ["fd69:7374:686d::1:f001:203", "fd69:7374:686e::f001:203", "::f001:203"] {
+            assert!(!is_virtual_ipv6(other.parse().unwrap()), "{other}");
+        }
     }
 
     #[test]

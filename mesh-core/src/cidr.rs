@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use crate::address::virtual_ipv6;
+
 /// A block of addresses (RFC 4632).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cidr {
@@ -41,6 +43,16 @@ impl Cidr {
         self.addr.is_ipv4()
     }
 
+    /// As it was written, or the first one, of [`Cidr::network`].
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// How many bits all of its addresses have in common.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// The same block by its first address.
     pub fn network(&self) -> Self {
         let addr = match self.addr {
@@ -54,6 +66,17 @@ impl Cidr {
             }
         };
         Self { addr, prefix: self.prefix }
+    }
+
+    /// Of a block of virtual addresses of IPv4, the block of those of IPv6 that
+    /// stand for them.
+    pub fn virtual_ipv6(&self) -> Option<Self> {
+        match self.addr {
+            IpAddr::V4(ip) => {
+                Some(Self { addr: virtual_ipv6(ip).into(), prefix: 96 + self.prefix })
+            }
+            IpAddr::V6(_) => None,
+        }
     }
 
     /// Whether all of another block lies in it.
@@ -83,6 +106,19 @@ impl Cidr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_virtual_addresses_have_some_of_ipv6() {
+        let block = |text: &str| text.parse::<Cidr>().unwrap();
+        for (v4, v6) in [
+            ("240.0.0.0/4", "fd69:7374:686d::f000:0/100"),
+            ("10.9.0.0/16", "fd69:7374:686d::a09:0/112"),
+            ("0.0.0.0/0", "fd69:7374:686d::/96"),
+        ] {
+            assert_eq!(block(v4).virtual_ipv6(), Some(block(v6)), "{v4}");
+        }
+        assert_eq!(block("fd00::/8").virtual_ipv6(), None);
+    }
 
     #[test]
     fn blocks_cover_blocks() {

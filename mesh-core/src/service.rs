@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    address::virtual_ipv6,
     authorize::ServerPolicy,
     balance::BalancePolicy,
     name::{EndpointId, GatewayId, NodeId, PortName, ServiceName, SiteName, SpiffeId, TrustDomain},
@@ -87,7 +88,7 @@ pub struct Service {
     pub exported_to: BTreeSet<SiteName>,
     /// Linked sites whose endpoints are merged in.
     pub imported_from: BTreeSet<SiteName>,
-    /// The address its name resolves to for captured traffic.
+    /// The address that it was given, see [`Service::virtual_addresses`].
     pub virtual_address: Option<IpAddr>,
     /// None sends everything to the service itself.
     pub routes: Routes,
@@ -105,6 +106,16 @@ impl Service {
     /// The port with this name.
     pub fn port(&self, name: &str) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.name.as_str() == name)
+    }
+
+    /// What its name resolves to for captured traffic: the address it was given,
+    /// and with one of IPv4 that of IPv6 which stands for it.
+    pub fn virtual_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let ipv6 = match self.virtual_address {
+            Some(IpAddr::V4(ip)) => Some(virtual_ipv6(ip).into()),
+            Some(IpAddr::V6(_)) | None => None,
+        };
+        self.virtual_address.into_iter().chain(ipv6)
     }
 
     /// The port with this number.

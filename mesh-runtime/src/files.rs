@@ -2,9 +2,9 @@
 //! their owner alone.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -68,7 +68,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write_new(&temporary, bytes)
+    let written = write_new(&temporary, bytes, 0o600)
         .map_err(failed("cannot be written"))
         .and_then(|()| std::fs::rename(&temporary, path).map_err(failed("cannot be replaced")));
     if written.is_err() {
@@ -77,6 +77,21 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     }
     written?;
     sync_dir(dir).map_err(failed("cannot be made durable"))
+}
+
+/// Replaces a file atomically, mode 0644: for others on this machine, now and
+/// not after a power loss.
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let failed =
+        |source| FileError::Io { path: path.to_owned(), doing: "cannot be written", source };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = write_new(&temporary, bytes, 0o644);
+    let written = written.and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written.map_err(failed)
 }
 
 /// Makes a directory of our own, mode 0700, with its parents; one that is
@@ -99,10 +114,12 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     sync_dir(dir).map_err(failed("cannot be made durable"))
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // Left behind by a process with our id that was killed half way.
     let _ = std::fs::remove_file(path);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    // Whatever the mask of the process is.
+    file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -135,9 +152,19 @@ pub fn read_private_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, FileErro
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
-
     use super::*;
+
+    #[test]
+    fn what_is_public_is_readable_whatever_the_mask() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("names");
+        for text in ["old", "new"] {
+            write_public(&path, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half written stays");
+    }
 
     fn mode(path: &Path) -> u32 {
         std::fs::metadata(path).unwrap().mode() & 0o777

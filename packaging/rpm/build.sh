@@ -74,7 +74,7 @@ rpm_files() {
         *) echo "$file" ;;
         esac
     done
-    find . -type d \( -path './etc/?*' -o -path './usr/share/licenses/?*' -o -path './usr/share/doc/?*' \
+    find . -type d \( -path './etc/isthmus*' -o -path './usr/share/licenses/?*' -o -path './usr/share/doc/?*' \
         -o -path './usr/share/bash-completion*' -o -path './usr/share/zsh*' -o -path './usr/share/fish*' \) |
         sort | sed 's|^\.|%dir |'
 }

@@ -62,6 +62,25 @@ pub enum Command {
     /// A process of its own, because it alone needs CAP_NET_ADMIN. It does what
     /// `meshctl vm capture` asks for, and after a boot what was confirmed before.
     Capture(CaptureFlags),
+    /// Say which virtual addresses names of the mesh have
+    ///
+    /// A process of its own, because anybody on the machine may ask it. What
+    /// asks: systemd-resolved for the domain `mesh`, by itself; dnsmasq with
+    /// `server=/mesh/127.240.0.53#4153`; others with `nameserver 127.240.0.53`
+    /// as the first in resolv.conf. Of other names it knows nothing, and who
+    /// asks for them asks the next server.
+    Dns(DnsFlags),
+}
+
+/// Of `vm-agent dns`.
+#[derive(Debug, Clone, Args)]
+pub struct DnsFlags {
+    /// What the proxy of this machine writes (`names_file` in proxy.yaml)
+    #[arg(long, value_name = "FILE", default_value = "/run/isthmus/names")]
+    pub names: PathBuf,
+    /// Where to answer [default: 127.240.0.53:4153, and at port 53 if that is free]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// Of `vm-agent capture`.
@@ -76,6 +95,9 @@ pub struct CaptureFlags {
     /// Directory of what was confirmed
     #[arg(long, value_name = "DIR", default_value = "/var/lib/isthmus/capture")]
     pub state: PathBuf,
+    /// Take out the link and the routes that another process has left, and end
+    #[arg(long)]
+    pub remove: bool,
 }
 
 /// What was written.

@@ -16,7 +16,7 @@
 //!   [`attest`]: which programs those are.
 //! - [`jwt`]: tokens for the same programs.
 //! - [`capture`]: the process beside it that tells the kernel what goes to the
-//!   proxy.
+//!   proxy; [`dns`]: the one that says where names lead.
 //! - [`api`]: what is served on the Unix sockets; [`metrics`]: what is told
 //!   to Prometheus.
 //!
@@ -28,6 +28,7 @@ pub mod app;
 pub mod attest;
 pub mod capture;
 pub mod config;
+pub mod dns;
 pub mod join;
 pub mod jwt;
 pub mod ledger;

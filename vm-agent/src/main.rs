@@ -9,13 +9,18 @@ use vm_agent::{
     app::App,
     capture,
     config::{Command, Config, Flags},
+    dns,
 };
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let mut flags = Flags::parse();
     process::start("info");
-    if let Some(Command::Capture(flags)) = &flags.command {
-        return ended(block_on(capture::run(flags.clone(), Arc::new(RealNet))));
+    match flags.command.take() {
+        Some(Command::Capture(flags)) => {
+            return ended(block_on(capture::run(flags, Arc::new(RealNet))));
+        }
+        Some(Command::Dns(flags)) => return ended(block_on(dns::run(flags, Arc::new(RealNet)))),
+        None => {}
     }
     let config = match Config::load(&flags) {
         Ok(config) => config,

@@ -69,6 +69,7 @@ impl Config {
         }
         paths.extend(&mut self.state);
         paths.extend(&mut self.control_socket);
+        paths.extend(&mut self.names_file);
         for path in paths {
             *path = dir.join(&*path);
         }
@@ -107,6 +108,7 @@ impl ConfigFile {
             tracing: self.tracing.map(|tracing| tracing.checked(name)).transpose()?,
             statsd: self.statsd,
             control_socket: self.control_socket,
+            names_file: self.names_file,
             memory_limit: self.memory_limit_mib.map(|mib| u64::from(mib.get()) << 20),
             drain_timeout: self.drain_timeout.map_or(Duration::from_secs(20), Into::into),
             opaque_drain_timeout: self

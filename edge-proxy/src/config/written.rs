@@ -153,6 +153,9 @@ pub(super) struct ConfigFile {
     /// `/var/lib/isthmus/proxy` (role gateway: `/var/lib/isthmus/gateway`)
     /// where absent. Nothing is written where both come from files.
     pub(super) state: Option<PathBuf>,
+    /// File in which this proxy keeps names of services and their virtual
+    /// addresses for `vm-agent dns`; none where absent.
+    pub(super) names_file: Option<PathBuf>,
     /// Where this proxy is, for nearness; what its machine says where absent.
     pub(super) locality: LocalityFile,
     /// The doors of a gateway; for role gateway only, and needed there.

@@ -38,7 +38,7 @@ const MAX_CLIENTS: usize = 16_384;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// 240.0.0.0/4 and above is nobody's (RFC 1112 section 4): virtual addresses
-/// are of it.
+/// are of it, or stand for one of IPv4.
 const RESERVED: u8 = 240;
 
 /// What a listener is for.
@@ -170,10 +170,9 @@ fn may_pass(dialled: SocketAddr, own: Option<SocketAddr>) -> Result<(), String> 
     let place = Place { loopback: false, listens: own.as_slice(), has: &|_| true };
     address::check(dialled, place).map_err(|why| why.to_string())?;
     match dialled.ip().to_canonical() {
-        IpAddr::V4(ip) if ip.octets()[0] >= RESERVED => {
-            Err("no service has this virtual address".to_owned())
-        }
-        _ => Ok(()),
+        IpAddr::V4(ip) if ip.octets()[0] < RESERVED => Ok(()),
+        IpAddr::V6(ip) if !address::is_virtual_ipv6(ip) => Ok(()),
+        IpAddr::V4(_) | IpAddr::V6(_) => Err("no service has this virtual address".to_owned()),
     }
 }
 
@@ -199,6 +198,8 @@ mod tests {
             ("100.100.100.200:80", "127.0.0.1:4141", false),
             ("240.240.0.9:80", "127.0.0.1:4141", false),
             ("[::ffff:240.240.0.9]:80", "127.0.0.1:4141", false),
+            ("[fd69:7374:686d::f0f0:9]:80", "127.0.0.1:4141", false),
+            ("[fd69:7374:686e::f0f0:9]:80", "127.0.0.1:4141", true),
         ];
         for (dialled, own, wanted) in cases {
             let passes = may_pass(dialled.parse().unwrap(), own.parse().ok());

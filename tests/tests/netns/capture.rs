@@ -2,12 +2,13 @@
 //! when those who told it to are gone.
 
 use std::{
+    net::{Ipv4Addr, Ipv6Addr},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use crate::{
-    START, VIRTUAL, json, linked_sites,
+    START, json, linked_sites,
     world::{World, text},
 };
 
@@ -38,13 +39,22 @@ server = socket.create_server(("10.77.2.1", 7000))
 while True:
     threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
 "#;
+/// Written by hand (RFC 1035 section 4): A and AAAA.
+const ASK: &str = r#"
+import socket
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.settimeout(1)
+for kind, family, length in (b"\1", socket.AF_INET, 4), (b"\x1c", socket.AF_INET6, 16):
+    question = b"\0\7\1\0\0\1\0\0\0\0\0\0\6orders\4shop\4mesh\0\0" + kind + b"\0\1"
+    client.sendto(question, ("127.240.0.53", 53))
+    print(socket.inet_ntop(family, client.recv(512)[-length:]))
+"#;
 
 fn surroundings() -> World {
     let mut world = linked_sites();
     for (host, address) in [("east-gw", "fd77::1/64"), (HOST, "fd77::2/64")] {
         world.must(host, "ip", &["addr", "add", address, "dev", "lan", "nodad"]);
     }
-    world.must(HOST, "ip", &["route", "add", VIRTUAL, "dev", "lan"]);
     let index = world.write("elsewhere/index.html", "elsewhere");
     let folder = index.parent().expect("a folder").display().to_string();
     let args = ["-m", "http.server", "--bind", "::", "-d", &folder, "8000"];
@@ -151,6 +161,11 @@ fn virtual_address(world: &World) -> String {
     })
 }
 
+fn virtual_ipv6(world: &World) -> String {
+    let v4: Ipv4Addr = virtual_address(world).parse().expect("an address of IPv4");
+    Ipv6Addr::from(0xfd69_7374_686d << 80 | u128::from(u32::from(v4))).to_string()
+}
+
 fn heard(world: &World) -> usize {
     let log = std::fs::read_to_string(world.path("echo.log")).unwrap_or_default();
     assert!(!log.lines().any(|line| line == "cut"), "the connection was cut: {log}");
@@ -170,6 +185,7 @@ fn captured_traffic_survives_who_captures_it() {
     let mut world = surroundings();
     let root = world.path(HOST).display().to_string();
     let service = format!("http://{}:8080/index.html", virtual_address(&world));
+    let by_ipv6 = format!("http://[{}]:8080/index.html", virtual_ipv6(&world));
     let before = rule_set(&world);
     let user = format!("--reuid={SHOP}");
     world.start(
@@ -187,21 +203,32 @@ fn captured_traffic_survives_who_captures_it() {
     assert_eq!(status["state"], "trial", "{status}");
     assert_heard(&world);
     assert_eq!(must_capture(&world, &["confirm"])["state"], "on");
-    for user in [SHOP, OTHER] {
+    for (user, url) in [(SHOP, &service), (OTHER, &service), (SHOP, &by_ipv6), (OTHER, &by_ipv6)] {
         let page =
-            world.eventually("a virtual address", START, |world| curl_as(world, user, &[&service]));
-        assert_eq!(page, "ordered", "uid {user}");
+            world.eventually("a virtual address", START, |world| curl_as(world, user, &[url]));
+        assert_eq!(page, "ordered", "uid {user}, {url}");
     }
     assert_way(&world, SHOP, true);
     assert_way(&world, OTHER, false);
     assert_heard(&world);
 
+    names_lead_there_while_somebody_answers(&mut world, &root);
     the_keeper_may_die(&mut world, &root);
-    without_a_proxy_what_is_none_of_the_mesh_goes_direct(&mut world, &service);
+    without_a_proxy_what_is_none_of_the_mesh_goes_direct(&mut world, [&service, &by_ipv6]);
     ports_are_refused_to_others(&mut world);
 
     assert_eq!(must_capture(&world, &["disable"])["state"], "off");
     assert_eq!(rule_set(&world), before);
+    world.eventually("link and route are gone", Duration::from_secs(3), |world| {
+        let routes = ["-4", "-6"]
+            .map(|family| world.must(HOST, "ip", &[family, "route", "show", "proto", "141"]));
+        let route = routes.concat();
+        let link = world.run(HOST, "ip", &["link", "show", "isthmus0"]);
+        match route.is_empty() && !link.status.success() {
+            true => Ok(()),
+            false => Err(format!("{route}{}", text(&link.stdout))),
+        }
+    });
     assert_heard(&world);
     world.stop("keeper", "KILL");
     start_keeper(&mut world, &root);
@@ -237,6 +264,27 @@ fn an_unconfirmed_trial_ends_without_anybody(world: &mut World, root: &str, befo
     assert!(late.contains("capture_no_trial"), "{late}");
 }
 
+/// The link that resolvers follow is up while there are answers, and no longer.
+fn names_lead_there_while_somebody_answers(world: &mut World, root: &str) {
+    let is_up = |world: &World, wanted: bool| {
+        let told = world.must(HOST, "ip", &["-o", "link", "show", "isthmus0"]);
+        if told.contains(",UP") == wanted { Ok(()) } else { Err(told) }
+    };
+    let soon = Duration::from_millis(1500);
+    world.eventually("nobody answers yet", soon, |world| is_up(world, false));
+    let names = format!("{root}/names");
+    world.start("names", HOST, &world.bin("vm-agent"), &["dns", "--names", &names]);
+    world.eventually("the link is up", START, |world| is_up(world, true));
+    let addresses = format!("{}\n{}", virtual_address(world), virtual_ipv6(world));
+    world.eventually("the name has the service's addresses", START, |world| {
+        let told = world.run(HOST, "python3", &["-c", ASK]);
+        let told = text(&told.stdout) + &text(&told.stderr);
+        if told.trim() == addresses { Ok(()) } else { Err(told) }
+    });
+    world.stop("names", "KILL");
+    world.eventually("the link is down", soon, |world| is_up(world, false));
+}
+
 /// What was confirmed is in force meanwhile, and afterwards.
 fn the_keeper_may_die(world: &mut World, root: &str) {
     world.stop("keeper", "KILL");
@@ -252,11 +300,13 @@ fn the_keeper_may_die(world: &mut World, root: &str) {
     });
 }
 
-fn without_a_proxy_what_is_none_of_the_mesh_goes_direct(world: &mut World, service: &str) {
+fn without_a_proxy_what_is_none_of_the_mesh_goes_direct(world: &mut World, services: [&str; 2]) {
     let refused = |world: &World| {
-        let problem =
-            curl_as(world, OTHER, &[service]).expect_err("a virtual address without a proxy");
-        assert!(problem.contains("(7)"), "refused, not {problem}");
+        for service in services {
+            let problem =
+                curl_as(world, OTHER, &[service]).expect_err("a virtual address without a proxy");
+            assert!(problem.contains("(7)"), "refused, not {problem}");
+        }
     };
     world.stop(&format!("{HOST}-proxy"), "KILL");
     let gone = Instant::now();

@@ -14,7 +14,7 @@ use world::{World, text};
 const START: Duration = Duration::from_secs(30);
 const FAILOVER: Duration = Duration::from_secs(60);
 /// Where the mesh's virtual addresses live.
-const VIRTUAL: &str = "240.240.0.0/16";
+const VIRTUAL: &str = "240.0.0.0/4";
 
 /// Echoes any message of `Ledger/Echo`; speaks no reflection.
 const GRPC_SERVER: &str = r#"
@@ -109,7 +109,7 @@ fn start_machine(world: &mut World, site: &str, host: &str, who: &str, advertise
         &format!("{host}/proxy.yaml"),
         &format!(
             "role: node\nidentity: {{ socket: {}/identity.sock }}\nhttp_listener: 127.0.0.1:4140\n\
-             transparent: 127.0.0.1:4141\nadmin: 127.0.0.1:4191\naccess_log: {}\nstate: {}\n{inbound}",
+             transparent: 127.0.0.1:4141\nadmin: 127.0.0.1:4191\naccess_log: {}\nstate: {}\nnames_file: names\n{inbound}",
             dir("run"), world.path(&format!("{host}-access.log")).display(), dir("proxy-state"),
         ),
     );

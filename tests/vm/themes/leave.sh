@@ -45,6 +45,15 @@ as_before() {
     ! grep -v '^isthmus[a-z-]*:' "$WORK/new" || fail "$1: other users than ours"
 }
 
+# joined MACHINE: a member, and its virtual addresses are captured.
+joined() {
+    join "$1"
+    in_machine "$1" systemctl is-active --quiet isthmus-vm-agent isthmus-proxy || fail "$1: no units"
+    capture "$1"
+    eventually 5 in_machine "$1" test -e /run/isthmus/link
+    in_machine "$1" ip link show isthmus0 >"$WORK/last" 2>&1 || fail "$1: no link: $(cat "$WORK/last")"
+}
+
 machine control bookworm
 machine first bookworm
 machine second trixie
@@ -71,8 +80,7 @@ done
 for name in first second; do
     install_packages $name isthmus-vm-agent
     printf 'service: web\nnamespace: shop\nport: 8080\nprotocol: http\n' >"$WORK/$name/root/etc/isthmus/services.d/web.yaml"
-    join $name
-    in_machine $name systemctl is-active --quiet isthmus-vm-agent isthmus-proxy || fail "$name: no units"
+    joined $name
     in_machine $name meshctl leave >"$WORK/last" 2>&1 || fail "$name: leave: $(cat "$WORK/last")"
 done
 in_machine control meshctl -o json node list >"$WORK/last"
@@ -86,6 +94,8 @@ install_packages first isthmus-vm-agent
 in_machine first systemctl is-active --quiet isthmus-vm-agent || fail "installed again and not running"
 step "removed, and installed again: it runs"
 
+# One more that is a member until then, and captures.
+joined second
 for name in first second; do
     apt $name purge --autoremove isthmus-vm-agent isthmus-proxy isthmus-cli >"$WORK/last" 2>&1 || fail "$name: $(cat "$WORK/last")"
     grep -qi 'warning' "$WORK/last" && fail "$name: purge: $(cat "$WORK/last")"

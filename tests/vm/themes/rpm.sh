@@ -129,11 +129,12 @@ is host isthmus-gateway "inactive enabled"
 is control isthmus-federation "inactive enabled"
 is control isthmus-gateway "inactive enabled"
 is control isthmus-proxy "inactive disabled"
-in_machine host id isthmus-agent isthmus-capture isthmus-proxy isthmus-gateway >"$WORK/last" 2>&1 || fail "no users: $(cat "$WORK/last")"
+in_machine host id isthmus-agent isthmus-capture isthmus-dns isthmus-proxy isthmus-gateway >"$WORK/last" 2>&1 || fail "no users: $(cat "$WORK/last")"
 in_machine control id isthmus-federation >"$WORK/last" 2>&1 || fail "no user: $(cat "$WORK/last")"
 [ "$(in_machine host stat -c '%a %U %G' /run/isthmus)" = "1775 root isthmus" ] || fail "no /run/isthmus"
 wants=/etc/systemd/system/multi-user.target.wants
-[ "$(unowned host)" = "$(echo $wants/isthmus-{capture,gateway,proxy,vm-agent}.service)" ] || fail "no package's: $(unowned host)"
+resolved=/etc/systemd/system/systemd-resolved.service.wants
+[ "$(unowned host)" = "$(echo $wants/isthmus-{{capture,dns,gateway,proxy}.service,resolved.path,vm-agent.service} $resolved{,/isthmus-resolved.service})" ] || fail "no package's: $(unowned host)"
 [ "$(unowned control)" = "$(echo $wants/isthmus-{federation,gateway}.service)" ] || fail "no package's: $(unowned control)"
 in_machine host sh -c 'rpm -V $(rpm -qa "isthmus-*")' >"$WORK/last" || fail "not as packed: $(cat "$WORK/last")"
 step "dnf install to running units: $took s; users, presets, every file is a package's"
@@ -192,7 +193,7 @@ in_machine host nft add table inet isthmus
 must_dnf host remove isthmus-vm-agent
 in_machine host nft list tables | grep -q isthmus && fail "our table is left"
 in_machine host rpm -qa 'isthmus-*' | grep . && fail "is still there"
-for unit in isthmus-proxy isthmus-gateway isthmus-vm-agent isthmus-capture; do
+for unit in isthmus-proxy isthmus-gateway isthmus-vm-agent isthmus-capture isthmus-dns; do
     is host $unit "inactive"
 done
 left=$(files host | comm -13 "$WORK/host/before" - | grep -v '^/var/lib/isthmus/' | xargs)

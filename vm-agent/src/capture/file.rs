@@ -13,8 +13,8 @@
 //! when_proxy_is_gone: direct    # or refuse
 //! ```
 //!
-//! Virtual addresses are captured whatever is written, for every process; an
-//! empty file captures them alone.
+//! Virtual addresses are captured whatever is written, for every process, of
+//! IPv6 those that stand for one of IPv4; an empty file captures them alone.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroU16};
 
@@ -33,8 +33,14 @@ const MAX_ENTRIES: usize = 256;
 /// Reserved for future use (RFC 1112 section 4): nobody else's.
 const VIRTUAL: &str = "240.0.0.0/4";
 /// Users of the mesh, as its packages make them.
-const OWN_USERS: [&str; 5] =
-    ["isthmus-proxy", "isthmus-gateway", "isthmus-agent", "isthmus-federation", "isthmus-capture"];
+const OWN_USERS: [&str; 6] = [
+    "isthmus-proxy",
+    "isthmus-gateway",
+    "isthmus-agent",
+    "isthmus-federation",
+    "isthmus-capture",
+    "isthmus-dns",
+];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -205,6 +211,8 @@ impl CaptureFile {
             Some(blocks) => blocks.iter().map(|block| block.0).collect(),
         };
         check_virtual(&virtual_addresses)?;
+        let ipv6: Vec<Cidr> = virtual_addresses.iter().filter_map(Cidr::virtual_ipv6).collect();
+        let virtual_addresses = [virtual_addresses, ipv6].concat();
         let rules = Rules {
             proxy_port: self.proxy.port.get(),
             virtual_addresses,

@@ -3,12 +3,7 @@
 //! Whatever happens to this process, the kernel does the right thing by itself
 //! ([`super::rules`]); what is done here tidies up behind it.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use mesh_runtime::{
     clock,
@@ -18,13 +13,13 @@ use mesh_runtime::{
 };
 use mesh_tunnel::Net;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
 use super::{
-    cgroups::Cgroups,
-    file::{self, Plan, Resolved},
+    in_force::InForce,
+    naming::Captured,
     netlink,
     nft::{self, NftError},
     proxy,
@@ -121,19 +116,6 @@ pub struct Status {
     pub rules: String,
 }
 
-/// Rules that are in force, or are about to be.
-#[derive(Debug, Clone)]
-struct InForce {
-    /// As written.
-    text: String,
-    plan: Plan,
-    /// `passwd(5)`, of when they were put in.
-    accounts: String,
-    resolved: Resolved,
-    /// Whether the kernel has them.
-    loaded: bool,
-}
-
 #[derive(Debug)]
 enum State {
     Off,
@@ -161,6 +143,8 @@ pub struct Keeper {
     net: Arc<dyn Net>,
     calls: mpsc::Receiver<Call>,
     state: State,
+    /// Told what is in force.
+    captured: watch::Sender<Captured>,
     /// Why the proxy is not ready.
     proxy: Result<(), String>,
     problem: String,
@@ -168,9 +152,15 @@ pub struct Keeper {
 
 impl Keeper {
     /// Nothing is done yet.
-    pub fn new(places: Places, net: Arc<dyn Net>, calls: mpsc::Receiver<Call>) -> Self {
+    pub fn new(
+        places: Places,
+        net: Arc<dyn Net>,
+        calls: mpsc::Receiver<Call>,
+        captured: watch::Sender<Captured>,
+    ) -> Self {
         let proxy = Err("not asked yet".to_owned());
-        Self { places, net, calls, state: State::Off, proxy, problem: String::new() }
+        let (state, problem) = (State::Off, String::new());
+        Self { places, net, calls, state, captured, proxy, problem }
     }
 
     /// What was confirmed is in force again; what was not is taken out.
@@ -188,6 +178,18 @@ impl Keeper {
                 self.clear_leftovers().await;
             }
         }
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let rules = self.state.rules().map(|rules| &rules.resolved.rules.virtual_addresses);
+        self.captured.send_if_modified(|captured| {
+            let changed = captured.as_ref() != rules;
+            if changed {
+                *captured = rules.cloned();
+            }
+            changed
+        });
     }
 
     fn read_confirmed(&self) -> Result<Option<InForce>, CaptureError> {
@@ -237,9 +239,11 @@ impl Keeper {
                     beat = beat.wrapping_add(1);
                 }
             }
+            self.tell();
         }
         if matches!(self.state, State::Trial { .. }) {
             self.revert().await;
+            self.tell();
         }
     }
 
@@ -448,45 +452,6 @@ impl State {
             Self::Off | Self::On(_) => Term::Confirmed,
         }
     }
-}
-
-impl InForce {
-    fn read(text: String, path: &Path) -> Result<Self, CaptureError> {
-        let plan = file::parse(&text, &path.display().to_string())?;
-        let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let resolved = plan.resolve(&accounts, &cgroups())?;
-        Ok(Self { text, plan, accounts, resolved, loaded: false })
-    }
-
-    /// Whether units have started, or started again.
-    fn look_again(&mut self) -> bool {
-        if !self.plan.names_units() {
-            return false;
-        }
-        match self.plan.resolve(&self.accounts, &cgroups()) {
-            Ok(resolved) if resolved != self.resolved => {
-                self.resolved = resolved;
-                true
-            }
-            Ok(_) | Err(_) => false,
-        }
-    }
-
-    fn status(&self, state: &'static str, left: Duration, term: Term) -> Status {
-        Status {
-            state,
-            left,
-            captured: self.plan.captured(),
-            never: self.plan.never(),
-            waits_for: self.resolved.waits_for.clone(),
-            rules: self.resolved.rules.text(term, true),
-            ..Status::default()
-        }
-    }
-}
-
-fn cgroups() -> Cgroups {
-    Cgroups::of_this_machine().unwrap_or_else(Cgroups::none)
 }
 
 #[cfg(test)]

@@ -108,6 +108,7 @@ impl Rules {
         );
         text += &set(ALIVE, alive.then(|| format!("tcp timeout {}", nft_time(PATIENCE))));
         self.write_output(&mut text);
+        self.write_forward(&mut text);
         self.write_inbound(&mut text);
         text += "}\n";
         text
@@ -151,6 +152,18 @@ impl Rules {
             }
         }
         rule("}");
+    }
+
+    /// A container has a network of its own, and may have heard of a virtual
+    /// address from a resolver of this machine: it must not wait for an answer.
+    fn write_forward(&self, text: &mut String) {
+        *text += "\t\tchain forward {\n";
+        *text += "\t\ttype filter hook forward priority -10; policy accept;\n";
+        let _ = writeln!(text, "\t\tmeta l4proto != @{CONFIRMED} return");
+        for to in destinations(&self.virtual_addresses) {
+            let _ = writeln!(text, "\t\t{to} reject with tcp reset");
+        }
+        *text += "\t\t}\n";
     }
 
     fn ports_left_alone(&self) -> Vec<Ports> {

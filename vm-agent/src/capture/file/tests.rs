@@ -12,7 +12,8 @@ fn parsed(text: &str) -> Result<Plan, ConfigError> {
 fn nothing_written_captures_virtual_addresses() {
     let resolved = parsed("# nothing\n").unwrap().resolve(ACCOUNTS, &Cgroups::none()).unwrap();
     let rules = resolved.rules;
-    assert_eq!(rules.virtual_addresses, ["240.0.0.0/4".parse().unwrap()]);
+    let blocks = ["240.0.0.0/4", "fd69:7374:686d::f000:0/100"];
+    assert_eq!(rules.virtual_addresses, blocks.map(|block| block.parse().unwrap()));
     assert_eq!((rules.proxy_port, rules.own), (4141, [990, 991].into()));
     assert!(rules.outbound.is_empty() && rules.inbound.is_empty() && !rules.refuse && !rules.dns);
 }

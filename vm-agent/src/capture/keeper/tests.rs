@@ -1,6 +1,6 @@
 //! What is decided before nft is asked; the rest is in the namespace ring.
 
-use std::net::TcpListener;
+use std::{fs, net::TcpListener};
 
 use mesh_tunnel::RealNet;
 
@@ -10,7 +10,7 @@ fn keeper(dir: &tempfile::TempDir, text: &str) -> Keeper {
     let rules = dir.path().join("capture.yaml");
     fs::write(&rules, text).unwrap();
     let places = Places { rules, state: dir.path().to_owned() };
-    Keeper::new(places, Arc::new(RealNet), mpsc::channel(1).1)
+    Keeper::new(places, Arc::new(RealNet), mpsc::channel(1).1, watch::Sender::new(None))
 }
 
 fn enable(seconds: u64, dry_run: bool, ssh_port: Option<u16>) -> Ask {

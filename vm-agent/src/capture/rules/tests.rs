@@ -81,6 +81,17 @@ socket cgroupv2 level 2 \"system.slice/orders.service\" tcp dport { 80, 8000-899
 }
 
 #[test]
+fn virtual_addresses_are_refused_to_others_than_this_machine() {
+    let text = rules().text(Term::Confirmed, true);
+    let wanted = [
+        "meta l4proto != @confirmed return",
+        "ip daddr { 240.0.0.0/4 } reject with tcp reset",
+        "ip6 daddr { fd69::/64 } reject with tcp reset",
+    ];
+    assert_eq!(chain(&text, "forward"), wanted);
+}
+
+#[test]
 fn inbound_is_redirected_or_refused_and_only_that_begins() {
     let text = rules().text(Term::Confirmed, true);
     let redirected = [

@@ -63,8 +63,15 @@ fn transport() -> Arc<quinn::TransportConfig> {
     TRANSPORT.clone()
 }
 
-fn endpoint_config(net: &dyn Net) -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+/// The workers of a process share the key of their stateless resets (RFC 9000
+/// section 10.3): a client whose address changes may be led to a worker that
+/// does not know its connection, and learns at once that it has to dial anew.
+fn listening_config() -> EndpointConfig {
+    static CONFIG: LazyLock<EndpointConfig> = LazyLock::new(EndpointConfig::default);
+    CONFIG.clone()
+}
+
+fn endpoint_config(net: &dyn Net, mut config: EndpointConfig) -> EndpointConfig {
     config.rng_seed(net.quic_seed());
     if let Some(generation) = net.generation() {
         config.cid_generator(move || Box::new(Cids(generation)));
@@ -86,7 +93,7 @@ pub(crate) async fn connect(
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let socket = net.udp(any, false).await?.socket;
-    let config = endpoint_config(net);
+    let config = endpoint_config(net, EndpointConfig::default());
     let endpoint =
         Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
     let witness = Witness::default();
@@ -125,7 +132,7 @@ impl Acceptor {
         base.incoming_buffer_size(INCOMING_BUFFER);
         base.incoming_buffer_size_total(INCOMING_BUFFERS);
         let endpoint = Endpoint::new_with_abstract_socket(
-            endpoint_config(net),
+            endpoint_config(net, listening_config()),
             Some(base.clone()),
             socket,
             Arc::new(TokioRuntime),
@@ -167,4 +174,64 @@ fn certificate_missing(error: ConnectionError) -> io::Error {
 pub(crate) fn chain_of(connection: &quinn::Connection) -> Vec<CertificateDer<'static>> {
     let identity = connection.peer_identity().and_then(|any| any.downcast().ok());
     identity.map(|chain: Box<Vec<_>>| *chain).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        datagrams::Generation,
+        net::RealNet,
+        testing::{Authority, credentials},
+    };
+
+    /// One of several at an address, that takes whoever comes.
+    async fn worker(addr: SocketAddr, acceptor: &Acceptor) -> Endpoint {
+        let socket = RealNet.udp(addr, true).await.unwrap().socket;
+        let mut config = listening_config();
+        config.cid_generator(|| Box::new(Cids(Generation(1))));
+        let base = Some(acceptor.base.clone());
+        let endpoint =
+            Endpoint::new_with_abstract_socket(config, base, socket, Arc::new(TokioRuntime))
+                .unwrap();
+        let (acceptor, accepting) = (acceptor.clone(), endpoint.clone());
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Some(incoming) = accepting.accept().await {
+                held.push(acceptor.accept(incoming).await.unwrap());
+            }
+        });
+        endpoint
+    }
+
+    #[tokio::test]
+    async fn whose_new_address_leads_to_another_worker_learns_it_at_once() {
+        let east = Authority::new("east.example");
+        let held = credentials(&east, &east.gateway(), &[&east]);
+        let near = credentials(&east, &east.workload("a"), &[&east]);
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let socket = RealNet.udp(any, true).await.unwrap().socket;
+        let allowed = Allowed::Neighbour(east.domain.clone());
+        let acceptor = Acceptor::new(&RealNet, socket, &held, allowed).unwrap();
+        let first = worker(any, &acceptor).await;
+        let addr = first.local_addr().unwrap();
+        let _second = worker(addr, &acceptor).await;
+
+        let client = Endpoint::client(any).unwrap();
+        let tls = near.client(mesh_api::ALPN_TUNNEL, Allowed::Exactly(east.gateway()));
+        let crypto = QuicClientConfig::try_from(tls).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let connection = client.connect_with(config, addr, SERVER_NAME).unwrap().await.unwrap();
+        // Half of all addresses lead to the other one.
+        for _ in 0..30 {
+            client.rebind(std::net::UdpSocket::bind(any).unwrap()).unwrap();
+            if let Ok(ended) = timeout(Duration::from_millis(500), connection.closed()).await {
+                assert_eq!(ended, ConnectionError::Reset);
+                return;
+            }
+        }
+        panic!("it never learns");
+    }
 }

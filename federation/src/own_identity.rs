@@ -11,8 +11,9 @@ use crate::{
 };
 
 /// How often it is looked whether something must be renewed, unless
-/// certificates live so short that this would be seldom.
-const LOOK: Duration = Duration::from_secs(60);
+/// certificates live so short that this would be seldom: the clock jumps when a
+/// machine sleeps, and nobody gets a certificate from an expired federation.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Issues a certificate to ourselves and believes what the log says.
 pub fn refresh(site: &Site) -> Result<(), IssueError> {

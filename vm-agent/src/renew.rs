@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How often the wall clock is looked at: it jumps when a machine sleeps.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(5);
 /// For one renewal.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// After a failure; doubles up to the longest.

@@ -42,6 +42,11 @@ grep -q 'token_used_up\|used up' "$WORK/joined" || fail "a token twice: $(cat "$
 [ "$(node_of late)" = "" ] || fail "late is a node"
 step "a token lets in once: $(grep -m 1 "used up" "$WORK/joined")"
 
+# token_of_new_address: a machine comes in by it, and leaves.
+token_of_new_address() {
+    token | in_machine late meshctl join - >"$WORK/joined" 2>&1 && in_machine late meshctl leave >"$WORK/joined" 2>&1
+}
+
 # serves SECONDS WHAT…: web1 answers, and is the node that it was.
 serves() {
     eventually "$1" request client
@@ -141,6 +146,34 @@ eventually 30 token_is_void
 [ "$(node_of late)" = "" ] || fail "who joined after the backup is known"
 none_failed "restoring the control plane"
 step "the control plane was restored: machines are known, no request failed"
+
+# The gateway moves: its new address is told before the old one goes.
+in_machine control sed -i 's/^\( *- \)10.77.0.1:8443$/&\n\110.77.0.101:8443/' /etc/isthmus/federation.yaml
+in_machine control systemctl restart isthmus-federation
+serves 20 "two addresses of the gateway"
+# Who is away while it is told does not learn it.
+all_hear() {
+    [ "$(in_machine control meshctl -o json node list | python3 -c '
+import json, sys
+print(sorted(node["hostname"] for node in json.load(sys.stdin)["nodes"] if node["state"] == "connected"))')" = "['client', 'web1']" ]
+}
+eventually 30 all_hear
+none_failed "telling another address of the gateway"
+ip -n control addr flush dev eth0
+ip -n control addr add 10.77.0.101/24 dev eth0
+moved=$SECONDS
+# A network that comes back within 30 s shall find its tunnels (ADR 10).
+eventually 45 request client
+took=$((SECONDS - moved))
+sleep 10
+rm -f "$WORK/failed"
+in_machine control sed -i '/^ *- 10.77.0.1:8443$/d' /etc/isthmus/federation.yaml
+in_machine control systemctl restart isthmus-federation
+serves 20 "another gateway"
+sleep 3
+none_failed "after another address of the gateway"
+eventually 20 token_of_new_address
+step "the gateway has another address: found within $took s, in tokens too"
 
 touch "$WORK/enough"
 wait "$traffic"

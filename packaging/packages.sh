@@ -6,6 +6,7 @@ PACKAGES=(isthmus-proxy isthmus-vm-agent isthmus-federation isthmus-cli)
 # about PACKAGE: says what it is.
 #   PROGRAM  what it runs
 #   UNITS    what it starts
+#   BESIDE   units that these start
 #   UPGRADE  what becomes of units that run: reload leaves every connection alone
 #   NEEDS    other packages, of the same version
 #   WANTS    what it is better with, in Debian's words
@@ -13,7 +14,7 @@ PACKAGES=(isthmus-proxy isthmus-vm-agent isthmus-federation isthmus-cli)
 #   RUN      what a removal does: processes leave their sockets there
 #   BEFORE_REMOVAL  commands, in one line, that take out what its units leave in the kernel
 about() {
-    UNITS=() NEEDS=() WANTS='' STATE=() RUN=() UPGRADE=restart SECTION=8 BEFORE_REMOVAL=:
+    UNITS=() BESIDE=() NEEDS=() WANTS='' STATE=() RUN=() UPGRADE=restart SECTION=8 BEFORE_REMOVAL=:
     case $1 in
     isthmus-proxy)
         PROGRAM=edge-proxy UPGRADE=reload
@@ -28,6 +29,7 @@ mutual TLS, and as a gateway that of a whole site."
         PROGRAM=vm-agent
         UNITS=(isthmus-vm-agent.service isthmus-dns.service isthmus-resolved.path isthmus-resolved.service
             isthmus-capture.service)
+        BESIDE=(isthmus-check.socket isthmus-check@.service)
         NEEDS=(isthmus-proxy isthmus-cli)
         # Over it the agent asks systemd whether the machine stops.
         # With nft it captures.
@@ -66,7 +68,7 @@ lay() {
     about "$package"
     install -D -m 0755 "$PROGRAMS/$PROGRAM" "$root/usr/bin/$PROGRAM"
     "${STRIP:-strip}" --strip-unneeded --remove-section=.comment "$root/usr/bin/$PROGRAM"
-    for unit in "${UNITS[@]}"; do
+    for unit in "${UNITS[@]}" "${BESIDE[@]}"; do
         install -D -m 0644 "common/systemd/$unit" "$root/usr/lib/systemd/system/$unit"
     done
     for kind in sysusers tmpfiles; do

@@ -82,7 +82,12 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
 /// Reads a file of at most [`MAX_FILE`] bytes.
 pub fn read(path: &Path) -> Result<String, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(read)?;
+    read_open(std::fs::File::open(path).map_err(read)?, path)
+}
+
+/// The same of one that is open; `path` is how errors name it.
+pub fn read_open(file: std::fs::File, path: &Path) -> Result<String, ConfigError> {
+    let read = |source| ConfigError::Read { path: path.to_owned(), source };
     let mut text = String::new();
     // One byte more than allowed tells a long file from one that just fits.
     file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(read)?;

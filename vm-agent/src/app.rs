@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     machine::{self, Machine},
     metrics,
-    services::{self, Services},
+    services::{self, Services, check::Asker, exec::Door},
     state::{StateDir, StateError},
     uplink,
     workload::{self, Workload},
@@ -167,8 +167,10 @@ async fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> 
 
 async fn follow_services(agent: Arc<Agent>, drain: Drain) {
     let dir = &agent.config.services;
+    let door = Door::new(agent.config.check_socket());
+    let asker = Arc::new(Asker { net: agent.net.clone(), door });
     tokio::select! {
-        () = services::watch::run(dir, &agent.net, &agent.services, &agent.look) => {}
+        () = services::watch::run(dir, &asker, &agent.services, &agent.look) => {}
         () = drain.draining() => {}
     }
 }

@@ -70,6 +70,12 @@ pub enum Command {
     /// as the first in resolv.conf. Of other names it knows nothing, and who
     /// asks for them asks the next server.
     Dns(DnsFlags),
+    /// Run the command of one health check, for the agent
+    ///
+    /// By isthmus-check.socket, as root: the agent says on standard input which
+    /// instance, the file of the service, which only root may have written, says
+    /// what is run by whom, and systemd runs it in a unit of its own.
+    CheckExec(CheckExecFlags),
 }
 
 /// Of `vm-agent dns`.
@@ -81,6 +87,17 @@ pub struct DnsFlags {
     /// Where to answer [default: 127.240.0.53:4153, and at port 53 if that is free]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<SocketAddr>,
+}
+
+/// Of `vm-agent check-exec`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckExecFlags {
+    /// Configuration file of the agent [default: /etc/isthmus/agent.yaml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The unit that this is: the command ends with it
+    #[arg(long, value_name = "UNIT")]
+    pub unit: String,
 }
 
 /// Of `vm-agent capture`.
@@ -237,6 +254,11 @@ impl Config {
     /// The door of programs that speak the SPIFFE Workload API.
     pub fn workload_socket(&self) -> PathBuf {
         self.run.join("workload.sock")
+    }
+
+    /// The door behind which commands of health checks are run.
+    pub fn check_socket(&self) -> PathBuf {
+        self.run.join("check.sock")
     }
 
     /// The door of this machine's proxy.

@@ -17,6 +17,7 @@
 //! - [`jwt`]: tokens for the same programs.
 //! - [`capture`]: the process beside it that tells the kernel what goes to the
 //!   proxy; [`dns`]: the one that says where names lead.
+//! - [`exec`]: the process beside it that has commands of health checks run.
 //! - [`api`]: what is served on the Unix sockets; [`metrics`]: what is told
 //!   to Prometheus.
 //!
@@ -29,6 +30,7 @@ pub mod attest;
 pub mod capture;
 pub mod config;
 pub mod dns;
+pub mod exec;
 pub mod join;
 pub mod jwt;
 pub mod ledger;

@@ -10,6 +10,7 @@ use vm_agent::{
     capture,
     config::{Command, Config, Flags},
     dns,
+    exec,
 };
 
 fn main() -> ExitCode {
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
             return ended(block_on(capture::run(flags, Arc::new(RealNet))));
         }
         Some(Command::Dns(flags)) => return ended(block_on(dns::run(flags, Arc::new(RealNet)))),
+        Some(Command::CheckExec(flags)) => return ended(block_on(exec::run(flags))),
         None => {}
     }
     let config = match Config::load(&flags) {

@@ -193,7 +193,7 @@ in_machine host nft add table inet isthmus
 must_dnf host remove isthmus-vm-agent
 in_machine host nft list tables | grep -q isthmus && fail "our table is left"
 in_machine host rpm -qa 'isthmus-*' | grep . && fail "is still there"
-for unit in isthmus-proxy isthmus-gateway isthmus-vm-agent isthmus-capture isthmus-dns; do
+for unit in isthmus-proxy isthmus-gateway isthmus-vm-agent isthmus-check.socket isthmus-capture isthmus-dns; do
     is host $unit "inactive"
 done
 left=$(files host | comm -13 "$WORK/host/before" - | grep -v '^/var/lib/isthmus/' | xargs)

@@ -9,10 +9,7 @@ use std::{
 use mesh_tunnel::Net;
 
 use super::rules::Rules;
-use crate::services::{
-    check,
-    file::{CheckSpec, Probe},
-};
+use crate::services::probe;
 
 /// A proxy that is well answers at once.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -25,14 +22,8 @@ const LISTEN: &str = "0A";
 ///
 /// Why it is not, for people.
 pub async fn is_ready(net: &dyn Net, admin: SocketAddr) -> Result<(), String> {
-    let spec = CheckSpec {
-        probe: Probe::Http(admin, "/ready".to_owned()),
-        interval: PATIENCE,
-        timeout: PATIENCE,
-        healthy: 1,
-        unhealthy: 1,
-    };
-    check::once(net, &spec).await
+    let asked = tokio::time::timeout(PATIENCE, probe::http(net, admin, "/ready")).await;
+    asked.unwrap_or_else(|_| Err(format!("http://{admin}/ready: no answer within {PATIENCE:?}")))
 }
 
 /// Whether a user of the mesh, and nobody else, listens where captured

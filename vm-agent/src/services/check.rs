@@ -1,11 +1,12 @@
 //! Health checks, of this machine only: how often, and what their results mean.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use mesh_api::v1::Health;
 use mesh_tunnel::Net;
 
 use super::{
+    exec::Door,
     file::{CheckSpec, Probe},
     probe,
 };
@@ -13,6 +14,14 @@ use super::{
 /// How far one interval may differ from the next, so that many services are
 /// not all checked in the same moment.
 const JITTER: f64 = 0.1;
+
+/// What services are asked with.
+pub struct Asker {
+    /// The network.
+    pub net: Arc<dyn Net>,
+    /// Where commands are asked for.
+    pub door: Door,
+}
 
 /// Counts passes and failures in a row. The first check decides alone.
 #[derive(Debug, Default)]
@@ -40,11 +49,17 @@ impl Judge {
     }
 }
 
-/// Checks for ever; tells `report` the health and the detail after each check.
-pub async fn run(net: &dyn Net, spec: &CheckSpec, mut report: impl FnMut(Health, String)) {
+/// Checks an instance for ever; tells `report` the health and the detail after
+/// each check.
+pub async fn run(
+    asker: &Asker,
+    instance: &str,
+    spec: &CheckSpec,
+    mut report: impl FnMut(Health, String),
+) {
     let mut judge = Judge::default();
     loop {
-        let result = once(net, spec).await;
+        let result = once(asker, instance, spec).await;
         let health = judge.judge(result.is_ok(), spec);
         report(health, result.err().unwrap_or_default());
         let factor = 1.0 + rand::random_range(-JITTER..=JITTER);
@@ -53,34 +68,49 @@ pub async fn run(net: &dyn Net, spec: &CheckSpec, mut report: impl FnMut(Health,
 }
 
 /// One check; the error is for people.
-pub async fn once(net: &dyn Net, spec: &CheckSpec) -> Result<(), String> {
-    match tokio::time::timeout(spec.timeout, ask(net, &spec.probe)).await {
-        Ok(result) => result,
-        Err(_) => Err(format!("{}: no answer within {:?}", target(&spec.probe), spec.timeout)),
-    }
-}
-
-fn target(probe: &Probe) -> String {
-    match probe {
-        Probe::Tcp(addrs) => addrs.first().map(ToString::to_string).unwrap_or_default(),
-        Probe::Http(addr, path) => format!("http://{addr}{path}"),
-        Probe::Grpc(addr, service) => format!("grpc://{addr}/{service}"),
-        Probe::Unit(unit) => format!("systemctl show {unit}"),
-    }
-}
-
-async fn ask(net: &dyn Net, probe: &Probe) -> Result<(), String> {
-    match probe {
+pub async fn once(asker: &Asker, instance: &str, spec: &CheckSpec) -> Result<(), String> {
+    let net = &*asker.net;
+    match &spec.probe {
         Probe::Tcp(addrs) => {
-            for addr in addrs {
-                probe::connect(net, *addr).await?;
-            }
-            Ok(())
+            let target = addrs.first().map(ToString::to_string).unwrap_or_default();
+            in_time(spec, &target, connect(net, addrs)).await
         }
-        Probe::Http(addr, path) => probe::http(net, *addr, path).await,
-        Probe::Grpc(addr, service) => probe::grpc(net, *addr, service).await,
-        Probe::Unit(unit) => probe::unit(Path::new("systemctl"), unit).await,
+        Probe::Http(addr, path) => {
+            let target = format!("http://{addr}{path}");
+            in_time(spec, &target, probe::http(net, *addr, path)).await
+        }
+        Probe::Grpc(addr, service) => {
+            let target = format!("grpc://{addr}/{service}");
+            in_time(spec, &target, probe::grpc(net, *addr, service)).await
+        }
+        Probe::Unit(unit) => {
+            let target = format!("systemctl show {unit}");
+            in_time(spec, &target, probe::unit(Path::new("systemctl"), unit)).await
+        }
+        // Its time begins with the command.
+        Probe::Exec(_) => asker.door.ask(net, instance, spec.timeout).await,
     }
+}
+
+async fn in_time(
+    spec: &CheckSpec,
+    target: &str,
+    asking: impl Future<Output = Result<(), String>>,
+) -> Result<(), String> {
+    let asked = tokio::time::timeout(spec.timeout, asking).await;
+    asked.unwrap_or_else(|_| Err(format!("{target}: no answer within {:?}", spec.timeout)))
+}
+
+async fn connect(net: &dyn Net, addrs: &[SocketAddr]) -> Result<(), String> {
+    for addr in addrs {
+        probe::connect(net, *addr).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) fn asker() -> Asker {
+    Asker { net: Arc::new(mesh_tunnel::RealNet), door: Door::new("/nowhere/check.sock".into()) }
 }
 
 /// Quick checks with thresholds that differ.
@@ -101,7 +131,6 @@ mod tests {
     use std::time::Duration;
 
     use mesh_runtime::process::current_thread;
-    use mesh_tunnel::RealNet;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -136,10 +165,11 @@ mod tests {
             let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (a, b) = (open.local_addr().unwrap(), closed.local_addr().unwrap());
-            once(&RealNet, &spec_of(Probe::Tcp(vec![a, b]))).await.unwrap();
+            once(&asker(), "orders", &spec_of(Probe::Tcp(vec![a, b]))).await.unwrap();
             drop(closed);
-            once(&RealNet, &spec_of(Probe::Tcp(vec![a]))).await.unwrap();
-            let shown = once(&RealNet, &spec_of(Probe::Tcp(vec![a, b]))).await.unwrap_err();
+            once(&asker(), "orders", &spec_of(Probe::Tcp(vec![a]))).await.unwrap();
+            let shown =
+                once(&asker(), "orders", &spec_of(Probe::Tcp(vec![a, b]))).await.unwrap_err();
             assert!(shown.contains(&b.to_string()), "{shown}");
         });
     }
@@ -150,7 +180,7 @@ mod tests {
             let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let mut spec = spec_of(Probe::Http(silent.local_addr().unwrap(), "/healthz".into()));
             spec.timeout = Duration::from_millis(100);
-            let shown = once(&RealNet, &spec).await.unwrap_err();
+            let shown = once(&asker(), "orders", &spec).await.unwrap_err();
             assert!(shown.contains("no answer within 100ms"), "{shown}");
         });
     }

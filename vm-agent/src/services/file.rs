@@ -16,23 +16,26 @@
 //!
 //! `check` asks one of: `http: /healthz`, `tcp: 8080`, `grpc: shop.Orders` (the
 //! protocol of `grpc.health.v1`; `grpc: ""` for the server as a whole), `unit:
-//! orders.service` (what systemd says of it); without any of them every port
-//! must accept a connection. `port` is where `http` and `grpc` ask, if that is
+//! orders.service` (what systemd says of it), `exec: [/usr/lib/orders/check, -w,
+//! "10"]` (a command that ends with 0 while all is well, run as `user`); without
+//! any of them every port must accept a connection. `port` is where `http` and `grpc` ask, if that is
 //! not the first `target`. `interval`, `timeout`, and how many results in a row
 //! change what is believed: `healthy`, `unhealthy`.
 
+mod check;
+
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     num::NonZeroU16,
-    time::Duration,
 };
 
 use mesh_api::v1;
 use mesh_core::{PortName, ServiceName, name::is_reserved_namespace};
-use mesh_runtime::config::{self, ConfigError, HumanDuration};
+use mesh_runtime::config::{self, ConfigError};
 use serde::Deserialize;
 
-use crate::machine::is_unit;
+use self::check::CheckFile;
+pub use self::check::{CheckSpec, Exec, Probe};
 
 /// Ports of one instance, as federation accepts them.
 const MAX_PORTS: usize = 16;
@@ -40,8 +43,6 @@ const MAX_PORTS: usize = 16;
 const MAX_INSTANCE: usize = 64;
 /// The largest weight, as federation accepts it.
 const MAX_WEIGHT: u32 = 1_000_000;
-/// The longest path, or name of a service, of a health check, in bytes.
-const MAX_PATH: usize = 1024;
 
 /// One service of this machine; what its file means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,35 +74,6 @@ pub struct PortSpec {
     pub target: u16,
     /// Unspecified is detected.
     pub protocol: v1::Protocol,
-}
-
-/// How a service is asked for its health.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckSpec {
-    /// What is asked.
-    pub probe: Probe,
-    /// From one check to the next.
-    pub interval: Duration,
-    /// Of one check.
-    pub timeout: Duration,
-    /// Passes in a row that make it healthy again.
-    pub healthy: u32,
-    /// Failures in a row that make it unhealthy.
-    pub unhealthy: u32,
-}
-
-/// What a check asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe {
-    /// Each address accepts a connection.
-    Tcp(Vec<SocketAddr>),
-    /// `GET` answers with 200 to 399.
-    Http(SocketAddr, String),
-    /// `grpc.health.v1.Health/Check` says that this service is `SERVING`; an
-    /// empty name is the whole server.
-    Grpc(SocketAddr, String),
-    /// systemd says that this unit is active.
-    Unit(String),
 }
 
 #[derive(Debug, Deserialize)]
@@ -143,20 +115,6 @@ enum ProtocolFile {
     Grpc,
     Tcp,
     Tls,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct CheckFile {
-    http: Option<String>,
-    tcp: Option<NonZeroU16>,
-    grpc: Option<String>,
-    unit: Option<String>,
-    port: Option<NonZeroU16>,
-    interval: Option<HumanDuration>,
-    timeout: Option<HumanDuration>,
-    healthy: Option<u32>,
-    unhealthy: Option<u32>,
 }
 
 /// Parses one file. `stem` is its name without `.yaml`, `label` how errors
@@ -282,64 +240,6 @@ fn check_instance(instance: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-impl CheckFile {
-    fn check(&self, host: IpAddr, ports: &[PortSpec]) -> Result<CheckSpec, Problem> {
-        let spec = CheckSpec {
-            probe: self.probe(host, ports)?,
-            interval: self.interval.map_or(Duration::from_secs(5), Into::into),
-            timeout: self.timeout.map_or(Duration::from_secs(1), Into::into),
-            healthy: self.healthy.unwrap_or(1),
-            unhealthy: self.unhealthy.unwrap_or(2),
-        };
-        let bounds = Duration::from_millis(100)..=Duration::from_secs(3600);
-        if !bounds.contains(&spec.interval) || !bounds.contains(&spec.timeout) {
-            return Err(("check", "interval and timeout must be 100ms to 1h".to_owned()));
-        }
-        if spec.healthy == 0 || spec.unhealthy == 0 {
-            return Err(("check", "healthy and unhealthy count checks; at least 1".to_owned()));
-        }
-        Ok(spec)
-    }
-
-    fn probe(&self, host: IpAddr, ports: &[PortSpec]) -> Result<Probe, Problem> {
-        let problem = |text: &str| Err(("check", text.to_owned()));
-        let first = ports.first().map_or(0, |port| port.target);
-        let asked = SocketAddr::new(host, self.port.map_or(first, NonZeroU16::get));
-        if self.port.is_some() && self.http.is_none() && self.grpc.is_none() {
-            return problem("port goes with http or grpc; write tcp: <port>");
-        }
-        match (&self.http, self.tcp, &self.grpc, &self.unit) {
-            (None, None, None, None) => Ok(Probe::Tcp(
-                ports.iter().map(|port| SocketAddr::new(host, port.target)).collect(),
-            )),
-            (None, Some(port), None, None) => {
-                Ok(Probe::Tcp(vec![SocketAddr::new(host, port.get())]))
-            }
-            (Some(path), None, None, None) if path.starts_with('/') && is_graphic(path) => {
-                Ok(Probe::Http(asked, path.clone()))
-            }
-            (Some(path), None, None, None) => {
-                problem(&format!("http: {path:?} must be a path, e.g. /healthz"))
-            }
-            (None, None, Some(service), None) if is_graphic(service) => {
-                Ok(Probe::Grpc(asked, service.clone()))
-            }
-            (None, None, Some(service), None) => problem(&format!(
-                "grpc: {service:?} must be the name of a service, e.g. shop.Orders, or empty"
-            )),
-            (None, None, None, Some(unit)) if is_unit(unit) => Ok(Probe::Unit(unit.clone())),
-            (None, None, None, Some(unit)) => {
-                problem(&format!("unit: {unit:?} must be the name of a unit, e.g. orders.service"))
-            }
-            _ => problem("asks one of http, tcp, grpc and unit"),
-        }
-    }
-}
-
-fn is_graphic(text: &str) -> bool {
-    text.len() <= MAX_PATH && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
 impl ServiceSpec {
     /// As the site records it, but for where the machine is.
     pub fn wire(&self) -> v1::Register {
@@ -363,6 +263,8 @@ impl ServiceSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::SocketAddr, time::Duration};
+
     use super::*;
 
     fn parse_orders(text: &str) -> Result<ServiceSpec, ConfigError> {

@@ -3,9 +3,11 @@
 //! - [`file`]: one file, parsed.
 //! - [`check`]: one service, asked whether it is well, again and again.
 //! - [`probe`]: the question, over TCP, HTTP, gRPC, or to systemd.
+//! - [`exec`]: the question to a command, which somebody else runs.
 //! - [`watch`]: the directory, followed.
 
 pub mod check;
+pub mod exec;
 pub mod file;
 pub mod probe;
 pub mod watch;

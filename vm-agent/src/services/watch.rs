@@ -1,6 +1,7 @@
 //! Follows the directory of service files and keeps every service checked.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     ffi::OsStr,
     fs, io,
@@ -12,13 +13,16 @@ use std::{
 
 use mesh_api::v1::Health;
 use mesh_runtime::config;
-use mesh_tunnel::Net;
 use tokio::{
     sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
 };
 
-use super::{Local, ServiceSpec, Services, check, file};
+use super::{
+    Local, ServiceSpec, Services,
+    check::{self, Asker},
+    file,
+};
 
 /// From one look at the directory to the next; a look at unchanged files
 /// costs one `stat` each.
@@ -42,9 +46,9 @@ struct Known {
 
 /// Follows `dir` for ever and keeps `services` up to date. `now` asks for a
 /// look at once; whoever waits for it is told of the next read.
-pub async fn run(dir: &Path, net: &Arc<dyn Net>, services: &watch::Sender<Services>, now: &Notify) {
+pub async fn run(dir: &Path, asker: &Arc<Asker>, services: &watch::Sender<Services>, now: &Notify) {
     let mut directory = Directory::new(dir);
-    let mut checks = Checks { net, services, tasks: JoinSet::new(), running: HashMap::new() };
+    let mut checks = Checks { asker, services, tasks: JoinSet::new(), running: HashMap::new() };
     let mut asked = true;
     loop {
         let (specs, broken) = directory.read();
@@ -155,7 +159,7 @@ impl Directory {
 }
 
 /// `*.yaml` and `*.yml` by name, without those that editors hide.
-fn service_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn service_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -173,16 +177,20 @@ fn service_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// The name of an instance whose file says none.
+pub(crate) fn stem(path: &Path) -> Cow<'_, str> {
+    path.file_stem().unwrap_or_default().to_string_lossy()
+}
+
 fn parse(path: &Path) -> Result<Arc<ServiceSpec>, String> {
     let label = path.display().to_string();
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let text = config::read(path).map_err(|error| error.to_string())?;
-    file::parse(&text, &stem, &label).map(Arc::new).map_err(|error| error.to_string())
+    file::parse(&text, &stem(path), &label).map(Arc::new).map_err(|error| error.to_string())
 }
 
 /// One task per service.
 struct Checks<'a> {
-    net: &'a Arc<dyn Net>,
+    asker: &'a Arc<Asker>,
     services: &'a watch::Sender<Services>,
     tasks: JoinSet<()>,
     running: HashMap<String, (Arc<ServiceSpec>, AbortHandle)>,
@@ -218,9 +226,9 @@ impl Checks<'_> {
             now.local.insert(instance.clone(), local);
         });
         let (services, name, checked) = (self.services.clone(), instance.clone(), spec.clone());
-        let net = self.net.clone();
+        let asker = self.asker.clone();
         let task = self.tasks.spawn(async move {
-            check::run(&*net, &checked.check, |health, detail| {
+            check::run(&asker, &name, &checked.check, |health, detail| {
                 services.send_if_modified(|now| report(now, &name, &checked, health, detail));
             })
             .await;
@@ -323,8 +331,8 @@ mod tests {
             let services = watch::Sender::new(Services::default());
             let mut seen = services.subscribe();
             let now = Notify::new();
-            let net: Arc<dyn Net> = Arc::new(mesh_tunnel::RealNet);
-            let follow = run(dir.path(), &net, &services, &now);
+            let asker = Arc::new(check::asker());
+            let follow = run(dir.path(), &asker, &services, &now);
             let drive = async {
                 let health = |wanted: Health| {
                     move |now: &Services| {

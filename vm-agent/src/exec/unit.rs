@@ -1,0 +1,261 @@
+//! A unit of its own for one run of a command: its user, its limits, and nothing
+//! of it is left when it ends.
+
+use std::{
+    io::{self, PipeReader},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    pin::pin,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use futures_util::future::{Either, select};
+use tokio::{
+    io::AsyncReadExt,
+    net::unix::pipe::Receiver,
+    process::{Child, Command},
+    time::{Instant, timeout},
+};
+
+use crate::services::{ServiceSpec, file::Exec};
+
+/// What may pass besides the command's own time, until systemd has started and
+/// stopped it.
+const SYSTEMD: Duration = Duration::from_secs(10);
+/// For what was written last to arrive.
+const LATE: Duration = Duration::from_secs(1);
+/// The longest line that is told, in bytes.
+const MAX_LINE: usize = 1024;
+/// What of the output is kept, in bytes: the last line, if it ends with a few
+/// empty ones.
+const TAIL: usize = MAX_LINE + 64;
+/// Of all processes of one check.
+const MEMORY: &str = "MemoryMax=256M";
+/// Of one check.
+const TASKS: &str = "TasksMax=64";
+/// Statuses of what systemd could not do (`systemd.exec(5)`, "Process Exit
+/// Codes").
+const EXEC: i32 = 203;
+const USER: i32 = 217;
+
+/// systemd's, in the `PATH`, but for tests.
+#[derive(Debug)]
+pub struct Programs {
+    /// `systemd-run`.
+    pub run: PathBuf,
+    /// `systemctl`.
+    pub control: PathBuf,
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        Self { run: "systemd-run".into(), control: "systemctl".into() }
+    }
+}
+
+/// Runs the command to its end, which is at the latest that of its time.
+///
+/// # Errors
+///
+/// It did not end with 0; the status and the last line, for people.
+pub async fn run(
+    programs: &Programs,
+    own_unit: &str,
+    spec: &ServiceSpec,
+    exec: &Exec,
+) -> Result<(), String> {
+    let unit = format!("isthmus-check-{}.service", spec.instance);
+    let limit = spec.check.timeout + SYSTEMD;
+    let running = async {
+        stop(programs, &unit).await.map_err(|error| format!("systemctl: {error}"))?;
+        let (child, output) = spawn(programs, &unit, own_unit, spec, exec)
+            .map_err(|error| format!("systemd-run: {error}"))?;
+        let started = Instant::now();
+        let (status, tail) = follow(child, output).await.map_err(|error| error.to_string())?;
+        if status.success() {
+            return Ok(());
+        }
+        if started.elapsed() >= spec.check.timeout {
+            return Err(format!("killed: not done within {:?}", spec.check.timeout));
+        }
+        Err(told(status, exec, &tail))
+    };
+    let ended = timeout(limit, running).await;
+    ended.unwrap_or_else(|_| Err(format!("systemd has not run it within {limit:?}")))
+}
+
+/// One at a time: who has hung up may have left one that is just being killed.
+async fn stop(programs: &Programs, unit: &str) -> io::Result<()> {
+    // That there is none is what it says nearly always.
+    let mut command = Command::new(&programs.control);
+    command.args(["stop", "--quiet", "--", unit]).stdin(Stdio::null()).stderr(Stdio::null());
+    command.kill_on_drop(true).status().await.map(drop)
+}
+
+fn spawn(
+    programs: &Programs,
+    unit: &str,
+    own_unit: &str,
+    spec: &ServiceSpec,
+    exec: &Exec,
+) -> io::Result<(Child, PipeReader)> {
+    let (output, input) = io::pipe()?;
+    let mut command = Command::new(&programs.run);
+    command.args(arguments(unit, own_unit, spec, exec));
+    command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+    Ok((command.kill_on_drop(true).spawn()?, output))
+}
+
+fn arguments(unit: &str, own_unit: &str, spec: &ServiceSpec, exec: &Exec) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["--quiet", "--wait", "--pipe", "--collect", "--no-ask-password"].map(String::from).into();
+    arguments.extend([
+        format!("--unit={unit}"),
+        format!("--description=Isthmus health check of {}", spec.instance),
+        format!("--uid={}", exec.user),
+        format!("--setenv=ISTHMUS_INSTANCE={}", spec.instance),
+        format!("--setenv=ISTHMUS_SERVICE={}", spec.service),
+    ]);
+    if let Some(port) = spec.ports.first() {
+        arguments.push(format!("--setenv=ISTHMUS_PORT={}", port.target));
+    }
+    let properties = [
+        &format!("RuntimeMaxSec={}ms", spec.check.timeout.as_millis()),
+        "KillSignal=SIGKILL",
+        MEMORY,
+        TASKS,
+        "LimitCORE=0",
+        // It ends with who has asked for it.
+        &format!("BindsTo={own_unit}"),
+        &format!("After={own_unit}"),
+        // For a service SIGTERM is a good end, for a check it is none.
+        "ExecStopPost=/usr/bin/test ${EXIT_CODE}${EXIT_STATUS} = exited0",
+        // What it says is told here; that it ran is not worth a line.
+        "LogLevelMax=err",
+    ];
+    arguments.extend(properties.iter().map(|property| format!("--property={property}")));
+    arguments.push("--".to_owned());
+    // systemd would put variables in their place.
+    arguments.extend(exec.command.iter().map(|word| word.replace('$', "$$")));
+    arguments
+}
+
+/// Until it has ended; and the end of what it said.
+async fn follow(mut child: Child, output: PipeReader) -> io::Result<(ExitStatus, Vec<u8>)> {
+    let mut output = Receiver::from_owned_fd(OwnedFd::from(output))?;
+    let mut tail = Vec::new();
+    let status = match select(pin!(child.wait()), pin!(read_tail(&mut output, &mut tail))).await {
+        Either::Left((status, reading)) => {
+            // What is missing is not worth more.
+            let _ = timeout(LATE, reading).await;
+            status
+        }
+        Either::Right((_, ended)) => ended.await,
+    };
+    Ok((status?, tail))
+}
+
+async fn read_tail(output: &mut Receiver, tail: &mut Vec<u8>) {
+    let mut chunk = [0; 4096];
+    while let Ok(read @ 1..) = output.read(&mut chunk).await {
+        tail.extend_from_slice(&chunk[..read]);
+        tail.drain(..tail.len().saturating_sub(TAIL));
+    }
+}
+
+fn told(status: ExitStatus, exec: &Exec, tail: &[u8]) -> String {
+    let program = exec.command.first().map_or("", String::as_str);
+    match status.code() {
+        Some(EXEC) => format!("{program}: cannot be run; is it there and executable?"),
+        Some(USER) => format!("user {}: there is none of that name", exec.user),
+        Some(code) => format!("status {code}: {}", last_line(tail)),
+        None => format!("systemd-run: {status}"),
+    }
+}
+
+/// For people, on terminals too.
+fn last_line(tail: &[u8]) -> String {
+    let tail = tail.trim_ascii_end();
+    let line = tail.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = &line[line.len().saturating_sub(MAX_LINE)..];
+    String::from_utf8_lossy(line).replace(char::is_control, " ").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{machine::tests::played, services::file};
+
+    fn spec(check: &str) -> (ServiceSpec, Exec) {
+        let text =
+            format!("service: web\nnamespace: shop\nport: 80\ntarget: 8080\ncheck: {check}\n");
+        let spec = file::parse(&text, "blue", "blue.yaml").unwrap();
+        let file::Probe::Exec(exec) = spec.check.probe.clone() else { panic!("{check}") };
+        (spec, exec)
+    }
+
+    #[test]
+    fn a_command_has_a_unit_and_systemd_reads_nothing_into_it() {
+        let (spec, exec) =
+            spec("{ exec: [/bin/x, --uid=0, $HOME, '10%'], user: nobody, timeout: 1500ms }");
+        let arguments = arguments("u.service", "own.service", &spec, &exec);
+        let at = arguments.iter().position(|word| word == "--").unwrap();
+        assert_eq!(arguments[at + 1..], ["/bin/x", "--uid=0", "$$HOME", "10%"]);
+        for expected in [
+            "--unit=u.service",
+            "--uid=nobody",
+            "--setenv=ISTHMUS_PORT=8080",
+            "--property=RuntimeMaxSec=1500ms",
+            "--property=BindsTo=own.service",
+        ] {
+            assert!(
+                arguments[..at].iter().any(|word| word == expected),
+                "{expected}: {arguments:?}"
+            );
+        }
+    }
+
+    /// With a systemd-run that does this.
+    async fn ran(script: &str) -> Result<(), String> {
+        let (_dir, run_program) = played(&[script]);
+        let programs = Programs { run: run_program, control: "true".into() };
+        let (spec, exec) = spec("{ exec: [/bin/x], user: nobody, timeout: 2s }");
+        run(&programs, "own.service", &spec, &exec).await
+    }
+
+    #[tokio::test]
+    async fn what_is_told_is_the_status_and_the_last_line() {
+        assert_eq!(ran("echo fine").await, Ok(()));
+        for (script, expected) in [
+            ("echo first; echo DISK CRITICAL; exit 2", "status 2: DISK CRITICAL"),
+            ("echo out; echo err >&2; echo; exit 1", "status 1: err"),
+            ("exit 3", "status 3: "),
+            ("printf '\\033[2Ja\\tb\\377'; exit 1", "status 1: [2Ja b\u{fffd}"),
+            ("exit 203", "/bin/x: cannot be run; is it there and executable?"),
+            ("exit 217", "user nobody: there is none of that name"),
+            ("sleep 2.1; exit 1", "killed: not done within 2s"),
+        ] {
+            assert_eq!(ran(script).await, Err(expected.to_owned()), "{script}");
+        }
+    }
+
+    #[tokio::test]
+    async fn much_output_holds_up_nobody_and_little_of_it_is_kept() {
+        let shown = ran("head -c 10000000 /dev/zero | tr '\\0' x; exit 1").await.unwrap_err();
+        assert_eq!(shown, format!("status 1: {}", "x".repeat(MAX_LINE)));
+        // Who holds on to the pipe is not waited for.
+        assert_eq!(ran("sleep 30 & echo said; exit 1").await, Err("status 1: said".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn without_systemd_it_says_so() {
+        let programs =
+            Programs { run: Path::new("/nowhere/systemd-run").into(), control: "true".into() };
+        let (spec, exec) = spec("{ exec: [/bin/x] }");
+        let shown = run(&programs, "own.service", &spec, &exec).await.unwrap_err();
+        assert!(shown.starts_with("systemd-run: "), "{shown}");
+    }
+}

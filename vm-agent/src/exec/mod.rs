@@ -99,7 +99,9 @@ fn find(dir: &Path, instance: &str) -> Result<(ServiceSpec, Exec), String> {
         let text = match trusted::read(&path) {
             Ok(text) => text,
             Err(refusal) => {
-                refused.push(refusal);
+                // Most likely the one that is meant comes first.
+                let at = if watch::stem(&path) == instance { 0 } else { refused.len() };
+                refused.insert(at, refusal);
                 continue;
             }
         };
@@ -141,13 +143,16 @@ mod tests {
         write("b.yaml", CHECKED, 0o644);
         write("broken.yaml", "[", 0o644);
         write("c.yaml", &exec, 0o664);
+        write("aa.yaml", &exec, 0o666);
         write("d.yaml", &format!("{exec}instance: a\n"), 0o644);
         let found =
             |instance| find(dir.path(), instance).map(|(spec, exec)| (spec.instance, exec.command));
         assert_eq!(found("a"), Ok(("a".into(), vec!["/bin/true".into()])));
         assert!(found("b").unwrap_err().contains("b.yaml: has no command"));
         assert!(found("c").unwrap_err().contains("c.yaml: others than root"), "{:?}", found("c"));
-        fs::remove_file(dir.path().join("c.yaml")).unwrap();
+        for name in ["aa.yaml", "c.yaml"] {
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
         for other in ["", "../a", "broken", "d"] {
             assert!(found(other).unwrap_err().contains("no file has this instance"), "{other}");
         }

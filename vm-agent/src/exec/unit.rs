@@ -23,6 +23,10 @@ use crate::services::{ServiceSpec, file::Exec};
 /// What may pass besides the command's own time, until systemd has started and
 /// stopped it.
 const SYSTEMD: Duration = Duration::from_secs(10);
+/// Before another attempt.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What systemd says of a unit whose name is taken.
+const IS_THERE: &str = "was already loaded or has a fragment file.";
 /// For what was written last to arrive.
 const LATE: Duration = Duration::from_secs(1);
 /// The longest line that is told, in bytes.
@@ -34,10 +38,12 @@ const TAIL: usize = MAX_LINE + 64;
 const MEMORY: &str = "MemoryMax=256M";
 /// Of one check.
 const TASKS: &str = "TasksMax=64";
-/// Statuses of what systemd could not do (`systemd.exec(5)`, "Process Exit
+/// The status where systemd found no such user (`systemd.exec(5)`, "Process Exit
 /// Codes").
-const EXEC: i32 = 203;
 const USER: i32 = 217;
+/// Runs the program: systemd-run would look for it itself, as who it is and where
+/// it is, and not as the user where that one is.
+const ENV: &str = "/usr/bin/env";
 
 /// systemd's, in the `PATH`, but for tests.
 #[derive(Debug)]
@@ -65,13 +71,27 @@ pub async fn run(
     spec: &ServiceSpec,
     exec: &Exec,
 ) -> Result<(), String> {
-    let unit = format!("isthmus-check-{}.service", spec.instance);
     let limit = spec.check.timeout + SYSTEMD;
-    let running = async {
-        stop(programs, &unit).await.map_err(|error| format!("systemctl: {error}"))?;
-        let (child, output) = spawn(programs, &unit, own_unit, spec, exec)
-            .map_err(|error| format!("systemd-run: {error}"))?;
+    let running = run_alone(programs, own_unit, spec, exec);
+    let ended = timeout(limit, running).await;
+    ended.unwrap_or_else(|_| Err(format!("systemd has not run it within {limit:?}")))
+}
+
+/// One at a time: the unit's name sees to that. Who has hung up may have left one
+/// that is just being killed.
+async fn run_alone(
+    programs: &Programs,
+    own_unit: &str,
+    spec: &ServiceSpec,
+    exec: &Exec,
+) -> Result<(), String> {
+    let unit = format!("isthmus-check-{}.service", spec.instance);
+    let arguments = arguments(&unit, own_unit, spec, exec);
+    let began = Instant::now();
+    loop {
         let started = Instant::now();
+        let (child, output) = spawn(programs, &arguments)
+            .map_err(|error| format!("{}: {error}", programs.run.display()))?;
         let (status, tail) = follow(child, output).await.map_err(|error| error.to_string())?;
         if status.success() {
             return Ok(());
@@ -79,30 +99,26 @@ pub async fn run(
         if started.elapsed() >= spec.check.timeout {
             return Err(format!("killed: not done within {:?}", spec.check.timeout));
         }
-        Err(told(status, exec, &tail))
-    };
-    let ended = timeout(limit, running).await;
-    ended.unwrap_or_else(|_| Err(format!("systemd has not run it within {limit:?}")))
+        let said = last_line(&tail);
+        if !said.ends_with(IS_THERE) || began.elapsed() > SYSTEMD / 2 {
+            return Err(told(status, exec, &said));
+        }
+        stop(programs, &unit).await;
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
-/// One at a time: who has hung up may have left one that is just being killed.
-async fn stop(programs: &Programs, unit: &str) -> io::Result<()> {
-    // That there is none is what it says nearly always.
+async fn stop(programs: &Programs, unit: &str) {
     let mut command = Command::new(&programs.control);
     command.args(["stop", "--quiet", "--", unit]).stdin(Stdio::null()).stderr(Stdio::null());
-    command.kill_on_drop(true).status().await.map(drop)
+    // What is still there says the next attempt.
+    let _ = command.kill_on_drop(true).status().await;
 }
 
-fn spawn(
-    programs: &Programs,
-    unit: &str,
-    own_unit: &str,
-    spec: &ServiceSpec,
-    exec: &Exec,
-) -> io::Result<(Child, PipeReader)> {
+fn spawn(programs: &Programs, arguments: &[String]) -> io::Result<(Child, PipeReader)> {
     let (output, input) = io::pipe()?;
     let mut command = Command::new(&programs.run);
-    command.args(arguments(unit, own_unit, spec, exec));
+    command.args(arguments).env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
     Ok((command.kill_on_drop(true).spawn()?, output))
 }
@@ -135,7 +151,7 @@ fn arguments(unit: &str, own_unit: &str, spec: &ServiceSpec, exec: &Exec) -> Vec
         "LogLevelMax=err",
     ];
     arguments.extend(properties.iter().map(|property| format!("--property={property}")));
-    arguments.push("--".to_owned());
+    arguments.extend(["--", ENV].map(String::from));
     // systemd would put variables in their place.
     arguments.extend(exec.command.iter().map(|word| word.replace('$', "$$")));
     arguments
@@ -164,12 +180,11 @@ async fn read_tail(output: &mut Receiver, tail: &mut Vec<u8>) {
     }
 }
 
-fn told(status: ExitStatus, exec: &Exec, tail: &[u8]) -> String {
-    let program = exec.command.first().map_or("", String::as_str);
+fn told(status: ExitStatus, exec: &Exec, said: &str) -> String {
     match status.code() {
-        Some(EXEC) => format!("{program}: cannot be run; is it there and executable?"),
         Some(USER) => format!("user {}: there is none of that name", exec.user),
-        Some(code) => format!("status {code}: {}", last_line(tail)),
+        Some(code) if said.is_empty() => format!("status {code}"),
+        Some(code) => format!("status {code}: {said}"),
         None => format!("systemd-run: {status}"),
     }
 }
@@ -203,7 +218,7 @@ mod tests {
             spec("{ exec: [/bin/x, --uid=0, $HOME, '10%'], user: nobody, timeout: 1500ms }");
         let arguments = arguments("u.service", "own.service", &spec, &exec);
         let at = arguments.iter().position(|word| word == "--").unwrap();
-        assert_eq!(arguments[at + 1..], ["/bin/x", "--uid=0", "$$HOME", "10%"]);
+        assert_eq!(arguments[at + 1..], [ENV, "/bin/x", "--uid=0", "$$HOME", "10%"]);
         for expected in [
             "--unit=u.service",
             "--uid=nobody",
@@ -218,9 +233,9 @@ mod tests {
         }
     }
 
-    /// With a systemd-run that does this.
-    async fn ran(script: &str) -> Result<(), String> {
-        let (_dir, run_program) = played(&[script]);
+    /// With a systemd-run that does this, and then that.
+    async fn ran(scripts: &[&str]) -> Result<(), String> {
+        let (_dir, run_program) = played(scripts);
         let programs = Programs { run: run_program, control: "true".into() };
         let (spec, exec) = spec("{ exec: [/bin/x], user: nobody, timeout: 2s }");
         run(&programs, "own.service", &spec, &exec).await
@@ -228,26 +243,34 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_told_is_the_status_and_the_last_line() {
-        assert_eq!(ran("echo fine").await, Ok(()));
+        assert_eq!(ran(&["echo fine"]).await, Ok(()));
         for (script, expected) in [
             ("echo first; echo DISK CRITICAL; exit 2", "status 2: DISK CRITICAL"),
             ("echo out; echo err >&2; echo; exit 1", "status 1: err"),
-            ("exit 3", "status 3: "),
+            ("exit 3", "status 3"),
             ("printf '\\033[2Ja\\tb\\377'; exit 1", "status 1: [2Ja b\u{fffd}"),
-            ("exit 203", "/bin/x: cannot be run; is it there and executable?"),
             ("exit 217", "user nobody: there is none of that name"),
             ("sleep 2.1; exit 1", "killed: not done within 2s"),
         ] {
-            assert_eq!(ran(script).await, Err(expected.to_owned()), "{script}");
+            assert_eq!(ran(&[script]).await, Err(expected.to_owned()), "{script}");
         }
     }
 
     #[tokio::test]
     async fn much_output_holds_up_nobody_and_little_of_it_is_kept() {
-        let shown = ran("head -c 10000000 /dev/zero | tr '\\0' x; exit 1").await.unwrap_err();
+        let shown = ran(&["head -c 10000000 /dev/zero | tr '\\0' x; exit 1"]).await.unwrap_err();
         assert_eq!(shown, format!("status 1: {}", "x".repeat(MAX_LINE)));
         // Who holds on to the pipe is not waited for.
-        assert_eq!(ran("sleep 30 & echo said; exit 1").await, Err("status 1: said".to_owned()));
+        assert_eq!(ran(&["sleep 30 & echo said; exit 1"]).await, Err("status 1: said".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_unit_that_is_still_there_is_waited_for() {
+        let there = format!("echo Unit a.service {IS_THERE}; exit 1");
+        assert_eq!(ran(&[&there, &there, "echo fine"]).await, Ok(()));
+        let shown = ran(&[&there, "echo bad; exit 2"]).await.unwrap_err();
+        assert_eq!(shown, "status 2: bad");
+        assert!(ran(&[&there]).await.unwrap_err().ends_with(IS_THERE), "not for ever");
     }
 
     #[tokio::test]
@@ -256,6 +279,6 @@ mod tests {
             Programs { run: Path::new("/nowhere/systemd-run").into(), control: "true".into() };
         let (spec, exec) = spec("{ exec: [/bin/x] }");
         let shown = run(&programs, "own.service", &spec, &exec).await.unwrap_err();
-        assert!(shown.starts_with("systemd-run: "), "{shown}");
+        assert!(shown.starts_with("/nowhere/systemd-run: "), "{shown}");
     }
 }

@@ -177,10 +177,10 @@ fn exec(command: &[String], user: &str) -> Result<Probe, String> {
     Ok(Probe::Exec(Exec { command: command.to_owned(), user: user.to_owned() }))
 }
 
-/// Whether systemd takes this as it is: it wants no `..`, and for it `$` begins
-/// a variable.
+/// Whether systemd and `env(1)` take this as it is: for one `$` begins a variable,
+/// for the other `=` ends its name.
 fn is_program(path: &str) -> bool {
-    let plain = is_graphic(path) && !path.contains('$') && !path.ends_with('/');
+    let plain = is_graphic(path) && !path.contains(['$', '=']) && !path.ends_with('/');
     path.starts_with('/')
         && plain
         && path[1..].split('/').all(|part| !["", ".", ".."].contains(&part))
@@ -227,12 +227,13 @@ mod tests {
             ("{ exec: [/usr//check] }", ": check: exec: ", "absolute path"),
             ("{ exec: [/usr/lib/] }", ": check: exec: ", "absolute path"),
             ("{ exec: ['/bin/true -x'] }", ": check: exec: ", "no shell"),
+            ("{ exec: [/bin/a=b] }", ": check: exec: ", "absolute path"),
             ("{ exec: [/bin/$x] }", ": check: exec: ", "absolute path"),
             ("{ exec: [/bin/sh, \"a\\nb\"] }", ": check: exec: ", "into a script"),
             (&many, ": check: exec: ", "at most 64 words"),
             (&long, ": check: exec: ", "4096 bytes"),
             ("{ exec: /bin/true }", ":4:16: ", "expected a sequence"),
-            ("{ exec: [/bin/true, [a]] }", ":4:27: ", "expected a string"),
+            ("{ exec: [/bin/true, [a]] }", ":4:28: ", "expected a string"),
             ("{ exec: [/bin/true], user: '' }", ": check: user: ", "name of a user"),
             ("{ exec: [/bin/true], user: '0' }", ": check: user: ", "name of a user"),
             ("{ exec: [/bin/true], user: -x }", ": check: user: ", "name of a user"),

@@ -67,26 +67,26 @@ SCRIPT
     printf '#!/bin/sh\necho of its own\nexit 1\n' >"$root/home/games/check"
     chmod 0700 "$root/home/games/check"
     chown -R "$(grep ^games: "$root/etc/passwd" | cut -d: -f3)" "$root/home/games"
-    check $name home '{ exec: [/home/games/check], user: games }'
-    check $name good '{ exec: [/bin/true], interval: 1s }'
-    check $name bad '{ exec: [/bin/sh, -c, "echo first; echo DISK CRITICAL; exit 2"], interval: 1s }'
-    check $name flag '{ exec: [/usr/bin/test, -e, /srv/flag], interval: 1s, unhealthy: 1 }'
-    check $name who '{ exec: [/bin/sh, -c, "echo $(id -un) $ISTHMUS_PORT $ISTHMUS_SERVICE $ISTHMUS_INSTANCE; exit 1"], user: nobody }'
-    check $name other '{ exec: [/bin/sh, -c, "id; exit 1"] }'
-    check $name root '{ exec: [/bin/sh, -c, "id -un; exit 1"], user: root }'
-    check $name free '{ exec: [/bin/sh, -c, "touch /var/tmp/free && grep NoNewPrivs /proc/self/status; exit 1"] }'
-    check $name place '{ exec: [/bin/sh, -c, "tail -1 /proc/self/cgroup; exit 1"] }'
-    check $name literal '{ exec: [/bin/sh, -c, "echo \"$0\"; exit 1", "$PATH ${HOME} $$ %n"] }'
+    check $name home '{ exec: [/home/games/check], user: games, timeout: 5s }'
+    check $name good '{ exec: [/bin/true], interval: 1s, timeout: 5s }'
+    check $name bad '{ exec: [/bin/sh, -c, "echo first; echo DISK CRITICAL; exit 2"], interval: 1s, timeout: 5s }'
+    check $name flag '{ exec: [/usr/bin/test, -e, /srv/flag], interval: 1s, unhealthy: 1, timeout: 5s }'
+    check $name who '{ exec: [/bin/sh, -c, "echo $(id -un) $ISTHMUS_PORT $ISTHMUS_SERVICE $ISTHMUS_INSTANCE; exit 1"], user: nobody, timeout: 5s }'
+    check $name other '{ exec: [/bin/sh, -c, "id; exit 1"], timeout: 5s }'
+    check $name root '{ exec: [/bin/sh, -c, "id -un; exit 1"], user: root, timeout: 5s }'
+    check $name free '{ exec: [/bin/sh, -c, "touch /var/tmp/free && grep NoNewPrivs /proc/self/status; exit 1"], timeout: 5s }'
+    check $name place '{ exec: [/bin/sh, -c, "tail -1 /proc/self/cgroup; exit 1"], timeout: 5s }'
+    check $name literal '{ exec: [/bin/sh, -c, "echo \"$0\"; exit 1", "$PATH ${HOME} $$ %n"], timeout: 5s }'
     check $name slow '{ exec: [/usr/local/bin/slow], timeout: 2s, interval: 1h }'
     check $name left '{ exec: [/usr/local/bin/left], interval: 1h, timeout: 5s }'
-    check $name term '{ exec: [/bin/sh, -c, "kill -TERM $$"] }'
-    check $name missing '{ exec: [/nowhere/check] }'
-    check $name nobodies '{ exec: [/bin/true], user: nosuch }'
+    check $name term '{ exec: [/bin/sh, -c, "kill -TERM $$"], timeout: 5s }'
+    check $name missing '{ exec: [/nowhere/check], timeout: 5s }'
+    check $name nobodies '{ exec: [/bin/true], user: nosuch, timeout: 5s }'
     check $name long '{ exec: [/bin/sleep, "2001"], timeout: 1h, interval: 1h }'
-    check $name well '{ exec: [/bin/true], interval: 1h }'
-    check $name ill '{ exec: [/bin/false], interval: 1h }'
+    check $name well '{ exec: [/bin/true], interval: 1h, timeout: 5s }'
+    check $name ill '{ exec: [/bin/false], interval: 1h, timeout: 5s }'
     check $name tcp '{ tcp: 22 }'
-    check $name open '{ exec: [/bin/true] }'
+    check $name open '{ exec: [/bin/true], timeout: 5s }'
     chmod 0666 "$root/etc/isthmus/services.d/open.yaml"
 done
 boot new old
@@ -110,7 +110,7 @@ checks() {
     [[ $(health "$name" place) == *system.slice/isthmus-check-place.service ]] || fail "$name: $(health "$name" place)"
     # shellcheck disable=SC2016
     is "$name" literal 'unhealthy: status 1: $PATH ${HOME} $$ %n'
-    is "$name" term "unhealthy: status 15"
+    is "$name" term "unhealthy: killed by SIGTERM"
     is "$name" missing "unhealthy: status 127: "
     is "$name" home "unhealthy: status 1: of its own"
     is "$name" nobodies "unhealthy: user nosuch: there is none"

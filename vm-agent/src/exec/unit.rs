@@ -31,9 +31,11 @@ const IS_THERE: &str = "was already loaded or has a fragment file.";
 const LATE: Duration = Duration::from_secs(1);
 /// The longest line that is told, in bytes.
 const MAX_LINE: usize = 1024;
-/// What of the output is kept, in bytes: the last line, if it ends with a few
-/// empty ones.
-const TAIL: usize = MAX_LINE + 64;
+/// What of the output is kept, in bytes: the last line, a few empty ones, and what
+/// systemd adds.
+const TAIL: usize = MAX_LINE + 256;
+/// Before what systemd adds: the unit's result, and how its process has ended.
+const ENDED: &str = "isthmus-check: ";
 /// Of all processes of one check.
 const MEMORY: &str = "MemoryMax=256M";
 /// Of one check.
@@ -89,19 +91,18 @@ async fn run_alone(
     let arguments = arguments(&unit, own_unit, spec, exec);
     let began = Instant::now();
     loop {
-        let started = Instant::now();
         let (child, output) = spawn(programs, &arguments)
             .map_err(|error| format!("{}: {error}", programs.run.display()))?;
         let (status, tail) = follow(child, output).await.map_err(|error| error.to_string())?;
-        if status.success() {
-            return Ok(());
+        let said = String::from_utf8_lossy(&tail);
+        if let Some((said, end)) = said.rsplit_once(ENDED) {
+            return judged(status, spec, said, end);
         }
-        if started.elapsed() >= spec.check.timeout {
-            return Err(format!("killed: not done within {:?}", spec.check.timeout));
+        if status.code() == Some(USER) {
+            return Err(format!("user {}: there is none of that name", exec.user));
         }
-        let said = last_line(&tail);
-        if !said.ends_with(IS_THERE) || began.elapsed() > SYSTEMD / 2 {
-            return Err(told(status, exec, &said));
+        if !said.trim_end().ends_with(IS_THERE) || began.elapsed() > SYSTEMD / 2 {
+            return Err(format!("systemd-run: {status}: {}", last_line(&said)));
         }
         stop(programs, &unit).await;
         tokio::time::sleep(PAUSE).await;
@@ -145,8 +146,11 @@ fn arguments(unit: &str, own_unit: &str, spec: &ServiceSpec, exec: &Exec) -> Vec
         // It ends with who has asked for it.
         &format!("BindsTo={own_unit}"),
         &format!("After={own_unit}"),
-        // For a service SIGTERM is a good end, for a check it is none.
-        "ExecStopPost=/usr/bin/test ${EXIT_CODE}${EXIT_STATUS} = exited0",
+        // For a service SIGTERM is a good end, for a check it is none; and what its
+        // time was is known to systemd alone. Nothing else runs any more by then.
+        &format!(
+            "ExecStopPost=/bin/echo {ENDED}${{SERVICE_RESULT}} ${{EXIT_CODE}} ${{EXIT_STATUS}}"
+        ),
         // What it says is told here; that it ran is not worth a line.
         "LogLevelMax=err",
     ];
@@ -180,21 +184,25 @@ async fn read_tail(output: &mut Receiver, tail: &mut Vec<u8>) {
     }
 }
 
-fn told(status: ExitStatus, exec: &Exec, said: &str) -> String {
-    match status.code() {
-        Some(USER) => format!("user {}: there is none of that name", exec.user),
-        Some(code) if said.is_empty() => format!("status {code}"),
-        Some(code) => format!("status {code}: {said}"),
-        None => format!("systemd-run: {status}"),
-    }
+/// What `systemd.exec(5)` has in `$SERVICE_RESULT`, `$EXIT_CODE`, `$EXIT_STATUS`.
+fn judged(status: ExitStatus, spec: &ServiceSpec, said: &str, end: &str) -> Result<(), String> {
+    let how = match end.split_whitespace().collect::<Vec<_>>()[..] {
+        ["success", "exited", "0"] if status.success() => return Ok(()),
+        ["timeout", ..] => format!("killed: not done within {:?}", spec.check.timeout),
+        ["oom-kill", ..] => "killed: it wanted more memory than it may have".to_owned(),
+        [_, "exited", status] => format!("status {status}"),
+        [_, _, signal] => format!("killed by SIG{signal}"),
+        _ => "systemd does not say how it has ended".to_owned(),
+    };
+    let said = last_line(said);
+    Err(if said.is_empty() { how } else { format!("{how}: {said}") })
 }
 
 /// For people, on terminals too.
-fn last_line(tail: &[u8]) -> String {
-    let tail = tail.trim_ascii_end();
-    let line = tail.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = &line[line.len().saturating_sub(MAX_LINE)..];
-    String::from_utf8_lossy(line).replace(char::is_control, " ").trim().to_owned()
+fn last_line(said: &str) -> String {
+    let line = said.trim_end().rsplit('\n').next().unwrap_or_default();
+    let begin = line.ceil_char_boundary(line.len().saturating_sub(MAX_LINE));
+    line[begin..].replace(char::is_control, " ").trim().to_owned()
 }
 
 #[cfg(test)]
@@ -242,15 +250,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_told_is_the_status_and_the_last_line() {
-        assert_eq!(ran(&["echo fine"]).await, Ok(()));
+    async fn what_is_told_is_how_it_ended_and_the_last_line() {
+        for (script, end, status, expected) in [
+            ("echo fine", "success exited 0", 0, Ok(())),
+            ("echo a; echo DISK CRITICAL", "exit-code exited 2", 2, Err("status 2: DISK CRITICAL")),
+            ("echo out; echo err >&2; echo", "exit-code exited 1", 1, Err("status 1: err")),
+            ("printf unended", "exit-code exited 1", 1, Err("status 1: unended")),
+            ("true", "exit-code exited 3", 3, Err("status 3")),
+            ("true", "exit-code exited 217", 217, Err("status 217")),
+            ("true", "success killed TERM", 0, Err("killed by SIGTERM")),
+            ("true", "success exited 0", 1, Err("status 0")),
+            ("echo x", "timeout killed KILL", 1, Err("killed: not done within 2s: x")),
+            (
+                "true",
+                "oom-kill killed KILL",
+                1,
+                Err("killed: it wanted more memory than it may have"),
+            ),
+            ("true", "exit-code", 1, Err("systemd does not say how it has ended")),
+            // The last one is systemd's.
+            (
+                "echo isthmus-check: success exited 0",
+                "exit-code exited 1",
+                1,
+                Err("status 1: isthmus-check: success exited 0"),
+            ),
+            (
+                "printf '\\033[2Ja\\tb\\377'",
+                "exit-code exited 1",
+                1,
+                Err("status 1: [2Ja b\u{fffd}"),
+            ),
+        ] {
+            let script = format!("{script}; echo '{ENDED}{end}'; exit {status}");
+            assert_eq!(ran(&[&script]).await, expected.map_err(str::to_owned), "{script}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_systemd_cannot_start_is_told() {
         for (script, expected) in [
-            ("echo first; echo DISK CRITICAL; exit 2", "status 2: DISK CRITICAL"),
-            ("echo out; echo err >&2; echo; exit 1", "status 1: err"),
-            ("exit 3", "status 3"),
-            ("printf '\\033[2Ja\\tb\\377'; exit 1", "status 1: [2Ja b\u{fffd}"),
             ("exit 217", "user nobody: there is none of that name"),
-            ("sleep 2.1; exit 1", "killed: not done within 2s"),
+            ("echo no bus >&2; exit 1", "systemd-run: exit status: 1: no bus"),
+            ("true", "systemd-run: exit status: 0: "),
         ] {
             assert_eq!(ran(&[script]).await, Err(expected.to_owned()), "{script}");
         }
@@ -258,18 +300,20 @@ mod tests {
 
     #[tokio::test]
     async fn much_output_holds_up_nobody_and_little_of_it_is_kept() {
-        let shown = ran(&["head -c 10000000 /dev/zero | tr '\\0' x; exit 1"]).await.unwrap_err();
+        let end = format!("echo; echo '{ENDED}exit-code exited 1'; exit 1");
+        let much = format!("head -c 10000000 /dev/zero | tr '\\0' x; {end}");
+        let shown = ran(&[&much]).await.unwrap_err();
         assert_eq!(shown, format!("status 1: {}", "x".repeat(MAX_LINE)));
         // Who holds on to the pipe is not waited for.
-        assert_eq!(ran(&["sleep 30 & echo said; exit 1"]).await, Err("status 1: said".to_owned()));
+        let held = format!("sleep 30 & echo said; {end}");
+        assert_eq!(ran(&[&held]).await, Err("status 1: said".to_owned()));
     }
 
     #[tokio::test]
     async fn a_unit_that_is_still_there_is_waited_for() {
         let there = format!("echo Unit a.service {IS_THERE}; exit 1");
-        assert_eq!(ran(&[&there, &there, "echo fine"]).await, Ok(()));
-        let shown = ran(&[&there, "echo bad; exit 2"]).await.unwrap_err();
-        assert_eq!(shown, "status 2: bad");
+        let fine = format!("echo '{ENDED}success exited 0'");
+        assert_eq!(ran(&[&there, &there, &fine]).await, Ok(()));
         assert!(ran(&[&there]).await.unwrap_err().ends_with(IS_THERE), "not for ever");
     }
 

@@ -151,6 +151,8 @@ agent=$(main_pid host isthmus-vm-agent)
 brings "$NEW" host isthmus-proxy upgrade isthmus-vm-agent
 [ "$(main_pid host isthmus-vm-agent)" != "$agent" ] || fail "the agent was not started again"
 runs host isthmus-vm-agent vm-agent
+in_machine host id isthmus-check >"$WORK/last" 2>&1 || fail "no user: $(cat "$WORK/last")"
+is host isthmus-check.socket "active static"
 changed=$(in_machine host sh -c 'rpm -V $(rpm -qa "isthmus-*")' || true)
 [[ $changed == S*" c /etc/isthmus/proxy.yaml" ]] || fail "a configuration was replaced, or more: $changed"
 none_failed "dnf upgrade"

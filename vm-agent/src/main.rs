@@ -9,8 +9,7 @@ use vm_agent::{
     app::App,
     capture,
     config::{Command, Config, Flags},
-    dns,
-    exec,
+    dns, exec,
 };
 
 fn main() -> ExitCode {

@@ -255,16 +255,18 @@ mod tests {
         /// Whatever is written: what is taken can be handed to systemd.
         #[test]
         fn what_is_taken_is_a_command(
-            words in prop::collection::vec("[/a-z.$% \n\\\\-]{0,8}", 0..4), user in "[a-z0-9 _.%/-]{0,8}",
+            program in "/?[a-z.$= ]{0,3}",
+            words in prop::collection::vec("[/a-z.$%-]{0,4}|[ \n\\\\]", 0..3),
+            user in "[a-z0-9-][a-z0-9 _.%/-]{0,2}",
         ) {
-            let written = serde_json::json!({ "exec": words, "user": user }).to_string();
+            let command = [vec![program.clone()], words].concat();
+            let written = serde_json::json!({ "exec": command, "user": user }).to_string();
             if let Ok(taken) = probe(&written) {
-                let Probe::Exec(taken) = taken else { panic!("{taken:?}") };
-                prop_assert_eq!(&taken.command, &words);
-                prop_assert!(taken.command[0].starts_with('/') && !taken.command[0].contains('$'));
-                prop_assert!(!taken.command.concat().contains('\n'));
-                prop_assert!(!taken.user.is_empty() && !taken.user.starts_with(['-', '.', '0']));
-                prop_assert!(!taken.user.contains([' ', '%', '/']));
+                prop_assert_eq!(taken, Probe::Exec(Exec { command: command.clone(), user: user.clone() }));
+                prop_assert!(program.starts_with('/') && !program.contains(['$', '=', ' ']));
+                prop_assert!(!command.concat().contains('\n'));
+                prop_assert!(user.starts_with(|c: char| c.is_ascii_lowercase()));
+                prop_assert!(!user.contains([' ', '%', '/']));
             }
         }
     }

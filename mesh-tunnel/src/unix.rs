@@ -1,7 +1,7 @@
 //! gRPC on a Unix socket: whoever is at the other end is known by the
 //! credentials that the kernel vouches for (`SO_PEERCRED`, `unix(7)`).
 
-mod authority;
+pub mod authority;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},

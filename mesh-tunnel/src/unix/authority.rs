@@ -21,7 +21,7 @@ const INDEX: usize = 1;
 
 /// Reads along with one connection, byte by byte, however it is cut.
 #[derive(Debug, Default)]
-pub(super) struct Authorities {
+pub struct Authorities {
     /// Bytes of the preface that have been seen.
     preface: usize,
     head: [u8; HEAD],
@@ -37,7 +37,7 @@ pub(super) struct Authorities {
 
 impl Authorities {
     /// Replaces what must not be in an authority.
-    pub(super) fn mend(&mut self, bytes: &mut [u8]) {
+    pub fn mend(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             if self.preface < PREFACE {
                 self.preface += 1;

@@ -18,23 +18,38 @@ KNOWN = {
 }
 
 
-@case("http2/h2spec", ["node-h2"], ["h2spec"])
-def h2spec(way):
-    """Every section of RFC 9113 and RFC 7541 that h2spec knows, strict ones too."""
+# What comes behind an answer that was quick is no fault any more: on a machine
+# that is busy, each run has others of those. What is wrong is so in every run.
+H2SPEC_RUNS = 5
+
+
+def h2spec_failures(port):
+    """How many tests were run, and the names of those that failed."""
     with tempfile.TemporaryDirectory() as directory:
         report = os.path.join(directory, "report.xml")
-        run(["h2spec", "-S", "-h", "127.0.0.1", "-p", str(way.front("node-h2")), "-P", "/page", "-o", "3",
-             "-j", report], timeout=300, status=None)
+        run(["h2spec", "-S", "-h", "127.0.0.1", "-p", str(port), "-P", "/page", "-o", "3", "-j", report],
+            timeout=300, status=None)
         if not os.path.exists(report):
             raise Failed("h2spec wrote no report")
         found = list(xml.parse(report).iter("testcase"))
-    failures = {f"{one.get('package')}: {one.get('classname')}" for one in found
-                if one.find("failure") is not None or one.find("error") is not None}
     skipped = [one.get("classname") for one in found if one.find("skipped") is not None]
-    unknown, gone = failures - KNOWN, KNOWN - failures
     holds(len(found) >= 140, f"only {len(found)} tests were run")
     holds(not skipped, f"skipped: {skipped}")
-    holds(not unknown, f"{len(unknown)} of {len(found)}: " + "; ".join(sorted(unknown)))
+    return len(found), {f"{one.get('package')}: {one.get('classname')}" for one in found
+                        if one.find("failure") is not None or one.find("error") is not None}
+
+
+@case("http2/h2spec", ["node-h2"], ["h2spec"])
+def h2spec(way):
+    """Every section of RFC 9113 and RFC 7541 that h2spec knows, strict ones too."""
+    port = way.front("node-h2")
+    count, failures = h2spec_failures(port)
+    for _ in range(1, H2SPEC_RUNS):
+        if failures <= KNOWN:
+            break
+        failures &= h2spec_failures(port)[1]
+    unknown, gone = failures - KNOWN, KNOWN - failures
+    holds(not unknown, f"{len(unknown)} of {count}: " + "; ".join(sorted(unknown)))
     holds(not gone, f"these hold now; take them out of KNOWN: {sorted(gone)}")
 
 

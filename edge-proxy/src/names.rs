@@ -30,8 +30,7 @@ async fn keep(path: PathBuf, shared: Shared) {
     loop {
         if let Some(snapshot) = shared.snapshot.load() {
             let names = names(&snapshot);
-            if written.as_ref() != Some(&names) {
-                save(path.clone(), names.clone()).await;
+            if written.as_ref() != Some(&names) && save(path.clone(), names.clone()).await {
                 written = Some(names);
             }
         }
@@ -67,15 +66,17 @@ fn text(names: &Names) -> String {
     text
 }
 
-async fn save(path: PathBuf, names: Names) {
+/// Whether it is done; if not, the next snapshot tries again.
+async fn save(path: PathBuf, names: Names) -> bool {
     let write = move || files::write_public(&path, text(&names).as_bytes());
     match tokio::task::spawn_blocking(write).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(error)) => {
             log::error!(error:% = error; "names of new services do not resolve on this machine");
         }
         Err(error) => log::error!(error:% = error; "writing names has failed"),
     }
+    false
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ pub struct Contents {
 const FORMAT: u32 = 1;
 
 /// Bytes of an archive that are read.
-const MAX_ARCHIVE: u64 = 8 << 30;
+const MAX_ARCHIVE: u64 = 2 << 30;
 
 /// A file of the state directory, by its path in there.
 type Files = Vec<(String, Vec<u8>)>;
@@ -123,6 +123,9 @@ pub fn back_up(state: &Path, clock: &Clock) -> Result<(Vec<u8>, Contents), Backu
         let path = state.join("authority.log");
         let mut log = fs::read(&path).map_err(at(&path))?;
         let (folded, end) = fold(&path, &log)?;
+        if folded.site.is_none() {
+            return Err(BackupError::NoSite(state.to_owned()));
+        }
         if archive::read_keys(state)? != before {
             continue;
         }
@@ -170,12 +173,11 @@ fn fold(path: &Path, log: &[u8]) -> Result<(State, usize), StoreError> {
 
 fn contents_of(state: &State, now_unix_s: i64) -> Contents {
     let Revision { epoch, n } = state.revision;
-    let site = state.site.as_deref();
     Contents {
         format: FORMAT,
-        site: site.map(|site| site.name.to_string()).unwrap_or_default(),
-        trust_domain: site.map(|site| site.trust_domain.to_string()).unwrap_or_default(),
-        root_fingerprint: site.map(|_| fingerprint(state.signing_root())).unwrap_or_default(),
+        site: state.site().name.to_string(),
+        trust_domain: state.site().trust_domain.to_string(),
+        root_fingerprint: fingerprint(state.signing_root()),
         epoch,
         revision: n,
         nodes: state.nodes.len(),

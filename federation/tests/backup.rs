@@ -69,6 +69,10 @@ fn a_restored_site_repeats_nothing_and_knows_its_machines() {
         assert_eq!(state.site().bundle.roots, before.site().bundle.roots);
         assert_eq!(state.nodes.keys().collect::<Vec<_>>(), before.nodes.keys().collect::<Vec<_>>());
 
+        let tokens = &state.site().bundle.jwt_keys;
+        assert!(!tokens.is_empty() && *tokens == before.site().bundle.jwt_keys);
+        assert!(tokens.iter().all(|key| restored.site().ca.jwt_keys().holds(&key.kid)));
+
         // Nobody comes in with a token that was open then.
         let refused = restored.join(&open).await.err().unwrap();
         assert_eq!(reason(&refused), "token_revoked");

@@ -61,37 +61,35 @@ fn remedy(error: &io::Error) -> &'static str {
 /// Replaces a file atomically and durably, mode 0600: readers see the old
 /// bytes or the new ones, also after a power loss.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let failed = |doing| move |source| FileError::Io { path: path.to_owned(), doing, source };
+    replace(path, bytes, 0o600)?;
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
+    sync_dir(dir).map_err(|source| {
+        let doing = "cannot be made durable";
+        FileError::Io { path: path.to_owned(), doing, source }
+    })
+}
+
+/// Replaces a file atomically, mode 0644: for others on this machine, now and
+/// not after a power loss.
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace(path, bytes, 0o644)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let failed = |doing| move |source| FileError::Io { path: path.to_owned(), doing, source };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write_new(&temporary, bytes, 0o600)
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = write_new(&temporary, bytes, mode)
         .map_err(failed("cannot be written"))
         .and_then(|()| std::fs::rename(&temporary, path).map_err(failed("cannot be replaced")));
     if written.is_err() {
         // Nothing half written stays; the first error is the one to tell.
         let _ = std::fs::remove_file(&temporary);
     }
-    written?;
-    sync_dir(dir).map_err(failed("cannot be made durable"))
-}
-
-/// Replaces a file atomically, mode 0644: for others on this machine, now and
-/// not after a power loss.
-pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let failed =
-        |source| FileError::Io { path: path.to_owned(), doing: "cannot be written", source };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write_new(&temporary, bytes, 0o644);
-    let written = written.and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written.map_err(failed)
+    written
 }
 
 /// Makes a directory of our own, mode 0700, with its parents; one that is

@@ -22,7 +22,7 @@ const MAX_FILES: usize = 256;
 /// Bytes of a file that is not the log.
 const MAX_SMALL: u64 = 1 << 20;
 /// Bytes of the log: far beyond the size at which it is compacted.
-const MAX_LOG: u64 = 4 << 30;
+const MAX_LOG: u64 = 1 << 30;
 
 /// Every file below `keys/`.
 pub(super) fn read_keys(state: &Path) -> Result<Files, BackupError> {

@@ -69,13 +69,7 @@ impl IdentityFiles {
         let mut trust = Trust { revocations: Arc::new(Revocations::default()), ..Trust::default() };
         for ((domain, path), pem) in self.bundles.iter().zip(bundles) {
             let roots = certificates(path, pem)?;
-            let bundle = TrustBundle {
-                trust_domain: domain.clone(),
-                sequence: 1,
-                roots,
-                retiring: None,
-                jwt_keys: Vec::new(),
-            };
+            let bundle = TrustBundle::of_roots(domain.clone(), roots);
             Arc::make_mut(&mut trust.bundles).insert(domain.clone(), Arc::new(bundle));
         }
         if !trust.bundles.contains_key(svid.id.trust_domain()) {

@@ -657,13 +657,7 @@ fn a_token_and_a_certificate_are_good_until_their_root_is_retired() {
         let trust = |roots: &[Vec<u8>]| {
             let roots = roots.iter().cloned().map(Into::into).collect();
             let domain = site.config.trust_domain.clone();
-            let bundle = mesh_core::TrustBundle {
-                trust_domain: domain.clone(),
-                sequence: 1,
-                roots,
-                retiring: None,
-                jwt_keys: Vec::new(),
-            };
+            let bundle = mesh_core::TrustBundle::of_roots(domain.clone(), roots);
             let bundles = [(domain, std::sync::Arc::new(bundle))].into_iter().collect();
             tls::Trust { bundles: std::sync::Arc::new(bundles), ..Default::default() }
         };

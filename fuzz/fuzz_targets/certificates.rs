@@ -39,13 +39,7 @@ fuzz_target!(|data: &[u8]| {
     // The last of them as the root of the domain that the first one names.
     if let (VerifyError::UnknownTrustDomain(domain), Some(root)) = (nobody, chain.last()) {
         let roots = vec![root.clone().into_owned()];
-        let bundle = TrustBundle {
-            trust_domain: domain.clone(),
-            sequence: 1,
-            roots,
-            retiring: None,
-            jwt_keys: Vec::new(),
-        };
+        let bundle = TrustBundle::of_roots(domain.clone(), roots);
         let bundles = [(domain.clone(), bundle.into())].into_iter().collect();
         if let Ok(peer) = verify(&bundles) {
             assert_eq!(*peer.id.trust_domain(), domain);

@@ -36,6 +36,13 @@ pub struct TrustBundle {
     pub jwt_keys: Vec<JwtKey>,
 }
 
+impl TrustBundle {
+    /// The first bundle of a domain, of roots alone.
+    pub fn of_roots(trust_domain: TrustDomain, roots: Vec<CertificateDer<'static>>) -> Self {
+        Self { trust_domain, sequence: 1, roots, retiring: None, jwt_keys: Vec::new() }
+    }
+}
+
 /// A root that is about to leave its bundle: whoever holds a certificate that
 /// hangs on it renews that.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -43,13 +43,7 @@ impl Authority {
 
     pub(crate) fn bundle(&self) -> (TrustDomain, Arc<TrustBundle>) {
         let roots = vec![self.root()];
-        let bundle = TrustBundle {
-            trust_domain: self.domain.clone(),
-            sequence: 1,
-            roots,
-            retiring: None,
-            jwt_keys: Vec::new(),
-        };
+        let bundle = TrustBundle::of_roots(self.domain.clone(), roots);
         (self.domain.clone(), Arc::new(bundle))
     }
 

@@ -45,13 +45,7 @@ impl Authority {
     /// Its own bundle and no other.
     pub fn bundles(&self) -> Arc<TrustBundles> {
         let roots = vec![self.root()];
-        let bundle = TrustBundle {
-            trust_domain: self.domain.clone(),
-            sequence: 1,
-            roots,
-            retiring: None,
-            jwt_keys: Vec::new(),
-        };
+        let bundle = TrustBundle::of_roots(self.domain.clone(), roots);
         Arc::new(BTreeMap::from([(self.domain.clone(), Arc::new(bundle))]))
     }
 

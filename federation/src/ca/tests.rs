@@ -36,13 +36,7 @@ impl Made {
     fn believes(&self, chain: &[Vec<u8>], id: &SpiffeId) -> bool {
         let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         let roots = vec![self.ca.root()];
-        let bundle = TrustBundle {
-            trust_domain: self.domain.clone(),
-            sequence: 1,
-            roots,
-            retiring: None,
-            jwt_keys: Vec::new(),
-        };
+        let bundle = TrustBundle::of_roots(self.domain.clone(), roots);
         let bundles = [(self.domain.clone(), Arc::new(bundle))].into_iter().collect();
         let now =
             UnixTime::since_unix_epoch(Duration::from_secs(self.seconds.load(Ordering::SeqCst)));
@@ -149,8 +143,7 @@ fn a_new_root_is_introduced_by_the_old_one() {
     let believed = |chain: &[Vec<u8>], root: &CertificateDer<'static>| {
         let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
         let (trust_domain, roots) = (made.domain.clone(), vec![root.clone()]);
-        let bundle =
-            TrustBundle { trust_domain, sequence: 1, roots, retiring: None, jwt_keys: Vec::new() };
+        let bundle = TrustBundle::of_roots(trust_domain, roots);
         let bundles = [(made.domain.clone(), Arc::new(bundle))].into_iter().collect();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(START));
         let allowed = Allowed::Exactly(id.clone());

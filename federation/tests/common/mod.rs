@@ -147,13 +147,7 @@ impl TestSite {
     fn trust(&self) -> Trust {
         let trust_domain = self.config.trust_domain.clone();
         let roots = vec![self.site().ca.root()];
-        let bundle = TrustBundle {
-            trust_domain: trust_domain.clone(),
-            sequence: 1,
-            roots,
-            retiring: None,
-            jwt_keys: Vec::new(),
-        };
+        let bundle = TrustBundle::of_roots(trust_domain.clone(), roots);
         let bundles = [(trust_domain, Arc::new(bundle))].into_iter().collect();
         Trust { bundles: Arc::new(bundles), ..Trust::default() }
     }

@@ -87,16 +87,7 @@ fn domain(name: &str) -> TrustDomain {
 }
 
 fn bundle_of(name: &str, roots: Chain) -> (TrustDomain, Arc<TrustBundle>) {
-    (
-        domain(name),
-        Arc::new(TrustBundle {
-            trust_domain: domain(name),
-            sequence: 1,
-            roots,
-            retiring: None,
-            jwt_keys: Vec::new(),
-        }),
-    )
+    (domain(name), Arc::new(TrustBundle::of_roots(domain(name), roots)))
 }
 
 impl World {

@@ -88,13 +88,7 @@ fn parsed(answer: X509svidResponse) -> Svid {
 fn believed(svid: &Svid, root: &[u8]) {
     let domain = svid.id.trust_domain().clone();
     let roots = vec![CertificateDer::from(root.to_vec())];
-    let bundle = TrustBundle {
-        trust_domain: domain.clone(),
-        sequence: 1,
-        roots,
-        retiring: None,
-        jwt_keys: Vec::new(),
-    };
+    let bundle = TrustBundle::of_roots(domain.clone(), roots);
     let bundles = TrustBundles::from([(domain, Arc::new(bundle))]);
     let allowed = Allowed::Exactly(svid.id.clone());
     let now = UnixTime::now();

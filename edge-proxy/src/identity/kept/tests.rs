@@ -29,13 +29,7 @@ impl Ca {
 
     fn bundle(&self) -> TrustBundle {
         let roots = vec![self.0.der().clone()];
-        TrustBundle {
-            trust_domain: "east.example".parse().unwrap(),
-            sequence: 1,
-            roots,
-            retiring: None,
-            jwt_keys: Vec::new(),
-        }
+        TrustBundle::of_roots("east.example".parse().unwrap(), roots)
     }
 
     fn trust(&self) -> Trust {

@@ -54,16 +54,22 @@ serves() {
     [ "$(node_of web1)" = "$web1" ] || fail "${*:2}: web1 is node $(node_of web1)"
 }
 
+# moved MACHINE ADDRESS SECONDS: it has another address; how long until requests
+# are answered again is in $took.
+moved() {
+    ip -n "$1" addr flush dev eth0
+    ip -n "$1" addr add "$2/24" dev eth0
+    took=$SECONDS
+    eventually "$3" request client
+    took=$((SECONDS - took))
+    # What was under way to the old address has failed, or waits until it does.
+    sleep 10
+    rm -f "$WORK/failed"
+}
+
 requests client &
 traffic=$!
-ip -n web1 addr flush dev eth0
-ip -n web1 addr add 10.77.0.99/24 dev eth0
-moved=$SECONDS
-eventually 30 request client
-took=$((SECONDS - moved))
-# What was under way to the old address has failed, or waits until it does.
-sleep 10
-rm -f "$WORK/failed"
+moved web1 10.77.0.99 30
 serves 10 "another address"
 sleep 3
 none_failed "after another address"
@@ -159,14 +165,8 @@ print(sorted(node["hostname"] for node in json.load(sys.stdin)["nodes"] if node[
 }
 eventually 30 all_hear
 none_failed "telling another address of the gateway"
-ip -n control addr flush dev eth0
-ip -n control addr add 10.77.0.101/24 dev eth0
-moved=$SECONDS
 # A network that comes back within 30 s shall find its tunnels (ADR 10).
-eventually 45 request client
-took=$((SECONDS - moved))
-sleep 10
-rm -f "$WORK/failed"
+moved control 10.77.0.101 45
 in_machine control sed -i '/^ *- 10.77.0.1:8443$/d' /etc/isthmus/federation.yaml
 in_machine control systemctl restart isthmus-federation
 serves 20 "another gateway"

@@ -22,7 +22,7 @@ use crate::{
     authority::{LogStore, State, Store, StoreError, log_store, snapshot},
     ca::{CaError, CertificateAuthority, fingerprint},
     clock::Clock,
-    init::{InitError, give_to_owner, make_directory},
+    init::{InitError, at, give_to_owner, make_directory},
 };
 
 /// How often keys are read that change meanwhile.
@@ -31,14 +31,6 @@ const READS: usize = 5;
 /// Why there is no backup, or no site made from it.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// A directory or file.
-    #[error("{path}: {problem}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// What the system says.
-        problem: io::Error,
-    },
     /// It is not a backup, or not a whole one.
     #[error("{path}: {problem}; it is not a backup that can be restored, and nothing was changed")]
     NoBackup {
@@ -53,7 +45,7 @@ pub enum BackupError {
     /// The keys changed all the time.
     #[error("{0}: the keys are being changed; try again")]
     Unsteady(PathBuf),
-    /// There is no site, or there is one already.
+    /// A directory or file; or there is a site already.
     #[error(transparent)]
     Init(#[from] InitError),
     /// The log.
@@ -71,9 +63,6 @@ impl BackupError {
     /// The process's exit code, as [`InitError::exit_code`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io { problem, .. } if problem.kind() == io::ErrorKind::PermissionDenied => {
-                crate::init::EXIT_NO_PERMISSION
-            }
             Self::Init(error) => error.exit_code(),
             _ => mesh_runtime::process::EXIT_FAILURE,
         }
@@ -142,7 +131,7 @@ pub fn back_up(state: &Path, clock: &Clock) -> Result<(Vec<u8>, Contents), Backu
 pub fn store(to: &Path, archive: &[u8]) -> Result<(), BackupError> {
     if to.as_os_str() == "-" {
         let mut out = io::stdout().lock();
-        return out.write_all(archive).and_then(|()| out.flush()).map_err(at(to));
+        return Ok(out.write_all(archive).and_then(|()| out.flush()).map_err(at(to))?);
     }
     Ok(files::write_private(to, archive)?)
 }
@@ -247,12 +236,7 @@ fn begin_anew(
 
 fn remove_all(path: &Path) -> Result<(), BackupError> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error).into()),
         _ => Ok(()),
     }
-}
-
-fn at(path: &Path) -> impl Fn(io::Error) -> BackupError + use<> {
-    let path = path.to_owned();
-    move |problem| BackupError::Io { path: path.clone(), problem }
 }

@@ -60,7 +60,7 @@ impl InitError {
 }
 
 /// `EX_NOPERM` of `sysexits.h`.
-pub(crate) const EXIT_NO_PERMISSION: u8 = 77;
+const EXIT_NO_PERMISSION: u8 = 77;
 
 /// A new site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +171,7 @@ fn write_config(path: &Path, written: &ConfigFile) -> Result<(), InitError> {
     io::Write::write_all(&mut file, text.as_bytes()).map_err(at(path))
 }
 
-fn at(path: &Path) -> impl Fn(io::Error) -> InitError + use<> {
+pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> InitError + use<> {
     let path = path.to_owned();
     move |problem| InitError::Io { path: path.clone(), problem }
 }

@@ -9,8 +9,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{BackupError, Contents, FORMAT, Files, at};
-use crate::init::make_directory;
+use super::{BackupError, Contents, FORMAT, Files};
+use crate::init::{at, make_directory};
 
 /// What the archive begins with.
 const CONTENTS: &str = "backup.json";

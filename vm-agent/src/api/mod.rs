@@ -11,6 +11,8 @@ use std::{collections::BTreeSet, fmt};
 use mesh_tunnel::unix;
 use tonic::{Code, Request, Status, metadata::AsciiMetadataValue};
 
+use crate::attest::{Host, RealHost};
+
 /// The metadata key that carries the stable reason of a refusal.
 pub const REASON: &str = "isthmus-error";
 /// The longest request: a token or a CSR is far below.
@@ -48,7 +50,7 @@ impl Callers {
     /// Refuses everybody else.
     pub fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let peer = unix::peer(request)?;
-        let accounts = || std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let accounts = || RealHost.users();
         if self.uids.contains(&peer.uid) || self.is_named(peer.uid, &accounts()) {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! Rules as they are written, as they are meant, and as the kernel has them.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use mesh_runtime::config::ConfigError;
 
@@ -10,6 +10,7 @@ use super::{
     keeper::Status,
     rules::Term,
 };
+use crate::attest::{Host, RealHost};
 
 /// Rules that are in force, or are about to be.
 #[derive(Debug, Clone)]
@@ -34,7 +35,7 @@ impl InForce {
     /// It makes no sense, or names a user who does not exist.
     pub fn read(text: String, path: &Path) -> Result<Self, ConfigError> {
         let plan = file::parse(&text, &path.display().to_string())?;
-        let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let accounts = RealHost.users();
         let resolved = plan.resolve(&accounts, &cgroups())?;
         Ok(Self { text, plan, accounts, resolved, loaded: false })
     }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt,
@@ -18,7 +18,7 @@ use mesh_core::ServiceName;
 use mesh_runtime::drain::Drain;
 use tokio::sync::watch;
 
-use crate::attest::Account;
+use crate::attest::{Account, Host, RealHost};
 
 /// From one look at the file to the next; a look at an unchanged one costs a
 /// `stat`.
@@ -155,8 +155,7 @@ fn check_owner(uid: u32) -> io::Result<()> {
     if uid == 0 || uid == own {
         return Ok(());
     }
-    let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    if Account::Name(WRITER.into()).number(&accounts) == Some(uid) {
+    if Account::Name(WRITER.into()).number(&RealHost.users()) == Some(uid) {
         return Ok(());
     }
     Err(io::Error::other(format!("uid {uid} has written it, who is not {WRITER}")))
@@ -164,6 +163,8 @@ fn check_owner(uid: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,10 +1,11 @@
 //! Compiles the .proto files with `protox`, so that no `protoc` is needed.
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "isthmus/v1/mesh.proto",
     "isthmus/v1/tunnel.proto",
     "isthmus/v1/identity.proto",
     "isthmus/v1/control.proto",
+    "isthmus/v1/cluster.proto",
     "isthmus/v1/admin.proto",
     "isthmus/v1/authority.proto",
     "isthmus/v1/inner.proto",

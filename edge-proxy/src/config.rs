@@ -8,11 +8,11 @@ pub mod sni;
 pub mod tracing;
 pub mod written;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use flags::Flags;
 pub use forwarded::Forwarded;
-use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName};
+use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName, SiteName, TrustDomain};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
 pub use tracing::Tracing;
@@ -97,12 +97,36 @@ pub enum Role {
 pub enum IdentitySource {
     /// The `WorkloadIdentity` socket of vm-agent or federation.
     Socket(PathBuf),
+    /// Federation, to whom a token of the platform tells who this is.
+    Attest(Attest),
     /// PEM files.
     Files(IdentityFiles),
     /// There is none: only endpoints in plaintext can be called.
     None,
     /// The caller of [`crate::app::App::new`] has filled the credentials.
     Given,
+}
+
+/// How this proxy proves who it is where no agent vouches for it.
+#[derive(Debug, Clone)]
+pub struct Attest {
+    /// Holds the token; read anew each time.
+    pub token: PathBuf,
+    /// Roots of the own trust domain, PEM; read anew each time.
+    pub roots: PathBuf,
+    /// `host:port` of federation's gRPC listener.
+    pub federation: Arc<str>,
+    /// The own site.
+    pub site: SiteName,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+}
+
+impl IdentitySource {
+    /// Whether somebody issues certificates to this proxy, and may say no.
+    pub fn is_issued(&self) -> bool {
+        matches!(self, Self::Socket(_) | Self::Attest(_))
+    }
 }
 
 /// Where the snapshot comes from.

@@ -13,26 +13,24 @@
 
 mod described;
 mod kept;
+mod source;
 mod succession;
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use mesh_api::v1::{self, workload_identity_client::WorkloadIdentityClient};
+use mesh_api::v1;
 use mesh_core::{Allowed, Locality, SpiffeId, TrustBundle, identity::Side, verify_peer};
 use mesh_runtime::{admin::Condition, clock};
 use mesh_tunnel::{Svid, tls};
 use rand::Rng;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::time::timeout;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 
 use self::{
     described::{Described, Malformed, every},
     kept::{Disk, Kept, NotUsable},
+    source::{Client, Issuer},
 };
 use crate::{
     app::Shared,
@@ -55,10 +53,6 @@ const FIRST_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration:
 const FROM_DISK_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Pauses while a renewal fails: most of a third of a lifetime is left.
 const RENEWAL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How often the source is asked what this proxy is: how soon it is noticed
-/// that the machine has left its site, or was asleep and its certificate is
-/// due.
-const LOOK: Duration = Duration::from_secs(5);
 /// When to renew, as a share of the lifetime: two thirds, ±10 %.
 const RENEW_AT: std::ops::RangeInclusive<f64> = 0.60..=0.7333;
 
@@ -66,10 +60,14 @@ const RENEW_AT: std::ops::RangeInclusive<f64> = 0.60..=0.7333;
 /// identity does not come from a socket.
 /// `shares` where another process lives on with the identity on disk.
 pub fn start(shared: &Shared, shares: bool) {
-    let IdentitySource::Socket(socket) = &shared.config.identity else { return };
+    let issuer = match &shared.config.identity {
+        IdentitySource::Socket(socket) => Issuer::Socket(socket.clone()),
+        IdentitySource::Attest(attest) => Issuer::Federation(attest.clone()),
+        IdentitySource::Files(_) | IdentitySource::None | IdentitySource::Given => return,
+    };
     let source = Source {
         shared: shared.clone(),
-        socket: socket.clone(),
+        issuer,
         ready: shared.readiness.condition("identity"),
         disk: shared.config.state.as_deref().map(Disk::new),
         described: None,
@@ -87,6 +85,10 @@ pub fn start(shared: &Shared, shares: bool) {
 enum IdentityError {
     #[error("identity socket {source}; is {who} running?")]
     Unreachable { who: &'static str, source: std::io::Error },
+    #[error("federation {federation}: {source}")]
+    NoFederation { federation: Arc<str>, source: std::io::Error },
+    #[error("{what} {}: {problem}", path.display())]
+    File { what: &'static str, path: PathBuf, problem: String },
     #[error("identity source: {}", if .0.message().is_empty() { .0.code().description() } else { .0.message() })]
     Refused(Box<tonic::Status>),
     #[error("identity source: no answer within {0:?}")]
@@ -140,7 +142,7 @@ fn reason(status: &tonic::Status) -> Option<&str> {
 /// the identity is no more, no later start may use what is on disk.
 pub(crate) async fn heed(shared: &Shared, status: &tonic::Status) {
     let is_over = matches!(reason(status), Some("peer_revoked" | "node_not_joined"));
-    let is_ours = matches!(shared.config.identity, IdentitySource::Socket(_));
+    let is_ours = shared.config.identity.is_issued();
     if let Some(state) = shared.config.state.as_deref().filter(|_| is_over && is_ours) {
         Disk::new(state).remove().await;
     }
@@ -186,7 +188,7 @@ impl Pauses {
 
 struct Source {
     shared: Shared,
-    socket: PathBuf,
+    issuer: Issuer,
     ready: Condition,
     disk: Option<Disk>,
     /// What the source has said last.
@@ -274,8 +276,7 @@ impl Source {
     /// Asks what this proxy is, and for a certificate if it is due or if what
     /// this proxy is has changed. What is new is kept.
     async fn look(&mut self) -> Result<Due, IdentityError> {
-        let channel = self.channel().await?;
-        let mut client = WorkloadIdentityClient::new(channel);
+        let mut client = self.issuer.connect(&self.shared.net).await?;
         let answer = client.describe(v1::DescribeRequest {}).await?;
         let described = Described::try_from(&answer.into_inner())?;
         self.check_role(&described.id)?;
@@ -380,20 +381,6 @@ impl Source {
         }
     }
 
-    async fn channel(&self) -> Result<Channel, IdentityError> {
-        let net = self.shared.net.clone();
-        mesh_tunnel::unix::channel_over(net, &self.socket).await.map_err(|source| {
-            IdentityError::Unreachable {
-                who: if is_gateway_socket(&self.socket) {
-                    "isthmus-federation"
-                } else {
-                    "vm-agent"
-                },
-                source,
-            }
-        })
-    }
-
     /// Puts what was described where everybody looks. It comes before the
     /// certificate, so that whoever sees that also knows what it is for.
     fn tell(&self, described: &Described) {
@@ -422,7 +409,7 @@ impl Source {
 
     async fn issue(
         &self,
-        client: &mut WorkloadIdentityClient<Channel>,
+        client: &mut Client,
         described: &Described,
     ) -> Result<Due, IdentityError> {
         let (key, csr) =
@@ -459,12 +446,8 @@ impl Source {
 
 /// Until the next look: soon enough for a certificate that lives for seconds,
 /// often enough to notice that a machine was asleep.
-fn pause(due: Due) -> Duration {
-    due.renew.saturating_sub(clock::now_unix()).min(LOOK)
-}
-
-fn is_gateway_socket(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().contains("gateway"))
+fn pause(due: Due, look: Duration) -> Duration {
+    due.renew.saturating_sub(clock::now_unix()).min(look)
 }
 
 /// Where federation listens, as the identity source knows it.

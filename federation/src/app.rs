@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use mesh_api::v1::{
-    GatewaySeen, admin_server::AdminServer, authority_record::Event,
+    GatewaySeen, admin_server::AdminServer, authority_record::Event, cluster_server::ClusterServer,
     discovery_server::DiscoveryServer, join_server::JoinServer,
     node_identity_server::NodeIdentityServer, peering_server::PeeringServer,
     registry_server::RegistryServer, workload_identity_server::WorkloadIdentityServer,
@@ -27,6 +27,7 @@ use crate::{
     authority::{Authority, LogStore, State, Store},
     ca::CertificateAuthority,
     clock::Clock,
+    cluster::Cluster,
     config::Config,
     discovery::Discovery,
     door,
@@ -41,12 +42,13 @@ use crate::{
     own_identity,
     paths::{GatewayPaths, Paths},
     peering::Peering,
+    pod_identity::{PodIdentityService, Reviewer},
     refusal::Never,
     registration::OwnPorts,
     registry::Registry,
     replication,
     rotation::RootRotations,
-    services::Services,
+    services::{JoinServices, Services},
     site::{Site, trust},
     view::{View, ViewConfig},
 };
@@ -59,6 +61,8 @@ const CALL_DEADLINE: Duration = Duration::from_secs(30);
 const MAX_JOIN_MESSAGE: usize = 256 * 1024;
 /// The longest message of a node, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
+/// The longest message of the cluster's controller, in bytes.
+const MAX_CLUSTER_MESSAGE: usize = 8 << 20;
 /// Calls that one connection may have open.
 const MAX_STREAMS: u32 = 256;
 /// A connection that does not answer a ping sent this often ...
@@ -82,6 +86,8 @@ pub struct Parts<S> {
 pub struct Running {
     /// What operators can do with it.
     pub admin: AdminService,
+    /// What the controller of the site's cluster talks to, if there is one.
+    pub cluster: Option<Cluster>,
     /// The gRPC listener.
     pub grpc: SocketAddr,
     /// What it counts.
@@ -103,6 +109,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("admin: cannot listen on {}; is it in use?", config.admin))?;
     local_doors(&running.admin, &config, &*net, &drain).await?;
+    if let Some(cluster) = running.cluster {
+        cluster_door(cluster, &config, &*net, &drain).await?;
+    }
     let admin = Admin { registry: Arc::new(running.metrics), readiness: Readiness::new() };
     drain.spawn_beside(mesh_runtime::admin::serve(listener, admin, drain.clone()));
     log::info!(site = config.site.as_str(), trust_domain = config.trust_domain.as_str(),
@@ -152,14 +161,21 @@ pub async fn start<S: Store>(
         })?;
     let grpc = listener.local_addr()?;
     let own_ports = own_ports(config, grpc, parts.net.clone());
-    let admin = publish(&site, config, parts.net, own_ports, drain);
+    let reviewer = config.cluster.as_ref();
+    let reviewer =
+        reviewer.map(|_| Reviewer::new(parts.net.clone(), config.run.join("reviewer.sock")));
+    let pods = PodIdentityService::new(site.clone(), reviewer, config.gateway_account());
+    let admin = publish(&site, config, parts.net, own_ports.clone(), drain);
+    let cluster = config.cluster.as_ref().map(|_| {
+        Cluster::new(admin.view.clone(), own_ports, config.gateway_account(), drain.clone())
+    });
     let own = config.trust_domain.clone();
     let at_door = metrics::Refused::default();
     let incoming = door::open(listener, site.credentials.clone(), own, at_door.clone(), drain);
-    serve(&admin, incoming, drain);
+    serve(&admin, pods, incoming, drain);
     let mut registry = Metrics::default();
     metrics::register(&mut registry, &admin, &at_door);
-    Ok(Running { admin, grpc, metrics: registry })
+    Ok(Running { admin, cluster, grpc, metrics: registry })
 }
 
 fn own_ports(config: &Config, grpc: SocketAddr, net: Arc<dyn Net>) -> OwnPorts {
@@ -253,7 +269,7 @@ async fn publish_gateways(authority: &Authority, config: &Config) -> anyhow::Res
 
 /// Serves gRPC: one server for those who can prove who they are, one for those
 /// who want to join.
-fn serve(admin: &AdminService, incoming: door::Incoming, drain: &Drain) {
+fn serve(admin: &AdminService, pods: PodIdentityService, incoming: door::Incoming, drain: &Drain) {
     let (site, registry) = (&admin.site, admin.registry.clone());
     let boots = {
         let registry = registry.clone();
@@ -273,7 +289,10 @@ fn serve(admin: &AdminService, incoming: door::Incoming, drain: &Drain) {
     let proved = server().serve_with_incoming_shutdown(services, incoming.proved, draining(drain));
     let join = JoinServer::new(JoinService::new(site.clone(), admin.links.clone()))
         .max_decoding_message_size(MAX_JOIN_MESSAGE);
-    let joining = server().serve_with_incoming_shutdown(join, incoming.joining, draining(drain));
+    let pods = WorkloadIdentityServer::new(pods).max_decoding_message_size(MAX_JOIN_MESSAGE);
+    let services = JoinServices { join, pods };
+    let joining =
+        server().serve_with_incoming_shutdown(services, incoming.joining, draining(drain));
     drain.spawn(ended("gRPC", proved));
     drain.spawn(ended("joining", joining));
 }
@@ -309,6 +328,21 @@ pub async fn local_doors(
     );
     drain.spawn(ended("gateway identity", identity));
     drain.spawn(ended("admin", operators));
+    Ok(())
+}
+
+/// The Unix socket of the cluster's controller, which is of our own user.
+pub async fn cluster_door(
+    cluster: Cluster,
+    config: &Config,
+    net: &dyn Net,
+    drain: &Drain,
+) -> anyhow::Result<()> {
+    let socket = net.bind_unix(&config.run.join("cluster.sock"), 0o600).await?;
+    let service = ClusterServer::new(cluster).max_decoding_message_size(MAX_CLUSTER_MESSAGE);
+    let server =
+        server().serve_with_incoming_shutdown(service, unix::incoming(socket), draining(drain));
+    drain.spawn(ended("cluster", server));
     Ok(())
 }
 

@@ -190,7 +190,31 @@ impl CertificateAuthority {
         trust_domain: &TrustDomain,
         clock: &Clock,
     ) -> Result<Vec<u8>, CaError> {
-        places::make(keys, trust_domain, &format!("{trust_domain} root"), clock, None)
+        let root = places::Root::new(&root_name(trust_domain), clock)?;
+        places::make(keys, trust_domain, clock, root, None)
+    }
+
+    /// The same under a root that [`CertificateAuthority::create_root`] has
+    /// made in another directory.
+    pub fn create_under(
+        root: &Path,
+        keys: &Path,
+        trust_domain: &TrustDomain,
+        clock: &Clock,
+    ) -> Result<Vec<u8>, CaError> {
+        places::make(keys, trust_domain, clock, places::Root::read(root)?, None)
+    }
+
+    /// A root alone, to be kept elsewhere: `root.key` and `root.crt`. Returns
+    /// it, DER.
+    pub fn create_root(
+        place: &Path,
+        trust_domain: &TrustDomain,
+        clock: &Clock,
+    ) -> Result<Vec<u8>, CaError> {
+        let root = places::Root::new(&root_name(trust_domain), clock)?;
+        root.write(place)?;
+        Ok(root.certificate().to_vec())
     }
 
     /// Opens what [`CertificateAuthority::create`] made. Where there has been a
@@ -405,6 +429,10 @@ fn load_issuing(place: &Path) -> Result<Arc<Issuing>, CaError> {
     let not_after_unix_s = not_after(&certificate).map_err(|error| broken(&path, &error))?;
     let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
     Ok(Arc::new(Issuing { issuer, certificate, not_after_unix_s }))
+}
+
+fn root_name(trust_domain: &TrustDomain) -> String {
+    format!("{trust_domain} root")
 }
 
 fn ca_params(name: &str, clock: &Clock, life: Duration, path_len: Option<u8>) -> CertificateParams {

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -28,12 +28,18 @@ pub struct Cli {
     /// Configuration file
     #[arg(long, default_value = "/etc/isthmus/federation.yaml", value_name = "FILE")]
     pub config: PathBuf,
+    /// Where gateways on other hosts reach us, instead of `address` in the file; the port is
+    /// that of `listen`
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a site: its CA and its log; `meshctl site init` does this and more
     Init(Init),
+    /// Make a root alone, to be kept elsewhere; `init --root` takes it
+    InitRoot(InitRoot),
     /// Write everything that makes the site into one file; `meshctl site backup`
     Backup(Backup),
     /// Make the site of a backup again; `meshctl site restore`
@@ -91,9 +97,32 @@ pub struct Init {
     /// Also write a configuration file
     #[arg(long, value_name = "FILE")]
     pub config_out: Option<PathBuf>,
+    /// Take the root in this directory (`root.key`, `root.crt`) instead of a new one
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// A site that is there already is no mistake
+    #[arg(long)]
+    pub if_absent: bool,
     /// A gateway for that file: id=ID,tls=HOST:PORT[,quic=HOST:PORT]; may be repeated
     #[arg(long, value_name = "GATEWAY", value_parser = parse_gateway)]
     pub gateway: Vec<GatewayFile>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Writes root.key and root.crt and prints the fingerprint. Nothing that exists is overwritten.
+
+Examples:
+  federation init-root --trust-domain east.example --out /keys
+  federation init --site east --trust-domain east.example --root /keys"
+)]
+pub struct InitRoot {
+    /// SPIFFE trust domain of the site
+    #[arg(long)]
+    pub trust_domain: String,
+    /// Where to; the directory exists
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// `id=gw1,quic=host:port,tls=host:port`; `quic` and `tls` may be repeated.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ca::WORKLOAD_LIFE,
+    registration::pod::GatewayAccount,
     roles::{RoleFile, Roles},
     virtual_address::VirtualRange,
 };
@@ -71,6 +72,19 @@ pub struct ConfigFile {
     /// How long workloads, gateways and federation keep a certificate.
     #[serde(default = "default_workload_lifetime")]
     pub workload_lifetime: HumanDuration,
+    /// A Kubernetes cluster belongs to this site: its controller is in the same
+    /// pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterFile>,
+}
+
+/// What the site knows of its cluster beforehand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterFile {
+    /// Service account in `isthmus-system` whose pods are gateways.
+    #[serde(default = "default_gateway_account")]
+    pub gateway_account: String,
 }
 
 /// One entry of `gateways`.
@@ -104,8 +118,13 @@ impl ConfigFile {
             roles: Vec::new(),
             default_access: default_access(),
             workload_lifetime: default_workload_lifetime(),
+            cluster: None,
         }
     }
+}
+
+fn default_gateway_account() -> String {
+    "isthmus-gateway".into()
 }
 
 fn default_state() -> PathBuf {
@@ -171,6 +190,8 @@ pub struct Config {
     pub default_access: AccessPolicy,
     /// How long workloads, gateways and federation keep a certificate.
     pub workload_life: Duration,
+    /// The cluster that belongs to the site.
+    pub cluster: Option<ClusterFile>,
 }
 
 impl Config {
@@ -224,7 +245,13 @@ impl Config {
             roles,
             default_access: written.default_access,
             workload_life,
+            cluster: written.cluster,
         })
+    }
+
+    /// The service account whose pods are gateways.
+    pub fn gateway_account(&self) -> GatewayAccount {
+        GatewayAccount(self.cluster.as_ref().map(|cluster| cluster.gateway_account.clone()))
     }
 
     /// The gateway that runs beside federation, if one does.

@@ -71,6 +71,7 @@ pub fn decide_export(
     let mut export = current(state, &service);
     export.all |= sites.is_empty();
     export.sites.extend(sites);
+    export.by_cluster = false;
     Ok(change(state, &service, export))
 }
 
@@ -87,7 +88,7 @@ pub fn decide_unexport(
         // "All but these" is the list of those that are linked now.
         let linked = state.links.keys().cloned();
         let kept = linked.chain(export.sites).filter(|site| !sites.contains(site)).collect();
-        export = Export { all: false, sites: kept };
+        export = Export { all: false, sites: kept, by_cluster: false };
     } else {
         export.sites.retain(|site| !sites.contains(site));
     }
@@ -116,7 +117,12 @@ fn change(state: &State, service: &ServiceName, next: Export) -> (Vec<Event>, Ve
         return (Vec::new(), exported_to);
     }
     let sites = next.sites.iter().map(ToString::to_string).collect();
-    let exported = ServiceExported { service: service.to_string(), sites, all: next.all };
+    let exported = ServiceExported {
+        service: service.to_string(),
+        sites,
+        all: next.all,
+        by_cluster: next.by_cluster,
+    };
     (vec![Event::ServiceExported(exported)], exported_to)
 }
 

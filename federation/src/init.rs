@@ -7,7 +7,6 @@ use std::{
 };
 
 use mesh_api::v1::SiteCreated;
-use mesh_core::{SiteName, TrustDomain};
 use mesh_runtime::process::EXIT_FAILURE;
 
 use crate::{
@@ -70,10 +69,12 @@ pub struct Made {
 }
 
 /// Makes a site in a state directory that has none. With `config_out` also
-/// writes a configuration file for it.
+/// writes a configuration file for it; with `root` its root is the one in that
+/// directory.
 pub fn init_site(
     written: &ConfigFile,
     config_out: Option<&Path>,
+    root: Option<&Path>,
     clock: &Clock,
 ) -> Result<Made, InitError> {
     let name =
@@ -84,19 +85,15 @@ pub fn init_site(
     {
         return Err(InitError::ConfigExists(path.to_owned()));
     }
-    let made = make_state(&config.state, &config.site, &config.trust_domain, clock)?;
+    let made = make_state(&config, root, clock)?;
     if let Some(path) = config_out {
         write_config(path, written)?;
     }
     Ok(made)
 }
 
-fn make_state(
-    state: &Path,
-    site: &SiteName,
-    trust_domain: &TrustDomain,
-    clock: &Clock,
-) -> Result<Made, InitError> {
+fn make_state(config: &Config, root: Option<&Path>, clock: &Clock) -> Result<Made, InitError> {
+    let Config { state, site, trust_domain, .. } = config;
     let keys = state.join("keys");
     for made_before in [&state.join("authority.log"), &keys] {
         if made_before.exists() {
@@ -108,7 +105,10 @@ fn make_state(
     let unfinished = state.join("keys.new");
     remove_unfinished(&unfinished)?;
     make_directory(&unfinished)?;
-    let root = CertificateAuthority::create(&unfinished, trust_domain, clock)?;
+    let root = match root {
+        Some(root) => CertificateAuthority::create_under(root, &unfinished, trust_domain, clock)?,
+        None => CertificateAuthority::create(&unfinished, trust_domain, clock)?,
+    };
     fs::rename(&unfinished, &keys).map_err(at(&keys))?;
     let created = SiteCreated {
         name: site.to_string(),
@@ -208,7 +208,7 @@ mod tests {
     fn a_site_is_made_once_and_its_keys_are_private() {
         let directory = tempfile::tempdir().unwrap();
         let (state, out) = (directory.path().join("state"), directory.path().join("etc/fed.yaml"));
-        let made = init_site(&written(&state), Some(&out), &Clock::system()).unwrap();
+        let made = init_site(&written(&state), Some(&out), None, &Clock::system()).unwrap();
         assert!(made.root_fingerprint.starts_with("SHA256:"), "{made:?}");
         assert_eq!(made.root_fingerprint.len(), 7 + 64);
         for (path, mode) in
@@ -224,10 +224,10 @@ mod tests {
 
         let keys = contents(&state.join("keys"));
         let log = fs::read(state.join("authority.log")).unwrap();
-        let again = init_site(&written(&state), None, &Clock::system()).unwrap_err();
+        let again = init_site(&written(&state), None, None, &Clock::system()).unwrap_err();
         assert!(matches!(again, InitError::Exists(_)), "{again}");
         let elsewhere = written(&directory.path().join("other"));
-        let again = init_site(&elsewhere, Some(&out), &Clock::system()).unwrap_err();
+        let again = init_site(&elsewhere, Some(&out), None, &Clock::system()).unwrap_err();
         assert!(matches!(again, InitError::ConfigExists(_)), "{again}");
         assert!(!directory.path().join("other").exists(), "nothing is made halfway");
         assert_eq!(contents(&state.join("keys")), keys);
@@ -235,11 +235,35 @@ mod tests {
     }
 
     #[test]
+    fn a_site_may_have_a_root_that_is_kept_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("kept");
+        fs::create_dir(&kept).unwrap();
+        let domain = "west.example".parse().unwrap();
+        let root = CertificateAuthority::create_root(&kept, &domain, &Clock::system()).unwrap();
+        // Twice: what was lost with the state comes back under the same root.
+        for state in ["one", "two"] {
+            let written = written(&directory.path().join(state));
+            let made = init_site(&written, None, Some(&kept), &Clock::system()).unwrap();
+            assert_eq!(made.root_fingerprint, fingerprint(&root));
+        }
+        let again = CertificateAuthority::create_root(&kept, &domain, &Clock::system());
+        assert!(again.is_err(), "nothing is overwritten");
+        let other = tempfile::tempdir().unwrap();
+        CertificateAuthority::create_root(other.path(), &domain, &Clock::system()).unwrap();
+        fs::copy(other.path().join("root.key"), kept.join("root.key")).unwrap();
+        let state = directory.path().join("three");
+        let error = init_site(&written(&state), None, Some(&kept), &Clock::system()).unwrap_err();
+        assert!(error.to_string().contains("does not belong to root.key"), "{error}");
+        assert!(!state.join("keys").exists());
+    }
+
+    #[test]
     fn an_interrupted_attempt_does_not_stand_in_the_way() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("keys.new")).unwrap();
         fs::write(directory.path().join("keys.new/root.key"), "half").unwrap();
-        init_site(&written(directory.path()), None, &Clock::system()).unwrap();
+        init_site(&written(directory.path()), None, None, &Clock::system()).unwrap();
         let trust_domain = "west.example".parse().unwrap();
         CertificateAuthority::open(&directory.path().join("keys"), &trust_domain, Clock::system())
             .unwrap();
@@ -250,7 +274,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         let wrong = ConfigFile { site: "No".into(), ..written(&state) };
-        let error = init_site(&wrong, None, &Clock::system()).unwrap_err();
+        let error = init_site(&wrong, None, None, &Clock::system()).unwrap_err();
         assert_eq!(error.exit_code(), 78, "{error}");
         assert!(!state.exists());
     }

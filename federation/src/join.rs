@@ -153,6 +153,7 @@ async fn admit(
             key_sha256: key.spki_sha256().to_vec(),
             root: issued.root_sha256.to_vec(),
             restored: false,
+            pod: false,
         };
         let admitted =
             Admitted { node, issued, grants: token.grants.clone(), gateway: token.gateway };

@@ -23,7 +23,9 @@
 //! - [`refusal`]: how a call is refused, and who may call what.
 //! - [`roles`]: who may do what from another machine.
 //! - [`tokens`], [`join`]: how machines come in.
-//! - [`node_identity`], [`local_identity`]: who gets certificates.
+//! - [`node_identity`], [`local_identity`], [`pod_identity`]: who gets
+//!   certificates.
+//! - [`cluster`]: what a Kubernetes cluster has.
 //! - [`door`]: who may connect.
 //! - [`clock`]: the wall clock as an argument.
 //! - [`cli`]: the command line.
@@ -35,6 +37,7 @@ pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod discovery;
 pub mod door;
@@ -55,6 +58,7 @@ pub mod node_identity;
 pub mod own_identity;
 pub mod paths;
 pub mod peering;
+pub mod pod_identity;
 pub mod proof;
 pub mod redeem;
 pub mod refusal;

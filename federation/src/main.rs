@@ -1,15 +1,16 @@
 //! `federation`: the control plane of a site.
 
-use std::process::ExitCode;
+use std::{net::IpAddr, process::ExitCode};
 
 use clap::Parser;
 use federation::{
     app,
     backup::{self, BackupError, Contents},
-    cli::{Backup, Cli, Command, Init, Restore},
+    ca::{CertificateAuthority, fingerprint},
+    cli::{Backup, Cli, Command, Init, InitRoot, Restore},
     clock::Clock,
     config::{Config, ConfigFile},
-    init::init_site,
+    init::{InitError, init_site},
 };
 use mesh_runtime::{
     config::ConfigError,
@@ -21,17 +22,21 @@ fn main() -> ExitCode {
     process::start("info");
     match cli.command {
         Some(Command::Init(init)) => make(init),
+        Some(Command::InitRoot(root)) => make_root(&root),
         Some(Command::Backup(backup)) => told(&back_up(&backup), backup.file.as_os_str() == "-"),
         Some(Command::Restore(restore)) => told(&self::restore(&restore), false),
-        None => serve(&cli.config),
+        None => serve(&cli.config, cli.address),
     }
 }
 
-fn serve(path: &std::path::Path) -> ExitCode {
-    let config = match Config::load(path) {
+fn serve(path: &std::path::Path, address: Option<IpAddr>) -> ExitCode {
+    let mut config = match Config::load(path) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_CONFIG, &error),
     };
+    if let Some(ip) = address {
+        config.address = (ip, config.listen.port()).into();
+    }
     let runtime = match process::current_thread() {
         Ok(runtime) => runtime,
         Err(error) => return fail(EXIT_FAILURE, &error),
@@ -49,12 +54,28 @@ fn make(init: Init) -> ExitCode {
         gateways: init.gateway,
         ..ConfigFile::new(init.site, init.trust_domain)
     };
-    match init_site(&written, init.config_out.as_deref(), &Clock::system()) {
+    let root = init.root.as_deref();
+    match init_site(&written, init.config_out.as_deref(), root, &Clock::system()) {
         Ok(made) => {
             println!("{}", made.root_fingerprint);
             ExitCode::SUCCESS
         }
+        Err(InitError::Exists(_)) if init.if_absent => ExitCode::SUCCESS,
         Err(error) => fail(error.exit_code(), &error),
+    }
+}
+
+fn make_root(wanted: &InitRoot) -> ExitCode {
+    let domain = match wanted.trust_domain.parse() {
+        Ok(domain) => domain,
+        Err(error) => return fail(EXIT_CONFIG, &format!("--trust-domain: {error}")),
+    };
+    match CertificateAuthority::create_root(&wanted.out, &domain, &Clock::system()) {
+        Ok(root) => {
+            println!("{}", fingerprint(&root));
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(EXIT_FAILURE, &error),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Whether a node may register what it asks for. Pure.
 
+pub mod pod;
+
 use std::{
     collections::BTreeSet,
     fmt,

@@ -88,12 +88,19 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
             ports: merged.ports,
             exported_to: exported_to(sources.state, &name),
             imported_from: merged.from.iter().map(ToString::to_string).collect(),
-            virtual_address: addresses.of(&name).map(|ip| ip.to_string()).unwrap_or_default(),
+            virtual_address: virtual_address(sources.state, addresses, &name),
         };
         insert(&mut rendered.resources, R::Service(service));
     }
     rendered.problems.extend(manifests.unused());
     rendered
+}
+
+/// The address that the cluster knows a service by, else one of our own.
+fn virtual_address(state: &State, addresses: &VirtualAddresses, name: &ServiceName) -> String {
+    let of_cluster = state.addresses.get(name).map(ToString::to_string);
+    let own = || addresses.of(name).map(|ip| ip.to_string());
+    of_cluster.or_else(own).unwrap_or_default()
 }
 
 /// (name, number) of the ports of every service.

@@ -6,9 +6,9 @@ use std::{
 };
 
 use mesh_api::v1::{
-    admin_server::AdminServer, discovery_server::DiscoveryServer,
+    admin_server::AdminServer, discovery_server::DiscoveryServer, join_server::JoinServer,
     node_identity_server::NodeIdentityServer, peering_server::PeeringServer,
-    registry_server::RegistryServer,
+    registry_server::RegistryServer, workload_identity_server::WorkloadIdentityServer,
 };
 use tonic::{
     Status,
@@ -18,8 +18,9 @@ use tonic::{
 };
 
 use crate::{
-    admin::AdminService, discovery::Discovery, node_identity::NodeIdentityService,
-    peering::Peering, registry::Registry,
+    admin::AdminService, discovery::Discovery, join::JoinService,
+    node_identity::NodeIdentityService, peering::Peering, pod_identity::PodIdentityService,
+    registry::Registry,
 };
 
 /// What is served to callers who have proved who they are.
@@ -53,12 +54,41 @@ impl Service<http::Request<Body>> for Services {
             DiscoveryServer::<Discovery>::NAME => self.discovery.call(request),
             PeeringServer::<Peering>::NAME => self.peering.call(request),
             AdminServer::<AdminService>::NAME => self.admin.call(request),
-            other => {
-                let status = Status::unimplemented(format!("there is no service {other:?} here"));
-                Box::pin(async move { Ok(status.into_http()) })
-            }
+            other => none(other),
         }
     }
+}
+
+/// What is served to callers who have no certificate yet.
+#[derive(Clone)]
+pub struct JoinServices {
+    /// For machines and linked sites, by token.
+    pub join: JoinServer<JoinService>,
+    /// For pods, by the token of their service account.
+    pub pods: WorkloadIdentityServer<PodIdentityService>,
+}
+
+impl Service<http::Request<Body>> for JoinServices {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        match service_of(request.uri().path()) {
+            JoinServer::<JoinService>::NAME => self.join.call(request),
+            WorkloadIdentityServer::<PodIdentityService>::NAME => self.pods.call(request),
+            other => none(other),
+        }
+    }
+}
+
+fn none(service: &str) -> BoxFuture<http::Response<Body>, Infallible> {
+    let status = Status::unimplemented(format!("there is no service {service:?} here"));
+    Box::pin(async move { Ok(status.into_http()) })
 }
 
 /// `package.Service` of `/package.Service/Method`.

@@ -255,6 +255,17 @@ impl View {
         self.wake_if(changed);
     }
 
+    /// Somebody vouches for all of these nodes.
+    pub fn heard_agents<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeId>) {
+        let (mut inner, now) = (self.lock(), Instant::now());
+        let mut changed = false;
+        for node in nodes {
+            changed |= inner.leases.heard_agent(node, now);
+        }
+        drop(inner);
+        self.wake_if(changed);
+    }
+
     /// The proxy of a node has said something.
     pub fn heard_proxy(&self, node: &NodeId) {
         let changed = self.lock().leases.heard_proxy(node, Instant::now());

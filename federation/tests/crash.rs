@@ -150,7 +150,7 @@ fn make_site(directory: &Path) -> PathBuf {
         }],
         ..ConfigFile::new("west".into(), "west.example".into())
     };
-    init_site(&written, Some(&config), &Clock::system()).unwrap();
+    init_site(&written, Some(&config), None, &Clock::system()).unwrap();
     config
 }
 

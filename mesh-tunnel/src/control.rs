@@ -25,6 +25,9 @@ pub enum Route {
     Direct(Arc<dyn Net>, std::net::SocketAddr),
     /// A stream to `federation.isthmus-system` of this site through a gateway.
     Through(Session),
+    /// Its gRPC listener, `host:port`, for who has no certificate yet and shows
+    /// a token instead.
+    DirectJoin(Arc<dyn Net>, Arc<str>),
     /// A gateway's join door: outer and inner TLS pinned to a root.
     JoinDoor {
         /// Real or simulated.
@@ -88,6 +91,11 @@ async fn connect(
             let connect = to_federation(site);
             let stream = session.open(&connect, b"").await.map_err(io::Error::other)?;
             prove(Box::new(stream), credentials, federation).await
+        }
+        Route::DirectJoin(net, host_port) => {
+            let stream = dial_any(&*net, &host_port).await?;
+            let config = credentials.client(mesh_api::ALPN_JOIN, federation);
+            Ok(Box::new(tls::connect(config, stream).await?))
         }
         Route::JoinDoor { net, gateway, root_spki_sha256 } => {
             let door = Allowed::Exactly(SpiffeId::gateway(trust_domain));
@@ -288,7 +296,12 @@ mod tests {
             let route = Route::Through(session);
             assert_eq!(asked(channel(route, &held, &name, domain).await.unwrap()).await, "mutual");
         }
+        let token = Credentials::new(None, held.trust());
+        let join = Route::DirectJoin(net.clone(), site.federation.to_string().into());
+        assert_eq!(asked(channel(join, &token, &name, domain).await.unwrap()).await, "joining");
         let nobody = Credentials::new(None, tls::Trust::default());
+        let stranger = Route::DirectJoin(net.clone(), site.federation.to_string().into());
+        channel(stranger, &nobody, &name, domain).await.unwrap_err();
         let join = |root_spki_sha256| Route::JoinDoor {
             net: net.clone(),
             gateway: site.to.tls[0].clone(),

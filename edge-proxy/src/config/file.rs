@@ -11,12 +11,12 @@ use mesh_core::{Locality, TrustDomain};
 use mesh_runtime::config::{self, ConfigError};
 
 use super::{
-    AccessLogTarget, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
+    AccessLogTarget, Attest, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
     SnapshotSource,
     flags::PortAddr,
     sni,
     written::{
-        ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
+        AttestFile, ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
         LocalityFile, RoleFile, SnapshotFile,
     },
 };
@@ -57,9 +57,13 @@ impl Config {
     /// Files named in a file are relative to it, wherever the process runs.
     fn resolve(&mut self, dir: &Path) {
         let mut paths: Vec<&mut PathBuf> = Vec::new();
-        if let IdentitySource::Files(files) = &mut self.identity {
-            paths.extend([&mut files.certificate, &mut files.key]);
-            paths.extend(files.bundles.iter_mut().map(|(_, path)| path));
+        match &mut self.identity {
+            IdentitySource::Files(files) => {
+                paths.extend([&mut files.certificate, &mut files.key]);
+                paths.extend(files.bundles.iter_mut().map(|(_, path)| path));
+            }
+            IdentitySource::Attest(attest) => paths.extend([&mut attest.token, &mut attest.roots]),
+            IdentitySource::Socket(_) | IdentitySource::None | IdentitySource::Given => {}
         }
         if let SnapshotSource::File { path, .. } = &mut self.snapshot {
             paths.push(path);
@@ -251,17 +255,31 @@ fn identity(
 ) -> Result<IdentitySource, ConfigError> {
     let default = if gateway { "gateway-identity.sock" } else { "identity.sock" };
     let default = || Path::new("/run/isthmus").join(default);
-    let Some(IdentityFile { socket, files }) = written else {
+    let Some(IdentityFile { socket, files, attest }) = written else {
         // Whether that does is known when the snapshot has been read.
         return Ok(if alone { IdentitySource::None } else { IdentitySource::Socket(default()) });
     };
-    match (socket, files) {
-        (Some(_), Some(_)) => {
-            Err(ConfigError::meaning(name, "identity", "write either socket or files, not both"))
-        }
-        (None, Some(files)) => identity_files(files, name),
-        (socket, None) => Ok(IdentitySource::Socket(socket.unwrap_or_else(default))),
+    match (socket, files, attest) {
+        (None, Some(files), None) => identity_files(files, name),
+        (None, None, Some(attest)) => identity_attest(attest, name),
+        (socket, None, None) => Ok(IdentitySource::Socket(socket.unwrap_or_else(default))),
+        _ => Err(ConfigError::meaning(name, "identity", "write one of socket, files and attest")),
     }
+}
+
+fn identity_attest(written: AttestFile, name: &str) -> Result<IdentitySource, ConfigError> {
+    let AttestFile { token, roots, federation, site, trust_domain } = written;
+    if !is_host_port(&federation) {
+        let problem = format!("{federation:?} is no <host>:<port>");
+        return Err(ConfigError::meaning(name, "identity.attest.federation", problem));
+    }
+    let federation = federation.into();
+    Ok(IdentitySource::Attest(Attest { token, roots, federation, site, trust_domain }))
+}
+
+fn is_host_port(text: &str) -> bool {
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    text.rsplit_once(':').is_some_and(|(host, number)| !host.is_empty() && port(number))
 }
 
 fn identity_files(written: IdentityFilesFile, name: &str) -> Result<IdentitySource, ConfigError> {
@@ -310,7 +328,10 @@ fn check_doors(config: &Config, name: &str) -> Result<(), ConfigError> {
             );
             Err(ConfigError::meaning(name, "identity", problem))
         }
-        IdentitySource::Socket(_) | IdentitySource::Files(_) | IdentitySource::Given => Ok(()),
+        IdentitySource::Socket(_)
+        | IdentitySource::Attest(_)
+        | IdentitySource::Files(_)
+        | IdentitySource::Given => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use mesh_core::{Cidr, GatewayId, PortName, ServiceName};
+use mesh_core::{Cidr, GatewayId, PortName, ServiceName, SiteName, TrustDomain};
 use mesh_manifest::duration::ManifestDuration;
 use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
@@ -181,7 +181,7 @@ pub(super) enum RoleFile {
     Gateway,
 }
 
-/// Where certificate and key come from: `socket` or `files`.
+/// Where certificate and key come from: one of these.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(rename = "Identity")]
 #[serde(deny_unknown_fields, default)]
@@ -190,6 +190,30 @@ pub(super) struct IdentityFile {
     pub(super) socket: Option<PathBuf>,
     /// PEM files, looked at every 10 s and taken anew when they change.
     pub(super) files: Option<IdentityFilesFile>,
+    /// A token of the platform, shown to federation: for pods of Kubernetes.
+    pub(super) attest: Option<AttestFile>,
+}
+
+/// How a proxy proves who it is where no agent vouches for it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Attest")]
+#[serde(deny_unknown_fields)]
+pub(super) struct AttestFile {
+    /// The token, e.g. a projected one of a service account; read anew for each
+    /// certificate.
+    pub(super) token: PathBuf,
+    /// Roots of the own trust domain, PEM.
+    pub(super) roots: PathBuf,
+    /// `<host>:<port>` of federation's gRPC listener.
+    pub(super) federation: String,
+    /// Name of the own site.
+    #[serde(deserialize_with = "parsed")]
+    #[schemars(with = "String")]
+    pub(super) site: SiteName,
+    /// Its trust domain.
+    #[serde(deserialize_with = "parsed")]
+    #[schemars(with = "String")]
+    pub(super) trust_domain: TrustDomain,
 }
 
 /// PEM files that hold an identity and whom it believes.

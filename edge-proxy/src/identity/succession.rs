@@ -10,8 +10,9 @@ impl Source {
     /// Until the next look, or until the root of our certificate leaves: then it
     /// is due soon, and not that of every proxy at once.
     pub(super) async fn rest(&mut self, due: Due) {
+        let look = self.issuer.look();
         tokio::select! {
-            () = tokio::time::sleep(pause(due)) => {}
+            () = tokio::time::sleep(pause(due, look)) => {}
             within = self.shared.credentials.retires(), if !self.hurries => {
                 self.hurries = true;
                 let share = rand::rng().random_range(0.0..1.0);
@@ -19,7 +20,7 @@ impl Source {
                 log::info!(within:? = within; "the root of the certificate leaves: renewing");
                 if let Some(current) = &mut self.current {
                     current.due.renew = current.due.renew.min(renew);
-                    tokio::time::sleep(pause(current.due)).await;
+                    tokio::time::sleep(pause(current.due, look)).await;
                 }
             }
         }

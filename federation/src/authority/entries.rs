@@ -109,6 +109,8 @@ pub struct NodeState {
     pub restored: bool,
     /// May obtain the gateway identity.
     pub gateway: bool,
+    /// A pod of the site's cluster, which has no certificate of a node.
+    pub pod: bool,
     /// SHA-256 of the SubjectPublicKeyInfo that it joined with.
     pub key_sha256: Vec<u8>,
     /// Unix milliseconds.
@@ -195,6 +197,8 @@ pub struct Export {
     pub all: bool,
     /// These sites.
     pub sites: BTreeSet<SiteName>,
+    /// The cluster says so, and takes it back.
+    pub by_cluster: bool,
 }
 
 impl Export {

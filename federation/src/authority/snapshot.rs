@@ -3,8 +3,8 @@
 use mesh_api::v1::{
     AuthorityRecord, BundleHeld, BundleUpdated, CertificatesShown, EndpointRegistered, GatewaySeen,
     LinkMade, ManifestApplied, NodeDuplicated, NodeJoined, NodeRenewed, Revision as WireRevision,
-    Revocation, ServiceExported, SiteCreated, TokenCreated, TokenRevoked, TokenUsed,
-    WorkloadIssued, authority_record::Event,
+    Revocation, ServiceAddressed, ServiceExported, SiteCreated, TokenCreated, TokenRevoked,
+    TokenUsed, WorkloadIssued, authority_record::Event,
 };
 
 use super::state::{NodeState, State, TokenState};
@@ -123,6 +123,7 @@ impl Records<'_> {
                 machine_id: node.machine_id.clone(),
                 not_after_unix_s: first.not_after_unix_s,
                 gateway: node.gateway,
+                pod: node.pod,
                 boot_id: node.boot_id.clone(),
                 key_sha256: node.key_sha256.clone(),
                 root: first.root.to_vec(),
@@ -197,7 +198,12 @@ impl Records<'_> {
                 service: service.to_string(),
                 sites: export.sites.iter().map(ToString::to_string).collect(),
                 all: export.all,
+                by_cluster: export.by_cluster,
             }));
+        }
+        for (service, address) in self.state.addresses.iter() {
+            let (service, address) = (service.to_string(), address.to_string());
+            self.push_now(Event::ServiceAddressed(ServiceAddressed { service, address }));
         }
     }
 

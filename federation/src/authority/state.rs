@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use mesh_api::v1::{
     AuthorityRecord, Bundle, EndpointRegistered, Gateway, LinkMade, ManifestApplied, ManifestName,
-    NodeJoined, NodeRenewed, NodeResolved, Revocation, ServiceExported, SiteCreated, TokenCreated,
-    TokenUsed, authority_record::Event,
+    NodeJoined, NodeRenewed, NodeResolved, Revocation, ServiceAddressed, ServiceExported,
+    SiteCreated, TokenCreated, TokenUsed, authority_record::Event,
 };
 use mesh_core::{NodeId, Revision, ServiceName, SiteName, TrustDomain};
 use mesh_manifest::{Kind, Manifest, ObjectName};
@@ -39,6 +40,8 @@ pub struct State {
     pub links: Shared<SiteName, LinkState>,
     /// Which linked sites may call which local service.
     pub exports: Shared<ServiceName, Export>,
+    /// Addresses that services have in the site's cluster.
+    pub addresses: Arc<BTreeMap<ServiceName, IpAddr>>,
     /// When a subject was revoked, Unix seconds. A subject is a SPIFFE ID,
     /// `node:<uuid>` or `serial:<hex>`.
     pub revocations: Arc<BTreeMap<String, i64>>,
@@ -141,6 +144,7 @@ impl State {
             }
             Event::BundleUpdated(update) => self.bundle_updated(update.bundle.as_ref()),
             Event::ServiceExported(exported) => self.exported(exported),
+            Event::ServiceAddressed(addressed) => self.addressed(addressed),
             Event::Revoked(revocation) => {
                 self.revoke(revocation);
                 Ok(())
@@ -243,6 +247,7 @@ impl State {
             duplicated: None,
             restored: joined.restored,
             gateway: joined.gateway,
+            pod: joined.pod,
             key_sha256: joined.key_sha256.clone(),
             joined_at_ms: at.unix_ms,
         };
@@ -337,13 +342,23 @@ impl State {
         let service: ServiceName = parse(&exported.service)?;
         let sites: Result<BTreeSet<SiteName>, _> =
             exported.sites.iter().map(|s| parse(s)).collect();
-        let export = Export { all: exported.all, sites: sites? };
+        let export = Export { all: exported.all, sites: sites?, by_cluster: exported.by_cluster };
         let exports = Arc::make_mut(&mut self.exports);
-        if export == Export::default() {
+        if !export.all && export.sites.is_empty() {
             exports.remove(&service);
         } else {
             exports.insert(service, Arc::new(export));
         }
+        Ok(())
+    }
+
+    fn addressed(&mut self, addressed: &ServiceAddressed) -> Result<(), String> {
+        let service: ServiceName = parse(&addressed.service)?;
+        let addresses = Arc::make_mut(&mut self.addresses);
+        match addressed.address.as_str() {
+            "" => addresses.remove(&service),
+            address => addresses.insert(service, parse(address)?),
+        };
         Ok(())
     }
 

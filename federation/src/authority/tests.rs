@@ -344,7 +344,12 @@ fn any_event() -> impl Strategy<Value = Event> {
         (n.clone(), 2u64..9).prop_map(|(n, sequence)| bundle(n, sequence)),
         (n.clone(), any::<bool>()).prop_map(|(n, all)| {
             let sites = (0..n).map(|n| format!("s{n}")).collect();
-            Event::ServiceExported(ServiceExported { service: "orders.shop".into(), sites, all })
+            Event::ServiceExported(ServiceExported {
+                service: "orders.shop".into(),
+                sites,
+                all,
+                by_cluster: false,
+            })
         }),
         n.clone().prop_map(|n| {
             let subject = format!("node:{}", node_id(n));

@@ -14,8 +14,9 @@ use std::{
 };
 
 use mesh_core::TrustDomain;
-use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use sha2::{Digest, Sha256};
 
 use super::{
     CaError, ROOT_LIFE, Signing, broken, ca_params, hex, load_issuing, new_issuing, not_after,
@@ -26,29 +27,70 @@ use crate::clock::Clock;
 /// Everything that may lie in a directory of a root.
 const FILES: [&str; 5] = ["root.key", "root.crt", "issuing.pem", "issuing.pem.new", "cross.crt"];
 
-/// Makes a root and its issuing CA in a directory that has none. `before` is
-/// the root that it replaces, with its key. Returns the root, DER.
+/// A root with its key.
+pub(super) struct Root {
+    key: KeyPair,
+    certificate: CertificateDer<'static>,
+    pem: String,
+}
+
+impl Root {
+    /// A new one.
+    pub(super) fn new(name: &str, clock: &Clock) -> Result<Self, CaError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let root = ca_params(name, clock, ROOT_LIFE, None).self_signed(&key)?;
+        Ok(Self { key, certificate: root.der().clone(), pem: root.pem() })
+    }
+
+    /// The one that [`Root::write`] has written; whoever gives it to us decides
+    /// who else may read it.
+    pub(super) fn read(place: &Path) -> Result<Self, CaError> {
+        let text = |path: &Path| fs::read_to_string(path).map_err(|error| broken(path, &error));
+        let (of_key, of_root) = (place.join("root.key"), place.join("root.crt"));
+        let key = KeyPair::from_pem(&text(&of_key)?).map_err(|error| broken(&of_key, &error))?;
+        let pem = text(&of_root)?;
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|error| broken(&of_root, &error))?;
+        let of_certificate = spki_sha256(&certificate);
+        if of_certificate != Some(Sha256::digest(key.subject_public_key_info()).into()) {
+            return Err(broken(&of_root, &"does not belong to root.key beside it"));
+        }
+        Ok(Self { key, certificate, pem })
+    }
+
+    /// Into a directory that has none; the key first.
+    pub(super) fn write(&self, place: &Path) -> Result<(), CaError> {
+        write_new(&place.join("root.key"), &self.key.serialize_pem())?;
+        write_new(&place.join("root.crt"), &self.pem)
+    }
+
+    /// DER.
+    pub(super) fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+}
+
+/// Puts a root and a new issuing CA under it into a directory that has none.
+/// `before` is the root that it replaces, with its key. Returns the root, DER.
 pub(super) fn make(
     place: &Path,
     trust_domain: &TrustDomain,
-    name: &str,
     clock: &Clock,
-    before: Option<&Issuer<'_, KeyPair>>,
+    root: Root,
+    before: Option<(&str, &Issuer<'_, KeyPair>)>,
 ) -> Result<Vec<u8>, CaError> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let params = ca_params(name, clock, ROOT_LIFE, None);
-    let root = params.self_signed(&key)?;
+    let Root { key, certificate, pem } = root;
     write_new(&place.join("root.key"), &key.serialize_pem())?;
-    if let Some(before) = before {
+    if let Some((name, before)) = before {
         let mut params = ca_params(name, clock, ROOT_LIFE, None);
         params.use_authority_key_identifier_extension = true;
         write_new(&place.join("cross.crt"), &params.signed_by(&key, before)?.pem())?;
     }
-    let issuer = Issuer::from_ca_cert_der(root.der(), key)?;
+    let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
     write_new(&place.join("issuing.pem"), &new_issuing(trust_domain, clock, &issuer)?)?;
     // Last: a directory without it is none.
-    write_new(&place.join("root.crt"), &root.pem())?;
-    Ok(root.der().to_vec())
+    write_new(&place.join("root.crt"), &pem)?;
+    Ok(certificate.to_vec())
 }
 
 /// A directory of its own for the next root, made as [`make`] does.
@@ -65,7 +107,8 @@ pub(super) fn make_below(
     }
     let made = DirBuilder::new().mode(0o700).create(&unfinished);
     made.map_err(|error| broken(&unfinished, &error))?;
-    let root = make(&unfinished, trust_domain, name, clock, Some(before))?;
+    let root = Root::new(name, clock)?;
+    let root = make(&unfinished, trust_domain, clock, root, Some((name, before)))?;
     let place = keys.join(directory_of(&root));
     fs::rename(&unfinished, &place).map_err(|error| broken(&place, &error))?;
     sync(keys)?;

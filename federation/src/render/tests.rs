@@ -70,7 +70,11 @@ impl World {
 
     fn export(&mut self, service: &str) {
         let service = service.into();
-        self.happen(Event::ServiceExported(ServiceExported { service, sites: vec![], all: true }));
+        self.happen(Event::ServiceExported(ServiceExported {
+            service,
+            all: true,
+            ..ServiceExported::default()
+        }));
     }
 
     fn link(&mut self, site: &str) {

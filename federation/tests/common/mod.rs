@@ -55,8 +55,13 @@ pub(crate) struct TestSite {
 
 impl TestSite {
     pub(crate) async fn new(name: &str) -> Self {
+        Self::with(name, |_| {}).await
+    }
+
+    /// One whose configuration says something else, too.
+    pub(crate) async fn with(name: &str, write: impl FnOnce(&mut ConfigFile)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let written = ConfigFile {
+        let mut written = ConfigFile {
             state: directory.path().join("state"),
             run: directory.path().join("run"),
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -68,7 +73,8 @@ impl TestSite {
             }],
             ..ConfigFile::new(name.into(), format!("{name}.example"))
         };
-        init_site(&written, None, &Clock::system()).unwrap();
+        write(&mut written);
+        init_site(&written, None, None, &Clock::system()).unwrap();
         let config = Config::check(written, "test").unwrap();
         Self::start(config, directory).await
     }
@@ -129,6 +135,22 @@ impl TestSite {
 
     pub(crate) fn federation_id(&self) -> SpiffeId {
         SpiffeId::federation(&self.config.trust_domain)
+    }
+
+    /// What a token pins.
+    pub(crate) fn root_pin(&self) -> [u8; 32] {
+        federation::ca::spki_sha256(&self.site().ca.root()).unwrap()
+    }
+
+    /// Takes an identity, or a node, back.
+    pub(crate) async fn revoke(&self, subject: &str) {
+        let subject = subject.to_owned();
+        let revoked = v1::Revocation { subject, revoked_at_unix_s: 1 };
+        let decide = |_: &_| {
+            let revoked = v1::authority_record::Event::Revoked(revoked.clone());
+            Ok::<_, std::convert::Infallible>((vec![revoked], ()))
+        };
+        self.site().authority.commit("test", decide).await.unwrap();
     }
 
     /// A connection without a certificate.

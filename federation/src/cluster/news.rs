@@ -1,0 +1,93 @@
+//! What the controller is told: whom pods believe, and which services the
+//! cluster has from elsewhere.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use mesh_api::v1::{self, ClusterNews, Service, Site, resource::Resource as R};
+use mesh_core::{Revision, ServiceName};
+use tokio::{sync::watch, time::sleep};
+
+use crate::{authority::State, view::View};
+
+/// How often it is looked whether a view that has just begun has settled.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Follows the view.
+pub(super) struct News {
+    view: View,
+    changed: watch::Receiver<v1::Revision>,
+    durable: watch::Receiver<Revision>,
+    told: Option<ClusterNews>,
+}
+
+impl News {
+    pub(super) fn new(view: View) -> Self {
+        let mut changed = view.revision();
+        changed.mark_changed();
+        let durable = view.authority().revision();
+        Self { view, changed, durable, told: None }
+    }
+
+    /// Waits until there is something new.
+    pub(super) async fn changed(&mut self) -> ClusterNews {
+        loop {
+            let alive = tokio::select! {
+                alive = self.changed.changed() => alive,
+                alive = self.durable.changed() => alive,
+                () = sleep(LOOK), if self.told.is_none() => Ok(()),
+            };
+            if alive.is_err() {
+                return std::future::pending().await;
+            }
+            // What linked sites export is not known yet: nothing is taken away
+            // for that.
+            if !self.view.is_settled() {
+                continue;
+            }
+            let now = news(&self.view);
+            if self.told.as_ref() != Some(&now) {
+                self.told = Some(now.clone());
+                return now;
+            }
+        }
+    }
+}
+
+fn news(view: &View) -> ClusterNews {
+    let state = view.authority().state();
+    let backed = backed_by_pods(&state);
+    let imports = view.read(|resources, _| {
+        let services = resources.values().filter_map(|resource| match &resource.resource {
+            Some(R::Service(service)) => Some(service),
+            _ => None,
+        });
+        services.filter(|service| !backed.contains(service.name.as_str())).map(import).collect()
+    });
+    let site = state.site();
+    ClusterNews {
+        site: Some(Site {
+            name: site.name.to_string(),
+            trust_domain: site.trust_domain.to_string(),
+            ..Site::default()
+        }),
+        bundle: Some(site.bundle.clone()),
+        imports,
+    }
+}
+
+/// Name, ports and where it comes from.
+fn import(service: &Service) -> Service {
+    Service {
+        name: service.name.clone(),
+        ports: service.ports.clone(),
+        imported_from: service.imported_from.clone(),
+        ..Service::default()
+    }
+}
+
+fn backed_by_pods(state: &State) -> BTreeSet<ServiceName> {
+    let of_pod = |node| state.nodes.get(node).is_some_and(|known| known.pod);
+    let registrations = state.registrations.values();
+    let of_pods = registrations.filter(|registration| of_pod(&registration.node));
+    of_pods.map(|registration| registration.service.clone()).collect()
+}

@@ -323,21 +323,24 @@ impl Settings {
     /// It cannot be read, or says something that makes no sense.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
         let written: SettingsFile = config::parse(text, file)?;
-        written.checked(file)
+        let settings = written.meaning();
+        settings.check(file)?;
+        Ok(settings)
     }
-}
 
-impl SettingsFile {
-    fn checked(self, file: &str) -> Result<Settings, ConfigError> {
-        let wrong = |key: &str, problem: &str| Err(ConfigError::meaning(file, key, problem));
+    /// Whether all of them together make sense; `from` is who says so.
+    ///
+    /// # Errors
+    ///
+    /// One does not.
+    pub fn check(&self, from: &str) -> Result<(), ConfigError> {
+        let wrong = |key: &str, problem: &str| Err(ConfigError::meaning(from, key, problem));
         let port = self.gateway.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
         // It becomes part of a list of settings.
-        let is_plain = !self.gateway.contains([';', '"', ' ', '$']);
+        let is_plain = !self.gateway.contains([';', '"', '\\', ' ', '$']);
         if !matches!(port, Some((host, Ok(1..))) if !host.is_empty() && is_plain) {
-            return wrong(
-                "gateway",
-                "write <host>:<port>, e.g. isthmus-gateway.isthmus-system.svc:8443",
-            );
+            let hint = "write <host>:<port>, e.g. isthmus-gateway.isthmus-system.svc:8443";
+            return wrong("gateway", hint);
         }
         for (key, image) in
             [("proxy_image", &self.proxy_image), ("redirect_image", &self.redirect_image)]
@@ -351,15 +354,17 @@ impl SettingsFile {
             ("resources.cpu_limit", &resources.cpu_request, &resources.cpu_limit),
             ("resources.memory_limit", &resources.memory_request, &resources.memory_limit),
         ] {
-            if let (Some(Written(request)), Some(Written(limit))) = (request, limit)
+            if let (Some(request), Some(limit)) = (request, limit)
                 && request > limit
             {
                 return wrong(key, "is below the request; write at least as much");
             }
         }
-        Ok(self.meaning())
+        Ok(())
     }
+}
 
+impl SettingsFile {
     fn meaning(self) -> Settings {
         let quantity = |written: Option<Written>| written.map(|Written(quantity)| quantity);
         Settings {

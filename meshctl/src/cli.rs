@@ -96,6 +96,10 @@ enum Command {
     Get(command::manifest::Get),
     /// Take documents about traffic out of force
     Delete(command::manifest::Delete),
+    /// Put the proxy into workloads of a cluster, offline
+    Inject(command::inject::Inject),
+    /// Take the proxy out of workloads of a cluster, offline
+    Uninject(command::inject::Uninject),
     /// The machines of this site
     #[command(subcommand)]
     Node(command::node::Node),
@@ -162,6 +166,8 @@ impl Cli {
             Command::Diff(diff) => diff.run(&run()?, format).await,
             Command::Get(get) => get.run(&run()?, format).await,
             Command::Delete(delete) => delete.run(&run()?, format).await,
+            Command::Inject(inject) => inject.run(format),
+            Command::Uninject(uninject) => uninject.run(format),
             Command::Node(node) => node.run(&run()?, format).await,
             Command::Identity(identity) => identity.run(&run()?, format).await,
             Command::Rotate(rotate) => rotate.run(&run()?, format).await,
@@ -240,6 +246,9 @@ mod tests {
             "get httproute -n shop orders -o yaml",
             "delete httproute orders -n shop",
             "delete -f routes.yaml",
+            "inject --trust-domain east.example deployment.yaml",
+            "inject --config inject.yaml -",
+            "uninject -",
             "check --json",
             "check --from orders.shop --to payments.prod:grpc --path /pay --json",
             "completions bash",

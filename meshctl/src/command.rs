@@ -5,6 +5,7 @@ pub mod check;
 pub mod edges;
 pub mod endpoints;
 pub mod identity;
+pub mod inject;
 pub mod join;
 pub mod link;
 pub mod manifest;

@@ -8,14 +8,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mesh-core", &["mesh-api"]),
     ("mesh-runtime", &[]),
     ("mesh-manifest", &["mesh-api", "mesh-core", "mesh-runtime"]),
+    ("mesh-inject", &["mesh-core", "mesh-runtime"]),
     ("mesh-tunnel", &["mesh-api", "mesh-core", "mesh-runtime"]),
     ("edge-proxy", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
     ("federation", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
     ("vm-agent", &["mesh-api", "mesh-core", "mesh-runtime", "mesh-tunnel"]),
-    ("meshctl", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
+    (
+        "meshctl",
+        &["mesh-api", "mesh-core", "mesh-inject", "mesh-manifest", "mesh-runtime", "mesh-tunnel"],
+    ),
     // Reads their command lines.
     ("isthmus-pages", &["edge-proxy", "federation", "meshctl", "vm-agent"]),
-    ("isthmus-k8s", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
+    (
+        "isthmus-k8s",
+        &["mesh-api", "mesh-core", "mesh-inject", "mesh-manifest", "mesh-runtime", "mesh-tunnel"],
+    ),
 ];
 
 /// Crate → outside crates it must never link, directly.
@@ -27,6 +34,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
     ("mesh-runtime", &["mesh-api", "mesh-core", "rustls", "quinn", "tonic", "kube"]),
     ("mesh-manifest", &["tokio", "hyper", "quinn", "rustls", "tonic", "sled", "kube"]),
+    ("mesh-inject", &["tokio", "hyper", "quinn", "rustls", "tonic", "sled", "kube"]),
     ("mesh-tunnel", &["sled", "kube", "clap"]),
     ("edge-proxy", &["sled", "kube", "rcgen"]),
     ("federation", &["quinn", "kube", "h2"]),

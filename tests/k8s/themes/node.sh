@@ -1,0 +1,81 @@
+# The ring itself: a real node runs our images, a Service leads to each replica, pods
+# find it by name, and two clusters know nothing of each other but an address.
+# shellcheck shell=bash
+
+cluster east
+node east
+cluster_dns east
+step "a node of $(k east get node east -o jsonpath='{.status.nodeInfo.kubeletVersion}') is ready"
+k east apply -f tests/k8s/manifests/web.yaml >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+rolled_out east shop deployment/web
+eventually 20 k east -n shop exec client -- busybox true
+step 'two replicas and their client run in a restricted namespace'
+
+# by_name CLUSTER NAME: from a pod.
+by_name() {
+    k "$1" -n shop exec client -- busybox wget -q -O- -T 5 "http://$2/"
+}
+
+# every_replica CLUSTER NAME: has answered by it.
+every_replica() {
+    local pods
+    pods=$(k "$1" -n shop get pods -l app=web -o jsonpath='{range .items[*]}{.metadata.name}{"\n"}{end}' | sort)
+    for _ in {1..20}; do
+        by_name "$1" "$2" || return
+    done | sort -u | diff - <(echo "$pods")
+}
+
+for name in web web.shop web.shop.svc.cluster.local; do
+    eventually 20 every_replica east $name
+done
+step 'a Service reaches each of them, by every form of its name'
+
+k east -n shop exec client -- busybox nslookup nothing.shop.svc.cluster.local >"$WORK/last" 2>&1 &&
+    fail "a name that nobody has: $(cat "$WORK/last")"
+grep -q NXDOMAIN "$WORK/last" || fail "a name that nobody has: $(cat "$WORK/last")"
+
+# What the API server may not see of a restricted namespace.
+k east -n shop run root --image isthmus.example/box:1 --privileged >"$WORK/last" 2>&1 &&
+    fail 'a restricted namespace has taken a privileged pod'
+grep -q 'violates PodSecurity "restricted' "$WORK/last" || fail "refused otherwise: $(cat "$WORK/last")"
+
+# Our own programs, from scratch.
+k east -n shop create deployment proxy --image isthmus.example/isthmus-proxy:"$VERSION" --replicas 2 --dry-run=client -o json |
+    jq '.spec.template.spec |= (
+            .securityContext = { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } } |
+            .containers[0] |= (. + {
+                env: [{ name: "ISTHMUS_PROXY_SET", value: "admin=0.0.0.0:4191" }],
+                readinessProbe: { httpGet: { path: "/live", port: 4191 }, periodSeconds: 1 },
+                securityContext: { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ["ALL"] } } }))' |
+    k east apply -f - >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+k east -n shop expose deployment proxy --port 80 --target-port 4191 >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+rolled_out east shop deployment/proxy
+eventually 20 by_name east proxy/live
+k east -n shop logs deployment/proxy >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+step 'the proxy runs from its own image, as its own user'
+
+# A second node, over the bridge of the machines.
+node east east2
+k east cordon east >/dev/null
+k east -n shop rollout restart deployment/web >/dev/null
+rolled_out east shop deployment/web
+eventually 20 every_replica east web
+[ "$(k east -n shop get pods -l app=web -o jsonpath='{.items[*].spec.nodeName}' | tr ' ' '\n' | sort -u)" = east2 ] ||
+    fail 'pods have not moved to the second node'
+step 'a client on one node reaches pods on another'
+
+# The API server goes and comes; nothing that runs hears of it.
+stop_process east kube-apiserver
+start_apiserver east
+eventually 60 every_replica east web
+step 'the API server has started again'
+
+# Another cluster, with the same addresses inside.
+cluster west
+node west
+cluster_dns west
+k west apply -f tests/k8s/manifests/web.yaml >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+rolled_out west shop deployment/web
+eventually 20 every_replica west web
+eventually 20 every_replica east web
+step 'two clusters stand beside each other'

@@ -39,7 +39,7 @@ cluster() {
     eventually 30 k "$name" -n default get serviceaccount default
 }
 
-# process DIR NAME COMMAND…: one of a control plane, whose pid is in DIR/NAME.pid.
+# process DIR NAME COMMAND…: a program, whose pid is in DIR/NAME.pid.
 process() {
     local dir=$1 name=$2
     shift 2
@@ -47,7 +47,7 @@ process() {
     echo $! >"$dir/$name.pid"
 }
 
-# stop_process CLUSTER NAME [SIGNAL]: and waits for its end.
+# stop_process MACHINE NAME [SIGNAL]: and waits for its end.
 stop_process() {
     local pid
     pid=$(cat "$WORK/$1/$2.pid")
@@ -57,7 +57,7 @@ stop_process() {
 
 start_etcd() {
     local dir=$WORK/$1
-    process "$dir" etcd in_network "$1" "$BIN/etcd" --name "$1" --data-dir "$dir/etcd" --unsafe-no-fsync --log-level warn \
+    process "$dir" etcd ip netns exec "$1" "$BIN/etcd" --name "$1" --data-dir "$dir/etcd" --unsafe-no-fsync --log-level warn \
         --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
         --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
         --initial-cluster "$1=http://127.0.0.1:2380"
@@ -65,7 +65,7 @@ start_etcd() {
 
 start_apiserver() {
     local dir=$WORK/$1 pki=$WORK/$1/pki
-    process "$dir" kube-apiserver in_network "$1" "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
+    process "$dir" kube-apiserver ip netns exec "$1" "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
         --advertise-address="10.77.0.$(cat "$dir/number")" --secure-port=6443 \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
         --kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" \
@@ -81,11 +81,11 @@ start_apiserver() {
 
 start_controllers() {
     local dir=$WORK/$1 pki=$WORK/$1/pki name
-    process "$dir" kube-controller-manager in_network "$1" "$BIN/kube-controller-manager" --leader-elect=false \
+    process "$dir" kube-controller-manager ip netns exec "$1" "$BIN/kube-controller-manager" --leader-elect=false \
         --kubeconfig="$pki/kube-controller-manager.conf" --bind-address=127.0.0.1 --use-service-account-credentials=true \
         --root-ca-file="$pki/ca.crt" --service-account-private-key-file="$pki/sa.key" \
         --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key"
-    process "$dir" kube-scheduler in_network "$1" "$BIN/kube-scheduler" --leader-elect=false \
+    process "$dir" kube-scheduler ip netns exec "$1" "$BIN/kube-scheduler" --leader-elect=false \
         --kubeconfig="$pki/kube-scheduler.conf" --bind-address=127.0.0.1
 }
 
@@ -188,10 +188,7 @@ kernel/keys/root_maxbytes 25000000"
 
 # in_node NAME COMMAND…
 in_node() {
-    local pid
-    pid=$(cat "$WORK/$1/machine.pid")
-    shift
-    nsenter --target "$pid" --mount --uts --net -- "$@"
+    nsenter --target "$(cat "$WORK/$1/machine.pid")" --mount --uts --net -- "${@:2}"
 }
 
 configure_node() {
@@ -246,20 +243,24 @@ conntrack: { maxPerCore: 0, min: 0 }
 YAML
 }
 
+node_process() {
+    process "$WORK/$1" "$2" nsenter --target "$(cat "$WORK/$1/machine.pid")" --mount --uts --net -- "${@:3}"
+}
+
 start_containerd() {
-    process "$WORK/$1" containerd in_node "$1" containerd --config "$WORK/$1/containerd.toml"
+    node_process "$1" containerd containerd --config "$WORK/$1/containerd.toml"
     eventually 10 in_node "$1" ctr version
 }
 
 start_kubelet() {
     local number
     read -r _ number <"$WORK/$1/node"
-    process "$WORK/$1" kubelet in_node "$1" "$BIN/kubelet" --config "$WORK/$1/kubelet.yaml" \
+    node_process "$1" kubelet "$BIN/kubelet" --config "$WORK/$1/kubelet.yaml" \
         --kubeconfig "$WORK/${NODES[$1]}/pki/node-$1.conf" --hostname-override "$1" --node-ip "10.77.0.$number,fd77::$number"
 }
 
 start_kube_proxy() {
-    process "$WORK/$1" kube-proxy in_node "$1" "$BIN/kube-proxy" --config "$WORK/$1/kube-proxy.yaml"
+    node_process "$1" kube-proxy "$BIN/kube-proxy" --config "$WORK/$1/kube-proxy.yaml"
 }
 
 # import_image NODE ARCHIVE

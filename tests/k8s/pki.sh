@@ -2,19 +2,23 @@
 # aggregator, and the keys of ServiceAccount tokens.
 # shellcheck shell=bash
 
+tls() {
+    openssl "$@" 2>"$WORK/last" || fail "openssl $1: $(cat "$WORK/last")"
+}
+
 # authority DIR NAME
 authority() {
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=$2" \
-        -addext keyUsage=critical,keyCertSign,cRLSign -keyout "$1/$2.key" -out "$1/$2.crt" 2>/dev/null
+    tls req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=$2" \
+        -addext keyUsage=critical,keyCertSign,cRLSign -keyout "$1/$2.key" -out "$1/$2.crt"
 }
 
 # issue DIR CA NAME SUBJECT [SAN…]
 issue() {
     local san=${*:5}
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "$4" \
+    tls req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "$4" \
         -CA "$1/$2.crt" -CAkey "$1/$2.key" -addext basicConstraints=critical,CA:FALSE \
         -addext extendedKeyUsage=serverAuth,clientAuth ${san:+-addext "subjectAltName=${san// /,}"} \
-        -keyout "$1/$3.key" -out "$1/$3.crt" 2>/dev/null
+        -keyout "$1/$3.key" -out "$1/$3.crt"
 }
 
 # kubeconfig DIR NAME SERVER: whoever has NAME's certificate.
@@ -32,12 +36,13 @@ YAML
 # cluster_pki DIR ADDRESS…: of its API server.
 cluster_pki() {
     local dir=$1 name
+    shift
     mkdir -p "$dir"
     authority "$dir" ca
     authority "$dir" front-proxy-ca
     issue "$dir" front-proxy-ca front-proxy-client /CN=front-proxy-client
-    openssl genrsa -out "$dir/sa.key" 2048 2>/dev/null
-    openssl rsa -in "$dir/sa.key" -pubout -out "$dir/sa.pub" 2>/dev/null
+    tls genrsa -out "$dir/sa.key" 2048
+    tls rsa -in "$dir/sa.key" -pubout -out "$dir/sa.pub"
     issue "$dir" ca apiserver /CN=kube-apiserver DNS:localhost DNS:kubernetes DNS:kubernetes.default \
         DNS:kubernetes.default.svc DNS:kubernetes.default.svc.cluster.local "${@/#/IP:}"
     issue "$dir" ca admin /O=system:masters/CN=admin

@@ -34,8 +34,8 @@ cluster() {
     done
     start_etcd "$name"
     start_apiserver "$name"
-    start_controllers "$name"
     eventually 60 k "$name" get --raw /readyz
+    start_controllers "$name"
     eventually 30 k "$name" -n default get serviceaccount default
 }
 

@@ -14,14 +14,18 @@ step 'two replicas and their client run in a restricted namespace'
 # by_name CLUSTER NAME [TIMES]: from a pod.
 by_name() {
     k "$1" -n shop exec client -- busybox sh -ec \
-        'for _ in $(busybox seq "$1"); do busybox wget -q -O- -T 5 "http://$0"; done' "$2" "${3:-1}"
+        'for _ in $(busybox seq "$1"); do busybox timeout 5 busybox wget -q -O- "http://$0"; done' "$2" "${3:-1}"
+}
+
+# replicas CLUSTER FIELD: of those that stay.
+replicas() {
+    k "$1" -n shop get pods -l app=web -o json |
+        jq -r ".items[] | select(.metadata.deletionTimestamp | not) | $2" | sort -u
 }
 
 # every_replica CLUSTER NAME: has answered by it, and nobody else.
 every_replica() {
-    local pods
-    pods=$(k "$1" -n shop get pods -l app=web -o jsonpath='{range .items[*]}{.metadata.name}{"\n"}{end}' | sort)
-    by_name "$1" "$2" 30 | sort -u | diff - <(echo "$pods")
+    by_name "$1" "$2" 30 | sort -u | diff - <(replicas "$1" .metadata.name)
 }
 
 for name in web web.shop web.shop.svc.cluster.local; do
@@ -58,12 +62,11 @@ k east cordon east >/dev/null
 k east -n shop rollout restart deployment/web >/dev/null
 rolled_out east shop deployment/web
 eventually 20 every_replica east web
-[ "$(k east -n shop get pods -l app=web -o jsonpath='{.items[*].spec.nodeName}' | tr ' ' '\n' | sort -u)" = east2 ] ||
-    fail 'pods have not moved to the second node'
+[ "$(replicas east .spec.nodeName)" = east2 ] || fail 'pods have not moved to the second node'
 step 'a client on one node reaches pods on another'
 
-# The API server goes and comes; nothing that runs hears of it.
-stop_process east kube-apiserver
+# The API server dies; nothing that runs hears of it.
+stop_process east kube-apiserver KILL
 start_apiserver east
 eventually 60 every_replica east web
 step 'the API server has started again'

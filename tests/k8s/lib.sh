@@ -282,10 +282,34 @@ rolled_out() {
         fail "$1: $3: $(cat "$WORK/last")"
 }
 
+# volumes NODE COUNT: for whoever claims one of the default class. Kubelet gives
+# them to a pod's fsGroup.
+volumes() {
+    local name=$1 number
+    for number in $(seq "$2"); do
+        in_node "$name" mkdir -p "/var/lib/volumes/$number"
+        cat <<YAML
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: { name: $name-$number }
+spec:
+  storageClassName: standard
+  capacity: { storage: 1Gi }
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  local: { path: /var/lib/volumes/$number }
+  nodeAffinity:
+    required: { nodeSelectorTerms: [{ matchExpressions: [{ key: kubernetes.io/hostname, operator: In, values: [$name] }] }] }
+YAML
+    done | cat tests/k8s/manifests/storage.yaml - | k "${NODES[$name]}" apply -f - >"$WORK/last" 2>&1 ||
+        fail "$name: $(cat "$WORK/last")"
+}
+
 # --- what went wrong
 
-fail() {
-    echo "FAILED: $*"
+evidence() {
+    journals
     local name log
     for name in "${CLUSTERS[@]}"; do
         echo "--- objects of $name"
@@ -298,5 +322,4 @@ fail() {
         echo "--- $log"
         grep -E '^[EF]|level=(error|fatal)' "$log" | tail -4 | cut -c1-400 || true
     done
-    exit 1
 }

@@ -56,6 +56,12 @@ eventually 20 by_name east proxy/live
 k east -n shop logs deployment/proxy >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
 step 'the proxy runs from its own image, as its own user'
 
+# A claim, of a user that may write there.
+volumes east 1
+k east apply -f tests/k8s/manifests/claim.yaml >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+eventually 20 k east exec keeper -- busybox test -s /data/kept
+step 'a claim has a volume'
+
 # A second node, over the bridge of the machines.
 node east east2
 k east cordon east >/dev/null
@@ -80,3 +86,8 @@ rolled_out west shop deployment/web
 eventually 20 every_replica west web
 eventually 20 every_replica east web
 step 'two clusters stand beside each other'
+for name in 10.77.0.101:30080 10.77.0.102:30080 10.77.0.101:8080/kept; do
+    eventually 20 by_name west $name
+done
+by_name west "$(replicas east .status.podIP | head -1):8080" >"$WORK/last" 2>&1 && fail 'and its pods'
+step 'one reaches ports of nodes of the other, and nothing else'

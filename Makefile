@@ -4,6 +4,7 @@
 # make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
 # make test-observe            observers nobody here wrote: tests/observe/setup installs them
 # make test-vm [THEMES=…]      our packages on booted systemd, in containers; needs root
+# make test-k8s [THEMES=…]     real clusters and nodes that run our images: tests/k8s/setup installs them; needs root
 # make packages                .deb and .rpm of the four programs, in $(TARGET)/packages
 # make repo                    a signed apt and a signed yum repository of them: packaging/README.md
 # make fuzz [FUZZ_SECONDS=60]  every fuzz target, so many seconds each
@@ -20,7 +21,7 @@ FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot jwt_sv
 	frames request_fields certificates manifest handover tap link registration dns_question unix_authority
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test test-netns test-interop test-observe test-vm packages pages repo fuzz soak bench
+.PHONY: demo test test-netns test-interop test-observe test-vm test-k8s packages pages repo fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -53,6 +54,11 @@ test-vm: $(if $(ISTHMUS_PACKAGES),pages,packages)
 	cargo build --workspace --bins --example load
 	cd tests/vm/spiffe && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(abspath $(TARGET))/spiffe-peer .
 	tests/vm/run $(THEMES)
+
+# The programs as `make test` builds them are in its images.
+test-k8s:
+	cargo build --workspace --bins --example load
+	tests/k8s/run $(THEMES)
 
 # What packages bring beside programs; the dev profile says the same, and is
 # built anyway.

@@ -13,13 +13,22 @@ step() {
 
 fail() {
     echo "FAILED: $*"
+    evidence
+    exit 1
+}
+
+# What is shown of a world in which something failed.
+evidence() {
+    journals
+}
+
+journals() {
     local machine
     for machine in "${MACHINES[@]}"; do
         echo "--- journal of $machine"
         journalctl -q -D "$WORK/$machine/upper/var/log/journal" --no-pager -o short-monotonic \
             -u 'isthmus-*' 2>/dev/null | grep -v '"direction":' | tail -40 || true
     done
-    exit 1
 }
 
 # eventually SECONDS COMMAND…: until it succeeds.

@@ -84,7 +84,7 @@ def layer(files, time):
 def archive(path, reference, files, config, architecture, time):
     """Writes the image `reference` to `path`; the size of its layer, compressed."""
     plain = layer(files, time)
-    packed = gzip.compress(plain, 9, mtime=0)
+    packed = gzip.compress(plain, 6, mtime=0)
     blobs = {}
 
     def blob(content, kind):

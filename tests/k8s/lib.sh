@@ -75,7 +75,7 @@ start_apiserver() {
         --requestheader-extra-headers-prefix=X-Remote-Extra- \
         --proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key" \
         --service-account-issuer=https://kubernetes.default.svc.cluster.local --service-account-key-file="$pki/sa.pub" \
-        --service-account-signing-key-file="$pki/sa.key" --service-cluster-ip-range=$SERVICES \
+        --service-account-signing-key-file="$pki/sa.key" --service-cluster-ip-range="$SERVICES" \
         --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true --profiling=false
 }
 
@@ -108,18 +108,22 @@ helm() {
 # node CLUSTER [NAME]: a machine with containerd and kubelet, Ready: the control
 # plane's own, or one of another name with an address of its own.
 node() {
-    local cluster=$1 name=${2:-$1} dir=$WORK/${2:-$1} number index image
+    local cluster=$1 name=${2:-$1} dir=$WORK/${2:-$1} number index image range
     index=$(($(cat "$WORK/$cluster/nodes" 2>/dev/null || echo 0) + 1))
     number=$(($(cat "$WORK/$cluster/number") + index - 1))
     [ "$name" != "$cluster" ] || number=$(cat "$WORK/$cluster/number")
-    echo $index >"$WORK/$cluster/nodes"
+    echo "$index" >"$WORK/$cluster/nodes"
     NODES[$name]=$cluster
     mkdir -p "$dir/var"/{lib/{kubelet,containerd,cni},log,tmp}
     if [ "$name" != "$cluster" ]; then
-        connect "$name" $number
+        connect "$name" "$number"
         ip -n "$name" addr add "fd77::$number/64" dev eth0 nodad
     fi
     in_network "$name" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+    # What a node itself sends to a Service needs a way before kube-proxy gives it another.
+    for range in ${SERVICES//,/ }; do
+        ip -n "$name" route add "$range" dev eth0
+    done
     echo "$index $number" >"$dir/node"
     routes "$cluster"
     make_machine "$name"
@@ -143,7 +147,8 @@ routes() {
     for from in "${!NODES[@]}"; do
         [ "${NODES[$from]}" = "$1" ] || continue
         for to in "${!NODES[@]}"; do
-            [ "${NODES[$to]}" = "$1" ] && [ "$to" != "$from" ] || continue
+            [ "$to" != "$from" ] || continue
+            [ "${NODES[$to]}" = "$1" ] || continue
             read -r index number <"$WORK/$to/node"
             ip -n "$from" route replace "$PODS.$index.0/24" via "10.77.0.$number"
             ip -n "$from" route replace "$PODS6:$index::/64" via "fd77::$number"

@@ -1,6 +1,6 @@
 # What a ring of themes is run with, here and in tests/k8s: root directories, a
 # repository of packages, and namespaces that end with their theme.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2016,SC2154
 #
 # RING is the ring's directory, LIMIT the most seconds of one theme; `work` is
 # removed at the end.

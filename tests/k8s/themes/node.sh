@@ -33,6 +33,11 @@ for name in web web.shop web.shop.svc.cluster.local; do
 done
 step 'a Service reaches each of them, by every form of its name'
 
+# As it reaches webhooks.
+service=$(k east -n shop get service web -o jsonpath='{.spec.clusterIP}')
+in_network east busybox timeout 5 busybox wget -q -O- "http://$service" >"$WORK/last" || fail 'the control plane reaches no Service'
+helm east list -A >"$WORK/last" 2>&1 || fail "helm: $(cat "$WORK/last")"
+
 k east -n shop exec client -- busybox nslookup nothing.shop.svc.cluster.local >"$WORK/last" 2>&1 &&
     fail "a name that nobody has: $(cat "$WORK/last")"
 grep -q NXDOMAIN "$WORK/last" || fail "a name that nobody has: $(cat "$WORK/last")"
@@ -69,7 +74,8 @@ k east -n shop rollout restart deployment/web >/dev/null
 rolled_out east shop deployment/web
 eventually 20 every_replica east web
 [ "$(replicas east .spec.nodeName)" = east2 ] || fail 'pods have not moved to the second node'
-step 'a client on one node reaches pods on another'
+eventually 20 by_name east "[$(replicas east '.status.podIPs[1].ip' | head -1)]:8080"
+step 'a client on one node reaches pods on another, over IPv4 and IPv6'
 
 # The API server dies; nothing that runs hears of it.
 stop_process east kube-apiserver KILL

@@ -335,9 +335,12 @@ impl App {
     /// where the service manager has kept a port for us.
     async fn check_ports(&self, sockets: &Sockets) -> io::Result<()> {
         let Shared { config, net, .. } = &self.shared;
-        let Bound { http, transparent, inbound, listeners, sni, plaintext } = Bound::wanted(config);
+        let bound = Bound::wanted(config);
+        let Bound { http, transparent, inbound_transparent, inbound, .. } = bound;
+        let Bound { listeners, sni, plaintext, .. } = bound;
         let doors = config.gateway.as_ref();
-        let own = [http, transparent, inbound, doors.map(|doors| doors.tls)];
+        let own =
+            [http, transparent, inbound_transparent, inbound, doors.map(|doors| doors.tls)];
         for addr in own.into_iter().flatten().chain(listeners).chain(sni).chain(plaintext) {
             if !sockets.has(Wanted { kind: Kind::Tcp, addr }) {
                 drop(net.bind(addr, false).await?);

@@ -12,10 +12,11 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use flags::Flags;
 pub use forwarded::Forwarded;
-use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName, SiteName, TrustDomain};
+use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName, TrustDomain};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
 pub use tracing::Tracing;
+pub use written::Probe;
 
 use crate::{access_log::AccessLogFormat, files::IdentityFiles};
 
@@ -75,6 +76,10 @@ pub struct Config {
     pub locality: Locality,
     /// The doors, for role gateway only.
     pub gateway: Option<GatewayDoors>,
+    /// Where captured traffic to applications of this host arrives.
+    pub inbound_transparent: Option<SocketAddr>,
+    /// What the platform asks applications to see how they do.
+    pub inbound_probes: Vec<Probe>,
     /// A gateway's name in its site; `None` if the identity source knows it.
     pub gateway_id: Option<GatewayId>,
     /// Clients of `http_listener` and `sni_listeners` off loopback.
@@ -116,9 +121,7 @@ pub struct Attest {
     pub roots: PathBuf,
     /// `host:port` of federation's gRPC listener.
     pub federation: Arc<str>,
-    /// The own site.
-    pub site: SiteName,
-    /// Its trust domain.
+    /// The own trust domain.
     pub trust_domain: TrustDomain,
 }
 
@@ -210,6 +213,8 @@ impl Config {
             state: None,
             locality: Locality::default(),
             gateway: None,
+            inbound_transparent: None,
+            inbound_probes: Vec::new(),
             gateway_id: None,
             allow_from: Vec::new(),
         }

@@ -223,10 +223,11 @@ impl Discovery {
                 Route::Direct(self.shared.net.clone(), addr)
             }
             Role::Node | Role::Sidecar => {
-                Route::Through(self.tunnels.session().await.ok_or(StreamError::NoTunnel)?)
+                let session = self.tunnels.session().await.ok_or(StreamError::NoTunnel)?;
+                Route::Through(session, site.clone())
             }
         };
-        let channel = control::channel(route, &self.shared.credentials, site, domain);
+        let channel = control::channel(route, &self.shared.credentials, domain);
         let channel = Box::pin(tokio::time::timeout(CONNECT_DEADLINE, channel)).await;
         Ok(channel.map_err(|_| StreamError::Timeout)??)
     }

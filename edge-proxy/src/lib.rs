@@ -39,6 +39,7 @@ pub mod app;
 pub mod apps;
 mod aside;
 pub mod audit;
+pub mod await_ready;
 mod beliefs;
 pub mod changes;
 pub mod config;

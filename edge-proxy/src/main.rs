@@ -1,9 +1,9 @@
 //! `edge-proxy`: parses, builds, waits, exits.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use edge_proxy::{
-    app,
+    app, await_ready,
     config::{Config, Flags},
     handover,
 };
@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     if let Some(schema) = flags.print_schema {
         print!("{}", schema.text());
         return ExitCode::SUCCESS;
+    }
+    if let Some(patience) = flags.await_ready {
+        return await_proxy(&flags, patience.into());
     }
     process::start("info");
     if let Err(error) = handover::relay() {
@@ -27,4 +30,15 @@ fn main() -> ExitCode {
         Some(error) => ExitCode::from(error.exit_code()),
         None => ExitCode::from(process::EXIT_FAILURE),
     }
+}
+
+fn await_proxy(flags: &Flags, patience: Duration) -> ExitCode {
+    let waited = match Config::load(flags) {
+        Ok(Config { admin: Some(admin), .. }) => await_ready::await_ready(admin, patience),
+        Ok(_) => Err("it has no `admin` listener to ask".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    let Err(problem) = waited else { return ExitCode::SUCCESS };
+    eprintln!("edge-proxy: {problem}");
+    ExitCode::from(process::EXIT_FAILURE)
 }

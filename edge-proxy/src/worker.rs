@@ -92,6 +92,8 @@ pub struct Bound {
     pub http: Option<SocketAddr>,
     /// Captured traffic.
     pub transparent: Option<SocketAddr>,
+    /// Captured on its way to applications of this host.
+    pub inbound_transparent: Option<SocketAddr>,
     /// The mesh's door.
     pub inbound: Option<SocketAddr>,
     /// Explicit listeners, in the order of the configuration.
@@ -108,6 +110,7 @@ impl Bound {
         Self {
             http: config.http_listener,
             transparent: config.transparent,
+            inbound_transparent: config.inbound_transparent,
             inbound: config.inbound,
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
             sni: config.sni_listeners.iter().map(|listener| listener.listen).collect(),
@@ -117,8 +120,12 @@ impl Bound {
 
     /// One line for each listener: with port 0 nobody else knows where it is.
     pub fn log(&self) {
-        let named =
-            [("http", self.http), ("transparent", self.transparent), ("inbound", self.inbound)];
+        let named = [
+            ("http", self.http),
+            ("transparent", self.transparent),
+            ("inbound_transparent", self.inbound_transparent),
+            ("inbound", self.inbound),
+        ];
         for (name, addr) in named {
             if let Some(addr) = addr {
                 log::info!(listener = name, addr:% = addr; "listening");
@@ -170,9 +177,11 @@ impl Worker {
         let http = self.bind(wanted.http, &mut bound.http).await?;
         let transparent = self.bind(wanted.transparent, &mut bound.transparent).await?;
         let transparent6 = self.bind_twin(bound.transparent).await?;
+        let inward = self.bind(wanted.inbound_transparent, &mut bound.inbound_transparent).await?;
         let inbound = self.bind(wanted.inbound, &mut bound.inbound).await?;
         let mut outbound = vec![(http, Purpose::Proxy), (transparent, Purpose::Captured)];
         outbound.push((transparent6, Purpose::Captured));
+        outbound.push((inward, Purpose::CapturedInbound));
         for (addr, configured) in wanted.listeners.iter().zip(&self.shared.config.listeners) {
             let mut at = None;
             let destination = self.wanted(configured);

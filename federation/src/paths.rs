@@ -94,8 +94,8 @@ impl GatewayPaths {
         trust_domain: &TrustDomain,
     ) -> io::Result<Channel> {
         let credentials = &self.site.credentials;
-        let route = Route::Through(session);
-        timeout(DEADLINE, channel(route, credentials, site, trust_domain)).await.map_err(late)?
+        let route = Route::Through(session, site.clone());
+        timeout(DEADLINE, channel(route, credentials, trust_domain)).await.map_err(late)?
     }
 
     async fn dial(&self, gateway: &Gateway) -> io::Result<Session> {
@@ -133,7 +133,7 @@ impl GatewayPaths {
                 gateway: gateway.clone(),
                 root_spki_sha256: token.root_spki_sha256,
             };
-            let dialled = channel(route, &self.site.credentials, &token.site, &token.trust_domain);
+            let dialled = channel(route, &self.site.credentials, &token.trust_domain);
             match timeout(DEADLINE, dialled).await.map_err(late).flatten() {
                 Ok(channel) => return Ok(channel),
                 Err(error) => {

@@ -1,7 +1,12 @@
 //! The only part of Isthmus that knows Kubernetes.
 //!
-//! It will hold three roles of one binary: *injector* (mutating webhook),
-//! *controller* (Services, EndpointSlices and Pods into the registry, imported
-//! services back out) and *init* (traffic redirection in a pod). None of them
-//! is here yet: this crate fixes the place and the dependency rule. Nothing
-//! else in the workspace may link a Kubernetes client.
+//! - [`controller`]: tells federation what the cluster has, and the cluster
+//!   what comes from elsewhere.
+//! - [`lease`]: who of several writes.
+//! - [`names`]: labels and annotations.
+//! - [`cli`]: the command line.
+
+pub mod cli;
+pub mod controller;
+pub mod lease;
+pub mod names;

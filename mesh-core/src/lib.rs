@@ -49,7 +49,7 @@ pub mod wire;
 mod example;
 
 pub use authorize::{
-    Call, Client, Denied, DenyReason, Permit, ServerPolicy, authorize, may_connect,
+    Call, Client, Denied, DenyReason, Permit, ServerPolicy, authorize, may_connect, probe,
 };
 pub use cidr::Cidr;
 pub use identity::{Allowed, PeerIdentity, TrustBundle, TrustBundles, VerifyError, verify_peer};

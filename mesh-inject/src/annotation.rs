@@ -61,7 +61,6 @@ pub(crate) struct Wishes {
     pub(crate) skip_outbound_ports: Ports,
     pub(crate) skip_inbound_ports: Ports,
     pub(crate) skip_outbound_cidrs: Vec<Cidr>,
-    pub(crate) opaque_ports: Ports,
     pub(crate) redirect: bool,
     pub(crate) resources: Resources,
     pub(crate) log_level: LogFilter,
@@ -74,10 +73,11 @@ impl Wishes {
     pub(crate) fn read(pod: &Value, settings: &Settings) -> Result<Self, Refusal> {
         let all = Annotations::of(pod)?;
         let ports = |name, default: &Ports| all.parsed(name, str::parse, || default.clone());
+        // The controller tells the mesh; here it is only seen to make sense.
+        ports(OPAQUE_PORTS, &Ports::default())?;
         Ok(Self {
             skip_outbound_ports: ports(SKIP_OUTBOUND_PORTS, &settings.skip_outbound_ports)?,
             skip_inbound_ports: ports(SKIP_INBOUND_PORTS, &settings.skip_inbound_ports)?,
-            opaque_ports: ports(OPAQUE_PORTS, &settings.opaque_ports)?,
             skip_outbound_cidrs: all
                 .parsed(SKIP_OUTBOUND_CIDRS, blocks, || settings.skip_outbound_cidrs.clone())?,
             redirect: all.parsed(REDIRECT, enabled, || true)?,
@@ -314,9 +314,8 @@ mod tests {
         .unwrap();
         assert_eq!(wishes.skip_outbound_ports.to_string(), "25,587");
         assert_eq!(wishes.skip_outbound_cidrs[0].to_string(), "10.0.0.0/8");
-        assert!(wishes.opaque_ports.is_empty() && !wishes.native);
+        assert!(!wishes.native);
         assert_eq!(wishes.log_level.as_str(), "warn,edge_proxy::view=trace");
-        assert!(read(Value::Null).unwrap().opaque_ports.has(3306));
     }
 
     #[test]

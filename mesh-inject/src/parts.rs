@@ -153,7 +153,7 @@ fn set(pod: &Value, wishes: &Wishes, settings: &Settings) -> String {
         format!("identity.attest.token={}/token", own::TOKEN_DIR),
         format!("identity.attest.roots={}/{}", own::TRUST_DIR, own::TRUST_FILE),
         format!("identity.attest.trust_domain=\"{}\"", settings.trust_domain),
-        format!("identity.attest.gateway=\"{}\"", settings.gateway),
+        format!("identity.attest.federation=\"{}\"", settings.federation),
         format!("inbound=[::]:{INBOUND_PORT}"),
         format!("admin=[::]:{ADMIN_PORT}"),
     ];
@@ -164,9 +164,6 @@ fn set(pod: &Value, wishes: &Wishes, settings: &Settings) -> String {
         if !probes.is_empty() {
             set.push(format!("inbound_probes={}", probes::as_setting(&probes)));
         }
-    }
-    if !wishes.opaque_ports.is_empty() {
-        set.push(format!("opaque_ports=\"{}\"", wishes.opaque_ports));
     }
     set.extend(drain(pod).map(|seconds| format!("drain_timeout={seconds}s")));
     set.join("; ")

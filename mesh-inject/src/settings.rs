@@ -22,8 +22,8 @@ pub struct Settings {
     pub version: String,
     /// Of the site that the pods are in.
     pub trust_domain: TrustDomain,
-    /// `host:port` at which pods reach the site's gateway.
-    pub gateway: String,
+    /// `host:port` at which pods reach the site's federation.
+    pub federation: String,
     /// With `edge-proxy`.
     pub proxy_image: String,
     /// With `isthmus-k8s`.
@@ -42,8 +42,6 @@ pub struct Settings {
     pub skip_outbound_cidrs: Vec<Cidr>,
     /// Where inbound connections are left alone.
     pub skip_inbound_ports: Ports,
-    /// Whose bytes nobody looks at: the server speaks first.
-    pub opaque_ports: Ports,
     /// Where the pod will be.
     pub namespace: Namespace,
 }
@@ -185,9 +183,9 @@ pub struct SettingsFile {
     /// The SPIFFE trust domain of the site.
     #[serde(deserialize_with = "parsed")]
     trust_domain: TrustDomain,
-    /// `host:port` of its gateway, as pods reach it.
-    #[serde(default = "gateway")]
-    gateway: String,
+    /// `host:port` of its federation, as pods reach it.
+    #[serde(default = "federation")]
+    federation: String,
     #[serde(default = "proxy_image")]
     proxy_image: String,
     #[serde(default = "redirect_image")]
@@ -206,8 +204,6 @@ pub struct SettingsFile {
     skip_outbound_cidrs: Blocks,
     #[serde(default, deserialize_with = "parsed")]
     skip_inbound_ports: Ports,
-    #[serde(default = "server_first", deserialize_with = "parsed")]
-    opaque_ports: Ports,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -254,8 +250,8 @@ impl FromStr for Blocks {
     }
 }
 
-fn gateway() -> String {
-    "isthmus-gateway.isthmus-system.svc:8443".into()
+fn federation() -> String {
+    "isthmus.isthmus-system.svc:8446".into()
 }
 
 fn proxy_image() -> String {
@@ -264,13 +260,6 @@ fn proxy_image() -> String {
 
 fn redirect_image() -> String {
     concat!("isthmus-k8s:", env!("CARGO_PKG_VERSION")).into()
-}
-
-/// SMTP, MySQL, Galera, PostgreSQL, Redis, Elasticsearch's transport, Memcached: a
-/// proxy that waits for the client's first bytes, or takes them for HTTP, is in
-/// the way.
-fn server_first() -> Ports {
-    Ports::each(&[25, 587, 3306, 4444, 5432, 6379, 9300, 11211])
 }
 
 /// Reads what is written as a string or a number.
@@ -301,7 +290,7 @@ impl Settings {
         let resources = ResourcesFile::default();
         SettingsFile {
             trust_domain,
-            gateway: gateway(),
+            federation: federation(),
             proxy_image: proxy_image(),
             redirect_image: redirect_image(),
             image_pull_policy: PullPolicy::default(),
@@ -311,7 +300,6 @@ impl Settings {
             skip_outbound_ports: Ports::default(),
             skip_outbound_cidrs: Blocks::default(),
             skip_inbound_ports: Ports::default(),
-            opaque_ports: server_first(),
         }
         .meaning()
     }
@@ -335,12 +323,12 @@ impl Settings {
     /// One does not.
     pub fn check(&self, from: &str) -> Result<(), ConfigError> {
         let wrong = |key: &str, problem: &str| Err(ConfigError::meaning(from, key, problem));
-        let port = self.gateway.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+        let port = self.federation.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
         // It becomes part of a list of settings.
-        let is_plain = !self.gateway.contains([';', '"', '\\', ' ', '$']);
+        let is_plain = !self.federation.contains([';', '"', '\\', ' ', '$']);
         if !matches!(port, Some((host, Ok(1..))) if !host.is_empty() && is_plain) {
-            let hint = "write <host>:<port>, e.g. isthmus-gateway.isthmus-system.svc:8443";
-            return wrong("gateway", hint);
+            let hint = "write <host>:<port>, e.g. isthmus.isthmus-system.svc:8446";
+            return wrong("federation", hint);
         }
         for (key, image) in
             [("proxy_image", &self.proxy_image), ("redirect_image", &self.redirect_image)]
@@ -370,7 +358,7 @@ impl SettingsFile {
         Settings {
             version: env!("CARGO_PKG_VERSION").into(),
             trust_domain: self.trust_domain,
-            gateway: self.gateway,
+            federation: self.federation,
             proxy_image: self.proxy_image,
             redirect_image: self.redirect_image,
             image_pull_policy: self.image_pull_policy,
@@ -389,7 +377,6 @@ impl SettingsFile {
             skip_outbound_ports: self.skip_outbound_ports,
             skip_outbound_cidrs: self.skip_outbound_cidrs.0,
             skip_inbound_ports: self.skip_inbound_ports,
-            opaque_ports: self.opaque_ports,
             namespace: Namespace::default(),
         }
     }
@@ -441,13 +428,13 @@ mod tests {
             let text = format!("trust_domain: east.example\n{rest}\n");
             Settings::parse(&text, "inject.yaml").unwrap_err().to_string()
         };
-        assert!(wrong("gatewaay: a:1").starts_with("inject.yaml:2:1: unknown field `gatewaay`"));
-        assert!(wrong("gatewaay: a:1").contains("did you mean `gateway`?"));
+        assert!(wrong("federatioon: a:1").starts_with("inject.yaml:2:1: unknown field `gatewaay`"));
+        assert!(wrong("federatioon: a:1").contains("did you mean `federation`?"));
         let empty = Settings::parse("", "x").unwrap_err().to_string();
         assert!(empty.contains("missing field `trust_domain`"), "{empty}");
         let meanings = [
-            ("gateway: nowhere", "inject.yaml: gateway: write <host>:<port>"),
-            ("gateway: 'a;b:1'", "inject.yaml: gateway: write <host>:<port>"),
+            ("federation: nowhere", "inject.yaml: federation: write <host>:<port>"),
+            ("federation: 'a;b:1'", "inject.yaml: federation: write <host>:<port>"),
             ("proxy_image: ''", "inject.yaml: proxy_image: write an image"),
             ("resources: { memory_limit: 1Mi }", "inject.yaml: resources.memory_limit: is below"),
         ];
@@ -455,7 +442,7 @@ mod tests {
             assert!(wrong(rest).starts_with(expected), "{rest}: {}", wrong(rest));
         }
         for (rest, expected) in [
-            ("opaque_ports: mysql", "is no port"),
+            ("skip_inbound_ports: mysql", "is no port"),
             ("skip_outbound_cidrs: 10.0.0.0/33", "the prefix must be"),
             ("resources: { cpu_limit: lots }", "no quantity"),
             ("log_level: loud", "no log level"),

@@ -24,7 +24,7 @@ pub enum Route {
     /// Its gRPC listener, `ip:port`.
     Direct(Arc<dyn Net>, std::net::SocketAddr),
     /// A stream to `federation.isthmus-system` of this site through a gateway.
-    Through(Session),
+    Through(Session, SiteName),
     /// Its gRPC listener, `host:port`, for who has no certificate yet and shows
     /// a token instead.
     DirectJoin(Arc<dyn Net>, Arc<str>),
@@ -47,7 +47,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A channel to the federation of `site`, whose identity is that of
+/// A channel to the federation of a site, whose identity is that of
 /// `trust_domain`'s federation. One connection, which ends with the
 /// certificate that federation has shown; the caller dials again.
 ///
@@ -58,13 +58,13 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn channel(
     route: Route,
     credentials: &Arc<Credentials>,
-    site: &SiteName,
     trust_domain: &TrustDomain,
 ) -> io::Result<Channel> {
-    let connected = connect(route, credentials, site, trust_domain);
+    let connected = connect(route, credentials, trust_domain);
     let stream =
         tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(connected)).await.map_err(|_| {
-            let text = format!("federation of {site}: no answer within {CONNECT_TIMEOUT:?}");
+            let text =
+                format!("federation of {trust_domain}: no answer within {CONNECT_TIMEOUT:?}");
             io::Error::new(io::ErrorKind::TimedOut, text)
         })??;
     // The authority is sent and never looked at.
@@ -81,14 +81,13 @@ pub async fn channel(
 async fn connect(
     route: Route,
     credentials: &Arc<Credentials>,
-    site: &SiteName,
     trust_domain: &TrustDomain,
 ) -> io::Result<Stream> {
     let federation = Allowed::Exactly(SpiffeId::federation(trust_domain));
     match route {
         Route::Direct(net, addr) => prove(net.dial(addr).await?, credentials, federation).await,
-        Route::Through(session) => {
-            let connect = to_federation(site);
+        Route::Through(session, site) => {
+            let connect = to_federation(&site);
             let stream = session.open(&connect, b"").await.map_err(io::Error::other)?;
             prove(Box::new(stream), credentials, federation).await
         }
@@ -288,28 +287,28 @@ mod tests {
         let net: Arc<dyn Net> = Arc::new(RealNet);
         let held = credentials(&site.east, &site.east.workload("a"), &[&site.east]);
         let direct = Route::Direct(net.clone(), site.federation);
-        assert_eq!(asked(channel(direct, &held, &name, domain).await.unwrap()).await, "mutual");
+        assert_eq!(asked(channel(direct, &held, domain).await.unwrap()).await, "mutual");
         for transport in [LinkTransport::Quic, LinkTransport::Tls] {
             let gateway = Allowed::Exactly(site.east.gateway());
             let dialer = dialer(&held);
             let session = dialer.dial(&site.to, gateway, transport, CONNECT_TIMEOUT).await.unwrap();
-            let route = Route::Through(session);
-            assert_eq!(asked(channel(route, &held, &name, domain).await.unwrap()).await, "mutual");
+            let route = Route::Through(session, name.clone());
+            assert_eq!(asked(channel(route, &held, domain).await.unwrap()).await, "mutual");
         }
         let token = Credentials::new(None, held.trust());
         let join = Route::DirectJoin(net.clone(), site.federation.to_string().into());
-        assert_eq!(asked(channel(join, &token, &name, domain).await.unwrap()).await, "joining");
+        assert_eq!(asked(channel(join, &token, domain).await.unwrap()).await, "joining");
         let nobody = Credentials::new(None, tls::Trust::default());
         let stranger = Route::DirectJoin(net.clone(), site.federation.to_string().into());
-        channel(stranger, &nobody, &name, domain).await.unwrap_err();
+        channel(stranger, &nobody, domain).await.unwrap_err();
         let join = |root_spki_sha256| Route::JoinDoor {
             net: net.clone(),
             gateway: site.to.tls[0].clone(),
             root_spki_sha256,
         };
         let pinned = join(site.east.pin());
-        assert_eq!(asked(channel(pinned, &nobody, &name, domain).await.unwrap()).await, "joining");
-        let error = channel(join([7; 32]), &nobody, &name, domain).await.unwrap_err();
+        assert_eq!(asked(channel(pinned, &nobody, domain).await.unwrap()).await, "joining");
+        let error = channel(join([7; 32]), &nobody, domain).await.unwrap_err();
         assert_eq!(tls::verify_error(&error).unwrap().code(), "peer_untrusted_chain");
         assert!(site.door.turned_away().iter().all(|(code, _)| *code == "handshake_failed"));
     }
@@ -320,8 +319,7 @@ mod tests {
         let west = Authority::new("west.example");
         let held = credentials(&site.east, &site.east.workload("a"), &[&site.east, &west]);
         let route = Route::Direct(Arc::new(RealNet), site.federation);
-        let name = "west".parse().unwrap();
-        let error = channel(route, &held, &name, &west.domain).await.unwrap_err();
+        let error = channel(route, &held, &west.domain).await.unwrap_err();
         assert_eq!(tls::verify_error(&error).unwrap().code(), "peer_not_allowed");
     }
 
@@ -330,8 +328,7 @@ mod tests {
         let site = site().await;
         let held = credentials(&site.east, &site.east.workload("a"), &[&site.east]);
         let route = Route::Direct(Arc::new(RealNet), site.federation);
-        let channel =
-            channel(route, &held, &"east".parse().unwrap(), &site.east.domain).await.unwrap();
+        let channel = channel(route, &held, &site.east.domain).await.unwrap();
         assert_eq!(asked(channel.clone()).await, "mutual");
         held.replace_trust(tls::Trust::default());
         for _ in 0..1000 {

@@ -100,8 +100,8 @@ impl Machine {
     async fn through(&self, gateway: &Gateway) -> Result<Channel, String> {
         let session = self.dial(gateway).await?;
         let SiteRecord { name, trust_domain, .. } = &self.site;
-        let route = Route::Through(session.clone());
-        let channel = control::channel(route, &self.credentials, name, trust_domain).await;
+        let route = Route::Through(session.clone(), name.clone());
+        let channel = control::channel(route, &self.credentials, trust_domain).await;
         let channel = channel.map_err(|error| format!("federation behind it: {error}"))?;
         // Whoever holds a session keeps it; this one ends with the process.
         tokio::spawn(async move { session.closed().await });

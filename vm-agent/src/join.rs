@@ -150,7 +150,7 @@ async fn ask(
     };
     // Nothing is believed yet but the root that the token names.
     let nobody = Credentials::new(None, Trust::default());
-    let door = control::channel(route, &nobody, &token.site, &token.trust_domain);
+    let door = control::channel(route, &nobody, &token.trust_domain);
     let channel = match timeout(DOOR, door).await {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => return Err(not_let_in(&error)),

@@ -235,7 +235,7 @@ fn hello(agent: &Agent, node: &Node) -> Hello {
 
 async fn connect_directly(dialer: &Dialer, addr: SocketAddr, node: &Node) -> Result<Link, String> {
     let route = control::Route::Direct(dialer.net.clone(), addr);
-    let channel = control::channel(route, &dialer.credentials, &node.site, &node.trust_domain);
+    let channel = control::channel(route, &dialer.credentials, &node.trust_domain);
     match timeout(DIAL, channel).await {
         Ok(Ok(channel)) => Ok(Link { way: Way::Direct(addr), channel }),
         Ok(Err(error)) => Err(error.to_string()),
@@ -253,8 +253,8 @@ async fn connect_to(dialer: &Dialer, gateway: &Gateway, node: &Node) -> Result<L
         .dial(&addresses, allowed, LinkTransport::Raced, DIAL)
         .await
         .map_err(|error| error.to_string())?;
-    let route = control::Route::Through(session.clone());
-    let channel = control::channel(route, &dialer.credentials, &node.site, &node.trust_domain);
+    let route = control::Route::Through(session.clone(), node.site.clone());
+    let channel = control::channel(route, &dialer.credentials, &node.trust_domain);
     match timeout(CONTROL, channel).await {
         Ok(Ok(channel)) => Ok(Link { way: Way::Tunnel(session), channel }),
         Ok(Err(error)) => Err(format!("federation behind it: {error}")),

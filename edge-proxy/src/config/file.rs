@@ -106,6 +106,8 @@ impl ConfigFile {
             http_listener: listen(self.http_listener, http_default),
             transparent: listen(self.transparent, None),
             inbound: listen(self.inbound, None),
+            inbound_transparent: listen(self.inbound_transparent, None),
+            inbound_probes: self.inbound_probes,
             admin: listen(self.admin, Some("127.0.0.1:4191")),
             access_log: access_log(self.access_log.as_ref(), name)?,
             access_log_format: self.access_log_format,
@@ -268,13 +270,13 @@ fn identity(
 }
 
 fn identity_attest(written: AttestFile, name: &str) -> Result<IdentitySource, ConfigError> {
-    let AttestFile { token, roots, federation, site, trust_domain } = written;
+    let AttestFile { token, roots, federation, trust_domain } = written;
     if !is_host_port(&federation) {
         let problem = format!("{federation:?} is no <host>:<port>");
         return Err(ConfigError::meaning(name, "identity.attest.federation", problem));
     }
     let federation = federation.into();
-    Ok(IdentitySource::Attest(Attest { token, roots, federation, site, trust_domain }))
+    Ok(IdentitySource::Attest(Attest { token, roots, federation, trust_domain }))
 }
 
 fn is_host_port(text: &str) -> bool {
@@ -318,6 +320,7 @@ fn check_doors(config: &Config, name: &str) -> Result<(), ConfigError> {
         (Role::Gateway, _) => "role gateway",
         (_, Some(_)) => "inbound",
         (_, None) if !config.inbound_plaintext.is_empty() => "inbound_plaintext",
+        (_, None) if config.inbound_transparent.is_some() => "inbound_transparent",
         (_, None) => return Ok(()),
     };
     match config.identity {

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum, parser::ValueSource};
 use mesh_core::{PortName, ServiceName};
-use mesh_runtime::config::{ConfigError, Setting, Step};
+use mesh_runtime::config::{ConfigError, HumanDuration, Setting, Step};
 
 /// Several settings, separated by `;`.
 const SET: &str = "ISTHMUS_PROXY_SET";
@@ -90,6 +90,9 @@ pub struct Flags {
     /// Print the JSON Schema of a file and exit
     #[arg(long, value_name = "FILE")]
     pub print_schema: Option<Schema>,
+    /// Wait until the proxy beside is ready (`admin` of the same configuration), and exit
+    #[arg(long, value_name = "DURATION")]
+    pub await_ready: Option<HumanDuration>,
     /// What of it came from the environment.
     #[arg(skip)]
     pub env: Environment,

@@ -9,7 +9,7 @@ use std::{
     str::FromStr,
 };
 
-use mesh_core::{Cidr, GatewayId, PortName, ServiceName, SiteName, TrustDomain};
+use mesh_core::{Cidr, GatewayId, PortName, ServiceName, TrustDomain};
 use mesh_manifest::duration::ManifestDuration;
 use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
@@ -160,11 +160,31 @@ pub(super) struct ConfigFile {
     pub(super) locality: LocalityFile,
     /// The doors of a gateway; for role gateway only, and needed there.
     pub(super) gateway: Option<GatewayFile>,
+    /// `<ip>:<port>` where captured traffic to the applications of this host
+    /// arrives (nftables `redirect`), or `off`: of clients that are not of the
+    /// mesh. To a port of an own service the policy lets them in, as at
+    /// `inbound_plaintext`; to any other they go on.
+    #[schemars(with = "Option<String>", extend("default" = "off"))]
+    pub(super) inbound_transparent: Option<Listen>,
+    /// What the platform asks applications to see how they do; it is let in at
+    /// `inbound_transparent` and `inbound_plaintext` whatever policies say.
+    pub(super) inbound_probes: Vec<Probe>,
     /// Addresses and CIDR blocks whose clients may use an `http_listener` or
     /// `sni_listeners` off loopback; loopback always may.
     #[serde(deserialize_with = "blocks")]
     #[schemars(with = "Vec<String>")]
     pub(super) allow_from: Vec<Cidr>,
+}
+
+/// What the platform asks an application.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    /// Where the application listens.
+    pub port: u16,
+    /// Of a request with GET or HEAD, or of gRPC's health check; where absent
+    /// a connection is all that is asked for.
+    pub path: Option<String>,
 }
 
 /// What a proxy is for.
@@ -206,11 +226,7 @@ pub(super) struct AttestFile {
     pub(super) roots: PathBuf,
     /// `<host>:<port>` of federation's gRPC listener.
     pub(super) federation: String,
-    /// Name of the own site.
-    #[serde(deserialize_with = "parsed")]
-    #[schemars(with = "String")]
-    pub(super) site: SiteName,
-    /// Its trust domain.
+    /// The own trust domain.
     #[serde(deserialize_with = "parsed")]
     #[schemars(with = "String")]
     pub(super) trust_domain: TrustDomain,

@@ -186,8 +186,11 @@ impl State {
         let written = config.gateway.map(|doors| (doors.quic, doors.tls));
         let doors = [written, *self.doors.borrow()].into_iter().flatten();
         let doors = doors.flat_map(|(quic, tls)| quic.into_iter().chain([tls]));
-        let Bound { http, transparent, inbound, plaintext, listeners, sni } = Bound::wanted(config);
-        let others = [config.admin, http, transparent, inbound].into_iter().flatten();
+        let bound = Bound::wanted(config);
+        let Bound { http, transparent, inbound_transparent, inbound, .. } = bound;
+        let Bound { listeners, sni, plaintext, .. } = bound;
+        let others = [config.admin, http, transparent, inbound_transparent, inbound];
+        let others = others.into_iter().flatten();
         doors.chain(others).chain(plaintext).chain(listeners).chain(sni).collect()
     }
 

@@ -68,8 +68,7 @@ impl Issuer {
                 // is not our federation.
                 let credentials = Credentials::new(None, roots(attest)?);
                 let route = Route::DirectJoin(net.clone(), attest.federation.clone());
-                let channel =
-                    control::channel(route, &credentials, &attest.site, &attest.trust_domain);
+                let channel = control::channel(route, &credentials, &attest.trust_domain);
                 let federation = || attest.federation.clone();
                 let unreachable =
                     |source| IdentityError::NoFederation { federation: federation(), source };

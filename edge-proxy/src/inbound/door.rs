@@ -11,6 +11,7 @@ use mesh_core::{
     carriage::Carriage,
     may_connect,
     message::{Known, RequestHead},
+    probe,
     route::Destination,
 };
 use mesh_runtime::clock;
@@ -158,8 +159,13 @@ async fn admit(
     record.entry.endpoint = Some(endpoint.clone());
     let client =
         Client { peer: None, address: record.entry.client.map(|client| client.to_canonical()) };
-    let permit =
-        guard::admit(worker, service, client, &Call { service: name, port, request }, record)?;
+    let call = Call { service: name, port, request };
+    let probes = &worker.shared.config.inbound_probes;
+    let here = probes.iter().filter(|probe| probe.port == endpoint.target.port());
+    let permit = match probe(here.filter_map(|probe| probe.path.as_deref()), client, &call) {
+        Some(permit) => permit,
+        None => guard::admit(worker, service, client, &call, record)?,
+    };
     let service = service.clone();
     Ok(Admitted { snapshot, service, endpoint, permit, seen })
 }

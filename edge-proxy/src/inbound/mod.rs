@@ -8,10 +8,12 @@
 //! - [`app`]: the way to an application, with a permit only.
 //! - [`answer`]: its answer on the way back.
 //! - [`stream`]: what a caller is to both.
-//! - [`door`]: clients that are not of the mesh.
+//! - [`door`]: clients that are not of the mesh; [`captured`]: those of them
+//!   who dialled the application.
 
 mod answer;
 mod app;
+pub(crate) mod captured;
 pub(crate) mod door;
 pub(crate) mod guard;
 pub mod limits;

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     app::Shared,
-    inbound::door,
+    inbound::{self, door},
     metrics::{
         Direction, Taken,
         labels::Labels,
@@ -54,6 +54,8 @@ pub enum Purpose {
     Own(Destination),
     /// Captured traffic: the original destination names the service.
     Captured,
+    /// Captured on its way to an application of this host.
+    CapturedInbound,
 }
 
 /// Accepts until the process drains or leaves.
@@ -124,6 +126,7 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
         }
         Purpose::Own(destination) => door::serve(worker, destination, from.ip(), stream).await,
         Purpose::Captured => captured(worker, stream, from).await,
+        Purpose::CapturedInbound => inbound::captured::serve(worker, stream, from).await,
     }
 }
 

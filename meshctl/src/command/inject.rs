@@ -39,9 +39,9 @@ pub struct Inject {
     /// SPIFFE trust domain of the site
     #[arg(long, value_name = "DOMAIN", required_unless_present = "config")]
     trust_domain: Option<TrustDomain>,
-    /// Where pods reach the site's gateway
+    /// Where pods reach the site's federation
     #[arg(long, value_name = "HOST:PORT")]
-    gateway: Option<String>,
+    federation: Option<String>,
     /// Image of the proxy
     #[arg(long, value_name = "IMAGE")]
     proxy_image: Option<String>,
@@ -99,7 +99,7 @@ impl Inject {
             settings.trust_domain = domain.clone();
         }
         for (said, setting) in [
-            (&self.gateway, &mut settings.gateway),
+            (&self.federation, &mut settings.federation),
             (&self.proxy_image, &mut settings.proxy_image),
             (&self.redirect_image, &mut settings.redirect_image),
         ] {
@@ -249,10 +249,10 @@ mod tests {
     #[test]
     fn what_makes_no_sense_has_its_exit_code() {
         assert!(Line::try_parse_from(["inject", "-"]).is_err());
-        let words = ["-", "--trust-domain", "east.example", "--gateway", "nowhere"];
+        let words = ["-", "--trust-domain", "east.example", "--federation", "nowhere"];
         let failure = inject(&words).settings().expect_err("no port");
         assert_eq!(failure.exit, Exit::Usage);
-        assert!(failure.problem.contains("gateway: write <host>:<port>"), "{failure}");
+        assert!(failure.problem.contains("federation: write <host>:<port>"), "{failure}");
         let failure = inject(&["-", "--config", "/nonexistent"]).settings().expect_err("no file");
         assert_eq!(failure.exit, Exit::Config);
     }

@@ -1,0 +1,162 @@
+//! The conversation with federation: what the cluster has goes there, what it
+//! lacks comes back.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use mesh_api::{
+    VERSIONS,
+    v1::{
+        ClusterHello, ClusterNews, ClusterReply, ClusterRequest, Heartbeat,
+        cluster_client::ClusterClient, cluster_request::Request as Asked,
+    },
+};
+use mesh_runtime::{
+    admin::Condition,
+    clock::unix_millis,
+    drain::Drain,
+};
+use mesh_tunnel::{RealNet, unix};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, interval, sleep, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{figures::Figures, watch::Seen};
+
+/// Federation counts a pod's lease from what it hears here; it ends after 8 s.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long a change waits for others to travel with it.
+const COALESCE: Duration = Duration::from_millis(50);
+/// For the answer to a change.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Between two attempts: federation is in the same pod.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest message, in bytes: what federation tells of its services.
+const MAX_MESSAGE: usize = 32 << 20;
+
+/// Talks to federation until the process drains.
+pub(super) struct Session {
+    pub(super) socket: PathBuf,
+    pub(super) seen: Seen,
+    pub(super) news: watch::Sender<Option<ClusterNews>>,
+    pub(super) figures: Figures,
+    pub(super) ready: Condition,
+}
+
+impl Session {
+    pub(super) async fn run(self, drain: Drain) {
+        tokio::select! {
+            () = self.keep() => {}
+            () = drain.draining() => {}
+        }
+    }
+
+    async fn keep(self) {
+        self.seen.complete().await;
+        loop {
+            let Err(status) = self.once().await;
+            if self.ready.fails(format!("federation: {}", status.message())) {
+                log::warn!(why = status.message(); "no session with federation, trying again");
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// One session, until it ends.
+    async fn once(&self) -> Result<std::convert::Infallible, Status> {
+        let channel = unix::channel_over(Arc::new(RealNet), &self.socket).await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (tx, rx) = mpsc::channel(4);
+        let hello = Asked::Hello(ClusterHello { versions: VERSIONS.to_vec() });
+        send(&tx, hello).await?;
+        let mut client = ClusterClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let mut replies = client.session(ReceiverStream::new(rx)).await?.into_inner();
+        self.seen.lock().begin();
+        self.tell(&tx, &mut replies, true).await?;
+        self.ready.holds();
+        log::info!("federation knows the cluster");
+        let mut heartbeat = interval(HEARTBEAT);
+        loop {
+            tokio::select! {
+                () = self.seen.changed.notified() => {
+                    let at = Instant::now();
+                    self.calm(&tx, &mut replies, at + COALESCE).await?;
+                    if self.tell(&tx, &mut replies, false).await? {
+                        self.figures.told(at.elapsed());
+                    }
+                }
+                _ = heartbeat.tick() => {
+                    let time_unix_ms = unix_millis();
+                    send(&tx, Asked::Heartbeat(Heartbeat { time_unix_ms })).await?;
+                }
+                reply = replies.message() => self.heard(some(reply?)?),
+            }
+        }
+    }
+
+    /// More changes come in, and news.
+    async fn calm(
+        &self,
+        tx: &mpsc::Sender<ClusterRequest>,
+        replies: &mut Streaming<ClusterReply>,
+        until: Instant,
+    ) -> Result<(), Status> {
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return Ok(()),
+                () = tx.closed() => return Err(Status::unavailable("closed")),
+                reply = replies.message() => self.heard(some(reply?)?),
+            }
+        }
+    }
+
+    /// Whether there was anything to tell; it is durable then.
+    async fn tell(
+        &self,
+        tx: &mpsc::Sender<ClusterRequest>,
+        replies: &mut Streaming<ClusterReply>,
+        first: bool,
+    ) -> Result<bool, Status> {
+        let changes = self.seen.lock().changes(first);
+        let told = !changes.is_empty();
+        for (sequence, mut change) in (1..).zip(changes) {
+            change.sequence = sequence;
+            self.figures.changes(change.pods.len() + change.gone.len());
+            send(tx, Asked::Change(change)).await?;
+            loop {
+                let reply = timeout(ANSWER, replies.message()).await;
+                let late = |_| Status::deadline_exceeded("no answer to a change within 30 s");
+                let reply = some(reply.map_err(late)??)?;
+                let answers = reply.sequence == sequence;
+                self.heard(reply);
+                if answers {
+                    break;
+                }
+            }
+        }
+        Ok(told)
+    }
+
+    fn heard(&self, reply: ClusterReply) {
+        for refusal in &reply.refused {
+            self.figures.refused(refusal.error());
+            log::warn!(pod = refusal.pod.as_str(), service = refusal.service.as_str(),
+                detail = refusal.detail.as_str(); "federation refuses what the cluster has");
+        }
+        if let Some(news) = reply.news {
+            self.news.send_replace(Some(news));
+        }
+    }
+}
+
+async fn send(tx: &mpsc::Sender<ClusterRequest>, request: Asked) -> Result<(), Status> {
+    let sent = timeout(ANSWER, tx.send(ClusterRequest { request: Some(request) })).await;
+    let closed = || Status::unavailable("federation has ended the session");
+    sent.map_err(|_| closed())?.map_err(|_| closed())
+}
+
+fn some(reply: Option<ClusterReply>) -> Result<ClusterReply, Status> {
+    reply.ok_or_else(|| Status::unavailable("federation has ended the session"))
+}

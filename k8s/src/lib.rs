@@ -1,7 +1,11 @@
-//! The only part of Isthmus that knows Kubernetes.
+//! The only part of Isthmus that knows Kubernetes: one binary, `isthmus-k8s`,
+//! with a role per process.
 //!
-//! It will hold three roles of one binary: *injector* (mutating webhook),
-//! *controller* (Services, EndpointSlices and Pods into the registry, imported
-//! services back out) and *init* (traffic redirection in a pod). None of them
-//! is here yet: this crate fixes the place and the dependency rule. Nothing
-//! else in the workspace may link a Kubernetes client.
+//! - [`cli`]: the command line.
+//! - [`redirect`]: init container of a pod; tells the kernel which connections
+//!   the proxy takes.
+//!
+//! Nothing else in the workspace links a Kubernetes client.
+
+pub mod cli;
+pub mod redirect;

@@ -1,0 +1,28 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::redirect::Redirect;
+
+/// What Isthmus runs in a Kubernetes cluster, besides its proxies and its control
+/// plane.
+#[derive(Debug, Parser)]
+#[command(
+    name = "isthmus-k8s",
+    version,
+    about,
+    after_help = "Exit codes: 0 ended as asked, 1 failed, 2 the command line makes no sense, 78 the configuration is wrong \
+(it says where)."
+)]
+pub struct Cli {
+    /// Which part to be.
+    #[command(subcommand)]
+    pub role: Role,
+}
+
+/// One per process.
+#[derive(Debug, Subcommand)]
+pub enum Role {
+    /// Have the kernel send a pod's connections to its proxy, and end
+    Redirect(Redirect),
+}

@@ -2,25 +2,29 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::controller;
+use crate::{controller, redirect::Redirect};
 
-/// Isthmus in a Kubernetes cluster: one program, several roles.
+/// What Isthmus runs in a Kubernetes cluster, besides its proxies and its control
+/// plane.
 #[derive(Debug, Parser)]
 #[command(
     name = "isthmus-k8s",
     version,
     about,
-    after_help = "Exit codes: 0 ended as asked, 1 failed, 78 the configuration is wrong (it says where)."
+    after_help = "Exit codes: 0 ended as asked, 1 failed, 2 the command line makes no sense, 78 the configuration is wrong \
+(it says where)."
 )]
 pub struct Cli {
-    /// What to be.
+    /// Which part to be.
     #[command(subcommand)]
     pub role: Role,
 }
 
-/// One of these per container.
+/// One per process.
 #[derive(Debug, Subcommand)]
 pub enum Role {
+    /// Have the kernel send a pod's connections to its proxy, and end
+    Redirect(Redirect),
     /// Tell federation what the cluster has, and write what it lacks
     Controller(controller::Options),
 }

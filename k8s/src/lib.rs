@@ -1,12 +1,18 @@
-//! The only part of Isthmus that knows Kubernetes.
+//! The only part of Isthmus that knows Kubernetes: one binary, `isthmus-k8s`,
+//! with a role per process.
 //!
+//! - [`cli`]: the command line.
+//! - [`redirect`]: init container of a pod; tells the kernel which connections
+//!   the proxy takes.
 //! - [`controller`]: tells federation what the cluster has, and the cluster
 //!   what comes from elsewhere.
 //! - [`lease`]: who of several writes.
 //! - [`names`]: labels and annotations.
-//! - [`cli`]: the command line.
+//!
+//! Nothing else in the workspace links a Kubernetes client.
 
 pub mod cli;
 pub mod controller;
 pub mod lease;
 pub mod names;
+pub mod redirect;

@@ -1,4 +1,4 @@
-//! `isthmus-k8s`: injector, controller and init container.
+//! `isthmus-k8s`: parses, builds, waits, exits.
 
 use std::process::ExitCode;
 
@@ -12,20 +12,27 @@ use mesh_runtime::process::{self, EXIT_FAILURE};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     process::start("info");
-    let runtime = match process::current_thread() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    let ended = match cli.role {
-        Role::Controller(options) => runtime.block_on(controller::run(options)),
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&process::told(error.as_ref())),
+    match cli.role {
+        Role::Redirect(redirect) => match redirect.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(EXIT_FAILURE, &error),
+        },
+        Role::Controller(options) => serve(controller::run(options)),
     }
 }
 
-fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+fn serve(role: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = match process::current_thread() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(EXIT_FAILURE, &error),
+    };
+    match runtime.block_on(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(EXIT_FAILURE, &process::told(error.as_ref())),
+    }
+}
+
+fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("isthmus-k8s: {error}");
-    ExitCode::from(EXIT_FAILURE)
+    ExitCode::from(code)
 }

@@ -215,8 +215,12 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Blocks of addresses, separated by commas.
-pub(crate) fn blocks(text: &str) -> Result<Vec<Cidr>, String> {
+/// Blocks of addresses, separated by commas, each by its first address.
+///
+/// # Errors
+///
+/// One is none, or there are too many; the right form is told.
+pub fn blocks(text: &str) -> Result<Vec<Cidr>, String> {
     const MAX_BLOCKS: usize = 64;
     if text.trim().is_empty() {
         return Ok(Vec::new());

@@ -5,6 +5,7 @@
 
 mod capture;
 mod examples;
+mod redirect;
 mod world;
 
 use std::time::Duration;

@@ -251,7 +251,7 @@ fn link(a: &str, a_addr: &str, b: &str, b_addr: &str, name: &str) {
 pub(crate) fn binaries() -> PathBuf {
     let own = std::env::current_exe().expect("an executable");
     let folder = own.parent().and_then(Path::parent).expect("target/<profile>").to_owned();
-    for name in ["meshctl", "federation", "edge-proxy", "vm-agent"] {
+    for name in ["meshctl", "federation", "edge-proxy", "vm-agent", "isthmus-k8s"] {
         assert!(folder.join(name).is_file(), "{name} is not built: cargo build --workspace --bins");
     }
     folder

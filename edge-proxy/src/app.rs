@@ -339,8 +339,7 @@ impl App {
         let Bound { http, transparent, inbound_transparent, inbound, .. } = bound;
         let Bound { listeners, sni, plaintext, .. } = bound;
         let doors = config.gateway.as_ref();
-        let own =
-            [http, transparent, inbound_transparent, inbound, doors.map(|doors| doors.tls)];
+        let own = [http, transparent, inbound_transparent, inbound, doors.map(|doors| doors.tls)];
         for addr in own.into_iter().flatten().chain(listeners).chain(sni).chain(plaintext) {
             if !sockets.has(Wanted { kind: Kind::Tcp, addr }) {
                 drop(net.bind(addr, false).await?);

@@ -125,7 +125,8 @@ impl Lease {
         let holder = spec.holder_identity.clone().unwrap_or_default();
         let duration = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok());
         let duration = duration.map_or(DURATION, Duration::from_secs);
-        let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(*at));
+        let unchanged =
+            self.seen.as_ref().map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(*at));
         if !holder.is_empty() && holder != self.identity && unchanged < duration {
             return Ok(false);
         }

@@ -2,7 +2,9 @@
 
 /// On namespaces and pods: `enabled` or `disabled`.
 pub const INJECT: &str = "isthmus.dev/inject";
-/// On pods of the mesh, a label: `sidecar` or `gateway`.
+/// On pods that have a proxy of ours, an annotation: the version that put it in.
+pub const INJECTED: &str = "isthmus.dev/injected";
+/// On pods that are a proxy of ours, a label: `gateway` or `node`.
 pub const PROXY: &str = "isthmus.dev/proxy";
 /// On Services, a label or an annotation: `true`, `false`, or names of sites.
 pub const EXPORT: &str = "isthmus.dev/export";

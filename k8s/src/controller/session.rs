@@ -10,11 +10,7 @@ use mesh_api::{
         cluster_client::ClusterClient, cluster_request::Request as Asked,
     },
 };
-use mesh_runtime::{
-    admin::Condition,
-    clock::unix_millis,
-    drain::Drain,
-};
+use mesh_runtime::{admin::Condition, clock::unix_millis, drain::Drain};
 use mesh_tunnel::{RealNet, unix};
 use tokio::{
     sync::{mpsc, watch},

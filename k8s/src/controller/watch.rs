@@ -25,7 +25,7 @@ use super::{
     complaints::Complaints,
     model::{Model, Name, NodeSeen, PodSeen, ServiceSeen, SliceSeen},
 };
-use crate::names::{INJECT, PROXY};
+use crate::names::INJECT;
 
 /// What is followed, shared by who reads it.
 #[derive(Clone)]
@@ -71,7 +71,8 @@ impl Seen {
 
     /// Follows everything until the process drains.
     pub(super) fn follow(&self, client: &Client, drain: &Drain) {
-        let pods = watcher::Config::default().labels(PROXY);
+        let pods =
+            watcher::Config::default().fields("status.phase!=Succeeded,status.phase!=Failed");
         drain.spawn(self.clone().kind(client.clone(), pods, drain.clone(), Pods));
         let all = watcher::Config::default;
         drain.spawn(self.clone().kind(client.clone(), all(), drain.clone(), Services));

@@ -12,7 +12,7 @@ use k8s_openapi::api::{
 use kube::ResourceExt;
 use mesh_api::v1::{Locality, Protocol};
 
-use crate::names::{EXPORT, MANAGED_BY, OPAQUE_PORTS, US, WEIGHT};
+use crate::names::{EXPORT, INJECTED, MANAGED_BY, OPAQUE_PORTS, PROXY, US, WEIGHT};
 
 /// SMTP, MySQL, Galera, PostgreSQL, Redis, Elasticsearch's transport, Memcached: a
 /// proxy that waits for the client's first bytes is in the way.
@@ -65,9 +65,12 @@ pub(crate) struct PodSeen {
 }
 
 impl PodSeen {
-    /// `None` for a pod without a UID, which no API server gives, and one that
-    /// has ended.
+    /// `None` for a pod that is not of the mesh, or has ended.
     pub(crate) fn read(pod: &Pod, problems: &mut Vec<Problem>) -> Option<Self> {
+        let injected = pod.annotations().contains_key(INJECTED);
+        if !injected && !pod.labels().contains_key(PROXY) {
+            return None;
+        }
         let spec = pod.spec.as_ref()?;
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         if matches!(phase, Some("Succeeded" | "Failed")) {

@@ -9,7 +9,9 @@ use super::*;
 
 fn pod(name: &str, uid: &str) -> Value {
     json!({
-        "metadata": { "name": name, "namespace": "shop", "uid": uid },
+        "metadata": {
+            "name": name, "namespace": "shop", "uid": uid, "annotations": { INJECTED: "1.2.3" },
+        },
         "spec": { "serviceAccountName": "orders", "nodeName": "n1", "containers": [] },
         "status": { "phase": "Running", "podIP": "10.1.0.7" },
     })
@@ -262,7 +264,8 @@ fn exports_are_labels_or_annotations() {
 fn fields_that_make_no_sense_are_named_and_do_not_count() {
     let mut cluster = running();
     let mut value = pod("orders-1", "u1");
-    value["metadata"]["annotations"] = json!({ OPAQUE_PORTS: "0,x,5-3", WEIGHT: "-1" });
+    value["metadata"]["annotations"][OPAQUE_PORTS] = json!("0,x,5-3");
+    value["metadata"]["annotations"][WEIGHT] = json!("-1");
     cluster.pod(value);
     let mut value = service("orders");
     value["metadata"]["labels"] = json!({ EXPORT: "No_Site" });
@@ -278,6 +281,24 @@ fn fields_that_make_no_sense_are_named_and_do_not_count() {
     let told = cluster.told();
     assert_eq!(told.pods[0].instances[0].weight, 1);
     assert!(!told.services[0].exported_to_all && told.services[0].exported_to.is_empty());
+}
+
+#[test]
+fn pods_that_are_not_of_the_mesh_do_not_count() {
+    let table = [
+        (json!({}), json!({}), "Running", false),
+        (json!({ INJECTED: "1" }), json!({}), "Running", true),
+        (json!({ INJECTED: "1" }), json!({}), "Succeeded", false),
+        (json!({}), json!({ "isthmus.dev/proxy": "gateway" }), "Running", true),
+    ];
+    for (annotations, labels, phase, counts) in table {
+        let mut value = pod("orders-1", "u1");
+        value["metadata"]["annotations"] = annotations;
+        value["metadata"]["labels"] = labels;
+        value["status"]["phase"] = json!(phase);
+        let read: KPod = serde_json::from_value(value).unwrap();
+        assert_eq!(PodSeen::read(&read, &mut Vec::new()).is_some(), counts, "{read:?}");
+    }
 }
 
 #[test]
@@ -311,4 +332,4 @@ fn many_are_told_in_parts() {
     assert_eq!(empty, [ClusterChange { complete: true, ..ClusterChange::default() }]);
 }
 
-use crate::names::{EXPORT, OPAQUE_PORTS, WEIGHT};
+use crate::names::{EXPORT, INJECTED, OPAQUE_PORTS, WEIGHT};

@@ -33,7 +33,9 @@ pub(crate) async fn serve(worker: &Arc<Worker>, mut stream: Stream, from: Socket
         return;
     };
     match own_port(worker, &snapshot, dialled.port()) {
-        Some(destination) => door::serve(worker, destination, from.ip(), stream).await,
+        Some(destination) => {
+            door::serve(worker, destination, from.ip().to_canonical(), stream).await
+        }
         None => pass(worker, dialled, from, stream).await,
     }
 }
@@ -48,7 +50,7 @@ fn own_port(worker: &Worker, snapshot: &Arc<Snapshot>, port: u16) -> Option<Dest
 
 async fn pass(worker: &Arc<Worker>, dialled: SocketAddr, from: SocketAddr, mut stream: Stream) {
     let mut record = Record::new(worker, Direction::Inbound, "tcp");
-    record.entry.client = Some(from.ip());
+    record.entry.client = Some(from.ip().to_canonical());
     record.entry.path_kind = "plaintext";
     match worker.shared.net.dial(dialled).await {
         Ok(opened) => opaque::run(worker, stream, Opened::elsewhere(opened), record).await,

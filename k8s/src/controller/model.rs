@@ -222,7 +222,8 @@ impl Model {
         for slice in self.slices_of_pod.get(&pod.uid).into_iter().flatten() {
             let Some(slice) = self.slices.get(slice) else { continue };
             let Some(service) = self.services.get(&slice.service) else { continue };
-            if slice.service.namespace != pod.namespace || instances.contains_key(&slice.service) {
+            let other = slice.service.namespace != pod.namespace;
+            if other || slice.service.is_reserved() || instances.contains_key(&slice.service) {
                 continue;
             }
             if let Some(register) = self.register(pod, slice, service) {
@@ -285,6 +286,9 @@ impl Model {
         let slices = self.slices_of_service.get(name).into_iter().flatten();
         let mut endpoints =
             slices.filter_map(|slice| self.slices.get(slice)).flat_map(|s| s.endpoints.keys());
+        if name.is_reserved() {
+            return None;
+        }
         if !seen.is_ours && !endpoints.any(|uid| self.pods.contains_key(uid)) {
             return None;
         }

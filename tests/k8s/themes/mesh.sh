@@ -2,8 +2,8 @@
 # machine and back, by the names that a cluster has.
 # shellcheck shell=bash
 
-# install CLUSTER NUMBER: the chart, as the README has it.
-install() {
+# install_chart CLUSTER NUMBER: as the README has it, reached at a node's port.
+install_chart() {
     helm "$1" install isthmus k8s/chart --namespace isthmus-system --create-namespace --wait --timeout 120s \
         --set "site=$1,trustDomain=$1.example,image.registry=isthmus.example,image.tag=1" \
         --set "gateway.service.type=NodePort,gateway.service.nodePort=30443,gateway.addresses={10.77.0.$2:30443}" \
@@ -15,31 +15,88 @@ ctl() {
     k "$1" -n isthmus-system exec isthmus-0 -c federation -i -- meshctl "${@:2}"
 }
 
-# said CLUSTER POD FIELD: of the last line of the access log of a pod's proxy.
-said() {
-    k "$1" -n shop logs "$2" -c isthmus-proxy | grep '"reason"\|"status"' | tail -1 | jq -r "$3"
+# asks CLUSTER HOST…: the application client, which knows nothing of the mesh.
+asks() {
+    k "$1" -n shop exec deployment/client -c client -- busybox timeout 5 busybox wget -q -O- "http://$2"
+}
+
+# saw POD WHO: the newest request at a pod's proxy that had a verified other end.
+saw() {
+    k east -n shop logs "$1" -c isthmus-proxy | grep '"peer"' | tail -1 | jq -r '.direction + " " + .service + " by " + .via + ": " + .peer'
 }
 
 cluster east
 node east
 volumes east 1
 cluster_dns east
-install east 101
-step 'helm has installed the control plane'
+install_chart east 101
 ctl east status >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+step 'helm has installed the control plane'
 
 k east create namespace shop >/dev/null
 k east label namespace shop isthmus.dev/inject=enabled >/dev/null
 k east apply -f tests/k8s/manifests/shop.yaml >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
 rolled_out east shop deployment/orders
 rolled_out east shop deployment/client
-step 'a namespace is labelled, and an unmodified Deployment runs with its proxy'
+k east -n shop get pods -o json | jq -e '[.items[].spec.initContainers[].name] | index("isthmus-proxy")' >"$WORK/last" ||
+    fail "no proxy: $(cat "$WORK/last")"
+step 'a namespace is labelled, and unmodified Deployments run with their proxies'
 
-asks() {
-    k "$1" -n shop exec deployment/client -c client -- busybox timeout 5 busybox wget -q -O- "http://$2"
-}
-eventually 30 asks east orders
 for name in orders orders.shop orders.shop.svc.cluster.local; do
-    asks east $name >"$WORK/last" 2>&1 || fail "$name: $(cat "$WORK/last")"
+    eventually 20 asks east $name
 done
-step "pods reach each other by name: $(asks east orders)"
+client=$(saw deployment/client)
+[ "$client" = 'outbound orders.shop by direct: spiffe://east.example/ns/shop/sa/orders' ] || fail "the client: $client"
+step "pods reach each other by name; the client has seen: $client"
+seen=$(for pod in $(k east -n shop get pods -l app=orders -o name); do saw "$pod"; done | sort -u)
+[ "$seen" = 'inbound orders.shop by direct: spiffe://east.example/ns/shop/sa/client' ] || fail "the application: $seen"
+step "the application's proxies have seen: $seen"
+
+machine control bookworm
+machine web1 bookworm
+add_application web1
+boot control web1
+install_packages control isthmus-federation
+site control
+install_packages web1 isthmus-vm-agent
+join web1
+eventually 20 backs web1
+ctl east link token --site west >"$WORK/token" 2>"$WORK/last" || fail "$(cat "$WORK/last")"
+in_machine control meshctl link cluster east - <"$WORK/token" >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+in_machine control meshctl service export web.shop >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+step 'a site of machines is linked to it'
+
+eventually 20 asks east web:8080
+client=$(saw deployment/client)
+[ "$client" = 'outbound web.shop by via gateway: spiffe://west.example/ns/shop/sa/web' ] || fail "the client: $client"
+step "a pod reaches a machine by the name web: $(asks east web:8080); it has seen: $client"
+back() {
+    in_network web1 curl -sf --max-time 5 -H 'Host: orders.shop' http://127.0.0.1:4140/
+}
+eventually 20 back
+by_machine() {
+    for pod in $(k east -n shop get pods -l app=orders -o name); do saw "$pod"; done |
+        grep -x 'inbound orders.shop by direct: spiffe://west.example/ns/shop/sa/web'
+}
+eventually 20 by_machine
+step "and a machine reaches a pod: $(back); it has seen: $(by_machine)"
+
+# Who is not of the mesh.
+k east create namespace plain >/dev/null
+k east -n plain run stranger --image isthmus.example/box:1 --command -- busybox sleep 1000 >/dev/null
+eventually 30 k east -n plain exec stranger -- busybox true
+stranger() {
+    k east -n plain exec stranger -- busybox timeout 5 busybox wget -q -O- "http://$1"
+}
+stranger web.shop:8080 >"$WORK/last" 2>&1 && fail "plaintext to another site: $(cat "$WORK/last")"
+stranger orders.shop >"$WORK/last" 2>&1 && fail "plaintext to a pod of the mesh: $(cat "$WORK/last")"
+grep -q '403\|refused\|reset' "$WORK/last" || fail "a refusal: $(cat "$WORK/last")"
+step "a client that is not of the mesh is refused: $(tail -2 "$WORK/last" | head -1)"
+
+# What links and controllers made goes with its cause.
+in_machine control meshctl service unexport web.shop >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+no_import() {
+    ! k east -n shop get service web
+}
+eventually 20 no_import
+step 'an import that has ended is no Service any more'

@@ -11,6 +11,7 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt;
 use mesh_api::v1::{Locality, Protocol};
+use mesh_core::name::is_reserved_namespace;
 
 use crate::names::{EXPORT, INJECTED, MANAGED_BY, OPAQUE_PORTS, PROXY, US, WEIGHT};
 
@@ -32,6 +33,11 @@ impl Name {
 
     pub(crate) fn of(object: &impl ResourceExt) -> Self {
         Self { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+    }
+
+    /// Whether its namespace belongs to the cluster or to the mesh itself.
+    pub(crate) fn is_reserved(&self) -> bool {
+        is_reserved_namespace(&self.namespace)
     }
 
     /// `<name>.<namespace>`, as the mesh calls a service.

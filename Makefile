@@ -48,8 +48,8 @@ test-observe:
 	cargo build --workspace --bins
 	tests/observe/run $(OBSERVE_ARGS)
 
-# Programs as `make test` builds them are what the packages replace.
-# ISTHMUS_PACKAGES names packages that are built already.
+# ISTHMUS_PACKAGES names packages that are built already. What they replace is
+# built by tests/vm/older, once.
 test-vm: $(if $(ISTHMUS_PACKAGES),pages,packages)
 	cargo build --workspace --bins --example load
 	cd tests/vm/spiffe && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(abspath $(TARGET))/spiffe-peer .

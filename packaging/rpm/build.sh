@@ -50,7 +50,7 @@ SPEC
     printf '\n%%install\ncp -a %s/. %%{buildroot}/\n' "$laid"
     printf '\n%%files\n%%defattr(-, root, root, -)\n'
     (cd "$laid" && rpm_files)
-    [ ${#UNITS[@]} = 0 ] || for script in post preun postun; do
+    [ ${#UNITS[@]} = 0 ] || for script in pre post preun postun; do
         printf '\n%%%s\n' "$script"
         sed -e "s|@PACKAGE@|$package|g" -e "s|@UNITS@|${UNITS[*]}|g" \
             -e "s|@UPGRADE@|$UPGRADE|g" -e "s|@RUN@|${RUN[*]}|g" \

@@ -129,12 +129,11 @@ is host isthmus-gateway "inactive enabled"
 is control isthmus-federation "inactive enabled"
 is control isthmus-gateway "inactive enabled"
 is control isthmus-proxy "inactive disabled"
-in_machine host id isthmus-agent isthmus-capture isthmus-dns isthmus-proxy isthmus-gateway >"$WORK/last" 2>&1 || fail "no users: $(cat "$WORK/last")"
+in_machine host id isthmus-agent isthmus-proxy isthmus-gateway >"$WORK/last" 2>&1 || fail "no users: $(cat "$WORK/last")"
 in_machine control id isthmus-federation >"$WORK/last" 2>&1 || fail "no user: $(cat "$WORK/last")"
 [ "$(in_machine host stat -c '%a %U %G' /run/isthmus)" = "1775 root isthmus" ] || fail "no /run/isthmus"
 wants=/etc/systemd/system/multi-user.target.wants
-resolved=/etc/systemd/system/systemd-resolved.service.wants
-[ "$(unowned host)" = "$(echo $wants/isthmus-{{capture,dns,gateway,proxy}.service,resolved.path,vm-agent.service} $resolved{,/isthmus-resolved.service})" ] || fail "no package's: $(unowned host)"
+[ "$(unowned host)" = "$(echo $wants/isthmus-{gateway,proxy,vm-agent}.service)" ] || fail "no package's: $(unowned host)"
 [ "$(unowned control)" = "$(echo $wants/isthmus-{federation,gateway}.service)" ] || fail "no package's: $(unowned control)"
 in_machine host sh -c 'rpm -V $(rpm -qa "isthmus-*")' >"$WORK/last" || fail "not as packed: $(cat "$WORK/last")"
 step "dnf install to running units: $took s; users, presets, every file is a package's"
@@ -151,12 +150,16 @@ agent=$(main_pid host isthmus-vm-agent)
 brings "$NEW" host isthmus-proxy upgrade isthmus-vm-agent
 [ "$(main_pid host isthmus-vm-agent)" != "$agent" ] || fail "the agent was not started again"
 runs host isthmus-vm-agent vm-agent
-in_machine host id isthmus-check >"$WORK/last" 2>&1 || fail "no user: $(cat "$WORK/last")"
+in_machine host id isthmus-capture isthmus-dns isthmus-check >"$WORK/last" 2>&1 || fail "no users: $(cat "$WORK/last")"
 is host isthmus-check.socket "active static"
+is host isthmus-capture "active enabled"
+is host isthmus-dns "active enabled"
+resolved=/etc/systemd/system/systemd-resolved.service.wants
+[ "$(unowned host)" = "$(echo /etc/isthmus/proxy.yaml.rpmnew $wants/isthmus-{{capture,dns,gateway,proxy}.service,resolved.path,vm-agent.service} $resolved{,/isthmus-resolved.service})" ] || fail "no package's: $(unowned host)"
 changed=$(in_machine host sh -c 'rpm -V $(rpm -qa "isthmus-*")' || true)
 [[ $changed == S*" c /etc/isthmus/proxy.yaml" ]] || fail "a configuration was replaced, or more: $changed"
 none_failed "dnf upgrade"
-step "dnf upgrade: a successor of the proxy, configuration is kept; no request failed"
+step "dnf upgrade: a successor of the proxy, what is new runs, configuration is kept; no request failed"
 
 brings "$OLD" host isthmus-proxy downgrade isthmus-{vm-agent,proxy,cli}-"$OLD"
 touch "$WORK/enough"
@@ -199,7 +202,7 @@ for unit in isthmus-proxy isthmus-gateway isthmus-vm-agent isthmus-check.socket 
     is host $unit "inactive"
 done
 left=$(files host | comm -13 "$WORK/host/before" - | grep -v '^/var/lib/isthmus/' | xargs)
-[ "$left" = "/etc/isthmus /etc/isthmus/proxy.yaml.rpmsave /var/lib/isthmus" ] || fail "left: $left"
+[ "$left" = "$(echo /etc/isthmus{,/proxy.yaml.rpm{new,save}} /var/lib/isthmus)" ] || fail "left: $left"
 lost=$(files host | comm -23 "$WORK/host/before" -)
 [ -z "$lost" ] || fail "lost: $lost"
 in_machine host test ! -e /run/isthmus || fail "left: /run/isthmus"

@@ -1,5 +1,5 @@
-# From an earlier version to this one and back, under a thousand connections
-# that were opened before.
+# From what an earlier commit was to this one and back, under a thousand
+# connections that were opened before.
 # shellcheck shell=bash
 
 # program_of MACHINE: the hash of what its unit runs.
@@ -41,6 +41,10 @@ agent() {
     echo isthmus-vm-agent="$1" isthmus-proxy="$1" isthmus-cli="$1"
 }
 
+# What an operator says to apt who has changed a file that the packages have
+# changed, too, and is not there to be asked.
+MINE=(-o Dpkg::Options::=--force-confold)
+
 machine control bookworm
 machine serves bookworm
 machine calls trixie
@@ -64,14 +68,23 @@ lap "before"
 # shellcheck disable=SC2046
 brought serves "$NEW" $(agent "$NEW")
 lap "after the upgrade of the machine that serves"
+for unit in isthmus-vm-agent isthmus-dns isthmus-capture isthmus-check.socket; do
+    in_machine serves systemctl is-active --quiet $unit || fail "serves: no $unit"
+done
+in_network serves ss -Htln 'sport = :4141' | grep -q . || fail "serves: not as the new proxy.yaml says"
+step "what is new runs, where no configuration was changed"
 echo move >&8 && read -r -t 90 _ <&9
 # shellcheck disable=SC2046
-brought calls "$NEW" $(agent "$NEW")
+! apt calls install $(agent "$NEW") >"$WORK/last" 2>&1 || fail "apt does not ask about proxy.yaml"
+grep -q 'end of file on stdin at conffile prompt' "$WORK/last" || fail "$(tail -5 "$WORK/last")"
+lap "while apt waits to be told about proxy.yaml"
+# shellcheck disable=SC2046
+brought calls "$NEW" "${MINE[@]}" $(agent "$NEW")
 lap "after that of the machine that calls"
 lap "and again"
 grep -q 'port: echo' "$WORK/calls/root/etc/isthmus/proxy.yaml" || fail "an upgrade has changed a configuration"
 # shellcheck disable=SC2046
-brought calls "$OLD" $(agent "$OLD")
+brought calls "$OLD" "${MINE[@]}" $(agent "$OLD")
 lap "after a downgrade"
 let_go
 

@@ -210,7 +210,7 @@ pub fn authorize(
 
 /// Lets a request pass that the platform makes to see how an application does
 /// (`paths`, exactly), as a proxy was told where it was set up: no policy of a
-/// service is asked. A body, or another method, is nobody's who only looks.
+/// service is asked. Another method is nobody's who only looks.
 pub fn probe<'p>(
     mut paths: impl Iterator<Item = &'p str>,
     client: Client<'_>,
@@ -224,7 +224,7 @@ pub fn probe<'p>(
         _ => matches!(head.method.as_str(), "GET" | "HEAD"),
     };
     let is_probe = looks && paths.any(|probe| probe == path);
-    is_probe.then(|| Permit { caller: None, rule: None, would_deny: None })
+    is_probe.then_some(Permit { caller: None, rule: None, would_deny: None })
 }
 
 /// Whether `client` may have anything of a port, whatever it asks for there: a

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use http::Method;
 use mesh_api::v1;
 
-use super::{Access, Call, Client, DenyReason, ServerPolicy, authorize};
+use super::{Access, Call, Client, DenyReason, ServerPolicy, authorize, probe};
 use crate::{
     example::{NODE, peer},
     message::RequestHead,
@@ -293,5 +293,37 @@ fn each_refusal_has_its_code_and_says_whom() {
         (DenyReason::NotAWorkload, Reason::DeniedNotAWorkload),
     ] {
         assert_eq!(reason.reason(), code);
+    }
+}
+
+#[test]
+fn a_probe_is_a_look_at_a_path_that_was_told_of() {
+    const HEALTH: &str = "/grpc.health.v1.Health/Check";
+    let probes = ["/live", HEALTH];
+    let (service, port) = ("orders.shop".parse().unwrap(), "http".parse().unwrap());
+    let table = [
+        (None, Some((Method::GET, "/live")), true),
+        (None, Some((Method::HEAD, "/live?full=1")), true),
+        (None, Some((Method::POST, HEALTH)), true),
+        (None, Some((Method::GET, HEALTH)), false),
+        (None, Some((Method::POST, "/live")), false),
+        (None, Some((Method::GET, "/live/")), false),
+        (None, Some((Method::GET, "/x/../live")), false),
+        (None, Some((Method::GET, "/")), false),
+        (None, None, false),
+        // Who has an identity is asked for it.
+        (Some(EAST), Some((Method::GET, "/live")), false),
+    ];
+    for (caller, request, passes) in table {
+        let head = request.clone().map(|(method, target)| RequestHead {
+            method,
+            target: target.into(),
+            ..RequestHead::new()
+        });
+        let peer = caller.map(|caller| peer(caller, None));
+        let client = Client { peer: peer.as_ref(), address: None };
+        let call = Call { service: &service, port: &port, request: head.as_ref() };
+        let permit = probe(probes.into_iter(), client, &call);
+        assert_eq!(permit.is_some(), passes, "{caller:?} {request:?}");
     }
 }

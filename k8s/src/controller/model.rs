@@ -257,8 +257,8 @@ impl Model {
         }
         let health = match endpoint.ready {
             // A pod that ends still serves what has no other place to go.
-            Ready::Serving | Ready::Ready if pod.ends => Health::Draining,
-            Ready::Ready => Health::Healthy,
+            Ready::Serving | Ready::Yes if pod.ends => Health::Draining,
+            Ready::Yes => Health::Healthy,
             Ready::Serving => Health::Draining,
             Ready::No => Health::Unhealthy,
         };

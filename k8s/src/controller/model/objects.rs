@@ -242,7 +242,7 @@ fn export(service: &Service, problems: &mut Vec<Problem>) -> (bool, Vec<String>)
 /// What an EndpointSlice says of readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ready {
-    Ready,
+    Yes,
     /// Not for new traffic, and still answering.
     Serving,
     No,
@@ -293,7 +293,7 @@ impl SliceSeen {
 fn ready(endpoint: &Endpoint) -> Ready {
     let conditions = endpoint.conditions.clone().unwrap_or_default();
     match (conditions.ready.unwrap_or(true), conditions.serving) {
-        (true, _) => Ready::Ready,
+        (true, _) => Ready::Yes,
         (false, Some(true)) => Ready::Serving,
         (false, _) => Ready::No,
     }

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::redirect::Redirect;
+use crate::{injector::Injector, redirect::Redirect};
 
 /// What Isthmus runs in a Kubernetes cluster, besides its proxies and its control
 /// plane.
@@ -23,6 +23,8 @@ pub struct Cli {
 /// One per process.
 #[derive(Debug, Subcommand)]
 pub enum Role {
+    /// Put the proxy into pods: the cluster's mutating webhook
+    Injector(Injector),
     /// Have the kernel send a pod's connections to its proxy, and end
     Redirect(Redirect),
 }

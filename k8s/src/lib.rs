@@ -2,10 +2,16 @@
 //! with a role per process.
 //!
 //! - [`cli`]: the command line.
+//! - [`injector`]: mutating webhook; puts the proxy into pods.
 //! - [`redirect`]: init container of a pod; tells the kernel which connections
 //!   the proxy takes.
+//! - [`lease`]: which one of several processes does what only one should.
 //!
 //! Nothing else in the workspace links a Kubernetes client.
 
 pub mod cli;
+pub mod injector;
+pub mod lease;
 pub mod redirect;
+#[cfg(test)]
+pub(crate) mod testing;

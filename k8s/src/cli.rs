@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{controller, redirect::Redirect};
+use crate::{controller, injector::Injector, redirect::Redirect};
 
 /// What Isthmus runs in a Kubernetes cluster, besides its proxies and its control
 /// plane.
@@ -23,8 +23,10 @@ pub struct Cli {
 /// One per process.
 #[derive(Debug, Subcommand)]
 pub enum Role {
-    /// Have the kernel send a pod's connections to its proxy, and end
-    Redirect(Redirect),
     /// Tell federation what the cluster has, and write what it lacks
     Controller(controller::Options),
+    /// Put the proxy into pods: the cluster's mutating webhook
+    Injector(Injector),
+    /// Have the kernel send a pod's connections to its proxy, and end
+    Redirect(Redirect),
 }

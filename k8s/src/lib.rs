@@ -2,17 +2,21 @@
 //! with a role per process.
 //!
 //! - [`cli`]: the command line.
+//! - [`injector`]: mutating webhook; puts the proxy into pods.
 //! - [`redirect`]: init container of a pod; tells the kernel which connections
 //!   the proxy takes.
 //! - [`controller`]: tells federation what the cluster has, and the cluster
 //!   what comes from elsewhere.
-//! - [`lease`]: who of several writes.
+//! - [`lease`]: which one of several processes does what only one should.
 //! - [`names`]: labels and annotations.
 //!
 //! Nothing else in the workspace links a Kubernetes client.
 
 pub mod cli;
 pub mod controller;
+pub mod injector;
 pub mod lease;
 pub mod names;
 pub mod redirect;
+#[cfg(test)]
+pub(crate) mod testing;

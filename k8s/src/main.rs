@@ -7,32 +7,27 @@ use isthmus_k8s::{
     cli::{Cli, Role},
     controller,
 };
-use mesh_runtime::process::{self, EXIT_FAILURE};
+use mesh_runtime::{
+    config::ConfigError,
+    process::{self, EXIT_CONFIG, EXIT_FAILURE},
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     process::start("info");
     match cli.role {
-        Role::Redirect(redirect) => match redirect.run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(EXIT_FAILURE, &error),
-        },
-        Role::Controller(options) => serve(controller::run(options)),
+        Role::Controller(options) => ended(block_on(controller::run(options))),
+        Role::Injector(injector) => ended(block_on(injector.run())),
+        Role::Redirect(redirect) => ended(redirect.run().map_err(Into::into)),
     }
 }
 
-fn serve(role: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let runtime = match process::current_thread() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(EXIT_FAILURE, &error),
-    };
-    match runtime.block_on(role) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(EXIT_FAILURE, &process::told(error.as_ref())),
-    }
+fn block_on(whole: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    process::current_thread()?.block_on(whole)
 }
 
-fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("isthmus-k8s: {error}");
-    ExitCode::from(code)
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("isthmus-k8s: {}", process::told(error.as_ref()));
+    ExitCode::from(if error.is::<ConfigError>() { EXIT_CONFIG } else { EXIT_FAILURE })
 }

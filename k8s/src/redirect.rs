@@ -15,8 +15,10 @@
 //! The proxy learns from the kernel where a connection was bound for
 //! (`SO_ORIGINAL_DST`).
 
+mod attributes;
 mod netlink;
 mod rules;
+mod step;
 
 use clap::Args;
 use mesh_core::Cidr;

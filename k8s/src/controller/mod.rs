@@ -33,7 +33,7 @@ use self::{
     complaints::Complaints, figures::Figures, reviewer::Reviewer, session::Session, watch::Seen,
     writer::Writer,
 };
-use crate::lease::Lease;
+use crate::lease;
 
 /// How long what runs may take to end after SIGTERM.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -91,8 +91,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ready: readiness.condition("federation"),
     };
     drain.spawn(session.run(drain.clone()));
-    let lease = Lease::new(client.clone(), &options.namespace, "isthmus-controller");
-    let leader = lease.hold(&drain);
+    let identity = std::env::var("POD_NAME")
+        .unwrap_or_else(|_| format!("isthmus-controller-{:08x}", rand::random::<u32>()));
+    let terms = lease::Terms::default();
+    let leader = lease::hold(
+        client.clone(),
+        &options.namespace,
+        "isthmus-controller",
+        &identity,
+        terms,
+        &drain,
+    );
     let writer =
         Writer { client, own_namespace: options.namespace, seen, news: told, leader, complaints };
     drain.spawn(writer.run(drain.clone()));

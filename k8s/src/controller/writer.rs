@@ -62,7 +62,7 @@ impl Writer {
         let mut pods = self.seen.with_pods.subscribe();
         self.seen.complete().await;
         loop {
-            self.leader.held().await;
+            self.leader.gained().await;
             let news = self.news.borrow_and_update().clone();
             let known = namespaces.borrow_and_update().clone();
             let with_pods = pods.borrow_and_update().clone();

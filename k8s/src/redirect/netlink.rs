@@ -10,6 +10,11 @@ use rustix::net::{
     recv, sendto, socket_with,
 };
 
+use super::{
+    attributes::Attributes,
+    step::{NFTA_DATA_VALUE, Step},
+};
+
 const NLMSG_ERROR: u16 = 2;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
@@ -24,7 +29,6 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
-const NLA_F_NESTED: u16 = 0x8000;
 const NFPROTO_INET: u8 = 1;
 
 const NFTA_TABLE_NAME: u16 = 1;
@@ -52,17 +56,9 @@ const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_VERDICT_CODE: u16 = 1;
 
 const NFT_SET_INTERVAL: u32 = 4;
 const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
-const NFT_CMP_EQ: u32 = 0;
-const NFT_CMP_NEQ: u32 = 1;
-const NFT_REG_VERDICT: u32 = 0;
-const NFT_REG_1: u32 = 1;
-const NFT_RETURN: i32 = -5;
 const NF_ACCEPT: u32 = 1;
 /// `NF_IP_PRI_NAT_DST`.
 const PRIORITY: i32 = -100;
@@ -151,33 +147,6 @@ impl SetType {
     }
 }
 
-/// One step of a rule; the next is taken if this one holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
-    Load(Load),
-    /// What was loaded is this.
-    Is(Vec<u8>),
-    /// It is something else.
-    IsNot(Vec<u8>),
-    /// It is in a set.
-    In(&'static str),
-    Return,
-    Redirect(u16),
-}
-
-/// What can be looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Load {
-    InLink,
-    OutLink,
-    SocketUser,
-    Family,
-    Protocol,
-    Ipv4Destination,
-    Ipv6Destination,
-    DestinationPort,
-}
-
 /// Puts a table in force, in the place of one of its name.
 pub(super) fn commit(transaction: &Transaction) -> Result<(), NetlinkError> {
     let batch = Batch::of(transaction);
@@ -218,7 +187,8 @@ impl Batch {
         batch.push("the table", NFT_MSG_NEWTABLE, NLM_F_CREATE, &table);
         for (id, set) in (1..).zip(&transaction.sets) {
             let what = format!("set {}", set.name);
-            let (new, elements) = (set.new(transaction.table, id), set.elements(transaction.table));
+            let (new, elements) =
+                (set.definition(transaction.table, id), set.elements(transaction.table));
             batch.push(&what, NFT_MSG_NEWSET, NLM_F_CREATE, &new);
             batch.push(&what, NFT_MSG_NEWSETELEM, NLM_F_CREATE, &elements);
         }
@@ -298,7 +268,7 @@ impl Batch {
 }
 
 impl Set {
-    fn new(&self, table: &str, id: u32) -> Attributes {
+    fn definition(&self, table: &str, id: u32) -> Attributes {
         let (key_type, key_len) = self.of.numbers();
         Attributes::default()
             .text(NFTA_SET_TABLE, table)
@@ -362,91 +332,10 @@ fn rule(table: &str, chain: &str, steps: &[Step]) -> Attributes {
         .nested(NFTA_RULE_EXPRESSIONS, &list)
 }
 
-impl Step {
-    fn expressions(&self) -> Vec<(&'static str, Attributes)> {
-        let immediate = |register: u32, kind: u16, data: &Attributes| {
-            let value = Attributes::default();
-            let value =
-                if kind == NFTA_DATA_VERDICT { value.nested(kind, data) } else { data.clone() };
-            ("immediate", Attributes::default().number(1, register).nested(2, &value))
-        };
-        let compare = |operation: u32, value: &[u8]| {
-            let value = Attributes::default().bytes(NFTA_DATA_VALUE, value);
-            let data = Attributes::default().number(1, NFT_REG_1).number(2, operation);
-            vec![("cmp", data.nested(3, &value))]
-        };
-        match self {
-            Self::Load(load) => vec![load.expression()],
-            Self::Is(value) => compare(NFT_CMP_EQ, value),
-            Self::IsNot(value) => compare(NFT_CMP_NEQ, value),
-            Self::In(set) => {
-                vec![("lookup", Attributes::default().text(1, set).number(2, NFT_REG_1))]
-            }
-            Self::Return => {
-                let code =
-                    Attributes::default().number(NFTA_VERDICT_CODE, NFT_RETURN.cast_unsigned());
-                vec![immediate(NFT_REG_VERDICT, NFTA_DATA_VERDICT, &code)]
-            }
-            Self::Redirect(port) => {
-                let port = Attributes::default().bytes(NFTA_DATA_VALUE, &port.to_be_bytes());
-                let to = Attributes::default().number(1, NFT_REG_1);
-                vec![immediate(NFT_REG_1, NFTA_DATA_VALUE, &port), ("redir", to)]
-            }
-        }
-    }
-}
-
-impl Load {
-    fn expression(self) -> (&'static str, Attributes) {
-        // Keys of `enum nft_meta_keys`; base, offset and length in a packet.
-        let meta = |key: u32| ("meta", Attributes::default().number(1, NFT_REG_1).number(2, key));
-        let payload = |base: u32, offset: u32, length: u32| {
-            let to = Attributes::default().number(1, NFT_REG_1).number(2, base);
-            ("payload", to.number(3, offset).number(4, length))
-        };
-        match self {
-            Self::InLink => meta(6),
-            Self::OutLink => meta(7),
-            Self::SocketUser => meta(10),
-            Self::Family => meta(15),
-            Self::Protocol => meta(16),
-            Self::Ipv4Destination => payload(1, 16, 4),
-            Self::Ipv6Destination => payload(1, 24, 16),
-            Self::DestinationPort => payload(2, 2, 2),
-        }
-    }
-}
-
-/// `struct nlattr`, each padded to four bytes.
-#[derive(Debug, Clone, Default)]
-struct Attributes(Vec<u8>);
-
-impl Attributes {
-    fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    fn nested(self, kind: u16, inner: &Self) -> Self {
-        self.bytes(kind | NLA_F_NESTED, &inner.0)
-    }
-
-    fn text(self, kind: u16, text: &str) -> Self {
-        self.bytes(kind, &[text.as_bytes(), &[0]].concat())
-    }
-
-    fn number(self, kind: u16, number: u32) -> Self {
-        self.bytes(kind, &number.to_be_bytes())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redirect::step::Load;
 
     fn transaction() -> Transaction {
         let steps = vec![Step::Load(Load::DestinationPort), Step::In("ports"), Step::Return];
@@ -482,22 +371,6 @@ mod tests {
         }
         assert_eq!(kinds, [16, 0, 2, 0, 9, 12, 3, 6, 6, 17]);
         assert_eq!(kinds.len(), batch.parts.len());
-    }
-
-    /// As `nft --debug=all` shows it for `redirect to :4141`.
-    #[test]
-    #[cfg(target_endian = "little")]
-    fn a_redirect_is_what_nft_sends() {
-        let hex: Vec<String> = Step::Redirect(4141)
-            .expressions()
-            .iter()
-            .map(|(name, data)| {
-                let hex: String = data.0.iter().map(|byte| format!("{byte:02x}")).collect();
-                format!("{name} {hex}")
-            })
-            .collect();
-        let port = "0800010000000001 0c000280 06000100102d0000".replace(' ', "");
-        assert_eq!(hex, [format!("immediate {port}"), "redir 0800010000000001".into()]);
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use mesh_core::Cidr;
 use mesh_inject::Ports;
 
-use super::netlink::{Hook, Load, Set, SetType, Step, Transaction};
+use super::{
+    netlink::{Hook, Set, SetType, Transaction},
+    step::{Load, Step},
+};
 
 /// Our table, of family `inet`; no other is touched.
 pub(super) const TABLE: &str = "isthmus";

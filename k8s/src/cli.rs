@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{controller, redirect::Redirect};
+use crate::{check, controller, redirect::Redirect, root, sweep};
 
 /// What Isthmus runs in a Kubernetes cluster, besides its proxies and its control
 /// plane.
@@ -27,4 +27,10 @@ pub enum Role {
     Redirect(Redirect),
     /// Tell federation what the cluster has, and write what it lacks
     Controller(controller::Options),
+    /// Keep the root of the site's CA in a Secret, once
+    KeepRoot(root::Options),
+    /// Remove what the other parts have written in the cluster
+    Sweep(sweep::Options),
+    /// Ask whether what was installed answers
+    Check(check::Options),
 }

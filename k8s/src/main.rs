@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use isthmus_k8s::{
+    check,
     cli::{Cli, Role},
-    controller,
+    controller, root, sweep,
 };
 use mesh_runtime::process::{self, EXIT_FAILURE};
 
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
             Err(error) => fail(EXIT_FAILURE, &error),
         },
         Role::Controller(options) => serve(controller::run(options)),
+        Role::KeepRoot(options) => serve(root::keep(options)),
+        Role::Sweep(options) => serve(sweep::sweep(options)),
+        Role::Check(options) => serve(check::check(options)),
     }
 }
 

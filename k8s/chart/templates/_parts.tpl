@@ -105,7 +105,7 @@ projected:
 identity.attest.token=/var/run/secrets/isthmus/token;
 identity.attest.roots=/var/run/isthmus-trust/roots.pem;
 identity.attest.federation="isthmus.isthmus-system.svc:8446";
-identity.attest.trust_domain={{ include "isthmus.trustDomain" . }};
+identity.attest.trust_domain={{ include "isthmus.trustDomain" . | quote }};
 {{- end }}
 
 {{- define "isthmus.attestMounts" -}}
@@ -135,12 +135,12 @@ identity.attest.trust_domain={{ include "isthmus.trustDomain" . }};
 {{- $_ := set $gateway "quic" (concat (list $inside) $outside) }}
 {{- end }}
 {{- $own := dict
-  "site" (include "isthmus.site" .)
-  "trust_domain" (include "isthmus.trustDomain" .)
   "listen" (printf "%s:8446" .Values.bind)
   "admin" (printf "%s:8448" .Values.bind)
   "gateways" (list $gateway)
   "gateway_users" list
   "cluster" (dict "gateway_account" "isthmus-gateway") }}
-{{- toYaml (mergeOverwrite (deepCopy .Values.federation.config) $own) }}
+site: {{ include "isthmus.site" . | quote }}
+trust_domain: {{ include "isthmus.trustDomain" . | quote }}
+{{ toYaml (mergeOverwrite (deepCopy .Values.federation.config) $own) }}
 {{- end }}

@@ -150,3 +150,28 @@ k east -n $HERE delete pvc state-isthmus-0 >/dev/null
 succeeds 'install without state' helm east install isthmus $CHART -n $HERE --wait --timeout 120s "${SET[@]}"
 eventually 20 is_site "$root"
 step 'without its state, it is a new site under the same root'
+
+# Without Helm.
+uninstall
+succeeds 'rendered again' env HELM="$BIN/helm" k8s/render
+diff -u k8s/chart/install.yaml "$WORK/last" >"$WORK/difference" || fail "k8s/render > k8s/chart/install.yaml: $(cat "$WORK/difference")"
+written() {
+    "$PROGRAMS/meshctl" install --site east --trust-domain east.example --image-registry isthmus.example --image-tag 1 \
+        --gateway-service node-port "$@"
+}
+for address in '' gw.east.example:443; do
+    helm east template isthmus $CHART -n $HERE --kube-version 1.33.0 --skip-tests "${SET[@]}" \
+        --set createNamespace=true,sweep=false ${address:+--set "gateway.addresses={$address}"} | grep -v '^#' >"$WORK/chart"
+    # shellcheck disable=SC2086
+    written ${address:+--gateway $address} | grep -v '^#' | diff "$WORK/chart" - >"$WORK/difference" ||
+        fail "meshctl install is not the chart: $(cat "$WORK/difference")"
+done
+for words in '' '--gateway gw.east.example:443'; do
+    # shellcheck disable=SC2086
+    written $words | k east apply -f - >"$WORK/last" 2>&1 || fail "kubectl apply: $(cat "$WORK/last")"
+    for workload in statefulset/isthmus deployment/isthmus-gateway deployment/isthmus-injector; do
+        rolled_out east $HERE $workload 120
+    done
+    eventually 20 is_site "$root"
+done
+step 'meshctl install is the chart, and kubectl applies it, twice'

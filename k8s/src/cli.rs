@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{controller, injector::Injector, redirect::Redirect};
+use crate::{check, controller, injector::Injector, redirect::Redirect, root, sweep};
 
 /// What Isthmus runs in a Kubernetes cluster, besides its proxies and its control
 /// plane.
@@ -29,4 +29,10 @@ pub enum Role {
     Injector(Injector),
     /// Have the kernel send a pod's connections to its proxy, and end
     Redirect(Redirect),
+    /// Keep the root of the site's CA in a Secret, once
+    KeepRoot(root::Options),
+    /// Remove what the other parts have written in the cluster
+    Sweep(sweep::Options),
+    /// Ask whether what was installed answers
+    Check(check::Options),
 }

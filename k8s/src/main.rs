@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use isthmus_k8s::{
+    check,
     cli::{Cli, Role},
-    controller,
+    controller, root, sweep,
 };
 use mesh_runtime::{
     config::ConfigError,
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
     match cli.role {
         Role::Controller(options) => ended(block_on(controller::run(options))),
         Role::Injector(injector) => ended(block_on(injector.run())),
+        Role::KeepRoot(options) => ended(block_on(root::keep(options))),
+        Role::Sweep(options) => ended(block_on(sweep::sweep(options))),
+        Role::Check(options) => ended(block_on(check::check(options))),
         Role::Redirect(redirect) => ended(redirect.run().map_err(Into::into)),
     }
 }

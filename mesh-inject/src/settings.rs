@@ -255,11 +255,11 @@ fn federation() -> String {
 }
 
 fn proxy_image() -> String {
-    concat!("isthmus-proxy:", env!("CARGO_PKG_VERSION")).into()
+    concat!("ghcr.io/isthmus-mesh/isthmus-proxy:", env!("CARGO_PKG_VERSION")).into()
 }
 
 fn redirect_image() -> String {
-    concat!("isthmus-k8s:", env!("CARGO_PKG_VERSION")).into()
+    concat!("ghcr.io/isthmus-mesh/isthmus-k8s:", env!("CARGO_PKG_VERSION")).into()
 }
 
 /// Reads what is written as a string or a number.
@@ -334,7 +334,7 @@ impl Settings {
             [("proxy_image", &self.proxy_image), ("redirect_image", &self.redirect_image)]
         {
             if image.is_empty() || image.contains(char::is_whitespace) {
-                return wrong(key, "write an image, e.g. isthmus-proxy:0.1.0");
+                return wrong(key, "write an image, e.g. ghcr.io/isthmus-mesh/isthmus-proxy:0.1.0");
             }
         }
         let resources = &self.resources;

@@ -96,6 +96,8 @@ enum Command {
     Get(command::manifest::Get),
     /// Take documents about traffic out of force
     Delete(command::manifest::Delete),
+    /// What makes a cluster a site, as documents for kubectl
+    Install(command::install::Install),
     /// Put the proxy into workloads of a cluster, offline
     Inject(command::inject::Inject),
     /// Take the proxy out of workloads of a cluster, offline
@@ -166,6 +168,7 @@ impl Cli {
             Command::Diff(diff) => diff.run(&run()?, format).await,
             Command::Get(get) => get.run(&run()?, format).await,
             Command::Delete(delete) => delete.run(&run()?, format).await,
+            Command::Install(install) => install.run(),
             Command::Inject(inject) => inject.run(format),
             Command::Uninject(uninject) => uninject.run(format),
             Command::Node(node) => node.run(&run()?, format).await,
@@ -246,6 +249,7 @@ mod tests {
             "get httproute -n shop orders -o yaml",
             "delete httproute orders -n shop",
             "delete -f routes.yaml",
+            "install --site east --trust-domain east.example --gateway gw.east.example:443 --image-tag 0.1.0",
             "inject --trust-domain east.example deployment.yaml",
             "inject --config inject.yaml -",
             "uninject -",

@@ -6,6 +6,7 @@ pub mod edges;
 pub mod endpoints;
 pub mod identity;
 pub mod inject;
+pub mod install;
 pub mod join;
 pub mod link;
 pub mod manifest;

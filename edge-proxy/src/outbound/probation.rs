@@ -17,7 +17,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Leaves the endpoint alone until a session to it comes up, it is gone from
-/// the snapshot, or this process drains. One probation per endpoint and worker.
+/// the snapshot, or this process ends. One probation per endpoint and worker.
 pub fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) {
     let Some(snapshot) = worker.shared.snapshot.load() else { return };
     let balanced = worker.view(&snapshot).balanced(&endpoint.service, &endpoint.port);
@@ -28,10 +28,10 @@ pub fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) {
     let (worker, endpoint) = (worker.clone(), endpoint.clone());
     worker.shared.drain.clone().spawn_beside(async move {
         tokio::select! {
-            () = until_over(&worker, &endpoint) => {}
-            () = worker.shared.drain.draining() => {}
+            () = until_over(&worker, &endpoint) => balanced.readmit(&endpoint),
+            // Nobody tries it any more, and no request may begin anew.
+            () = worker.shared.drain.refusing() => {}
         }
-        balanced.readmit(&endpoint);
     });
 }
 

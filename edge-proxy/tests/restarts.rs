@@ -4,11 +4,7 @@
 
 mod support;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use edge_proxy::config::Config;
 use http::{Request, Response};
@@ -26,6 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Notify,
     task::JoinHandle,
+    time::Instant,
 };
 
 /// Answers with what it got; `/slow` when it is told to.

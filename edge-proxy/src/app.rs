@@ -30,6 +30,7 @@ use crate::{
     inbound::limits::Limits,
     metrics::{Metrics, Taken, itself::Itself, traffic},
     names,
+    outbound::hold::Reached,
     own::{Own, OwnCell},
     refusal::Refusal,
     snapshot_cell::{Complete, SnapshotCell},
@@ -82,6 +83,8 @@ pub struct Shared {
     pub drain: Drain,
     /// Whether the workers run.
     pub pulses: Pulses,
+    /// Which endpoints could be reached.
+    pub reached: Reached,
     /// What services allow their callers, counted over all workers.
     pub limits: Limits,
     /// What audited ports would have refused.
@@ -148,6 +151,7 @@ impl Shared {
             stats: Stats::default(),
             drain: Drain::new(),
             pulses: Pulses::default(),
+            reached: Reached::default(),
             limits: Limits::default(),
             audit: Audit::default(),
             metrics,
@@ -315,18 +319,20 @@ impl App {
     /// Lets go of clients before the end, where the service manager has the
     /// listening sockets: what they ask meanwhile is answered, and told to come
     /// anew. Elsewhere nobody would be there for them, and the peers of a
-    /// gateway go to another one as soon as they hear.
+    /// gateway go to another one as soon as they hear. Callers of the mesh are
+    /// served until the very end: they might have nowhere else to go.
     async fn part(&self) {
         let Shared { config, drain, .. } = &self.shared;
         if !systemd::listens() {
             return;
         }
-        let longest = PARTING + config.longest_drain() + STOP_TIMEOUT + FLUSH_TIMEOUT;
+        let drained = Drain::longest(config.longest_drain());
+        let longest = PARTING + drained + STOP_TIMEOUT + FLUSH_TIMEOUT;
         systemd::notify(&State::Extend(longest + STOP_TIMEOUT));
         if config.role != Role::Gateway {
-            drain.leave();
+            drain.part();
             // Whoever is left is told with the drain.
-            let _left = tokio::time::timeout(PARTING, drain.left()).await;
+            let _left = tokio::time::timeout(PARTING, drain.parted()).await;
         }
     }
 

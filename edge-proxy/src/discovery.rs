@@ -134,7 +134,7 @@ impl Discovery {
         let drain = self.shared.drain.clone();
         tokio::select! {
             () = self.keep() => {}
-            () = drain.draining() => {}
+            () = drain.refusing() => {}
         }
     }
 

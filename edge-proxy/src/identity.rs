@@ -209,7 +209,7 @@ impl Source {
         let drain = self.shared.drain.clone();
         tokio::select! {
             () = self.keep() => {}
-            () = drain.draining() => {}
+            () = drain.refusing() => {}
         }
     }
 

@@ -141,6 +141,19 @@ impl OpenFailure {
         }
     }
 
+    /// Whether nobody is there, or nothing leads there: either may be back in a
+    /// moment.
+    pub fn is_absence(&self) -> bool {
+        use RefusedReason::{Draining, NoPath, Timeout, Unreachable};
+        match self {
+            Self::NoPath(_) | Self::Path(_) | Self::Unreachable(_) | Self::Handshake(_) => true,
+            Self::Refused { reason, .. } => {
+                matches!(reason, Draining | NoPath | Timeout | Unreachable)
+            }
+            Self::NoIdentity | Self::Plaintext | Self::Identity(_) | Self::Overloaded => false,
+        }
+    }
+
     /// What the next request had better avoid.
     pub fn blames(&self, own: &SiteName, endpoint: &Endpoint) -> Blame {
         let remote = endpoint.site != *own;
@@ -194,6 +207,7 @@ pub async fn open(
     shared.drain.spawn_beside(guard(peer.clone(), standing, guardian, going));
     let (path_kind, connection) = (path.describe(), connection.into());
     let _open = shared.metrics.inner_session(Direction::Outbound);
+    shared.reached.came_up(endpoint);
     let (endpoint, targets) = (endpoint.clone(), Default::default());
     let counted = OnceLock::new();
     Ok(Session { mux, endpoint, targets, peer, path_kind, connection, tunnel, counted, _open })

@@ -179,6 +179,16 @@ impl EncodeLabelSet for SpeaksLabel {
     }
 }
 
+/// How a wait for an endpoint that had just gone has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HeldLabel(&'static str);
+
+impl EncodeLabelSet for HeldLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("result", self.0).encode(encoder.encode_label())
+    }
+}
+
 /// A histogram of how long that took.
 type Detections = Family<SpeaksLabel, Histogram, fn() -> Histogram>;
 
@@ -224,6 +234,8 @@ pub struct Metrics {
     pub handshake_failures: Family<ReasonLabel, Counter>,
     /// Attempts after the first one.
     pub retries: Family<ReasonLabel, Counter>,
+    /// Requests and connections that waited for an endpoint which had just gone.
+    pub held: Family<HeldLabel, Counter>,
     /// Copies of requests that were not made.
     pub mirrors_skipped: Counter,
     /// What audited ports would have refused.
@@ -270,6 +282,7 @@ impl Metrics {
             inner_sessions: Family::default(),
             handshake_failures: Family::default(),
             retries: Family::default(),
+            held: Family::default(),
             mirrors_skipped: Counter::default(),
             would_deny: Family::default(),
             memory_refused: Family::default(),
@@ -314,6 +327,8 @@ impl Metrics {
         let handshakes = "Inner handshakes that failed";
         registry.register("handshake_failure", handshakes, m.handshake_failures.clone());
         registry.register("retry", "Attempts after the first one", m.retries.clone());
+        let held = "Requests and connections held for an endpoint that had just gone";
+        registry.register("held", held, m.held.clone());
         let skipped = "Copies of requests that were not made";
         registry.register("mirror_skipped", skipped, m.mirrors_skipped.clone());
         let audited = "Calls that audited ports would have refused";
@@ -397,6 +412,11 @@ impl Metrics {
         } else {
             gauge.dec()
         };
+    }
+
+    /// Counts what waited for an endpoint: `resumed`, `late` or `refused`.
+    pub fn held(&self, result: &'static str) {
+        self.held.get_or_create(&HeldLabel(result)).inc();
     }
 
     /// Counts an attempt after the first one, by what failed before it.

@@ -21,6 +21,7 @@ use crate::{
     http1::Buffers,
     inbound::{self, MAX_HALF_OPEN, MAX_HALF_OPEN_PER_SOURCE},
     outbound::{
+        hold::Waiting,
         listen::{self, Purpose},
         loads::Loads,
         mirror::Mirrors,
@@ -56,6 +57,8 @@ pub struct Worker {
     pub mirrors: Mirrors,
     /// Warm inner sessions.
     pub pool: Pool,
+    /// Who waits for somebody to be there again.
+    pub waiting: Waiting,
     /// Memory of requests in flight.
     pub scratch: Spare,
     /// Memory of HTTP/1 connections.
@@ -157,6 +160,7 @@ impl Worker {
             resolved: Resolved::default(),
             mirrors: Mirrors::default(),
             pool: Pool::default(),
+            waiting: Waiting::default(),
             scratch: Spare::default(),
             apps: Apps::new(net.clone(), drain.clone(), buffers.clone()),
             buffers,
@@ -299,6 +303,7 @@ async fn sweep(worker: Arc<Worker>) {
             worker.shared.metrics.sweep(clock::monotonic());
         }
         if let Some(snapshot) = snapshot {
+            worker.shared.reached.sweep(&snapshot);
             worker.loads.sweep(&snapshot);
             worker.protections.sweep(&snapshot);
             worker.shared.limits.sweep(&snapshot);

@@ -165,6 +165,13 @@ async fn patient() -> (App, Arc<Notify>, Arc<Notify>) {
     (app, asked, go)
 }
 
+/// Waits until nobody listens.
+async fn closed(door: std::net::SocketAddr) {
+    while TcpStream::connect(door).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn what_runs_may_finish_and_the_rest_is_refused_while_draining() {
     for drained in ["source", "destination"] {
@@ -179,15 +186,9 @@ async fn what_runs_may_finish_and_the_rest_is_refused_while_draining() {
         let drain = proxy.app.shared.drain.clone();
         let finished = tokio::spawn(async move { drain.finish(Duration::from_secs(10)).await });
         wait(proxy.app.shared.drain.draining()).await;
-        // Its listeners close at once.
-        let door = proxy.bound.http.or(proxy.bound.inbound).unwrap();
-        let closed = async {
-            while TcpStream::connect(door).await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        wait(closed).await;
         if drained == "source" {
+            // Its listeners close at once.
+            wait(closed(proxy.http())).await;
             // GOAWAY, or a refusal if it was faster.
             let request = get("http://orders.shop/new");
             if let Ok(response) = wait(client.send_request(request)).await {

@@ -41,7 +41,7 @@ pub enum Health {
     /// outcomes.
     #[default]
     Unknown,
-    /// Serves what it has and takes nothing new.
+    /// Goes away: serves what it has, and who has nowhere else to go.
     Draining,
 }
 

@@ -1,12 +1,15 @@
-//! The end of a process, in two steps: stop accepting, then stop.
+//! The end of a process, step by step: stop accepting, then refuse, then stop.
 //!
 //! `main` makes one [`Drain`] and hands out clones. [`Drain::start`] asks every
-//! holder to take nothing new; when all its tasks have ended, or the deadline
-//! has passed, [`Drain::finish`] returns and the runtime may be dropped.
+//! holder to take nothing new that could go elsewhere, and who has nowhere else
+//! to go is served as long as anything lingers. [`Drain::refuse`] ends that:
+//! when all tasks have ended, too, or the deadline has passed,
+//! [`Drain::finish`] returns and the runtime may be dropped.
 //!
 //! A process that a successor replaces leaves before that: from
 //! [`Drain::leave`] on it accepts no connection, and serves those it has as
-//! before until [`Drain::left`] returns.
+//! before until [`Drain::left`] returns. One that is started again parts from
+//! its clients ([`Drain::part`]), who come to the process after it.
 
 use std::{
     future::Future,
@@ -17,20 +20,32 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long what came while others lingered may take, at least.
+pub const LAST: Duration = Duration::from_secs(5);
 
 /// Runs tasks and says when to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     leaving: CancellationToken,
+    closing: CancellationToken,
     draining: CancellationToken,
+    refusing: CancellationToken,
     stopping: CancellationToken,
-    /// As `leaving` and `draining`, for those who ask with every request: no
-    /// lock.
+    /// As the tokens, for those who ask with every request: no lock.
     is_closing: Arc<AtomicBool>,
     is_draining: Arc<AtomicBool>,
+    is_refusing: Arc<AtomicBool>,
     tasks: TaskTracker,
+    /// Clients'.
     connections: TaskTracker,
+    /// The mesh's callers'.
+    sessions: TaskTracker,
+    /// Requests of the mesh: those that linger, and those that have come since
+    /// the drain began.
+    requests: [TaskTracker; 2],
 }
 
 impl Drain {
@@ -47,12 +62,30 @@ impl Drain {
         self.tasks.spawn(task);
     }
 
-    /// As [`Drain::spawn`], for what [`Drain::left`] waits for: a connection.
+    /// As [`Drain::spawn`], for a client's connection: it lingers.
     pub fn spawn_connection<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
         self.spawn(self.connections.track_future(task));
+    }
+
+    /// As [`Drain::spawn`], for what carries requests of the mesh: it is there
+    /// for as long as anything else lingers.
+    pub fn spawn_session<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(self.sessions.track_future(task));
+    }
+
+    /// As [`Drain::spawn`], for one of these requests. It lingers if it has come
+    /// before the drain began, or if it `lasts` like a connection.
+    pub fn spawn_request<F>(&self, lasts: bool, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.requests[usize::from(self.is_draining() && !lasts)].spawn(task);
     }
 
     /// Runs a task that goes on while the process drains and is dropped when
@@ -72,7 +105,7 @@ impl Drain {
 
     /// Asks every holder to accept no connection: somebody else does.
     pub fn leave(&self) {
-        self.is_closing.store(true, Ordering::Release);
+        self.close();
         self.leaving.cancel();
     }
 
@@ -81,31 +114,45 @@ impl Drain {
         self.leaving.cancelled().await;
     }
 
-    /// Whether [`Drain::leave`] or [`Drain::start`] was called: who has a
-    /// connection should open a new one for what comes next.
+    /// Asks who serves clients to let them go: they find the process after this
+    /// one, where the mesh's callers do not yet.
+    pub fn part(&self) {
+        self.close();
+    }
+
+    /// Before the wake-ups: who is woken asks.
+    fn close(&self) {
+        self.is_closing.store(true, Ordering::Release);
+        self.closing.cancel();
+    }
+
+    /// Whether [`Drain::leave`], [`Drain::part`] or [`Drain::start`] was called:
+    /// a client should open a new connection for what comes next.
     pub fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Acquire)
     }
 
-    /// Waits for [`Drain::leave`] or [`Drain::start`].
+    /// Waits for [`Drain::leave`], [`Drain::part`] or [`Drain::start`].
     pub async fn closing(&self) {
-        tokio::select! {
-            () = self.leaving() => {}
-            () = self.draining() => {}
-        }
+        self.closing.cancelled().await;
     }
 
-    /// Waits until no connection is left.
+    /// Waits until no client's connection is left.
+    pub async fn parted(&self) {
+        ended(&self.connections).await;
+    }
+
+    /// Waits until no connection is left, nor any session.
     pub async fn left(&self) {
-        self.connections.close();
-        self.connections.wait().await;
+        self.parted().await;
+        ended(&self.sessions).await;
     }
 
-    /// Asks every holder to take nothing new.
+    /// Asks every holder to take nothing new, but of those who have nowhere
+    /// else to go.
     pub fn start(&self) {
-        // Before the wake-ups: who is woken asks.
-        self.is_closing.store(true, Ordering::Release);
         self.is_draining.store(true, Ordering::Release);
+        self.close();
         self.draining.cancel();
     }
 
@@ -119,21 +166,66 @@ impl Drain {
         self.draining.cancelled().await;
     }
 
+    /// Waits until nothing lingers: no client's connection, and no request that
+    /// [`Drain::refuse`] would end for long.
+    async fn lingering(&self) {
+        self.parted().await;
+        ended(&self.requests[0]).await;
+    }
+
+    /// Asks every holder to take nothing at all.
+    pub fn refuse(&self) {
+        self.start();
+        self.is_refusing.store(true, Ordering::Release);
+        self.refusing.cancel();
+    }
+
+    /// Whether [`Drain::refuse`] was called.
+    pub fn is_refusing(&self) -> bool {
+        self.is_refusing.load(Ordering::Acquire)
+    }
+
+    /// Waits for [`Drain::refuse`].
+    pub async fn refusing(&self) {
+        self.refusing.cancelled().await;
+    }
+
     /// Waits for the moment to drop everything.
     pub async fn stopping(&self) {
         self.stopping.cancelled().await;
     }
 
-    /// Starts, waits for all tasks up to `deadline`, then tells the rest to
-    /// stop. Returns how many tasks were cut.
+    /// The longest that [`Drain::finish`] takes.
+    pub fn longest(deadline: Duration) -> Duration {
+        deadline + LAST.min(deadline)
+    }
+
+    /// Starts, waits for what lingers up to `deadline`, refuses, waits for the
+    /// rest, and tells what is left then to stop. Returns how many tasks were
+    /// cut.
     pub async fn finish(&self, deadline: Duration) -> usize {
         self.start();
-        self.tasks.close();
-        let done = tokio::time::timeout(deadline, self.tasks.wait()).await;
-        let cut = if done.is_ok() { 0 } else { self.tasks.len() };
+        let until = Instant::now() + deadline;
+        let _late = timeout_at(until, self.lingering()).await;
+        self.refuse();
+        let until = until.max(Instant::now() + LAST.min(deadline));
+        // Requests come from sessions: these first.
+        let all = || [&self.tasks].into_iter().chain(&self.requests);
+        let rest = async {
+            for tasks in all() {
+                ended(tasks).await;
+            }
+        };
+        let done = timeout_at(until, rest).await;
+        let cut = if done.is_ok() { 0 } else { all().map(TaskTracker::len).sum() };
         self.stopping.cancel();
         cut
     }
+}
+
+async fn ended(tasks: &TaskTracker) {
+    tasks.close();
+    tasks.wait().await;
 }
 
 /// Waits for SIGTERM or SIGINT.
@@ -208,6 +300,72 @@ mod tests {
             drain.left().await;
             assert_eq!(began.elapsed().as_secs(), 3);
             assert!(!drain.is_draining());
+        });
+    }
+
+    /// What lingers for `lingers`, and who has come meanwhile and takes
+    /// `takes` (both in tenths of a second): when it refused and when it had
+    /// finished, and how many were cut.
+    fn drained(lingers: u64, takes: u64) -> (u128, u128, usize) {
+        let tenths = |n: u64| tokio::time::sleep(Duration::from_millis(n * 100));
+        paused(async move {
+            let (drain, began) = (Drain::new(), Instant::now());
+            let session = drain.clone();
+            drain.spawn_session(async move { session.refusing().await });
+            drain.spawn_request(false, tenths(lingers));
+            let (other, refused) = (drain.clone(), Arc::new(std::sync::OnceLock::new()));
+            let seen = refused.clone();
+            drain.spawn(async move {
+                other.draining().await;
+                assert!(!other.is_refusing());
+                other.spawn_request(false, tenths(takes));
+                other.refusing().await;
+                seen.set(began.elapsed().as_millis() / 100).unwrap();
+            });
+            let cut = drain.finish(Duration::from_secs(10)).await;
+            (*refused.get().unwrap(), began.elapsed().as_millis() / 100, cut)
+        })
+    }
+
+    #[test]
+    fn requests_are_taken_while_others_linger_and_finish_afterwards() {
+        assert_eq!(drained(0, 7), (0, 7, 0));
+        assert_eq!(drained(40, 7), (40, 40, 0));
+        assert_eq!(drained(40, 80), (40, 80, 0));
+        // Who has come late has its time, too.
+        assert_eq!(drained(600, 120), (100, 150, 1));
+        assert_eq!(drained(99, 120), (99, 120, 0));
+        assert_eq!(drained(99, 600), (99, 149, 1));
+    }
+
+    #[test]
+    fn what_lasts_is_waited_for_whenever_it_has_come() {
+        paused(async {
+            let (drain, began) = (Drain::new(), Instant::now());
+            drain.spawn_connection(tokio::time::sleep(Duration::from_secs(1)));
+            let other = drain.clone();
+            drain.spawn(async move {
+                other.draining().await;
+                other.spawn_request(true, tokio::time::sleep(Duration::from_secs(3)));
+                other.refusing().await;
+                assert_eq!(began.elapsed().as_secs(), 3);
+            });
+            assert_eq!(drain.finish(Duration::from_secs(10)).await, 0);
+        });
+    }
+
+    #[test]
+    fn clients_are_parted_from_and_callers_stay() {
+        paused(async {
+            let drain = Drain::new();
+            drain.spawn_session(std::future::pending());
+            drain.spawn_connection(tokio::time::sleep(Duration::from_secs(2)));
+            drain.part();
+            drain.closing().await;
+            drain.parted().await;
+            assert!(drain.is_closing() && !drain.is_draining());
+            let left = tokio::time::timeout(Duration::from_secs(60), drain.left()).await;
+            assert!(left.is_err(), "there is a session");
         });
     }
 

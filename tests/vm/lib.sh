@@ -340,6 +340,7 @@ replaced() {
 
 # keep MACHINE KINDS EACH CLIENTS: opens connections; `lap` looks at them.
 keep() {
+    rm -f "$WORK/laps" "$WORK/lapped"
     mkfifo "$WORK/laps" "$WORK/lapped"
     in_network "$1" "$LOAD" keep 127.0.0.1:4140 127.0.0.1:7000 "${@:2}" <"$WORK/laps" >"$WORK/lapped" 2>"$WORK/load" &
     LOADING=$!

@@ -26,6 +26,11 @@ const SET_SITE: &str = "ISTHMUS_PROXY_SET_SITE";
 /// A flag comes before the environment, that before the file, that before the
 /// default. KEY is what error messages call it: a.b[0].c; in brackets may stand
 /// the name of an element, or a key with dots in it.
+///
+/// SIGHUP and SIGUSR2 start a successor with the new version and configuration,
+/// which takes the listeners over. SIGTERM and SIGINT end the process: callers
+/// of the mesh are served while clients' connections and requests that had begun
+/// go on (drain_timeout, opaque_drain_timeout), and refused after that.
 #[derive(Debug, Clone, Default, Parser)]
 #[command(name = "edge-proxy", version, verbatim_doc_comment)]
 pub struct Flags {

@@ -138,7 +138,8 @@ pub(super) struct ConfigFile {
     /// connection and no new request; four fifths of what its machine or its
     /// control group has where absent.
     pub(super) memory_limit_mib: Option<NonZeroU32>,
-    /// How long requests may finish after SIGTERM.
+    /// How long requests may finish after SIGTERM; who of the mesh has nowhere
+    /// else to go is served meanwhile.
     #[schemars(with = "Option<ManifestDuration>", extend("default" = "20s"))]
     pub(super) drain_timeout: Option<HumanDuration>,
     /// How long opaque connections may go on after SIGTERM; as `drain_timeout`

@@ -51,15 +51,15 @@ impl Disk {
     }
 }
 
-/// Writes every new snapshot, at most one per [`EVERY`], until the drain
-/// begins; the last one is written on the way out.
+/// Writes every new snapshot, at most one per [`EVERY`], for as long as it is
+/// decided from; the last one is written on the way out.
 pub(super) async fn keep(disk: Disk, shared: Shared) {
     let mut changed = shared.snapshot.changed();
     let mut written = shared.snapshot.load();
     loop {
         tokio::select! {
             change = changed.changed() => if change.is_err() { return },
-            () = shared.drain.draining() => {}
+            () = shared.drain.refusing() => {}
             // The file belongs to the successor.
             () = shared.drain.leaving() => return,
         }
@@ -72,12 +72,12 @@ pub(super) async fn keep(disk: Disk, shared: Shared) {
             written = Some(snapshot.clone());
             save(disk.clone(), snapshot).await;
         }
-        if shared.drain.is_draining() {
+        if shared.drain.is_refusing() {
             return;
         }
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
-            () = shared.drain.draining() => {}
+            () = shared.drain.refusing() => {}
         }
     }
 }

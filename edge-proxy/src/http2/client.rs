@@ -218,11 +218,11 @@ where
     .await
 }
 
-/// Drives a connection until it ends, or this process drains and nothing is
-/// left on it.
+/// Drives a connection until it ends, or this process takes nothing new at all
+/// and nothing is left on it.
 async fn drive(connection: Connection<Stream, Bytes>, life: Arc<Life>, drain: Drain) {
     let drained = async {
-        drain.draining().await;
+        drain.refusing().await;
         while life.streams.load(Ordering::Relaxed) > 0 {
             life.idle.notified().await;
         }

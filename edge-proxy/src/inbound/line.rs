@@ -66,7 +66,8 @@ impl Line {
 
     fn begin(&self, mut opened: Opened, came: Came, place: Result<Place, Refusal>) {
         let (worker, caller) = (self.worker.clone(), self.caller.clone());
-        self.worker.shared.drain.spawn(async move {
+        let lasts = opened.target.protocol == Spoken::Tcp;
+        self.worker.shared.drain.spawn_request(lasts, async move {
             let turn = match place {
                 Ok(place) => tokio::select! {
                     biased;

@@ -30,7 +30,7 @@ use std::{
 };
 
 use mesh_core::{Allowed, Client, PeerIdentity, identity::Side};
-use mesh_runtime::clock;
+use mesh_runtime::{clock, drain::LAST};
 use mesh_tunnel::{
     Stream,
     admission::{Full, Place},
@@ -54,7 +54,7 @@ use crate::{
     aside::Aside,
     inner::{
         HANDSHAKE_TIMEOUT,
-        mux::{Limits, Probing, ServerSession},
+        mux::{Guardian, Limits, Probing, ServerSession},
     },
     metrics::{
         Direction, Taken,
@@ -139,7 +139,8 @@ impl Caller {
     }
 }
 
-/// Accepts until the process drains or leaves.
+/// Accepts until somebody else does, or nobody: a proxy that drains may be the
+/// only one that has what its callers want.
 pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
     let places = Arc::new(Semaphore::new(MAX_SESSIONS));
     let listener: Arc<dyn Listener> = listener.into();
@@ -147,7 +148,7 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
     loop {
         let accepted = tokio::select! {
             accepted = next(&worker, &*listener, &places) => accepted,
-            () = worker.shared.drain.closing() => return,
+            () = until_elsewhere(&worker) => return,
         };
         match accepted {
             Ok((stream, from, place)) => {
@@ -163,7 +164,7 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
                     }
                 };
                 let task = serve(worker.clone(), stream, via, half_open);
-                worker.shared.drain.spawn_connection(async move {
+                worker.shared.drain.spawn_session(async move {
                     task.await;
                     drop(place);
                 });
@@ -173,6 +174,15 @@ pub async fn accept(worker: Arc<Worker>, listener: Box<dyn Listener>) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Callers of the mesh had better come anew: to a successor, or to the process
+/// after this one, which does not take them any more.
+async fn until_elsewhere(worker: &Worker) {
+    tokio::select! {
+        () = worker.shared.drain.leaving() => {}
+        () = worker.shared.drain.refusing() => {}
     }
 }
 
@@ -319,7 +329,7 @@ async fn serve_session(
             guardian.cut();
         })
         .with(async {
-            until_late(worker, standing).await;
+            until_late(worker, standing, &guardian).await;
             guardian.cut();
         })
         .with(async { guardian.keep_proving(standing).await });
@@ -344,17 +354,30 @@ async fn serve_session(
 /// A session does not outlive what proved it.
 async fn until_retired(worker: &Worker, standing: &Standing) {
     tokio::select! {
-        () = worker.shared.drain.closing() => {}
+        () = until_elsewhere(worker) => {}
         () = standing.expires(Duration::ZERO) => {}
     }
 }
 
-/// What runs in it has its time: after the drain has begun, or what proved the
-/// caller has ended. While this proxy leaves, nothing is late.
-async fn until_late(worker: &Worker, standing: &Standing) {
+/// What runs in it has its time after what proved the caller has ended, and
+/// after the drain has begun; then only what has just come goes on, up to the
+/// end of the process. While this proxy leaves, nothing is late.
+async fn until_late(worker: &Worker, standing: &Standing, guardian: &Guardian) {
+    let shared = &worker.shared;
+    let longest = shared.config.longest_drain();
+    let drained = async {
+        shared.drain.draining().await;
+        tokio::time::sleep(longest.saturating_sub(LAST)).await;
+        let newest = guardian.newest();
+        tokio::time::sleep(longest.min(LAST)).await;
+        for _ in 0..guardian.reset_up_to(newest, "this proxy stops") {
+            shared.metrics.cut_by_stop(Direction::Inbound);
+        }
+        std::future::pending().await
+    };
     tokio::select! {
-        () = worker.shared.drain.draining() => {}
         () = standing.expires(Duration::ZERO) => {}
+        never = drained => never,
     }
-    tokio::time::sleep(worker.shared.config.longest_drain()).await;
+    tokio::time::sleep(longest).await;
 }

@@ -25,6 +25,7 @@ use super::{
     deadline,
     dispatch::Dispatch,
     front::http1::Conn,
+    hold,
     pool::Place,
     protect::{Connection, InFlight},
 };
@@ -93,7 +94,8 @@ impl Early<'_> {
     }
 }
 
-/// Tries until there is an answer, or nothing more may be tried.
+/// Tries until there is an answer, or nothing more may be tried; where all have
+/// just gone, once more when one of them is back.
 pub async fn attempts(
     worker: &Arc<Worker>,
     dispatch: &mut Dispatch,
@@ -101,13 +103,37 @@ pub async fn attempts(
     in_flight: &mut InFlight,
     record: &mut Record,
 ) -> Result<Answer, Refusal> {
+    loop {
+        let Failed { refusal, after } =
+            match round(worker, dispatch, carried, in_flight, record).await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+        if after != After::Gone {
+            return Err(refusal);
+        }
+        match Box::pin(hold::wait(worker, dispatch, carried.deadline)).await {
+            Ok(()) => worker.shared.metrics.retried(refusal.reason),
+            Err(too_many) => return Err(too_many.unwrap_or(refusal)),
+        }
+    }
+}
+
+/// Tries with those who are there.
+async fn round(
+    worker: &Arc<Worker>,
+    dispatch: &mut Dispatch,
+    carried: &mut Carried<'_>,
+    in_flight: &mut InFlight,
+    record: &mut Record,
+) -> Result<Answer, Failed> {
     let (mut again, mut repeated) = (false, 0);
-    let mut last: Option<Refusal> = None;
+    let mut last: Option<Failed> = None;
     loop {
         let (endpoint, mut load) = match dispatch.next(again) {
             Ok(next) => next,
             // What failed before says more than "nothing is left".
-            Err(refusal) => return Err(last.unwrap_or(refusal)),
+            Err(refusal) => return Err(last.unwrap_or_else(|| Failed::for_good(refusal))),
         };
         record.tries(&endpoint, dispatch.attempts());
         let until = carried.attempt_timeout.map(|timeout| clock::monotonic() + timeout);
@@ -143,12 +169,15 @@ pub async fn attempts(
                 let allowed = rewound
                     && match failed.after {
                         After::Anything | After::Again => dispatch.may_go_on(false),
-                        After::Nobody => dispatch.may_go_on(true),
+                        After::Nobody | After::Gone => dispatch.may_go_on(true),
                         After::IfSafe => carried.may_repeat(repeated, in_flight),
                         After::Nothing => false,
                     };
+                if !rewound {
+                    return Err(Failed::for_good(failed.refusal));
+                }
                 if !allowed {
-                    return Err(failed.refusal);
+                    return Err(failed);
                 }
                 failed
             }
@@ -160,7 +189,7 @@ pub async fn attempts(
             carried.pause(repeated).await;
             repeated += 1;
         }
-        last = Some(failed.refusal);
+        last = Some(failed);
     }
 }
 

@@ -11,7 +11,7 @@ use mesh_core::{
     route::{self, Destination},
 };
 use mesh_runtime::clock;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     decision::{self, Chosen, Decision},
@@ -43,6 +43,9 @@ pub struct Dispatch {
     cookie: Option<HeaderValue>,
     /// When the first attempt had failed.
     failed: Option<Instant>,
+    /// Attempts before it began anew.
+    earlier: usize,
+    waits_until: Option<Instant>,
 }
 
 impl Dispatch {
@@ -110,8 +113,7 @@ impl Dispatch {
             reachable: &|_| true,
             workers: 1,
         });
-        let (snapshot, tried) = (snapshot.clone(), Vec::new());
-        Self { snapshot, service, port, balanced, tried, key: None, cookie: None, failed: None }
+        Self::new(snapshot.clone(), service, port, balanced)
     }
 
     fn over(
@@ -121,8 +123,56 @@ impl Dispatch {
         port: &PortName,
     ) -> Self {
         let balanced = worker.view(&snapshot).balanced(service, port);
-        let (service, port, tried) = (service.clone(), port.clone(), Vec::new());
-        Self { snapshot, service, port, balanced, tried, key: None, cookie: None, failed: None }
+        Self::new(snapshot, service.clone(), port.clone(), balanced)
+    }
+
+    fn new(
+        snapshot: Arc<Snapshot>,
+        service: ServiceName,
+        port: PortName,
+        balanced: Arc<Balanced>,
+    ) -> Self {
+        Self {
+            snapshot,
+            service,
+            port,
+            balanced,
+            tried: Vec::new(),
+            key: None,
+            cookie: None,
+            failed: None,
+            earlier: 0,
+            waits_until: None,
+        }
+    }
+
+    /// Begins anew, with what there is now; the answer is told when an endpoint
+    /// that was away may be chosen again.
+    pub fn renew(&mut self, worker: &Worker) -> watch::Receiver<()> {
+        if let Some(snapshot) = worker.shared.snapshot.load() {
+            self.balanced = worker.view(&snapshot).balanced(&self.service, &self.port);
+            self.snapshot = snapshot;
+        }
+        self.earlier += self.tried.len();
+        self.tried.clear();
+        self.failed = None;
+        self.balanced.readmitted()
+    }
+
+    /// Whether nobody is there to be chosen.
+    pub fn is_deserted(&self) -> bool {
+        self.balanced.is_deserted()
+    }
+
+    /// All that could be chosen if they were there.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let all = self.backend().into_iter().flat_map(|service| &service.endpoints);
+        all.filter(|endpoint| endpoint.port == self.port)
+    }
+
+    /// Until when it waits for somebody, however often: what was said first.
+    pub fn waits_until(&mut self, until: Instant) -> Instant {
+        *self.waits_until.get_or_insert(until)
     }
 
     /// Keeps a request with the endpoint that its key belongs to, if the
@@ -156,15 +206,16 @@ impl Dispatch {
 
     /// How many attempts there were.
     pub fn attempts(&self) -> usize {
-        self.tried.len()
+        self.earlier + self.tried.len()
     }
 
     /// Whether another attempt may follow one in which nothing was processed.
     /// Where nobody was there it costs nobody anything.
     pub fn may_go_on(&mut self, nobody_there: bool) -> bool {
         let failed = *self.failed.get_or_insert_with(clock::monotonic);
-        let looks = nobody_there && self.attempts() < MAX_LOOKS && failed.elapsed() < PATIENCE;
-        looks || self.attempts() < MAX_ATTEMPTS
+        let tried = self.tried.len();
+        let looks = nobody_there && tried < MAX_LOOKS && failed.elapsed() < PATIENCE;
+        looks || tried < MAX_ATTEMPTS
     }
 
     /// The endpoint of the next attempt: one not tried before, or, with

@@ -17,7 +17,7 @@ use mesh_core::{
     balance::{Backing, Balancer, End, Paths, Slot, policy::Affinity},
 };
 use mesh_runtime::clock;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::inner::Blame;
 
@@ -74,6 +74,7 @@ pub struct Balanced {
     loads: Arc<Loads>,
     balancer: Mutex<Balancer>,
     affinity: ArcSwapOption<Affinity>,
+    readmitted: watch::Sender<()>,
 }
 
 impl Balanced {
@@ -83,11 +84,20 @@ impl Balanced {
             loads: loads.clone(),
             balancer: Mutex::new(Balancer::new(seed)),
             affinity: ArcSwapOption::empty(),
+            readmitted: watch::Sender::default(),
         }
     }
 
     fn balancer(&self) -> MutexGuard<'_, Balancer> {
         self.balancer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fresh(&self, now: Duration) -> MutexGuard<'_, Balancer> {
+        let mut balancer = self.balancer();
+        if balancer.is_stale(now, self.loads.paths_version.load(Ordering::Relaxed)) {
+            balancer.refresh(&self.loads.paths(), now);
+        }
+        balancer
     }
 
     /// Takes over what backs the port from now on.
@@ -111,6 +121,16 @@ impl Balanced {
         self.len() == 0
     }
 
+    /// Whether nobody is there.
+    pub fn is_deserted(&self) -> bool {
+        self.fresh(self.loads.now()).is_deserted()
+    }
+
+    /// Wakes whenever an endpoint may be chosen again.
+    pub fn readmitted(&self) -> watch::Receiver<()> {
+        self.readmitted.subscribe()
+    }
+
     /// Chooses an endpoint, never one of `tried`, and begins an attempt at it;
     /// with a `key` the one that the key belongs to.
     pub fn choose(
@@ -119,10 +139,7 @@ impl Balanced {
         key: Option<u64>,
     ) -> Option<(Arc<Endpoint>, Attempt)> {
         let now = self.loads.now();
-        let mut balancer = self.balancer();
-        if balancer.is_stale(now, self.loads.paths_version.load(Ordering::Relaxed)) {
-            balancer.refresh(&self.loads.paths(), now);
-        }
+        let mut balancer = self.fresh(now);
         let slot = balancer.choose(tried, key, now)?;
         balancer.begin(slot);
         let endpoint = balancer.endpoint(slot).clone();
@@ -157,6 +174,8 @@ impl Balanced {
         if let Some(slot) = balancer.find(&endpoint.site, &endpoint.id) {
             balancer.readmit(slot, self.loads.now());
         }
+        drop(balancer);
+        self.readmitted.send_replace(());
     }
 }
 

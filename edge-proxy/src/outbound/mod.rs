@@ -15,6 +15,7 @@
 //! - [`opaque`]: one connection of opaque bytes.
 //! - [`tls`]: the same, by the name that a TLS client asks for.
 //! - [`dispatch`]: which endpoint takes the next attempt.
+//! - [`hold`]: waiting where the only one has just gone.
 //! - [`pool`]: warm inner sessions.
 //! - [`loads`]: what this worker has seen of endpoints.
 //! - [`probation`]: how an endpoint that was away comes back.
@@ -28,6 +29,7 @@ pub mod deadline;
 pub mod decision;
 pub mod dispatch;
 pub mod front;
+pub mod hold;
 pub mod listen;
 pub mod loads;
 pub mod mirror;

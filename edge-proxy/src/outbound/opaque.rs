@@ -16,6 +16,7 @@ use super::{
     answer::Used,
     attempts::reason_of,
     dispatch::Dispatch,
+    hold,
     loads::Attempt,
     pool::{self, Place},
     probation,
@@ -102,29 +103,49 @@ pub async fn open_for(
         None => None,
     };
     dispatch.stay(None, record.entry.client);
-    let mut last = None;
     loop {
-        let (endpoint, mut load) = match dispatch.next(false) {
-            Ok(next) => next,
-            Err(refusal) => return Err(last.unwrap_or(refusal)),
-        };
-        record.tries(&endpoint, dispatch.attempts());
-        let attempt = attempt(worker, &dispatch, &endpoint, &mut load, record);
-        match attempt.await {
-            Ok((stream, place)) => {
-                let used =
-                    Used { attempt: load, place, connection, in_flight: None, running: None };
+        let (refusal, retry) = match round(worker, &mut dispatch, record).await {
+            Ok((stream, attempt, place)) => {
+                let used = Used { attempt, place, connection, in_flight: None, running: None };
                 return Ok(Opened::new(stream, used));
             }
-            Err((refusal, Retry::No)) => return Err(refusal),
-            Err((refusal, retry)) if !dispatch.may_go_on(retry == Retry::Nobody) => {
-                return Err(refusal);
-            }
-            Err((refusal, Retry::Elsewhere | Retry::Nobody)) => {
-                worker.shared.metrics.retried(refusal.reason);
-                last = Some(refusal);
-            }
+            Err(failed) => failed,
+        };
+        if retry != Retry::Later {
+            return Err(refusal);
         }
+        match Box::pin(hold::wait(worker, &mut dispatch, None)).await {
+            Ok(()) => worker.shared.metrics.retried(refusal.reason),
+            Err(too_many) => return Err(too_many.unwrap_or(refusal)),
+        }
+    }
+}
+
+/// Tries with those who are there.
+async fn round(
+    worker: &Arc<Worker>,
+    dispatch: &mut Dispatch,
+    record: &mut Record,
+) -> Result<(Relayed, Attempt, Option<Place>), (Refusal, Retry)> {
+    let mut last: Option<(Refusal, Retry)> = None;
+    loop {
+        let again = last.as_ref().is_some_and(|(_, retry)| *retry == Retry::Again);
+        let (endpoint, mut load) = match dispatch.next(again) {
+            Ok(next) => next,
+            Err(refusal) => return Err(last.unwrap_or((refusal, Retry::No))),
+        };
+        record.tries(&endpoint, dispatch.attempts());
+        let attempt = attempt(worker, dispatch, &endpoint, &mut load, record);
+        let (refusal, retry) = match attempt.await {
+            Ok((stream, place)) => return Ok((stream, load, place)),
+            Err(failed) => failed,
+        };
+        let nobody_there = matches!(retry, Retry::Nobody | Retry::Later);
+        if retry == Retry::No || !dispatch.may_go_on(nobody_there) {
+            return Err((refusal, retry));
+        }
+        worker.shared.metrics.retried(refusal.reason);
+        last = Some((refusal, retry));
     }
 }
 
@@ -133,6 +154,10 @@ enum Retry {
     Elsewhere,
     /// Elsewhere: nobody was there.
     Nobody,
+    /// The same, and who was there a moment ago may be back in another.
+    Later,
+    /// Its session had ended: the same endpoint may do, in a new one.
+    Again,
     No,
 }
 
@@ -156,7 +181,11 @@ async fn attempt(
                 probation::start(worker, endpoint);
             }
             let text = format!("service {}, endpoint {}: {failure}", dispatch.service, endpoint.id);
-            let retry = if blame == Blame::Nobody { Retry::Elsewhere } else { Retry::Nobody };
+            let retry = match blame {
+                Blame::Nobody => Retry::Elsewhere,
+                Blame::Endpoint if failure.is_absence() => Retry::Later,
+                Blame::Endpoint | Blame::Path => Retry::Nobody,
+            };
             return Err((Refusal::new(failure.reason(), text), retry));
         }
     };
@@ -177,18 +206,22 @@ async fn attempt(
                 _ => Retry::Elsewhere,
             };
             match retry {
-                Retry::Nobody => load.unreachable(),
-                Retry::Elsewhere => load.blame(),
+                Retry::Nobody | Retry::Later => load.unreachable(),
+                Retry::Elsewhere | Retry::Again => load.blame(),
                 Retry::No => {}
             }
             let text = named(&format_args!("refused: {reason}"));
             Err((Refusal::new(reason, text), retry))
         }
         Ok(Err(NotConnected::Broken(error))) => {
-            if !matches!(error, ExchangeError::NotProcessed(_)) {
-                load.blame();
-            }
-            Err((Refusal::new(Reason::UpstreamReset, named(&error)), Retry::Elsewhere))
+            let retry = match error {
+                ExchangeError::NotProcessed(_) => Retry::Again,
+                _ => {
+                    load.blame();
+                    Retry::Elsewhere
+                }
+            };
+            Err((Refusal::new(Reason::UpstreamReset, named(&error)), retry))
         }
         Err(_) => {
             load.blame();

@@ -40,7 +40,7 @@ const REVERSE_STREAMS: u32 = 4096;
 /// Which gateways are chosen last, and until when.
 type Away = Arc<Mutex<BTreeMap<GatewayId, Instant>>>;
 
-/// Keeps this worker's tunnels up until the drain begins.
+/// Keeps this worker's tunnels up until the process takes nothing at all.
 pub(super) async fn keep(tunnels: Tunnels, worker: Arc<Worker>) {
     let shared = worker.shared.clone();
     let mut snapshot = shared.snapshot.changed();
@@ -58,7 +58,7 @@ pub(super) async fn keep(tunnels: Tunnels, worker: Arc<Worker>) {
             changed = snapshot.changed() => if changed.is_err() { return },
             changed = credentials.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(CHOOSE) => {}
-            () = shared.drain.draining() => break,
+            () = shared.drain.refusing() => break,
         }
     }
     // Requests that are being served may still need a tunnel: each ends when
@@ -126,10 +126,10 @@ impl Keeper {
         // A tunnel whose gateway leaves is used until there is another.
         let mut left = None;
         let up = async {
-            while !drain.is_draining() {
+            while !drain.is_refusing() {
                 let dialled = tokio::select! {
                     dialled = self.dial(LinkTransport::Raced) => dialled,
-                    () = drain.draining() => return,
+                    () = drain.refusing() => return,
                 };
                 match dialled {
                     Ok(session) => {
@@ -146,7 +146,7 @@ impl Keeper {
                 }
                 tokio::select! {
                     () = backoff.pause() => {}
-                    () = drain.draining() => {}
+                    () = drain.refusing() => {}
                 }
             }
         };
@@ -272,7 +272,7 @@ async fn serve(worker: Arc<Worker>, session: Session, retired: CancellationToken
     let going = async {
         tokio::select! {
             biased;
-            () = drain.draining() => worker.shared.config.drain_timeout,
+            () = drain.refusing() => worker.shared.config.drain_timeout,
             () = retired.cancelled() => RETIRED_DEADLINE,
         }
     };

@@ -23,7 +23,7 @@ pub(super) fn serve(worker: &Arc<Worker>, session: &Session, incoming: IncomingS
     let gateway = format!("{}/{}", session.hello().site, session.hello().gateway);
     let worker = worker.clone();
     let drain = worker.shared.drain.clone();
-    drain.spawn_connection(async move {
+    drain.spawn_session(async move {
         let connection_id = incoming.connect.connection_id.clone();
         let mut ours = is_ours(&worker, &incoming.connect);
         // A gateway may know more than the snapshot that this process began with.
@@ -61,7 +61,7 @@ fn hop(own: &Own) -> String {
 }
 
 fn is_ours(worker: &Worker, connect: &Connect) -> Result<(), (RefusedReason, &'static str)> {
-    if worker.shared.drain.is_draining() {
+    if worker.shared.drain.is_refusing() {
         return Err((RefusedReason::Draining, "this proxy is going away"));
     }
     let snapshot = worker.shared.snapshot.load();

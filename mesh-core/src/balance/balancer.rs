@@ -291,8 +291,9 @@ impl Balancer {
         }
     }
 
-    /// Chooses one endpoint, never one of `tried`, nor one that drains or has
-    /// no weight. With a `key` it is the one that the key belongs to.
+    /// Chooses one endpoint, never one of `tried`, nor one that has no weight,
+    /// and one that drains only where nothing else is there. With a `key` it is
+    /// the one that the key belongs to.
     ///
     /// A second attempt (one with `tried`) takes nothing unhealthy while
     /// anything healthy is left, panic or not. `None`: there is nothing left.
@@ -377,6 +378,13 @@ impl Balancer {
             }
         }
         found.map(|(_, slot)| slot)
+    }
+
+    /// Whether nobody is there, or nothing leads to anybody; as of the last
+    /// refresh.
+    pub fn is_deserted(&self) -> bool {
+        let is_there = |class: Class| class < Class::Absent;
+        !self.order.iter().any(|slot| self.members[*slot as usize].class.is_some_and(is_there))
     }
 
     /// An attempt begins.
@@ -477,7 +485,7 @@ impl Balancer {
 }
 
 impl Member {
-    /// Whether it ought to serve at all.
+    /// Whether it ought to serve while others can.
     pub(super) fn serves(&self) -> bool {
         self.size > 0.0 && self.endpoint.health != Health::Draining
     }

@@ -25,9 +25,11 @@ pub(super) enum Class {
     Usable,
     /// There, but said to be unwell: by reports, or for what came back.
     Suspect,
+    /// There for those who have nowhere else to go.
+    Draining,
     /// Nobody is there, or nothing leads there.
     Absent,
-    /// Not to be chosen: it drains, has no weight, or lies too far.
+    /// Not to be chosen: it has no weight, or lies too far.
     Never,
 }
 
@@ -65,6 +67,7 @@ struct Census {
     /// What is usable, and what is at least there.
     usable: [f64; TIERS],
     present: [f64; TIERS],
+    draining: [f64; TIERS],
     all: [f64; TIERS],
     /// Requests at once that the usable are good for.
     good_for: [f64; TIERS],
@@ -126,6 +129,7 @@ impl Balancer {
                 shares(&capacities, self.policy.overprovisioning.ratio())
             }
             Class::Suspect => even(census.present),
+            Class::Draining => even(census.draining),
             Class::Absent | Class::Never => even(census.all),
         };
         self.fill(widest);
@@ -174,8 +178,9 @@ impl Balancer {
 
     fn classify(&mut self, paths: &Paths, now: Duration) {
         let strict = self.policy.locality == LocalityMode::Strict;
-        let serving = self.order.iter().map(|slot| &self.members[*slot as usize]);
-        let nearest = serving.filter(|member| member.serves()).map(|member| member.tier).min();
+        let all = || self.order.iter().map(|slot| &self.members[*slot as usize]);
+        let nearest = |is: fn(&&Member) -> bool| all().filter(is).map(|member| member.tier).min();
+        let nearest = nearest(|m| m.serves()).or_else(|| nearest(|m| m.size > 0.0));
         // Who comes when nobody was there has nobody to ramp up beside.
         let was_usable = |slot: &u32| self.members[*slot as usize].class == Some(Class::Usable);
         let begins = !self.order.iter().any(was_usable);
@@ -185,12 +190,13 @@ impl Balancer {
             let is_far = strict && Some(member.tier) != nearest;
             let is_cut = || !paths.is_clear() && paths.is_down(&member.endpoint.site, now);
             let class = match member.endpoint.health {
-                _ if is_far || !member.serves() => Class::Never,
+                _ if is_far || member.size <= 0.0 => Class::Never,
                 _ if !member.reachable || member.held || is_cut() => Class::Absent,
                 _ if member.load.out.is_some_and(|out| out.why == Why::Absent) => Class::Absent,
+                Health::Draining => Class::Draining,
                 _ if member.load.out.is_some() || member.failing => Class::Suspect,
                 Health::Healthy | Health::Unknown => Class::Usable,
-                Health::Unhealthy | Health::Draining => Class::Suspect,
+                Health::Unhealthy => Class::Suspect,
             };
             if class == Class::Usable && !begins && member.class != Some(Class::Usable) {
                 member.ramp = Some(now);
@@ -211,6 +217,12 @@ impl Balancer {
             }
             let tier = member.tier;
             census.all[tier] += member.size;
+            if class == Class::Draining {
+                census.draining[tier] += member.size;
+            }
+            if !member.serves() {
+                continue;
+            }
             census.capacities[tier].total += member.size;
             if class <= Class::Suspect {
                 census.present[tier] += member.size;
@@ -236,6 +248,7 @@ impl Balancer {
         // When all fail, those that are left alone for it are no worse.
         let all_fail = self.ejected.now > 0 && !census.any_well;
         match () {
+            () if present <= 0.0 && sum(&census.draining) > 0.0 => Class::Draining,
             () if present <= 0.0 => Class::Absent,
             () if usable <= 0.0 || panics || all_fail => Class::Suspect,
             () => Class::Usable,

@@ -103,15 +103,20 @@ fn any_endpoint() -> impl Strategy<Value = (Endpoint, Fate)> {
 }
 
 fn is_serving(e: &Endpoint) -> bool {
-    e.weight > 0 && e.health != Health::Draining
+    e.weight > 0 && !is_draining(e)
+}
+
+fn is_draining(e: &Endpoint) -> bool {
+    e.health == Health::Draining
 }
 
 proptest! {
     /// Whatever is there: something is chosen whenever there is anything to
     /// choose; nothing unhealthy while anything healthy is in reach, unless
     /// less than half of what can be reached is, and never at a second
-    /// attempt; nothing absent while anything is there. The shares of tiers
-    /// are the formula's.
+    /// attempt; nothing that drains while anything is there that does not, and
+    /// nothing absent while anything is there at all. The shares of tiers are
+    /// the formula's.
     #[test]
     fn nothing_better_was_in_reach(
         all in prop::collection::vec(any_endpoint(), 0..12),
@@ -144,6 +149,8 @@ proptest! {
         }
         let of = |e: &Endpoint| all[e.id.as_str()[1..].parse::<usize>().unwrap()].1;
         let present = |e: &Endpoint| is_serving(e) && matches!(of(e), Fate::Well | Fate::Ejected);
+        let drains =
+            |e: &Endpoint| e.weight > 0 && is_draining(e) && matches!(of(e), Fate::Well | Fate::Ejected);
         let usable = |e: &Endpoint| present(e) && of(e) == Fate::Well && e.health.is_usable();
         let size = |which: &dyn Fn(&Endpoint) -> bool| {
             endpoints.iter().filter(|e| which(e)).map(|e| f64::from(e.weight)).sum::<f64>()
@@ -155,7 +162,7 @@ proptest! {
         let left: Vec<&Endpoint> = endpoints
             .iter()
             .enumerate()
-            .filter(|(i, e)| is_serving(e) && !tried.contains(i))
+            .filter(|(i, e)| e.weight > 0 && !tried.contains(i))
             .map(|(_, e)| e)
             .collect();
         for _ in 0..20 {
@@ -169,8 +176,11 @@ proptest! {
             if believes && left.iter().any(|e| usable(e)) {
                 prop_assert!(usable(&chosen), "{chosen:?}");
             }
+            let there = |e: &Endpoint| present(e) || drains(e);
             if left.iter().any(|e| present(e)) {
                 prop_assert!(present(&chosen), "{chosen:?}");
+            } else if left.iter().any(|e| there(e)) {
+                prop_assert!(there(&chosen), "{chosen:?}");
             }
         }
         if panics || size(&usable) == 0.0 {

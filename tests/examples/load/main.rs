@@ -3,8 +3,8 @@
 //! - `load serve IP`: the applications, at ports 8090 (HTTP/1), 8091 (HTTP/2) and
 //!   8092 (bytes).
 //! - `load keep HTTP OPAQUE KINDS EACH CLIENTS`: connections to the two doors of a
-//!   proxy, so many of each kind (`all`, or `http`: requests only), and clients
-//!   that keep none. Each line of standard
+//!   proxy, so many of each kind (`all`, `http`: requests only, or `http1`: no
+//!   answer that lasts), and clients that keep none. Each line of standard
 //!   input is a name, answered once all of them have carried bytes both ways
 //!   since; `move` allows the proxy to ask for new ones from there on. The end of
 //!   input ends it.
@@ -37,6 +37,11 @@ use tokio::{
 /// How long all of them may take.
 const LAP: Duration = Duration::from_secs(60);
 
+fn usage() -> ExitCode {
+    println!("usage: load serve IP | load keep HTTP OPAQUE all|http|http1 EACH CLIENTS");
+    ExitCode::FAILURE
+}
+
 fn main() -> ExitCode {
     mesh_runtime::process::raise_descriptors();
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -46,10 +51,15 @@ fn main() -> ExitCode {
         ["serve", ip] => runtime.block_on(serve(ip.parse().unwrap())),
         ["keep", http, opaque, kinds, each, clients] => {
             let doors = Doors { http: http.parse().unwrap(), opaque: opaque.parse().unwrap() };
-            let kinds = if kinds == "all" { &KINDS[..] } else { &[Kind::Http1, Kind::Http2] };
+            let kinds = match kinds {
+                "all" => &KINDS[..],
+                "http" => &[Kind::Http1, Kind::Http2],
+                "http1" => &[Kind::Http1],
+                _ => return usage(),
+            };
             runtime.block_on(keep(doors, kinds, each.parse().unwrap(), clients.parse().unwrap()))
         }
-        _ => Err("usage: load serve IP | load keep HTTP OPAQUE KINDS EACH CLIENTS".to_owned()),
+        _ => return usage(),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ mod matrix;
 mod mesh;
 mod proxies;
 mod refusals;
+mod restarts;
 mod traces;
 
 use std::{net::SocketAddr, time::Duration};

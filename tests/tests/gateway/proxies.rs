@@ -67,7 +67,7 @@ impl Proxy {
     }
 
     /// One request to `orders.shop`: status and body.
-    async fn get(&self) -> (u16, String) {
+    pub(crate) async fn get(&self) -> (u16, String) {
         self.get_with("").await
     }
 
@@ -127,7 +127,7 @@ async fn answer(mut stream: TcpStream) {
     }
 }
 
-const CHECKOUT: &str = "spiffe://west.example/ns/shop/sa/checkout";
+pub(crate) const CHECKOUT: &str = "spiffe://west.example/ns/shop/sa/checkout";
 
 /// Both sites with a proxy each; `orders.shop` of `east` is behind its proxy.
 pub(crate) struct Mesh {
@@ -137,7 +137,7 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    async fn new(transport: LinkTransport, reverse: bool) -> Self {
+    pub(crate) async fn new(transport: LinkTransport, reverse: bool) -> Self {
         Self::made(transport, reverse, |_| ()).await
     }
 
@@ -263,7 +263,7 @@ async fn a_request_reaches_a_node_in_reverse() {
 
 impl Proxy {
     /// An inner session to endpoint `o-1` of `orders.shop`.
-    async fn open(&self) -> Result<edge_proxy::inner::Session, OpenFailure> {
+    pub(crate) async fn open(&self) -> Result<edge_proxy::inner::Session, OpenFailure> {
         let app = &self.app;
         let snapshot = app.shared.snapshot.load().unwrap();
         let site = "east".parse().unwrap();

@@ -35,6 +35,42 @@ said=$(journal calls isthmus-proxy MESSAGE="stopped cut=0")
 [ -n "$said" ] || fail "connections were cut"
 step "no request failed, no connection was refused or cut"
 
+# The only machine that serves: it takes requests for as long as it waits for
+# anything, and who has nowhere else to go waits for the process after it.
+resumed() {
+    local said
+    said=$(in_network calls curl -s http://127.0.0.1:4191/metrics | grep '^isthmus_proxy_held_total{result="resumed"}')
+    echo "${said##* }"
+}
+keep calls http1 20 4
+lap "before"
+for n in 1 2; do
+    took=$(seconds_of in_machine serves systemctl restart isthmus-proxy)
+    lap "after restart $n of who serves, of $took s"
+done
+in_network calls python3 - >"$WORK/lasting" 2>&1 <<'PY' &
+import socket, time
+began, client = time.monotonic(), socket.create_connection(("127.0.0.1", 7000))
+client.settimeout(10)
+while time.monotonic() < began + 8:
+    client.sendall(b"ping")
+    assert client.recv(4) == b"ping"
+    print("echo", flush=True)
+    time.sleep(0.2)
+PY
+lasting=$!
+lasts() { grep -q echo "$WORK/lasting"; }
+eventually 10 lasts
+took=$(seconds_of in_machine serves systemctl restart isthmus-proxy)
+wait $lasting || fail "an opaque connection did not last: $(tail -1 "$WORK/lasting")"
+at_most 30 "$took" "a restart of who serves"
+awk "BEGIN { exit !($took > 5) }" || fail "an opaque connection was not waited for: $took s"
+lap "after a restart of who serves an opaque connection, of $took s"
+let_go
+cut_none() { [ "$(journal serves isthmus-proxy MESSAGE="stopped cut=0" | wc -l)" = 3 ]; }
+eventually 5 cut_none
+step "who serves was started again three times: no request failed, $(resumed) waited"
+
 # An opaque connection has its time, and is told and counted when that is over.
 in_network calls python3 - >"$WORK/opaque" 2>&1 <<'PY' &
 import socket, time

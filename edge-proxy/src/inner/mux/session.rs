@@ -129,6 +129,17 @@ impl Guardian {
         }
     }
 
+    /// The newest stream; 0 before there was one.
+    pub fn newest(&self) -> u32 {
+        self.0.state().newest()
+    }
+
+    /// Breaks off the open ones of all streams up to this one; returns how many
+    /// those were.
+    pub fn reset_up_to(&self, newest: u32, why: &str) -> usize {
+        self.0.state().reset_up_to(newest, why)
+    }
+
     /// Ends it now; open streams fail.
     pub fn cut(&self) {
         self.0.state().cut(frame::CLOSING, "it was cut");
@@ -164,7 +175,7 @@ impl fmt::Debug for ServerSession {
 
 impl ServerSession {
     /// Begins a session over `io`, which is secured. It retires when `drain`
-    /// drains and ends when it stops.
+    /// refuses and ends when it stops.
     pub fn start(io: Stream, probing: Probing, limits: Limits, drain: &Drain) -> (Self, Guardian) {
         let shared = Shared::new(State::new(Role::Destination(Default::default()), limits));
         let driver = Driver::new(io, shared.clone(), Watch::new(&shared, probing, drain));

@@ -273,6 +273,21 @@ impl State {
         true
     }
 
+    pub(super) fn newest(&self) -> u32 {
+        self.next_id - 1
+    }
+
+    /// Breaks off streams up to this one; who holds them is told.
+    pub(super) fn reset_up_to(&mut self, newest: u32, why: &str) -> usize {
+        let is_old = |(id, slot): (&u32, &Slot)| (*id <= newest).then_some(*slot);
+        let old: Vec<Slot> = self.ids.iter().filter_map(is_old).collect();
+        for &slot in &old {
+            self.reset(slot, ResetCode::Failed, why);
+            self.slots[slot].fail(StreamError::Ended);
+        }
+        old.len()
+    }
+
     pub(super) fn cut(&mut self, code: u8, why: &str) {
         self.retired = true;
         self.cut.get_or_insert_with(|| Bye { code, why: why.into() });

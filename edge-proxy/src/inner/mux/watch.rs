@@ -14,7 +14,10 @@ use std::{
 use mesh_runtime::drain::Drain;
 use tokio::time::{sleep, timeout};
 
-use super::{Probing, Shared, frame, state::Bye};
+use super::{
+    Probing, Shared, frame,
+    state::{Bye, Role},
+};
 
 /// See the module.
 pub(super) struct Watch {
@@ -35,8 +38,13 @@ impl Watch {
 }
 
 async fn watch(shared: Arc<Shared>, probing: Probing, drain: Drain) -> Bye {
+    let is_destination = matches!(shared.state().role, Role::Destination(_));
     let drained = async {
-        drain.draining().await;
+        match is_destination {
+            // Its callers may have nowhere else to go.
+            true => drain.refusing().await,
+            false => drain.draining().await,
+        }
         shared.state().drain();
         std::future::pending().await
     };

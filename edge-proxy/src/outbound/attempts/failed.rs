@@ -27,6 +27,8 @@ pub(super) enum After {
     Anything,
     /// The same, and nobody was there.
     Nobody,
+    /// The same, and who was there a moment ago may be back in another.
+    Gone,
     /// The session had ended before the request was processed: the same
     /// endpoint may do, in a new session.
     Again,
@@ -40,7 +42,11 @@ pub(super) enum After {
 impl Failed {
     pub(super) fn to_open(endpoint: &Endpoint, failure: &OpenFailure, blame: Blame) -> Self {
         let text = format!("{}: {failure}", describe(endpoint));
-        let after = if blame == Blame::Nobody { After::Anything } else { After::Nobody };
+        let after = match blame {
+            Blame::Nobody => After::Anything,
+            Blame::Endpoint if failure.is_absence() => After::Gone,
+            Blame::Endpoint | Blame::Path => After::Nobody,
+        };
         Self { refusal: Refusal::new(failure.reason(), text), after }
     }
 
@@ -100,7 +106,7 @@ impl Failed {
         };
         match after {
             After::Nothing => {}
-            After::Nobody => load.unreachable(),
+            After::Nobody | After::Gone => load.unreachable(),
             After::Anything | After::Again | After::IfSafe => load.blame(),
         }
         let text = if text.is_empty() {
@@ -136,8 +142,8 @@ impl Failed {
         Self { refusal: Refusal::new(reason, text), after }
     }
 
-    /// The circuit is open: nothing was sent, and nothing shall be.
-    pub(super) fn circuit(refusal: Refusal) -> Self {
+    /// Nothing (more) may be tried: there is nobody left, or the circuit is open.
+    pub(super) fn for_good(refusal: Refusal) -> Self {
         Self { refusal, after: After::Nothing }
     }
 

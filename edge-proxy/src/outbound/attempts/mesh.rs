@@ -103,7 +103,7 @@ async fn place(
             let waiting = dispatch.backend().map(|service| worker.protections.wait(service));
             let _waiting = waiting.transpose().map_err(|refusal| {
                 load.not_opened(Blame::Nobody);
-                Failed::circuit(refusal)
+                Failed::for_good(refusal)
             })?;
             opening.carried_out().await
         }

@@ -69,7 +69,7 @@ pub(super) async fn attempt(
     Err(match no {
         NoAnswer::Failed(error) => Failed::plain(endpoint, &error),
         NoAnswer::Late => Failed::late(endpoint),
-        NoAnswer::Circuit(refusal) => Failed::circuit(refusal),
+        NoAnswer::Circuit(refusal) => Failed::for_good(refusal),
         NoAnswer::BadRequest(error) => Failed::bad_request(endpoint, &error),
     })
 }

@@ -184,12 +184,53 @@ fn nobody_to_choose() {
     assert_eq!(world.choose(&[], None), None);
     assert_eq!(world.choose(&[], Some(7)), None);
     assert!(world.balancer.is_empty());
-    let mut world = World::new(vec![
-        weighted("none", 0),
-        Endpoint { health: Health::Draining, ..local("leaving") },
-    ]);
+    let mut world = World::new(vec![weighted("none", 0)]);
     assert_eq!(world.choose(&[], None), None);
     assert_eq!(world.choose(&[Slot(9)], None), None);
+    assert!(world.balancer.is_deserted());
+}
+
+/// As terminating endpoints are in Kubernetes.
+#[test]
+fn who_drains_is_the_last_resort() {
+    for locality in [LocalityMode::On, LocalityMode::Off, LocalityMode::Strict] {
+        let policy = BalancePolicy { locality, ..no_slow_start() };
+        let all = [at("west", "eu-1", "w"), local("a"), local("b")];
+        let mut world = World::with(policy, all.into());
+        let is = |id: &'static str| move |e: &Endpoint| e.id.as_str() == id;
+        world.report(Health::Draining, is("a"));
+        assert!(!world.chosen(&[]).contains(&"a".to_owned()), "{locality:?}");
+        // Whoever is unwell comes first, and whoever is not there last.
+        world.report(Health::Unhealthy, is("b"));
+        world.paths.fail(&"west".parse().unwrap(), world.now);
+        assert_eq!(world.chosen(&[]), ["b"], "{locality:?}");
+        assert_eq!(world.chosen(&["b"]), ["a"], "{locality:?}");
+        world.once("b", End::Unreachable);
+        assert_eq!(world.chosen(&[]), ["a"], "{locality:?}");
+        assert!(!world.balancer.is_deserted());
+        world.fail("a", 9);
+        assert_eq!(world.chosen(&[]), ["a"], "there at least");
+        world.balancer.readmit(world.slot("a"), world.now);
+        world.once("a", End::Unreachable);
+        let nobody = world.chosen(&[]);
+        assert!(nobody.len() > 1 && world.balancer.is_deserted(), "{nobody:?}");
+        world.balancer.readmit(world.slot("a"), world.now);
+        assert_eq!(world.chosen(&[]), ["a"], "{locality:?}");
+        assert!(!world.balancer.is_deserted());
+    }
+}
+
+#[test]
+fn those_who_drain_share_as_they_would() {
+    let mut world = World::new(vec![weighted("a", 1), weighted("b", 3), weighted("c", 4)]);
+    world.report(Health::Draining, |_| true);
+    close(world.expected()["b"], 3.0 / 8.0);
+    assert_eq!(world.chosen(&[]), ["a", "b", "c"]);
+    assert_eq!(world.chosen(&["a", "b"]), ["c"]);
+    // Nobody of them counts beside one who serves.
+    world.report(Health::Unhealthy, |e| e.id.as_str() == "a");
+    close(world.expected()["a"], 1.0);
+    close(world.expected()["c"], 0.0);
 }
 
 /// Every request asks whether something is to be worked out anew.

@@ -157,6 +157,52 @@ async fn a_process_that_drains_finishes_what_is_open() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_destination_that_drains_takes_streams_until_it_refuses() {
+    let mut pair = Pair::new(1 << 16);
+    let (mut near, mut far) = pair.open().await;
+    pair.drain.start();
+    settle().await;
+    let (mut late, mut late_far) = pair.open().await;
+    pair.drain.refuse();
+    settle().await;
+    assert_eq!(pair.near.open(&target("http"), b"head", true).unwrap_err(), OpenError::Retired);
+    for (near, far) in [(&mut near, &mut far), (&mut late, &mut late_far)] {
+        near.send(b"question", true).await.unwrap();
+        assert_eq!(read_all(far).await.unwrap().0, b"question");
+        far.send(b"answer", true).await.unwrap();
+        assert_eq!(read_all(near).await.unwrap().0, b"answer");
+    }
+    ended(&pair.far.guardian).await;
+    ended(&pair.near_guardian).await;
+}
+
+#[tokio::test]
+async fn streams_that_had_their_time_are_broken_off_alone() {
+    let mut pair = Pair::new(1 << 16);
+    assert_eq!(pair.far.guardian.newest(), 0);
+    let (mut near, mut far) = pair.open().await;
+    let (mut over, mut over_far) = pair.open().await;
+    over.send(b"", true).await.unwrap();
+    over_far.send(b"", true).await.unwrap();
+    assert_eq!(read_all(&mut over).await.unwrap().0, b"");
+    let newest = pair.far.guardian.newest();
+    let (mut late, mut late_far) = pair.open().await;
+    let told = tokio::spawn(async move { (recv(&mut far).await, far) });
+    settle().await;
+    assert_eq!(pair.far.guardian.reset_up_to(newest, "late"), 1);
+    assert_eq!(pair.far.guardian.reset_up_to(newest, "late"), 0);
+    assert_eq!(timeout(PATIENCE, told).await.unwrap().unwrap().0, Err(StreamError::Ended));
+    let reset = StreamError::Reset { code: ResetCode::Failed, reason: "late".into() };
+    assert_eq!(recv(&mut near).await, Err(reset));
+    late.send(b"question", true).await.unwrap();
+    assert_eq!(read_all(&mut late_far).await.unwrap().0, b"question");
+    late_far.send(b"answer", true).await.unwrap();
+    assert_eq!(read_all(&mut late).await.unwrap().0, b"answer");
+    drop((near, over, over_far, late, late_far));
+    pair.until_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_process_that_stops_waits_for_nobody() {
     let mut pair = Pair::new(1 << 16);
     let (mut near, _far) = pair.open().await;

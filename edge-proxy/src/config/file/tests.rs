@@ -65,7 +65,7 @@ fn what_makes_no_sense_is_refused_with_its_place() {
         ("tracing: { endpoint: 'http://a:1', sample: 1.5 }", "tracing.sample: 1.5: write 0 to 1"),
         ("tracing: { endpoint: 'http://a:1', protocol: jaeger }", "unknown variant"),
         ("statsd: localhost", "invalid socket address"),
-        ("identity: { socket: /a, files: { certificate: a, key: b, bundles: {} } }", "either"),
+        ("identity: { socket: /a, files: { certificate: a, key: b, bundles: {} } }", "one of"),
         ("identity: { files: { certificate: a, key: b, bundles: {} } }", "at least"),
         ("identity: { files: { certificate: a, key: b, bundles: { A: c } } }", "bundles.A"),
         ("listeners: [{ listen: 127.0.0.1:1, service: a, port: b }]", "<name>.<namespace>"),

@@ -2,10 +2,11 @@
 //! `coordination.k8s.io/v1` Lease, as client-go has it.
 //!
 //! How long a lease of somebody else still holds is measured by when its record
-//! was seen to change here: clocks of others are not believed. One's own ends, here, [`Terms::renew_within`]
-//! after the last renewal was sent, which is before anybody else
-//! may take it. A write of whoever has lost it without knowing is refused by
-//! its resource version; leaders give such versions with what they write.
+//! was seen to change here: clocks of others are not believed. One's own ends
+//! [`Terms::renew_within`] after the last renewal was sent, which is before
+//! anybody else may take it. A write of whoever has lost it without knowing is
+//! refused by its resource version; leaders give such versions with what they
+//! write.
 
 use std::time::Duration;
 

@@ -40,7 +40,10 @@ pub const IMAGE: &str = "isthmus.dev/proxy-image";
 /// `true` or `false`: whether the proxy is a native sidecar.
 pub const NATIVE_SIDECAR: &str = "isthmus.dev/native-sidecar";
 
-const READ: [&str; 12] = [
+/// Share of traffic; the controller reads it.
+pub const WEIGHT: &str = "isthmus.dev/weight";
+
+const KNOWN: [&str; 13] = [
     SKIP_OUTBOUND_PORTS,
     SKIP_INBOUND_PORTS,
     SKIP_OUTBOUND_CIDRS,
@@ -53,6 +56,7 @@ const READ: [&str; 12] = [
     LOG_LEVEL,
     IMAGE,
     NATIVE_SIDECAR,
+    WEIGHT,
 ];
 
 /// What holds for one pod: its annotations before the settings of the cluster.
@@ -154,16 +158,16 @@ impl<'a> Annotations<'a> {
         }
     }
 
-    /// Of ours by name, and read by nobody.
+    /// Ours by name, and known to nobody.
     fn unknown(&self) -> Vec<Warning> {
         let is_unknown = |name: &&&str| {
             name.starts_with(own::PREFIX)
-                && !READ.contains(*name)
+                && !KNOWN.contains(*name)
                 && !own::SET_BY_US.contains(*name)
         };
         let warning = |name: &&str| Warning::UnknownAnnotation {
             name: (*name).to_owned(),
-            nearest: config::nearest(name, READ.into_iter()),
+            nearest: config::nearest(name, KNOWN.into_iter()),
         };
         self.names.iter().filter(is_unknown).map(warning).collect()
     }
@@ -344,6 +348,7 @@ mod tests {
         let wishes = read(json!({
             "isthmus.dev/skip-outbound-port": "25",
             "isthmus.dev/injected": "0.1.0",
+            WEIGHT: "3",
             "example.com/skip-outbound-port": "25",
         }))
         .unwrap();

@@ -40,6 +40,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("federation", &["quinn", "kube", "h2"]),
     ("vm-agent", &["sled", "kube", "quinn"]),
     ("meshctl", &["sled", "kube", "quinn"]),
+    ("isthmus-k8s", &["sled", "quinn"]),
 ];
 
 type Edges = BTreeMap<String, BTreeSet<String>>;

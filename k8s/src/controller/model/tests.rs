@@ -230,6 +230,7 @@ fn protocols_come_from_app_protocol_then_names() {
         let mut value = slice("orders-a", "orders", &["u1"]);
         value["ports"] = json!([{ "name": port["name"], "port": 8080 }]);
         cluster.slice(value);
+        cluster.model.begin();
         let told = &cluster.told().pods[0].instances[0].ports[0];
         assert_eq!((told.name.as_str(), told.protocol()), (name, protocol), "{port}");
     }

@@ -313,14 +313,24 @@ YAML
 
 # --- what went wrong
 
+# unready CLUSTER: namespace and name of pods that should be ready.
+unready() {
+    k "$1" --request-timeout 5s get pods -A -o json | jq -r '.items[] | select(.status.phase != "Succeeded") |
+        select(any(.status.conditions[]?; .type == "Ready" and .status == "True") | not) | "\(.metadata.namespace) \(.metadata.name)"'
+}
+
 evidence() {
     journals
-    local name log
+    local name log namespace pod
     for name in "${CLUSTERS[@]}"; do
         echo "--- objects of $name"
         {
             k "$name" --request-timeout 5s get pods -A -o wide
             k "$name" --request-timeout 5s get events -A --sort-by=.lastTimestamp | tail -25
+            unready "$name" | while read -r namespace pod; do
+                echo "--- $pod"
+                k "$name" --request-timeout 5s -n "$namespace" logs "$pod" --all-containers --prefix --tail 8
+            done
         } 2>&1 || true
     done
     for log in "$WORK"/*/*.log; do

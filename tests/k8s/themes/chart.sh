@@ -79,6 +79,7 @@ refused "at '/gateway/service/type'" --set gateway.service.type=Ingress
 refused "at '/gateway/addresses/0'" --set 'gateway.addresses={gw.east.example}'
 refused "additional properties 'typo' not allowed" --set typo=1
 refused 'nodeProxy.allowFrom is needed' --set nodeProxy.enabled=true
+refused 'begins neither with isthmus- nor' --set 'nodeProxy.enabled=true,nodeProxy.namespace=isthmus-node,nodeProxy.allowFrom={::/0}'
 refused 'isthmus runs in namespace isthmus-system' -n mesh
 for field in .resources.requests.memory .resources.limits.memory .resources.requests.cpu; do
     [ -z "$(every_pod ".containers[], (.initContainers // [])[] | select($field | not) | .name")" ] ||
@@ -108,11 +109,20 @@ done
 eventually 20 is_site "$root"
 step 'helm test is content, and the gateway is seen by meshctl'
 
+# containers NAMESPACE: of a pod that is made there.
+containers() {
+    k east -n "$1" run it --image isthmus.example/box:1 --dry-run=server -o json |
+        jq -r '[.spec | (.initContainers // [])[], .containers[] | .name] | join(" ")'
+}
+[ "$(containers shop)" = 'isthmus-redirect isthmus-proxy it' ] || fail "in a namespace that asks: $(containers shop)"
+[ "$(containers default)" = it ] || fail "in one that does not: $(containers default)"
+
 # Another value. What injectors have written stays as it is.
 bundle=$(ca_bundle)
+[ -n "$bundle" ] || fail 'no caBundle'
 claim=$(k east -n $HERE get pvc -o jsonpath='{.items[*].metadata.uid}')
 succeeds upgrade helm east upgrade isthmus $CHART -n $HERE --reuse-values --wait --timeout 120s \
-    --set 'gateway.addresses={gw.east.example:443},logLevel=debug,networkPolicies.enabled=true'
+    --set 'gateway.addresses={gw.east.example:443},logLevel=warn,networkPolicies.enabled=true'
 eventually 20 is_site "$root"
 [ "$(ctl status -o json | jq -r '.gateways[0].tls_addresses | join(" ")')" = "isthmus-gateway.$HERE.svc:8443 gw.east.example:443" ] ||
     fail 'the gateway has no other address'
@@ -126,6 +136,21 @@ for workload in statefulset/isthmus deployment/isthmus-gateway deployment/isthmu
     k east -n $HERE logs $workload --all-containers >>"$WORK/logs" 2>/dev/null || true
 done
 grep -i 'forbidden' "$WORK/logs" && fail 'a right is missing'
+
+# A proxy of each node, for those who know nothing but http_proxy.
+succeeds 'a proxy of each node' helm east upgrade isthmus $CHART -n $HERE --reuse-values --wait --timeout 120s \
+    --set 'nodeProxy.enabled=true,nodeProxy.allowFrom={10.244.0.0/16}'
+succeeds shop k east apply -f tests/k8s/manifests/shop.yaml
+rolled_out east shop deployment/orders 120
+succeeds plain k east run plain --image isthmus.example/box:1 --command -- busybox sleep 1000
+by_node() {
+    k east exec plain -- busybox env http_proxy=http://10.77.0.101:4140 busybox timeout 5 busybox wget -q -O- http://orders.shop
+}
+eventually 40 by_node
+grep -q '^orders of orders-' "$WORK/last" || fail "somebody else: $(cat "$WORK/last")"
+step "through the proxy of its node a plain pod reaches the mesh: $(cat "$WORK/last")"
+succeeds 'taken away' k east delete --wait -f tests/k8s/manifests/shop.yaml
+succeeds 'taken away' k east delete pod plain --now
 
 # Imports, as the controller writes them, and a Service that only looks like one.
 k east -n $HERE scale statefulset/isthmus --replicas 0 >/dev/null

@@ -428,7 +428,9 @@ mod tests {
             let text = format!("trust_domain: east.example\n{rest}\n");
             Settings::parse(&text, "inject.yaml").unwrap_err().to_string()
         };
-        assert!(wrong("federatioon: a:1").starts_with("inject.yaml:2:1: unknown field `federatioon`"));
+        assert!(
+            wrong("federatioon: a:1").starts_with("inject.yaml:2:1: unknown field `federatioon`")
+        );
         assert!(wrong("federatioon: a:1").contains("did you mean `federation`?"));
         let empty = Settings::parse("", "x").unwrap_err().to_string();
         assert!(empty.contains("missing field `trust_domain`"), "{empty}");

@@ -1,7 +1,10 @@
 //! Names that people and other programs write: labels, annotations, objects.
 //! Those that injection writes are its own.
 
-pub use mesh_inject::own::{INJECT, INJECTED, TRUST_CONFIG_MAP as TRUST, TRUST_FILE as TRUST_KEY};
+pub use mesh_inject::{
+    annotation::{OPAQUE_PORTS, WEIGHT},
+    own::{INJECT, INJECTED, TRUST_CONFIG_MAP as TRUST, TRUST_FILE as TRUST_KEY},
+};
 
 /// On pods that are a proxy of ours, a label: `gateway` or `node`.
 pub const PROXY: &str = "isthmus.dev/proxy";

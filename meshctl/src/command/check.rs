@@ -3,6 +3,7 @@
 
 mod between;
 mod clock;
+mod pre;
 mod probe;
 mod request;
 
@@ -12,7 +13,7 @@ use clap::Args;
 use mesh_api::v1;
 use serde::Serialize;
 
-use self::between::Ends;
+use self::{between::Ends, pre::Kubectl};
 use super::why::Why;
 use crate::{
     endpoint::Run,
@@ -34,17 +35,26 @@ const LINK_SILENCE_MS: u64 = 10_000;
 Where the caller is the workload of this machine, the last hop is a real request through its
 proxy: GET, for gRPC the health check, for TCP a connection; elsewhere it is skipped. A machine
 asks federation with its own identity, which needs a role (see `meshctl --help`).
+With --pre it asks, by kubectl, whether a cluster can become a site:
+  cluster rights nodes storage
 
 Exit codes: 0 all passed, 1 something did not, 2 the command line makes no sense,
 69 federation does not answer, 77 its socket may not be opened, or no role.
 
 Examples:
   meshctl check
+  meshctl check --pre --context east
   meshctl check --from orders.shop --to payments.prod
   meshctl check --from shop/orders --to payments.prod:grpc --json | jq -r '.items[-1].hop'
   meshctl --site west check --json | jq '.items[] | select(.ok | not)'"
 )]
 pub struct Check {
+    /// Before anything is there: whether this cluster can become a site
+    #[arg(long, conflicts_with = "from")]
+    pre: bool,
+    /// Which cluster, of kubectl's configuration
+    #[arg(long, requires = "pre", value_name = "NAME")]
+    context: Option<String>,
     /// Whose request: a SPIFFE ID, <namespace>/<account>, or a service whose identity it is
     #[arg(long, requires = "to", value_name = "CALLER")]
     from: Option<String>,
@@ -119,9 +129,18 @@ impl Walk {
 
 impl Check {
     /// Walks; exits 0 only if everything passed.
-    pub async fn run(self, run: &Run, format: Format) -> Result<(), Failure> {
+    pub async fn run(
+        self,
+        run: impl FnOnce() -> Result<Run, Failure>,
+        format: Format,
+    ) -> Result<(), Failure> {
         let mut walk = Walk { ok: true, items: Vec::new() };
         let mut exit = Exit::Failed;
+        if self.pre {
+            pre::walk(&mut walk, &Kubectl::new(self.context)).await;
+            return end(&walk, format, exit);
+        }
+        let run = &run()?;
         match status(run).await {
             Err(failure) => {
                 exit = failure.exit;
@@ -140,13 +159,18 @@ impl Check {
                 }
             }
         }
-        output::print(format, &walk)?;
-        match walk.items.iter().find(|item| !item.ok) {
-            None => Ok(()),
-            Some(first) => Err(Failure::new(format!("check: {}: {}", first.name, first.detail))
-                .exit(exit)
-                .remedy(&first.remedy)),
-        }
+        end(&walk, format, exit)
+    }
+}
+
+/// What the whole walk came to.
+fn end(walk: &Walk, format: Format, exit: Exit) -> Result<(), Failure> {
+    output::print(format, walk)?;
+    match walk.items.iter().find(|item| !item.ok) {
+        None => Ok(()),
+        Some(first) => Err(Failure::new(format!("check: {}: {}", first.name, first.detail))
+            .exit(exit)
+            .remedy(&first.remedy)),
     }
 }
 

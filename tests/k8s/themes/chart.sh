@@ -72,6 +72,8 @@ uninstall() {
 }
 
 cluster east
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+[ "$(sed -n 's/^\(version\|appVersion\): //p' $CHART/Chart.yaml | sort -u)" = "$version" ] || fail "the chart is not of version $version"
 succeeds lint helm east lint --strict $CHART --kube-version 1.33.0 "${SET[@]}"
 succeeds 'lint without values' helm east lint $CHART --kube-version 1.33.0
 refused '--set site=east' --set site=
@@ -88,9 +90,20 @@ done
 [ "$(every_pod '.automountServiceAccountToken')" = false ] || fail 'a pod is given the API server unasked'
 step 'lint takes it; mistakes are named; every container has requests and a limit'
 
+# before USER: what meshctl finds out by kubectl, as that one.
+before() {
+    in_network east env PATH="$BIN:$PATH" KUBECONFIG="$WORK/east/pki/$1.conf" "$PROGRAMS/meshctl" check --pre --context here
+}
+before admin >"$WORK/last" 2>&1 && fail 'content without a node and a StorageClass'
+grep -q 'no node that runs Linux' "$WORK/last" || fail "$(cat "$WORK/last")"
 node east
 volumes east 2
 cluster_dns east
+succeeds 'check --pre' before admin
+before kube-proxy >"$WORK/last" 2>&1 && fail 'content with whoever asks'
+grep -q 'you may not create namespaces' "$WORK/last" || fail "$(cat "$WORK/last")"
+step "meshctl check --pre: $(before admin | paste -sd' ')"
+
 k east create namespace $HERE >/dev/null
 k east label namespace $HERE pod-security.kubernetes.io/{enforce,warn}=restricted >/dev/null
 k east create namespace shop >/dev/null
@@ -132,6 +145,14 @@ step 'upgraded with another value, it is the same site'
 
 # Nobody has asked for what it may not, nor has been refused what it needs.
 eventually 20 k east -n shop get configmap isthmus-trust
+k east -n shop create service clusterip wrong --tcp 80 >/dev/null
+k east -n shop annotate service wrong isthmus.dev/export='East Site' >/dev/null
+told() {
+    k east -n shop get events -o json |
+        jq -e '.items | any(.reason == "InvalidField" and (.message | contains("metadata.annotations[isthmus.dev/export]")))'
+}
+eventually 20 told
+k east -n shop delete service wrong >/dev/null
 for workload in statefulset/isthmus deployment/isthmus-gateway deployment/isthmus-injector; do
     k east -n $HERE logs $workload --all-containers >>"$WORK/logs" 2>/dev/null || true
 done

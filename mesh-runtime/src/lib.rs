@@ -8,6 +8,7 @@
 //! - [`systemd`]: `READY=1`, `STOPPING=1`, status lines, descriptors kept.
 //! - [`pulse`]: whether threads still run their tasks.
 //! - [`clock`]: the only place that reads one.
+//! - [`changes`]: files that change, without looking all the time.
 //! - [`files`]: keys and state, written whole, readable by their owner alone.
 //! - [`memory`]: pages of the program given back after the start, and a limit.
 //! - [`process`]: exit codes, runtime, panics, Unix sockets.
@@ -15,6 +16,7 @@
 //! It knows nothing of meshes, identities or policy.
 
 pub mod admin;
+pub mod changes;
 pub mod clock;
 pub mod config;
 pub mod drain;

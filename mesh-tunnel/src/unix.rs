@@ -173,9 +173,10 @@ pub async fn channel(path: &Path) -> io::Result<Channel> {
 ///
 /// As [`channel`].
 pub async fn channel_over(net: Arc<dyn Net>, path: &Path) -> io::Result<Channel> {
-    let socket = Socket { net, path: path.into() };
-    // tonic hides why a connection fails: try once by hand for the reason.
-    socket.connect().await?;
+    let socket = Socket { net, path: path.into(), first: Arc::default() };
+    // tonic hides why a connection fails: the first one is made by hand.
+    let first = socket.connect().await?;
+    *socket.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(first);
     // The authority is sent and never looked at.
     Ok(Endpoint::from_static("http://localhost").connect_with_connector_lazy(socket))
 }
@@ -185,6 +186,8 @@ pub async fn channel_over(net: Arc<dyn Net>, path: &Path) -> io::Result<Channel>
 struct Socket {
     net: Arc<dyn Net>,
     path: Arc<Path>,
+    /// Not used yet.
+    first: Arc<Mutex<Option<Stream>>>,
 }
 
 impl Socket {
@@ -213,7 +216,14 @@ impl tower_service::Service<Uri> for Socket {
 
     fn call(&mut self, _uri: Uri) -> Self::Future {
         let socket = self.clone();
-        Box::pin(async move { Ok(TokioIo::new(socket.connect().await?)) })
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Box::pin(async move {
+            let stream = match first {
+                Some(stream) => stream,
+                None => socket.connect().await?,
+            };
+            Ok(TokioIo::new(stream))
+        })
     }
 }
 
@@ -285,6 +295,32 @@ mod tests {
             let accepted = connections.next().await.unwrap().unwrap();
             let peer = accepted.connect_info().unwrap();
             assert_eq!(peer.pid, i32::try_from(std::process::id()).ok());
+        });
+    }
+
+    #[test]
+    fn the_connection_that_was_tried_is_used() {
+        use std::future::poll_fn;
+
+        use tower_service::Service;
+
+        mesh_runtime::process::current_thread().unwrap().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("door.sock");
+            let listener = mesh_runtime::process::bind_unix(&path, 0o600).await.unwrap();
+            let mut channel = channel(&path).await.unwrap();
+            poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+            let call = channel.call(http::Request::new(tonic::body::Body::empty()));
+            let served = async {
+                let (mut stream, _) = UnixListener::accept(&listener).await.unwrap();
+                let mut preface = [0; 3];
+                tokio::io::AsyncReadExt::read_exact(&mut stream, &mut preface).await.unwrap();
+                assert_eq!(&preface, b"PRI", "HTTP/2 begins on it (RFC 9113 section 3.4)");
+            };
+            tokio::select! {
+                answer = call => panic!("nobody has answered: {answer:?}"),
+                () = served => {}
+            }
         });
     }
 

@@ -7,10 +7,10 @@ use std::{
 };
 
 use mesh_api::v1;
-use mesh_runtime::clock;
+use mesh_runtime::{changes::Changes, clock};
 use mesh_tunnel::{Credentials, Net};
 use rustls_pki_types::PrivateKeyDer;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, watch};
 use tonic::transport::Channel;
 
 use crate::{
@@ -38,8 +38,8 @@ pub struct Agent {
     pub process_id: String,
     /// The services of this machine; written by `services::watch`.
     pub services: watch::Sender<Services>,
-    /// Asks for a look at the service files at once.
-    pub look: Notify,
+    /// When to look at the service files.
+    pub look: Changes,
     /// What the site has answered about them; written by `session`.
     pub registrations: watch::Sender<Registrations>,
     /// Of which site; written by joining and leaving.

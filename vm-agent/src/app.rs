@@ -8,6 +8,7 @@ use std::{
 
 use mesh_runtime::{
     admin::{self, Admin, Condition, Readiness},
+    changes::Changes,
     drain::Drain,
     files::FileError,
 };
@@ -17,7 +18,7 @@ use mesh_tunnel::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, Notify, watch},
+    sync::{Mutex, watch},
 };
 use tonic::transport::Server;
 
@@ -96,7 +97,7 @@ impl App {
             state,
             process_id: uuid::Uuid::new_v4().to_string(),
             services: watch::Sender::new(Services::default()),
-            look: Notify::new(),
+            look: Changes::default(),
             registrations: watch::Sender::default(),
             membership: watch::Sender::new(membership),
             uplink: watch::Sender::new(Uplink::default()),

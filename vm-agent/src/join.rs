@@ -67,7 +67,7 @@ pub async fn join(agent: &Arc<Agent>, token: &str, progress: &Progress) -> Resul
     agent.state.save(&node).map_err(|error| refuse(Code::FailedPrecondition, "state", error))?;
     let member = Member::new(node).map_err(|error| refuse(Code::Internal, "answer", error))?;
     let seen = agent.services.borrow().reads;
-    agent.look.notify_one();
+    agent.look.ask();
     agent.set_membership(Membership::Member(member));
     progress.say(format!("joined as node {id}; workloads here are {workload}"));
     let _ = timeout(SETTLE, settled(agent, seen)).await;

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser;
-use mesh_runtime::{drain::Drain, process};
+use mesh_runtime::{changes, drain::Drain, process};
 use mesh_tunnel::RealNet;
 use vm_agent::{
     app::App,
@@ -51,6 +51,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let drain = Drain::new();
     let app = App::start(config, Arc::new(RealNet), drain.clone()).await?;
     log::info!(version = env!("CARGO_PKG_VERSION"), run:% = app.agent.config.run.display(); "started");
+    let agent = app.agent.clone();
+    drain.spawn_beside(async move { changes::follow(&agent.config.services, &agent.look).await });
     process::until_terminated(&drain).await?;
     app.stop().await;
     log::info!("stopped");

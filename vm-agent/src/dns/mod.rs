@@ -15,12 +15,17 @@ pub mod serve;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::anyhow;
-use mesh_runtime::{drain::Drain, process};
+use mesh_runtime::{
+    changes::{self, Changes},
+    drain::Drain,
+    process,
+};
 use mesh_tunnel::Net;
 use tokio::sync::watch;
 
@@ -59,7 +64,12 @@ pub async fn run(flags: DnsFlags, net: Arc<dyn Net>) -> anyhow::Result<()> {
             ),
         }
     }
-    drain.spawn(names::follow(flags.names, table, drain.clone()));
+    let look = Arc::new(Changes::default());
+    if let Some(dir) = flags.names.parent().map(Path::to_owned) {
+        let look = look.clone();
+        drain.spawn_beside(async move { changes::follow(&dir, &look).await });
+    }
+    drain.spawn(names::follow(flags.names, look, table, drain.clone()));
     log::info!(version = env!("CARGO_PKG_VERSION"); "started");
     process::until_terminated(&drain).await?;
     drain.finish(GOODBYE).await;

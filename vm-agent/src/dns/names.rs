@@ -15,13 +15,13 @@ use std::{
 };
 
 use mesh_core::ServiceName;
-use mesh_runtime::drain::Drain;
+use mesh_runtime::{changes::Changes, drain::Drain};
 use tokio::sync::watch;
 
 use crate::attest::{Account, Host, RealHost};
 
-/// From one look at the file to the next; a look at an unchanged one costs a
-/// `stat`.
+/// From one look at the file to the next where nobody tells of changes; a look at
+/// an unchanged one costs a `stat`.
 const POLL: Duration = Duration::from_millis(500);
 /// The longest file, in bytes: some hundred thousand names.
 const LONGEST: u64 = 16 << 20;
@@ -100,11 +100,16 @@ struct Stamp {
 
 /// Keeps `table` as the file is. Names stay where the file is gone for a moment:
 /// their addresses do, too.
-pub async fn follow(file: PathBuf, table: watch::Sender<Arc<Names>>, drain: Drain) {
+pub async fn follow(
+    file: PathBuf,
+    look: Arc<Changes>,
+    table: watch::Sender<Arc<Names>>,
+    drain: Drain,
+) {
     let mut read = None;
     let mut problem = String::new();
     loop {
-        match look(&file, &mut read) {
+        match read_new(&file, &mut read) {
             Ok(None) => {}
             Ok(Some(names)) => {
                 log::info!(names = names.services.len(); "names are read");
@@ -120,14 +125,14 @@ pub async fn follow(file: PathBuf, table: watch::Sender<Arc<Names>>, drain: Drai
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
+            _ = look.wait(POLL) => {}
             () = drain.draining() => return,
         }
     }
 }
 
 /// What the file says, unless it was read before.
-fn look(path: &Path, before: &mut Option<Stamp>) -> io::Result<Option<Names>> {
+fn read_new(path: &Path, before: &mut Option<Stamp>) -> io::Result<Option<Names>> {
     let file = File::open(path)?;
     let about = file.metadata()?;
     let stamp = Stamp {
@@ -194,16 +199,16 @@ mod tests {
     fn a_file_is_read_when_it_changes_and_only_up_to_a_limit() {
         let dir = tempfile::tempdir().unwrap();
         let (path, mut before) = (dir.path().join("names"), None);
-        assert!(look(&path, &mut before).is_err());
+        assert!(read_new(&path, &mut before).is_err());
         fs::write(&path, "orders.shop 240.240.1.2\n").unwrap();
-        let read = look(&path, &mut before).unwrap().unwrap();
+        let read = read_new(&path, &mut before).unwrap().unwrap();
         assert!(matches!(read.find("orders.shop"), Found::Service(_)));
-        assert_eq!(look(&path, &mut before).unwrap(), None);
+        assert_eq!(read_new(&path, &mut before).unwrap(), None);
         fs::write(dir.path().join("new"), "web.shop 240.240.1.2\n").unwrap();
         fs::rename(dir.path().join("new"), &path).unwrap();
-        assert!(look(&path, &mut before).unwrap().is_some());
+        assert!(read_new(&path, &mut before).unwrap().is_some());
         File::create(&path).unwrap().set_len(LONGEST + 1).unwrap();
-        assert!(look(&path, &mut before).unwrap_err().to_string().contains("longer"));
+        assert!(read_new(&path, &mut before).unwrap_err().to_string().contains("longer"));
     }
 
     #[test]

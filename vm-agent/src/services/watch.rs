@@ -12,9 +12,9 @@ use std::{
 };
 
 use mesh_api::v1::Health;
-use mesh_runtime::config;
+use mesh_runtime::{changes::Changes, config};
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     task::{AbortHandle, JoinSet},
 };
 
@@ -24,8 +24,8 @@ use super::{
     file,
 };
 
-/// From one look at the directory to the next; a look at unchanged files
-/// costs one `stat` each.
+/// From one look at the directory to the next where nobody tells of changes; a
+/// look at unchanged files costs one `stat` each.
 const POLL: Duration = Duration::from_secs(1);
 /// Services of one machine, as federation accepts them.
 const MAX_FILES: usize = 256;
@@ -44,9 +44,14 @@ struct Known {
     parsed: Result<Arc<ServiceSpec>, String>,
 }
 
-/// Follows `dir` for ever and keeps `services` up to date. `now` asks for a
-/// look at once; whoever waits for it is told of the next read.
-pub async fn run(dir: &Path, asker: &Arc<Asker>, services: &watch::Sender<Services>, now: &Notify) {
+/// Follows `dir` for ever and keeps `services` up to date. `look` asks for a look
+/// at once; whoever waits for it is told of the next read.
+pub async fn run(
+    dir: &Path,
+    asker: &Arc<Asker>,
+    services: &watch::Sender<Services>,
+    look: &Changes,
+) {
     let mut directory = Directory::new(dir);
     let mut checks = Checks { asker, services, tasks: JoinSet::new(), running: HashMap::new() };
     let mut asked = true;
@@ -59,7 +64,11 @@ pub async fn run(dir: &Path, asker: &Arc<Asker>, services: &watch::Sender<Servic
             services.reads += 1;
             changed || asked
         });
-        asked = tokio::time::timeout(POLL, now.notified()).await.is_ok();
+        // What a link leads to changes without a word.
+        asked = match directory.has_links() {
+            true => look.asked_within(POLL).await,
+            false => look.wait(POLL).await,
+        };
     }
 }
 
@@ -94,6 +103,10 @@ impl Directory {
             self.read_file(path);
         }
         self.by_instance()
+    }
+
+    fn has_links(&self) -> bool {
+        self.known.keys().any(|path| path.is_symlink())
     }
 
     /// A directory that cannot be read says nothing about its services: they
@@ -263,7 +276,9 @@ fn report(
 
 #[cfg(test)]
 mod tests {
-    use mesh_runtime::process::current_thread;
+    use std::os::unix::fs::symlink;
+
+    use mesh_runtime::{changes, process::current_thread};
 
     use super::*;
 
@@ -330,9 +345,9 @@ mod tests {
             write(dir.path(), "orders.yaml", &service("orders", port));
             let services = watch::Sender::new(Services::default());
             let mut seen = services.subscribe();
-            let now = Notify::new();
+            let look = Changes::default();
             let asker = Arc::new(check::asker());
-            let follow = run(dir.path(), &asker, &services, &now);
+            let follow = run(dir.path(), &asker, &services, &look);
             let drive = async {
                 let health = |wanted: Health| {
                     move |now: &Services| {
@@ -346,12 +361,47 @@ mod tests {
                 let last = seen.wait_for(health(Health::Unhealthy)).await.unwrap().clone();
                 assert!(last.local["orders"].detail.contains("refused"), "{last:?}");
                 fs::remove_file(dir.path().join("orders.yaml")).unwrap();
-                now.notify_one();
+                look.ask();
                 seen.wait_for(|now| now.local.is_empty()).await.unwrap();
             };
             tokio::select! {
                 () = follow => unreachable!("it follows for ever"),
                 done = tokio::time::timeout(Duration::from_secs(30), drive) => done.unwrap(),
+            }
+        });
+    }
+
+    #[test]
+    fn changes_are_told_and_what_links_lead_to_is_looked_at() {
+        current_thread().unwrap().block_on(async {
+            let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let services = watch::Sender::new(Services::default());
+            let mut seen = services.subscribe();
+            let (look, asker) = (Changes::default(), Arc::new(check::asker()));
+            let drive = async {
+                let mut has = async |instance: &str, port: u16| {
+                    let local =
+                        |now: &Services| now.local.get(instance).map(|l| l.spec.ports[0].number);
+                    let there = seen.wait_for(|now| local(now) == Some(port));
+                    tokio::time::timeout(POLL * 4, there).await.unwrap().unwrap();
+                };
+                while !look.are_told() {
+                    tokio::task::yield_now().await;
+                }
+                write(dir.path(), "orders.yaml", &service("orders", 80));
+                has("orders", 80).await;
+                write(elsewhere.path(), "web", &service("web", 80));
+                symlink(elsewhere.path().join("web"), dir.path().join("web.yaml")).unwrap();
+                has("web", 80).await;
+                // Whoever was told is quiet again.
+                tokio::time::sleep(POLL / 4).await;
+                write(elsewhere.path(), "web", &service("web", 8080));
+                has("web", 8080).await;
+            };
+            tokio::select! {
+                () = run(dir.path(), &asker, &services, &look) => unreachable!(),
+                () = changes::follow(dir.path(), &look) => unreachable!(),
+                () = drive => {}
             }
         });
     }

@@ -5,4 +5,5 @@ pub mod apps;
 pub mod federated;
 pub mod mesh;
 pub mod pki;
+pub mod ports;
 pub mod sim;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -47,10 +47,12 @@ pub(crate) struct Sites {
     _turn: Turn,
 }
 
-/// An address that is free over UDP and TCP just now.
+/// An address that is free over UDP and TCP, and that no connection of this
+/// machine takes before it is used.
 fn free() -> SocketAddr {
     loop {
-        let tcp = std::net::TcpListener::bind(any()).unwrap();
+        let [a, b, c] = rand::random::<[u8; 3]>().map(|n| n.clamp(1, 254));
+        let tcp = std::net::TcpListener::bind((Ipv4Addr::new(127, a, b, c), 0)).unwrap();
         let addr = tcp.local_addr().unwrap();
         if UdpSocket::bind(addr).is_ok() {
             return addr;

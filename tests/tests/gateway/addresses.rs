@@ -32,11 +32,6 @@ fn in_other_words(addr: SocketAddr) -> SocketAddr {
     format!("[::ffff:{}]:{}", addr.ip(), addr.port()).parse().unwrap()
 }
 
-fn free() -> SocketAddr {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    free.local_addr().unwrap()
-}
-
 #[tokio::test]
 async fn an_endpoint_at_an_address_of_the_mesh_or_of_the_host_is_never_dialled() {
     // It would answer, and would count what it answers.

@@ -20,6 +20,7 @@ use edge_proxy::{
     config::Config,
     gateway::{Tuning, quota::Limits},
 };
+use isthmus_tests::ports::free;
 use mesh::{
     Behaviour, Running, STEP, Site, any_doors, bundle, configured, connect, dial, dial_limited,
     endpoint, endpoint_proxy, exchange, gateway, link, node, service, site, start, start_as,

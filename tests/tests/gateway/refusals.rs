@@ -91,10 +91,7 @@ async fn over_a_link_only_the_gateway_of_the_other_site_is_accepted() {
 
 #[tokio::test]
 async fn an_endpoint_that_does_not_answer_is_unreachable_at_its_own_gateway() {
-    let nobody = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    let nobody = free();
     let pair = Pair::new(LinkTransport::Tls, nobody).await;
     let caller = pair.caller(LinkTransport::Tls).await;
     let got = refusal(&caller, &orders()).await;

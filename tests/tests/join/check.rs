@@ -7,9 +7,10 @@ use std::{
     thread,
 };
 
+use isthmus_tests::ports::free;
 use serde_json::Value;
 
-use crate::world::{Agent, World, free_port, meshctl, run, until};
+use crate::world::{Agent, World, meshctl, run, until};
 
 const CALLER: &str = "shop/orders";
 /// The machine may ask federation.
@@ -79,7 +80,7 @@ async fn scene() -> (Scene, crate::world::Proxy) {
     let mut machine = Agent::start_unreachable(&world, "vm1").await;
     let app = machine.serve("orders").await;
     answer(app);
-    let listener = free_port();
+    let listener = free();
     let proxy = machine.proxy(&format!("http_listener: {listener}\nadmin: off\n"));
     machine.join(&token).await.unwrap();
     let scene = Scene { world, machine, listener };
@@ -167,7 +168,7 @@ fn parts_that_are_away_are_named() {
         .await;
 
         // Somebody else's port.
-        let proxy_at = std::mem::replace(&mut scene.listener, free_port());
+        let proxy_at = std::mem::replace(&mut scene.listener, free());
         let (code, hop, item) = last(&scene.here("orders.shop"));
         assert_eq!((code, hop.as_str()), (1, "proxy"), "{item}");
         assert!(item["remedy"].as_str().unwrap().contains("--proxy"), "{item}");

@@ -6,14 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use isthmus_tests::apps;
+use isthmus_tests::{apps, ports::free};
 use mesh_tunnel::{Net, RealNet};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::world::{Agent, Proxy, World, free_port, run, until};
+use crate::world::{Agent, Proxy, World, run, until};
 
 const GATEWAY: &str = "spiffe://west.example/ns/isthmus-system/sa/gateway";
 
@@ -25,7 +25,7 @@ struct Second {
 
 impl Second {
     fn new() -> Self {
-        Self { door: free_port(), admin: free_port() }
+        Self { door: free(), admin: free() }
     }
 
     /// What an operator adds to federation.yaml, at the end of `gateways`.
@@ -77,7 +77,7 @@ struct Shop {
 impl Shop {
     async fn open(world: &World) -> Self {
         let net: Arc<dyn Net> = Arc::new(RealNet);
-        let (mut application, listener) = (free_port(), free_port());
+        let (mut application, listener) = (free(), free());
         // Where the services of a machine are, unless their files say so.
         application.set_ip(Ipv4Addr::LOCALHOST.into());
         tokio::spawn(apps::serve_http(net, application, "orders"));

@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use isthmus_tests::ports::free;
 use mesh_api::{
     ALPN_INNER,
     v1::{self, resource::Resource},
@@ -18,7 +19,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::world::{Agent, Proxy, World, free_port, run, until};
+use crate::world::{Agent, Proxy, World, run, until};
 
 /// From the command until nothing passes, on a busy machine. What ends for
 /// silence lives longer.
@@ -37,7 +38,7 @@ async fn echo(listener: TcpListener) {
 
 /// A machine of `site` whose applications have this identity.
 async fn caller(site: &World, account: &str) -> (Agent, Proxy, SocketAddr) {
-    let listener = free_port();
+    let listener = free();
     let mut agent = Agent::start_unreachable(site, account).await;
     let proxy = agent.proxy(&format!("http_listener: {listener}\nadmin: off\naccess_log: off\n"));
     agent.join(&site.token_of(account).await).await.unwrap();
@@ -97,7 +98,7 @@ fn a_revoked_identity_is_cut_in_every_linked_site_within_seconds() {
         let (west, east) = (World::start().await, World::start_site("east", "").await);
         let token = east.meshctl(&["link", "token", "--site", "west"]);
         west.meshctl(&["link", "cluster", "east", &token]);
-        let inbound = free_port();
+        let inbound = free();
         let mut served =
             Agent::start_advertising(&east, "vm1", &format!("advertise: {inbound}\n")).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -3,12 +3,13 @@
 use std::{
     fs,
     future::Future,
-    net::{Ipv4Addr, SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
+use isthmus_tests::ports::free;
 use mesh_api::v1::{
     self, admin_client::AdminClient, agent_client::AgentClient, resource::Resource,
     workload_identity_client::WorkloadIdentityClient,
@@ -103,20 +104,6 @@ impl Drop for Logs {
     }
 }
 
-/// A port on which nobody listens, TCP and UDP, at an address that nobody else
-/// is likely to use before it is.
-pub(crate) fn free_port() -> SocketAddr {
-    loop {
-        // On 127.0.0.1 any connection of this machine may take it meanwhile.
-        let [a, b, c] = rand::random::<[u8; 3]>().map(|n| n.clamp(1, 254));
-        let tcp = StdListener::bind((Ipv4Addr::new(127, a, b, c), 0)).unwrap();
-        let addr = tcp.local_addr().unwrap();
-        if std::net::UdpSocket::bind(addr).is_ok() {
-            return addr;
-        }
-    }
-}
-
 /// A site: federation and a gateway.
 pub(crate) struct World {
     federation: Option<Process>,
@@ -170,7 +157,7 @@ impl World {
         let dir = tempfile::Builder::new().prefix("j").tempdir_in("/tmp").unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("log")).unwrap();
-        let gateway_at = free_port();
+        let gateway_at = free();
         let gateway = gateway_at.to_string();
         let domain = format!("{site}.example");
         let words = ["--run", "RUN", "site", "init", site, "--trust-domain", &domain];
@@ -179,11 +166,11 @@ impl World {
         for (flag, value) in [
             ("--state", path("federation").display().to_string()),
             ("--config", path("etc").display().to_string()),
-            ("--listen", free_port().to_string()),
-            ("--admin", free_port().to_string()),
+            ("--listen", free().to_string()),
+            ("--admin", free().to_string()),
             ("--gateway-listen", gateway.clone()),
             ("--gateway-address", gateway),
-            ("--gateway-admin", free_port().to_string()),
+            ("--gateway-admin", free().to_string()),
             ("--gateway-state", path("gateway").display().to_string()),
         ] {
             init.extend([flag.to_owned(), value]);

@@ -11,12 +11,13 @@ use std::{
     time::Duration,
 };
 
+use isthmus_tests::ports::free;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-use crate::world::{Agent, Proxy, World, free_port, until};
+use crate::world::{Agent, Proxy, World, until};
 
 /// Each has an application that answers with this name.
 const SERVICES: [&str; 3] = ["orders", "next", "copy"];
@@ -67,7 +68,7 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) async fn start() -> Self {
         let world = World::start().await;
-        let (inbound, listener, door) = (free_port(), free_port(), free_port());
+        let (inbound, listener, door) = (free(), free(), free());
         let advertise = format!("advertise: {inbound}\n");
         let mut served = Agent::start_advertising(&world, "vm1", &advertise).await;
         let heard = Arc::<Mutex<Vec<Heard>>>::default();

@@ -51,6 +51,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
 /// Answers on their way to it.
 const REPLIES: usize = 16;
+/// How often what is heard renews the leases of all pods; they end after 8 s.
+const VOUCH: Duration = Duration::from_secs(1);
 /// Pods and services of one change.
 const MAX_CHANGE: usize = 4096;
 
@@ -132,6 +134,7 @@ impl Session {
         log::info!("cluster session");
         let mut news = News::new(self.cluster.view.clone());
         let mut heard_by = Instant::now() + SILENCE;
+        let mut vouched = Instant::now();
         loop {
             let message = tokio::select! {
                 message = timeout_at(heard_by, inbound.message()) => message,
@@ -143,7 +146,10 @@ impl Session {
             let silent = |_| refuse(Code::DeadlineExceeded, "silent", "no message for 30 s");
             let Some(request) = message.map_err(silent)?? else { return Ok(()) };
             heard_by = Instant::now() + SILENCE;
-            self.cluster.view.heard_agents(&self.pods);
+            if vouched.elapsed() >= VOUCH {
+                self.cluster.view.heard_agents(&self.pods);
+                vouched = Instant::now();
+            }
             match request.request {
                 Some(Asked::Change(change)) => {
                     let reply = self.change(change).await?;
@@ -189,7 +195,8 @@ impl Session {
             log::warn!(pod = refusal.pod.as_str(), service = refusal.service.as_str(),
                 detail = refusal.detail.as_str(); "the cluster's registration refused");
         }
-        view.heard_agents(&self.pods);
+        let pods: Vec<NodeId> = change.pods.iter().filter_map(|pod| pod.uid.parse().ok()).collect();
+        view.heard_agents(&pods);
         for pod in &change.pods {
             report(view, pod);
         }

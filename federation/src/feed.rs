@@ -6,7 +6,7 @@
 //! later and gets one bigger difference.
 
 use std::{
-    collections::{BTreeMap, VecDeque, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     sync::Arc,
 };
 
@@ -68,6 +68,10 @@ pub fn insert(into: &mut Resources, resource: resource::Resource) {
     }
 }
 
+fn is_same(old: &Arc<Resource>, new: &Arc<Resource>) -> bool {
+    Arc::ptr_eq(old, new) || old == new
+}
+
 /// One key at one revision.
 #[derive(Debug)]
 struct Change {
@@ -120,7 +124,7 @@ impl Feed {
         let before = self.history.len();
         for (key, old) in &self.resources {
             let new = next.get(key);
-            if new.is_none_or(|new| new != old) {
+            if new.is_none_or(|new| !is_same(old, new)) {
                 let (old, new) = (Some(old.clone()), new.cloned());
                 self.history.push_back(Change { n, at, key: key.clone(), old, new });
             }
@@ -134,6 +138,30 @@ impl Feed {
         }
         self.n = n;
         self.resources = next;
+        self.forget();
+        true
+    }
+
+    /// The same where nothing differs but what these keys, and those of `next`,
+    /// have in `next`.
+    pub fn patch<'a>(&mut self, keys: impl Iterator<Item = &'a Key>, next: &'a Resources) -> bool {
+        let (n, at) = (self.n + 1, Instant::now());
+        let before = self.history.len();
+        let keys: BTreeSet<&Key> = keys.chain(next.keys()).collect();
+        for key in keys {
+            let (old, new) = (self.resources.get(key).cloned(), next.get(key).cloned());
+            match (&old, &new) {
+                (None, None) => continue,
+                (Some(old), Some(new)) if is_same(old, new) => continue,
+                (_, Some(new)) => self.resources.insert(key.clone(), new.clone()),
+                (Some(_), None) => self.resources.remove(key),
+            };
+            self.history.push_back(Change { n, at, key: key.clone(), old, new });
+        }
+        if self.history.len() == before {
+            return false;
+        }
+        self.n = n;
         self.forget();
         true
     }

@@ -128,13 +128,20 @@ impl Leases {
         Self { terms, started, nodes: BTreeMap::new(), recent: VecDeque::new(), mass: false }
     }
 
-    /// Begins leases for nodes with registrations and forgets nodes that are
-    /// no longer joined. Others are tracked once they are heard.
-    pub fn track(&mut self, registered: &BTreeSet<NodeId>, joined: impl Fn(&NodeId) -> bool) {
+    /// Begins the lease of a node that has registrations. Others are tracked once
+    /// they are heard.
+    pub fn begin(&mut self, node: &NodeId) {
+        self.nodes.entry(node.clone()).or_insert_with(Lease::new);
+    }
+
+    /// The node is no longer joined.
+    pub fn forget(&mut self, node: &NodeId) {
+        self.nodes.remove(node);
+    }
+
+    /// Forgets all other nodes.
+    pub fn retain(&mut self, joined: impl Fn(&NodeId) -> bool) {
         self.nodes.retain(|node, _| joined(node));
-        for node in registered {
-            self.nodes.entry(node.clone()).or_insert_with(Lease::new);
-        }
     }
 
     /// The agent has said something. True if the node's liveness changed.
@@ -310,7 +317,7 @@ mod tests {
             let now = Instant::now();
             let registered: BTreeSet<NodeId> = (0..nodes).map(node).collect();
             let mut leases = Leases::new(Terms::default(), now);
-            leases.track(&registered, |_| true);
+            registered.iter().for_each(|node| leases.begin(node));
             Self { leases, registered, now }
         }
 
@@ -462,7 +469,7 @@ mod tests {
     fn who_is_no_longer_joined_is_forgotten() {
         let mut world = World::new(2);
         world.agents(0..2);
-        world.leases.track(&BTreeSet::new(), |id| *id == node(1));
+        world.leases.retain(|id| *id == node(1));
         assert_eq!(world.leases.last_heard(&node(0)), None);
         assert_eq!(world.leases.last_heard(&node(1)), Some(world.now));
     }

@@ -1,10 +1,12 @@
 //! The published view, made from what is durable and what is live. Pure.
 
+mod partial;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::v1::{
-    Bundle, Endpoint, Gateway, Health, Port, Protocol, Revocation, Service, Site,
-    resource::Resource as R,
+    Bundle, Endpoint, Gateway, Health, Port, Protocol, Resource, ResourceKind, Revocation, Service,
+    Site, resource::Resource as R,
 };
 use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId};
 use mesh_manifest::{AccessPolicy, Compiled, Problem};
@@ -15,13 +17,15 @@ use crate::{
         State,
         state::{LinkState, Registration},
     },
-    feed::{Resources, insert},
+    feed::{Key, Resources, insert},
     leases::Liveness,
     live::Live,
     manifests::Manifests,
     registration::{ports_differ, union_of_ports},
     virtual_address::VirtualAddresses,
 };
+
+pub use partial::{Part, partial};
 
 /// What [`render`] makes the view from.
 pub struct Sources<'a> {
@@ -312,6 +316,12 @@ fn health_of(live: &Live, registration: &Registration, liveness: Liveness) -> He
     live.health.get(&key).map_or(Health::Unknown, |reported| reported.health)
 }
 
+/// What an endpoint of a registration is published under.
+fn endpoint_key(site: &SiteName, registration: &Registration, port: &str) -> Key {
+    let name = format!("{site}/{}", endpoint_id(site, registration, port)).into();
+    Key { kind: ResourceKind::Endpoint, name }
+}
+
 /// Opaque, stable over restarts, and never used again: a later registration of
 /// the same instance has another `registered_at`.
 fn endpoint_id(site: &SiteName, registration: &Registration, port: &str) -> String {
@@ -366,7 +376,7 @@ pub fn render_export(state: &State, view: &Resources, to: &SiteName) -> Resource
                 if endpoint.site == own.name.as_str()
                     && exported.contains_key(endpoint.service.as_str()) =>
             {
-                insert(&mut out, R::Endpoint(without_addresses(endpoint)));
+                export_endpoint(resource, &mut out);
             }
             Some(R::Gateway(gateway)) if gateway.site == own.name.as_str() => {
                 insert(&mut out, R::Gateway(gateway.clone()));
@@ -403,15 +413,18 @@ fn own_revocations(state: &State) -> impl Iterator<Item = Revocation> {
     })
 }
 
-fn without_addresses(endpoint: &Endpoint) -> Endpoint {
-    Endpoint {
+/// Puts an endpoint into what a linked site gets: without its addresses.
+pub fn export_endpoint(resource: &Resource, into: &mut Resources) {
+    let Some(R::Endpoint(endpoint)) = &resource.resource else { return };
+    let endpoint = Endpoint {
         address: String::new(),
         target_port: 0,
         target_address: String::new(),
         node: String::new(),
         via: Vec::new(),
         ..endpoint.clone()
-    }
+    };
+    insert(into, R::Endpoint(endpoint));
 }
 
 #[cfg(test)]

@@ -2,15 +2,18 @@
 //!
 //! The view is made from the durable [`State`](crate::authority::State) and
 //! from [`Live`]: whoever changes either wakes one task, which waits a moment
-//! for more, renders everything anew and appends what differs to a [`Feed`].
+//! for more, renders what may have changed (the endpoints of some services, or
+//! everything) and appends what differs to a [`Feed`].
 //! There is one feed for the machines of the site and one per link.
 //!
 //! Revisions are `(epoch of the store, n)`. `n` begins at the milliseconds
 //! since the Unix epoch and grows by at most 50 a second, so that no number is
 //! used twice for different states although the view is not durable.
 
+mod inner;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -27,14 +30,15 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
+use self::inner::{Inner, Touched};
 use crate::{
     authority::{Authority, State},
-    feed::{Everything, Feed, Key, Lens, Resources},
-    leases::{Leases, Liveness, Terms},
+    feed::{Everything, Key, Lens, Resources},
+    leases::{Liveness, Terms},
     live::{GatewayLive, LinkLive, Live, Reported},
     registration::decide_deregister_all,
-    render::{Note, Rendered, Sources, render, render_export},
-    virtual_address::{VirtualAddresses, VirtualRange},
+    render::Note,
+    virtual_address::VirtualRange,
 };
 
 /// How long a change waits for others to travel with it: at least the first,
@@ -91,35 +95,11 @@ struct Shared {
     lapses: AtomicU64,
 }
 
-struct Inner {
-    live: Live,
-    leases: Leases,
-    addresses: VirtualAddresses,
-    site: Feed,
-    exports: BTreeMap<SiteName, Feed>,
-    notes: Vec<Note>,
-    problems: Vec<Problem>,
-    /// Of every bundle its sequence and the revision that it came with.
-    bundles: BTreeMap<String, (u64, Revision)>,
-    /// The newest revision holds what every linked site exports.
-    settled: bool,
-}
-
 impl View {
     /// Renders the first view; [`View::run`] keeps it up to date.
     pub fn new(authority: Authority, config: ViewConfig) -> Self {
         let n = u64::try_from(authority.clock().unix_ms()).unwrap_or_default();
-        let inner = Inner {
-            live: Live::default(),
-            leases: Leases::new(config.terms, Instant::now()),
-            addresses: VirtualAddresses::new(config.virtual_range),
-            site: Feed::new(authority.epoch(), n),
-            exports: BTreeMap::new(),
-            notes: Vec::new(),
-            problems: Vec::new(),
-            bundles: BTreeMap::new(),
-            settled: false,
-        };
+        let inner = Inner::new(&config, authority.epoch(), n);
         let revision = watch::Sender::new(inner.site.revision());
         let (inner, dirty) = (Mutex::new(inner), Notify::new());
         let started = Instant::now();
@@ -251,31 +231,34 @@ impl View {
 
     /// The agent of a node has said something.
     pub fn heard_agent(&self, node: &NodeId) {
-        let changed = self.lock().leases.heard_agent(node, Instant::now());
-        self.wake_if(changed);
+        self.heard_agents([node]);
     }
 
     /// Somebody vouches for all of these nodes.
     pub fn heard_agents<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeId>) {
-        let (mut inner, now) = (self.lock(), Instant::now());
-        let mut changed = false;
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let mut changed = Vec::new();
         for node in nodes {
-            changed |= inner.leases.heard_agent(node, now);
+            if inner.leases.heard_agent(node, now) {
+                changed.push(node);
+            }
         }
-        drop(inner);
-        self.wake_if(changed);
+        self.touch(inner, changed);
     }
 
     /// The proxy of a node has said something.
     pub fn heard_proxy(&self, node: &NodeId) {
-        let changed = self.lock().leases.heard_proxy(node, Instant::now());
-        self.wake_if(changed);
+        let mut inner = self.lock();
+        let changed = inner.leases.heard_proxy(node, Instant::now());
+        self.touch(inner, changed.then_some(node));
     }
 
     /// The agent of a node goes away and means to be back in time.
     pub fn leaving(&self, node: &NodeId, within: Duration) {
-        let changed = self.lock().leases.leaving(node, within, Instant::now());
-        self.wake_if(changed);
+        let mut inner = self.lock();
+        let changed = inner.leases.leaving(node, within, Instant::now());
+        self.touch(inner, changed.then_some(node));
     }
 
     /// An agent reports on one of its instances. Instances that are not
@@ -287,8 +270,10 @@ impl View {
         }
         let detail = detail.chars().take(256).collect();
         let reported = Reported { health, detail };
-        let old = self.lock().live.health.insert(key, reported);
-        self.wake_if(old.is_none_or(|old| old.health != health));
+        let mut inner = self.lock();
+        let old = inner.live.health.insert(key, reported);
+        let changed = old.is_none_or(|old| old.health != health);
+        self.touch(inner, changed.then_some(node));
     }
 
     /// A gateway says which nodes it holds sessions of, and how its tunnels do.
@@ -306,10 +291,9 @@ impl View {
         if known.stream > stream && known.gone.is_none() {
             return;
         }
-        let changed = known.nodes != nodes;
+        let changed: Vec<_> = known.nodes.symmetric_difference(&nodes).cloned().collect();
         *known = GatewayLive { nodes, tunnels, stream, gone: None };
-        drop(inner);
-        self.wake_if(changed);
+        self.touch(inner, &changed);
     }
 
     /// A gateway's stream has ended.
@@ -323,8 +307,10 @@ impl View {
 
     /// Changes what is known over one link; true wakes the view.
     pub fn change_link(&self, site: &SiteName, change: impl FnOnce(&mut LinkLive) -> bool) {
-        let changed = change(self.lock().live.links.entry(site.clone()).or_default());
-        self.wake_if(changed);
+        let mut inner = self.lock();
+        if change(inner.live.links.entry(site.clone()).or_default()) {
+            self.touch_all(inner);
+        }
     }
 
     /// Reads what is live; must be quick.
@@ -350,17 +336,28 @@ impl View {
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake_if(&self, changed: bool) {
-        if changed {
+    /// Something live of these nodes is another.
+    fn touch<'a>(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        nodes: impl IntoIterator<Item = &'a NodeId>,
+    ) {
+        if inner.touched.add(nodes) {
+            drop(inner);
             self.shared.dirty.notify_one();
         }
     }
 
-    /// Renders everything anew; publishes it if it differs.
+    fn touch_all(&self, mut inner: MutexGuard<'_, Inner>) {
+        inner.touched = Touched::Anywhere;
+        drop(inner);
+        self.shared.dirty.notify_one();
+    }
+
+    /// Renders what may have changed; publishes it if it has.
     fn refresh(&self) {
         let state = self.shared.authority.state();
         let mut inner = self.lock();
-        inner.forget(&state);
         let changed = inner.refresh(&state, &self.shared.config);
         let revision = inner.site.revision();
         drop(inner);
@@ -371,23 +368,24 @@ impl View {
 
     /// What time alone changes.
     async fn look_at_leases(&self, since_last: Duration) {
-        let state = self.shared.authority.state();
-        let registered = registered_nodes(&state);
-        let (tick, gateways) = {
+        let tick = {
             let mut inner = self.lock();
             let now = Instant::now();
             if since_last >= STOOD_STILL {
                 log::warn!(ms = since_last.as_millis() as u64; "this process stood still");
                 inner.leases.stood_still(since_last);
             }
-            let tick = inner.leases.tick(&registered, now);
-            let before = inner.live.gateways.len();
-            inner.live.gateways.retain(|_, gateway| {
+            let Inner { leases, registered, live, .. } = &mut *inner;
+            let tick = leases.tick(registered, now);
+            let before = live.gateways.len();
+            live.gateways.retain(|_, gateway| {
                 gateway.gone.is_none_or(|gone| now.duration_since(gone) < GATEWAY_GRACE)
             });
-            (tick, inner.live.gateways.len() != before)
+            if tick.changed || live.gateways.len() != before {
+                self.touch_all(inner);
+            }
+            tick
         };
-        self.wake_if(tick.changed || gateways);
         self.shared.lapses.fetch_add(tick.lapsed.len() as u64, Ordering::Relaxed);
         for node in &tick.lapsed {
             log::warn!(node = node.as_str(); "node lapsed: its endpoints are no longer published");
@@ -415,62 +413,6 @@ impl View {
                 log::error!(node = node.as_str(), error:% = error; "cannot deregister a node");
             }
         }
-    }
-}
-
-fn registered_nodes(state: &State) -> BTreeSet<NodeId> {
-    state.registrations.keys().map(|(node, _)| node.clone()).collect()
-}
-
-impl Inner {
-    /// Drops what belongs to nodes, registrations and links that are gone.
-    fn forget(&mut self, state: &State) {
-        self.leases.track(&registered_nodes(state), |node| state.nodes.contains_key(node));
-        self.live.health.retain(|key, _| state.registrations.contains_key(key));
-        self.live.links.retain(|site, _| state.links.contains_key(site));
-        self.exports.retain(|site, _| state.links.contains_key(site));
-    }
-
-    fn refresh(&mut self, state: &State, config: &ViewConfig) -> bool {
-        let leases = &self.leases;
-        let liveness = |node: &NodeId| leases.liveness(node);
-        let sources = Sources {
-            state,
-            live: &self.live,
-            liveness: &liveness,
-            federation_address: &config.federation_address,
-            default_access: config.default_access,
-        };
-        let Rendered { resources, notes, problems } = render(&sources, &mut self.addresses);
-        self.notes = notes;
-        self.problems = problems;
-        let live = &self.live.links;
-        self.settled |= state
-            .links
-            .keys()
-            .all(|site| live.get(site).is_some_and(|link| link.imported.revision.is_some()));
-        let mut changed = false;
-        for site in state.links.keys() {
-            let Revision { epoch, n } = self.site.revision();
-            let feed = self.exports.entry(site.clone()).or_insert_with(|| Feed::new(epoch, n));
-            changed |= feed.replace(render_export(state, &resources, site));
-        }
-        changed |= self.site.replace(resources);
-        self.remember_bundles();
-        changed
-    }
-
-    fn remember_bundles(&mut self) {
-        let at = self.site.revision();
-        let mut bundles = BTreeMap::new();
-        for resource in self.site.resources().values() {
-            let Some(v1::resource::Resource::Bundle(bundle)) = &resource.resource else { continue };
-            let known = self.bundles.get(&bundle.trust_domain);
-            let since = known.filter(|(sequence, _)| *sequence == bundle.sequence).copied();
-            let since = since.unwrap_or((bundle.sequence, at));
-            bundles.insert(bundle.trust_domain.clone(), since);
-        }
-        self.bundles = bundles;
     }
 }
 

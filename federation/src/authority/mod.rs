@@ -5,6 +5,7 @@
 //! token with one use left lets in one node however many ask at once. A commit
 //! returns when its events are on the disk, and readers see only such states.
 
+mod differences;
 pub mod entries;
 pub mod frames;
 mod index;
@@ -30,6 +31,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock::Clock;
 
+pub use differences::differences;
 pub use log_store::LogStore;
 pub use state::{FoldError, State};
 pub use store::{MemoryStore, Store, StoreError};

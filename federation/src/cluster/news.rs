@@ -5,12 +5,19 @@ use std::{collections::BTreeSet, time::Duration};
 
 use mesh_api::v1::{self, ClusterNews, Service, Site, resource::Resource as R};
 use mesh_core::{Revision, ServiceName};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 
 use crate::{authority::State, view::View};
 
 /// How often it is looked whether a view that has just begun has settled.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How long what is new waits for more: where pods come and go, each moment has
+/// a revision, and hardly one of them is news.
+const PACE: Duration = Duration::from_millis(100);
 
 /// Follows the view.
 pub(super) struct News {
@@ -18,6 +25,8 @@ pub(super) struct News {
     changed: watch::Receiver<v1::Revision>,
     durable: watch::Receiver<Revision>,
     told: Option<ClusterNews>,
+    /// When to look at what has changed.
+    due: Option<Instant>,
 }
 
 impl News {
@@ -25,25 +34,36 @@ impl News {
         let mut changed = view.revision();
         changed.mark_changed();
         let durable = view.authority().revision();
-        Self { view, changed, durable, told: None }
+        Self { view, changed, durable, told: None, due: None }
     }
 
     /// Waits until there is something new.
     pub(super) async fn changed(&mut self) -> ClusterNews {
         loop {
-            let alive = tokio::select! {
-                alive = self.changed.changed() => alive,
-                alive = self.durable.changed() => alive,
-                () = sleep(LOOK), if self.told.is_none() => Ok(()),
+            // Whoever waits here is interrupted by each message of the controller.
+            let due = match self.due {
+                Some(due) => due,
+                None => {
+                    let alive = tokio::select! {
+                        alive = self.changed.changed() => alive,
+                        alive = self.durable.changed() => alive,
+                        () = sleep(LOOK), if self.told.is_none() => Ok(()),
+                    };
+                    if alive.is_err() {
+                        return std::future::pending().await;
+                    }
+                    *self.due.insert(Instant::now() + PACE)
+                }
             };
-            if alive.is_err() {
-                return std::future::pending().await;
-            }
+            sleep_until(due).await;
+            self.due = None;
             // What linked sites export is not known yet: nothing is taken away
             // for that.
             if !self.view.is_settled() {
                 continue;
             }
+            self.changed.mark_unchanged();
+            self.durable.mark_unchanged();
             let now = news(&self.view);
             if self.told.as_ref() != Some(&now) {
                 self.told = Some(now.clone());

@@ -57,7 +57,7 @@ test-vm: $(if $(ISTHMUS_PACKAGES),pages,packages)
 
 # The programs as `make test` builds them are in its images.
 test-k8s:
-	cargo build --workspace --bins --example load
+	cargo build --workspace --bins --example load --example churn
 	tests/k8s/run $(THEMES)
 
 # What packages bring beside programs; the dev profile says the same, and is

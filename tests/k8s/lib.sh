@@ -21,6 +21,13 @@ PODS=10.244 PODS6=fd00:244 SERVICES=10.96.0.0/16,fd00:96::/112 DNS=10.96.0.10
 
 # cluster NAME: etcd, API server, controllers and scheduler, ready.
 cluster() {
+    cluster_alone "$1"
+    start_controllers "$1"
+    eventually 30 k "$1" -n default get serviceaccount default
+}
+
+# cluster_alone NAME: etcd and API server, ready.
+cluster_alone() {
     local name=$1 dir=$WORK/$1 number=$((101 + 10 * ${#CLUSTERS[@]}))
     CLUSTERS+=("$name")
     mkdir -p "$dir"
@@ -35,8 +42,6 @@ cluster() {
     start_etcd "$name"
     start_apiserver "$name"
     eventually 60 k "$name" get --raw /readyz
-    start_controllers "$name"
-    eventually 30 k "$name" -n default get serviceaccount default
 }
 
 # process DIR NAME COMMAND…: a program, whose pid is in DIR/NAME.pid.
@@ -325,9 +330,9 @@ evidence() {
     for name in "${CLUSTERS[@]}"; do
         echo "--- objects of $name"
         {
-            k "$name" --request-timeout 5s get pods -A -o wide
+            k "$name" --request-timeout 5s get pods -A -o wide | head -60
             k "$name" --request-timeout 5s get events -A --sort-by=.lastTimestamp | tail -25
-            unready "$name" | while read -r namespace pod; do
+            unready "$name" | head -12 | while read -r namespace pod; do
                 echo "--- $pod"
                 k "$name" --request-timeout 5s -n "$namespace" logs "$pod" --all-containers --prefix --tail 8
             done

@@ -168,6 +168,8 @@ pub struct Registration {
     pub identity: SpiffeId,
     /// The service, parsed.
     pub service: ServiceName,
+    /// The machine is a pod of the site's cluster.
+    pub of_pod: bool,
     /// What was asked.
     pub register: Register,
     /// `n` of the record that registered it first: part of its endpoints' ids,

@@ -298,6 +298,7 @@ impl State {
         let known = self.registrations.get(&key).map(|known| known.registered_at);
         let rewritten = Some(registered.registered_at).filter(|n| *n > 0);
         let state = Registration {
+            of_pod: self.nodes.get(&node).is_some_and(|known| known.pod),
             node,
             identity: parse(&registered.spiffe_id)?,
             service: parse(&register.service)?,

@@ -12,7 +12,7 @@ use crate::{
     authority::{State, state::Export},
     registration::{
         OwnPorts,
-        pod::{GatewayAccount, decide_gone, decide_pod, invalid_change},
+        pod::{GatewayAccount, decide_gone, decide_pod, invalid_change, of_machines},
     },
 };
 
@@ -24,8 +24,9 @@ pub(super) fn decide_change(
     own_ports: &OwnPorts,
 ) -> (Vec<Event>, Vec<ClusterRefusal>) {
     let (mut events, mut refused) = (Vec::new(), Vec::new());
+    let of_machines = of_machines(state);
     for pod in &change.pods {
-        let (of_pod, not) = decide_pod(state, pod, gateways, own_ports);
+        let (of_pod, not) = decide_pod(state, &of_machines, pod, gateways, own_ports);
         events.extend(of_pod);
         refused.extend(not);
     }

@@ -106,8 +106,12 @@ fn import(service: &Service) -> Service {
 }
 
 fn backed_by_pods(state: &State) -> BTreeSet<ServiceName> {
-    let of_pod = |node| state.nodes.get(node).is_some_and(|known| known.pod);
-    let registrations = state.registrations.values();
-    let of_pods = registrations.filter(|registration| of_pod(&registration.node));
-    of_pods.map(|registration| registration.service.clone()).collect()
+    let mut backed = BTreeSet::new();
+    for registration in state.registrations.values().filter(|known| known.of_pod) {
+        // Most are of a service that is there already.
+        if !backed.contains(&registration.service) {
+            backed.insert(registration.service.clone());
+        }
+    }
+    backed
 }

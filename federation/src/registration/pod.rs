@@ -4,14 +4,14 @@
 //! ports, as the API server has it: no grant names them. Whom a pod may be is
 //! its service account's, as for a machine its token's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::v1::{
     ClusterRefusal, EndpointRegistered, Grants, Health, NodeJoined, NodeLeft, Pod, Register,
     RegistryError, authority_record::Event,
 };
 use mesh_core::{
-    NodeId, SpiffeId,
+    NodeId, ServiceName, SpiffeId,
     name::{SYSTEM_NAMESPACE, is_reserved_namespace},
 };
 
@@ -19,7 +19,7 @@ use super::{
     MAX_INSTANCES, OwnPorts, RegisterError, check, check_address, decide_deregister, invalid,
     ports_differ,
 };
-use crate::authority::State;
+use crate::authority::{State, state::Registration};
 
 /// The service account of `isthmus-system` whose pods are gateways; nobody's
 /// where there is no cluster.
@@ -93,10 +93,23 @@ pub fn decide_known(
     })))
 }
 
+/// What machines that are no pods have registered, by service.
+pub type OfMachines<'a> = BTreeMap<&'a ServiceName, Vec<&'a Registration>>;
+
+/// Looks at every registration: once for all pods of a change.
+pub fn of_machines(state: &State) -> OfMachines<'_> {
+    let mut of = OfMachines::new();
+    for known in state.registrations.values().filter(|known| !known.of_pod) {
+        of.entry(&known.service).or_default().push(known);
+    }
+    of
+}
+
 /// What makes true that a pod is as told; instances that are refused are not
 /// there afterwards.
 pub fn decide_pod(
     state: &State,
+    of_machines: &OfMachines<'_>,
     pod: &Pod,
     gateways: &GatewayAccount,
     own_ports: &OwnPorts,
@@ -116,7 +129,9 @@ pub fn decide_pod(
     for register in &pod.instances {
         let decided = match kept.len() {
             MAX_INSTANCES => Err(RegisterError::Quota),
-            _ => decide_instance(state, &node, pod, register, gateways, own_ports),
+            _ => own_ports
+                .check(register)
+                .and_then(|()| decide_instance(state, of_machines, &node, pod, register, gateways)),
         };
         match decided {
             Ok(event) => {
@@ -155,22 +170,19 @@ pub fn decide_gone(state: &State, node: &NodeId) -> Option<Event> {
 
 fn decide_instance(
     state: &State,
+    of_machines: &OfMachines<'_>,
     node: &NodeId,
     pod: &Pod,
     register: &Register,
     gateways: &GatewayAccount,
-    own_ports: &OwnPorts,
 ) -> Result<Option<Event>, RegisterError> {
     let service = check(register)?;
     if service.namespace() != pod.namespace {
         return Err(invalid("service", "must be of the pod's namespace"));
     }
-    own_ports.check(register)?;
     check_address(state, register)?;
     // The Service says for all pods what its ports are; a machine may disagree.
-    let machines = state.registrations.values().filter(|other| other.service == service);
-    let machines = machines.filter(|other| state.nodes.get(&other.node).is_some_and(|n| !n.pod));
-    for other in machines {
+    for other in of_machines.get(&service).into_iter().flatten() {
         if let Some((port, problem)) = ports_differ(&register.ports, &other.register.ports) {
             let node = other.node.clone();
             return Err(RegisterError::Conflict { service, port, node, problem });

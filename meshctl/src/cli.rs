@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::{
-    command, demo,
+    cluster, command, demo,
     endpoint::Run,
     failure::Failure,
     output::{self, Format},
@@ -27,6 +27,10 @@ machine's identity needs a role in federation.yaml on the host of federation:
   roles: [{ id: \"spiffe://west.example/ns/ops/sa/alice\", role: viewer }]
 A viewer looks; an operator also makes tokens and exports (in `namespaces: [...]`
 only, if given); an admin does everything.
+
+With --context it asks the control plane of a cluster: `kubectl exec` in the pod of
+federation carries the connection. Files are read here, and no credential of the
+cluster leaves this machine.
 
 Begin with:
   meshctl demo --duration 20s                        watch two sites on this machine
@@ -54,6 +58,9 @@ struct Global {
     /// Directory of federation.sock, agent.sock and identity.sock [default: /run/isthmus]
     #[arg(long, global = true, value_name = "DIR", env = "ISTHMUS_RUN", hide_env_values = true)]
     run: Option<PathBuf>,
+    /// The control plane of a cluster, through kubectl and this context of its configuration
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     output: Format,
@@ -144,6 +151,28 @@ enum Command {
     /// What the demo is made of.
     #[command(subcommand, hide = true)]
     DemoPart(demo::Part),
+    /// What `--context` talks through, in the pod of federation.
+    #[command(hide = true)]
+    Pipe,
+}
+
+impl Command {
+    /// Whether it asks a control plane that may be a cluster's.
+    fn check_context(&self) -> Result<(), Failure> {
+        match self {
+            Self::Site(_)
+            | Self::Install(_)
+            | Self::Inject(_)
+            | Self::Uninject(_)
+            | Self::Demo(_)
+            | Self::DemoPart(_)
+            | Self::Pipe
+            | Self::Completions { .. } => {
+                Err(Failure::usage("--context: this command asks no control plane"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Cli {
@@ -154,7 +183,15 @@ impl Cli {
         // An explicit --site outranks ISTHMUS_RUN, not an explicit --run.
         let from_env = std::env::var_os("ISTHMUS_RUN").map(PathBuf::from) == self.global.run;
         let dir = self.global.run.as_deref().filter(|_| !(from_env && self.site.is_some()));
-        let run = || Run::choose(dir, self.site.as_deref(), sites.as_deref());
+        let context = self.global.context.as_deref();
+        if context.is_some() {
+            self.command.check_context()?;
+        }
+        let run = || match (context, dir, self.site.as_deref()) {
+            (Some(context), None, None) => Ok(Run::cluster(context)),
+            (Some(_), ..) => Err(Failure::usage("--context excludes --run and --site")),
+            (None, dir, site) => Run::choose(dir, site, sites.as_deref()),
+        };
         match self.command {
             Command::Site(site) => site.run(format, dir).await,
             Command::Token(token) => token.run(&run()?, format).await,
@@ -182,10 +219,11 @@ impl Cli {
             Command::Top(top) => top.run(&run()?, format).await,
             Command::Endpoints(endpoints) => endpoints.run(&run()?, format).await,
             Command::Why(why) => why.run(&run()?, format).await,
-            Command::Check(check) => check.run(run, format).await,
+            Command::Check(check) => check.run(run, context, format).await,
             Command::Demo(demo) => demo.run(format).await,
             Command::Completions { shell } => completions(shell),
             Command::DemoPart(part) => part.run().await,
+            Command::Pipe => cluster::pipe(&run()?.federation_socket()).await,
         }
     }
 }
@@ -254,6 +292,8 @@ mod tests {
             "inject --config inject.yaml -",
             "uninject -",
             "check --pre --context east",
+            "link cluster west - --context east",
+            "--context east status",
             "check --json",
             "check --from orders.shop --to payments.prod:grpc --path /pay --json",
             "completions bash",

@@ -15,6 +15,7 @@ use mesh_api::v1::{
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
+    cluster::Cluster,
     failure::{Exit, Failure},
     remote,
 };
@@ -28,11 +29,21 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 /// A snapshot of a large site is bigger than tonic's 4 MiB.
 const MAX_ANSWER: usize = 256 << 20;
 
-/// The directory that holds `federation.sock` and `agent.sock`.
+/// The directory that holds `federation.sock` and `agent.sock`, or a cluster that
+/// is federation's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run(PathBuf);
+pub struct Run(PathBuf, Option<Cluster>);
 
 impl Run {
+    /// Where kubectl leads to.
+    pub fn cluster(context: &str) -> Self {
+        Self(DEFAULT_RUN.into(), Some(Cluster::new(context)))
+    }
+
+    fn in_dir(dir: impl Into<PathBuf>) -> Self {
+        Self(dir.into(), None)
+    }
+
     /// From `--run`, `--site` with the directory of `ISTHMUS_SITES`, or the
     /// default, in this order.
     pub fn choose(
@@ -42,7 +53,7 @@ impl Run {
     ) -> Result<Self, Failure> {
         match (run, site, sites) {
             (Some(_), Some(_), _) => Err(Failure::usage("--run and --site exclude each other")),
-            (Some(run), None, _) => Ok(Self(run.to_owned())),
+            (Some(run), None, _) => Ok(Self::in_dir(run)),
             (None, Some(site), Some(sites)) => Self::in_sites(site, sites),
             (None, Some(site), None) => Err(Failure::usage(format!(
                 "--site {site}: ISTHMUS_SITES is not set"
@@ -50,7 +61,7 @@ impl Run {
             .remedy(format!(
                 "export ISTHMUS_SITES=<directory that holds {site}/> (the demo prints the line), or use --run DIR"
             ))),
-            (None, None, _) => Ok(Self(DEFAULT_RUN.into())),
+            (None, None, _) => Ok(Self::in_dir(DEFAULT_RUN)),
         }
     }
 
@@ -60,7 +71,7 @@ impl Run {
         }
         let dir = sites.join(site);
         if dir.is_dir() {
-            return Ok(Self(dir));
+            return Ok(Self::in_dir(dir));
         }
         Err(Failure::config(format!("site {site}: no directory {}", dir.display()))
             .remedy("`ls $ISTHMUS_SITES` shows the names; is the demo still running?"))
@@ -96,6 +107,10 @@ impl Run {
 
     /// Speaks `Admin` to federation.
     pub async fn admin(&self) -> Result<AdminClient<Channel>, Failure> {
+        if let Some(cluster) = &self.1 {
+            let channel = cluster.channel().await?;
+            return Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER));
+        }
         if self.is_remote() {
             let channel = remote::channel(&self.identity_socket()).await?;
             return Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER));
@@ -105,8 +120,17 @@ impl Run {
         Ok(AdminClient::new(channel).max_decoding_message_size(MAX_ANSWER))
     }
 
+    fn of_machine(&self) -> Result<(), Failure> {
+        let problem =
+            "--context leads to a control plane; this asks the agent or the proxy of a machine";
+        let run_there =
+            || Failure::usage(problem).remedy("run it on the machine, without --context");
+        if self.1.is_some() { Err(run_there()) } else { Ok(()) }
+    }
+
     /// Speaks `Agent` to the machine's agent.
     pub async fn agent(&self) -> Result<AgentClient<Channel>, Failure> {
+        self.of_machine()?;
         let remedy =
             "start it (systemctl start isthmus-vm-agent), or name its run directory with --run DIR";
         let channel = connect(&self.agent_socket(), "vm-agent", remedy).await?;
@@ -115,6 +139,7 @@ impl Run {
 
     /// Speaks `Capture` to the process that captures this machine's traffic.
     pub async fn capture(&self) -> Result<CaptureClient<Channel>, Failure> {
+        self.of_machine()?;
         let remedy =
             "start it (systemctl start isthmus-capture), or name its run directory with --run DIR";
         let channel = connect(&self.0.join("capture.sock"), "vm-agent capture", remedy).await?;
@@ -123,11 +148,12 @@ impl Run {
 
     /// Whether a proxy of this machine shows its requests here.
     pub fn has_proxy(&self) -> bool {
-        self.0.join("proxy.sock").exists()
+        self.1.is_none() && self.0.join("proxy.sock").exists()
     }
 
     /// Speaks `Proxy` to the proxy at `socket`, or to the one of this directory.
     pub async fn proxy(&self, socket: Option<&Path>) -> Result<ProxyClient<Channel>, Failure> {
+        self.of_machine()?;
         let remedy = "set `control_socket` in proxy.yaml to this path, or name the socket with --socket PATH";
         let default = self.0.join("proxy.sock");
         let channel = connect(socket.unwrap_or(&default), "edge-proxy", remedy).await?;
@@ -168,9 +194,12 @@ mod tests {
         std::fs::create_dir(sites.path().join("west")).expect("a site");
         let some = Some(sites.path());
         let explicit = Path::new("/x");
-        assert_eq!(Run::choose(None, None, some), Ok(Run(DEFAULT_RUN.into())));
-        assert_eq!(Run::choose(Some(explicit), None, some), Ok(Run("/x".into())));
-        assert_eq!(Run::choose(None, Some("west"), some), Ok(Run(sites.path().join("west"))));
+        assert_eq!(Run::choose(None, None, some), Ok(Run::in_dir(DEFAULT_RUN)));
+        assert_eq!(Run::choose(Some(explicit), None, some), Ok(Run::in_dir("/x")));
+        assert_eq!(
+            Run::choose(None, Some("west"), some),
+            Ok(Run::in_dir(sites.path().join("west")))
+        );
         let exit = |run: Result<Run, Failure>| run.expect_err("refused").exit;
         assert_eq!(exit(Run::choose(None, Some("west"), None)), Exit::Usage);
         assert_eq!(exit(Run::choose(None, Some("east"), some)), Exit::Config);
@@ -181,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn an_agent_leads_to_federation_only_where_it_has_no_socket() {
         let dir = tempfile::tempdir().expect("a directory");
-        let run = Run(dir.path().to_owned());
+        let run = Run::in_dir(dir.path());
         assert!(!run.is_remote());
         std::fs::write(run.identity_socket(), "").expect("a file");
         assert!(run.is_remote());
@@ -194,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_proxy_that_shows_nothing_says_what_to_set() {
         let dir = tempfile::tempdir().expect("a directory");
-        let run = Run(dir.path().to_owned());
+        let run = Run::in_dir(dir.path());
         let failure = run.proxy(None).await.expect_err("nobody listens");
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.problem.contains("proxy.sock"), "{}", failure.problem);
@@ -206,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_there_is_exit_69() {
         let dir = tempfile::tempdir().expect("a directory");
-        let run = Run(dir.path().to_owned());
+        let run = Run::in_dir(dir.path());
         let failure = run.admin().await.expect_err("nobody listens");
         assert_eq!(failure.exit, Exit::Unreachable);
         assert!(failure.problem.contains("federation.sock"), "{}", failure.problem);

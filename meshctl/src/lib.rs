@@ -13,6 +13,7 @@
 
 pub mod binary;
 pub mod cli;
+mod cluster;
 pub mod command;
 pub mod demo;
 pub mod endpoint;

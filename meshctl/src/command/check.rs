@@ -52,9 +52,6 @@ pub struct Check {
     /// Before anything is there: whether this cluster can become a site
     #[arg(long, conflicts_with = "from")]
     pre: bool,
-    /// Which cluster, of kubectl's configuration
-    #[arg(long, requires = "pre", value_name = "NAME")]
-    context: Option<String>,
     /// Whose request: a SPIFFE ID, <namespace>/<account>, or a service whose identity it is
     #[arg(long, requires = "to", value_name = "CALLER")]
     from: Option<String>,
@@ -132,12 +129,13 @@ impl Check {
     pub async fn run(
         self,
         run: impl FnOnce() -> Result<Run, Failure>,
+        context: Option<&str>,
         format: Format,
     ) -> Result<(), Failure> {
         let mut walk = Walk { ok: true, items: Vec::new() };
         let mut exit = Exit::Failed;
         if self.pre {
-            pre::walk(&mut walk, &Kubectl::new(self.context)).await;
+            pre::walk(&mut walk, &Kubectl::new(context.map(str::to_owned))).await;
             return end(&walk, format, exit);
         }
         let run = &run()?;

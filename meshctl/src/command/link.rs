@@ -50,7 +50,7 @@ pub struct LinkToken {
 /// Arguments of `link cluster`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  meshctl link cluster east isthmus1.CgEB…\n  meshctl link cluster east - < token.txt\n  meshctl link cluster east <token> --transport tls"
+    after_help = "Examples:\n  meshctl link cluster east isthmus1.CgEB…\n  meshctl link cluster east - < token.txt\n  meshctl link cluster east <token> --transport tls\n  meshctl --context east link token --site west | meshctl link cluster east -"
 )]
 pub struct Cluster {
     /// Name of the other site, as it calls itself

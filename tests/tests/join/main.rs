@@ -5,6 +5,7 @@
 
 mod addresses;
 mod check;
+mod cluster;
 mod gateways;
 mod revocation;
 mod roles;

@@ -44,7 +44,7 @@ pub(crate) fn reason(status: &Status) -> &str {
 }
 
 /// The programs lie beside the directory of the test executables.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let path = exe.parent().and_then(Path::parent).unwrap().join(name);
     assert!(
@@ -205,6 +205,11 @@ impl World {
         self.gateway.take().unwrap().signal("-KILL");
     }
 
+    /// Where its sockets are.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
     /// What `meshctl` says on federation's host.
     pub(crate) fn meshctl(&self, words: &[&str]) -> String {
         let output = self.meshctl_output(words);
@@ -214,7 +219,7 @@ impl World {
 
     /// The same, whether it succeeds or not.
     pub(crate) fn meshctl_output(&self, words: &[&str]) -> Output {
-        meshctl_at(&self.dir.path().join("run"), words)
+        meshctl_at(&self.run_dir(), words)
     }
 
     /// A line of federation.yaml.

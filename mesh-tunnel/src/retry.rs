@@ -275,4 +275,4 @@ impl Packet {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

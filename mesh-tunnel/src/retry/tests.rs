@@ -21,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const FIRST_ID: [u8; 8] = [0x83, 0x94, 0xc8, 0xf0, 0x3e, 0x51, 0x57, 0x08];
 
 /// What precedes the payload; `token` with its length.
-fn header(destination: &[u8], source: &[u8], token: &[u8], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn header(destination: &[u8], source: &[u8], token: &[u8], payload: &[u8]) -> Vec<u8> {
     let (one, other) = ([destination.len() as u8], [source.len() as u8]);
     [&[0xc3, 0, 0, 0, 1][..], &one, destination, &other, source, token, payload].concat()
 }
 
-fn padded(mut header: Vec<u8>) -> Vec<u8> {
+pub(crate) fn padded(mut header: Vec<u8>) -> Vec<u8> {
     header.resize(MIN_DATAGRAM, 0x55);
     header
 }

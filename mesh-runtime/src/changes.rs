@@ -167,7 +167,7 @@ mod tests {
             let deeds: [(&str, &dyn Fn() -> io::Result<()>); 6] = [
                 ("made", &|| fs::write(&file, "a")),
                 ("written", &|| fs::write(&file, "b")),
-                ("readable", &|| fs::set_permissions(&file, fs::Permissions::from(mode(0o600)))),
+                ("readable", &|| fs::set_permissions(&file, mode(0o600))),
                 ("moved", &|| fs::rename(&file, dir.join("b.yaml"))),
                 ("linked", &|| symlink("b.yaml", &file)),
                 ("removed", &|| fs::remove_file(dir.join("b.yaml"))),

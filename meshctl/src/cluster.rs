@@ -39,18 +39,18 @@ const MAX_PROBLEM: u64 = 4096;
 
 /// A context of kubectl's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     context: String,
 }
 
 impl Cluster {
     /// Nothing is asked yet.
-    pub fn new(context: &str) -> Self {
+    pub(crate) fn new(context: &str) -> Self {
         Self { context: context.to_owned() }
     }
 
     /// A connection to federation; others follow when it ends.
-    pub async fn channel(&self) -> Result<Channel, Failure> {
+    pub(crate) async fn channel(&self) -> Result<Channel, Failure> {
         let first = self.connect().await.map_err(|problem| {
             let look =
                 format!("kubectl --context {} -n {SYSTEM_NAMESPACE} get pods", self.context);
@@ -176,7 +176,7 @@ impl tower_service::Service<Uri> for Connector {
 }
 
 /// The other end: carries stdin and stdout to a socket, until either ends.
-pub async fn pipe(socket: &Path) -> Result<(), Failure> {
+pub(crate) async fn pipe(socket: &Path) -> Result<(), Failure> {
     let failed = |error: io::Error| {
         Failure::new(format!("federation at {}: {error}", socket.display())).exit(Exit::Unreachable)
     };

@@ -2,12 +2,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use crate::budget::Budget;
 
 /// Handshakes under way at a gateway's doors, both transports.
 const HALF_OPEN: usize = 256;
@@ -216,6 +221,67 @@ impl Admission {
         }
         bucket.tokens -= 1.0;
         Some(place)
+    }
+}
+
+/// What a door tells its UDP socket of those who have not proved who they are.
+#[derive(Debug)]
+pub(crate) struct Strangers {
+    admission: Arc<Admission>,
+    handshakes: Budget,
+    /// Whose handshakes have begun, one entry each.
+    begun: Mutex<Vec<SocketAddr>>,
+    is_closed: AtomicBool,
+}
+
+/// A handshake over QUIC that has begun, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    strangers: Arc<Strangers>,
+    from: SocketAddr,
+}
+
+impl Strangers {
+    pub(crate) fn new(admission: Arc<Admission>, handshakes: Budget) -> Arc<Self> {
+        let (begun, is_closed) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { admission, handshakes, begun, is_closed })
+    }
+
+    /// Whether they should first prove that they receive what we send.
+    pub(crate) fn must_prove_address(&self) -> bool {
+        self.admission.is_busy() || !self.handshakes.has_left()
+    }
+
+    /// Whether a first packet from there is to be answered by a Retry, whatever
+    /// else it says. In a handshake that has begun it may be said again, and
+    /// acknowledgements look alike.
+    pub(crate) fn must_retry(&self, from: SocketAddr) -> bool {
+        !self.is_closed.load(Ordering::Relaxed)
+            && self.must_prove_address()
+            && !self.begun().contains(&from)
+    }
+
+    pub(crate) fn begin(self: &Arc<Self>, from: SocketAddr) -> Begun {
+        self.begun().push(from);
+        Begun { strangers: self.clone(), from }
+    }
+
+    /// Nothing begins any more.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut begun = self.strangers.begun();
+        if let Some(place) = begun.iter().position(|from| *from == self.from) {
+            begun.swap_remove(place);
+        }
     }
 }
 

@@ -38,7 +38,7 @@ use tokio::{io::ReadBuf, net::UnixDatagram};
 pub struct Generation(pub u8);
 
 /// Bytes of a connection id, of which the first is the generation.
-const CID_LEN: usize = 8;
+pub(crate) const CID_LEN: usize = 8;
 /// The longest datagram, or several in one (UDP GRO), with what is added to it.
 const MAX_PASSED: usize = 65_536 + MAX_TRAILER;
 /// Two addresses in text, a length, ECN, and the size of each part.

@@ -11,6 +11,7 @@
 //! - [`admission`]: how many strangers may be busy with us at once.
 //! - [`budget`]: how much of a worker's time they get.
 //! - [`filter`]: what the kernel keeps away meanwhile.
+//! - [`retry`]: what they prove their address by.
 //! - [`listen`]: the gateway's door: tunnels, and the join stream.
 //! - [`control`]: gRPC to federation, directly or through a gateway.
 //! - [`unix`]: gRPC on Unix sockets, with the caller the kernel names.
@@ -28,6 +29,7 @@ pub mod filter;
 pub mod listen;
 pub mod net;
 mod quic;
+pub mod retry;
 pub mod session;
 mod sparing;
 pub mod tls;

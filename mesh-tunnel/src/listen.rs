@@ -24,7 +24,7 @@ use tokio::{
 use tokio_rustls::LazyConfigAcceptor;
 
 use crate::{
-    admission::{Admission, Full, Place, Tally},
+    admission::{Admission, Full, Place, Strangers, Tally},
     ahead::ReadAhead,
     budget::Budget,
     filter::Shunning,
@@ -102,11 +102,14 @@ impl Door {
     pub async fn open(doors: Doors) -> io::Result<Self> {
         let listener = doors.net.bind(doors.tls, true).await?;
         let (door, turned_away) = (Budget::of_door(&*doors.net), doors.turned_away.clone());
+        let (admission, handshakes) = (Arc::default(), Budget::of_handshakes(&*doors.net));
+        let strangers = Strangers::new(Arc::clone(&admission), handshakes.clone());
         let quic = match doors.quic {
             Some(addr) => {
                 let (credentials, allowed) = (&doors.credentials, doors.allowed.clone());
                 let socket = doors.net.udp(addr, true).await?;
-                let socket = Arc::new(Sparing::new(socket, door.clone(), turned_away.clone()));
+                let door = (door.clone(), strangers.clone(), turned_away.clone());
+                let socket = Arc::new(Sparing::new(socket, door, doors.net.generation()));
                 Some(quic::Acceptor::new(&*doors.net, socket, credentials, allowed)?)
             }
             None => None,
@@ -115,9 +118,7 @@ impl Door {
         let addrs = (udp, listener.local_addr()?);
         let (arrived, arrivals) = mpsc::channel(ARRIVALS);
         let closing = watch::Sender::new(false);
-        let handshakes = Budget::of_handshakes(&*doors.net);
-        let hall =
-            Arc::new(Hall { doors, arrived, admission: Admission::default(), door, handshakes });
+        let hall = Arc::new(Hall { doors, arrived, admission, strangers, door, handshakes });
         if let Some(quic) = quic {
             tokio::spawn(hall.clone().quic(quic, closing.subscribe()));
         }
@@ -153,7 +154,8 @@ impl Door {
 struct Hall {
     doors: Doors,
     arrived: mpsc::Sender<Arrival>,
-    admission: Admission,
+    admission: Arc<Admission>,
+    strangers: Arc<Strangers>,
     door: Budget,
     handshakes: Budget,
 }
@@ -169,10 +171,10 @@ impl Hall {
             };
             let Some(incoming) = incoming else { break };
             let from = incoming.remote_address();
-            let is_busy = self.admission.is_busy() || !self.handshakes.has_left();
-            if !incoming.remote_address_validated() && is_busy {
+            if !incoming.remote_address_validated() && self.strangers.must_prove_address() {
                 // Only a client that receives our packets will come back, and
-                // nothing is kept, or said again, for who does not.
+                // nothing is kept, or said again, for who does not. Most were
+                // told by the socket; it has been busy only since this came.
                 // Fails only if a retry is not possible, and drops it then.
                 let _ = incoming.retry();
                 self.doors.turned_away.count("quic_retry");
@@ -182,6 +184,7 @@ impl Hall {
                 incoming.ignore();
                 continue;
             };
+            let begun = self.strangers.begin(from);
             let (hall, quic) = (self.clone(), quic.clone());
             handshakes.spawn(async move {
                 let tunnel = async {
@@ -192,10 +195,11 @@ impl Hall {
                     hall.tunnel(Carrier::Quic(connection), before, binding, chain).await
                 };
                 hall.arrive(from, QUIC_HANDSHAKE, tunnel).await;
-                drop(admitted);
+                drop((admitted, begun));
             });
         }
         // Connections that are established live on without the endpoint.
+        self.strangers.close();
         quic.endpoint.set_server_config(None);
     }
 

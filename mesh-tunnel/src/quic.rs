@@ -18,6 +18,7 @@ use rustls::pki_types::CertificateDer;
 use crate::{
     datagrams::Cids,
     net::Net,
+    retry::{TokenKey, WallClock},
     session::MAX_STREAMS,
     tls::{Credentials, SERVER_NAME, Witness},
 };
@@ -42,6 +43,8 @@ const MAX_INCOMING: usize = 1024;
 const INCOMING_BUFFER: u64 = 16 * 1024;
 /// The same for all clients.
 const INCOMING_BUFFERS: u64 = 4 << 20;
+/// The only version that peers of ours begin with; a Retry is made of no other.
+const VERSION: u32 = 1;
 /// The alert `certificate_required` (RFC 8446 section 6.2) as a QUIC error.
 const NO_CERTIFICATE: u8 = 116;
 
@@ -73,6 +76,7 @@ fn listening_config() -> EndpointConfig {
 
 fn endpoint_config(net: &dyn Net, mut config: EndpointConfig) -> EndpointConfig {
     config.rng_seed(net.quic_seed());
+    config.supported_versions(vec![VERSION]);
     if let Some(generation) = net.generation() {
         config.cid_generator(move || Box::new(Cids(generation)));
     }
@@ -128,6 +132,8 @@ impl Acceptor {
         let crypto = crypto(credentials, &allowed, Witness::default());
         let mut base = quinn::ServerConfig::with_crypto(crypto);
         base.transport_config(transport());
+        base.token_key(TokenKey::of_process());
+        base.time_source(Arc::new(WallClock));
         base.max_incoming(MAX_INCOMING);
         base.incoming_buffer_size(INCOMING_BUFFER);
         base.incoming_buffer_size_total(INCOMING_BUFFERS);

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use mesh_core::service::LinkTransport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     dial::Dialer,
     net::RealNet,
+    retry::tests::{header, padded},
     session::tests::{dialer, door_of},
     testing::{Authority, credentials, trust},
     tls::pinned_client,
@@ -168,6 +169,27 @@ fn silent(from: [u8; 4], to: std::net::SocketAddr) -> std::net::TcpStream {
     socket.into()
 }
 
+/// Even those that nobody can decrypt, of which the endpoint drops most.
+async fn first_packets_are_answered_unread(door: std::net::SocketAddr) {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let said = (0..16u8).map(|n| padded(header(&[n; 8], &[n], &[0], &[20])));
+    let said: Vec<_> = said.collect();
+    let (mut answered, mut buf) = (BTreeSet::new(), [0; 2048]);
+    for _ in 0..100 {
+        for datagram in &said {
+            socket.send_to(datagram, door).await.unwrap();
+        }
+        while let Ok(got) = timeout(Duration::from_millis(20), socket.recv(&mut buf)).await {
+            assert!(got.unwrap() < 200 && buf[..6] == [0xf0, 0, 0, 0, 1, 1]);
+            answered.insert(buf[6]);
+        }
+        if answered.len() == said.len() {
+            return;
+        }
+    }
+    panic!("only {answered:?}");
+}
+
 #[tokio::test]
 async fn under_load_quic_clients_prove_their_address() {
     let east = Authority::new("east.example");
@@ -182,6 +204,7 @@ async fn under_load_quic_clients_prove_their_address() {
     let allowed = Allowed::Exactly(east.gateway());
     near.dial(&to, allowed, LinkTransport::Quic, LONG).await.unwrap();
     turned_away(&door, "quic_retry").await;
+    first_packets_are_answered_unread(door.local_addrs().0.unwrap()).await;
 }
 
 #[tokio::test]

@@ -113,7 +113,7 @@ link west east
 step "north has dialled east and west, west has dialled east; nobody is let in to north"
 
 # What each site alone offers, at which port, and who calls from there.
-declare -A OFFER=([east]=stock [north]=bills [west]=web) PORT=([east]= [north]= [west]=:8080)
+declare -A OFFER=([east]=stock [north]=bills [west]=web) PORT=([east]='' [north]='' [west]=:8080)
 declare -A CALLER=([east]=client [north]=client [west]=web)
 # A machine is reached by the session that it has dialled.
 declare -A ENTERS=([east]=direct [north]=direct [west]=reverse)
@@ -135,6 +135,7 @@ step "north has let nobody in, and $(($(tried) - before)) have tried"
 # One service of two clusters, asked all the time: who has answered is in
 # $WORK/CLUSTER/answers, line by line.
 for name in east north; do
+    # shellcheck disable=SC2016
     k $name -n shop exec deployment/client -c client -- busybox sh -c '
         while :; do
             answer=$(busybox timeout 5 busybox wget -q -O- http://orders 2>&1) || answer="failed: $answer"
@@ -159,16 +160,16 @@ step 'orders of both clusters: each answers its own'
 for name in east north; do
     other=$([ $name = east ] && echo north || echo east)
     k $name -n shop scale deployment/orders --replicas 0 >/dev/null
-    eventually 30 only $name $other
+    eventually 30 only $name "$other"
     eventually 20 says "orders of $other" calls west orders
     # Not even one that ends.
     eventually 40 none $name orders
     sleep 4
-    only $name $other >"$WORK/last" || fail "$(cat "$WORK/last")"
+    only $name "$other" >"$WORK/last" || fail "$(cat "$WORK/last")"
     k $name -n shop scale deployment/orders --replicas 1 >/dev/null
     # A new endpoint starts slowly.
     eventually 40 only $name $name
-    only $other $other >"$WORK/last" || fail "$(cat "$WORK/last")"
+    only "$other" "$other" >"$WORK/last" || fail "$(cat "$WORK/last")"
     answers=$(sort "$WORK/$name/answers" | uniq -c | sed 's/^ *//')
     [[ $answers != *failed* ]] || fail "$name: $answers $(k $name -n shop logs deployment/client -c isthmus-proxy | grep '"outbound"' | grep -v '"status":200' | tail -3)"
     step "no endpoint in $name for some time, then one again: ${answers//$'\n'/, }; none failed"

@@ -11,6 +11,7 @@ load_to() {
     mkfifo "$to" "$from"
     k east -n shop exec -i deployment/caller -c caller -- load keep "$2" 127.0.0.1:1 http 0 8 \
         <"$to" >"$from" 2>"$WORK/load" &
+    # shellcheck disable=SC1083,SC2086
     exec {TO[$1]}>"$to" {FROM[$1]}<"$from"
 }
 

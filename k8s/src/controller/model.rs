@@ -295,7 +295,7 @@ impl Model {
         for uid in endpoints {
             (nobody, of_mesh) = (false, of_mesh || self.pods.contains_key(uid));
         }
-        if !seen.is_ours && !of_mesh && !(is_exported && nobody) {
+        if !(seen.is_ours || of_mesh || is_exported && nobody) {
             return None;
         }
         Some(ClusterService {

@@ -154,6 +154,16 @@ impl OpenFailure {
         }
     }
 
+    /// Whether the proxy itself finds out when the endpoint can be reached again:
+    /// a way, too, is back in a moment where a gateway is replaced.
+    pub fn is_worth_probation(&self, blame: Blame) -> bool {
+        match blame {
+            Blame::Nobody => false,
+            Blame::Endpoint => true,
+            Blame::Path => self.is_absence(),
+        }
+    }
+
     /// What the next request had better avoid.
     pub fn blames(&self, own: &SiteName, endpoint: &Endpoint) -> Blame {
         let remote = endpoint.site != *own;

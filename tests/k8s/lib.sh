@@ -316,6 +316,52 @@ YAML
         fail "$name: $(cat "$WORK/last")"
 }
 
+# --- sites and applications
+
+# install_chart CLUSTER [VALUE…]: as the README has it, its gateway at port 30443 of
+# each node.
+install_chart() {
+    helm "$1" install isthmus "${CHART:-k8s/chart}" --namespace isthmus-system --create-namespace --wait --timeout 120s \
+        --set "site=$1,trustDomain=$1.example,image.registry=isthmus.example,image.tag=1" \
+        --set gateway.service.type=NodePort,gateway.service.nodePort=30443 "${@:2}" \
+        >"$WORK/$1/helm" 2>&1 || fail "$1: helm: $(cat "$WORK/$1/helm")"
+}
+
+# reached_at CLUSTER: that others reach its gateway there.
+reached_at() {
+    echo "--set=gateway.addresses={10.77.0.$(cat "$WORK/$1/number"):30443}"
+}
+
+# ctl CLUSTER ARGUMENT…: meshctl in the control plane's own pod.
+ctl() {
+    k "$1" -n isthmus-system exec isthmus-0 -c federation -i -- meshctl "${@:2}"
+}
+
+# shop CLUSTER: a namespace whose pods are injected.
+shop() {
+    k "$1" create namespace shop >/dev/null
+    k "$1" label namespace shop isthmus.dev/inject=enabled >/dev/null
+}
+
+# asks CLUSTER HOST: the application client, which knows nothing of the mesh.
+asks() {
+    k "$1" -n shop exec deployment/client -c client -- busybox timeout 5 busybox wget -q -O- "http://$2"
+}
+
+# saw CLUSTER POD: the newest request at a pod's proxy that had a verified other end.
+saw() {
+    k "$1" -n shop logs "$2" -c isthmus-proxy | newest_request
+}
+
+newest_request() {
+    grep '"peer"' | tail -1 | jq -r '.direction + " " + .service + " by " + .via + ": " + .peer'
+}
+
+# pods CLUSTER APPLICATION
+pods() {
+    k "$1" -n shop get pods -l "app=$2" -o name
+}
+
 # --- what went wrong
 
 # unready CLUSTER: namespace and name of pods that should be ready.

@@ -168,8 +168,10 @@ impl Balanced {
         self.balancer().probed()
     }
 
-    /// It may be chosen again, whatever was before.
+    /// It may be chosen again, whatever was before; so may all to whom its way
+    /// leads.
     pub fn readmit(&self, endpoint: &Endpoint) {
+        self.loads.change_paths(|paths| paths.answer(&endpoint.site));
         let mut balancer = self.balancer();
         if let Some(slot) = balancer.find(&endpoint.site, &endpoint.id) {
             balancer.readmit(slot, self.loads.now());
@@ -337,6 +339,13 @@ mod tests {
         of_b.answered();
         drop(of_b);
         assert!(chosen(&balanced).contains(&"a".to_owned()), "an answer: the way is open");
+        let mut of_a = attempt(&balanced, "a");
+        of_a.not_opened(Blame::Path);
+        drop(of_a);
+        assert!(balanced.hold(&a));
+        assert_eq!(chosen(&balanced), ["c"]);
+        balanced.readmit(&a);
+        assert!(chosen(&balanced).contains(&"b".to_owned()), "so is one to who was tried");
     }
 
     #[test]

@@ -177,13 +177,13 @@ async fn attempt(
         Err(failure) => {
             let blame = failure.blames(&dispatch.snapshot.site, endpoint);
             load.not_opened(blame);
-            if blame == Blame::Endpoint {
+            if failure.is_worth_probation(blame) {
                 probation::start(worker, endpoint);
             }
             let text = format!("service {}, endpoint {}: {failure}", dispatch.service, endpoint.id);
             let retry = match blame {
                 Blame::Nobody => Retry::Elsewhere,
-                Blame::Endpoint if failure.is_absence() => Retry::Later,
+                Blame::Endpoint | Blame::Path if failure.is_absence() => Retry::Later,
                 Blame::Endpoint | Blame::Path => Retry::Nobody,
             };
             return Err((Refusal::new(failure.reason(), text), retry));

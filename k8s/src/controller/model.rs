@@ -281,15 +281,21 @@ impl Model {
         })
     }
 
-    /// Services that pods of the mesh back, and our own.
+    /// Services that pods of the mesh back, those that are exported while nobody
+    /// backs them (who does so elsewhere is reached by their address), and our own.
     fn told_service(&self, name: &Name, seen: &ServiceSeen) -> Option<ClusterService> {
         let slices = self.slices_of_service.get(name).into_iter().flatten();
-        let mut endpoints =
+        let endpoints =
             slices.filter_map(|slice| self.slices.get(slice)).flat_map(|s| s.endpoints.keys());
         if name.is_reserved() {
             return None;
         }
-        if !seen.is_ours && !endpoints.any(|uid| self.pods.contains_key(uid)) {
+        let is_exported = seen.exported_to_all || !seen.exported_to.is_empty();
+        let (mut nobody, mut of_mesh) = (true, false);
+        for uid in endpoints {
+            (nobody, of_mesh) = (false, of_mesh || self.pods.contains_key(uid));
+        }
+        if !(seen.is_ours || of_mesh || is_exported && nobody) {
             return None;
         }
         Some(ClusterService {

@@ -33,13 +33,9 @@ rooted() {
         openssl pkey -pubin -outform DER | sha256sum | cut -d' ' -f1
 }
 
-ctl() {
-    k east -n $HERE exec isthmus-0 -c federation -- meshctl "$@"
-}
-
 # is_site ROOT: under that root, and its gateway talks to it.
 is_site() {
-    ctl status -o json >"$WORK/status.json" || return
+    ctl east status -o json >"$WORK/status.json" || return
     jq -e --arg root "SHA256:$1" '.site == "east" and .root_fingerprint == $root and
         (.proxies | any(.gateway == "gw-1" and .acked != ""))' "$WORK/status.json" ||
         { cat "$WORK/status.json"; return 1; }
@@ -106,8 +102,7 @@ step "meshctl check --pre: $(before admin | paste -sd' ')"
 
 k east create namespace $HERE >/dev/null
 k east label namespace $HERE pod-security.kubernetes.io/{enforce,warn}=restricted >/dev/null
-k east create namespace shop >/dev/null
-k east label namespace shop isthmus.dev/inject=enabled >/dev/null
+shop east
 objects >"$WORK/before"
 
 succeeds install helm east install isthmus $CHART -n $HERE --wait --timeout 120s "${SET[@]}"
@@ -137,7 +132,7 @@ claim=$(k east -n $HERE get pvc -o jsonpath='{.items[*].metadata.uid}')
 succeeds upgrade helm east upgrade isthmus $CHART -n $HERE --reuse-values --wait --timeout 120s \
     --set 'gateway.addresses={gw.east.example:443},logLevel=warn,networkPolicies.enabled=true'
 eventually 20 is_site "$root"
-[ "$(ctl status -o json | jq -r '.gateways[0].tls_addresses | join(" ")')" = "isthmus-gateway.$HERE.svc:8443 gw.east.example:443" ] ||
+[ "$(ctl east status -o json | jq -r '.gateways[0].tls_addresses | join(" ")')" = "isthmus-gateway.$HERE.svc:8443 gw.east.example:443" ] ||
     fail 'the gateway has no other address'
 [ "$(ca_bundle)" = "$bundle" ] || fail 'an upgrade has changed the caBundle'
 [ "$(k east -n $HERE get pvc -o jsonpath='{.items[*].metadata.uid}')" = "$claim" ] || fail 'another claim'

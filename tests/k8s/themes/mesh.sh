@@ -2,39 +2,15 @@
 # machine and back, by the names that a cluster has.
 # shellcheck shell=bash
 
-# install_chart CLUSTER NUMBER: as the README has it, reached at a node's port.
-install_chart() {
-    helm "$1" install isthmus k8s/chart --namespace isthmus-system --create-namespace --wait --timeout 120s \
-        --set "site=$1,trustDomain=$1.example,image.registry=isthmus.example,image.tag=1" \
-        --set "gateway.service.type=NodePort,gateway.service.nodePort=30443,gateway.addresses={10.77.0.$2:30443}" \
-        >"$WORK/last" 2>&1 || fail "$1: helm: $(cat "$WORK/last")"
-}
-
-# ctl CLUSTER ARGUMENT…: meshctl in the control plane's own pod.
-ctl() {
-    k "$1" -n isthmus-system exec isthmus-0 -c federation -i -- meshctl "${@:2}"
-}
-
-# asks CLUSTER HOST…: the application client, which knows nothing of the mesh.
-asks() {
-    k "$1" -n shop exec deployment/client -c client -- busybox timeout 5 busybox wget -q -O- "http://$2"
-}
-
-# saw POD WHO: the newest request at a pod's proxy that had a verified other end.
-saw() {
-    k east -n shop logs "$1" -c isthmus-proxy | grep '"peer"' | tail -1 | jq -r '.direction + " " + .service + " by " + .via + ": " + .peer'
-}
-
 cluster east
 node east
 volumes east 1
 cluster_dns east
-install_chart east 101
+install_chart east "$(reached_at east)"
 ctl east status >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
 step 'helm has installed the control plane'
 
-k east create namespace shop >/dev/null
-k east label namespace shop isthmus.dev/inject=enabled >/dev/null
+shop east
 k east apply -f tests/k8s/manifests/shop.yaml >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
 rolled_out east shop deployment/orders
 rolled_out east shop deployment/client
@@ -45,10 +21,10 @@ step 'a namespace is labelled, and unmodified Deployments run with their proxies
 for name in orders orders.shop orders.shop.svc.cluster.local; do
     eventually 20 asks east $name
 done
-client=$(saw deployment/client)
+client=$(saw east deployment/client)
 [ "$client" = 'outbound orders.shop by direct: spiffe://east.example/ns/shop/sa/orders' ] || fail "the client: $client"
 step "pods reach each other by name; the client has seen: $client"
-seen=$(for pod in $(k east -n shop get pods -l app=orders -o name); do saw "$pod"; done | sort -u)
+seen=$(for pod in $(pods east orders); do saw east "$pod"; done | sort -u)
 [ "$seen" = 'inbound orders.shop by direct: spiffe://east.example/ns/shop/sa/client' ] || fail "the application: $seen"
 step "the application's proxies have seen: $seen"
 
@@ -67,7 +43,7 @@ in_machine control meshctl service export web.shop >"$WORK/last" 2>&1 || fail "$
 step 'a site of machines is linked to it'
 
 eventually 20 asks east web:8080
-client=$(saw deployment/client)
+client=$(saw east deployment/client)
 [ "$client" = 'outbound web.shop by via gateway: spiffe://west.example/ns/shop/sa/web' ] || fail "the client: $client"
 step "a pod reaches a machine by the name web: $(asks east web:8080); it has seen: $client"
 back() {
@@ -75,7 +51,7 @@ back() {
 }
 eventually 20 back
 by_machine() {
-    for pod in $(k east -n shop get pods -l app=orders -o name); do saw "$pod"; done |
+    for pod in $(pods east orders); do saw east "$pod"; done |
         grep -x 'inbound orders.shop by direct: spiffe://west.example/ns/shop/sa/web'
 }
 eventually 20 by_machine

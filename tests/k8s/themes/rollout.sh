@@ -7,11 +7,8 @@ node east
 node east east2
 volumes east 1
 cluster_dns east
-helm east install isthmus k8s/chart --namespace isthmus-system --create-namespace --wait --timeout 120s \
-    --set "site=east,trustDomain=east.example,image.registry=isthmus.example,image.tag=1,gateway.service.type=ClusterIP" \
-    >"$WORK/last" 2>&1 || fail "helm: $(cat "$WORK/last")"
-k east create namespace shop >/dev/null
-k east label namespace shop isthmus.dev/inject=enabled >/dev/null
+install_chart east
+shop east
 k east apply -f tests/k8s/manifests/life.yaml >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
 rolled_out east shop deployment/life
 rolled_out east shop deployment/caller

@@ -44,7 +44,7 @@ impl Failed {
         let text = format!("{}: {failure}", describe(endpoint));
         let after = match blame {
             Blame::Nobody => After::Anything,
-            Blame::Endpoint if failure.is_absence() => After::Gone,
+            Blame::Endpoint | Blame::Path if failure.is_absence() => After::Gone,
             Blame::Endpoint | Blame::Path => After::Nobody,
         };
         Self { refusal: Refusal::new(failure.reason(), text), after }

@@ -112,7 +112,7 @@ async fn place(
     placed.map_err(|failure| {
         let blame = failure.blames(&dispatch.snapshot.site, endpoint);
         load.not_opened(blame);
-        if blame == Blame::Endpoint {
+        if failure.is_worth_probation(blame) {
             probation::start(worker, endpoint);
         }
         Failed::to_open(endpoint, &failure, blame)

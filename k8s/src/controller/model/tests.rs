@@ -262,6 +262,22 @@ fn exports_are_labels_or_annotations() {
 }
 
 #[test]
+fn who_is_exported_keeps_its_address_while_nobody_backs_it() {
+    let table = [("true", &[][..], true), ("false", &[], false), ("true", &["plain"], false)];
+    for (export, backed, told) in table {
+        let mut cluster = running();
+        let mut value = service("orders");
+        value["metadata"]["labels"] = json!({ EXPORT: export });
+        cluster.service(value);
+        cluster.slice(slice("orders-a", "orders", backed));
+        cluster.model.begin();
+        let services = cluster.told().services;
+        let addresses: Vec<_> = services.iter().map(|one| !one.address.is_empty()).collect();
+        assert_eq!(addresses, vec![true; usize::from(told)], "{export} {backed:?}");
+    }
+}
+
+#[test]
 fn fields_that_make_no_sense_are_named_and_do_not_count() {
     let mut cluster = running();
     let mut value = pod("orders-1", "u1");

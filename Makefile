@@ -96,6 +96,7 @@ soak:
 	ISTHMUS_CRASH_POINTS=200 cargo test -p isthmus-tests --test hostile kills
 	for seed in $$(seq 1 40); do ISTHMUS_SIM_SEED=$$seed cargo test -q -p isthmus-tests --test simulation || exit 1; done
 	cargo test -p isthmus-tests --test simulation -- --ignored
+	ISTHMUS_CHURN_SECONDS=300 $(MAKE) test-k8s THEMES=churn
 	$(TARGET)/debug/meshctl demo --duration 10m
 	$(TARGET)/debug/meshctl demo --duration 10m --block-udp
 	$(MAKE) fuzz FUZZ_SECONDS=3600

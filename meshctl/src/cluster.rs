@@ -4,6 +4,7 @@
 
 use std::{
     io,
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
     pin::Pin,
     process::Stdio,
@@ -17,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use mesh_core::name::SYSTEM_NAMESPACE;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Join},
-    net::UnixStream,
+    net::{UnixStream, unix::pipe},
     process::{Child, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
@@ -181,10 +182,13 @@ pub(crate) async fn pipe(socket: &Path) -> Result<(), Failure> {
         Failure::new(format!("federation at {}: {error}", socket.display())).exit(Exit::Unreachable)
     };
     let mut stream = UnixStream::connect(socket).await.map_err(failed)?;
-    let mut stdout = tokio::io::stdout();
+    // A container's are pipes.
+    let pipe_of = |io: BorrowedFd<'_>| io.try_clone_to_owned();
+    let stdin = pipe_of(io::stdin().as_fd()).and_then(pipe::Receiver::from_owned_fd);
+    let stdout = pipe_of(io::stdout().as_fd()).and_then(pipe::Sender::from_owned_fd);
+    let (stdin, mut stdout) = (stdin.map_err(Failure::usage)?, stdout.map_err(Failure::usage)?);
     stdout.write_all(format!("{GREETING}\n").as_bytes()).await.map_err(failed)?;
-    stdout.flush().await.map_err(failed)?;
-    let mut here = tokio::io::join(tokio::io::stdin(), stdout);
+    let mut here = tokio::io::join(stdin, stdout);
     tokio::io::copy_bidirectional(&mut here, &mut stream).await.map_err(failed)?;
     Ok(())
 }

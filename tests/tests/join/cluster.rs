@@ -73,7 +73,7 @@ fn a_cluster_that_is_not_there_is_named_with_what_kubectl_says() {
         assert_eq!(output.status.code(), Some(69));
         assert!(said(&output).contains("install kubectl"), "{}", said(&output));
         // What asks no control plane, or a machine's agent.
-        for words in [&["install", "--site", "x"][..], &["tap", "orders.shop"], &["leave"]] {
+        for words in [&["install", "--site", "x"][..], &["vm", "capture", "status"], &["leave"]] {
             let output = meshctl(dir.path(), &[&["--context", "east"], words].concat());
             assert_eq!(output.status.code(), Some(2), "{words:?} {}", said(&output));
         }

@@ -345,7 +345,7 @@ mod tests {
         assert!(balanced.hold(&a));
         assert_eq!(chosen(&balanced), ["c"]);
         balanced.readmit(&a);
-        assert!(chosen(&balanced).contains(&"b".to_owned()), "so is one to who was tried");
+        assert!(chosen(&balanced).contains(&"a".to_owned()), "so it is after one to who was tried");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -166,6 +166,8 @@ impl Pace {
 pub(crate) struct Ordinary {
     answered: AtomicU64,
     failed: AtomicU64,
+    /// Why the first of them failed.
+    why: OnceLock<String>,
     over: AtomicBool,
 }
 
@@ -185,7 +187,7 @@ impl Ordinary {
             let count = match answered.unwrap_or_else(|_| Err("no answer".to_owned())) {
                 Ok(()) => &self.answered,
                 Err(why) => {
-                    eprintln!("an ordinary request failed: {why}");
+                    let _first = self.why.set(why);
                     &self.failed
                 }
             };
@@ -351,7 +353,8 @@ pub(crate) async fn endure<F: Future<Output = ()>>(
     let grown = after.peak_kib.saturating_sub(before.resident_kib) / 1024;
     let failed = ordinary.failed.load(Ordering::Relaxed);
     tell(&attack, &pace, (before, after), lasted, (rate, kept));
-    assert_eq!(failed, 0, "{}: ordinary requests failed", attack.name);
+    let why = ordinary.why.get();
+    assert_eq!(failed, 0, "{}: ordinary requests failed, first {why:?}", attack.name);
     let bound = attack.memory;
     assert!(grown <= bound, "{}: grew by {grown} MiB, allowed are {bound}", attack.name);
     if long().is_some() && attack.saturated.is_some() {

@@ -67,7 +67,7 @@ stranger() {
 stranger web.shop:8080 >"$WORK/last" 2>&1 && fail "plaintext to another site: $(cat "$WORK/last")"
 stranger orders.shop >"$WORK/last" 2>&1 && fail "plaintext to a pod of the mesh: $(cat "$WORK/last")"
 grep -q '403\|refused\|reset' "$WORK/last" || fail "a refusal: $(cat "$WORK/last")"
-step "a client that is not of the mesh is refused: $(tail -2 "$WORK/last" | head -1)"
+step "a client that is not of the mesh is refused: $(tail -2 "$WORK/last" | sed -n 1p)"
 
 # What links and controllers made goes with its cause.
 in_machine control meshctl service unexport web.shop >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"

@@ -74,7 +74,7 @@ k east -n shop rollout restart deployment/web >/dev/null
 rolled_out east shop deployment/web
 eventually 20 every_replica east web
 [ "$(replicas east .spec.nodeName)" = east2 ] || fail 'pods have not moved to the second node'
-eventually 20 by_name east "[$(replicas east '.status.podIPs[1].ip' | head -1)]:8080"
+eventually 20 by_name east "[$(replicas east '.status.podIPs[1].ip' | sed -n 1p)]:8080"
 step 'a client on one node reaches pods on another, over IPv4 and IPv6'
 
 # The API server dies; nothing that runs hears of it.
@@ -95,5 +95,5 @@ step 'two clusters stand beside each other'
 for name in 10.77.0.101:30080 10.77.0.102:30080 10.77.0.101:8080/kept; do
     eventually 20 by_name west $name
 done
-by_name west "$(replicas east .status.podIP | head -1):8080" >"$WORK/last" 2>&1 && fail 'and its pods'
+by_name west "$(replicas east .status.podIP | sed -n 1p):8080" >"$WORK/last" 2>&1 && fail 'and its pods'
 step 'one reaches ports of nodes of the other, and nothing else'

@@ -91,7 +91,7 @@ eventually 10 carries
 in_machine calls systemctl restart isthmus-proxy
 wait $opaque
 tail -1 "$WORK/opaque" | grep -q cut || fail "$(tail -1 "$WORK/opaque")"
-lived=$(tail -2 "$WORK/opaque" | head -1)
+lived=$(tail -2 "$WORK/opaque" | sed -n 1p)
 awk "BEGIN { exit !($lived > 8) }" || fail "an opaque connection was cut after $lived s"
 eventually 5 once
 said=$(journal calls isthmus-proxy MESSAGE="stopped cut=1")
@@ -128,7 +128,7 @@ sleep 3
 before=$(main_pid calls isthmus-proxy)
 sleep 2
 [ "$(main_pid calls isthmus-proxy)" = "$before" ] || fail "the watchdog bites who is well"
-in_network calls python3 - "$(in_network calls ss -Hltnp 'sport = :4191' | grep -o 'pid=[0-9]*' | head -1 | cut -d= -f2)" <<'PY' &
+in_network calls python3 - "$(in_network calls ss -Hltnp 'sport = :4191' | grep -o 'pid=[0-9]*' | sed -n 1p | cut -d= -f2)" <<'PY' &
 import ctypes, os, signal, sys
 libc, pid = ctypes.CDLL(None, use_errno=True), int(sys.argv[1])
 names = {tid: open(f"/proc/{pid}/task/{tid}/comm").read().strip() for tid in os.listdir(f"/proc/{pid}/task")}

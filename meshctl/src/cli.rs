@@ -180,10 +180,11 @@ impl Cli {
     pub async fn run(self) -> Result<(), Failure> {
         let format = if self.global.json { Format::Json } else { self.global.output };
         let sites = std::env::var_os("ISTHMUS_SITES").map(PathBuf::from);
-        // An explicit --site outranks ISTHMUS_RUN, not an explicit --run.
-        let from_env = std::env::var_os("ISTHMUS_RUN").map(PathBuf::from) == self.global.run;
-        let dir = self.global.run.as_deref().filter(|_| !(from_env && self.site.is_some()));
         let context = self.global.context.as_deref();
+        // An explicit --site or --context outranks ISTHMUS_RUN, not an explicit --run.
+        let from_env = std::env::var_os("ISTHMUS_RUN").map(PathBuf::from) == self.global.run;
+        let is_outranked = from_env && (self.site.is_some() || context.is_some());
+        let dir = self.global.run.as_deref().filter(|_| !is_outranked);
         if context.is_some() {
             self.command.check_context()?;
         }

@@ -133,13 +133,8 @@ impl Feed {
             let new = Some(new.clone());
             self.history.push_back(Change { n, at, key: key.clone(), old: None, new });
         }
-        if self.history.len() == before {
-            return false;
-        }
-        self.n = n;
         self.resources = next;
-        self.forget();
-        true
+        self.advance(n, before)
     }
 
     /// The same where nothing differs but what these keys, and those of `next`,
@@ -158,12 +153,18 @@ impl Feed {
             };
             self.history.push_back(Change { n, at, key: key.clone(), old, new });
         }
-        if self.history.len() == before {
-            return false;
+        self.advance(n, before)
+    }
+
+    /// Is at revision `n` if there have been changes since the history was so
+    /// long, and says whether.
+    fn advance(&mut self, n: u64, before: usize) -> bool {
+        let changed = self.history.len() > before;
+        if changed {
+            self.n = n;
+            self.forget();
         }
-        self.n = n;
-        self.forget();
-        true
+        changed
     }
 
     /// Drops the oldest changes beyond the limit, whole revisions at a time.

@@ -63,5 +63,6 @@ lag=$(awk '/^isthmus_controller_lag_seconds_bucket/ { split($1, le, "\""); print
     awk '$1 == "count" { n = $2; next } { b[++i] = $1; c[i] = $2; if ($1 == "+Inf") n = $2 }
         END { for (q = 1; q <= 2; q++) { want = n * (q == 1 ? 0.5 : 0.99)
             for (j = 1; j <= i; j++) if (c[j] >= want) { printf "%s%s s", q == 1 ? "half within " : ", 99 % within ", b[j]; break } } }')
+[ -n "$lag" ] || fail 'no lag in the figures of the controller'
 step "until federation has a change on disk: $lag"
 for name in controller gateway federation; do stop_process east $name; done

@@ -1,0 +1,365 @@
+//! What a proxy does, in words of none of them: listeners, rules of which the first
+//! that holds decides, and pools of endpoints.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use crate::{request::Endpoint, source::Place};
+
+/// A whole configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Program {
+    /// In order of the source.
+    pub listeners: Vec<Listener>,
+    /// By name.
+    pub pools: BTreeMap<String, Pool>,
+}
+
+/// Where clients come in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// Where it is written.
+    pub place: Place,
+    /// Of the source, unique: a name of DNS labels without dots.
+    pub name: String,
+    /// Where it listens.
+    pub addresses: Vec<SocketAddr>,
+    /// What it takes.
+    pub accepts: Accepts,
+    /// How clients' TLS ends here; `None` for plaintext or TLS that passes through.
+    pub tls: Option<ServerTls>,
+}
+
+/// What a listener takes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Accepts {
+    /// HTTP/1 and HTTP/2.
+    Http {
+        /// The first that holds decides.
+        rules: Vec<Rule>,
+        /// What is answered where none holds.
+        otherwise: Reply,
+        /// What becomes of `X-Forwarded-For`.
+        forwarded: Forwarded,
+    },
+    /// Connections.
+    Tcp {
+        /// The first that holds decides; none is to close it.
+        rules: Vec<TcpRule>,
+    },
+}
+
+/// What becomes of `X-Forwarded-For` of clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Forwarded {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// The client's address is appended.
+    Append,
+    /// It holds the client's address and nothing else.
+    Replace,
+}
+
+/// Certificates of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTls {
+    /// Files.
+    pub certificate: String,
+    /// Files.
+    pub key: String,
+    /// Clients' certificates must come from these.
+    pub client_roots: Option<String>,
+}
+
+/// What is done with some requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// The line that says so.
+    pub place: Place,
+    /// Which.
+    pub when: Condition,
+    /// What.
+    pub then: Then,
+}
+
+/// What is done with a request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Then {
+    /// The proxy answers itself.
+    Reply(Reply),
+    /// It goes on.
+    Forward(Box<Forward>),
+}
+
+/// An answer of the proxy itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reply {
+    /// Status of HTTP.
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// What it says.
+    pub body: String,
+    /// For redirects: where to.
+    pub location: Option<Location>,
+}
+
+/// Where a redirect leads: what is absent is as in the request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Location {
+    /// `http` or `https`.
+    pub scheme: Option<String>,
+    /// Without a port.
+    pub host: Option<String>,
+    /// With it.
+    pub port: Option<u16>,
+    /// Instead of the request's.
+    pub path: Option<PathChange>,
+    /// Whether the query is left out.
+    pub strip_query: bool,
+}
+
+/// Where a request goes, and as what.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Forward {
+    /// Pools by weight.
+    pub pools: Vec<(String, u32)>,
+    /// Another path; the query stays.
+    pub path: Option<PathChange>,
+    /// Another `Host`.
+    pub host: Option<String>,
+    /// Replaced, names in lower case.
+    pub set: Vec<(String, String)>,
+    /// Added to those that are there.
+    pub add: Vec<(String, String)>,
+    /// Removed.
+    pub remove: Vec<String>,
+    /// The same for answers.
+    pub set_answer: Vec<(String, String)>,
+    /// The same for answers.
+    pub add_answer: Vec<(String, String)>,
+    /// The same for answers.
+    pub remove_answer: Vec<String>,
+    /// Of the whole request, repetitions included.
+    pub request_timeout: Option<Duration>,
+    /// Of one attempt.
+    pub attempt_timeout: Option<Duration>,
+    /// When it is repeated.
+    pub retry: Option<Retry>,
+    /// Pools that get a copy, in percent.
+    pub mirrors: Vec<(String, f64)>,
+}
+
+/// Another path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathChange {
+    /// This one.
+    Whole(String),
+    /// The first `from` characters that matched are replaced, as text.
+    Prefix {
+        /// What the path begins with.
+        from: String,
+        /// What it begins with then.
+        to: String,
+    },
+    /// As `regex` replaces: `$1`, `${name}`.
+    Pattern {
+        /// Unanchored.
+        pattern: String,
+        /// With references to groups.
+        substitution: String,
+        /// Every match, or the first one.
+        all: bool,
+    },
+}
+
+/// When an attempt is repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Retry {
+    /// Repetitions of one request, at most.
+    pub attempts: u32,
+    /// Statuses of answers that are repeated.
+    pub statuses: Vec<u16>,
+    /// Of gRPC.
+    pub grpc_statuses: Vec<u32>,
+    /// Not only idempotent methods.
+    pub any_method: bool,
+    /// Where nothing was answered after it was sent.
+    pub on_reset: bool,
+    /// Before the first; it grows.
+    pub backoff: Option<Duration>,
+}
+
+/// Which requests. Matches without case are patterns with `(?i)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Every one.
+    Always,
+    /// All of these; none is every request.
+    All(Vec<Condition>),
+    /// Any of these; none is no request.
+    Any(Vec<Condition>),
+    /// No other.
+    Not(Box<Condition>),
+    /// Path without the query.
+    Path(Text),
+    /// One of these methods, exactly.
+    Method(Vec<String>),
+    /// A value of the header; of `host` as it is sent, with its port.
+    Header(String, Text),
+    /// The first value of the parameter.
+    Query(String, Text),
+    /// The client's address is in one of these blocks (`10.0.0.0/8`).
+    Source(Vec<String>),
+}
+
+/// What a text must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text {
+    /// Byte by byte.
+    Exact(String),
+    /// What it begins with, as text: `/a` takes `/ab`.
+    Prefix(String),
+    /// The whole text matches (syntax of the `regex` crate; without Unicode classes).
+    Pattern(String),
+    /// Anything: it is there.
+    Present,
+}
+
+/// What is done with some connections.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TcpRule {
+    /// The line that says so.
+    pub place: Place,
+    /// Names of TLS, `*.` before them for all below; none is every connection.
+    pub server_names: Vec<String>,
+    /// Pools by weight.
+    pub pools: Vec<(String, u32)>,
+}
+
+/// Endpoints that are alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// Where it is written.
+    pub place: Place,
+    /// In order of the source.
+    pub members: Vec<Member>,
+    /// How one is chosen.
+    pub balance: Balance,
+    /// How long a connection may take to come.
+    pub connect_timeout: Option<Duration>,
+    /// How long nothing may be said.
+    pub idle_timeout: Option<Duration>,
+    /// How their health is found out.
+    pub check: Option<Check>,
+    /// When one is left alone for what it answers.
+    pub outlier: Option<Outlier>,
+    /// How it is spoken to.
+    pub tls: Option<ClientTls>,
+    /// HTTP/2 in plaintext or TLS.
+    pub is_http2: bool,
+    /// At once.
+    pub limits: Limits,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Where it is written.
+    pub place: Place,
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// Its part, beside others; 0 takes nothing new.
+    pub weight: u32,
+    /// 0 first; others only while nobody of a lower one is well.
+    pub priority: u32,
+    /// Taken out by hand.
+    pub is_disabled: bool,
+    /// Requests at once; 0 is any number.
+    pub max_requests: u32,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The fewest in flight.
+    LeastLoaded,
+    /// By chance.
+    Random,
+    /// The first that has room.
+    First,
+    /// By what the request says: the same goes to the same one.
+    Hash(Key),
+}
+
+/// What a hash is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// The client's address.
+    Source,
+    /// A header.
+    Header(String),
+    /// A cookie, made where absent if it has a life.
+    Cookie(String, Option<Duration>),
+    /// The path, so many of its parts (0 is all).
+    Path(u32),
+    /// A parameter of the query.
+    Query(String),
+}
+
+/// How health is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// A path of HTTP; `None` connects only.
+    pub path: Option<String>,
+    /// With it.
+    pub host: Option<String>,
+    /// Statuses that are well; none is 200 to 399.
+    pub statuses: Vec<u16>,
+    /// Another port than that of the traffic.
+    pub port: Option<u16>,
+    /// Between two.
+    pub interval: Duration,
+    /// Of one.
+    pub timeout: Option<Duration>,
+    /// Failures in a row.
+    pub fall: u32,
+    /// Successes in a row.
+    pub rise: u32,
+}
+
+/// When an endpoint is left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlier {
+    /// Failures in a row.
+    pub failures: u32,
+    /// For how long.
+    pub ejection: Duration,
+}
+
+/// TLS towards an application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTls {
+    /// What is asked for, and must be proved.
+    pub server_name: Option<String>,
+    /// Who is believed; `None` believes everybody.
+    pub roots: Option<String>,
+    /// Who we are: certificate and key.
+    pub certificate: Option<(String, String)>,
+}
+
+/// At once; 0 is any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Connections.
+    pub connections: u32,
+    /// Requests that wait.
+    pub pending: u32,
+    /// Requests.
+    pub requests: u32,
+    /// Repetitions.
+    pub retries: u32,
+}

@@ -12,6 +12,7 @@
 //! [`decide`] is what a program does with a request. Nothing here opens a socket.
 
 pub mod decide;
+pub mod haproxy;
 pub mod ledger;
 pub mod program;
 pub mod request;

@@ -1,0 +1,72 @@
+//! HAProxy, as of version 2.6.
+//!
+//! - `words`, `tree`: lines as words, files as sections.
+//! - `sample`, `acl`, `rules`, `server`, `list`: what is in them.
+//! - `proxy`: sections as proxies, with what their `defaults` say.
+//! - `seen`, `converters`, `matching`, `explain`: what HAProxy does with one request.
+//! - `convert`: what is told to ours, and what becomes of every line.
+
+mod acl;
+mod convert;
+mod converters;
+mod explain;
+mod list;
+mod matching;
+mod proxy;
+mod rules;
+mod sample;
+mod seen;
+mod server;
+mod tree;
+mod words;
+
+pub use convert::convert;
+pub use explain::explain;
+
+use crate::source::{Problem, Source};
+
+/// What there is beside the files themselves.
+pub struct Outside<'a> {
+    /// Opens a file that the configuration names: a map, a list of patterns.
+    pub file: &'a dyn Fn(&str) -> Result<Source, Problem>,
+    /// The value of a variable of the environment that HAProxy runs in.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// A configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    tree: tree::Tree,
+    proxies: Vec<proxy::Proxy>,
+}
+
+impl Config {
+    fn backend(&self, name: &str) -> Option<&proxy::Proxy> {
+        self.proxies.iter().find(|proxy| proxy.is_backend && proxy.name == name)
+    }
+}
+
+/// Reads the files of one process, in the order of its `-f`.
+///
+/// Directives that are not known are kept. A list of patterns or a map that cannot be
+/// opened is empty, which the ledger says.
+///
+/// # Errors
+///
+/// What is written is no configuration: an unended quote, a rule that has no
+/// condition after `if`, an ACL that is not there; or a limit is passed.
+pub fn read(sources: &[Source], outside: &Outside<'_>) -> Result<Config, Problem> {
+    let tree = tree::read(sources, outside.variable)?;
+    let files = list::Files::new(outside.file);
+    let proxies = proxy::proxies(&tree, &files)?;
+    Ok(Config { tree, proxies })
+}
+
+/// Whether a line says nothing.
+pub fn is_blank(line: &str) -> bool {
+    let line = line.trim_start();
+    line.is_empty() || line.starts_with('#')
+}
+
+#[cfg(test)]
+mod tests;

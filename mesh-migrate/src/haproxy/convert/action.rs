@@ -1,0 +1,300 @@
+//! What rules change of a request.
+
+use crate::{
+    program::{Forward, Forwarded, PathChange},
+    source::Place,
+};
+
+use super::super::{
+    acl::Method,
+    proxy::Proxy,
+    rules::{self, Action, Part as UriPart},
+    sample::{self, Expression, Format, Part},
+};
+use super::{
+    state::{Header, State, Symbol},
+    walk::Walk,
+};
+
+/// A change of all requests of this state.
+pub(super) fn apply(
+    walk: &mut Walk<'_, '_>,
+    rule: &rules::Rule,
+    is_for_all: bool,
+    state: &mut State,
+) {
+    let place = &rule.place;
+    match &rule.action {
+        Action::SetHeader(name, value) => {
+            if name == "x-forwarded-for" && is_for_all && is_client(value) {
+                walk.forwarded = Forwarded::Replace;
+                let header = Header { unsaid: Some(String::new()), ..Header::default() };
+                state.headers.insert(name.clone(), header);
+                return;
+            }
+            let header = Header { is_replaced: true, ..Header::default() };
+            state.headers.insert(name.clone(), header);
+            add(walk, place, name, value, state);
+        }
+        Action::AddHeader(name, value) => add(walk, place, name, value, state),
+        Action::DelHeader(name, Method::Exact) => {
+            let header = Header { is_replaced: true, ..Header::default() };
+            state.headers.insert(name.clone(), header);
+        }
+        Action::DelHeader(name, _) => {
+            let question = format!("headers are removed by name only; {name:?} is a pattern");
+            walk.notes.decision(place, question, &["name the headers", "leave it so"]);
+        }
+        Action::ReplaceHeader { name, .. } => {
+            let question = format!("values of headers are not rewritten: {name} stays as it is");
+            walk.notes.decision(place, question, &["leave it so"]);
+            let header = state.headers.entry(name.clone()).or_default();
+            header.unsaid = Some("it has been rewritten".to_owned());
+        }
+        Action::SetMethod(_) => {
+            walk.notes.decision(place, "the method is not changed", &["leave it so"]);
+            state.method = Some("`method` after it has been changed".to_owned());
+        }
+        Action::SetUri(UriPart::Query, _) => {
+            walk.notes.decision(place, "the query is not changed", &["leave it so"]);
+            state.query = Some("the query has been changed".to_owned());
+        }
+        Action::SetUri(part, to) => {
+            let change = path(walk, state, *part, to);
+            set_path(walk, place, state, change);
+        }
+        Action::ReplaceUri(part, pattern, with) => {
+            let change = replacement(walk, state, *part, pattern, with);
+            set_path(walk, place, state, change);
+        }
+        Action::SetVar(name, expression) => {
+            let symbol = state.symbol(walk.front, expression);
+            set_var(state, name, symbol);
+        }
+        Action::SetVarFormat(name, format) => {
+            let symbol = match format.parts.as_slice() {
+                [Part::Sample(expression)] => state.symbol(walk.front, expression),
+                _ => state
+                    .constant(walk.front, format)
+                    .map(|text| Symbol::Known(Some(super::super::matching::Value::Text(text)))),
+            };
+            set_var(state, name, symbol);
+        }
+        Action::UnsetVar(name) => drop(state.variables.remove(name)),
+        Action::Other(name) => {
+            let question = format!("`{name}` has no counterpart: it is left out");
+            walk.notes.decision(place, question, &["leave it so", "write a rule by hand"]);
+        }
+        _ => {}
+    }
+}
+
+/// A variable keeps what it was where there is no sample.
+fn set_var(state: &mut State, name: &str, symbol: Result<Symbol, String>) {
+    let symbol = match (symbol, state.variables.get(name)) {
+        (Ok(Symbol::Known(None)), _) => return,
+        (Ok(Symbol::Of(..)), Some(_)) => Err(format!("{name} has been set twice")),
+        (symbol, _) => symbol,
+    };
+    state.variables.insert(name.to_owned(), symbol);
+}
+
+/// Whether a value is the client's address.
+fn is_client(value: &Format) -> bool {
+    match value.parts.as_slice() {
+        [Part::Variable(name)] => name == "ci",
+        [Part::Sample(of)] => of.text == "src",
+        _ => false,
+    }
+}
+
+fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state: &mut State) {
+    let value = state.constant(walk.front, value);
+    let header = state.headers.entry(name.to_owned()).or_default();
+    match value {
+        Ok(value) => header.values.push(value),
+        Err(why) => {
+            let question = match header.is_replaced {
+                true => format!("{why}: {name} is removed and not set"),
+                false => format!("{why}: {name} is not added"),
+            };
+            walk.notes.decision(place, question, &["set it in the application", "leave it so"]);
+            header.unsaid = Some(why);
+        }
+    }
+}
+
+/// Headers of the request as the program changes them.
+pub(super) fn headers(state: &State, forward: &mut Forward) {
+    for (name, header) in &state.headers {
+        let mut values = header.values.iter();
+        if header.is_replaced {
+            match values.next() {
+                Some(first) if name == "host" => forward.host = Some(first.clone()),
+                Some(first) => forward.set.push((name.clone(), first.clone())),
+                None => forward.remove.push(name.clone()),
+            }
+        }
+        forward.add.extend(values.map(|value| (name.clone(), value.clone())));
+    }
+}
+
+/// Headers of answers, by `http-response` of the backend and of the frontend.
+pub(super) fn answers(walk: &mut Walk<'_, '_>, backend: &Proxy, forward: &mut Forward) {
+    let frontend = walk.frontend().filter(|frontend| frontend.name != backend.name);
+    let rules = backend.http_response.iter();
+    for rule in rules.chain(frontend.into_iter().flat_map(|f| &f.http_response)) {
+        if matches!(rule.action, Action::Aside(_) | Action::SetVar(..)) {
+            continue;
+        }
+        if rule.when.is_some() {
+            let question = "rules for some answers have no counterpart: it is left out";
+            walk.notes.decision(&rule.place, question, &["leave it so"]);
+            continue;
+        }
+        let (name, value) = match &rule.action {
+            Action::SetHeader(name, value) => {
+                forward.set_answer.retain(|(known, _)| known != name);
+                forward.add_answer.retain(|(known, _)| known != name);
+                (name, Some((value, true)))
+            }
+            Action::AddHeader(name, value) => (name, Some((value, false))),
+            Action::DelHeader(name, Method::Exact) => {
+                forward.set_answer.retain(|(known, _)| known != name);
+                forward.add_answer.retain(|(known, _)| known != name);
+                (name, None)
+            }
+            _ => {
+                let question = "this has no counterpart for answers: it is left out";
+                walk.notes.decision(&rule.place, question, &["leave it so"]);
+                continue;
+            }
+        };
+        match value.map(|(value, sets)| (State::default().constant(walk.front, value), sets)) {
+            None => forward.remove_answer.push(name.clone()),
+            Some((Ok(value), true)) => {
+                forward.remove_answer.retain(|known| known != name);
+                forward.set_answer.push((name.clone(), value));
+            }
+            Some((Ok(value), false)) => forward.add_answer.push((name.clone(), value)),
+            Some((Err(why), _)) => {
+                let question = format!("{why}: {name} is left as the application answers");
+                walk.notes.decision(&rule.place, question, &["leave it so"]);
+            }
+        }
+    }
+}
+
+fn set_path(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    state: &mut State,
+    change: Result<PathChange, String>,
+) {
+    match change {
+        Ok(change) => state.path = Some(change),
+        Err(why) => {
+            let question = format!("{why}: the path is not changed");
+            walk.notes.decision(place, question, &["leave it so", "write a rule by hand"]);
+        }
+    }
+}
+
+/// `set-path`, `set-pathq`, `set-uri`.
+fn path(
+    walk: &Walk<'_, '_>,
+    state: &State,
+    part: UriPart,
+    to: &Format,
+) -> Result<PathChange, String> {
+    if let Ok(text) = state.constant(walk.front, to) {
+        return match part {
+            UriPart::Path if !text.contains('?') => Ok(PathChange::Whole(text)),
+            _ => Err("the query is not changed".to_owned()),
+        };
+    }
+    if state.path.is_some() {
+        return Err("the path has been rewritten before".to_owned());
+    }
+    let (before, expression) = match to.parts.as_slice() {
+        [Part::Sample(expression)] => ("", expression),
+        [Part::Text(before), Part::Sample(expression)] => (before.as_str(), expression),
+        _ => return Err("this format has no counterpart".to_owned()),
+    };
+    let of = match part {
+        UriPart::Path => &["path"][..],
+        _ => &["pathq", "url", "capture.req.uri"][..],
+    };
+    if !of.contains(&expression.fetch.name.as_str()) {
+        return Err(format!("%[{}] is another each time", expression.text));
+    }
+    match expression.converters.as_slice() {
+        [] => Ok(PathChange::Prefix { from: String::new(), to: before.to_owned() }),
+        [only] if only.name == "regsub" && before.is_empty() && part == UriPart::Path => {
+            regsub(expression)
+        }
+        _ => Err(format!("%[{}] has no counterpart", expression.text)),
+    }
+}
+
+fn regsub(expression: &Expression) -> Result<PathChange, String> {
+    let call = &expression.converters[0];
+    let (pattern, with, flags) = (call.argument(0), call.argument(1), call.argument(2));
+    if let (Some(from), false) = (literal(pattern), with.contains(['\\', '$'])) {
+        if flags.is_empty() {
+            return Ok(PathChange::Prefix { from, to: with.to_owned() });
+        }
+    }
+    let pattern = if flags.contains('i') { format!("(?i){pattern}") } else { pattern.to_owned() };
+    compiles(&pattern)?;
+    let substitution = sample::substitution(with);
+    Ok(PathChange::Pattern { pattern, substitution, all: flags.contains('g') })
+}
+
+fn compiles(pattern: &str) -> Result<(), String> {
+    match super::super::matching::regex(pattern, false) {
+        Some(_) => Ok(()),
+        None => Err(format!("the regular expression {pattern:?} has no counterpart")),
+    }
+}
+
+/// What an anchored expression begins with, if it is nothing else.
+fn literal(pattern: &str) -> Option<String> {
+    let text = pattern.strip_prefix('^')?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_' | '~' | '%');
+    text.chars().all(is_plain).then(|| text.to_owned())
+}
+
+/// `replace-path`, `replace-pathq`, `replace-uri`: where the expression matches
+/// anywhere, all is replaced.
+fn replacement(
+    walk: &Walk<'_, '_>,
+    state: &State,
+    part: UriPart,
+    pattern: &str,
+    with: &Format,
+) -> Result<PathChange, String> {
+    let with = state.constant(walk.front, with)?;
+    if state.path.is_some() {
+        return Err("the path has been rewritten before".to_owned());
+    }
+    let prefix = pattern.strip_suffix('$').unwrap_or(pattern).strip_suffix("(.*)");
+    if let (Some(from), Some(to)) = (prefix.and_then(literal), with.strip_suffix(r"\1")) {
+        if !to.contains(['\\', '$', '?']) {
+            return Ok(PathChange::Prefix { from, to: to.to_owned() });
+        }
+    }
+    if part != UriPart::Path {
+        return Err("an expression over path and query has no counterpart".to_owned());
+    }
+    compiles(pattern)?;
+    if with.contains('?') {
+        return Err("a query made of the path has no counterpart".to_owned());
+    }
+    let pattern = format!("^(?s:.*?)(?:{pattern})(?s:.*)$");
+    let substitution = sample::substitution(&with).replace("${0}", "$0");
+    if with.contains(r"\0") {
+        return Err("the whole match in a replacement has no counterpart".to_owned());
+    }
+    Ok(PathChange::Pattern { pattern, substitution, all: false })
+}

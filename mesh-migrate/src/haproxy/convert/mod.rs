@@ -1,0 +1,140 @@
+//! What a configuration is for ours: rules are run over a request of which nothing is
+//! known but the conditions that it has met, and what comes out for each is a rule of
+//! the program. Rules that split are followed both ways, first that of requests that
+//! meet the condition, so that the first rule that holds is the right one.
+
+mod action;
+mod lines;
+mod logic;
+mod notes;
+mod pools;
+mod replies;
+mod settings;
+mod state;
+mod text;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    ledger::Ledger,
+    program::{Accepts, Forwarded, Listener, Program, Reply, ServerTls},
+};
+
+use super::{Config, proxy::Proxy, server::Bind};
+use notes::Notes;
+use state::Front;
+use walk::Walk;
+
+/// The program that does the same as far as ours can, and what became of every line.
+///
+/// A rule whose condition cannot be said is left out, or, where it refuses requests,
+/// refuses all that it might be about; the ledger asks about either.
+pub fn convert(config: &Config) -> (Program, Ledger) {
+    let mut notes = Notes::default();
+    let mut program = Program::default();
+    let mut used = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for proxy in config.proxies.iter().filter(|proxy| proxy.is_frontend && !proxy.is_disabled) {
+        for bind in &proxy.binds {
+            let front = front(config, proxy, bind);
+            let mut walk = Walk::new(config, &front, &mut notes);
+            walk.front(proxy);
+            used.append(&mut walk.entered);
+            let (rules, forwarded, connections, pools) =
+                (walk.rules, walk.forwarded, walk.connections, walk.single);
+            program.pools.extend(pools);
+            let accepts = match proxy.is_tcp {
+                true => Accepts::Tcp { rules: connections },
+                false => Accepts::Http { rules, otherwise: unavailable(), forwarded },
+            };
+            program.listeners.push(Listener {
+                place: bind.place.clone(),
+                name: name(&proxy.name, &mut names),
+                addresses: bind.addresses.iter().filter_map(|address| address.socket).collect(),
+                accepts,
+                tls: tls(bind),
+            });
+        }
+    }
+    for proxy in config.proxies.iter().filter(|proxy| proxy.is_backend) {
+        if !used.contains(&proxy.name) {
+            unused(config, proxy, &mut notes);
+        } else if !proxy.servers.is_empty() {
+            let pool = pools::pool(config, proxy, &proxy.servers, &mut notes);
+            program.pools.insert(proxy.name.clone(), pool);
+        }
+    }
+    let mut ledger = Ledger::default();
+    lines::ledger(config, &notes, &mut ledger);
+    (program, ledger)
+}
+
+fn unavailable() -> Reply {
+    Reply { status: 503, ..Reply::default() }
+}
+
+/// A backend that no rule leads to: only what is said of its lines counts.
+fn unused(config: &Config, proxy: &Proxy, notes: &mut Notes) {
+    let front = Front {
+        name: String::new(),
+        is_tcp: proxy.is_tcp,
+        is_tls: false,
+        to: None,
+        port: None,
+        usable: BTreeMap::new(),
+    };
+    let mut walk = Walk::new(config, &front, notes);
+    walk.back(proxy);
+    pools::pool(config, proxy, &proxy.servers, notes);
+    let meaning = format!("no rule leads to {}: it is left out", proxy.name);
+    notes.dropped(&proxy.place, meaning);
+}
+
+fn front(config: &Config, proxy: &Proxy, bind: &Bind) -> Front {
+    let sockets: Vec<_> = bind.addresses.iter().map(|address| address.socket).collect();
+    let ports: BTreeSet<_> = sockets.iter().flatten().map(|socket| socket.port()).collect();
+    let usable = config.proxies.iter().filter(|proxy| proxy.is_backend).map(|proxy| {
+        let servers = proxy.servers.iter().filter(|s| !s.is_disabled() && s.weight() > 0);
+        (proxy.name.clone(), i64::from(servers.map(|server| server.count).sum::<u32>()))
+    });
+    Front {
+        name: proxy.name.clone(),
+        is_tcp: proxy.is_tcp,
+        is_tls: bind.settings.contains_key("ssl"),
+        to: match sockets.as_slice() {
+            [Some(only)] => Some(*only),
+            _ => None,
+        },
+        port: ports.first().copied().filter(|_| ports.len() == 1),
+        usable: usable.collect(),
+    }
+}
+
+fn tls(bind: &Bind) -> Option<ServerTls> {
+    let value = |name: &str| bind.settings.get(name).and_then(|values| values.first()).cloned();
+    bind.settings.get("ssl")?;
+    let certificate = value("crt").unwrap_or_default();
+    let is_asked = value("verify").is_some_and(|verify| verify == "required");
+    let client_roots = value("ca-file").filter(|_| is_asked);
+    Some(ServerTls { key: certificate.clone(), certificate, client_roots })
+}
+
+/// A label of DNS that no other listener has.
+fn name(written: &str, names: &mut BTreeSet<String>) -> String {
+    let lower = written.to_ascii_lowercase();
+    let label: String =
+        lower.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(50).collect();
+    let label = match label.trim_matches('-') {
+        "" => "listener".to_owned(),
+        label => label.to_owned(),
+    };
+    let mut number = 1;
+    loop {
+        let name = if number == 1 { label.clone() } else { format!("{label}-{number}") };
+        if names.insert(name.clone()) {
+            return name;
+        }
+        number += 1;
+    }
+}

@@ -1,0 +1,238 @@
+//! Backends as pools.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use crate::{
+    program::{Balance, Check, ClientTls, Key, Limits, Member, Outlier, Pool},
+    request::Endpoint,
+};
+
+use super::super::{
+    Config,
+    acl::canonical,
+    proxy::Proxy,
+    sample::{self, Expression},
+    server::Server,
+    tree::Statement,
+};
+use super::notes::Notes;
+
+pub(super) fn pool(config: &Config, proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Pool {
+    let mut members = Vec::new();
+    let mut backups = 0;
+    for server in servers {
+        if server.is_backup() && (backups == 0 || proxy.option("allbackups").is_none()) {
+            backups += 1;
+        }
+        let port = port(config, proxy, server, notes);
+        let endpoint = server.endpoint(port);
+        let is_elsewhere = match &endpoint {
+            Endpoint::Address(address) => address.ip().is_unspecified(),
+            Endpoint::Name(name) => name.starts_with('/') || name.contains('@'),
+        };
+        if is_elsewhere {
+            let question =
+                format!("{} is no address to connect to: it is left out", server.address);
+            notes.decision(&server.place, question, &["give it an address", "leave it so"]);
+            continue;
+        }
+        if server.count > 1 {
+            let how = "one member with all addresses of the name, however many they are";
+            notes.approximated(&server.place, how);
+        }
+        members.push(Member {
+            place: server.place.clone(),
+            endpoint,
+            weight: server.weight().saturating_mul(server.count),
+            priority: if server.is_backup() { backups } else { 0 },
+            is_disabled: server.is_disabled(),
+            max_requests: number(server, "maxconn").unwrap_or(0),
+        });
+    }
+    Pool {
+        place: proxy.place.clone(),
+        members,
+        balance: balance(proxy, notes),
+        connect_timeout: timeout(proxy, "connect"),
+        idle_timeout: timeout(proxy, "server"),
+        check: check(proxy, servers),
+        outlier: outlier(servers),
+        tls: tls(servers, notes),
+        is_http2: servers.iter().any(|server| {
+            server.value("proto") == Some("h2")
+                || server.value("alpn").is_some_and(|alpn| alpn.split(',').next() == Some("h2"))
+        }),
+        limits: Limits::default(),
+    }
+}
+
+/// The port that clients have come to, where a server has none of its own.
+fn port(config: &Config, proxy: &Proxy, server: &Server, notes: &mut Notes) -> u16 {
+    if server.port.is_ok() {
+        return 0;
+    }
+    let fronts = config.proxies.iter().filter(|front| match proxy.is_frontend {
+        true => front.name == proxy.name,
+        false => front.is_frontend,
+    });
+    let binds = fronts.flat_map(|front| &front.binds).flat_map(|bind| &bind.addresses);
+    let ports: BTreeSet<u16> = binds.filter_map(|a| a.socket).map(|socket| socket.port()).collect();
+    if ports.len() != 1 {
+        let question = "its port is that which clients have come to, and there are several";
+        notes.decision(&server.place, question, &["give it a port"]);
+    }
+    ports.first().copied().unwrap_or(0)
+}
+
+fn number(server: &Server, name: &str) -> Option<u32> {
+    server.value(name)?.parse().ok()
+}
+
+/// A time: milliseconds where no unit is said.
+pub(super) fn time(text: &str) -> Option<Duration> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let number: u64 = number.parse().ok()?;
+    Some(match unit {
+        "us" => Duration::from_micros(number),
+        "" | "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.checked_mul(60)?),
+        "h" => Duration::from_secs(number.checked_mul(3600)?),
+        "d" => Duration::from_secs(number.checked_mul(86_400)?),
+        _ => return None,
+    })
+}
+
+fn timeout(proxy: &Proxy, name: &str) -> Option<Duration> {
+    time(proxy.setting(&format!("timeout {name}"))?.at(2))
+}
+
+fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
+    if let Some(cookie) = proxy.setting("cookie") {
+        let life = words_of(cookie, "maxlife").and_then(time);
+        let life = if cookie.from(2).iter().any(|word| word.text == "insert") {
+            Some(life.unwrap_or(Duration::ZERO))
+        } else {
+            None
+        };
+        return Balance::Hash(Key::Cookie(cookie.at(1).to_owned(), life));
+    }
+    if let Some((place, text)) = proxy.sticks.first() {
+        match key_of(text) {
+            Some(key) => return Balance::Hash(key),
+            None => {
+                let question = format!("clients do not stick by {text}");
+                notes.decision(place, question, &["leave it so", "stick by another key"]);
+            }
+        }
+    }
+    let argument = proxy.balance.get(1).map(String::as_str).unwrap_or_default();
+    let kind = proxy.balance.first().map(String::as_str).unwrap_or("roundrobin");
+    if let Some(name) = kind.strip_prefix("hdr(").and_then(|name| name.strip_suffix(')')) {
+        return Balance::Hash(Key::Header(name.to_owned()));
+    }
+    match kind {
+        "leastconn" => Balance::LeastLoaded,
+        "first" => Balance::First,
+        "source" => Balance::Hash(Key::Source),
+        "uri" => {
+            let mut words = proxy.balance.iter().skip_while(|word| *word != "depth");
+            let depth = words.nth(1).and_then(|depth| depth.parse().ok()).unwrap_or(0);
+            Balance::Hash(Key::Path(depth))
+        }
+        "url_param" => Balance::Hash(Key::Query(argument.to_owned())),
+        "hash" => key_of(argument).map_or(Balance::RoundRobin, Balance::Hash),
+        random if random == "random" || random.starts_with("random(") => Balance::Random,
+        _ => Balance::RoundRobin,
+    }
+}
+
+fn words_of<'s>(statement: &'s Statement, name: &str) -> Option<&'s str> {
+    let mut words = statement.words.iter().skip_while(|word| word.text != name);
+    words.nth(1).map(|word| word.text.as_str())
+}
+
+/// What a sample is as the key of a hash.
+pub(super) fn key_of(text: &str) -> Option<Key> {
+    let nothing = |name: &str| Ok(crate::source::Source::of(name, ""));
+    let files = super::super::list::Files::new(&nothing);
+    let place = crate::source::Place::start(&"".into());
+    let Expression { fetch, converters, .. } = sample::expression(text, &place, &files).ok()?;
+    if !converters.iter().all(|call| matches!(call.name.as_str(), "lower" | "upper")) {
+        return None;
+    }
+    let first = fetch.argument(0).to_owned();
+    match canonical(&fetch.name) {
+        "src" => Some(Key::Source),
+        "path" => Some(Key::Path(0)),
+        "req.hdr" | "req.fhdr" => Some(Key::Header(first)),
+        "req.cook" => Some(Key::Cookie(first, None)),
+        "url_param" => Some(Key::Query(first)),
+        _ => None,
+    }
+}
+
+/// Of the first server that is checked.
+fn check(proxy: &Proxy, servers: &[Server]) -> Option<Check> {
+    let server = servers.iter().find(|server| server.has("check"))?;
+    let http = proxy.option("httpchk");
+    let mut check = Check {
+        path: http.map(|option| match option.from(2) {
+            [only] => only.text.clone(),
+            [_, path, ..] => path.text.clone(),
+            [] => "/".to_owned(),
+        }),
+        host: None,
+        statuses: Vec::new(),
+        port: number(server, "port").and_then(|port| u16::try_from(port).ok()),
+        interval: server.value("inter").and_then(time).unwrap_or(Duration::from_secs(2)),
+        timeout: timeout(proxy, "check"),
+        fall: number(server, "fall").unwrap_or(3),
+        rise: number(server, "rise").unwrap_or(2),
+    };
+    for statement in proxy.checks.iter().filter(|s| s.at(0) == "http-check" && http.is_some()) {
+        let texts: Vec<&str> = statement.words.iter().map(|word| word.text.as_str()).collect();
+        if statement.at(1) == "expect" {
+            check.statuses = statuses(&texts).unwrap_or_default();
+        }
+        if let Some(at) = texts.iter().position(|text| *text == "uri") {
+            check.path = texts.get(at + 1).map(|path| (*path).to_owned());
+        }
+        let host = texts.windows(3).find(|w| w[0] == "hdr" && w[1].eq_ignore_ascii_case("host"));
+        check.host = host.map(|host| host[2].to_owned()).or(check.host);
+    }
+    Some(check)
+}
+
+/// `expect status 200,204 300-302`.
+pub(super) fn statuses(texts: &[&str]) -> Option<Vec<u16>> {
+    let at = texts.iter().position(|text| *text == "status")?;
+    let mut all = Vec::new();
+    for part in texts.get(at + 1)?.split(',') {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high): (u16, u16) = (low.parse().ok()?, high.parse().ok()?);
+        all.extend((low..=high.min(599)).filter(|status| *status >= 100));
+    }
+    Some(all)
+}
+
+fn outlier(servers: &[Server]) -> Option<Outlier> {
+    let server = servers.iter().find(|server| server.has("observe"))?;
+    let failures = number(server, "error-limit").unwrap_or(10);
+    Some(Outlier { failures, ejection: Duration::from_secs(10) })
+}
+
+fn tls(servers: &[Server], notes: &mut Notes) -> Option<ClientTls> {
+    let server = servers.iter().find(|server| server.has("ssl"))?;
+    if let Some(plain) = servers.iter().find(|server| !server.has("ssl")) {
+        let question = format!("{} is spoken to in TLS, as is {}", plain.name, server.name);
+        notes.decision(&plain.place, question, &["make a backend of it", "leave it so"]);
+    }
+    let sni = server.value("sni").and_then(|sni| sni.strip_prefix("str(")?.strip_suffix(')'));
+    let server_name = sni.or(server.value("verifyhost")).map(str::to_owned);
+    let is_proved = server.value("verify") != Some("none");
+    let roots = server.value("ca-file").filter(|_| is_proved).map(str::to_owned);
+    let certificate = server.value("crt").map(|crt| (crt.to_owned(), crt.to_owned()));
+    Some(ClientTls { server_name, roots, certificate })
+}

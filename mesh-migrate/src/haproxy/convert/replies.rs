@@ -1,0 +1,249 @@
+//! Answers of the proxy itself.
+
+use crate::{
+    program::{Location, PathChange, Reply},
+    source::Place,
+};
+
+use super::super::{
+    rules::{self, Action, Redirect, RedirectKind},
+    sample::{Expression, Format, Part},
+};
+use super::{state::State, unavailable, walk::Walk};
+
+/// What is said of every refusal: tests know it.
+pub(super) const PAGE: &str = "the page that says so is not HAProxy's";
+
+/// The answer of a rule, where it has one.
+pub(super) fn of(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    action: &Action,
+    state: &State,
+) -> Option<Reply> {
+    Some(match action {
+        Action::Answer(reply) => answer(walk, place, reply, state),
+        Action::Redirect(redirect) => match redirected(walk, place, redirect, state) {
+            Ok(reply) => reply,
+            Err(why) => {
+                let question = format!("{why}: 503 is answered and nothing is redirected");
+                walk.notes.decision(place, question, &["write a redirect by hand"]);
+                unavailable()
+            }
+        },
+        Action::Close => {
+            walk.notes.approximated(place, "403 is answered; the connection does not end");
+            Reply { status: 403, ..Reply::default() }
+        }
+        Action::Auth => {
+            let question = "passwords are not asked for: all that it may be about is refused (401)";
+            let choices = ["authorize by mTLS identity", "ask for passwords in the application"];
+            walk.notes.decision(place, question, &choices);
+            Reply { status: 401, ..Reply::default() }
+        }
+        Action::Service(name) => {
+            let meaning = format!("{name} is not there: 404 is answered");
+            walk.notes.dropped(place, meaning);
+            Reply { status: 404, ..Reply::default() }
+        }
+        _ => return None,
+    })
+}
+
+fn answer(walk: &mut Walk<'_, '_>, place: &Place, of: &rules::Reply, state: &State) -> Reply {
+    let mut reply = Reply { status: of.status, ..Reply::default() };
+    if of.is_late {
+        walk.notes.approximated(place, "it is answered at once, not after `timeout tarpit`");
+    }
+    if let Some(file) = &of.file {
+        let question = format!("{file} is not read: the answer is empty");
+        walk.notes.decision(place, question, &["leave it so", "serve it from an application"]);
+    } else if of.body.is_none() && of.status >= 400 {
+        walk.notes.approximated(place, PAGE);
+    }
+    let mut said = |what: &str, format: &Format| match state.constant(walk.front, format) {
+        Ok(text) => Some(text),
+        Err(why) => {
+            let question = format!("{why}: {what} is left out");
+            walk.notes.decision(place, question, &["leave it so"]);
+            None
+        }
+    };
+    if let Some(body) = &of.body {
+        reply.headers.extend(of.content_type.clone().map(|kind| ("content-type".into(), kind)));
+        reply.body = said("the text", body).unwrap_or_default();
+    }
+    for (name, value) in &of.headers {
+        reply.headers.extend(said(name, value).map(|value| (name.clone(), value)));
+    }
+    reply
+}
+
+fn redirected(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    redirect: &Redirect,
+    state: &State,
+) -> Result<Reply, String> {
+    let mut reply = Reply { status: redirect.code, ..Reply::default() };
+    reply.headers.extend(redirect.cookie.clone().map(|cookie| ("set-cookie".to_owned(), cookie)));
+    let constant = state.constant(walk.front, &redirect.to);
+    let location = match redirect.kind {
+        RedirectKind::Location => match constant {
+            Ok(text) => {
+                reply.headers.push(("location".to_owned(), text));
+                return Ok(reply);
+            }
+            Err(_) => location(walk, place, &redirect.to, state)?,
+        },
+        RedirectKind::Prefix => {
+            let mut location = authority(&constant?)?;
+            rest(&mut location, redirect, state)?;
+            location
+        }
+        RedirectKind::Scheme => {
+            keeps_port(walk, place);
+            let mut location = Location { scheme: Some(constant?), ..Location::default() };
+            rest(&mut location, redirect, state)?;
+            location
+        }
+    };
+    reply.location = Some(location);
+    Ok(reply)
+}
+
+fn keeps_port(walk: &mut Walk<'_, '_>, place: &Place) {
+    walk.notes.approximated(place, "a port in `Host` is left out of the redirect");
+}
+
+/// `https://host:port/base`, or parts of it; the base is put before the path.
+fn authority(text: &str) -> Result<Location, String> {
+    let mut location = Location::default();
+    let mut base = text;
+    if let Some((scheme, rest)) = text.split_once("://") {
+        location.scheme = Some(scheme.to_owned());
+        let end = rest.find('/').unwrap_or(rest.len());
+        let (authority, after) = rest.split_at(end);
+        base = after;
+        match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => {
+                let port = port.parse().map_err(|_| format!("{authority:?} has no port"))?;
+                (location.host, location.port) = (Some(host.to_owned()), Some(port));
+            }
+            _ => location.host = Some(authority.to_owned()),
+        }
+        if location.host.as_deref() == Some("") {
+            return Err(format!("{text:?} has no host"));
+        }
+    }
+    if base.contains('?') {
+        return Err("a query before the path".to_owned());
+    }
+    if !base.is_empty() && base != "/" || (base == "/" && location.host.is_some()) {
+        location.path = Some(PathChange::Prefix { from: String::new(), to: base.to_owned() });
+    }
+    Ok(location)
+}
+
+/// Path and query of the request, as `prefix` and `scheme` put them at the end.
+fn rest(location: &mut Location, redirect: &Redirect, state: &State) -> Result<(), String> {
+    location.strip_query = redirect.drops_query;
+    if state.query.is_some() && !redirect.drops_query {
+        return Err("the query has been rewritten before".to_owned());
+    }
+    if let Some(path) = &state.path {
+        if location.path.is_some() {
+            return Err("the path has been rewritten before".to_owned());
+        }
+        location.path = Some(path.clone());
+    }
+    if redirect.appends_slash {
+        if location.path.is_some() || !redirect.drops_query {
+            return Err("`append-slash` after another path or a query".to_owned());
+        }
+        let pattern = "([^/])$".to_owned();
+        let substitution = "${1}/".to_owned();
+        location.path = Some(PathChange::Pattern { pattern, substitution, all: false });
+    }
+    Ok(())
+}
+
+/// `location` of parts: a scheme, a host or that of the request, then its path.
+fn location(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    format: &Format,
+    state: &State,
+) -> Result<Location, String> {
+    let parts = format.parts.as_slice();
+    let (parts, uri) = match parts.split_last() {
+        Some((Part::Sample(last), before)) if uri(last).is_some() => (before, uri(last)),
+        Some((Part::Variable(name), before)) if matches!(name.as_str(), "HU" | "HP") => {
+            (before, Some((name == "HU", false)))
+        }
+        _ => (parts, None),
+    };
+    let mut location = match parts {
+        [] => Location::default(),
+        [Part::Text(text)] => authority(text)?,
+        [Part::Text(scheme), Part::Sample(host), more @ ..] => {
+            let scheme = scheme.strip_suffix("://").ok_or("this is no scheme")?;
+            host_of(walk, place, host)?;
+            let more = match more {
+                [] => Location::default(),
+                [Part::Text(text)] => match text.strip_prefix(':') {
+                    Some(_) => authority(&format!("x://y{text}"))?,
+                    None => authority(text)?,
+                },
+                _ => return Err("this format has no counterpart".to_owned()),
+            };
+            Location { scheme: Some(scheme.to_owned()), host: None, ..more }
+        }
+        _ => return Err("this format has no counterpart".to_owned()),
+    };
+    match uri {
+        None => {
+            let whole = match location.path.take() {
+                Some(PathChange::Prefix { to, .. }) => to,
+                _ => "/".to_owned(),
+            };
+            location.path = Some(PathChange::Whole(whole));
+            location.strip_query = true;
+        }
+        Some((has_query, is_changed)) => {
+            location.strip_query = !has_query;
+            if is_changed && (state.path.is_some() || state.query.is_some()) {
+                return Err("the path has been rewritten before".to_owned());
+            }
+        }
+    }
+    Ok(location)
+}
+
+/// Whether a fetch has the query, and whether it is of the request as changed.
+fn uri(expression: &Expression) -> Option<(bool, bool)> {
+    if !expression.converters.is_empty() {
+        return None;
+    }
+    match expression.fetch.name.as_str() {
+        "path" => Some((false, true)),
+        "pathq" | "url" => Some((true, true)),
+        "capture.req.uri" => Some((true, false)),
+        _ => None,
+    }
+}
+
+/// `hdr(host)`, with its port or without.
+fn host_of(walk: &mut Walk<'_, '_>, place: &Place, of: &Expression) -> Result<(), String> {
+    let name = super::super::acl::canonical(&of.fetch.name);
+    if name != "req.hdr" || !of.fetch.argument(0).eq_ignore_ascii_case("host") {
+        return Err(format!("%[{}] is another each time", of.text));
+    }
+    match of.converters.as_slice() {
+        [] => keeps_port(walk, place),
+        [only] if only.name == "host_only" => {}
+        [only] if only.name == "field" && only.arguments == ["1", ":"] => {}
+        _ => return Err(format!("%[{}] has no counterpart", of.text)),
+    }
+    Ok(())
+}

@@ -1,0 +1,436 @@
+//! A request as rules have changed it, in terms of the request that came.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use crate::program::{Condition, PathChange, Text};
+use crate::request::{Http, Kind, Request};
+
+use super::super::{
+    acl::{self, Method, Named, Test},
+    matching::{self, Value},
+    proxy::Proxy,
+    sample::{Call, Expression, Format, Part},
+    seen::{self, Seen},
+};
+use super::{
+    logic::{all, any, constant, not},
+    text::{Leaf, Unsaid, pattern, pull, text},
+};
+
+/// A sample, in terms of the request that came.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Symbol {
+    /// It is known; `None` where there is none.
+    Known(Option<Value>),
+    /// What a fetch and its converters are of the request.
+    Of(Call, Vec<Call>),
+}
+
+/// What is known of the connection.
+#[derive(Debug, Clone)]
+pub(super) struct Front {
+    pub(super) name: String,
+    pub(super) is_tcp: bool,
+    pub(super) is_tls: bool,
+    /// Where it is the same for all of the listener.
+    pub(super) to: Option<SocketAddr>,
+    pub(super) port: Option<u16>,
+    pub(super) usable: BTreeMap<String, i64>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    /// All of these hold.
+    pub(super) when: Vec<Condition>,
+    /// What is known to hold or not, `when` included.
+    pub(super) facts: Vec<(Condition, bool)>,
+    pub(super) path: Option<PathChange>,
+    /// In order; `None` is removed, `Err` is a value that cannot be said.
+    pub(super) headers: BTreeMap<String, Header>,
+    pub(super) variables: BTreeMap<String, Result<Symbol, Unsaid>>,
+    pub(super) method: Option<Unsaid>,
+    pub(super) query: Option<Unsaid>,
+    pub(super) answer: Answers,
+}
+
+/// What becomes of a header.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Header {
+    /// Those of the client are not sent on.
+    pub(super) is_replaced: bool,
+    /// What is sent.
+    pub(super) values: Vec<String>,
+    /// Some of it cannot be said.
+    pub(super) unsaid: Option<Unsaid>,
+}
+
+/// What becomes of headers of answers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Answers {
+    pub(super) set: Vec<(String, String)>,
+    pub(super) add: Vec<(String, String)>,
+    pub(super) remove: Vec<String>,
+}
+
+impl State {
+    /// The same, where the condition holds.
+    pub(super) fn with(&self, condition: &Condition) -> Self {
+        let mut state = self.clone();
+        state.when.push(condition.clone());
+        super::logic::facts(condition, true, &mut state.facts);
+        state
+    }
+
+    pub(super) fn condition(
+        &self,
+        front: &Front,
+        proxy: &Proxy,
+        of: &acl::Condition,
+        or: bool,
+    ) -> Read {
+        let mut unsaid = Vec::new();
+        let unknown = or != of.is_unless;
+        let mut alternatives = Vec::new();
+        for conjunction in &of.any {
+            let mut literals = Vec::new();
+            for literal in conjunction {
+                let said = match &literal.of {
+                    Named::Anonymous(test) => self.test(front, test),
+                    Named::Acl(name) => {
+                        let tests = proxy.acls.get(name).map(Vec::as_slice).unwrap_or_default();
+                        let read = tests.iter().map(|test| self.test(front, test));
+                        read.collect::<Result<Vec<_>, _>>().map(any)
+                    }
+                };
+                literals.push(match said {
+                    Ok(condition) if literal.is_negated => not(condition),
+                    Ok(condition) => condition,
+                    Err(why) => {
+                        unsaid.push(why);
+                        constant(unknown)
+                    }
+                });
+            }
+            alternatives.push(all(literals));
+        }
+        let condition = any(alternatives);
+        let condition = if of.is_unless { not(condition) } else { condition };
+        Read { condition: super::logic::given(condition, &self.facts), unsaid }
+    }
+
+    fn test(&self, front: &Front, test: &Test) -> Result<Condition, Unsaid> {
+        let symbol = self.symbol(front, &test.expression)?;
+        let (call, converters) = match symbol {
+            Symbol::Known(value) => {
+                return Ok(constant(value.is_some_and(|value| matching::matches(test, &value))));
+            }
+            Symbol::Of(call, converters) => (call, converters),
+        };
+        let source = |leaf: &Leaf| of_request(front, &call, leaf);
+        let leaf = |pattern: &str| Leaf {
+            method: test.method,
+            ignores_case: test.ignores_case,
+            pattern: pattern.to_owned(),
+        };
+        if matches!(test.method, Method::Found | Method::Bool | Method::Int | Method::Length) {
+            let patterns: Vec<&str> = test.all_patterns().collect();
+            return pull(leaf(&patterns.join(" ")), &converters, &source);
+        }
+        let leaves = test.all_patterns().map(|pattern| pull(leaf(pattern), &converters, &source));
+        leaves.collect::<Result<Vec<_>, _>>().map(any)
+    }
+
+    /// When a sample outside ACLs is exactly this text.
+    pub(super) fn is_text(
+        &self,
+        front: &Front,
+        expression: &Expression,
+        text: &str,
+    ) -> Result<Condition, Unsaid> {
+        match self.symbol(front, expression)? {
+            Symbol::Known(value) => Ok(constant(value.is_some_and(|v| v.to_string() == text))),
+            Symbol::Of(call, converters) => {
+                let pattern = text.to_owned();
+                let leaf = Leaf { method: Method::Exact, ignores_case: false, pattern };
+                let source = |leaf: &Leaf| of_request(front, &call, leaf);
+                let condition = pull(leaf, &converters, &source)?;
+                Ok(super::logic::given(condition, &self.facts))
+            }
+        }
+    }
+
+    pub(super) fn symbol(&self, front: &Front, of: &Expression) -> Result<Symbol, Unsaid> {
+        let mut symbol = self.fetched(front, &of.fetch)?;
+        for call in &of.converters {
+            if call.name == "set-var" {
+                return Err("the converter `set-var` has no counterpart".to_owned());
+            }
+            symbol = match symbol {
+                Symbol::Known(Some(value)) => {
+                    let mut none = nothing();
+                    let value = none.convert(call, value);
+                    if let Some(why) = none.unknown.pop() {
+                        return Err(why);
+                    }
+                    Symbol::Known(value)
+                }
+                Symbol::Known(None) => Symbol::Known(None),
+                Symbol::Of(fetch, mut converters) => {
+                    converters.push(call.clone());
+                    Symbol::Of(fetch, converters)
+                }
+            };
+        }
+        Ok(symbol)
+    }
+
+    fn fetched(&self, front: &Front, call: &Call) -> Result<Symbol, Unsaid> {
+        let name = acl::canonical(&call.name);
+        let first = call.argument(0);
+        let known = |value| Ok(Symbol::Known(Some(value)));
+        let of = || {
+            let call = Call { name: name.to_owned(), ..call.clone() };
+            Ok(Symbol::Of(call, Vec::new()))
+        };
+        let is_of_path = matches!(name, "path" | "pathq" | "url" | "base" | "baseq");
+        match name {
+            "always_true" | "wait_end" => known(Value::Bool(true)),
+            "req.proto_http" => known(Value::Bool(!front.is_tcp)),
+            "http_first_req" => known(Value::Bool(true)),
+            "always_false" => known(Value::Bool(false)),
+            "bool" => known(Value::Bool(matches!(first, "true" | "1" | "yes" | "on"))),
+            "str" => known(Value::Text(first.to_owned())),
+            "int" => Ok(Symbol::Known(first.parse().ok().map(Value::Int))),
+            "ssl_fc" => known(Value::Bool(front.is_tls)),
+            "ssl_fc_sni" | "ssl_c_used" | "ssl_fc_has_crt" if !front.is_tls => {
+                Ok(Symbol::Known(None))
+            }
+            "req.ssl_sni" | "req.ssl_hello_type" if !front.is_tcp => Ok(Symbol::Known(None)),
+            "fe_name" => known(Value::Text(front.name.clone())),
+            "dst_port" => match front.port {
+                Some(port) => known(Value::Int(port.into())),
+                None => Err("the listener has several ports".to_owned()),
+            },
+            "dst" => match front.to.filter(|to| !to.ip().is_unspecified()) {
+                Some(to) => known(Value::Ip(to.ip())),
+                None => Err("the listener has several addresses".to_owned()),
+            },
+            "nbsrv" => known(Value::Int(front.usable.get(first).copied().unwrap_or(0))),
+            counter if seen::is_counter(counter) => known(Value::Int(0)),
+            "var" => match self.variables.get(first) {
+                Some(symbol) => symbol.clone(),
+                None if call.arguments.len() > 1 => known(Value::Text(call.argument(1).into())),
+                None => Ok(Symbol::Known(None)),
+            },
+            "method" => match &self.method {
+                Some(why) => Err(why.clone()),
+                None => of(),
+            },
+            "path" if matches!(self.path, Some(PathChange::Whole(_))) => match &self.path {
+                Some(PathChange::Whole(path)) => known(Value::Text(path.clone())),
+                _ => of(),
+            },
+            _ if is_of_path && self.path.is_some() => {
+                Err(format!("`{name}` after the path has been rewritten"))
+            }
+            "query" | "url_param" | "pathq" | "url" if self.query.is_some() => {
+                Err(format!("`{name}` after the query has been rewritten"))
+            }
+            "req.hdr" | "req.fhdr" | "req.hdr_cnt" | "req.fhdr_cnt" | "req.cook" => {
+                let header = if name == "req.cook" { "cookie" } else { first };
+                match self.headers.get(&header.to_ascii_lowercase()) {
+                    None => of(),
+                    Some(header) if header.is_replaced && header.unsaid.is_none() => {
+                        self.replaced(name, header)
+                    }
+                    Some(_) => Err(format!("header {header:?} after it has been changed")),
+                }
+            }
+            _ => of(),
+        }
+    }
+
+    fn replaced(&self, name: &str, header: &Header) -> Result<Symbol, Unsaid> {
+        let count = i64::try_from(header.values.len()).unwrap_or(i64::MAX);
+        match (name, header.values.as_slice()) {
+            ("req.hdr_cnt" | "req.fhdr_cnt", _) => Ok(Symbol::Known(Some(Value::Int(count)))),
+            ("req.cook", _) => Err("cookies after they have been changed".to_owned()),
+            (_, []) => Ok(Symbol::Known(None)),
+            (_, [only]) if !only.contains(',') => {
+                Ok(Symbol::Known(Some(Value::Text(only.clone()))))
+            }
+            _ => Err("a header of several values".to_owned()),
+        }
+    }
+
+    /// The text of a format, where the same for all requests.
+    pub(super) fn constant(&self, front: &Front, format: &Format) -> Result<String, Unsaid> {
+        let mut out = String::new();
+        for part in &format.parts {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Variable(name) if name == "f" => out.push_str(&front.name),
+                Part::Variable(name) => return Err(format!("%{name} is another each time")),
+                Part::Sample(expression) => match self.symbol(front, expression)? {
+                    Symbol::Known(value) => {
+                        out.extend(value.map(|value| value.to_string()));
+                    }
+                    Symbol::Of(..) => {
+                        return Err(format!("%[{}] is another each time", expression.text));
+                    }
+                },
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A condition, and what of it could not be said.
+pub(super) struct Read {
+    pub(super) condition: Condition,
+    pub(super) unsaid: Vec<Unsaid>,
+}
+
+/// A request of which nothing is asked, for converters of known samples.
+fn nothing() -> Seen {
+    let http = Http {
+        method: String::new(),
+        host: None,
+        target: String::new(),
+        headers: Vec::new(),
+        is_http10: false,
+    };
+    let source = std::net::Ipv4Addr::UNSPECIFIED.into();
+    Seen::new(&Request { listener: None, source, kind: Kind::Http(http) })
+}
+
+/// How TLS names are called in conditions until they become names of rules.
+pub(super) const SERVER_NAME: &str = ":server-name";
+
+/// A condition of the request for a pattern of a fetch.
+fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsaid> {
+    let name = call.name.as_str();
+    let first = call.argument(0).to_ascii_lowercase();
+    let unsaid = || Err(format!("`{name}` compared so has no counterpart"));
+    if front.is_tcp && name != "req.ssl_sni" {
+        return Err(format!("`{name}` has no counterpart for connections"));
+    }
+    match name {
+        "path" => match leaf.method {
+            Method::Found => Ok(Condition::Always),
+            _ => Ok(Condition::Path(text(leaf)?)),
+        },
+        "method" => match leaf.method {
+            Method::Exact => Ok(Condition::Method(vec![leaf.pattern.clone()])),
+            _ => unsaid(),
+        },
+        "req.hdr" | "req.fhdr" if first == "host" || name == "req.fhdr" => {
+            Ok(Condition::Header(first, text(leaf)?))
+        }
+        "req.hdr" if !call.argument(1).is_empty() => unsaid(),
+        "req.hdr" => header(&first, leaf),
+        "req.hdr_cnt" | "req.fhdr_cnt" if leaf.method == Method::Int => {
+            match acl::ranges(leaf.pattern.split(' ')).as_slice() {
+                [(1 | i64::MIN..=0, i64::MAX)] => Ok(Condition::Header(first, Text::Present)),
+                [(i64::MIN..=0, 0)] => Ok(not(Condition::Header(first, Text::Present))),
+                _ => unsaid(),
+            }
+        }
+        "req.cook" => cookie(call.argument(0), leaf),
+        "url_param" if call.argument(1).is_empty() => {
+            Ok(Condition::Query(call.argument(0).to_owned(), text(leaf)?))
+        }
+        "src" if leaf.method == Method::Ip => match acl::block(&leaf.pattern) {
+            Some((ip, length)) => Ok(Condition::Source(vec![format!("{ip}/{length}")])),
+            None => Err(format!("{:?} is no network", leaf.pattern)),
+        },
+        "url" | "pathq" | "capture.req.uri"
+            if leaf.method == Method::Beginning && !leaf.pattern.contains('?') =>
+        {
+            Ok(Condition::Path(text(leaf)?))
+        }
+        "base" => base(leaf),
+        "req.ssl_sni" => match leaf.method {
+            Method::Exact => Ok(server_name(leaf.pattern.to_ascii_lowercase())),
+            Method::End if leaf.pattern.starts_with('.') => {
+                Ok(server_name(format!("*{}", leaf.pattern.to_ascii_lowercase())))
+            }
+            _ => unsaid(),
+        },
+        _ => unsaid(),
+    }
+}
+
+fn server_name(name: String) -> Condition {
+    Condition::Header(SERVER_NAME.to_owned(), Text::Exact(name))
+}
+
+/// A value between commas.
+fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
+    let of = |pattern| Ok(Condition::Header(name.to_owned(), Text::Pattern(pattern)));
+    let cased = |p: String| if leaf.ignores_case { format!("(?i:{p})") } else { p };
+    let p = cased(regex::escape(&leaf.pattern));
+    let (before, after) = (r"(?s:(?:.*,)?)[ \t]*", r"[ \t]*(?s:(?:,.*)?)");
+    if leaf.method != Method::Found && leaf.pattern.contains(',') {
+        return Err("a pattern with a comma in it".to_owned());
+    }
+    match leaf.method {
+        Method::Found => Ok(Condition::Header(name.to_owned(), Text::Present)),
+        Method::Exact => of(format!("{before}{p}{after}")),
+        Method::Beginning => of(format!("{before}{p}(?s:.*)")),
+        Method::End => of(format!("(?s:.*){p}{after}")),
+        Method::Part => of(format!("(?s:.*){p}(?s:.*)")),
+        Method::Domain | Method::Directory => {
+            of(format!("{before}(?:{}){after}", within_commas(&pattern(leaf)?)))
+        }
+        Method::Regex if is_plain(&leaf.pattern) => of(pattern(leaf)?),
+        _ => Err(format!("a regular expression of {name}, which is compared part by part")),
+    }
+}
+
+fn within_commas(pattern: &str) -> String {
+    pattern.replace(".*", "[^,]*")
+}
+
+/// An expression that matches the same in a line and in its parts between commas.
+fn is_plain(pattern: &str) -> bool {
+    !pattern.contains(['^', '$', '.', '[', ',', '\\'])
+}
+
+/// One pair of the header.
+fn cookie(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
+    let p = regex::escape(&leaf.pattern);
+    let value = match leaf.method {
+        Method::Found => "[^;]*".to_owned(),
+        Method::Exact => p,
+        Method::Beginning => format!("{p}[^;]*"),
+        Method::End => format!("[^;]*{p}"),
+        Method::Part => format!("[^;]*{p}[^;]*"),
+        _ => return Err("this comparison of a cookie has no counterpart".to_owned()),
+    };
+    let value = if leaf.ignores_case { format!("(?i:{value})") } else { value };
+    let name = regex::escape(name);
+    let pattern = format!(r"(?s:(?:.*;)?)[ \t]*{name}={value}[ \t]*(?s:(?:;.*)?)");
+    Ok(Condition::Header("cookie".to_owned(), Text::Pattern(pattern)))
+}
+
+/// Host and path in one.
+fn base(leaf: &Leaf) -> Result<Condition, Unsaid> {
+    let of = |method, pattern: &str| Leaf {
+        method,
+        ignores_case: leaf.ignores_case,
+        pattern: pattern.to_owned(),
+    };
+    let host = |method, pattern| {
+        text(&of(method, pattern)).map(|text| Condition::Header("host".to_owned(), text))
+    };
+    match (leaf.method, leaf.pattern.find('/')) {
+        (Method::Beginning, None) => host(Method::Beginning, &leaf.pattern),
+        (Method::Exact | Method::Beginning, Some(at)) if at > 0 => {
+            let (name, path) = leaf.pattern.split_at(at);
+            let path = Condition::Path(text(&of(leaf.method, path))?);
+            Ok(all([host(Method::Exact, name)?, path]))
+        }
+        _ => Err("`base` compared so has no counterpart".to_owned()),
+    }
+}

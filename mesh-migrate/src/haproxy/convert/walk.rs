@@ -1,0 +1,502 @@
+//! Rules in the order in which HAProxy goes through them, all ways at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    program::{Condition, Forward, Forwarded, Pool, Reply, Retry, Rule, TcpRule, Text, Then},
+    source::Place,
+};
+
+use super::super::{
+    Config,
+    acl::Condition as Written,
+    proxy::{Proxy, Switch},
+    rules::{self, Action},
+    sample::Part,
+};
+use super::{
+    logic::{all, known},
+    notes::Notes,
+    pools, replies,
+    state::{Front, Read, SERVER_NAME, State},
+    unavailable,
+};
+
+/// Rules of one listener.
+const MAX_RULES: usize = 20_000;
+/// Until there are so many, conditional changes are followed both ways.
+const MAX_SPLIT_RULES: usize = 2_000;
+/// Conditional changes within each other that are followed both ways.
+const MAX_SPLITS: usize = 12;
+
+/// What comes next for a request.
+#[derive(Clone, Copy)]
+enum Step<'c> {
+    Monitor,
+    Rule(&'c rules::Rule),
+    /// Of a list of rules: where `allow` leads.
+    EndOfList,
+    Statistics,
+    Switch(&'c Switch),
+    Default,
+    UseServer(&'c Switch),
+    Servers,
+}
+
+pub(super) struct Walk<'c, 'n> {
+    config: &'c Config,
+    pub(super) front: &'n Front,
+    pub(super) notes: &'n mut Notes,
+    pub(super) rules: Vec<Rule>,
+    pub(super) connections: Vec<TcpRule>,
+    pub(super) forwarded: Forwarded,
+    /// Backends that requests come to.
+    pub(super) entered: BTreeSet<String>,
+    /// Pools of one server, for `use-server`.
+    pub(super) single: BTreeMap<String, Pool>,
+    frontend: Option<&'c Proxy>,
+    splits: usize,
+}
+
+impl<'c, 'n> Walk<'c, 'n> {
+    pub(super) fn new(config: &'c Config, front: &'n Front, notes: &'n mut Notes) -> Self {
+        Self {
+            config,
+            front,
+            notes,
+            rules: Vec::new(),
+            connections: Vec::new(),
+            forwarded: Forwarded::Keep,
+            entered: BTreeSet::new(),
+            single: BTreeMap::new(),
+            frontend: None,
+            splits: 0,
+        }
+    }
+
+    pub(super) fn front(&mut self, proxy: &'c Proxy) {
+        self.frontend = Some(proxy);
+        if !proxy.is_tcp && proxy.option("forwardfor").is_some() {
+            self.forwarded = Forwarded::Append;
+        }
+        let mut steps = Vec::new();
+        for list in &proxy.tcp_request {
+            steps.extend(list.iter().map(Step::Rule));
+            steps.push(Step::EndOfList);
+        }
+        if !proxy.is_tcp {
+            steps.push(Step::Monitor);
+            http(proxy, &mut steps);
+        }
+        steps.extend(proxy.switches.iter().map(Step::Switch));
+        steps.push(Step::Default);
+        self.steps(proxy, &steps, State::default());
+    }
+
+    pub(super) fn frontend(&self) -> Option<&'c Proxy> {
+        self.frontend
+    }
+
+    /// A backend by itself.
+    pub(super) fn back(&mut self, proxy: &'c Proxy) {
+        self.enter(proxy, State::default());
+    }
+
+    fn enter(&mut self, backend: &'c Proxy, state: State) {
+        self.entered.insert(backend.name.clone());
+        let mut steps = Vec::new();
+        let is_new = self.frontend.is_none_or(|f| f.name != backend.name || !f.is_backend);
+        if is_new {
+            for list in &backend.tcp_request {
+                steps.extend(list.iter().map(Step::Rule));
+                steps.push(Step::EndOfList);
+            }
+            if !backend.is_tcp && !self.front.is_tcp {
+                http(backend, &mut steps);
+            }
+        }
+        if let Some(option) = backend.option("forwardfor").filter(|_| !self.front.is_tcp) {
+            if self.forwarded == Forwarded::Keep {
+                self.forwarded = Forwarded::Append;
+            }
+            if self.frontend.is_some_and(|f| f.option("forwardfor").is_none()) {
+                let how = "X-Forwarded-For is appended for all backends of the listener";
+                self.notes.approximated(&option.place, how);
+            }
+        }
+        steps.extend(backend.use_servers.iter().map(Step::UseServer));
+        steps.push(Step::Servers);
+        self.steps(backend, &steps, state);
+    }
+
+    /// All requests of this state come to a rule.
+    fn steps(&mut self, proxy: &'c Proxy, steps: &[Step<'c>], mut state: State) {
+        for (at, step) in steps.iter().enumerate() {
+            if self.rules.len().max(self.connections.len()) > MAX_RULES {
+                let question =
+                    format!("more than {MAX_RULES} rules come of it: others are left out");
+                return self.notes.decision(&proxy.place, question, &["write rules by hand"]);
+            }
+            let rest = &steps[at + 1..];
+            let is_done = match *step {
+                Step::EndOfList => false,
+                Step::Monitor => self.monitor(proxy, &state),
+                Step::Rule(rule) => self.rule(proxy, rule, rest, &mut state),
+                Step::Statistics => self.statistics(proxy, &state),
+                Step::Switch(switch) => self.switch(proxy, switch, &mut state),
+                Step::Default => {
+                    self.default(proxy, &state);
+                    true
+                }
+                Step::UseServer(switch) => self.use_server(proxy, switch, &mut state),
+                Step::Servers => {
+                    self.servers(proxy, &state);
+                    true
+                }
+            };
+            if is_done {
+                return;
+            }
+        }
+    }
+
+    /// The condition of a line; what cannot be said of it is taken as `or`.
+    fn when(&mut self, proxy: &Proxy, state: &State, when: Option<&Written>, or: bool) -> Read {
+        match when {
+            Some(when) => state.condition(self.front, proxy, when, or),
+            None => Read { condition: Condition::Always, unsaid: Vec::new() },
+        }
+    }
+
+    fn unsaid(&mut self, place: &Place, unsaid: &[String], refuses: bool) {
+        for why in unsaid {
+            let question = match refuses {
+                true => format!("{why}: all that this line may be about is refused"),
+                false => format!("{why}: this line is left out where it hangs on that"),
+            };
+            let choices = ["write a rule by hand", "leave it so"];
+            self.notes.decision(place, question, &choices);
+        }
+    }
+
+    /// Whether no request goes on.
+    fn rule(
+        &mut self,
+        proxy: &'c Proxy,
+        rule: &'c rules::Rule,
+        rest: &[Step<'c>],
+        state: &mut State,
+    ) -> bool {
+        let refuses = match &rule.action {
+            Action::Answer(reply) => reply.status >= 400,
+            Action::Close | Action::Auth => true,
+            _ => false,
+        };
+        let Read { condition, unsaid } = self.when(proxy, state, rule.when.as_ref(), refuses);
+        let is_last = matches!(rest.first(), Some(Step::EndOfList) | None);
+        if matches!(rule.action, Action::Aside(_)) || (rule.action == Action::Allow && is_last) {
+            return false;
+        }
+        self.unsaid(&rule.place, &unsaid, refuses);
+        if known(&condition) == Some(false) {
+            return false;
+        }
+        if self.front.is_tcp && matches!(rule.action, Action::Close) {
+            return self.close(rule, &condition, state);
+        }
+        if let Some(reply) = replies::of(self, &rule.place, &rule.action, state) {
+            self.answer(&rule.place, state, &condition, reply);
+            return self.goes_on(condition, state);
+        }
+        if known(&condition) == Some(true) {
+            return self.apply(proxy, rule, rest, state);
+        }
+        if self.splits >= MAX_SPLITS || self.rules.len() > MAX_SPLIT_RULES {
+            let question = "too many combinations of conditions come before it: it is left out";
+            self.notes.decision(&rule.place, question, &["write a rule by hand", "leave it so"]);
+            return false;
+        }
+        let mut other = state.with(&condition);
+        self.splits += 1;
+        if !self.apply(proxy, rule, rest, &mut other) {
+            self.steps(proxy, rest, other);
+        }
+        self.splits -= 1;
+        self.goes_on(condition, state)
+    }
+
+    /// Where requests that meet the condition have been dealt with.
+    fn goes_on(&mut self, condition: Condition, state: &mut State) -> bool {
+        super::logic::facts(&condition, false, &mut state.facts);
+        known(&condition) == Some(true)
+    }
+
+    /// A rule that changes something, of all requests of this state.
+    fn apply(
+        &mut self,
+        proxy: &'c Proxy,
+        rule: &'c rules::Rule,
+        rest: &[Step<'c>],
+        state: &mut State,
+    ) -> bool {
+        if rule.action != Action::Allow {
+            let is_first = state.when.is_empty() && rule.when.is_none();
+            super::action::apply(self, rule, is_first && self.entered.is_empty(), state);
+            return false;
+        }
+        let end = rest.iter().position(|step| matches!(step, Step::EndOfList));
+        self.steps(proxy, &rest[end.unwrap_or(rest.len())..], state.clone());
+        true
+    }
+
+    fn close(&mut self, rule: &rules::Rule, condition: &Condition, state: &mut State) -> bool {
+        if known(condition) != Some(true) || !state.when.is_empty() {
+            let question = "connections are not refused by what is asked here: this is left out";
+            let choices = ["leave it so", "authorize by policy at the application"];
+            self.notes.decision(&rule.place, question, &choices);
+            return false;
+        }
+        self.goes_on(Condition::Always, state)
+    }
+
+    pub(super) fn answer(&mut self, place: &Place, state: &State, when: &Condition, reply: Reply) {
+        self.emit(place, state, when, Then::Reply(reply));
+    }
+
+    fn emit(&mut self, place: &Place, state: &State, when: &Condition, then: Then) {
+        let when = all(state.when.iter().cloned().chain([when.clone()]));
+        if known(&when) != Some(false) {
+            self.rules.push(Rule { place: place.clone(), when, then });
+        }
+    }
+
+    fn monitor(&mut self, proxy: &'c Proxy, state: &State) -> bool {
+        let Some((place, uri)) = &proxy.monitor else { return false };
+        self.notes.approximated(place, format!("{uri} is answered with any query, too"));
+        let path = Condition::Path(Text::Exact(uri.clone()));
+        for fails in &proxy.monitor_fails {
+            let read = state.condition(self.front, proxy, fails, false);
+            let question = "how many servers are well is not asked: the monitor is not told";
+            self.notes.decision(&fails.place, question, &["leave it so"]);
+            self.answer(place, state, &all([path.clone(), read.condition]), unavailable());
+        }
+        self.answer(place, state, &path, Reply { status: 200, ..Reply::default() });
+        false
+    }
+
+    fn statistics(&mut self, proxy: &'c Proxy, state: &State) -> bool {
+        let Some((place, uri)) = &proxy.stats else { return false };
+        let meaning = format!("{uri} is answered with 404: ours has `meshctl top` and /metrics");
+        self.notes.dropped(place, meaning);
+        let path = match uri.split_once('?') {
+            Some((path, _)) => Text::Exact(path.to_owned()),
+            None => Text::Prefix(uri.clone()),
+        };
+        let reply = Reply { status: 404, ..Reply::default() };
+        let when = match state.path {
+            None => super::logic::given(Condition::Path(path), &state.facts),
+            Some(_) => super::logic::NEVER,
+        };
+        self.answer(place, state, &when, reply);
+        false
+    }
+
+    fn switch(&mut self, proxy: &'c Proxy, switch: &'c Switch, state: &mut State) -> bool {
+        let Read { condition, unsaid } = self.when(proxy, state, switch.when.as_ref(), false);
+        self.unsaid(&switch.place, &unsaid, false);
+        if known(&condition) == Some(false) {
+            return false;
+        }
+        let inside = state.with(&condition);
+        match self.front_constant(&inside, switch) {
+            Some(name) => match self.config.backend(&name).filter(|b| !b.is_disabled) {
+                Some(backend) => self.enter_at(backend, inside),
+                None => {
+                    let what = format!("there is no backend {name:?}: the default takes it");
+                    self.notes.approximated(&switch.place, what);
+                    self.default(proxy, &inside);
+                }
+            },
+            None => self.dynamic(proxy, switch, inside),
+        }
+        self.goes_on(condition, state)
+    }
+
+    fn front_constant(&self, state: &State, switch: &Switch) -> Option<String> {
+        state.constant(self.front, &switch.to).ok()
+    }
+
+    /// `use_backend bk_%[…]`: one rule for each backend whose name it may be.
+    fn dynamic(&mut self, proxy: &'c Proxy, switch: &'c Switch, mut state: State) {
+        let (before, expression, after) = match switch.to.parts.as_slice() {
+            [Part::Sample(expression)] => ("", expression, ""),
+            [Part::Text(before), Part::Sample(expression)] => (before.as_str(), expression, ""),
+            [Part::Sample(expression), Part::Text(after)] => ("", expression, after.as_str()),
+            [Part::Text(before), Part::Sample(expression), Part::Text(after)] => {
+                (before.as_str(), expression, after.as_str())
+            }
+            _ => {
+                let question = "this name cannot be foreseen: the default backend takes all of it";
+                self.notes.decision(&switch.place, question, &["write rules by hand"]);
+                return self.default(proxy, &state);
+            }
+        };
+        for backend in self.config.proxies.iter().filter(|p| p.is_backend && !p.is_disabled) {
+            let middle = backend.name.strip_prefix(before).and_then(|n| n.strip_suffix(after));
+            let Some(middle) = middle else { continue };
+            match state.is_text(self.front, expression, middle) {
+                Ok(condition) if known(&condition) == Some(false) => {}
+                Ok(condition) => {
+                    self.enter_at(backend, state.with(&condition));
+                    super::logic::facts(&condition, false, &mut state.facts);
+                }
+                Err(why) => {
+                    let question = format!("{why}: requests for {} are not told", backend.name);
+                    let choices = ["write a rule by hand", "leave it so"];
+                    self.notes.decision(&switch.place, question, &choices);
+                }
+            }
+        }
+        self.default(proxy, &state);
+    }
+
+    fn enter_at(&mut self, backend: &'c Proxy, state: State) {
+        if known(&all(state.when.iter().cloned())) != Some(false) {
+            self.enter(backend, state);
+        }
+    }
+
+    fn default(&mut self, proxy: &'c Proxy, state: &State) {
+        if let Some((place, name)) = &proxy.default_backend {
+            if let Some(backend) = self.config.backend(name).filter(|b| !b.is_disabled) {
+                return self.enter(backend, state.clone());
+            }
+            self.notes.approximated(place, format!("there is no backend {name:?}: 503"));
+        } else if proxy.is_backend {
+            return self.enter(proxy, state.clone());
+        }
+        if !self.front.is_tcp {
+            self.answer(&proxy.place, state, &Condition::Always, unavailable());
+        }
+    }
+
+    fn use_server(&mut self, proxy: &'c Proxy, switch: &'c Switch, state: &mut State) -> bool {
+        let Read { condition, unsaid } = self.when(proxy, state, switch.when.as_ref(), false);
+        self.unsaid(&switch.place, &unsaid, false);
+        let Some(name) = self.front_constant(state, switch) else {
+            let question = "which server this is cannot be foreseen: it is left out";
+            self.notes.decision(&switch.place, question, &["write rules by hand"]);
+            return false;
+        };
+        let server = proxy.servers.iter().find(|s| s.name == name && !s.is_disabled());
+        let Some(server) = server.filter(|_| known(&condition) != Some(false)) else {
+            return false;
+        };
+        let how = format!("while {name} is not well, others do not take it");
+        self.notes.approximated(&switch.place, how);
+        let pool = format!("{}-{name}", proxy.name);
+        let mut alone = server.clone();
+        alone.settings.remove("backup");
+        alone.settings.remove("weight");
+        let one = pools::pool(self.config, proxy, std::slice::from_ref(&alone), self.notes);
+        self.single.insert(pool.clone(), one);
+        self.forward(&switch.place, proxy, state, &condition, pool);
+        self.goes_on(condition, state)
+    }
+
+    fn servers(&mut self, proxy: &'c Proxy, state: &State) {
+        if proxy.servers.is_empty() {
+            if !self.front.is_tcp {
+                self.answer(&proxy.place, state, &Condition::Always, unavailable());
+            }
+            return;
+        }
+        self.forward(&proxy.place, proxy, state, &Condition::Always, proxy.name.clone());
+    }
+
+    fn forward(
+        &mut self,
+        place: &Place,
+        proxy: &Proxy,
+        state: &State,
+        when: &Condition,
+        pool: String,
+    ) {
+        let pools = vec![(pool, 1)];
+        if self.front.is_tcp {
+            return self.connection(place, state, when, pools);
+        }
+        let mut forward = Forward {
+            pools,
+            path: state.path.clone(),
+            retry: retry(proxy),
+            set_answer: state.answer.set.clone(),
+            add_answer: state.answer.add.clone(),
+            remove_answer: state.answer.remove.clone(),
+            ..Forward::default()
+        };
+        super::action::answers(self, proxy, &mut forward);
+        super::action::headers(state, &mut forward);
+        self.emit(place, state, when, Then::Forward(Box::new(forward)));
+    }
+
+    fn connection(
+        &mut self,
+        place: &Place,
+        state: &State,
+        when: &Condition,
+        pools: Vec<(String, u32)>,
+    ) {
+        let when = all(state.when.iter().cloned().chain([when.clone()]));
+        match names(&when) {
+            Some(server_names) => {
+                self.connections.push(TcpRule { place: place.clone(), server_names, pools });
+            }
+            None => {
+                let question = "this condition on connections has no counterpart: \
+                                they go where the rules below say";
+                self.notes.decision(place, question, &["write rules by hand"]);
+            }
+        }
+    }
+}
+
+fn http<'c>(proxy: &'c Proxy, steps: &mut Vec<Step<'c>>) {
+    steps.extend(proxy.http_request.iter().map(Step::Rule));
+    steps.extend([Step::EndOfList, Step::Statistics]);
+    steps.extend(proxy.redirects.iter().map(Step::Rule));
+    steps.push(Step::EndOfList);
+}
+
+/// Names of TLS that a condition is about; none is every connection.
+fn names(condition: &Condition) -> Option<Vec<String>> {
+    match condition {
+        Condition::Always => Some(Vec::new()),
+        Condition::Header(name, Text::Exact(server_name)) if name == SERVER_NAME => {
+            Some(vec![server_name.clone()])
+        }
+        Condition::Any(any) if !any.is_empty() => {
+            let names = any.iter().map(names).collect::<Option<Vec<_>>>()?;
+            names.iter().all(|names| !names.is_empty()).then(|| names.concat())
+        }
+        _ => None,
+    }
+}
+
+/// Repetitions: `retries`, 3 where nothing is said, and `retry-on`.
+fn retry(proxy: &Proxy) -> Option<Retry> {
+    let retries = proxy.setting("retries").map_or(Ok(3), |statement| statement.at(1).parse());
+    let attempts: u32 = retries.unwrap_or(3);
+    let mut retry = Retry { attempts, any_method: true, ..Retry::default() };
+    for word in proxy.setting("retry-on").into_iter().flat_map(|statement| statement.from(1)) {
+        match word.text.as_str() {
+            "empty-response" | "junk-response" | "response-timeout" => retry.on_reset = true,
+            "all-retryable-errors" => {
+                retry.on_reset = true;
+                retry.statuses.extend([500, 502, 503, 504]);
+            }
+            status => retry.statuses.extend(status.parse::<u16>()),
+        }
+    }
+    (attempts > 0).then_some(retry)
+}

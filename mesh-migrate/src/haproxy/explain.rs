@@ -388,7 +388,9 @@ impl<'c> Run<'c> {
             block.is_some_and(|block| acl::within(block, self.seen.source))
         });
         let is_there = texts.contains(&"if-none") && self.seen.lines(&name).next().is_some();
-        if !is_excepted && !is_there {
+        if is_excepted || is_there {
+            self.say(&option.place, format!("{name} gets nothing"));
+        } else {
             let client = self.seen.source.to_string();
             self.seen.touch(&name);
             self.say(&option.place, format!("{name} gets {client}"));
@@ -448,6 +450,9 @@ impl<'c> Run<'c> {
         if let Some(server) = self.by_cookie(backend) {
             return (vec![server], true);
         }
+        if let Some(cookie) = backend.setting("cookie") {
+            self.say(&cookie.place, format!("{} is not there, or of no server", cookie.at(1)));
+        }
         let usual: Vec<&Server> = usable(backend).filter(|server| !server.is_backup()).collect();
         let mut group = usual;
         if group.is_empty() {
@@ -477,12 +482,12 @@ impl<'c> Run<'c> {
     fn is_hashed(&mut self, backend: &Proxy, kind: &str) -> bool {
         let argument = backend.balance.get(1).map(String::as_str).unwrap_or_default();
         if let Some(name) = kind.strip_prefix("hdr(").and_then(|name| name.strip_suffix(')')) {
-            return self.seen.is_http && self.seen.lines(name).next().is_some();
+            return !backend.is_tcp && self.seen.lines(name).next().is_some();
         }
         match kind {
             "source" => true,
-            "uri" => self.seen.is_http,
-            "url_param" => {
+            "uri" => !backend.is_tcp,
+            "url_param" if !backend.is_tcp => {
                 let text = format!("url_param({argument})");
                 self.is_there(backend, &text)
             }
@@ -492,7 +497,11 @@ impl<'c> Run<'c> {
     }
 
     fn is_stuck(&mut self, backend: &Proxy) -> bool {
-        backend.sticks.iter().any(|(_, text)| self.is_there(backend, text))
+        let stuck = backend.sticks.iter().find(|(_, text)| self.is_there(backend, text)).cloned();
+        if let Some((place, text)) = &stuck {
+            self.say(place, format!("sticks by {text}"));
+        }
+        stuck.is_some()
     }
 
     /// Whether the request has a sample of this expression.

@@ -63,15 +63,6 @@ impl Format {
     pub(super) fn of(place: &Place, text: &str) -> Self {
         Self { place: place.clone(), parts: vec![Part::Text(text.to_owned())] }
     }
-
-    /// The text, where nothing else is in it.
-    pub(super) fn constant(&self) -> Option<&str> {
-        match self.parts.as_slice() {
-            [] => Some(""),
-            [Part::Text(text)] => Some(text),
-            _ => None,
-        }
-    }
 }
 
 /// Expressions in one, at most.

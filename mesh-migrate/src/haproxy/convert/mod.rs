@@ -18,11 +18,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ledger::Ledger,
-    program::{Accepts, Forwarded, Listener, Program, Reply, ServerTls},
+    program::{Accepts, Listener, Program, Reply, ServerTls},
 };
 
 use super::{Config, proxy::Proxy, server::Bind};
 use notes::Notes;
+#[cfg(test)]
+pub(super) use replies::PAGE;
 use state::Front;
 use walk::Walk;
 

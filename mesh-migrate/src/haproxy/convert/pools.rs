@@ -129,6 +129,9 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
     }
     let argument = proxy.balance.get(1).map(String::as_str).unwrap_or_default();
     let kind = proxy.balance.first().map(String::as_str).unwrap_or("roundrobin");
+    if proxy.is_tcp && (kind.starts_with("hdr(") || matches!(kind, "uri" | "url_param")) {
+        return Balance::RoundRobin;
+    }
     if let Some(name) = kind.strip_prefix("hdr(").and_then(|name| name.strip_suffix(')')) {
         return Balance::Hash(Key::Header(name.to_owned()));
     }
@@ -145,6 +148,15 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
         "hash" => key_of(argument).map_or(Balance::RoundRobin, Balance::Hash),
         random if random == "random" || random.starts_with("random(") => Balance::Random,
         _ => Balance::RoundRobin,
+    }
+}
+
+/// The header that an endpoint is chosen by.
+pub(super) fn hashed_header(proxy: &Proxy) -> Option<String> {
+    match balance(proxy, &mut Notes::default()) {
+        Balance::Hash(Key::Header(name)) => Some(name.to_ascii_lowercase()),
+        Balance::Hash(Key::Cookie(..)) => Some("cookie".to_owned()),
+        _ => None,
     }
 }
 

@@ -12,7 +12,7 @@ use super::super::{
 use super::{state::State, unavailable, walk::Walk};
 
 /// What is said of every refusal: tests know it.
-pub(super) const PAGE: &str = "the page that says so is not HAProxy's";
+pub(in crate::haproxy) const PAGE: &str = "the page that says so is not HAProxy's";
 
 /// The answer of a rule, where it has one.
 pub(super) fn of(

@@ -76,7 +76,7 @@ impl<'c, 'n> Walk<'c, 'n> {
 
     pub(super) fn front(&mut self, proxy: &'c Proxy) {
         self.frontend = Some(proxy);
-        if !proxy.is_tcp && proxy.option("forwardfor").is_some() {
+        if !proxy.is_tcp && appends(proxy) {
             self.forwarded = Forwarded::Append;
         }
         let mut steps = Vec::new();
@@ -115,11 +115,13 @@ impl<'c, 'n> Walk<'c, 'n> {
                 http(backend, &mut steps);
             }
         }
-        if let Some(option) = backend.option("forwardfor").filter(|_| !self.front.is_tcp) {
+        let option =
+            backend.option("forwardfor").filter(|_| !self.front.is_tcp && appends(backend));
+        if let Some(option) = option {
             if self.forwarded == Forwarded::Keep {
                 self.forwarded = Forwarded::Append;
             }
-            if self.frontend.is_some_and(|f| f.option("forwardfor").is_none()) {
+            if self.frontend.is_some_and(|frontend| !appends(frontend)) {
                 let how = "X-Forwarded-For is appended for all backends of the listener";
                 self.notes.approximated(&option.place, how);
             }
@@ -435,6 +437,10 @@ impl<'c, 'n> Walk<'c, 'n> {
             remove_answer: state.answer.remove.clone(),
             ..Forward::default()
         };
+        if pools::hashed_header(proxy).is_some_and(|name| state.headers.contains_key(&name)) {
+            let how = "the hash is of the header as the client sends it, before rules change it";
+            self.notes.approximated(&proxy.place, how);
+        }
         super::action::answers(self, proxy, &mut forward);
         super::action::headers(state, &mut forward);
         self.emit(place, state, when, Then::Forward(Box::new(forward)));
@@ -459,6 +465,12 @@ impl<'c, 'n> Walk<'c, 'n> {
             }
         }
     }
+}
+
+/// Whether X-Forwarded-For gets the client's address.
+fn appends(proxy: &Proxy) -> bool {
+    let option = proxy.option("forwardfor");
+    option.is_some_and(|option| !option.words.iter().any(|word| word.text == "header"))
 }
 
 fn http<'c>(proxy: &'c Proxy, steps: &mut Vec<Step<'c>>) {

@@ -1,3 +1,6 @@
+mod agreement;
+mod generator;
+
 use std::{net::IpAddr, path::Path};
 
 use serde_json::Value;

@@ -22,7 +22,7 @@ impl Seen {
             "upper" => text.to_ascii_uppercase(),
             "field" => field(&text, first.parse().ok()?, call.argument(1), call.argument(2))?,
             "word" => word(&text, first.parse().ok()?, call.argument(1), call.argument(2))?,
-            "host_only" => host_only(&text).to_owned(),
+            "host_only" => host_only(&text).to_ascii_lowercase(),
             "port_only" => {
                 let port = text[host_only(&text).len()..].trim_start_matches(':');
                 return Some(Value::Int(port.parse().unwrap_or(0)));

@@ -101,6 +101,7 @@ impl<'c> Run<'c> {
         }
         self.seen.to = address.socket;
         self.seen.is_tls = bind.settings.contains_key("ssl");
+        self.seen.captures = proxy.captures;
         self.seen.frontend.clone_from(&proxy.name);
         self.seen.backend.clone_from(&proxy.name);
         Some(proxy)
@@ -138,10 +139,12 @@ impl<'c> Run<'c> {
             return Next::Ends(outcome);
         }
         let target = self.seen.target();
-        if let Some((place, _)) = proxy.stats.as_ref().filter(|(_, uri)| target.starts_with(uri)) {
+        let is_read = matches!(self.seen.method.as_str(), "GET" | "HEAD" | "POST");
+        let stats = proxy.stats.as_ref().filter(|(_, uri)| is_read && target.starts_with(uri));
+        if let Some((place, _)) = stats {
             self.say(place, "answers with statistics");
-            let answer = Outcome::Answered { status: 200, headers: Vec::new(), body: None };
-            return Next::Ends(answer);
+            let status = if self.seen.method == "POST" { 303 } else { 200 };
+            return Next::Ends(Outcome::Answered { status, headers: Vec::new(), body: None });
         }
         self.rules(proxy, &proxy.redirects)
     }

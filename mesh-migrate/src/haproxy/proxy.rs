@@ -53,6 +53,8 @@ pub(super) struct Proxy {
     pub(super) servers: Vec<Server>,
     /// `balance` and its arguments.
     pub(super) balance: Vec<String>,
+    /// Requests are kept for its log: `capture.req.uri` is there.
+    pub(super) captures: bool,
     /// `monitor-uri`.
     pub(super) monitor: Option<(Place, String)>,
     /// `monitor fail`.
@@ -179,6 +181,7 @@ impl<'f, 'o> Reader<'f, 'o> {
             use_servers: Vec::new(),
             servers: Vec::new(),
             balance: Vec::new(),
+            captures: false,
             monitor: None,
             monitor_fails: Vec::new(),
             stats: None,
@@ -193,6 +196,7 @@ impl<'f, 'o> Reader<'f, 'o> {
         let files = self.files;
         let proxy = &mut self.proxy;
         let at = |n| statement.at(n);
+        proxy.captures |= captures(statement);
         match at(0) {
             "bind" if proxy.is_frontend => proxy.binds.push(bind(statement)?),
             "acl" => {
@@ -288,6 +292,17 @@ impl<'f, 'o> Reader<'f, 'o> {
         }
         Ok(self.proxy)
     }
+}
+
+/// Whether a statement needs the request as it came, beyond the rules of its own proxy.
+fn captures(statement: &Statement) -> bool {
+    let is_log = statement.at(0) == "log-format";
+    let variables = ["%r", "%HU", "%HP", "%HQ", "%HM", "%HV", "}r"];
+    matches!(statement.at(1), "httplog" | "httpslog")
+        || statement.words.iter().any(|word| {
+            word.text.contains("capture.req.")
+                || (is_log && variables.iter().any(|name| word.text.contains(name)))
+        })
 }
 
 fn texts(statement: &Statement, n: usize) -> Vec<String> {

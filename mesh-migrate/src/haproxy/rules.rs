@@ -363,10 +363,14 @@ impl Reader<'_, '_, '_> {
     }
 }
 
-/// `redirect …` without `http-request`.
+/// `redirect …` without `http-request`: what it leads to is a text and no format.
 pub(super) fn redirect(statement: &Statement, files: &Files<'_>) -> Result<Rule, Problem> {
     let mut reader = Reader { statement, next: 1, files };
-    let action = Action::Redirect(reader.redirect()?);
+    let mut redirect = reader.redirect()?;
+    let to =
+        (1..reader.next).find(|n| matches!(statement.at(*n), "location" | "prefix" | "scheme"));
+    redirect.to = Format::of(&statement.place, statement.at(to.unwrap_or_default() + 1));
+    let action = Action::Redirect(redirect);
     let when = condition(statement, reader.next, files)?;
     Ok(Rule { place: statement.place.clone(), action, when })
 }

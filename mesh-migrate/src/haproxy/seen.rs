@@ -31,6 +31,8 @@ pub(super) struct Seen {
     pub(super) server_name: Option<String>,
     pub(super) is_tls: bool,
     pub(super) to: Option<std::net::SocketAddr>,
+    /// The frontend keeps what `capture.req.*` are.
+    pub(super) captures: bool,
     pub(super) frontend: String,
     pub(super) backend: String,
     /// Servers that would take something, by backend.
@@ -55,6 +57,7 @@ impl Seen {
             server_name: None,
             is_tls: false,
             to: None,
+            captures: false,
             frontend: String::new(),
             backend: String::new(),
             usable: BTreeMap::new(),
@@ -223,6 +226,7 @@ impl Seen {
         let first = call.argument(0);
         match name {
             "method" => text(&self.method),
+            "path" if !self.path.starts_with('/') => Vec::new(),
             "path" => text(&self.path),
             "pathq" | "url" => text(&self.target()),
             "query" => text(self.query.as_deref().unwrap_or_default()),
@@ -231,6 +235,7 @@ impl Seen {
                 let rest = if name == "base" { self.path.clone() } else { self.target() };
                 text(&format!("{host}{rest}"))
             }
+            _ if name.starts_with("capture.req.") && !self.captures => Vec::new(),
             "capture.req.uri" => text(&self.uri.clone()),
             "capture.req.method" => text(&self.method),
             "req.ver" | "capture.req.ver" => text(if self.is_http10 { "1.0" } else { "1.1" }),

@@ -82,6 +82,7 @@ fn unused(config: &Config, proxy: &Proxy, notes: &mut Notes) {
         name: String::new(),
         is_tcp: proxy.is_tcp,
         is_tls: false,
+        captures: proxy.captures,
         to: None,
         port: None,
         usable: BTreeMap::new(),
@@ -104,6 +105,7 @@ fn front(config: &Config, proxy: &Proxy, bind: &Bind) -> Front {
         name: proxy.name.clone(),
         is_tcp: proxy.is_tcp,
         is_tls: bind.settings.contains_key("ssl"),
+        captures: proxy.captures,
         to: match sockets.as_slice() {
             [Some(only)] => Some(*only),
             _ => None,

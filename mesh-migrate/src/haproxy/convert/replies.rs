@@ -177,6 +177,11 @@ fn location(
 ) -> Result<Location, String> {
     let parts = format.parts.as_slice();
     let (parts, uri) = match parts.split_last() {
+        Some((Part::Sample(last), before))
+            if last.fetch.name.starts_with("capture.req.") && !walk.front.captures =>
+        {
+            (before, None)
+        }
         Some((Part::Sample(last), before)) if uri(last).is_some() => (before, uri(last)),
         Some((Part::Variable(name), before)) if matches!(name.as_str(), "HU" | "HP") => {
             (before, Some((name == "HU", false)))
@@ -205,7 +210,7 @@ fn location(
         None => {
             let whole = match location.path.take() {
                 Some(PathChange::Prefix { to, .. }) => to,
-                _ => "/".to_owned(),
+                _ => String::new(),
             };
             location.path = Some(PathChange::Whole(whole));
             location.strip_query = true;

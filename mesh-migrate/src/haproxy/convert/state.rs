@@ -32,6 +32,8 @@ pub(super) struct Front {
     pub(super) name: String,
     pub(super) is_tcp: bool,
     pub(super) is_tls: bool,
+    /// `capture.req.uri` is there.
+    pub(super) captures: bool,
     /// Where it is the same for all of the listener.
     pub(super) to: Option<SocketAddr>,
     pub(super) port: Option<u16>,
@@ -197,6 +199,7 @@ impl State {
             "always_true" | "wait_end" => known(Value::Bool(true)),
             "req.proto_http" => known(Value::Bool(!front.is_tcp)),
             "http_first_req" => known(Value::Bool(true)),
+            _ if name.starts_with("capture.req.") && !front.captures => Ok(Symbol::Known(None)),
             "always_false" => known(Value::Bool(false)),
             "bool" => known(Value::Bool(matches!(first, "true" | "1" | "yes" | "on"))),
             "str" => known(Value::Text(first.to_owned())),
@@ -227,7 +230,10 @@ impl State {
                 None => of(),
             },
             "path" if matches!(self.path, Some(PathChange::Whole(_))) => match &self.path {
-                Some(PathChange::Whole(path)) => known(Value::Text(path.clone())),
+                Some(PathChange::Whole(path)) if path.starts_with('/') => {
+                    known(Value::Text(path.clone()))
+                }
+                Some(PathChange::Whole(_)) => Ok(Symbol::Known(None)),
                 _ => of(),
             },
             _ if is_of_path && self.path.is_some() => {

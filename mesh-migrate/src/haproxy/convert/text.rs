@@ -47,7 +47,10 @@ pub(super) fn pull(
         "lower" => cased(leaf, call, |p| p.bytes().any(|b| b.is_ascii_uppercase()))?,
         "upper" => cased(leaf, call, |p| p.bytes().any(|b| b.is_ascii_lowercase()))?,
         "field" => field(leaf, call)?,
-        "host_only" => host_only(leaf)?,
+        "host_only" => match cased(leaf, call, |p| p.bytes().any(|b| b.is_ascii_uppercase()))? {
+            Some(leaf) => host_only(leaf)?,
+            None => None,
+        },
         "length" if leaf.method == Method::Int => Some(Leaf { method: Method::Length, ..leaf }),
         other => return Err(format!("the converter `{other}` has no counterpart")),
     };

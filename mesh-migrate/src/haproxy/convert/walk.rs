@@ -299,6 +299,8 @@ impl<'c, 'n> Walk<'c, 'n> {
             None => super::logic::given(Condition::Path(path), &state.facts),
             Some(_) => super::logic::NEVER,
         };
+        let methods = ["GET", "HEAD", "POST"].map(str::to_owned).to_vec();
+        let when = all([when, super::logic::given(Condition::Method(methods), &state.facts)]);
         self.answer(place, state, &when, reply);
         false
     }

@@ -172,6 +172,9 @@ impl Writer<'_> {
             self.line("option forwardfor");
         }
         if self.choices.maybe() {
+            self.line("option httplog");
+        }
+        if self.choices.maybe() {
             self.line("retries 0");
         }
         if self.choices.maybe() {
@@ -272,7 +275,7 @@ impl Writer<'_> {
             16 => "set-path %[path,regsub(^/v2/,/)]".to_owned(),
             17 => "set-path '%[path,regsub(\"/([a-z]+)/\",\"/<\\1>/\",g)]'".to_owned(),
             18 => "replace-path ^/api/(.*) /\\1".to_owned(),
-            19 => "replace-path (/[a-z]+)/(.*) \\2\\1".to_owned(),
+            19 => "replace-path (/[a-z]+)/(.*) /\\2\\1".to_owned(),
             20 => "set-var(txn.v) req.hdr(host),lower,field(1,:)".to_owned(),
             21 => "set-var(txn.v) str(b)".to_owned(),
             22 => "set-header X-Real %[src]".to_owned(),
@@ -359,7 +362,6 @@ impl Writer<'_> {
         for line in [
             "cookie SRV insert indirect",
             "option allbackups",
-            "use-server s1 if one",
             "http-response set-header X-A b",
             "option httpchk GET /health",
             "stats uri /static",
@@ -369,6 +371,10 @@ impl Writer<'_> {
             }
         }
         self.servers(n);
+        if self.text.contains(&format!("server s1 10.20.{}.1:", n + 1)) && self.choices.maybe() {
+            let condition = self.condition();
+            self.line(&format!("use-server s1 {condition}"));
+        }
     }
 
     fn listen(&mut self) {

@@ -10,7 +10,7 @@ use mesh_migrate::{
 #[path = "../src/haproxy/tests/generator.rs"]
 mod generator;
 
-use generator::{Asked, TCP, Written, write};
+use generator::{Asked, FIXED, TCP, Written, fixed, write};
 
 fn main() -> Result<(), Problem> {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>());
@@ -21,7 +21,7 @@ fn main() -> Result<(), Problem> {
         let written = write(&choices(seed.wrapping_add(number)), false);
         let answers = answers(&written)?;
         cases.push(serde_json::json!({
-            "config": written.config, "map": written.map, "list": written.list,
+            "config": written.config, "map": written.map, "list": written.list, "fixed": FIXED,
             "requests": answers,
         }));
     }
@@ -42,7 +42,10 @@ fn choices(seed: u64) -> Vec<u16> {
 
 fn answers(written: &Written) -> Result<Vec<serde_json::Value>, Problem> {
     let file = |name: &str| {
-        let text = if name == "hosts.map" { &written.map } else { &written.list };
+        let text = fixed(name).unwrap_or(match name {
+            "hosts.map" => &written.map,
+            _ => &written.list,
+        });
         Ok(Source::of(name, text))
     };
     let source = Source::of("haproxy.cfg", &written.config);

@@ -139,11 +139,11 @@ impl<'c> Run<'c> {
             return Next::Ends(outcome);
         }
         let target = self.seen.target();
-        let is_read = matches!(self.seen.method.as_str(), "GET" | "HEAD" | "POST");
+        let is_read = matches!(self.seen.asked_method(), "GET" | "HEAD" | "POST");
         let stats = proxy.stats.as_ref().filter(|(_, uri)| is_read && target.starts_with(uri));
         if let Some((place, _)) = stats {
             self.say(place, "answers with statistics");
-            let status = if self.seen.method == "POST" { 303 } else { 200 };
+            let status = if self.seen.asked_method() == "POST" { 303 } else { 200 };
             return Next::Ends(Outcome::Answered { status, headers: Vec::new(), body: None });
         }
         self.rules(proxy, &proxy.redirects)
@@ -273,13 +273,12 @@ impl<'c> Run<'c> {
                         true => value.split(',').collect(),
                         false => vec![value],
                     };
-                    let parts = parts.iter().map(|part| replaced(part.trim(), pattern, &with));
-                    let parts: Vec<_> = parts.collect();
-                    changed |= parts.iter().any(|(_, matched)| *matched);
-                    if changed {
-                        let parts: Vec<String> = parts.into_iter().map(|(part, _)| part).collect();
-                        *value = parts.join(", ");
-                    }
+                    let parts = parts.into_iter().map(|part| {
+                        let (with, matched) = replaced(part.trim(), pattern, &with);
+                        changed |= matched;
+                        if matched { with } else { part.to_owned() }
+                    });
+                    *value = parts.collect::<Vec<_>>().join(",");
                 }
                 changed.then(|| seen.touch(name));
                 changed.then(|| format!("{name} is replaced"))

@@ -294,15 +294,24 @@ impl<'f, 'o> Reader<'f, 'o> {
     }
 }
 
-/// Whether a statement needs the request as it came, beyond the rules of its own proxy.
+/// Whether a statement has the request kept as it came: logs do, and formats that look
+/// at HTTP.
 fn captures(statement: &Statement) -> bool {
-    let is_log = statement.at(0) == "log-format";
-    let variables = ["%r", "%HU", "%HP", "%HQ", "%HM", "%HV", "}r"];
+    const VARIABLES: &[&str] = &["%r", "%HU", "%HP", "%HQ", "%HM", "%HV", "}r"];
     matches!(statement.at(1), "httplog" | "httpslog")
+        || (statement.at(0) == "use_backend" && statement.at(1).contains('%'))
         || statement.words.iter().any(|word| {
             word.text.contains("capture.req.")
-                || (is_log && variables.iter().any(|name| word.text.contains(name)))
+                || VARIABLES.iter().any(|name| word.text.contains(name))
+                || word.text.split("%[").skip(1).any(is_of_http)
         })
+}
+
+fn is_of_http(expression: &str) -> bool {
+    const OTHERS: &[&str] = &["src", "dst", "var", "str", "int", "bool", "ssl", "rand", "date"];
+    let expression = expression.trim_start();
+    let end = expression.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(expression.len());
+    !OTHERS.contains(&&expression[..end])
 }
 
 fn texts(statement: &Statement, n: usize) -> Vec<String> {

@@ -20,6 +20,8 @@ pub(super) struct Seen {
     pub(super) is_http10: bool,
     pub(super) method: String,
     /// As it has come.
+    pub(super) came_as: String,
+    /// As it has come.
     pub(super) uri: String,
     pub(super) path: String,
     pub(super) query: Option<String>,
@@ -48,6 +50,7 @@ impl Seen {
             is_http: false,
             is_http10: false,
             method: String::new(),
+            came_as: String::new(),
             uri: String::new(),
             path: String::new(),
             query: None,
@@ -69,6 +72,7 @@ impl Seen {
                 seen.is_http = true;
                 seen.is_http10 = http.is_http10;
                 seen.method.clone_from(&http.method);
+                seen.came_as.clone_from(&http.method);
                 seen.uri.clone_from(&http.target);
                 seen.path = http.path().to_owned();
                 seen.query = http.query().map(str::to_owned);
@@ -79,6 +83,13 @@ impl Seen {
             }
         }
         seen
+    }
+
+    /// What `method` is: `set-method` does not change it where it is one of HTTP/1.1's.
+    pub(super) fn asked_method(&self) -> &str {
+        const KNOWN: &[&str] =
+            &["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"];
+        if KNOWN.contains(&self.came_as.as_str()) { &self.came_as } else { &self.method }
     }
 
     pub(super) fn target(&self) -> String {
@@ -151,10 +162,11 @@ impl Seen {
     fn variable(&mut self, name: &str) -> String {
         match name {
             "ci" => self.source.to_string(),
-            "HM" => self.method.clone(),
-            "HP" | "HPO" => self.path.clone(),
+            "HM" | "HP" | "HPO" | "HU" | "HQ" if !self.captures => "<BADREQ>".to_owned(),
+            "HM" => self.came_as.clone(),
+            "HP" | "HPO" => self.uri.split('?').next().unwrap_or_default().to_owned(),
             "HU" => self.uri.clone(),
-            "HQ" => self.query.as_ref().map_or_else(String::new, |query| format!("?{query}")),
+            "HQ" => self.uri.find('?').map_or("", |at| &self.uri[at..]).to_owned(),
             "HV" => if self.is_http10 { "HTTP/1.0" } else { "HTTP/1.1" }.to_owned(),
             "f" => self.frontend.clone(),
             "b" => self.backend.clone(),
@@ -225,7 +237,7 @@ impl Seen {
         let text = |text: &str| vec![Value::Text(text.to_owned())];
         let first = call.argument(0);
         match name {
-            "method" => text(&self.method),
+            "method" => text(self.asked_method()),
             "path" if !self.path.starts_with('/') => Vec::new(),
             "path" => text(&self.path),
             "pathq" | "url" => text(&self.target()),
@@ -237,7 +249,7 @@ impl Seen {
             }
             _ if name.starts_with("capture.req.") && !self.captures => Vec::new(),
             "capture.req.uri" => text(&self.uri.clone()),
-            "capture.req.method" => text(&self.method),
+            "capture.req.method" => text(&self.came_as),
             "req.ver" | "capture.req.ver" => text(if self.is_http10 { "1.0" } else { "1.1" }),
             "http_first_req" => vec![Value::Bool(true)],
             "req.hdr_cnt" => vec![Value::Int(self.header(first).len() as i64)],

@@ -184,6 +184,9 @@ fn location(
         }
         Some((Part::Sample(last), before)) if uri(last).is_some() => (before, uri(last)),
         Some((Part::Variable(name), before)) if matches!(name.as_str(), "HU" | "HP") => {
+            if !walk.front.captures {
+                return Err(format!("%{name} is not there"));
+            }
             (before, Some((name == "HU", false)))
         }
         _ => (parts, None),

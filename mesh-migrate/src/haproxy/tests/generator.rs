@@ -65,6 +65,18 @@ const HEADERS: &[(&str, &str)] = &[
 ];
 const BACKENDS: &[&str] = &["bk_a", "bk_b", "bk_c", "static", "bk_none"];
 
+/// Other files, always the same.
+pub(super) const FIXED: &[(&str, &str)] = &[
+    ("nets.map", "10.20.9.0/24 in\n10.20.0.0/16 out\n10.20.9.1 out\n"),
+    ("paths.map", "/ two\n/api one\n/api/v1 three\n/v2 one\n"),
+    ("regs.map", "^/api none\n^/[a-z]+$ some\n.* no\n"),
+];
+
+/// The text of such a file.
+pub(super) fn fixed(name: &str) -> Option<&'static str> {
+    FIXED.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
 /// Choices, all 0 when they are used up.
 pub(super) struct Choices<'a>(pub std::slice::Iter<'a, u16>);
 
@@ -184,7 +196,7 @@ impl Writer<'_> {
 
     fn test(&mut self) -> String {
         let host = |c: &mut Self| c.choices.one(&["a.example", "b.example", "A.Example", "what"]);
-        match self.choices.below(34) {
+        match self.choices.below(48) {
             0 => format!("hdr(host) {}", host(self)),
             1 => format!("hdr(host) -i {} {}", host(self), host(self)),
             2 => "hdr_beg(host) -i api.".to_owned(),
@@ -218,6 +230,20 @@ impl Writer<'_> {
             30 => "dst_port 8000".to_owned(),
             31 => "query -m sub v=2".to_owned(),
             32 => "hdr_val(x-n) gt 5".to_owned(),
+            33 => "path,lower -m beg /api/v".to_owned(),
+            34 => "url_end v=2 .png".to_owned(),
+            35 => "url_reg -i ^/api.*x$".to_owned(),
+            36 => "hdr_len(host) 4 9".to_owned(),
+            37 => "req.hdr(x-user,-1) bob".to_owned(),
+            38 => "cook_beg(canary) n".to_owned(),
+            39 => "url_param(v) -m found".to_owned(),
+            40 => "src,map_ip(nets.map,0) -m str in".to_owned(),
+            41 => "path,map_beg(paths.map) -m str one".to_owned(),
+            42 => "path,map_reg(regs.map,none) -m beg n".to_owned(),
+            43 => "path,field(-1,/) x logo.png".to_owned(),
+            44 => "path,word(1,/) api".to_owned(),
+            45 => "base example/ a.example:8000/".to_owned(),
+            46 => "hdr_dir(host) what".to_owned(),
             _ => "req.fhdr(x-user) -m beg alice".to_owned(),
         }
     }
@@ -255,7 +281,7 @@ impl Writer<'_> {
     }
 
     fn rule(&mut self) {
-        let action = match self.choices.below(24) {
+        let action = match self.choices.below(36) {
             0 => "deny".to_owned(),
             1 => "deny deny_status 404".to_owned(),
             2 => "return status 200 content-type text/plain string \"hi there\"".to_owned(),
@@ -279,6 +305,18 @@ impl Writer<'_> {
             20 => "set-var(txn.v) req.hdr(host),lower,field(1,:)".to_owned(),
             21 => "set-var(txn.v) str(b)".to_owned(),
             22 => "set-header X-Real %[src]".to_owned(),
+            23 => "del-header x- -m beg".to_owned(),
+            24 => "replace-header x-user ([a-z]+) <\\1>".to_owned(),
+            25 => "replace-value x-user (bob|42) <\\1>".to_owned(),
+            26 => "set-query a=%[path]".to_owned(),
+            27 => "set-pathq /p?z=1".to_owned(),
+            28 => "set-uri /u%[path]".to_owned(),
+            29 => "replace-uri ^/api/(.*) /\\1".to_owned(),
+            30 => "replace-pathq (.*)v=([0-9]) \\1w=\\2".to_owned(),
+            31 => "return status 418 hdr X-A %HM content-type a/b lf-string %HP%HQ".to_owned(),
+            32 => "set-header X-W %[path,word(-1,/)]:%[req.hdr(host),concat(<,txn.v,>)]".to_owned(),
+            33 => "set-method PATCH".to_owned(),
+            34 => "set-header X-L %[req.hdr(x-user),length]:%[path,ltrim(/),upper]".to_owned(),
             _ => "allow".to_owned(),
         };
         let condition = match action.as_str() {

@@ -1,0 +1,16 @@
+//! Envoy's static bootstrap (API v3), and `/config_dump` of a running Envoy.
+//!
+//! - `schema`: which messages and fields there are; `tree`: a file read by it.
+//! - [`config`]: listeners, clusters and routes, wherever they stand.
+//! - [`explain`]: what Envoy does with one request.
+//! - [`convert`]: what of it a program can say, and what becomes of every line.
+//!
+//! Documentation: "API v3 reference" and "Architecture overview" of Envoy 1.40.
+
+mod check;
+pub mod config;
+pub mod explain;
+mod parts;
+mod re2;
+mod schema;
+pub mod tree;

@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""Compares what `mesh-migrate`'s example `envoy` says of requests with what Envoy does.
+
+    envoy.py --envoy BINARY --explain BINARY CASES.json...
+
+A file of cases holds [{"config": PATH, "requests": [...]}, ...]. Envoy runs in network
+and mount namespaces of its own, where 10.20.0.0/16 is on the loopback device, names come
+from tests/legacy/hosts, and echo servers say which address they were asked at. Needs root.
+"""
+import argparse, http.server, json, os, pathlib, socket, socketserver, subprocess, sys, tempfile, threading, time
+
+HERE = pathlib.Path(__file__).resolve().parent
+# All that generated configurations know, and those of tests/legacy.
+BACKENDS = [*(f"10.20.1.{n}" for n in (11, 12, 13, 21, 31)), *(f"10.20.2.{n}" for n in (11, 12)), "10.20.9.1", "10.20.8.21"]
+PORTS = [8080, 8443, 9090]
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        length = int(self.headers.get("content-length") or 0)
+        self.rfile.read(length)
+        address, port = self.connection.getsockname()[:2]
+        headers = {}
+        for name, value in self.headers.items():
+            headers.setdefault(name.lower(), []).append(value)
+        body = json.dumps({"endpoint": f"{address}:{port}", "target": self.path, "headers": headers}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("x-echo", "1")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_PURGE = answer
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def ask(request):
+    """One request as raw bytes, and what came back."""
+    host, port = request["listener"].rsplit(":", 1)
+    version = "1.0" if request.get("http10") else "1.1"
+    lines = [f"{request.get('method', 'GET')} {request['target']} HTTP/{version}"]
+    if request.get("host") is not None:
+        lines.append(f"Host: {request['host']}")
+    lines += [f"{name}: {value}" for name, value in request.get("headers", [])]
+    if version == "1.1":
+        lines.append("Connection: close")
+    data = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8")
+    with socket.socket() as client:
+        client.settimeout(8)
+        client.bind((request.get("source", "127.0.0.1"), 0))
+        client.connect((host, int(port)))
+        client.sendall(data)
+        got = b""
+        while chunk := client.recv(65536):
+            got += chunk
+    if not got:
+        return {"closed": True}
+    head, _, body = got.partition(b"\r\n\r\n")
+    status, *rest = head.decode("latin-1").split("\r\n")
+    headers = {}
+    for line in rest:
+        name, _, value = line.partition(":")
+        headers.setdefault(name.lower(), []).append(value.strip())
+    if "chunked" in headers.get("transfer-encoding", [""])[0]:
+        body = dechunk(body)
+    answer = {"status": int(status.split()[1]), "headers": headers, "body": body.decode("utf-8", "replace")}
+    if "x-echo" in headers and body:
+        answer["echo"] = json.loads(body)
+    return answer
+
+
+def dechunk(body):
+    out = b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        size = int(size, 16)
+        if not size:
+            break
+        out, body = out + body[:size], body[size + 2:]
+    return out
+
+
+def resolve(endpoint, hosts):
+    name, _, port = endpoint.rpartition(":")
+    return f"{hosts.get(name, name)}:{port}"
+
+
+def differences(said, request, answers, hosts):
+    """Why what Envoy did is not what was said."""
+    out = said["outcome"]
+    wrong = []
+    first = answers[0]
+    if out == "closed":
+        return [] if first.get("closed") else [f"said closed, got {first.get('status')}"]
+    if first.get("closed"):
+        return ["it was closed"]
+    if "answered" in out:
+        want = out["answered"]
+        if "echo" in first or first["status"] != want["status"]:
+            got = first.get("echo", {}).get("endpoint")
+            wrong.append(f"said {want['status']}, got {first['status']} {got or ''}")
+        for name, value in want["headers"]:
+            if first["headers"].get(name) != [value]:
+                wrong.append(f"{name}: said {value}, got {first['headers'].get(name)}")
+        if want["body"] is not None and first["body"] != want["body"]:
+            wrong.append(f"body: said {want['body']!r}, got {first['body']!r}")
+        return wrong
+    want = out["forwarded"]
+    may = {resolve(endpoint, hosts) for endpoint, _ in want["endpoints"]}
+    seen = {}
+    for answer in answers:
+        if "echo" not in answer:
+            return [f"said forwarded to {sorted(may)}, got {answer.get('status', 'closed')}"]
+        endpoint = answer["echo"]["endpoint"]
+        seen[endpoint] = seen.get(endpoint, 0) + 1
+        if endpoint not in may:
+            wrong.append(f"went to {endpoint}, said {sorted(may)}")
+        if want["target"] is not None and answer["echo"]["target"] != want["target"]:
+            wrong.append(f"target: said {want['target']}, got {answer['echo']['target']}")
+        got = answer["echo"]["headers"]
+        for name, value in want["headers"]:
+            has = got.get(name)
+            has = None if has is None else ", ".join(has).replace(", ", ",")
+            if has != (None if value is None else value.replace(", ", ",")):
+                wrong.append(f"header {name}: said {value!r}, got {has!r}")
+        if not any(name == "host" for name, _ in want["headers"]) and request.get("host"):
+            if got.get("host") != [request["host"]]:
+                wrong.append(f"host: said unchanged, got {got.get('host')}")
+    many = len(answers)
+    if many >= 100:
+        for endpoint, share in want["endpoints"]:
+            got = seen.get(resolve(endpoint, hosts), 0) / many
+            if not want["is_sticky"] and abs(got - share) > 0.12:
+                wrong.append(f"share of {endpoint}: said {share:.2f}, got {got:.2f}")
+    if want["is_sticky"] and len(seen) > 1:
+        wrong.append(f"said sticky, went to {sorted(seen)}")
+    return sorted(set(wrong))[:4]
+
+
+def run(case, options, hosts, directory):
+    config = str(pathlib.Path(case["config"]))
+    requests = case["requests"]
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    said = subprocess.run([options.explain, config], input=lines, capture_output=True, text=True)
+    if said.returncode:
+        return [f"explain: {said.stderr.strip()}"], 0
+    said = [json.loads(line) for line in said.stdout.splitlines()]
+    log = open(os.path.join(directory, "envoy.log"), "w+")
+    envoy = [options.envoy, "-c", config, "--concurrency", "1", "--log-level", "warning", "--base-id", "77"]
+    if said and "problem" in said[0] or case.get("validate"):
+        valid = subprocess.run(envoy + ["--mode", "validate"], stdout=log, stderr=log).returncode == 0
+        log.seek(0)
+        last = [line for line in log.read().splitlines() if "rror" in line or "critical" in line][-1:]
+        problem = said[0].get("problem") if said else None
+        if valid == (problem is None):
+            return [], 1
+        return [f"Envoy says {'good' if valid else last}, we say {problem or 'good'}"], 1
+    proxy = subprocess.Popen(envoy, stdout=log, stderr=log)
+    failed = []
+    try:
+        listener = requests[0]["listener"].rsplit(":", 1)
+        for _ in range(200):
+            try:
+                socket.create_connection((listener[0], int(listener[1])), 1).close()
+                break
+            except OSError:
+                if proxy.poll() is not None:
+                    log.seek(0)
+                    return [f"Envoy ended: {log.read()[-600:]}, we say good"], 0
+                time.sleep(0.05)
+        time.sleep(0.2)
+        for request, answer in zip(requests, said):
+            try:
+                answers = [ask(request) for _ in range(request.get("times", 1))]
+            except OSError as error:
+                answers = [{"closed": True, "error": str(error)}]
+            wrong = differences(answer, request, answers, hosts)
+            if wrong:
+                failed.append(json.dumps(request) + ": " + "; ".join(wrong))
+    finally:
+        proxy.terminate()
+        proxy.wait()
+    return failed, len(requests)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--envoy", required=True)
+    parser.add_argument("--explain", required=True)
+    parser.add_argument("--inside", action="store_true")
+    parser.add_argument("cases", nargs="+")
+    options = parser.parse_args()
+    if not options.inside:
+        inside = ["unshare", "--net", "--mount", sys.executable, __file__, "--inside", *sys.argv[1:]]
+        sys.exit(subprocess.run(inside).returncode)
+    table = HERE.parent / "legacy" / "hosts"
+    for command in (
+        "ip link set lo up",
+        "ip route add local 10.20.0.0/16 dev lo",
+        f"mount --bind {table} /etc/hosts",
+    ):
+        subprocess.run(command.split(), check=True)
+    hosts = {}
+    for line in table.read_text().splitlines():
+        address, *names = line.split()
+        hosts.update((name, address) for name in names)
+    for host in BACKENDS:
+        for port in PORTS:
+            server = Server((host, port), Echo)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+    total = wrong = 0
+    with tempfile.TemporaryDirectory() as directory:
+        for path in options.cases:
+            for case in json.loads(pathlib.Path(path).read_text()):
+                failed, count = run(case, options, hosts, directory)
+                total += count
+                wrong += len(failed)
+                for one in failed:
+                    print(f"{case['config']}: {one}", flush=True)
+    print(f"{total - wrong} of {total} agree")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -250,6 +250,16 @@ fn wrong(tree: &Tree) -> Result<(), Problem> {
             let built = re2::compile(&pattern, true);
             built.map(|_| ()).map_err(|why| Problem::at(place, format!("{pattern:?} {why}")))
         }
+        "envoy.type.matcher.v3.StringMatcher" => {
+            match tree.entry("ignore_case").filter(|_| tree.entry("safe_regex").is_some()) {
+                Some(field) if tree.is("ignore_case") => {
+                    let problem =
+                        "ignore_case has no effect on safe_regex: write (?i) in the pattern";
+                    Err(Problem::at(&field.place, problem))
+                }
+                _ => Ok(()),
+            }
+        }
         "envoy.config.core.v3.SocketAddress" => {
             let port = tree.whole("port_value").unwrap_or(0);
             if port > 65535 {

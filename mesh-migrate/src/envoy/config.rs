@@ -145,4 +145,22 @@ impl Config {
         let named = || self.routes.get(hcm.msg("rds")?.text("route_config_name")?);
         hcm.msg("route_config").or_else(named)
     }
+
+    /// The names of a cluster's endpoints: of each its `hostname`, or what DNS is
+    /// asked for.
+    pub fn hostnames(&self, cluster: &Tree) -> Vec<Option<String>> {
+        let assignment = self.load_assignment(cluster);
+        let localities = assignment.into_iter().flat_map(|all| all.messages("endpoints"));
+        let hosts = localities.flat_map(|one| one.messages("lb_endpoints"));
+        let by_dns = matches!(cluster.text("type"), Some("STRICT_DNS" | "LOGICAL_DNS"));
+        let name = |host: &Tree| {
+            let endpoint = host.msg("endpoint")?;
+            if let Some(name) = endpoint.some_text("hostname") {
+                return Some(name.to_owned());
+            }
+            let address = endpoint.msg("address")?.msg("socket_address")?.some_text("address")?;
+            by_dns.then(|| address.to_owned())
+        };
+        hosts.map(name).collect()
+    }
 }

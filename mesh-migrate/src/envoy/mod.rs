@@ -9,7 +9,9 @@
 
 mod check;
 pub mod config;
+pub mod convert;
 pub mod explain;
+mod notes;
 mod parts;
 mod re2;
 mod schema;

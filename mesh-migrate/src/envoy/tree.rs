@@ -18,8 +18,10 @@ pub struct Tree {
     pub place: Place,
     /// Its last line.
     pub last_line: u32,
-    /// In order of the file.
+    /// In order of the file; `@type` of an `Any` is one.
     pub fields: Vec<Entry>,
+    /// Names whose value is `null`, which is the same as none.
+    pub nulls: Vec<Place>,
 }
 
 /// A field that is there.
@@ -202,15 +204,19 @@ fn fields(message: &Message, node: &Node, in_any: bool) -> Result<Tree, Problem>
         place: node.place.clone(),
         last_line: node.last_line,
         fields: Vec::new(),
+        nulls: Vec::new(),
     };
     for (key, value) in entries {
         if in_any && key.name == "@type" {
+            let value = one(Kind::Text, value)?;
+            tree.fields.push(Entry { name: key.name.clone(), place: key.place.clone(), value });
             continue;
         }
         let Some(field) = message.field(&key.name) else {
             return Err(unknown(message, key));
         };
         if matches!(value.value, yaml::Value::Null) && field.kind != Kind::Free {
+            tree.nulls.push(key.place.clone());
             continue;
         }
         if tree.entry(field.name).is_some() {

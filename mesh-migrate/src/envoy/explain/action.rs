@@ -18,6 +18,17 @@ impl<'c> Asked<'c> {
             why.at(&hcm.place, "HTTP/1.0 is not accepted (accept_http_10)");
             return answered(426);
         }
+        let custom = http1.is_some_and(|http1| http1.is("allow_custom_methods"));
+        if !custom && !METHODS.contains(&http.method.as_str()) {
+            why.at(
+                &hcm.place,
+                format!("{} is no method of HTTP (allow_custom_methods)", http.method),
+            );
+            return answered(400);
+        }
+        let sent_host = http.host.as_deref();
+        let absolute = absolute(http);
+        let http = absolute.as_ref().unwrap_or(http);
         let Some(authority) = self.authority(hcm, http, why) else {
             why.at(&hcm.place, "a request without Host");
             return answered(400);
@@ -40,7 +51,8 @@ impl<'c> Asked<'c> {
         let sent = http.header("x-forwarded-proto").filter(|_| !hcm.is("use_remote_address"));
         let is_https = sent.map_or(is_tls, |proto| proto.eq_ignore_ascii_case("https"));
         let scheme = if is_https { "https" } else { "http" };
-        let seen = Seen { http, authority: &authority, target, scheme };
+        let sets_proto = hcm.is("use_remote_address");
+        let seen = Seen { http, sent_host, authority: &authority, target, scheme, sets_proto };
         let Some(routes) = self.config.routes(hcm) else { return answered(404) };
         let Some(host) = self.virtual_host(routes, &authority, http, why) else {
             return answered(404);
@@ -144,15 +156,36 @@ impl<'c> Asked<'c> {
         for operator in std::mem::take(&mut headers.unknown) {
             why.say(format!("%{operator}% is known while Envoy runs"));
         }
-        if let Some(host) = host(action, &taken, seen) {
+        let host = host(action, &taken, seen).or_else(|| self.endpoint_name(action, &taken, why));
+        if let Some(host) = host {
             headers.set("host", host);
-        } else if seen.http.host.as_deref() != Some(seen.authority) {
+        } else if seen.sent_host != Some(seen.authority) {
             headers.set("host", seen.authority.to_owned());
         }
-        if action.is("auto_host_rewrite") {
-            why.at(&action.place, "Host becomes the name of the endpoint, where it has one");
-        }
         headers.changed()
+    }
+
+    /// `auto_host_rewrite`: the name of the endpoint, where it has one.
+    fn endpoint_name(
+        &self,
+        action: &Tree,
+        weighted: &[&(&Tree, Option<&str>, u32)],
+        why: &mut Why,
+    ) -> Option<String> {
+        if !action.is("auto_host_rewrite") {
+            return None;
+        }
+        let of_weights = weighted.iter().filter_map(|(_, name, _)| *name);
+        let named = action.some_text("cluster").into_iter().chain(of_weights);
+        let names = named.filter_map(|name| self.config.cluster(name));
+        let names: Vec<_> = names.flat_map(|cluster| self.config.hostnames(cluster)).collect();
+        match names.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|name| name == first) => first.clone(),
+            _ => {
+                why.at(&action.place, "Host becomes the name of the endpoint that is chosen");
+                None
+            }
+        }
     }
 
     fn rewritten(&self, route: &Tree, action: &Tree, seen: &Seen<'_>, why: &mut Why) -> String {
@@ -182,10 +215,58 @@ fn redirected(status: u16, location: String) -> Outcome {
     Outcome::Answered { status, headers: vec![("location".into(), location)], body: None }
 }
 
+/// Those that the parser of HTTP/1 takes.
+const METHODS: [&str; 34] = [
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "M-SEARCH",
+    "NOTIFY",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+/// A target `http://host/path` goes before `Host`.
+fn absolute(http: &Http) -> Option<Http> {
+    let rest =
+        http.target.strip_prefix("http://").or_else(|| http.target.strip_prefix("https://"))?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (host, target) = rest.split_at(end);
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    Some(Http { host: Some(host.into()), target: format!("{slash}{target}"), ..http.clone() })
+}
+
 /// `path_with_escaped_slashes_action`, `normalize_path`, `merge_slashes`.
 fn target(hcm: &Tree, sent: &str, why: &mut Why) -> Result<String, Outcome> {
-    if sent.contains('#') {
-        why.at(&hcm.place, "a path with a fragment");
+    if sent.contains('#') || !sent.is_ascii() {
+        why.at(&hcm.place, "a path with a fragment, or with what is not ASCII");
         return Err(answered(400));
     }
     let (path, query) = sent.split_at(sent.find('?').unwrap_or(sent.len()));
@@ -198,7 +279,7 @@ fn target(hcm: &Tree, sent: &str, why: &mut Why) -> Result<String, Outcome> {
             return Err(answered(400));
         }
         Some(action @ ("UNESCAPE_AND_REDIRECT" | "UNESCAPE_AND_FORWARD")) if escaped => {
-            for (from, to) in [("%2f", "/"), ("%2F", "/"), ("%5c", "\\"), ("%5C", "\\")] {
+            for (from, to) in [("%2f", "/"), ("%2F", "/"), ("%5c", "/"), ("%5C", "/")] {
                 path = path.replace(from, to);
             }
             why.at(&hcm.place, format!("{action}: {path}"));

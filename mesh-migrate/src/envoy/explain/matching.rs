@@ -10,10 +10,14 @@ use crate::{
 /// What routes see of a request.
 pub(super) struct Seen<'r> {
     pub(super) http: &'r Http,
+    /// `Host` as it was sent.
+    pub(super) sent_host: Option<&'r str>,
     pub(super) authority: &'r str,
     /// Path and query after normalization.
     pub(super) target: String,
     pub(super) scheme: &'static str,
+    /// `X-Forwarded-Proto` of clients is replaced.
+    pub(super) sets_proto: bool,
 }
 
 /// What a route says to a request.
@@ -93,63 +97,43 @@ impl Seen<'_> {
         true
     }
 
-    /// Values of one name are joined by commas, before they are looked at.
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+    /// Every line of a header is looked at alone.
+    fn values(&self, name: &str) -> Vec<&str> {
         match name.to_ascii_lowercase().as_str() {
-            ":method" => return Some(Cow::Borrowed(&self.http.method)),
-            ":path" => return Some(Cow::Borrowed(&self.target)),
-            ":authority" | "host" => return Some(Cow::Borrowed(self.authority)),
-            ":scheme" => return Some(Cow::Borrowed(self.scheme)),
-            "x-forwarded-proto" if self.http.header(name).is_none() => {
-                return Some(Cow::Borrowed(self.scheme));
+            ":method" => return vec![&self.http.method],
+            ":path" => return vec![&self.target],
+            ":authority" | "host" => return vec![self.authority],
+            ":scheme" => return vec![self.scheme],
+            "x-forwarded-proto" if self.sets_proto || self.http.header(name).is_none() => {
+                return vec![self.scheme];
             }
             _ => {}
         }
         let all = self.http.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
-        let all: Vec<&str> = all.map(|(_, value)| value.trim()).collect();
-        (!all.is_empty()).then(|| Cow::Owned(all.join(",")))
+        all.map(|(_, value)| value.trim()).collect()
     }
 
     /// "HeaderMatcher".
     pub(super) fn header_holds(&self, matcher: &Tree) -> bool {
         let name = matcher.text("name").unwrap_or_default();
         let is_inverted = matcher.is("invert_match");
-        let value = self.header(name);
+        let mut values = self.values(name);
         let as_empty = matcher.is("treat_missing_header_as_empty");
-        let deprecated = [
-            ("exact_match", "exact"),
-            ("prefix_match", "prefix"),
-            ("suffix_match", "suffix"),
-            ("contains_match", "contains"),
-        ];
         let is_of_text = matcher.entry("string_match").is_some()
             || matcher.entry("safe_regex_match").is_some()
             || matcher.entry("range_match").is_some()
-            || deprecated.iter().any(|(field, _)| matcher.entry(field).is_some());
+            || DEPRECATED.iter().any(|(field, _)| matcher.entry(field).is_some());
         if !is_of_text {
             let wanted = matcher.bool("present_match").unwrap_or(true);
-            return ((value.is_some() || as_empty) == wanted) != is_inverted;
+            return ((!values.is_empty() || as_empty) == wanted) != is_inverted;
         }
-        let value = match value {
-            Some(value) => value,
-            None if as_empty => Cow::Borrowed(""),
-            None => return false,
-        };
-        let holds = if let Some(range) = matcher.msg("range_match") {
-            let number = value.trim().parse::<i64>().ok().map(i128::from);
-            let from = range.whole("start").unwrap_or(0);
-            let to = range.whole("end").unwrap_or(0);
-            number.is_some_and(|number| (from..to).contains(&number))
-        } else if matcher.entry("safe_regex_match").is_some() {
-            full(matcher.msg("safe_regex_match"), &value)
-        } else if let Some(text) = matcher.msg("string_match") {
-            text_holds(text, &value)
-        } else {
-            deprecated.iter().any(|(field, kind)| {
-                matcher.text(field).is_some_and(|wanted| compare(kind, wanted, &value))
-            })
-        };
-        holds != is_inverted
+        if values.is_empty() && as_empty {
+            values.push("");
+        }
+        if values.is_empty() {
+            return false;
+        }
+        values.iter().any(|value| value_holds(matcher, value)) != is_inverted
     }
 
     fn query_holds(&self, matcher: &Tree) -> bool {
@@ -184,6 +168,30 @@ pub(super) fn cookie<'r>(http: &'r Http, name: &str) -> Option<&'r str> {
         let (known, value) = pair.trim().split_once('=')?;
         (known == name).then(|| value.trim_matches('"'))
     })
+}
+
+const DEPRECATED: [(&str, &str); 4] = [
+    ("exact_match", "exact"),
+    ("prefix_match", "prefix"),
+    ("suffix_match", "suffix"),
+    ("contains_match", "contains"),
+];
+
+fn value_holds(matcher: &Tree, value: &str) -> bool {
+    if let Some(range) = matcher.msg("range_match") {
+        let number = value.trim().parse::<i64>().ok().map(i128::from);
+        let from = range.whole("start").unwrap_or(0);
+        let to = range.whole("end").unwrap_or(0);
+        number.is_some_and(|number| (from..to).contains(&number))
+    } else if matcher.entry("safe_regex_match").is_some() {
+        full(matcher.msg("safe_regex_match"), value)
+    } else if let Some(text) = matcher.msg("string_match") {
+        text_holds(text, value)
+    } else {
+        DEPRECATED.iter().any(|(field, kind)| {
+            matcher.text(field).is_some_and(|wanted| compare(kind, wanted, value))
+        })
+    }
 }
 
 /// "StringMatcher".

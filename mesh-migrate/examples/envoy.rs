@@ -1,7 +1,13 @@
 //! What Envoy would do with requests, for a comparison with what it does:
-//! `envoy FILE < REQUESTS > ANSWERS`, both JSON, one line each.
+//! `envoy FILE < REQUESTS > ANSWERS`, both JSON, one line each; and
+//! `envoy generate DIRECTORY COUNT FIRST`: configurations by chance, with requests, as
+//! `tests/migrate/envoy.py` takes them.
 
 use std::io::BufRead;
+
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../src/envoy/tests/generate.rs"]
+mod generate;
 
 use mesh_migrate::{
     envoy::{config::Config, explain::explain},
@@ -11,7 +17,13 @@ use mesh_migrate::{
 use serde_json::{Value, json};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let file = std::env::args().nth(1).ok_or("usage: envoy FILE < REQUESTS")?;
+    let mut words = std::env::args().skip(1);
+    let file = words.next().ok_or("usage: envoy FILE < REQUESTS")?;
+    if file == "generate" {
+        let directory = words.next().ok_or("a directory is missing")?;
+        let mut number = || words.next().unwrap_or_default().parse::<u64>();
+        return generated(&directory, number()?, number()?);
+    }
     let source = Source::read(file.as_ref())?;
     let config = match Config::read(&source) {
         Ok(config) => config,
@@ -24,6 +36,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let request = request(&serde_json::from_str(&line?)?)?;
         println!("{}", serde_json::to_string(&explain(&config, &request))?);
     }
+    Ok(())
+}
+
+fn generated(directory: &str, count: u64, first: u64) -> Result<(), Box<dyn std::error::Error>> {
+    let mut cases = Vec::new();
+    for seed in first..first + count {
+        let made = generate::generate(seed, true);
+        let text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let path = format!("{directory}/{seed}.yaml");
+        std::fs::write(&path, text)?;
+        let times = |mut request: Value| {
+            request["times"] = json!(2);
+            request
+        };
+        let requests: Vec<Value> = made.requests.into_iter().map(times).collect();
+        cases.push(json!({ "config": path, "requests": requests }));
+    }
+    std::fs::write(format!("{directory}/cases.json"), serde_json::to_string(&cases)?)?;
     Ok(())
 }
 

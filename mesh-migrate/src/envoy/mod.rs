@@ -15,4 +15,14 @@ mod notes;
 mod parts;
 mod re2;
 mod schema;
+#[cfg(test)]
+mod tests;
 pub mod tree;
+
+/// Whether a line of YAML or JSON says nothing: a comment, or only what opens and
+/// closes things.
+pub fn is_blank(line: &str) -> bool {
+    let line = line.trim();
+    let opens = |c: char| "{}[],- ".contains(c);
+    line.is_empty() || line.starts_with('#') || line.chars().all(opens) || line == "..."
+}

@@ -274,7 +274,7 @@ fn whole(field: &Field, node: &Node) -> Result<Value, Problem> {
 
 fn one(kind: Kind, node: &Node) -> Result<Value, Problem> {
     let what = match kind {
-        Kind::Bool => What::Bool(node.bool()?),
+        Kind::Bool => What::Bool(boolean(node)?),
         Kind::Text | Kind::Timestamp => What::Text(text(node)?),
         Kind::Bytes => What::Text(base64(node)?),
         Kind::Duration => What::Duration(duration(node)?),
@@ -294,22 +294,75 @@ fn one(kind: Kind, node: &Node) -> Result<Value, Problem> {
     Ok(Value { place: node.place.clone(), last_line: node.last_line, what })
 }
 
+/// What YAML 1.1 reads a scalar without quotes as: Envoy's parser is of that kind.
+fn plain_bool(node: &Node) -> Option<bool> {
+    let yaml::Value::Text(text) = &node.value else { return None };
+    let lower = text.to_ascii_lowercase();
+    let is_title = text.get(1..) == lower.get(1..);
+    let is_word = is_title || *text == text.to_ascii_uppercase();
+    match lower.as_str() {
+        "y" | "yes" | "on" if node.is_plain && is_word => Some(true),
+        "n" | "no" | "off" if node.is_plain && is_word => Some(false),
+        _ => None,
+    }
+}
+
 fn text(node: &Node) -> Result<String, Problem> {
+    let quotes = |text: &str, kind: &str| {
+        let problem =
+            format!("expected text, and Envoy reads {text} as {kind}: write \"{text}\" in quotes");
+        Err(Problem::at(&node.place, problem))
+    };
     match &node.value {
-        yaml::Value::Text(text) => Ok(text.clone()),
-        yaml::Value::Number(text) => {
-            Err(Problem::at(&node.place, format!("expected text: write \"{text}\" in quotes")))
+        yaml::Value::Text(text) if plain_bool(node).is_some() => quotes(text, "true or false"),
+        yaml::Value::Text(text) if integer(text).is_none() || !node.is_plain => Ok(text.clone()),
+        yaml::Value::Number(text) if integer(text).is_none_or(|n| n.abs() > 1 << 53) => {
+            Ok(text.clone())
         }
+        yaml::Value::Text(text) | yaml::Value::Number(text) => quotes(text, "a number"),
+        yaml::Value::Bool(value) => quotes(&value.to_string(), "true or false"),
         _ => Err(node.expected("text")),
     }
+}
+
+/// Also a bool in quotes, in the words that Envoy's parser of JSON takes.
+fn boolean(node: &Node) -> Result<bool, Problem> {
+    if let Some(value) = plain_bool(node) {
+        return Ok(value);
+    }
+    let yaml::Value::Text(text) = &node.value else { return node.bool() };
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "1" => Ok(true),
+        "false" | "f" | "no" | "n" | "0" => Ok(false),
+        _ => node.bool(),
+    }
+}
+
+/// A whole number of YAML 1.1: `0x10` and `010` are 16 and 8.
+fn integer(text: &str) -> Option<i128> {
+    let (is_negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let hex = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"));
+    let number = match (hex, digits.strip_prefix('0').filter(|rest| !rest.is_empty())) {
+        (Some(hex), _) => i128::from_str_radix(hex, 16),
+        (None, Some(octal)) => i128::from_str_radix(octal, 8),
+        _ => digits.parse(),
+    };
+    number.ok().map(|number| if is_negative { -number } else { number })
 }
 
 fn number(node: &Node, from: i128, to: i128) -> Result<i128, Problem> {
     let (yaml::Value::Number(text) | yaml::Value::Text(text)) = &node.value else {
         return Err(node.expected("a whole number"));
     };
+    let plain = integer(text).filter(|_| node.is_plain);
     let real = || text.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && n.abs() < 1e15);
-    let number = text.parse::<i128>().ok().or_else(|| real().map(|n| n as i128));
+    let number = plain.or_else(|| text.parse().ok()).or_else(|| real().map(|n| n as i128));
     let number = number.filter(|number| (from..=to).contains(number));
     number.ok_or_else(|| node.expected(&format!("a whole number from {from} to {to}")))
 }

@@ -7,12 +7,16 @@ A file of cases holds [{"config": PATH, "requests": [...]}, ...]. Envoy runs in 
 and mount namespaces of its own, where 10.20.0.0/16 is on the loopback device, names come
 from tests/legacy/hosts, and echo servers say which address they were asked at. Needs root.
 """
-import argparse, http.server, json, os, pathlib, socket, socketserver, subprocess, sys, tempfile, threading, time
+import argparse, http.server, json, os, pathlib, socket, socketserver, ssl, subprocess, sys, tempfile, threading, time, urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 # All that generated configurations know, and those of tests/legacy.
 BACKENDS = [*(f"10.20.1.{n}" for n in (11, 12, 13, 21, 31)), *(f"10.20.2.{n}" for n in (11, 12)), "10.20.9.1", "10.20.8.21"]
 PORTS = [8080, 8443, 9090]
+# Of configurations whose `/config_dump` is read.
+ADMIN = 9901
+# Speaks no HTTP.
+NAMED = 8444
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
@@ -37,13 +41,56 @@ class Echo(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Named(socketserver.BaseRequestHandler):
+    """Says where it was asked, whatever was said."""
+
+    def handle(self):
+        if self.request.recv(4096):
+            address, port = self.request.getsockname()[:2]
+            self.request.sendall(f"{address}:{port}".encode())
+
+
+class Plain(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
 
+def connect(request):
+    """One connection, as TLS for a name or as bytes, and which endpoint it came to."""
+    host, port = request["listener"].rsplit(":", 1)
+    hello = b"hello\n"
+    if name := request.get("server_name"):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=name)
+        try:
+            client.do_handshake()
+        except ssl.SSLWantReadError:
+            hello = outgoing.read()
+    with socket.socket() as client:
+        client.settimeout(8)
+        client.bind((request.get("source", "127.0.0.1"), 0))
+        client.connect((host, int(port)))
+        client.sendall(hello)
+        got = b""
+        try:
+            while chunk := client.recv(4096):
+                got += chunk
+        except ConnectionResetError:
+            pass
+    if not got:
+        return {"closed": True}
+    return {"status": 200, "headers": {}, "echo": {"endpoint": got.decode(), "target": None, "headers": {}}}
+
+
 def ask(request):
     """One request as raw bytes, and what came back."""
+    if "target" not in request:
+        return connect(request)
     host, port = request["listener"].rsplit(":", 1)
     version = "1.0" if request.get("http10") else "1.1"
     lines = [f"{request.get('method', 'GET')} {request['target']} HTTP/{version}"]
@@ -57,6 +104,10 @@ def ask(request):
         client.settimeout(8)
         client.bind((request.get("source", "127.0.0.1"), 0))
         client.connect((host, int(port)))
+        if request.get("tls"):
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            client = context.wrap_socket(client, server_hostname=request["tls"])
         client.sendall(data)
         got = b""
         while not complete(got, request) and (chunk := client.recv(65536)):
@@ -156,14 +207,19 @@ def differences(said, request, answers, hosts):
     return sorted(set(wrong))[:4]
 
 
+def explained(options, config, lines):
+    """What the example says; a `problem` alone, if it cannot read the file."""
+    said = subprocess.run([options.explain, config], input=lines, capture_output=True, text=True)
+    if said.returncode:
+        return [{"problem": said.stderr.strip()}]
+    return [json.loads(line) for line in said.stdout.splitlines()]
+
+
 def run(case, options, hosts, directory):
     config = str(pathlib.Path(case["config"]))
     requests = case["requests"]
     lines = "".join(json.dumps(request) + "\n" for request in requests)
-    said = subprocess.run([options.explain, config], input=lines, capture_output=True, text=True)
-    if said.returncode:
-        return [f"explain: {said.stderr.strip()}"], 0
-    said = [json.loads(line) for line in said.stdout.splitlines()]
+    said = [] if case.get("dump") else explained(options, config, lines)
     log = open(os.path.join(directory, "envoy.log"), "w+")
     envoy = [options.envoy, "-c", config, "--concurrency", "1", "--log-level", "warning", "--base-id", "77"]
     if said and "problem" in said[0] or case.get("validate"):
@@ -185,6 +241,13 @@ def run(case, options, hosts, directory):
                     return [f"Envoy ended: {refusal(log)}, we say good"], 0
                 time.sleep(0.05)
         time.sleep(0.2)
+        if case.get("dump"):
+            url = f"http://127.0.0.1:{ADMIN}/config_dump?include_eds"
+            dump = os.path.join(directory, "dump.json")
+            pathlib.Path(dump).write_bytes(urllib.request.urlopen(url, timeout=5).read())
+            said = explained(options, dump, lines)
+            if "problem" in said[0]:
+                return [said[0]["problem"]], 0
         for request, answer in zip(requests, said):
             try:
                 answers = [ask(request) for _ in range(request.get("times", 1))]
@@ -233,6 +296,8 @@ def main():
         for port in PORTS:
             server = Server((host, port), Echo)
             threading.Thread(target=server.serve_forever, daemon=True).start()
+        named = Plain((host, NAMED), Named)
+        threading.Thread(target=named.serve_forever, daemon=True).start()
     total = wrong = 0
     with tempfile.TemporaryDirectory() as directory:
         for path in options.cases:

@@ -217,6 +217,13 @@ impl<'c> Converter<'c> {
                 );
             }
             let criteria = chain.msg("filter_chain_match");
+            if let Some(criteria) =
+                criteria.filter(|one| asks_of_tls(one) && !parts::sees_tls(listener))
+            {
+                let how = "without tls_inspector Envoy sees no TLS here, and this chain takes nothing: it is left out";
+                self.notes.whole(criteria, Verdict::Approximated { how: how.into() });
+                continue;
+            }
             if criteria.is_some_and(|criteria| self.is_more_than_names(criteria)) {
                 continue;
             }
@@ -312,6 +319,11 @@ impl<'c> Converter<'c> {
         }
         name
     }
+}
+
+/// Whether a chain is only for connections whose TLS is seen.
+fn asks_of_tls(criteria: &Tree) -> bool {
+    !criteria.list("server_names").is_empty() || criteria.text("transport_protocol") == Some("tls")
 }
 
 fn http(chain: &Tree) -> Option<(&Tree, &Tree)> {

@@ -89,19 +89,27 @@ fn listener<'c>(config: &'c Config, request: &Request) -> Option<(&'c Tree, Sock
 
 impl<'c> Asked<'c> {
     fn connection(&self, kind: &Kind, why: &mut Why) -> Outcome {
-        let hello = match kind {
+        let mut hello = match kind {
             Kind::Connection { server_name } => {
                 Hello { is_tls: server_name.is_some(), server_name: server_name.as_deref() }
             }
             Kind::Http(http) => self.hello(http, why),
         };
+        if hello.is_tls && !parts::sees_tls(self.listener) {
+            let what = "without tls_inspector no name of TLS is seen: it is taken as a connection without TLS when its chain is chosen";
+            why.at(&self.listener.place, what);
+            hello = Hello { is_tls: false, server_name: None };
+        }
         let Some(chain) = self.chain(&hello, why) else { return Outcome::Closed };
         for filter in chain.messages("filters").filter(|one| !is_terminal(one)) {
             let name = filter.text("name").unwrap_or_default();
             why.at(&filter.place, format!("{name} is asked before; this answer is without it"));
         }
         match (parts::terminal(chain), kind) {
-            (Terminal::Http(hcm), Kind::Http(http)) => self.http(hcm, http, hello.is_tls, why),
+            (Terminal::Http(hcm), Kind::Http(http)) => {
+                let is_tls = parts::tls(chain, parts::DOWNSTREAM_TLS).is_some();
+                self.http(hcm, http, is_tls, why)
+            }
             (Terminal::Http(hcm), Kind::Connection { .. }) => {
                 why.at(&hcm.place, "takes HTTP: ask about a request");
                 Outcome::Closed

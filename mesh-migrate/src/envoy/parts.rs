@@ -73,6 +73,12 @@ pub(super) fn listener_name(listener: &Tree) -> String {
     }
 }
 
+/// Whether names and protocols of TLS are seen when a filter chain is chosen.
+pub(super) fn sees_tls(listener: &Tree) -> bool {
+    let mut kinds = listener.messages("listener_filters").filter_map(|one| one.msg("typed_config"));
+    kinds.any(|config| config.short() == "TlsInspector")
+}
+
 /// All filter chains, the default one last.
 pub(super) fn chains(listener: &Tree) -> impl Iterator<Item = &Tree> {
     listener.messages("filter_chains").chain(listener.msg("default_filter_chain"))

@@ -139,12 +139,12 @@ impl<'c> Converter<'c> {
         let taken: Vec<&Tree> =
             weighted.iter().filter(|(.., weight)| *weight > 0).map(|(one, ..)| *one).collect();
         let mut levels = vec![route, host, within.routes];
+        if within.routes.is("most_specific_header_mutations_wins") {
+            levels.reverse();
+        }
         match taken.as_slice() {
             [one] => levels.insert(0, one),
             several => several.iter().for_each(|one| self.own_headers(one)),
-        }
-        if within.routes.is("most_specific_header_mutations_wins") {
-            levels.reverse();
         }
         let request = headers::fold(&levels, "request", &mut self.notes);
         let answer = headers::fold(&levels, "response", &mut self.notes);

@@ -52,8 +52,11 @@ impl<'c> Asked<'c> {
         let is_https = sent.map_or(is_tls, |proto| proto.eq_ignore_ascii_case("https"));
         let scheme = if is_https { "https" } else { "http" };
         let sets_proto = hcm.is("use_remote_address");
-        let seen = Seen { http, sent_host, authority: &authority, target, scheme, sets_proto };
         let Some(routes) = self.config.routes(hcm) else { return answered(404) };
+        let http = &without_internal(http, routes);
+        let makes_id = hcm.bool("generate_request_id") != Some(false);
+        let seen =
+            Seen { http, makes_id, sent_host, authority: &authority, target, scheme, sets_proto };
         let Some(host) = self.virtual_host(routes, &authority, http, why) else {
             return answered(404);
         };
@@ -140,6 +143,10 @@ impl<'c> Asked<'c> {
             headers.forwarded_for();
         }
         let mut order: Vec<&Tree> = levels.into_iter().rev().collect();
+        if levels[0].is("most_specific_header_mutations_wins") {
+            order.reverse();
+        }
+        // A cluster among weighted ones comes first in both orders.
         let taken: Vec<_> = weighted.iter().filter(|(.., weight)| *weight > 0).collect();
         match taken.as_slice() {
             [(one, ..)] => order.insert(0, one),
@@ -148,9 +155,6 @@ impl<'c> Asked<'c> {
                     why.at(&one.place, "with this cluster other headers are changed, too");
                 }
             }),
-        }
-        if levels[0].is("most_specific_header_mutations_wins") {
-            order.reverse();
         }
         order.into_iter().for_each(|level| headers.apply(level));
         for operator in std::mem::take(&mut headers.unknown) {
@@ -252,6 +256,18 @@ const METHODS: [&str; 34] = [
     "UNLOCK",
     "UNSUBSCRIBE",
 ];
+
+/// Headers that clients outside may not send. Nobody counts as inside unless
+/// `internal_address_config` says so.
+fn without_internal(http: &Http, routes: &Tree) -> Http {
+    let is_internal = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("x-envoy-")
+            || routes.texts("internal_only_headers").any(|own| own.eq_ignore_ascii_case(&name))
+    };
+    let headers = http.headers.iter().filter(|(name, _)| !is_internal(name)).cloned().collect();
+    Http { headers, ..http.clone() }
+}
 
 /// A target `http://host/path` goes before `Host`.
 fn absolute(http: &Http) -> Option<Http> {

@@ -16,6 +16,8 @@ pub(super) struct Seen<'r> {
     /// Path and query after normalization.
     pub(super) target: String,
     pub(super) scheme: &'static str,
+    /// `X-Request-Id` is made where absent.
+    pub(super) makes_id: bool,
     /// `X-Forwarded-Proto` of clients is replaced.
     pub(super) sets_proto: bool,
 }
@@ -106,6 +108,9 @@ impl Seen<'_> {
             ":scheme" => return vec![self.scheme],
             "x-forwarded-proto" if self.sets_proto || self.http.header(name).is_none() => {
                 return vec![self.scheme];
+            }
+            "x-request-id" if self.makes_id && self.http.header(name).is_none() => {
+                return vec!["(made by Envoy)"];
             }
             _ => {}
         }

@@ -16,7 +16,11 @@ pub(super) struct Headers {
 impl Headers {
     pub(super) fn of(http: &Http, source: std::net::IpAddr) -> Self {
         let all = http.headers.iter();
-        let all = all.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
+        let mut all: Vec<_> =
+            all.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
+        all.push((":method".into(), http.method.clone()));
+        all.push((":path".into(), http.target.clone()));
+        all.push((":authority".into(), http.host.clone().unwrap_or_default()));
         Self { all, touched: BTreeSet::new(), unknown: Vec::new(), source: source.to_string() }
     }
 
@@ -24,42 +28,44 @@ impl Headers {
         self.all.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// One level: removals go before additions.
+    /// One level: removals, then what overwrites, then what is appended. Values and
+    /// conditions are of what is there after the removals.
     pub(super) fn apply(&mut self, level: &Tree) {
         for name in level.texts("request_headers_to_remove") {
             let name = name.to_ascii_lowercase();
             self.all.retain(|(known, _)| *known != name);
             self.touched.insert(name);
         }
+        let (mut overwrites, mut appends) = (Vec::new(), Vec::new());
         for option in level.messages("request_headers_to_add") {
-            self.add(option);
+            let Some((name, value)) = self.header(option) else { continue };
+            let is_there = self.first(&name).is_some();
+            match option.text("append_action").unwrap_or("APPEND_IF_EXISTS_OR_ADD") {
+                "ADD_IF_ABSENT" if is_there => {}
+                "ADD_IF_ABSENT" => appends.push((name, value)),
+                "OVERWRITE_IF_EXISTS" if !is_there => {}
+                "OVERWRITE_IF_EXISTS" | "OVERWRITE_IF_EXISTS_OR_ADD" => {
+                    overwrites.push((name, value));
+                }
+                _ if option.bool("append") == Some(false) => overwrites.push((name, value)),
+                _ => appends.push((name, value)),
+            }
         }
-    }
-
-    fn add(&mut self, option: &Tree) {
-        let Some(header) = option.msg("header") else { return };
-        let name = header.text("key").unwrap_or_default().to_ascii_lowercase();
-        let raw =
-            header.some_text("value").or_else(|| header.text("raw_value")).unwrap_or_default();
-        let value = self.format(raw);
-        if value.is_empty() && !option.is("keep_empty_value") {
-            return;
+        for (name, value) in overwrites {
+            self.set(&name, value);
         }
-        let is_there = self.first(&name).is_some();
-        let append = option.text("append_action").unwrap_or("APPEND_IF_EXISTS_OR_ADD");
-        let (keeps, adds) = match append {
-            "ADD_IF_ABSENT" => (true, !is_there),
-            "OVERWRITE_IF_EXISTS_OR_ADD" => (false, true),
-            "OVERWRITE_IF_EXISTS" => (!is_there, is_there),
-            _ => (option.bool("append").unwrap_or(true), true),
-        };
-        if !keeps {
-            self.all.retain(|(known, _)| *known != name);
-        }
-        if adds {
+        for (name, value) in appends {
             self.touched.insert(name.clone());
             self.all.push((name, value));
         }
+    }
+
+    fn header(&mut self, option: &Tree) -> Option<(String, String)> {
+        let header = option.msg("header")?;
+        let name = header.text("key").unwrap_or_default().to_ascii_lowercase();
+        let raw = header.some_text("value").or_else(|| header.text("raw_value"));
+        let value = self.format(raw.unwrap_or_default());
+        (!value.is_empty() || option.is("keep_empty_value")).then_some((name, value))
     }
 
     /// Command operators: those that a request alone answers, others stay as they are.
@@ -73,8 +79,9 @@ impl Headers {
             let known = operator.strip_prefix("REQ(").and_then(|name| name.strip_suffix(')'));
             match (operator, known) {
                 ("", _) => out.push('%'),
-                (_, Some(name)) if !name.contains(['?', ':']) => {
-                    out.push_str(self.first(&name.to_ascii_lowercase()).unwrap_or_default());
+                (_, Some(names)) => {
+                    let mut names = names.split('?').map(str::to_ascii_lowercase);
+                    out.push_str(names.find_map(|name| self.first(&name)).unwrap_or_default());
                 }
                 ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", _) => out.push_str(&self.source),
                 _ => {

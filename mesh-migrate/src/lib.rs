@@ -6,6 +6,8 @@
 //! - [`request`]: a request to ask about, and the answer of a proxy with its reasons.
 //! - [`program`]: what a proxy does, in words of none of them.
 //!
+//! - [`envoy`]: Envoy, static bootstrap and `/config_dump`.
+//!
 //! A format is a module of its own with three parts that share nothing but what it
 //! has parsed: its parser, `explain` (what the legacy proxy would do with one
 //! request, by its own rules), and the conversion to a [`program::Program`].
@@ -13,6 +15,7 @@
 
 pub mod decide;
 pub mod haproxy;
+pub mod envoy;
 pub mod ledger;
 pub mod program;
 pub mod request;

@@ -18,6 +18,8 @@ pub struct Node {
     pub place: Place,
     /// Its last line.
     pub last_line: u32,
+    /// A scalar without quotes: YAML 1.1 reads `no` there as `false`.
+    pub is_plain: bool,
     /// What it is.
     pub value: Value,
 }
@@ -196,8 +198,12 @@ impl<'a> Reader<'a> {
             let (event, place) = self.next()?;
             match event {
                 Event::StreamEnd => {
-                    let empty =
-                        Node { place: Place::start(&self.file), last_line: 1, value: Value::Null };
+                    let empty = Node {
+                        place: Place::start(&self.file),
+                        last_line: 1,
+                        is_plain: true,
+                        value: Value::Null,
+                    };
                     return Ok(root.unwrap_or(empty));
                 }
                 Event::StreamStart | Event::DocumentEnd | Event::Nothing => {}
@@ -219,6 +225,7 @@ impl<'a> Reader<'a> {
         if self.nodes > MAX_NODES {
             return Err(Problem::at(&place, format!("more than {MAX_NODES} values")));
         }
+        let is_plain = matches!(&event, Event::Scalar(_, ScalarStyle::Plain, ..));
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, _) => (anchor, scalar(&text, style)),
             Event::SequenceStart(anchor, _) => (anchor, self.sequence(depth)?),
@@ -234,7 +241,7 @@ impl<'a> Reader<'a> {
             }
             _ => return Err(Problem::at(&place, "a value was expected")),
         };
-        let node = Node { last_line: self.last.max(place.line), place, value };
+        let node = Node { last_line: self.last.max(place.line), place, is_plain, value };
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
         }

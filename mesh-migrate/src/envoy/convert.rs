@@ -1,0 +1,374 @@
+//! What of an Envoy configuration a [`Program`] can say, and what becomes of the rest.
+
+mod action;
+mod condition;
+mod headers;
+mod hosts;
+mod pool;
+mod retry;
+mod tls;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    config::Config,
+    notes::{self, Notes},
+    parts::{self, Terminal},
+    tree::Tree,
+};
+use crate::{
+    ledger::{Ledger, Verdict},
+    program::{Accepts, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule},
+    source::Place,
+};
+
+/// Converts a configuration, and says of every field what has become of it.
+pub fn convert(config: &Config) -> (Program, Ledger) {
+    let mut converter = Converter {
+        config,
+        notes: Notes::default(),
+        keys: BTreeMap::new(),
+        idle: BTreeMap::new(),
+        names: BTreeSet::new(),
+    };
+    let mut program = Program::default();
+    for listener in &config.listeners {
+        program.listeners.extend(converter.listener(listener));
+    }
+    for cluster in &config.clusters {
+        let name = cluster.text("name").unwrap_or_default().to_owned();
+        let pool = converter.pool(cluster);
+        program.pools.entry(name).or_insert(pool);
+    }
+    let mut ledger = Ledger::default();
+    if config.is_dump {
+        converter.twice();
+    }
+    notes::sweep(&config.root, &converter.notes, &mut ledger);
+    (program, ledger)
+}
+
+struct Converter<'c> {
+    config: &'c Config,
+    notes: Notes,
+    /// Hash policies of routes by cluster.
+    keys: BTreeMap<String, Vec<Option<crate::program::Key>>>,
+    /// Idle timeouts of connections by cluster.
+    idle: BTreeMap<String, std::time::Duration>,
+    /// Of listeners.
+    names: BTreeSet<String>,
+}
+
+/// What all rules of a listener have in common.
+#[derive(Clone, Copy)]
+struct Within<'c> {
+    hcm: &'c Tree,
+    routes: &'c Tree,
+    port: u16,
+    is_tls: bool,
+}
+
+impl<'c> Converter<'c> {
+    /// The bootstrap of a dump says its listeners and clusters, and the dump again.
+    fn twice(&mut self) {
+        let bootstraps =
+            self.config.root.messages("configs").filter_map(|one| one.msg("bootstrap"));
+        for field in bootstraps.filter_map(|one| one.entry("static_resources")) {
+            let meaning = "the dump says the same under ListenersConfigDump and ClustersConfigDump, and there it is told";
+            self.notes.dropped(&field.place, meaning);
+        }
+    }
+
+    fn listener(&mut self, listener: &'c Tree) -> Option<Listener> {
+        let addresses = parts::addresses(listener);
+        if addresses.is_empty() {
+            let question = "The listener is at no address of TCP or UDP. What comes in there?";
+            self.notes.ask(listener, question, &["listen at an address", "leave it out"]);
+            return None;
+        }
+        for extra in ["udp_listener_config", "api_listener", "internal_listener"] {
+            if let Some(field) = listener.entry(extra) {
+                let question = "The listener takes no TCP. What comes in there?";
+                self.notes.decision(&field.place, question, &["leave it out", "keep Envoy for it"]);
+                return None;
+            }
+        }
+        self.filters(listener);
+        let chains: Vec<&Tree> = parts::chains(listener).collect();
+        let http: Vec<_> = chains.iter().filter_map(|chain| http(chain)).collect();
+        let port = addresses.first().map_or(0, std::net::SocketAddr::port);
+        let (accepts, tls) = match http.as_slice() {
+            [] => (self.connections(listener, &chains)?, None),
+            all => self.one_of(listener, &chains, all, port)?,
+        };
+        let name = self.name(&parts::listener_name(listener));
+        Some(Listener { place: listener.place.clone(), name, addresses, accepts, tls })
+    }
+
+    /// Filters that say what an intercepted or proxied connection is.
+    fn filters(&mut self, listener: &Tree) {
+        let kinds = |filter: &Tree| filter.msg("typed_config").map_or("", Tree::short);
+        let all: Vec<_> = listener.messages("listener_filters").collect();
+        let is_known = |filter: &&&Tree| matches!(kinds(filter), "TlsInspector" | "HttpInspector");
+        if all.iter().filter(is_known).count() == all.len() {
+            let field = listener.entry("listener_filters");
+            field.iter().for_each(|field| {
+                let how = "what TLS and HTTP say first is always looked at";
+                self.notes.dropped(&field.place, how);
+            });
+        }
+    }
+
+    /// Several chains of HTTP: one set of rules can stand for one of them only.
+    fn one_of(
+        &mut self,
+        listener: &Tree,
+        chains: &[&'c Tree],
+        http: &[(&'c Tree, &'c Tree)],
+        port: u16,
+    ) -> Option<(Accepts, Option<ServerTls>)> {
+        let (chain, hcm) = http.first().copied()?;
+        for other in chains.iter().filter(|other| !std::ptr::eq(**other, chain)) {
+            let question = "Another filter chain of this listener takes some connections; a listener of ours has one set of rules. Until it is said, these connections are taken as those of the first chain.";
+            let choices = [
+                "give it an address of its own",
+                "write its routes into the first chain",
+                "leave it out",
+            ];
+            self.notes.ask(other, question, &choices);
+        }
+        if let Some(criteria) = chain.msg("filter_chain_match").filter(|one| !one.fields.is_empty())
+        {
+            let question = "This filter chain takes some connections of this listener only; here it takes all of them.";
+            self.notes.ask(
+                criteria,
+                question,
+                &["it may take all", "give it an address of its own"],
+            );
+        }
+        self.other_filters(chain);
+        let tls = self.server_tls(chain);
+        let routes = self.config.routes(hcm)?;
+        let within = Within { hcm, routes, port, is_tls: tls.is_some() };
+        let rules = self.rules(&within);
+        let appends = hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
+        let forwarded = if appends { Forwarded::Append } else { Forwarded::Keep };
+        self.connection_manager(listener, &within);
+        let otherwise = Reply { status: 404, ..Reply::default() };
+        Some((Accepts::Http { rules, otherwise, forwarded }, tls))
+    }
+
+    fn connection_manager(&mut self, listener: &Tree, within: &Within<'_>) {
+        let how = "Envoy refuses some requests itself (HTTP/1.0 426; no Host, methods that it does not know, a path with a fragment or with what is not ASCII 400), and sets x-request-id, x-forwarded-proto, server and x-envoy headers; a header matcher on these finds what the client sent";
+        self.notes.whole(within.hcm, Verdict::Approximated { how: how.into() });
+        if listener.is("use_original_dst") {
+            return;
+        }
+        for filter in within.hcm.messages("http_filters") {
+            let config = filter.msg("typed_config").map_or("", Tree::short);
+            if config == "Router" || filter.is("disabled") {
+                continue;
+            }
+            let name = filter.text("name").unwrap_or_default();
+            for field in &filter.fields {
+                match verdict(config) {
+                    Ok(meaning) => self.notes.dropped(&field.place, format!("{name}: {meaning}")),
+                    Err(question) => {
+                        let question = format!("{name}: {question}");
+                        let choices =
+                            ["by a policy of ours", "leave it out", "keep Envoy before us"];
+                        self.notes.decision(&field.place, question, &choices);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Network filters before the last.
+    fn other_filters(&mut self, chain: &Tree) {
+        let count = chain.messages("filters").count();
+        for filter in chain.messages("filters").take(count.saturating_sub(1)) {
+            let name = filter.text("name").unwrap_or_default();
+            for field in &filter.fields {
+                let question =
+                    format!("{name} is asked about every connection first, and nobody is here.");
+                let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
+                self.notes.decision(&field.place, question, &choices);
+            }
+        }
+    }
+
+    fn connections(&mut self, listener: &Tree, chains: &[&'c Tree]) -> Option<Accepts> {
+        let mut rules: Vec<(u32, TcpRule)> = Vec::new();
+        for chain in chains {
+            self.other_filters(chain);
+            let Terminal::Tcp(tcp) = parts::terminal(chain) else {
+                let question = "What takes these connections is neither HTTP nor tcp_proxy.";
+                self.notes.ask(chain, question, &["leave it out", "keep Envoy for it"]);
+                continue;
+            };
+            if chain.entry("transport_socket").is_some() {
+                let question =
+                    "TLS of clients ends at Envoy, and bytes go on; here TLS goes on as it is.";
+                self.notes.ask(
+                    chain,
+                    question,
+                    &["the application takes TLS itself", "speak HTTP", "keep Envoy before us"],
+                );
+            }
+            let criteria = chain.msg("filter_chain_match");
+            if let Some(criteria) =
+                criteria.filter(|one| asks_of_tls(one) && !parts::sees_tls(listener))
+            {
+                let how = "without tls_inspector Envoy sees no TLS here, and this chain takes nothing: it is left out";
+                self.notes.whole(criteria, Verdict::Approximated { how: how.into() });
+                continue;
+            }
+            if criteria.is_some_and(|criteria| self.is_more_than_names(criteria)) {
+                continue;
+            }
+            let pools = self.tcp_pools(tcp);
+            let names: Vec<String> = criteria
+                .into_iter()
+                .flat_map(|one| one.texts("server_names"))
+                .map(String::from)
+                .collect();
+            let default = listener.msg("default_filter_chain");
+            let last = default.is_some_and(|default| std::ptr::eq(default, *chain));
+            let place = chain.place.clone();
+            if names.is_empty() {
+                rules.push((
+                    if last { 1 } else { 2 },
+                    TcpRule { place, server_names: names, pools },
+                ));
+                continue;
+            }
+            for name in names {
+                let rank = if name.starts_with('*') { 2 + name.len() as u32 } else { u32::MAX };
+                let pools = pools.clone();
+                rules.push((
+                    rank,
+                    TcpRule { place: place.clone(), server_names: vec![name], pools },
+                ));
+            }
+        }
+        rules.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+        (!rules.is_empty())
+            .then(|| Accepts::Tcp { rules: rules.into_iter().map(|(_, rule)| rule).collect() })
+    }
+
+    /// Whether a filter chain asks for more than names of TLS, which is noted.
+    fn is_more_than_names(&mut self, criteria: &Tree) -> bool {
+        let mut more = false;
+        for field in &criteria.fields {
+            let is_known = match field.name.as_str() {
+                "server_names" => true,
+                "transport_protocol" => {
+                    !criteria.list("server_names").is_empty()
+                        && criteria.text("transport_protocol") == Some("tls")
+                }
+                _ => false,
+            };
+            if !is_known {
+                more = true;
+                let question = format!(
+                    "{} chooses this filter chain, which a rule of ours cannot ask for. Until it is said, its connections go to other chains.",
+                    field.name
+                );
+                self.notes.decision(
+                    &field.place,
+                    question,
+                    &["give it an address of its own", "leave it out"],
+                );
+            }
+        }
+        more
+    }
+
+    fn tcp_pools(&mut self, tcp: &Tree) -> Vec<(String, u32)> {
+        let pools: Vec<(String, u32)> = match tcp.some_text("cluster") {
+            Some(name) => vec![(name.to_owned(), 1)],
+            None => parts::weighted(tcp)
+                .into_iter()
+                .filter_map(|(_, name, weight)| Some((name?.to_owned(), weight)))
+                .collect(),
+        };
+        for (name, _) in &pools {
+            self.keys.entry(name.clone()).or_default().push(None);
+            if let Some(idle) = tcp.duration("idle_timeout").filter(|idle| !idle.is_zero()) {
+                self.idle.insert(name.clone(), idle);
+            }
+        }
+        pools
+    }
+
+    /// A name of DNS labels, which no other listener has.
+    fn name(&mut self, raw: &str) -> String {
+        let plain: String = raw
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .take(50)
+            .collect();
+        let plain = plain.trim_matches('-');
+        let plain = if plain.is_empty() { "listener" } else { plain };
+        let mut name = plain.to_owned();
+        let mut number = 1;
+        while !self.names.insert(name.clone()) {
+            number += 1;
+            name = format!("{plain}-{number}");
+        }
+        name
+    }
+}
+
+/// Whether a chain is only for connections whose TLS is seen.
+fn asks_of_tls(criteria: &Tree) -> bool {
+    !criteria.list("server_names").is_empty() || criteria.text("transport_protocol") == Some("tls")
+}
+
+fn http(chain: &Tree) -> Option<(&Tree, &Tree)> {
+    match parts::terminal(chain) {
+        Terminal::Http(hcm) => Some((chain, hcm)),
+        Terminal::Tcp(_) | Terminal::Other(_) => None,
+    }
+}
+
+/// What it means that a filter of HTTP is not there, or what to ask about it.
+fn verdict(config: &str) -> Result<&'static str, &'static str> {
+    match config {
+        "Compressor" | "Decompressor" => Ok("bodies are not compressed on the way"),
+        "GrpcStats" | "Tap" => Ok("nothing is counted or recorded there"),
+        "Buffer" => Ok("requests are not held until they are complete"),
+        "GrpcHttp1Bridge" | "GrpcWeb" | "GrpcJsonTranscoder" => {
+            Err("clients that speak another protocol than the application need it.")
+        }
+        "HealthCheck" => Err(
+            "Envoy answers health checks of clients itself, and they are sent on here. Does a load balancer ask?",
+        ),
+        "ExtAuthz" | "JwtAuthentication" | "RBAC" | "BasicAuth" | "OAuth2" | "ApiKeyAuth" => {
+            Err("who may do what is asked there, and nobody asks here: without it everybody may.")
+        }
+        "RateLimit" | "LocalRateLimit" => {
+            Err("requests are limited there, and nobody limits them here.")
+        }
+        "HTTPFault" => Err("requests are delayed or refused on purpose there."),
+        "Lua" | "Wasm" | "ExternalProcessor" | "GolangFilter" => {
+            Err("a program changes or answers requests there.")
+        }
+        "Cors" | "CorsPolicy" => Err("requests of browsers from other origins are answered there."),
+        _ => Err("it may change, answer or refuse requests, and nobody does here."),
+    }
+}
+
+fn all(mut conditions: Vec<Condition>) -> Condition {
+    conditions.retain(|one| *one != Condition::Always);
+    match conditions.len() {
+        0 => Condition::Always,
+        1 => conditions.remove(0),
+        _ => Condition::All(conditions),
+    }
+}
+
+fn rule(place: &Place, when: Condition, then: crate::program::Then) -> Rule {
+    Rule { place: place.clone(), when, then }
+}

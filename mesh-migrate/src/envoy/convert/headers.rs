@@ -1,0 +1,112 @@
+//! Header mutations of several levels, one after another, as one change.
+
+use std::collections::BTreeMap;
+
+use crate::envoy::{notes::Notes, tree::Tree};
+
+/// What becomes of headers; names in lower case.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    pub(super) set: Vec<(String, String)>,
+    pub(super) add: Vec<(String, String)>,
+    pub(super) remove: Vec<String>,
+}
+
+/// What is known of one header after some levels.
+#[derive(Default)]
+struct Line {
+    /// What the client sent is gone.
+    is_fresh: bool,
+    values: Vec<String>,
+}
+
+impl Line {
+    /// Whether it is there: `None` where the client says.
+    fn is_there(&self) -> Option<bool> {
+        match (self.values.is_empty(), self.is_fresh) {
+            (false, _) => Some(true),
+            (true, true) => Some(false),
+            (true, false) => None,
+        }
+    }
+}
+
+/// What one level does with a header.
+struct Change {
+    name: String,
+    value: String,
+    overwrites: bool,
+}
+
+/// Levels in the order in which Envoy applies them; `of` is `request` or `response`.
+pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
+    let mut lines: BTreeMap<String, Line> = BTreeMap::new();
+    for level in levels {
+        for name in level.texts(&format!("{of}_headers_to_remove")) {
+            let gone = Line { is_fresh: true, values: Vec::new() };
+            lines.insert(name.to_ascii_lowercase(), gone);
+        }
+        let options = level.messages(&format!("{of}_headers_to_add"));
+        let changes: Vec<Change> =
+            options.filter_map(|option| change(option, &lines, notes)).collect();
+        // What overwrites goes before what is appended.
+        for change in changes.iter().filter(|change| change.overwrites) {
+            let line = Line { is_fresh: true, values: vec![change.value.clone()] };
+            lines.insert(change.name.clone(), line);
+        }
+        for change in changes.into_iter().filter(|change| !change.overwrites) {
+            lines.entry(change.name).or_default().values.push(change.value);
+        }
+    }
+    let mut changes = Changes::default();
+    for (name, line) in lines {
+        match (line.is_fresh, line.values.is_empty()) {
+            (true, true) => changes.remove.push(name),
+            (true, false) => {
+                let mut values = line.values.into_iter();
+                changes.set.extend(values.next().map(|value| (name.clone(), value)));
+                changes.add.extend(values.map(|value| (name.clone(), value)));
+            }
+            (false, _) => changes.add.extend(line.values.into_iter().map(|v| (name.clone(), v))),
+        }
+    }
+    changes
+}
+
+/// `None` where nothing is done; conditions are of what was there before the level.
+fn change(option: &Tree, lines: &BTreeMap<String, Line>, notes: &mut Notes) -> Option<Change> {
+    let header = option.msg("header")?;
+    let name = header.text("key").unwrap_or_default().to_ascii_lowercase();
+    let text = header.some_text("value").or_else(|| header.text("raw_value")).unwrap_or_default();
+    if text.is_empty() && !option.is("keep_empty_value") {
+        return None;
+    }
+    let Some(value) = plain(text) else {
+        let meaning = format!("{text} is made while Envoy runs; {name} is not set");
+        let field = header.entry("value").or_else(|| header.entry("raw_value"));
+        field.iter().for_each(|field| notes.dropped(&field.place, meaning.clone()));
+        return None;
+    };
+    let is_there = lines.get(&name).unwrap_or(&Line::default()).is_there();
+    let action = option.text("append_action").unwrap_or("APPEND_IF_EXISTS_OR_ADD");
+    let overwrites = match (action, is_there) {
+        ("OVERWRITE_IF_EXISTS_OR_ADD", _) | ("OVERWRITE_IF_EXISTS", Some(true)) => true,
+        ("ADD_IF_ABSENT", Some(false)) => false,
+        ("ADD_IF_ABSENT", Some(true)) | ("OVERWRITE_IF_EXISTS", Some(false)) => return None,
+        ("ADD_IF_ABSENT" | "OVERWRITE_IF_EXISTS", None) => {
+            let meaning =
+                format!("what is done depends on whether {name} is there; it is left as it is");
+            let field = option.entry("append_action");
+            field.iter().for_each(|field| notes.dropped(&field.place, meaning.clone()));
+            return None;
+        }
+        _ => option.bool("append") == Some(false),
+    };
+    Some(Change { name, value, overwrites })
+}
+
+/// A value without command operators; `%%` is `%`.
+fn plain(text: &str) -> Option<String> {
+    let bare = text.replace("%%", "");
+    (!bare.contains('%')).then(|| text.replace("%%", "%"))
+}

@@ -1,0 +1,545 @@
+//! What becomes of a request of HTTP: connection manager, route, action.
+
+use super::{
+    Asked, Why,
+    matching::{Seen, Takes, cookie},
+    mutation::Headers,
+    parts,
+};
+use crate::{
+    envoy::{re2, tree::Tree},
+    request::{Forwarded, Http, Outcome},
+};
+
+impl<'c> Asked<'c> {
+    pub(super) fn http(&self, hcm: &'c Tree, http: &Http, is_tls: bool, why: &mut Why) -> Outcome {
+        let http1 = hcm.msg("http_protocol_options");
+        if http.is_http10 && !http1.is_some_and(|http1| http1.is("accept_http_10")) {
+            why.at(&hcm.place, "HTTP/1.0 is not accepted (accept_http_10)");
+            return answered(426);
+        }
+        let custom = http1.is_some_and(|http1| http1.is("allow_custom_methods"));
+        if !custom && !METHODS.contains(&http.method.as_str()) {
+            why.at(
+                &hcm.place,
+                format!("{} is no method of HTTP (allow_custom_methods)", http.method),
+            );
+            return answered(400);
+        }
+        let sent_host = http.host.as_deref();
+        let absolute = absolute(http);
+        let http = absolute.as_ref().unwrap_or(http);
+        let Some(authority) = self.authority(hcm, http, why) else {
+            why.at(&hcm.place, "a request without Host");
+            return answered(400);
+        };
+        if !http.target.starts_with('/') && http.method != "CONNECT" && http.target != "*" {
+            why.at(&hcm.place, "a target that begins with no /: not read here");
+            return answered(404);
+        }
+        let target = match target(hcm, &http.target, why) {
+            Ok(target) => target,
+            Err(outcome) => return outcome,
+        };
+        for filter in hcm.messages("http_filters") {
+            let config = filter.msg("typed_config").map_or("", Tree::short);
+            if config != "Router" && !filter.is("disabled") {
+                let name = filter.text("name").unwrap_or_default();
+                why.at(&filter.place, format!("{name} is asked before; this answer is without it"));
+            }
+        }
+        let sent = http.header("x-forwarded-proto").filter(|_| !hcm.is("use_remote_address"));
+        let is_https = sent.map_or(is_tls, |proto| proto.eq_ignore_ascii_case("https"));
+        let scheme = if is_https { "https" } else { "http" };
+        let sets_proto = hcm.is("use_remote_address");
+        let Some(routes) = self.config.routes(hcm) else { return answered(404) };
+        let http = &without_internal(http, routes);
+        let makes_id = hcm.bool("generate_request_id") != Some(false);
+        let seen =
+            Seen { http, makes_id, sent_host, authority: &authority, target, scheme, sets_proto };
+        let Some(host) = self.virtual_host(routes, &authority, http, why) else {
+            return answered(404);
+        };
+        if host.entry("matcher").is_some() {
+            why.at(&host.place, "its matcher chooses the route; it is not known here");
+            return answered(404);
+        }
+        let tls = host.text("require_tls").unwrap_or("NONE");
+        if tls != "NONE" && !is_https {
+            why.at(&host.place, format!("require_tls {tls}: plaintext is sent to https"));
+            return redirected(301, format!("https://{authority}{}", seen.target));
+        }
+        let Some(route) = first(routes, host, &seen, why) else {
+            why.at(&host.place, "no route takes it, and there is no other virtual host");
+            return answered(404);
+        };
+        self.action(hcm, [routes, host, route], &seen, why)
+    }
+
+    fn action(&self, hcm: &Tree, levels: [&'c Tree; 3], seen: &Seen<'_>, why: &mut Why) -> Outcome {
+        let [.., route] = levels;
+        if let Some(redirect) = route.msg("redirect") {
+            let matcher = route.msg("match");
+            why.at(&redirect.place, "redirect");
+            return redirected(status(redirect), location(redirect, matcher, seen));
+        }
+        if let Some(direct) = route.msg("direct_response") {
+            return response(direct, why);
+        }
+        match route.msg("route") {
+            Some(action) => self.forward(hcm, levels, action, seen, why),
+            None => {
+                why.at(&route.place, "a route without an action of forwarding");
+                answered(404)
+            }
+        }
+    }
+
+    fn forward(
+        &self,
+        hcm: &Tree,
+        levels: [&'c Tree; 3],
+        action: &Tree,
+        seen: &Seen<'_>,
+        why: &mut Why,
+    ) -> Outcome {
+        let missing = match action.text("cluster_not_found_response_code") {
+            Some("NOT_FOUND") => 404,
+            Some("INTERNAL_SERVER_ERROR") => 500,
+            _ => 503,
+        };
+        let weighted = parts::weighted(action);
+        let pools = pools(action, &weighted, seen, why);
+        if pools.iter().all(|(name, _)| self.config.cluster(name).is_none()) {
+            let names: Vec<_> = pools.iter().map(|(name, _)| name.as_str()).collect();
+            why.at(&action.place, format!("there is no cluster {:?}", names.join(", ")));
+            return answered(missing);
+        }
+        let mut forwarded = self.forwarded(pools, why);
+        forwarded.is_sticky &= action.messages("hash_policy").any(|policy| hashes(policy, seen));
+        if forwarded.endpoints.is_empty() {
+            why.at(&action.place, "no healthy upstream");
+            return answered(503);
+        }
+        forwarded.headers = self.headers(hcm, levels, action, &weighted, seen, why);
+        forwarded.target = Some(self.rewritten(levels[2], action, seen, why));
+        told(action, levels[1], why);
+        Outcome::Forwarded(Forwarded { ..forwarded })
+    }
+
+    /// Route, virtual host, route configuration; the most specific goes first, so
+    /// that the least specific has the last word, unless it is turned round.
+    fn headers(
+        &self,
+        hcm: &Tree,
+        levels: [&Tree; 3],
+        action: &Tree,
+        weighted: &[(&Tree, Option<&str>, u32)],
+        seen: &Seen<'_>,
+        why: &mut Why,
+    ) -> Vec<(String, Option<String>)> {
+        let mut headers = Headers::of(seen.http, self.source);
+        if hcm.is("use_remote_address") && !hcm.is("skip_xff_append") {
+            headers.forwarded_for();
+        }
+        let mut order: Vec<&Tree> = levels.into_iter().rev().collect();
+        if levels[0].is("most_specific_header_mutations_wins") {
+            order.reverse();
+        }
+        // A cluster among weighted ones comes first in both orders.
+        let taken: Vec<_> = weighted.iter().filter(|(.., weight)| *weight > 0).collect();
+        match taken.as_slice() {
+            [(one, ..)] => order.insert(0, one),
+            several => several.iter().for_each(|(one, ..)| {
+                if one.one_of(&["request_headers_to_add", "request_headers_to_remove"]).is_some() {
+                    why.at(&one.place, "with this cluster other headers are changed, too");
+                }
+            }),
+        }
+        order.into_iter().for_each(|level| headers.apply(level));
+        for operator in std::mem::take(&mut headers.unknown) {
+            why.say(format!("%{operator}% is known while Envoy runs"));
+        }
+        let host = host(action, &taken, seen).or_else(|| self.endpoint_name(action, &taken, why));
+        if let Some(host) = host {
+            headers.set("host", host);
+        } else if seen.sent_host != Some(seen.authority) {
+            headers.set("host", seen.authority.to_owned());
+        }
+        headers.changed()
+    }
+
+    /// `auto_host_rewrite`: the name of the endpoint, where it has one.
+    fn endpoint_name(
+        &self,
+        action: &Tree,
+        weighted: &[&(&Tree, Option<&str>, u32)],
+        why: &mut Why,
+    ) -> Option<String> {
+        if !action.is("auto_host_rewrite") {
+            return None;
+        }
+        let of_weights = weighted.iter().filter_map(|(_, name, _)| *name);
+        let named = action.some_text("cluster").into_iter().chain(of_weights);
+        let names = named.filter_map(|name| self.config.cluster(name));
+        let names: Vec<_> = names.flat_map(|cluster| self.config.hostnames(cluster)).collect();
+        match names.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|name| name == first) => first.clone(),
+            _ => {
+                why.at(&action.place, "Host becomes the name of the endpoint that is chosen");
+                None
+            }
+        }
+    }
+
+    fn rewritten(&self, route: &Tree, action: &Tree, seen: &Seen<'_>, why: &mut Why) -> String {
+        let path = seen.path();
+        let new = if let Some(to) = action.some_text("prefix_rewrite") {
+            replaced(route.msg("match"), path, to)
+        } else if let Some(rewrite) = action.msg("regex_rewrite") {
+            re2::replace(rewrite, path)
+        } else {
+            for unknown in ["path_rewrite_policy", "path_rewrite"] {
+                if let Some(field) = action.entry(unknown) {
+                    why.at(&field.place, "the path is rewritten in a way that is not known here");
+                }
+            }
+            return seen.target.clone();
+        };
+        why.at(&action.place, format!("path {path} becomes {new}"));
+        format!("{new}{}", &seen.target[path.len()..])
+    }
+}
+
+fn answered(status: u16) -> Outcome {
+    Outcome::Answered { status, headers: Vec::new(), body: None }
+}
+
+fn redirected(status: u16, location: String) -> Outcome {
+    Outcome::Answered { status, headers: vec![("location".into(), location)], body: None }
+}
+
+/// Those that the parser of HTTP/1 takes.
+const METHODS: [&str; 34] = [
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "M-SEARCH",
+    "NOTIFY",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+/// Headers that clients outside may not send. Nobody counts as inside unless
+/// `internal_address_config` says so.
+fn without_internal(http: &Http, routes: &Tree) -> Http {
+    let is_internal = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("x-envoy-")
+            || routes.texts("internal_only_headers").any(|own| own.eq_ignore_ascii_case(&name))
+    };
+    let headers = http.headers.iter().filter(|(name, _)| !is_internal(name)).cloned().collect();
+    Http { headers, ..http.clone() }
+}
+
+/// A target `http://host/path` goes before `Host`.
+fn absolute(http: &Http) -> Option<Http> {
+    let rest =
+        http.target.strip_prefix("http://").or_else(|| http.target.strip_prefix("https://"))?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (host, target) = rest.split_at(end);
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    Some(Http { host: Some(host.into()), target: format!("{slash}{target}"), ..http.clone() })
+}
+
+/// `path_with_escaped_slashes_action`, `normalize_path`, `merge_slashes`.
+fn target(hcm: &Tree, sent: &str, why: &mut Why) -> Result<String, Outcome> {
+    if sent.contains('#') || !sent.is_ascii() {
+        why.at(&hcm.place, "a path with a fragment, or with what is not ASCII");
+        return Err(answered(400));
+    }
+    let (path, query) = sent.split_at(sent.find('?').unwrap_or(sent.len()));
+    let mut path = path.to_owned();
+    let lower = path.to_ascii_lowercase();
+    let escaped = ["%2f", "%5c"].iter().any(|escape| lower.contains(escape));
+    match hcm.text("path_with_escaped_slashes_action") {
+        Some("REJECT_REQUEST") if escaped => {
+            why.at(&hcm.place, "an escaped slash in the path");
+            return Err(answered(400));
+        }
+        Some(action @ ("UNESCAPE_AND_REDIRECT" | "UNESCAPE_AND_FORWARD")) if escaped => {
+            for (from, to) in [("%2f", "/"), ("%2F", "/"), ("%5c", "/"), ("%5C", "/")] {
+                path = path.replace(from, to);
+            }
+            why.at(&hcm.place, format!("{action}: {path}"));
+            if action == "UNESCAPE_AND_REDIRECT" {
+                return Err(redirected(307, format!("{path}{query}")));
+            }
+        }
+        _ => {}
+    }
+    if hcm.is("normalize_path") {
+        path = normalized(&path);
+    }
+    if hcm.is("merge_slashes") {
+        while path.contains("//") {
+            path = path.replace("//", "/");
+        }
+    }
+    let target = format!("{path}{query}");
+    if target != sent {
+        why.at(&hcm.place, format!("the path is taken as {path}"));
+    }
+    Ok(target)
+}
+
+/// RFC 3986, 6.2.2: dots are resolved, escapes in upper case, and those of unreserved
+/// characters undone; `\` is `/`.
+fn normalized(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = path.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| *first == b'%') {
+            Some(byte) => {
+                let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+                match is_plain {
+                    true => bytes.push(byte),
+                    false => bytes.extend([b"%", &after[..2]].concat()),
+                }
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(if *first == b'\\' { b'/' } else { *first });
+                rest = after;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut out: Vec<&str> = Vec::new();
+    let parts: Vec<&str> = text.split('/').skip(1).collect();
+    for (at, part) in parts.iter().enumerate() {
+        let is_last = at + 1 == parts.len();
+        match *part {
+            "." => out.extend(is_last.then_some("")),
+            ".." => {
+                out.pop();
+                out.extend(is_last.then_some(""));
+            }
+            part => out.push(part),
+        }
+    }
+    format!("/{}", out.join("/"))
+}
+
+/// The first route that takes it.
+fn first<'c>(routes: &Tree, host: &'c Tree, seen: &Seen<'_>, why: &mut Why) -> Option<&'c Tree> {
+    let ignores = routes.is("ignore_path_parameters_in_path_matching");
+    for (number, route) in host.messages("routes").enumerate() {
+        let Some(matcher) = route.msg("match") else { continue };
+        let name = route.some_text("name").map(|name| format!(" {name}")).unwrap_or_default();
+        match seen.takes(matcher, ignores) {
+            Takes::Yes => {
+                why.at(&route.place, format!("route {}{name} takes it", number + 1));
+                return Some(route);
+            }
+            Takes::Sometimes(part) => {
+                why.at(&route.place, format!("route {}{name} takes {part}% of these", number + 1));
+                if part >= 50.0 {
+                    return Some(route);
+                }
+            }
+            Takes::Unknown(field) => {
+                let what = format!(
+                    "route {}{name} takes it if {field} holds, which is not known here: it is taken not to",
+                    number + 1
+                );
+                why.at(&route.place, what);
+            }
+            Takes::No => {}
+        }
+    }
+    None
+}
+
+fn status(redirect: &Tree) -> u16 {
+    match redirect.text("response_code") {
+        Some("FOUND") => 302,
+        Some("SEE_OTHER") => 303,
+        Some("TEMPORARY_REDIRECT") => 307,
+        Some("PERMANENT_REDIRECT") => 308,
+        _ => 301,
+    }
+}
+
+/// "RedirectAction".
+fn location(redirect: &Tree, matcher: Option<&Tree>, seen: &Seen<'_>) -> String {
+    let scheme = match redirect.some_text("scheme_redirect") {
+        Some(scheme) => scheme,
+        None if redirect.is("https_redirect") => "https",
+        None => seen.scheme,
+    };
+    let port = redirect.count("port_redirect").filter(|port| *port > 0);
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let host = match redirect.some_text("host_redirect") {
+        Some(host) => host,
+        None => {
+            let bare = parts::without_port(seen.authority, None);
+            let own = &seen.authority[bare.len()..];
+            let is_default = matches!((seen.scheme, own), ("http", ":80") | ("https", ":443"));
+            let drops = !port.is_empty() || (scheme != seen.scheme && is_default);
+            if drops { bare } else { seen.authority }
+        }
+    };
+    let path = seen.path();
+    let mut query = &seen.target[path.len()..];
+    let mut to = if let Some(to) = redirect.some_text("path_redirect") {
+        if to.contains('?') {
+            return format!("{scheme}://{host}{port}{to}");
+        }
+        to.to_owned()
+    } else if let Some(to) = redirect.some_text("prefix_rewrite") {
+        replaced(matcher, path, to)
+    } else if let Some(rewrite) = redirect.msg("regex_rewrite") {
+        re2::replace(rewrite, path)
+    } else {
+        path.to_owned()
+    };
+    if redirect.is("strip_query") {
+        query = "";
+    }
+    to.push_str(query);
+    format!("{scheme}://{host}{port}{to}")
+}
+
+/// What matched is replaced: a prefix, or the whole path.
+fn replaced(matcher: Option<&Tree>, path: &str, to: &str) -> String {
+    let prefix = matcher.and_then(|m| m.text("prefix").or_else(|| m.text("path_separated_prefix")));
+    match prefix.and_then(|prefix| path.get(prefix.len()..)) {
+        Some(rest) => format!("{to}{rest}"),
+        None => to.to_owned(),
+    }
+}
+
+fn response(direct: &Tree, why: &mut Why) -> Outcome {
+    let status =
+        direct.count("status").and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
+    why.at(&direct.place, format!("answers {status}"));
+    let body = direct.msg("body");
+    if body.is_some_and(|body| body.one_of(&["filename", "environment_variable"]).is_some()) {
+        why.at(&direct.place, "its body stands elsewhere");
+    }
+    let text = |body: &Tree| {
+        body.text("inline_string").or_else(|| body.text("inline_bytes")).map(String::from)
+    };
+    let body = body.and_then(text).filter(|body| !body.is_empty());
+    Outcome::Answered { status, headers: Vec::new(), body }
+}
+
+fn pools(
+    action: &Tree,
+    weighted: &[(&Tree, Option<&str>, u32)],
+    seen: &Seen<'_>,
+    why: &mut Why,
+) -> Vec<(String, f64)> {
+    if let Some(header) = action.some_text("cluster_header") {
+        let name = seen.http.header(header).unwrap_or_default();
+        why.at(&action.place, format!("header {header} says cluster {name:?}"));
+        return vec![(name.to_owned(), 1.0)];
+    }
+    if let Some(name) = action.some_text("cluster") {
+        why.at(&action.place, format!("cluster {name}"));
+        return vec![(name.to_owned(), 1.0)];
+    }
+    let all: f64 = weighted.iter().map(|(.., weight)| f64::from(*weight)).sum();
+    let mut pools = Vec::new();
+    for (at, name, weight) in weighted.iter().filter(|(.., weight)| *weight > 0) {
+        let named = || seen.http.header(at.some_text("cluster_header")?);
+        let name = name.or_else(named).unwrap_or_default();
+        why.at(&at.place, format!("cluster {name}, {weight} of {all}"));
+        pools.push((name.to_owned(), f64::from(*weight) / all));
+    }
+    pools
+}
+
+/// `host_rewrite_specifier`.
+fn host(
+    action: &Tree,
+    weighted: &[&(&Tree, Option<&str>, u32)],
+    seen: &Seen<'_>,
+) -> Option<String> {
+    let of_cluster = match weighted {
+        [(one, ..)] => one.some_text("host_rewrite_literal"),
+        _ => None,
+    };
+    if let Some(host) = of_cluster.or_else(|| action.some_text("host_rewrite_literal")) {
+        return Some(host.to_owned());
+    }
+    if let Some(name) = action.some_text("host_rewrite_header") {
+        return seen.http.header(name).filter(|value| !value.is_empty()).map(String::from);
+    }
+    action.msg("host_rewrite_path_regex").map(|rewrite| re2::replace(rewrite, seen.path()))
+}
+
+/// Whether a hash policy finds something in the request.
+fn hashes(policy: &Tree, seen: &Seen<'_>) -> bool {
+    if let Some(header) = policy.msg("header") {
+        return seen.http.header(header.text("header_name").unwrap_or_default()).is_some();
+    }
+    if let Some(of) = policy.msg("cookie") {
+        let name = of.text("name").unwrap_or_default();
+        return of.entry("ttl").is_some() || cookie(seen.http, name).is_some();
+    }
+    if let Some(parameter) = policy.msg("query_parameter") {
+        let name = parameter.text("name").unwrap_or_default();
+        let query = seen.target.split_once('?').map_or("", |(_, query)| query);
+        return query.split('&').any(|pair| pair.split('=').next() == Some(name));
+    }
+    policy.msg("connection_properties").is_some_and(|of| of.is("source_ip"))
+}
+
+/// Timeouts, retries and copies: they do not choose, but they act.
+fn told(action: &Tree, host: &Tree, why: &mut Why) {
+    match action.duration("timeout") {
+        Some(timeout) if timeout.is_zero() => why.at(&action.place, "timeout: none"),
+        Some(timeout) => why.at(&action.place, format!("timeout {timeout:?}")),
+        None => why.at(&action.place, "timeout 15s, which is the default"),
+    }
+    let of_host = host.msg("retry_policy").map(|policy| (policy, " of the virtual host"));
+    if let Some((policy, whose)) = action.msg("retry_policy").map(|p| (p, "")).or(of_host) {
+        let on = policy.text("retry_on").unwrap_or_default();
+        let times = policy.count("num_retries").unwrap_or(1);
+        why.at(&policy.place, format!("retry_policy{whose}: {on}, {times} more"));
+    }
+    for mirror in action.messages("request_mirror_policies") {
+        let to = mirror.text("cluster").unwrap_or_default();
+        why.at(&mirror.place, format!("a copy goes to {to}"));
+    }
+}

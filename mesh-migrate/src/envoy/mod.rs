@@ -1,0 +1,28 @@
+//! Envoy's static bootstrap (API v3), and `/config_dump` of a running Envoy.
+//!
+//! - `schema`: which messages and fields there are; `tree`: a file read by it.
+//! - [`config`]: listeners, clusters and routes, wherever they stand.
+//! - [`explain`]: what Envoy does with one request.
+//! - [`convert`]: what of it a program can say, and what becomes of every line.
+//!
+//! Documentation: "API v3 reference" and "Architecture overview" of Envoy 1.40.
+
+mod check;
+pub mod config;
+pub mod convert;
+pub mod explain;
+mod notes;
+mod parts;
+mod re2;
+mod schema;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+
+/// Whether a line of YAML or JSON says nothing: a comment, or only what opens and
+/// closes things.
+pub fn is_blank(line: &str) -> bool {
+    let line = line.trim();
+    let opens = |c: char| "{}[],- ".contains(c);
+    line.is_empty() || line.starts_with('#') || line.chars().all(opens) || line == "..."
+}

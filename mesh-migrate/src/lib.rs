@@ -12,6 +12,7 @@
 //! Nothing here opens a socket.
 
 pub mod ledger;
+pub mod linkerd1;
 pub mod program;
 pub mod request;
 pub mod source;

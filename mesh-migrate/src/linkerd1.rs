@@ -8,6 +8,7 @@
 //! - [`explain`]: one request through identifier, table, namers and transformers.
 
 pub mod config;
+pub mod convert;
 pub mod delegate;
 pub mod dtab;
 pub mod explain;

@@ -142,6 +142,8 @@ pub(super) struct Delegated {
     pub trace: Traced,
     /// Places in `entries` that were used.
     pub used: Vec<usize>,
+    /// What it cost.
+    pub work: usize,
 }
 
 impl Engine<'_> {
@@ -154,7 +156,7 @@ impl Engine<'_> {
         }
         run.used.sort_unstable();
         run.used.dedup();
-        Delegated { bound, trace, used: run.used }
+        Delegated { bound, trace, used: run.used, work: run.work }
     }
 }
 
@@ -187,22 +189,24 @@ impl Run<'_, '_> {
     }
 
     fn lookup(&mut self, name: &Name, depth: u32) -> Step1 {
-        let entries = self.engine.entries.iter().enumerate().rev();
-        let matching: Vec<(usize, &Dentry, Name)> = entries
-            .filter_map(|(at, entry)| entry.rest(name).map(|rest| (at, *entry, rest)))
-            .collect();
+        let engine = self.engine;
+        let mut matching = (engine.entries.iter().enumerate().rev())
+            .filter(|(_, entry)| entry.matches(name))
+            .map(|(at, entry)| (at, *entry))
+            .peekable();
+        let Some((at, first)) = matching.peek().copied() else {
+            return self.namers(name, depth);
+        };
         // One entry that says `~` counts as none: the table itself is then negative.
-        if matching.is_empty()
-            || matches!(matching.as_slice(), [(_, entry, _)] if entry.tree == Tree::Neg)
-        {
-            self.used.extend(matching.first().map(|(at, ..)| *at));
+        if first.tree == Tree::Neg && matching.clone().nth(1).is_none() {
+            self.used.push(at);
             return self.namers(name, depth);
         }
         let mut trace = Traced::of(Some(name.clone()), "");
-        let mut matching = matching.into_iter();
         let mut result = Ok(Bound::Neg);
-        for (at, entry, rest) in matching.by_ref() {
+        for (at, entry) in matching.by_ref() {
             self.used.push(at);
+            let (_, rest) = name.split(entry.prefix.len());
             let (bound, mut below) = self.tree(&entry.tree, &rest, depth);
             below.entry = Some((entry.place.clone(), entry.to_string()));
             trace.below.push(below);
@@ -211,7 +215,7 @@ impl Run<'_, '_> {
                 break;
             }
         }
-        trace.below.extend(matching.take(20).map(|(_, entry, _)| Traced {
+        trace.below.extend(matching.take(20).map(|(_, entry)| Traced {
             entry: Some((entry.place.clone(), entry.to_string())),
             ..Traced::of(None, "not asked")
         }));

@@ -68,15 +68,14 @@ pub enum Tree {
 }
 
 impl Dentry {
-    /// What is left of a name behind the prefix, if it is for it.
-    pub fn rest(&self, name: &Name) -> Option<Name> {
+    /// Whether it is for a name.
+    pub fn matches(&self, name: &Name) -> bool {
         let labels = name.labels();
-        let fits = labels.len() >= self.prefix.len()
+        labels.len() >= self.prefix.len()
             && self.prefix.iter().zip(labels).all(|(element, label)| match element {
                 Element::Any => true,
                 Element::Label(known) => known == label,
-            });
-        fits.then(|| name.split(self.prefix.len()).1)
+            })
     }
 
     /// The prefix as it is written.
@@ -201,8 +200,9 @@ impl Parser<'_> {
                 self.eat('=')?;
                 self.eat('>')?;
                 let tree = self.tree()?;
-                let said = self.text[from..self.at].trim_end().len();
-                entries.push(Found { from, to: from + said.saturating_sub(1), prefix, tree });
+                let said = self.text[from..self.at].trim_end();
+                let last = said.char_indices().next_back().map_or(0, |(at, _)| at);
+                entries.push(Found { from, to: from + last, prefix, tree });
                 self.blank();
             }
             if !self.eats(';') {

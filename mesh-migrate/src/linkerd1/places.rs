@@ -33,11 +33,20 @@ impl<'a> Lines<'a> {
         start + before.map(char::len_utf8).sum::<usize>()
     }
 
-    fn place(&self, offset: usize) -> Place {
-        let line = self.starts.partition_point(|start| *start <= offset).max(1);
-        let column = self.text[self.starts[line - 1]..offset].chars().count() + 1;
-        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Place { file: self.file.clone(), line: number(line), column: number(column) }
+    /// Of offsets that ascend: a file may be one long line.
+    fn places(&self, offsets: &[usize]) -> Vec<Place> {
+        let mut last = (0, 0, 0);
+        let mut place = |offset: usize| {
+            let line = self.starts.partition_point(|start| *start <= offset).max(1);
+            let (known, from, column) = last;
+            let start = self.starts[line - 1];
+            let (from, column) = if known == line { (from, column) } else { (start, 0) };
+            let column = column + self.text[from..offset].chars().count();
+            last = (line, offset, column);
+            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            Place { file: self.file.clone(), line: number(line), column: number(column) + 1 }
+        };
+        offsets.iter().map(|offset| place(*offset)).collect()
     }
 
     /// Places in the text of a node.
@@ -70,24 +79,24 @@ impl<'a> Places<'a> {
     pub(super) fn of(&self, offsets: &[usize]) -> Vec<Place> {
         let lines = match &self.lines {
             Whole::Part(lines) => lines,
-            Whole::Own(lines) => return offsets.iter().map(|at| lines.place(*at)).collect(),
+            Whole::Own(lines) => return lines.places(offsets),
         };
         let mut said = lines.text[self.start..].char_indices();
         let mut wanted = offsets.iter().peekable();
-        let mut places = Vec::with_capacity(offsets.len());
+        let mut found = Vec::with_capacity(offsets.len());
         let mut last = self.start;
         for (at, c) in self.value.char_indices().filter(|(_, c)| !c.is_whitespace()) {
             if wanted.peek().is_none() {
                 break;
             }
-            let Some((found, _)) = said.find(|(_, other)| *other == c) else { break };
-            last = self.start + found;
+            let Some((there, _)) = said.find(|(_, other)| *other == c) else { break };
+            last = self.start + there;
             while wanted.next_if(|offset| **offset <= at).is_some() {
-                places.push(lines.place(last));
+                found.push(last);
             }
         }
-        places.extend(wanted.map(|_| lines.place(last)));
-        places
+        found.extend(wanted.map(|_| last));
+        lines.places(&found)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The cases of `tests/legacy/linkerd1-*`, and what the manual says that they do not.
 
+mod conversion;
 mod rules;
 
 use serde_json::Value as Json;

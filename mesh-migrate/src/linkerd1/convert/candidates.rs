@@ -49,7 +49,9 @@ impl Universe {
             if let Some(at) = labels.iter().position(|label| label.contains("subdomainOf")) {
                 domains.extend(labels.get(at + 1).cloned());
             }
-            runs.insert(labels);
+            // Names of namers begin with `#` or `$` and who they are.
+            let is_namer = labels.first().is_some_and(|first| first == "#" || first == "$");
+            runs.insert(labels.into_iter().skip(if is_namer { 2 } else { 0 }).collect());
         };
         for entry in entries {
             let labels = prefix_labels(entry);
@@ -72,13 +74,18 @@ impl Universe {
             names.insert(raw_labels(&labels));
             add(raw_labels(&labels));
         }
+        let has_ports = runs
+            .iter()
+            .flatten()
+            .any(|label| label.ends_with("hostPfx") || label.ends_with("hostportPfx"));
         let mut universe = Self { labels: BTreeSet::new(), names, is_cut: false };
-        universe.spell(&runs, &domains);
+        universe.spell(&runs, &domains, has_ports);
         universe
     }
 
-    /// Labels, runs of them as domains, and both below the domains of `subdomainOf`.
-    fn spell(&mut self, runs: &BTreeSet<Vec<String>>, domains: &BTreeSet<String>) {
+    /// Labels, runs of them as domains or with ports, and both below the domains of
+    /// `subdomainOf`.
+    fn spell(&mut self, runs: &BTreeSet<Vec<String>>, domains: &BTreeSet<String>, has_ports: bool) {
         let mut plain = BTreeSet::new();
         for labels in runs {
             plain.extend(labels.iter().cloned());
@@ -89,6 +96,12 @@ impl Universe {
                     }),
                 );
             }
+        }
+        if has_ports {
+            let pairs = runs.iter().flat_map(|labels| labels.windows(2));
+            plain.extend(pairs.flat_map(|pair| {
+                [format!("{}:{}", pair[0], pair[1]), format!("{}:{}", pair[1], pair[0])]
+            }));
         }
         let below = domains.iter().flat_map(|domain| {
             let subs = plain.iter().map(String::as_str).chain([PROBE]);
@@ -250,9 +263,20 @@ fn with_header(mut sample: Http, header: &str, value: &str) -> Http {
     sample
 }
 
+/// Hosts, alone and with any port, and any host with a port.
+fn hosts(universe: &Universe) -> BTreeSet<String> {
+    let with_port = |label: &String| {
+        let has_none = !label.contains(':') && label != PROBE;
+        has_none.then(|| format!("{label}:{PROBE}"))
+    };
+    let ports = universe.labels.iter().filter_map(with_port);
+    ports.chain(universe.labels.iter().cloned()).chain([format!("{PROBE}:80")]).collect()
+}
+
 fn by_token(header: &str, universe: &Universe) -> (Vec<Candidate>, Condition) {
     let header = field(header);
-    let labels = universe.labels.iter().filter(|label| label.as_str() != PROBE);
+    let labels = if header == "host" { hosts(universe) } else { universe.labels.clone() };
+    let labels = labels.iter().filter(|label| label.as_str() != PROBE);
     let one = |label: &String| {
         let when = Condition::Header(header.clone(), text(label, "/:"));
         let one = candidate(when, Name::of([label]));
@@ -273,7 +297,7 @@ fn by_method_and_host(universe: &Universe) -> (Vec<Candidate>, Condition) {
         universe.labels.iter().map(String::as_str).filter(|label| is_method(label)).collect();
     methods.extend(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]);
     let hosts: BTreeSet<String> =
-        universe.labels.iter().map(|label| label.to_lowercase()).collect();
+        hosts(universe).iter().map(|label| label.to_lowercase()).collect();
     let identified = Condition::Header("host".into(), Text::Pattern("(?s).+".into()));
     let mut all = Vec::new();
     let hosts = hosts.iter().map(String::as_str).filter(|host| *host != PROBE);

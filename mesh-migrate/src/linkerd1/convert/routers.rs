@@ -215,7 +215,8 @@ impl<'a> Run<'a> {
             let seen = &mut self.uses[*at];
             seen.is_used = true;
             seen.knows_some |= knows_some;
-            seen.goes_anywhere = seen.goes_anywhere.take().or_else(|| anywhere.clone());
+            let known = seen.goes_anywhere.take();
+            seen.goes_anywhere = known.into_iter().chain(anywhere.clone()).min_by_key(String::len);
             seen.error = seen.error.take().or_else(|| error.clone());
         }
     }

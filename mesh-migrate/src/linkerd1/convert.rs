@@ -9,12 +9,18 @@ mod routers;
 mod rules;
 mod tables;
 
+use std::collections::BTreeSet;
+
 use super::{
     config::{Config, Protocol, Router, TransformerKind},
     name::Name,
     world::{Files, World},
 };
-use crate::{ledger::Ledger, program::Program};
+use crate::{
+    ledger::{Ledger, Verdict},
+    program::Program,
+    source::Place,
+};
 
 /// What the configuration is with us, and what has become of every line of it.
 ///
@@ -44,7 +50,23 @@ pub fn convert(
         }
     }
     program.pools = pools.pools;
-    (program, ledger)
+    (program, tidy(&ledger))
+}
+
+/// Without `exact` where something else is said about the same.
+fn tidy(ledger: &Ledger) -> Ledger {
+    let entries = ledger.entries();
+    let mut tidy = Ledger::default();
+    let others: BTreeSet<&Place> = (entries.iter())
+        .filter(|entry| entry.verdict != Verdict::Exact)
+        .map(|entry| &entry.place)
+        .collect();
+    for entry in &entries {
+        if entry.verdict != Verdict::Exact || !others.contains(&entry.place) {
+            tidy.say_until(&entry.place, entry.last_line, entry.verdict.clone());
+        }
+    }
+    tidy
 }
 
 /// The router that takes what `outgoing` sends from Linkerd to Linkerd: on the port that

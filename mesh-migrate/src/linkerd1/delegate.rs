@@ -18,7 +18,7 @@ const MAX_DEPTH: u32 = 100;
 /// Trees within each other on the way: the stack is finite.
 const MAX_NESTING: u32 = 400;
 /// Entries and labels looked at for one name, and what else costs as much as so many.
-const MAX_WORK: usize = 3_000_000;
+const MAX_WORK: usize = 1_000_000;
 /// One label, which every step of the way copies.
 const LABEL: usize = 10;
 /// One lookup.

@@ -104,12 +104,14 @@ impl Universe {
             }));
         }
         let below = domains.iter().flat_map(|domain| {
-            let subs = plain.iter().map(String::as_str).chain([PROBE]);
+            let subs = plain.iter().cloned().chain([PROBE.to_owned(), deep()]);
             subs.map(move |sub| format!("{sub}.{domain}")).collect::<Vec<_>>()
         });
         let below: Vec<String> = below.collect();
         self.is_cut = plain.len() + below.len() > MAX_LABELS;
-        let all = plain.into_iter().chain(below).filter(|label| is_speakable(label));
+        // Other classes of names that namers tell apart: with dots, with a port.
+        let classes = [deep(), format!("{PROBE}:80")];
+        let all = classes.into_iter().chain(plain).chain(below).filter(|label| is_speakable(label));
         self.labels = all.take(MAX_LABELS).collect();
     }
 
@@ -180,25 +182,32 @@ pub(super) struct Candidate {
     pub path: Option<PathChange>,
     /// One of them.
     pub sample: Http,
+    /// Every request that the identifier knows.
+    pub is_rest: bool,
     /// Not for one method of a host alone: it comes after those.
     pub is_any_method: bool,
 }
 
 impl Candidate {
-    /// Whether a pattern takes the requests of this name, too.
+    /// Whether it takes all requests of this name, which may be a pattern, too.
     pub(super) fn covers(&self, name: &Name) -> bool {
+        if self.is_rest {
+            return self.is_any_method || self.below.labels().get(1) == name.labels().get(1);
+        }
+        let covers =
+            |(pattern, label): (&String, &String)| pattern == PROBE_METHOD || fits(pattern, label);
         let labels = self.below.labels();
-        labels.len() <= name.len()
-            && labels.iter().zip(name.labels()).all(|(pattern, label)| {
-                match pattern.split_once(PROBE) {
-                    None => pattern == label,
-                    Some((before, after)) => {
-                        label.len() >= before.len() + after.len()
-                            && label.starts_with(before)
-                            && label.ends_with(after)
-                    }
-                }
-            })
+        labels.len() <= name.len() && labels.iter().zip(name.labels()).all(covers)
+    }
+
+    /// Whether it may take some of them.
+    pub(super) fn overlaps(&self, name: &Name) -> bool {
+        let overlap = |(a, b): (&String, &String)| {
+            let ((a, a_end), (b, b_end)) = (split(a).unwrap_or((a, a)), split(b).unwrap_or((b, b)));
+            (a.starts_with(b) || b.starts_with(a))
+                && (a_end.ends_with(b_end) || b_end.ends_with(a_end))
+        };
+        self.below.labels().iter().zip(name.labels()).all(overlap)
     }
 
     /// Whether it stands for many names.
@@ -207,12 +216,49 @@ impl Candidate {
     }
 }
 
-/// Requests that an identifier knows, by name, and those that it knows at all. The last
-/// candidate stands for every other name.
-pub(super) fn candidates(
-    kind: &IdentifierKind,
-    universe: &Universe,
-) -> (Vec<Candidate>, Condition) {
+/// A label that stands for many: what is before and behind what it stands for.
+fn split(label: &str) -> Option<(&str, &str)> {
+    if label == PROBE_METHOD {
+        return Some(("", ""));
+    }
+    let (before, _) = label.split_once(PROBE)?;
+    let (_, after) = label.rsplit_once(PROBE)?;
+    Some((before, after))
+}
+
+/// Whether a label is one of those that `pattern` stands for: as the expression of
+/// [`spelled`] has it.
+fn fits(pattern: &str, label: &str) -> bool {
+    let Some((before, after)) = pattern.split_once(PROBE) else { return pattern == label };
+    let Some(rest) = label.strip_prefix(before) else { return false };
+    let deep = after.strip_prefix('.').and_then(|after| after.strip_prefix(PROBE));
+    let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8());
+    let mut runs = ends.take_while(|end| !rest[..*end].contains(['/', ':']));
+    runs.any(|end| {
+        let (run, behind) = rest.split_at(end);
+        let is_one = !run.contains('.');
+        let is_many = !is_one && run.split('.').all(|part| !part.is_empty());
+        (is_one && deep.is_none() && fits(after, behind))
+            || (is_many && deep.is_some_and(|after| fits(after, behind)))
+    })
+}
+
+/// An expression for a label: `PROBE` is any one without dots and ports, two of them
+/// with a dot between are any with dots.
+fn spelled(label: &str) -> String {
+    let escaped = regex::escape(label);
+    let deep = regex::escape(&deep());
+    escaped.replace(&deep, r"[^/:.]+(?:\.[^/:.]+)+").replace(PROBE, "[^/:.]+")
+}
+
+/// Any label with dots.
+fn deep() -> String {
+    format!("{PROBE}.{PROBE}")
+}
+
+/// Requests that an identifier knows, by name. The last candidate stands for every
+/// other name.
+pub(super) fn candidates(kind: &IdentifierKind, universe: &Universe) -> Vec<Candidate> {
     match kind {
         IdentifierKind::HeaderToken(header) => by_token(header, universe),
         IdentifierKind::MethodAndHost(_) => by_method_and_host(universe),
@@ -220,11 +266,10 @@ pub(super) fn candidates(
         IdentifierKind::HeaderPath(header, count) => by_header_path(header, *count, universe),
         IdentifierKind::Header(header) => by_header(header, universe),
         IdentifierKind::Static(name) => {
-            let one = candidate(Condition::Always, name.clone());
-            (vec![one], Condition::Always)
+            vec![Candidate { is_rest: true, ..candidate(Condition::Always, name.clone()) }]
         }
         IdentifierKind::Ingress { .. } | IdentifierKind::Istio | IdentifierKind::Other(_) => {
-            (Vec::new(), Condition::Any(Vec::new()))
+            Vec::new()
         }
     }
 }
@@ -237,7 +282,7 @@ pub(super) fn candidate(when: Condition, below: Name) -> Candidate {
         headers: Vec::new(),
         is_http10: false,
     };
-    Candidate { when, below, path: None, sample, is_any_method: true }
+    Candidate { when, below, path: None, sample, is_any_method: true, is_rest: false }
 }
 
 /// A header, with what HTTP/2 calls it.
@@ -245,13 +290,13 @@ fn field(header: &str) -> String {
     if header == ":authority" { "host".into() } else { header.to_ascii_lowercase() }
 }
 
-/// A text, in which the probe stands for anything without `end`.
-fn text(label: &str, end: &str) -> Text {
-    if !label.contains(PROBE) {
-        return Text::Exact(label.to_owned());
+/// A text of one label or several.
+fn text(label: &str) -> Text {
+    if label.contains(PROBE) {
+        Text::Pattern(spelled(label))
+    } else {
+        Text::Exact(label.to_owned())
     }
-    let pattern = regex::escape(label).replace(PROBE, &format!("[^{end}]+"));
-    Text::Pattern(pattern)
 }
 
 fn with_header(mut sample: Http, header: &str, value: &str) -> Http {
@@ -270,27 +315,31 @@ fn hosts(universe: &Universe) -> BTreeSet<String> {
         has_none.then(|| format!("{label}:{PROBE}"))
     };
     let ports = universe.labels.iter().filter_map(with_port);
-    ports.chain(universe.labels.iter().cloned()).chain([format!("{PROBE}:80")]).collect()
+    ports.chain(universe.labels.iter().cloned()).collect()
 }
 
-fn by_token(header: &str, universe: &Universe) -> (Vec<Candidate>, Condition) {
+fn by_token(header: &str, universe: &Universe) -> Vec<Candidate> {
     let header = field(header);
     let labels = if header == "host" { hosts(universe) } else { universe.labels.clone() };
     let labels = labels.iter().filter(|label| label.as_str() != PROBE);
     let one = |label: &String| {
-        let when = Condition::Header(header.clone(), text(label, "/:"));
+        let when = Condition::Header(header.clone(), text(label));
         let one = candidate(when, Name::of([label]));
         Candidate { sample: with_header(one.sample.clone(), &header, label), ..one }
     };
     let mut all: Vec<Candidate> = labels.map(one).collect();
     let identified = Condition::Header(header.clone(), Text::Pattern("(?s).+".into()));
-    let any = candidate(identified.clone(), Name::of([PROBE]));
-    all.push(Candidate { sample: with_header(any.sample.clone(), &header, PROBE), ..any });
-    (all, identified)
+    let any = candidate(identified, Name::of([PROBE]));
+    all.push(Candidate {
+        sample: with_header(any.sample.clone(), &header, PROBE),
+        is_rest: true,
+        ..any
+    });
+    all
 }
 
 /// Methods have a name each where the table tells them apart.
-fn by_method_and_host(universe: &Universe) -> (Vec<Candidate>, Condition) {
+fn by_method_and_host(universe: &Universe) -> Vec<Candidate> {
     let is_method =
         |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_uppercase());
     let mut methods: BTreeSet<&str> =
@@ -303,7 +352,7 @@ fn by_method_and_host(universe: &Universe) -> (Vec<Candidate>, Condition) {
     let hosts = hosts.iter().map(String::as_str).filter(|host| *host != PROBE);
     for host in hosts.chain([PROBE]) {
         let is_probe = host == PROBE;
-        let escaped = regex::escape(host).replace(PROBE, "[^/:]+");
+        let escaped = spelled(host);
         let of_host = match is_probe {
             true => identified.clone(),
             false => Condition::Header("host".into(), Text::Pattern(format!("(?i){escaped}"))),
@@ -319,15 +368,21 @@ fn by_method_and_host(universe: &Universe) -> (Vec<Candidate>, Condition) {
             let one = candidate(when, Name::of(["1.1", method, host]));
             let mut sample = with_header(one.sample.clone(), "host", host);
             sample.method = method.to_owned();
-            all.push(Candidate { sample, is_any_method, ..one });
+            all.push(Candidate {
+                sample,
+                is_any_method,
+                is_rest: is_probe && is_any_method,
+                ..one
+            });
         }
     }
-    (all, identified)
+    all
 }
 
-fn by_path(count: usize, consume: bool, universe: &Universe) -> (Vec<Candidate>, Condition) {
+fn by_path(count: usize, consume: bool, universe: &Universe) -> Vec<Candidate> {
     let pattern = match count {
         0 => "(?s).*".to_owned(),
+        1 => "(?s)/.*[^/].*".to_owned(),
         count => format!("(?s)(?:/[^/]*){{{}}}/.*[^/].*", count - 1),
     };
     let identified = Condition::Path(Text::Pattern(pattern));
@@ -337,8 +392,8 @@ fn by_path(count: usize, consume: bool, universe: &Universe) -> (Vec<Candidate>,
     let mut all: Vec<Candidate> =
         names.map(|name| path_candidate(&name, below_path(&name), consume)).collect();
     let any = vec![PROBE.to_owned(); count];
-    all.push(path_candidate(&any, identified.clone(), consume));
-    (all, identified)
+    all.push(Candidate { is_rest: true, ..path_candidate(&any, identified, consume) });
+    all
 }
 
 /// Whether a request can have these segments.
@@ -350,7 +405,7 @@ fn in_path(name: &[String]) -> bool {
 fn below_path(name: &[String]) -> Condition {
     let path = format!("/{}", name.join("/"));
     if path.contains(PROBE) {
-        let pattern = regex::escape(&path).replace(PROBE, "[^/]+");
+        let pattern = spelled(&path);
         return Condition::Path(Text::Pattern(format!("(?s){pattern}(?:/.*)?")));
     }
     let below = Text::Prefix(format!("{path}/"));
@@ -369,18 +424,12 @@ fn path_candidate(name: &[String], when: Condition, consume: bool) -> Candidate 
     one
 }
 
-fn by_header_path(
-    header: &str,
-    count: Option<usize>,
-    universe: &Universe,
-) -> (Vec<Candidate>, Condition) {
+fn by_header_path(header: &str, count: Option<usize>, universe: &Universe) -> Vec<Candidate> {
     if header != ":path" {
         return by_header(header, universe);
     }
     if let Some(count) = count {
-        let (mut all, identified) = by_path(count, false, universe);
-        all.iter_mut().for_each(|one| one.path = None);
-        return (all, identified);
+        return by_path(count, false, universe);
     }
     let identified = Condition::Path(Text::Pattern("(?s)/.*[^/].*".into()));
     let mut all = Vec::new();
@@ -389,23 +438,24 @@ fn by_header_path(
             let path = format!("/{}", name.join("/"));
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();
             all.push(path_candidate(&longer, Condition::Path(after(&path)), false));
-            all.push(path_candidate(&name, Condition::Path(text(&path, "/")), false));
+            all.push(path_candidate(&name, Condition::Path(text(&path)), false));
         }
     }
-    all.push(path_candidate(&[PROBE.to_owned()], identified.clone(), false));
-    (all, identified)
+    let any = path_candidate(&[PROBE.to_owned()], identified, false);
+    all.push(Candidate { is_rest: true, ..any });
+    all
 }
 
 /// What is below a path.
 fn after(path: &str) -> Text {
     if path.contains(PROBE) {
-        let pattern = regex::escape(path).replace(PROBE, "[^/]+");
+        let pattern = spelled(path);
         return Text::Pattern(format!("(?s){pattern}/.+"));
     }
     Text::Prefix(format!("{path}/"))
 }
 
-fn by_header(header: &str, universe: &Universe) -> (Vec<Candidate>, Condition) {
+fn by_header(header: &str, universe: &Universe) -> Vec<Candidate> {
     let header = field(header);
     let mut all = Vec::new();
     let mut add = |name: Vec<String>, when: Text| {
@@ -419,10 +469,13 @@ fn by_header(header: &str, universe: &Universe) -> (Vec<Candidate>, Condition) {
             let path = Name::of(&name).to_string();
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();
             add(longer, after(&path));
-            add(name, text(&path, "/"));
+            add(name, text(&path));
         }
     }
     let identified = Text::Pattern("(?s)/.+".into());
-    add(vec![PROBE.to_owned()], identified.clone());
-    (all, Condition::Header(header, identified))
+    add(vec![PROBE.to_owned()], identified);
+    if let Some(last) = all.last_mut() {
+        last.is_rest = true;
+    }
+    all
 }

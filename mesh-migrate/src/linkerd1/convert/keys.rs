@@ -16,6 +16,8 @@ pub(super) enum Say {
     Near(&'static str),
     /// Nothing: what that means.
     Drop(&'static str),
+    /// Nothing where it is true: what that means. False is what we do.
+    Off(&'static str),
     /// A question.
     Ask(&'static str, &'static [&'static str]),
     /// An object, or a list of them, with these keys.
@@ -53,7 +55,8 @@ pub(super) fn one(ledger: &mut Ledger, place: &Place, value: &Node, say: Say) {
         Say::Near(how) => {
             ledger.say_until(place, last, Verdict::Approximated { how: how.to_owned() });
         }
-        Say::Drop(meaning) => {
+        Say::Off(_) if matches!(value.value, Value::Bool(false)) => ledger.exact(place),
+        Say::Drop(meaning) | Say::Off(meaning) => {
             ledger.say_until(place, last, Verdict::Dropped { meaning: meaning.to_owned() });
         }
         Say::Ask(question, choices) => {

@@ -92,7 +92,7 @@ pub(super) const CLIENT: Keys = &[
     ("requestAttemptTimeoutMs", Exact),
     (
         "failFast",
-        Near("an endpoint is left alone after failures in a row, not after one refused connection"),
+        Off("an endpoint is left alone after failures in a row, not after one refused connection"),
     ),
     (
         "requeueBudget",
@@ -105,7 +105,7 @@ pub(super) const CLIENT: Keys = &[
     ("hostConnectionPool", In(POOL)),
     ("clientSession", In(&[("idleTimeMs", SESSION), ("lifeTimeMs", SESSION)])),
     ("tls", In(TLS)),
-    ("forwardClientCert", Drop("the application gets no `x-forwarded-client-cert`")),
+    ("forwardClientCert", Off("the application gets no `x-forwarded-client-cert`")),
     ("requestAuthorizers", Drop("Istio's Mixer is not asked")),
     ("windowUpdateRatio", WINDOW),
     ("initialStreamWindowBytes", WINDOW),
@@ -124,8 +124,7 @@ const SESSION: Say = Drop("connections to applications live as long as they are 
 const NO_REQUEUE: Say = Near("a connection that fails is tried again elsewhere by our own rule");
 
 const EFFORT: (&str, Say) = ("maxEffort", Drop("our balancer has its own"));
-const PROBATION: (&str, Say) =
-    ("enableProbation", Drop("an endpoint that is gone is gone at once"));
+const PROBATION: (&str, Say) = ("enableProbation", Off("an endpoint that is gone is gone at once"));
 
 const BALANCERS: &[Kind] = &[
     ("p2c", Exact, &[EFFORT, PROBATION]),

@@ -12,7 +12,7 @@ use super::{
         namers::Origin,
         world::{Files, World},
     },
-    candidates::{Candidate, PROBE, Universe, candidate, candidates},
+    candidates::{Candidate, PROBE, PROBE_METHOD, Universe, candidate, candidates},
     incoming,
     pools::{Pools, Source, label, unique, whole},
     rules::{Context, Resolved, rules},
@@ -24,11 +24,10 @@ use crate::{
         Then,
     },
     request::{Kind, Request},
-    source::Place,
 };
 
 /// Work for all names of a router together.
-const MAX_WORK: usize = 60_000_000;
+const MAX_WORK: usize = 20_000_000;
 
 /// What a router is converted with.
 pub(super) struct Asked<'a> {
@@ -95,7 +94,7 @@ pub(super) fn http(
                     *ignores_default_backends,
                 );
                 match rules {
-                    Some(found) => (by_ingress(&found), None),
+                    Some(found) => by_ingress(&found),
                     None => {
                         lost(asked, ledger, "the rules of Ingresses are not known");
                         return;
@@ -106,12 +105,9 @@ pub(super) fn http(
                 lost(asked, ledger, "how requests get their names is not known");
                 return;
             }
-            kind => {
-                let (all, identified) = candidates(kind, &universe);
-                (all, Some(identified))
-            }
+            kind => candidates(kind, &universe),
         };
-        run.one(&mut context, &found.0, found.1, &identifier.place, &mut rules);
+        run.one(&mut context, &found, &mut rules);
     }
     if universe.is_cut || run.work > MAX_WORK {
         ledger.decision(
@@ -222,61 +218,29 @@ impl<'a> Run<'a> {
     }
 
     /// Rules of one identifier: for names, then for patterns, then for all others.
-    fn one(
-        &mut self,
-        context: &mut Context<'_>,
-        all: &[Candidate],
-        identified: Option<Condition>,
-        place: &Place,
-        out: &mut Vec<Rule>,
-    ) {
-        let Some(last) = all.last() else { return };
-        let default = self.resolve(&last.below);
-        let is_open = last.is_pattern() && (default.mentions(PROBE) || default.is_nowhere());
-        let mut literal = Vec::new();
-        let mut patterns = Vec::new();
-        let mut of_host: Vec<(&Candidate, Resolved)> = Vec::new();
+    fn one(&mut self, context: &mut Context<'_>, all: &[Candidate], out: &mut Vec<Rule>) {
+        let mut found = Vec::new();
         for one in all {
-            if self.work > MAX_WORK {
-                break;
-            }
-            let to = self.resolve(&one.below);
-            self.note(one, &to);
-            if !one.is_any_method {
-                of_host.push((one, to));
+            // The last stands for all others, and must be known.
+            if self.work > MAX_WORK && !one.is_rest {
                 continue;
             }
-            let into = if one.is_pattern() { &mut patterns } else { &mut literal };
-            into.extend(of_host.drain(..).filter(|(_, of)| !of.is_like(&to)));
-            into.push((one, to));
+            let mut to = self.resolve(&one.below);
+            self.note(one, &to);
+            if one.is_pattern() && to.mentions(PROBE) {
+                // It goes to a name of the request itself, which has no pool.
+                to.status = Some(502);
+            }
+            found.push((one, to));
         }
-        // What goes to a name of the request itself has no pool.
-        patterns.retain(|(_, to)| !to.mentions(PROBE));
-        let is_last = |one: &Candidate| identified.is_some() && one.when == last.when;
-        patterns.retain(|(one, _)| !is_last(one));
-        if is_open && patterns.iter().all(|(_, to)| to.is_nowhere()) {
-            patterns.clear();
-        }
-        let is_same =
-            |to: &Resolved| !is_open && to.is_like(&default) || is_open && to.is_nowhere();
-        literal.retain(|(one, to)| {
-            !is_same(to) || patterns.iter().any(|(pattern, _)| pattern.covers(&one.below))
+        // Among themselves, names may have any order; the more a pattern says, the
+        // earlier it comes.
+        found.sort_by_key(|(one, _)| {
+            let said = one.below.to_string().replace(PROBE, "").replace(PROBE_METHOD, "").len();
+            (one.is_rest, one.is_pattern(), if one.is_pattern() { usize::MAX - said } else { 0 })
         });
-        patterns.sort_by_key(|(one, _)| {
-            let method = usize::from(one.is_any_method);
-            let said = one.below.to_string().replace(PROBE, "").len();
-            (std::cmp::Reverse(said), method)
-        });
-        for (one, to) in literal.iter().chain(&patterns) {
-            out.extend(rules(context, one, to));
-        }
-        let Some(identified) = identified else { return };
-        let last = Candidate { when: identified.clone(), ..last.clone() };
-        if is_open {
-            let nobody = Reply { status: 502, ..Reply::default() };
-            out.push(Rule { place: place.clone(), when: identified, then: Then::Reply(nobody) });
-        } else {
-            out.extend(rules(context, &last, &default));
+        for (one, to) in needed(found) {
+            out.extend(rules(context, one, &to));
         }
     }
 
@@ -292,9 +256,10 @@ impl<'a> Run<'a> {
     /// Whether the other router would have sent the same requests to the same names.
     fn check_pair(&mut self, incoming: &Router, universe: &Universe, ledger: &mut Ledger) {
         let Some(identifier) = self.asked.router.identifiers.first() else { return };
-        let (all, _) = candidates(&identifier.kind, universe);
+        let all = candidates(&identifier.kind, universe);
         let place = self.asked.router.interpreter.transformers.first().map(|t| t.place.clone());
         let place = place.unwrap_or_else(|| self.asked.router.node.place.clone());
+        let mut others = Vec::new();
         for one in all.iter().filter(|one| !one.is_pattern()) {
             let to = self.resolve(&one.below);
             if to.is_nowhere() || self.work > MAX_WORK {
@@ -319,17 +284,49 @@ impl<'a> Run<'a> {
             let (here, there) = (applications(&to.targets), applications(&there));
             if here != there {
                 let service = self.asked.router.dst_prefix.join(&one.below);
-                ledger.decision(
-                    &place,
-                    format!(
-                        "{service} goes to {here:?}, and router {} sends it on to {there:?}: which is meant?",
-                        incoming.label
-                    ),
-                    &["the first: pools hold it", "the second: keep the hop"],
-                );
+                others.push(format!("{service} to {} ({})", here.join(", "), there.join(", ")));
             }
         }
+        if others.is_empty() {
+            return;
+        }
+        let more = if others.len() > 5 { ", and others" } else { "" };
+        others.truncate(5);
+        let question = format!(
+            "router {}, as it is here, sends some requests on to another name (in brackets) than this one \
+             meant, or to none: {}{more}. Which is meant?",
+            incoming.label,
+            others.join("; ")
+        );
+        let choices = ["what this one meant: pools hold it", "what the other does: keep the hop"];
+        ledger.decision(&place, question, &choices);
     }
+}
+
+/// Without those that a later one says as well.
+fn needed(found: Vec<(&Candidate, Resolved)>) -> Vec<(&Candidate, Resolved)> {
+    let mut kept: Vec<(&Candidate, Resolved)> = Vec::new();
+    for (one, to) in found.into_iter().rev() {
+        // Methods of this very host have rules before it, if they need some.
+        let is_between = |other: &Candidate| {
+            other.overlaps(&one.below) && (other.is_any_method || !one.is_any_method)
+        };
+        let mut is_said = false;
+        for (other, known) in kept.iter().rev() {
+            if other.covers(&one.below) {
+                is_said = known.is_like(&to);
+                break;
+            }
+            if is_between(other) && !known.is_like(&to) {
+                break;
+            }
+        }
+        if !is_said {
+            kept.push((one, to));
+        }
+    }
+    kept.reverse();
+    kept
 }
 
 /// Names without what transformers put before them.

@@ -40,9 +40,10 @@ impl Resolved {
         let ids = |targets: &[Target]| -> Vec<(String, String)> {
             targets.iter().map(|t| (t.client.to_string(), format!("{:.9}", t.share))).collect()
         };
-        self.status == other.status
-            && ids(&self.targets) == ids(&other.targets)
-            && (self.status == Some(502) || self.service.values == other.service.values)
+        if self.status.is_some() || other.status.is_some() {
+            return self.status == other.status;
+        }
+        ids(&self.targets) == ids(&other.targets) && self.service.values == other.service.values
     }
 
     /// Whether it is no name at all.

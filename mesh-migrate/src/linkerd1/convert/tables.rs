@@ -84,7 +84,7 @@ pub(super) const ROUTER: Keys = &[
     ("bindingTimeoutMs", Drop("names are bound before requests come: nothing waits for it")),
     ("bindingCache", Drop("routes are not bound by request: there is no such cache")),
     ("announcers", NO_ANNOUNCER),
-    ("originator", Drop("only statistics of Linkerd knew it")),
+    ("originator", Off("only statistics of Linkerd knew it")),
     ("experimental", Exact),
     ("httpAccessLog", OUR_LOG),
     ("httpAccessLogRollPolicy", OUR_LOG),
@@ -291,7 +291,7 @@ const INGRESS_KEYS: Keys = &[
     ("namespace", Exact),
     ("ingressClassAnnotation", Exact),
     ("ignoreDefaultBackends", Exact),
-    ("useCapturingGroups", Drop("the path is not rewritten with the groups of its pattern")),
+    ("useCapturingGroups", Off("the path is not rewritten with the groups of its pattern")),
 ];
 
 const KNOWN_NOW: Say = Near(
@@ -317,7 +317,7 @@ pub(super) const NAMERS: &[Kind] = &[
             ("useHealthCheck", ASKED_NOW),
             ("healthStatuses", ASKED_NOW),
             ("token", ASKED_NOW),
-            ("setHost", Drop("`Host` stays as the client sent it: it is not that of Consul's DNS")),
+            ("setHost", Off("`Host` stays as the client sent it: it is not that of Consul's DNS")),
             ("consistencyMode", ASKED_NOW),
             ("failFast", ASKED_NOW),
             ("preferServiceAddress", ASKED_NOW),

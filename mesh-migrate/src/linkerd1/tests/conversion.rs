@@ -145,7 +145,7 @@ fn linkers_are_converted_together() {
     ));
     assert!(says(&ledger, 44, "the hop between Linkerds becomes the mesh's own"));
     // dc2 and reports-next are not what the incoming router of a host sends on to.
-    assert!(says(&ledger, 28, "which is meant?"), "{:?}", ledger.entries());
+    assert!(says(&ledger, 28, "Which is meant?"));
     // Alone, the hop stays and somebody must say what it is.
     let mut text = source(file).text;
     text.truncate(text.find("- protocol: http\n  label: incoming").unwrap());
@@ -182,4 +182,51 @@ fn older_spellings_and_unknown_keys_are_told() {
     assert!(says(&ledger, 11, "today `dtab`"));
     assert!(says(&ledger, 13, "`sevrice` is no key"));
     assert!(says(&ledger, 15, "older name of io.l5d.header.token"));
+}
+
+#[test]
+fn tmp_dump() {
+    for file in FILES {
+        let config = Config::read(&source(file)).unwrap();
+        let mut world = super::world(&expected(file));
+        populated(&mut world);
+        let (program, ledger) = convert(&config, &world, &no_files, &[]);
+        println!("=== {file}");
+        for l in &program.listeners {
+            println!("listener {} {:?} {:?}", l.name, l.addresses, l.tls);
+            match &l.accepts {
+                Accepts::Http { rules, .. } => {
+                    for r in rules {
+                        let then = match &r.then {
+                            crate::program::Then::Reply(r) => format!("{}", r.status),
+                            crate::program::Then::Forward(f) => format!(
+                                "{:?} t={:?} a={:?} retry={} path={:?}",
+                                f.pools,
+                                f.request_timeout,
+                                f.attempt_timeout,
+                                f.retry.is_some(),
+                                f.path.is_some()
+                            ),
+                        };
+                        println!("  {} {:?} -> {then}", r.place.line, r.when);
+                    }
+                }
+                Accepts::Tcp { rules } => println!("{rules:?}"),
+            }
+        }
+        for (n, p) in &program.pools {
+            println!(
+                "pool {n} {:?} {:?} {:?} h2={} {:?} {:?}",
+                p.members.iter().map(|m| (&m.endpoint, m.weight)).collect::<Vec<_>>(),
+                p.balance,
+                p.outlier,
+                p.is_http2,
+                p.tls,
+                p.limits
+            );
+        }
+        for e in ledger.entries() {
+            println!("{}:{}-{} {:?}", e.place.line, e.place.column, e.last_line, e.verdict);
+        }
+    }
 }

@@ -19,6 +19,9 @@ const MAX_DEPTH: u32 = 100;
 const MAX_NESTING: u32 = 400;
 /// Entries and labels looked at for one name, and what else costs as much as so many.
 const MAX_WORK: usize = 1_000_000;
+/// Entries and alternatives that are told of though nobody asked them.
+const MAX_NOT_ASKED: usize = 20;
+const NOT_ASKED: &str = "not asked";
 /// One label, which every step of the way copies.
 const LABEL: usize = 10;
 /// One lookup.
@@ -133,6 +136,8 @@ pub(super) struct Engine<'a> {
     pub transformers: &'a [Transformer],
     pub world: &'a World,
     pub files: Files<'a>,
+    /// Whether somebody reads how: entries are not spelled out otherwise.
+    pub is_told: bool,
 }
 
 /// What came of a name.
@@ -208,18 +213,23 @@ impl Run<'_, '_> {
             self.used.push(at);
             let (_, rest) = name.split(entry.prefix.len());
             let (bound, mut below) = self.tree(&entry.tree, &rest, depth);
-            below.entry = Some((entry.place.clone(), entry.to_string()));
+            below.entry = Some((entry.place.clone(), self.said(entry)));
             trace.below.push(below);
             result = bound;
             if result != Ok(Bound::Neg) {
                 break;
             }
         }
-        trace.below.extend(matching.take(20).map(|(_, entry)| Traced {
+        let others = if engine.is_told { MAX_NOT_ASKED } else { 0 };
+        trace.below.extend(matching.take(others).map(|(_, entry)| Traced {
             entry: Some((entry.place.clone(), entry.to_string())),
-            ..Traced::of(None, "not asked")
+            ..Traced::of(None, NOT_ASKED)
         }));
         (result, trace)
+    }
+
+    fn said(&self, entry: &Dentry) -> String {
+        if self.engine.is_told { entry.to_string() } else { String::new() }
     }
 
     fn tree(&mut self, tree: &Tree, rest: &Name, depth: u32) -> Step1 {
@@ -246,7 +256,9 @@ impl Run<'_, '_> {
                 break;
             }
         }
-        let not_asked = left.take(20).map(|tree| Traced::of(None, format!("{tree} not asked")));
+        let others = if self.engine.is_told { MAX_NOT_ASKED } else { 0 };
+        let not_asked =
+            left.take(others).map(|tree| Traced::of(None, format!("{tree} {NOT_ASKED}")));
         trace.below.extend(not_asked);
         self.nesting -= 1;
         (result, trace)

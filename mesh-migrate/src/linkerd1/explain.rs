@@ -189,7 +189,8 @@ pub(super) fn engine<'a>(
         InterpreterKind::Namerd(_) => Some(world.namerd.as_slice()),
         _ => Some(config.namers.as_slice()),
     };
-    Engine { entries, namers, transformers: &router.interpreter.transformers, world, files }
+    let transformers = &router.interpreter.transformers;
+    Engine { entries, namers, transformers, world, files, is_told: true }
 }
 
 /// The first part of the table, where it is kept elsewhere.
@@ -347,8 +348,15 @@ pub(super) fn targets(router: &Router, tree: &Bound) -> Vec<Target> {
 
 /// Whether it is known that nobody can take it.
 pub(super) fn status(targets: &[Target]) -> Option<u16> {
-    if let [Target { client: Client::Name(bound), .. }] = targets
-        && let Origin::Status(code) = bound.from
+    let own = |target: &Target| match &target.client {
+        Client::Name(bound) => match bound.from {
+            Origin::Status(code) => Some(code),
+            _ => None,
+        },
+        _ => None,
+    };
+    if let Some(code) = targets.first().and_then(own)
+        && targets.iter().all(|target| own(target) == Some(code))
     {
         return Some(code);
     }
@@ -383,8 +391,9 @@ impl Delegation {
     }
 
     fn own_answer(&self, status: u16) -> Outcome {
-        let is_meant = matches!(self.bound.as_slice(), [Target { client: Client::Name(bound), .. }]
-            if matches!(bound.from, Origin::Status(_)));
+        let is_meant = self.bound.iter().all(|target| {
+            matches!(&target.client, Client::Name(bound) if matches!(bound.from, Origin::Status(_)))
+        });
         let wrong = match &self.service {
             _ if is_meant => None,
             Some(service) => Some(format!("No hosts are available for {service}")),

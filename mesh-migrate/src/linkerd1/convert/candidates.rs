@@ -2,7 +2,7 @@
 //! from its labels, from what discovery knows, and from the caller; a label that nobody
 //! has stands for all others.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 use super::super::{
     config::{Config, IdentifierKind, Router},
@@ -17,12 +17,16 @@ use crate::{
 
 /// A label that no configuration has: what becomes of it becomes of every other.
 pub(super) const PROBE: &str = "zq7anybody";
+/// The same for labels that are no host: with a character that hosts have not.
+pub(super) const ODD: &str = "zq7odd~";
+/// What all of them begin with.
+pub(super) const ANYBODY: &str = "zq7";
 /// The same for methods.
 pub(super) const PROBE_METHOD: &str = "ZQANYMETHOD";
 /// Labels that are tried, at most.
 const MAX_LABELS: usize = 3_000;
 /// Names of several labels that are tried, at most.
-const MAX_NAMES: usize = 6_000;
+const MAX_NAMES: usize = 3_000;
 
 /// Labels of everything that is known.
 pub(super) struct Universe {
@@ -30,8 +34,10 @@ pub(super) struct Universe {
     pub labels: BTreeSet<String>,
     /// Names below the prefix of the router, as the table and the caller have them.
     pub names: BTreeSet<Vec<String>>,
+    /// Labels as they follow each other.
+    runs: BTreeSet<Vec<String>>,
     /// Whether there were more.
-    pub is_cut: bool,
+    pub is_cut: Cell<bool>,
 }
 
 impl Universe {
@@ -78,8 +84,10 @@ impl Universe {
             .iter()
             .flatten()
             .any(|label| label.ends_with("hostPfx") || label.ends_with("hostportPfx"));
-        let mut universe = Self { labels: BTreeSet::new(), names, is_cut: false };
+        let is_cut = Cell::new(false);
+        let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
         universe.spell(&runs, &domains, has_ports);
+        universe.runs = runs;
         universe
     }
 
@@ -108,34 +116,36 @@ impl Universe {
             subs.map(move |sub| format!("{sub}.{domain}")).collect::<Vec<_>>()
         });
         let below: Vec<String> = below.collect();
-        self.is_cut = plain.len() + below.len() > MAX_LABELS;
-        // Other classes of names that namers tell apart: with dots, with a port.
-        let classes = [deep(), format!("{PROBE}:80")];
+        self.is_cut.set(plain.len() + below.len() > MAX_LABELS);
+        // Classes of names that namers tell apart: with dots, with a port, no host.
+        let classes = [deep(), format!("{PROBE}:80"), ODD.to_owned(), PROBE.to_owned()];
         let all = classes.into_iter().chain(plain).chain(below).filter(|label| is_speakable(label));
         self.labels = all.take(MAX_LABELS).collect();
     }
 
-    /// Names of `count` labels.
-    fn of_length(&self, count: usize) -> Vec<Vec<String>> {
-        if count == 1 {
-            return self.labels.iter().map(|label| vec![label.clone()]).collect();
-        }
+    /// Names of `count` labels, or of `more` as well.
+    fn of_length(&self, count: usize, more: &[&str]) -> Vec<Vec<String>> {
+        let labels = || self.labels.iter().map(String::as_str).chain(more.iter().copied());
+        let all = labels().count().checked_pow(u32::try_from(count).unwrap_or(u32::MAX));
         let known = self.names.iter().filter(|name| name.len() >= count);
         let mut names: BTreeSet<Vec<String>> = known.map(|name| name[..count].to_vec()).collect();
-        let product = self.labels.len().checked_pow(count as u32);
-        if product.is_some_and(|product| product <= MAX_NAMES) {
-            let mut all = vec![Vec::new()];
-            for _ in 0..count {
-                let longer = all.iter().flat_map(|name: &Vec<String>| {
-                    self.labels
-                        .iter()
-                        .map(move |label| name.iter().chain([label]).cloned().collect::<Vec<_>>())
-                });
-                all = longer.collect();
-            }
-            names.extend(all);
+        if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
+            self.is_cut.set(true);
+            names.extend(self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec));
+            return names.into_iter().take(MAX_NAMES).collect();
         }
-        names.into_iter().take(MAX_NAMES).collect()
+        let mut all = vec![Vec::new()];
+        for _ in 0..count {
+            let longer = all.iter().flat_map(|name: &Vec<String>| {
+                labels().map(|label| {
+                    let name = name.iter().map(String::as_str).chain([label]);
+                    name.map(str::to_owned).collect::<Vec<_>>()
+                })
+            });
+            all = longer.collect();
+        }
+        names.extend(all);
+        names.into_iter().collect()
     }
 }
 
@@ -210,9 +220,15 @@ impl Candidate {
         self.below.labels().iter().zip(name.labels()).all(overlap)
     }
 
+    /// How much of its name it says itself.
+    pub(super) fn said(&self) -> usize {
+        let labels = self.below.labels().iter().filter(|label| *label != PROBE_METHOD);
+        labels.map(|label| raw(label).replace(ODD, "").replace(PROBE, "").len() + 1).sum()
+    }
+
     /// Whether it stands for many names.
     pub(super) fn is_pattern(&self) -> bool {
-        self.below.labels().iter().any(|label| label.contains(PROBE))
+        self.below.labels().iter().any(|label| label.contains(ANYBODY))
     }
 }
 
@@ -230,10 +246,11 @@ fn split(label: &str) -> Option<(&str, &str)> {
 /// [`spelled`] has it.
 fn fits(pattern: &str, label: &str) -> bool {
     let Some((before, after)) = pattern.split_once(PROBE) else { return pattern == label };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     let Some(rest) = label.strip_prefix(before) else { return false };
     let deep = after.strip_prefix('.').and_then(|after| after.strip_prefix(PROBE));
     let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8());
-    let mut runs = ends.take_while(|end| !rest[..*end].contains(['/', ':']));
+    let mut runs = ends.take_while(|end| rest[..*end].chars().all(is_plain));
     runs.any(|end| {
         let (run, behind) = rest.split_at(end);
         let is_one = !run.contains('.');
@@ -248,7 +265,12 @@ fn fits(pattern: &str, label: &str) -> bool {
 fn spelled(label: &str) -> String {
     let escaped = regex::escape(label);
     let deep = regex::escape(&deep());
-    escaped.replace(&deep, r"[^/:.]+(?:\.[^/:.]+)+").replace(PROBE, "[^/:.]+")
+    let deeper = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+";
+    let odd = "[^/]*[^A-Za-z0-9.:_/-][^/]*";
+    escaped
+        .replace(&deep, deeper)
+        .replace(PROBE, "[A-Za-z0-9_-]+")
+        .replace(&regex::escape(ODD), odd)
 }
 
 /// Any label with dots.
@@ -292,7 +314,7 @@ fn field(header: &str) -> String {
 
 /// A text of one label or several.
 fn text(label: &str) -> Text {
-    if label.contains(PROBE) {
+    if label.contains(ANYBODY) {
         Text::Pattern(spelled(label))
     } else {
         Text::Exact(label.to_owned())
@@ -311,7 +333,7 @@ fn with_header(mut sample: Http, header: &str, value: &str) -> Http {
 /// Hosts, alone and with any port, and any host with a port.
 fn hosts(universe: &Universe) -> BTreeSet<String> {
     let with_port = |label: &String| {
-        let has_none = !label.contains(':') && label != PROBE;
+        let has_none = !label.contains(':') && label != PROBE && label != ODD;
         has_none.then(|| format!("{label}:{PROBE}"))
     };
     let ports = universe.labels.iter().filter_map(with_port);
@@ -386,7 +408,8 @@ fn by_path(count: usize, consume: bool, universe: &Universe) -> Vec<Candidate> {
         count => format!("(?s)(?:/[^/]*){{{}}}/.*[^/].*", count - 1),
     };
     let identified = Condition::Path(Text::Pattern(pattern));
-    let names = if count == 0 { Vec::new() } else { universe.of_length(count) };
+    // A segment may be empty: `//a`.
+    let names = if count == 0 { Vec::new() } else { universe.of_length(count, &[""]) };
     let is_other = |name: &Vec<String>| name.iter().all(|label| label == PROBE);
     let names = names.into_iter().filter(|name| !is_other(name)).filter(|name| in_path(name));
     let mut all: Vec<Candidate> =
@@ -404,8 +427,11 @@ fn in_path(name: &[String]) -> bool {
 /// `/a` and what is below it.
 fn below_path(name: &[String]) -> Condition {
     let path = format!("/{}", name.join("/"));
-    if path.contains(PROBE) {
-        let pattern = spelled(&path);
+    let pattern = spelled(&path);
+    if name.last().is_some_and(String::is_empty) {
+        return Condition::Path(Text::Pattern(format!("(?s){pattern}/.*[^/].*")));
+    }
+    if path.contains(ANYBODY) {
         return Condition::Path(Text::Pattern(format!("(?s){pattern}(?:/.*)?")));
     }
     let below = Text::Prefix(format!("{path}/"));
@@ -433,7 +459,7 @@ fn by_header_path(header: &str, count: Option<usize>, universe: &Universe) -> Ve
     }
     let identified = Condition::Path(Text::Pattern("(?s)/.*[^/].*".into()));
     let mut all = Vec::new();
-    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count)) {
+    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
         if in_path(&name) && name.iter().any(|label| label != PROBE) {
             let path = format!("/{}", name.join("/"));
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();
@@ -448,7 +474,7 @@ fn by_header_path(header: &str, count: Option<usize>, universe: &Universe) -> Ve
 
 /// What is below a path.
 fn after(path: &str) -> Text {
-    if path.contains(PROBE) {
+    if path.contains(ANYBODY) {
         let pattern = spelled(path);
         return Text::Pattern(format!("(?s){pattern}/.+"));
     }
@@ -464,7 +490,7 @@ fn by_header(header: &str, universe: &Universe) -> Vec<Candidate> {
         let one = candidate(when, Name::of(name));
         all.push(Candidate { sample: with_header(one.sample.clone(), &header, &value), ..one });
     };
-    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count)) {
+    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
         if name.iter().any(|label| label != PROBE) {
             let path = Name::of(&name).to_string();
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();

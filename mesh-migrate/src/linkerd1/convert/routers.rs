@@ -12,7 +12,7 @@ use super::{
         namers::Origin,
         world::{Files, World},
     },
-    candidates::{Candidate, PROBE, PROBE_METHOD, Universe, candidate, candidates},
+    candidates::{ANYBODY, Candidate, ODD, PROBE, Universe, candidate, candidates},
     incoming,
     pools::{Pools, Source, label, unique, whole},
     rules::{Context, Resolved, rules},
@@ -45,6 +45,7 @@ struct Use {
     knows_some: bool,
     goes_anywhere: Option<String>,
     error: Option<String>,
+    answers_a_share: bool,
 }
 
 struct Run<'a> {
@@ -109,7 +110,7 @@ pub(super) fn http(
         };
         run.one(&mut context, &found, &mut rules);
     }
-    if universe.is_cut || run.work > MAX_WORK {
+    if universe.is_cut.get() || run.work > MAX_WORK {
         ledger.decision(
             &router.node.place,
             "there are more names than were tried: which are in use?",
@@ -148,6 +149,7 @@ impl<'a> Run<'a> {
     fn of(asked: &'a Asked<'a>, first: Option<&'a Dtab>) -> Self {
         let tables = [first, Some(&asked.router.dtab)];
         let engine = engine(asked.config, asked.router, asked.world, asked.files, &tables);
+        let engine = Engine { is_told: false, ..engine };
         let uses = vec![Use::default(); engine.entries.len()];
         Self { asked, engine, direct: None, uses, work: 0 }
     }
@@ -157,8 +159,8 @@ impl<'a> Run<'a> {
         let service = router.dst_prefix.join(below);
         let delegated = self.engine.bind(&service);
         self.work += delegated.work;
-        let place = delegated.trace.below.iter().rev().find(|below| below.found != "not asked");
-        let place = place.and_then(|below| below.entry.clone()).map(|(place, _)| place);
+        let place = delegated.trace.below.last().and_then(|below| below.entry.clone());
+        let place = place.map(|(place, _)| place);
         let found = match &delegated.bound {
             Ok(tree) => targets(router, tree),
             Err(wrong) => {
@@ -199,18 +201,24 @@ impl<'a> Run<'a> {
             Client::Name(bound) => matches!(bound.from, Origin::Namer(_) | Origin::Elsewhere),
             _ => false,
         });
-        let anywhere = (one.is_pattern() && to.mentions(PROBE)).then(|| {
+        let anywhere = (one.is_pattern() && to.mentions(ANYBODY)).then(|| {
             let to: Vec<String> = to.targets.iter().map(|t| t.client.to_string()).collect();
-            to.join(", ").replace(PROBE, "<any>")
+            to.join(", ").replace(PROBE, "<any>").replace(&ODD.replace('~', r"\x7e"), "<any>")
         });
         let error = to.targets.iter().find_map(|target| match &target.client {
             Client::Error(wrong) => Some(wrong.clone()),
             _ => None,
         });
+        let answers_a_share = to.status.is_none()
+            && to.targets.iter().any(|target| match &target.client {
+                Client::Name(bound) => matches!(bound.from, Origin::Status(_)),
+                _ => true,
+            });
         for at in &to.used {
             let seen = &mut self.uses[*at];
             seen.is_used = true;
             seen.knows_some |= knows_some;
+            seen.answers_a_share |= answers_a_share;
             let known = seen.goes_anywhere.take();
             seen.goes_anywhere = known.into_iter().chain(anywhere.clone()).min_by_key(String::len);
             seen.error = seen.error.take().or_else(|| error.clone());
@@ -227,7 +235,7 @@ impl<'a> Run<'a> {
             }
             let mut to = self.resolve(&one.below);
             self.note(one, &to);
-            if one.is_pattern() && to.mentions(PROBE) {
+            if one.is_pattern() && to.mentions(ANYBODY) {
                 // It goes to a name of the request itself, which has no pool.
                 to.status = Some(502);
             }
@@ -236,7 +244,7 @@ impl<'a> Run<'a> {
         // Among themselves, names may have any order; the more a pattern says, the
         // earlier it comes.
         found.sort_by_key(|(one, _)| {
-            let said = one.below.to_string().replace(PROBE, "").replace(PROBE_METHOD, "").len();
+            let said = one.said();
             (one.is_rest, one.is_pattern(), if one.is_pattern() { usize::MAX - said } else { 0 })
         });
         for (one, to) in needed(found) {
@@ -356,6 +364,12 @@ fn verdict(seen: &Use) -> crate::ledger::Verdict {
                 "give them and plan again".into(),
                 "an egress route for all of them".into(),
             ],
+        };
+    }
+    if seen.answers_a_share {
+        return Verdict::Approximated {
+            how: "of a union, the share that Linkerd answers itself (`$`, a status) gets 503 here"
+                .into(),
         };
     }
     if seen.knows_some {

@@ -2,12 +2,14 @@
 
 mod candidates;
 mod keys;
+mod labels;
 mod notes;
 mod policies;
 mod pools;
 mod routers;
 mod rules;
 mod tables;
+mod uses;
 
 use std::collections::BTreeSet;
 

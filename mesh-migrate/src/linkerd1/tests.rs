@@ -1,6 +1,7 @@
 //! The cases of `tests/legacy/linkerd1-*`, and what the manual says that they do not.
 
 mod conversion;
+mod malformed;
 mod property;
 mod rules;
 
@@ -65,6 +66,12 @@ pub(super) fn request(case: &Json) -> Request {
         source: "127.0.0.1".parse().unwrap(),
         kind: Kind::Http(http),
     }
+}
+
+/// For tests of how long something takes.
+#[expect(clippy::disallowed_methods, reason = "no simulated time reaches these")]
+pub(super) fn now() -> std::time::Instant {
+    std::time::Instant::now()
 }
 
 #[test]

@@ -4,25 +4,20 @@
 
 use std::{cell::Cell, collections::BTreeSet};
 
-use super::super::{
-    config::{Config, IdentifierKind, Router},
-    dtab::{Dentry, Element, Tree},
-    name::{Name, raw},
-    world::World,
+use super::{
+    super::{
+        config::{Config, IdentifierKind, Router},
+        dtab::{Dentry, Element, Tree},
+        name::{Name, raw},
+        world::World,
+    },
+    labels::{ANYBODY, ODD, PROBE, PROBE_METHOD, deep, fits, spelled, split, text},
 };
 use crate::{
     program::{Condition, PathChange, Text},
     request::Http,
 };
 
-/// A label that no configuration has: what becomes of it becomes of every other.
-pub(super) const PROBE: &str = "zq7anybody";
-/// The same for labels that are no host: with a character that hosts have not.
-pub(super) const ODD: &str = "zq7odd~";
-/// What all of them begin with.
-pub(super) const ANYBODY: &str = "zq7";
-/// The same for methods.
-pub(super) const PROBE_METHOD: &str = "ZQANYMETHOD";
 /// Labels that are tried, at most.
 const MAX_LABELS: usize = 3_000;
 /// Names of several labels that are tried, at most.
@@ -232,52 +227,6 @@ impl Candidate {
     }
 }
 
-/// A label that stands for many: what is before and behind what it stands for.
-fn split(label: &str) -> Option<(&str, &str)> {
-    if label == PROBE_METHOD {
-        return Some(("", ""));
-    }
-    let (before, _) = label.split_once(PROBE)?;
-    let (_, after) = label.rsplit_once(PROBE)?;
-    Some((before, after))
-}
-
-/// Whether a label is one of those that `pattern` stands for: as the expression of
-/// [`spelled`] has it.
-fn fits(pattern: &str, label: &str) -> bool {
-    let Some((before, after)) = pattern.split_once(PROBE) else { return pattern == label };
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    let Some(rest) = label.strip_prefix(before) else { return false };
-    let deep = after.strip_prefix('.').and_then(|after| after.strip_prefix(PROBE));
-    let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8());
-    let mut runs = ends.take_while(|end| rest[..*end].chars().all(is_plain));
-    runs.any(|end| {
-        let (run, behind) = rest.split_at(end);
-        let is_one = !run.contains('.');
-        let is_many = !is_one && run.split('.').all(|part| !part.is_empty());
-        (is_one && deep.is_none() && fits(after, behind))
-            || (is_many && deep.is_some_and(|after| fits(after, behind)))
-    })
-}
-
-/// An expression for a label: `PROBE` is any one without dots and ports, two of them
-/// with a dot between are any with dots.
-fn spelled(label: &str) -> String {
-    let escaped = regex::escape(label);
-    let deep = regex::escape(&deep());
-    let deeper = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+";
-    let odd = "[^/]*[^A-Za-z0-9.:_/-][^/]*";
-    escaped
-        .replace(&deep, deeper)
-        .replace(PROBE, "[A-Za-z0-9_-]+")
-        .replace(&regex::escape(ODD), odd)
-}
-
-/// Any label with dots.
-fn deep() -> String {
-    format!("{PROBE}.{PROBE}")
-}
-
 /// Requests that an identifier knows, by name. The last candidate stands for every
 /// other name.
 pub(super) fn candidates(kind: &IdentifierKind, universe: &Universe) -> Vec<Candidate> {
@@ -310,15 +259,6 @@ pub(super) fn candidate(when: Condition, below: Name) -> Candidate {
 /// A header, with what HTTP/2 calls it.
 fn field(header: &str) -> String {
     if header == ":authority" { "host".into() } else { header.to_ascii_lowercase() }
-}
-
-/// A text of one label or several.
-fn text(label: &str) -> Text {
-    if label.contains(ANYBODY) {
-        Text::Pattern(spelled(label))
-    } else {
-        Text::Exact(label.to_owned())
-    }
 }
 
 fn with_header(mut sample: Http, header: &str, value: &str) -> Http {

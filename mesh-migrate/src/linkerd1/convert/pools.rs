@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(whole(&[0.95, 0.05]), (vec![19, 1], true));
         assert_eq!(whole(&[9.0, 1.0]), (vec![9, 1], true));
         assert_eq!(whole(&[1.0, 2.0]), (vec![1, 2], true));
-        assert_eq!(whole(&[1.0 / 3.0, 2.0 / 3.0]).1, false);
+        assert!(!whole(&[1.0 / 3.0, 2.0 / 3.0]).1);
         assert_eq!(whole(&[0.0, 0.0]), (vec![1, 1], true));
         assert_eq!(whole(&[]), (vec![], true));
     }

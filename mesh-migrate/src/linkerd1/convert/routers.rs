@@ -12,10 +12,12 @@ use super::{
         namers::Origin,
         world::{Files, World},
     },
-    candidates::{ANYBODY, Candidate, ODD, PROBE, Universe, candidate, candidates},
+    candidates::{Candidate, Universe, candidate, candidates},
     incoming,
+    labels::{ANYBODY, ODD, PROBE},
     pools::{Pools, Source, label, unique, whole},
     rules::{Context, Resolved, rules},
+    uses::{Use, verdict},
 };
 use crate::{
     ledger::Ledger,
@@ -36,16 +38,6 @@ pub(super) struct Asked<'a> {
     pub world: &'a World,
     pub files: Files<'a>,
     pub names: &'a [Name],
-}
-
-/// What is known of an entry of the table after all names were tried.
-#[derive(Debug, Clone, Default)]
-struct Use {
-    is_used: bool,
-    knows_some: bool,
-    goes_anywhere: Option<String>,
-    error: Option<String>,
-    answers_a_share: bool,
 }
 
 struct Run<'a> {
@@ -346,44 +338,6 @@ fn applications(targets: &[Target]) -> Vec<String> {
     let mut names: Vec<String> = targets.iter().map(name).collect();
     names.sort_unstable();
     names
-}
-
-fn verdict(seen: &Use) -> crate::ledger::Verdict {
-    use crate::ledger::Verdict;
-    if let Some(wrong) = &seen.error {
-        return Verdict::Dropped {
-            meaning: format!("names that come here were answered 502: {wrong}"),
-        };
-    }
-    if let Some(to) = &seen.goes_anywhere {
-        return Verdict::Decision {
-            question: format!(
-                "any name goes to {to}, and names that are not known get 502 here: which are in use?"
-            ),
-            choices: vec![
-                "give them and plan again".into(),
-                "an egress route for all of them".into(),
-            ],
-        };
-    }
-    if seen.answers_a_share {
-        return Verdict::Approximated {
-            how: "of a union, the share that Linkerd answers itself (`$`, a status) gets 503 here"
-                .into(),
-        };
-    }
-    if seen.knows_some {
-        return Verdict::Approximated {
-            how: "names that discovery knows now have rules; one that comes later gets 502 until it is planned again"
-                .into(),
-        };
-    }
-    if !seen.is_used {
-        return Verdict::Dropped {
-            meaning: "no name that is known leads here: no rule comes of it".into(),
-        };
-    }
-    Verdict::Exact
 }
 
 fn by_ingress(found: &[(String, super::super::world::IngressRule)]) -> Vec<Candidate> {

@@ -1,10 +1,8 @@
 //! Rules of the manual and of Finagle, one by one.
 
-use std::time::Instant;
-
 use super::{
     super::{config::Config, dtab::Dtab, explain::delegate, world::*},
-    no_files,
+    no_files, now,
 };
 use crate::{
     request::{Endpoint, Http, Kind, Request},
@@ -135,7 +133,7 @@ fn a_table_without_end_is_an_error_at_once() {
         let config = Config::read(&Source::of("l", &with_dtab(dtab))).unwrap();
         // The best of three: others use the machine, too.
         let times = [(); 3].map(|()| {
-            let start = Instant::now();
+            let start = now();
             let request = get("a", "/", &[]);
             let found = delegate(&config, &World::default(), &no_files, &request).unwrap();
             assert_eq!(found.status, Some(502), "{found}");
@@ -167,26 +165,28 @@ fn with_identifier(protocol: &str, identifier: &str) -> String {
     format!("routers: [{{protocol: {protocol}, identifier: {identifier}, dtab: '/svc => /$/nil'}}]")
 }
 
+/// The name of a request, without what comes of it.
+fn name(protocol: &str, identifier: &str, request: &Request) -> String {
+    let world = World {
+        ingresses: Some(vec![Ingress {
+            namespace: "prod".into(),
+            class: Some("linkerd".into()),
+            rules: vec![IngressRule {
+                host: Some("web.corp".into()),
+                path: Some("/a/.*".into()),
+                service: "web".into(),
+                port: "http".into(),
+            }],
+            default_backend: Some(("rest".into(), "80".into())),
+        }]),
+        ..World::default()
+    };
+    let said = said(&with_identifier(protocol, identifier), &world, request);
+    said.split(" -> ").next().unwrap().to_owned()
+}
+
 #[test]
 fn identifiers() {
-    let name = |protocol: &str, identifier: &str, request: &Request| {
-        let world = World {
-            ingresses: Some(vec![Ingress {
-                namespace: "prod".into(),
-                class: Some("linkerd".into()),
-                rules: vec![IngressRule {
-                    host: Some("web.corp".into()),
-                    path: Some("/a/.*".into()),
-                    service: "web".into(),
-                    port: "http".into(),
-                }],
-                default_backend: Some(("rest".into(), "80".into())),
-            }]),
-            ..World::default()
-        };
-        let said = said(&with_identifier(protocol, identifier), &world, request);
-        said.split(" -> ").next().unwrap().to_owned()
-    };
     let http = [
         ("{kind: io.l5d.header.token}", get("Web:80", "/", &[]), "/svc/Web:80"),
         ("{kind: io.l5d.header.token}", get("", "/", &[]), "-"),
@@ -228,6 +228,10 @@ fn identifiers() {
     for (identifier, request, expected) in http {
         assert_eq!(name("http", identifier, &request), expected, "{identifier}");
     }
+}
+
+#[test]
+fn identifiers_of_h2() {
     let h2 = [
         ("{kind: io.l5d.header.token}", get("Web:80", "/", &[]), "/svc/Web:80"),
         ("{kind: io.l5d.header.path}", get("w", "/a.B/C/?q", &[]), "/svc/a.B/C"),
@@ -263,6 +267,46 @@ fn at(endpoints: &[&str]) -> Known {
     Some(endpoints.iter().map(|at| (Endpoint::Address(at.parse().unwrap()), 1.0)).collect())
 }
 
+/// Transformers, the client's name, and its endpoints.
+const TRANSFORMERS: [(&str, &str, &str); 8] = [
+    (
+        "{kind: io.l5d.port, port: 4141}",
+        "/%/io.l5d.port/4141/#/io.l5d.consul/dc/web",
+        "10.1.0.1:4141 10.2.0.1:4141",
+    ),
+    ("{kind: io.l5d.localhost}", "/%/io.l5d.localhost/#/io.l5d.consul/dc/web", "10.1.0.1:80"),
+    (
+        "{kind: io.l5d.specificHost, host: 10.2.0.1}",
+        "/%/io.l5d.specificHost/#/io.l5d.consul/dc/web",
+        "10.2.0.1:81",
+    ),
+    (
+        "{kind: io.l5d.k8s.localnode}",
+        "/%/io.l5d.k8s.localnode/10.2.0.9/#/io.l5d.consul/dc/web",
+        "10.2.0.1:81",
+    ),
+    (
+        "{kind: io.l5d.k8s.daemonset, namespace: l5d, service: l5d, port: incoming}",
+        "/%/io.l5d.k8s.daemonset/l5d/incoming/l5d/#/io.l5d.consul/dc/web",
+        "10.2.0.7:4141",
+    ),
+    (
+        "{kind: io.l5d.replace, path: /$/inet/10.9.9.9/1}",
+        "/%/io.l5d.replace/$/inet/10.9.9.9/1",
+        "10.9.9.9:1",
+    ),
+    (
+        "{kind: io.l5d.const, path: /$/inet/10.9.9.9/1}",
+        "/%/io.l5d.const/$/inet/10.9.9.9/1",
+        "10.9.9.9:1",
+    ),
+    (
+        "{kind: io.l5d.port, port: 1}, {kind: io.l5d.localhost}",
+        "/%/io.l5d.localhost/%/io.l5d.port/1/#/io.l5d.consul/dc/web",
+        "10.1.0.1:1",
+    ),
+];
+
 #[test]
 fn transformers() {
     let mut world = World {
@@ -272,46 +316,8 @@ fn transformers() {
     };
     world.names.insert("/#/io.l5d.consul/dc/web".into(), at(&["10.1.0.1:80", "10.2.0.1:81"]));
     world.names.insert("/#/io.l5d.k8s/l5d/incoming/l5d".into(), at(&["10.2.0.7:4141"]));
-    let cases = [
-        (
-            "{kind: io.l5d.port, port: 4141}",
-            "/%/io.l5d.port/4141/#/io.l5d.consul/dc/web",
-            "10.1.0.1:4141 10.2.0.1:4141",
-        ),
-        ("{kind: io.l5d.localhost}", "/%/io.l5d.localhost/#/io.l5d.consul/dc/web", "10.1.0.1:80"),
-        (
-            "{kind: io.l5d.specificHost, host: 10.2.0.1}",
-            "/%/io.l5d.specificHost/#/io.l5d.consul/dc/web",
-            "10.2.0.1:81",
-        ),
-        (
-            "{kind: io.l5d.k8s.localnode}",
-            "/%/io.l5d.k8s.localnode/10.2.0.9/#/io.l5d.consul/dc/web",
-            "10.2.0.1:81",
-        ),
-        (
-            "{kind: io.l5d.k8s.daemonset, namespace: l5d, service: l5d, port: incoming}",
-            "/%/io.l5d.k8s.daemonset/l5d/incoming/l5d/#/io.l5d.consul/dc/web",
-            "10.2.0.7:4141",
-        ),
-        (
-            "{kind: io.l5d.replace, path: /$/inet/10.9.9.9/1}",
-            "/%/io.l5d.replace/$/inet/10.9.9.9/1",
-            "10.9.9.9:1",
-        ),
-        (
-            "{kind: io.l5d.const, path: /$/inet/10.9.9.9/1}",
-            "/%/io.l5d.const/$/inet/10.9.9.9/1",
-            "10.9.9.9:1",
-        ),
-        (
-            "{kind: io.l5d.port, port: 1}, {kind: io.l5d.localhost}",
-            "/%/io.l5d.localhost/%/io.l5d.port/1/#/io.l5d.consul/dc/web",
-            "10.1.0.1:1",
-        ),
-    ];
     for on in ["interpreter", "namer"] {
-        for (transformers, client, endpoints) in cases {
+        for (transformers, client, endpoints) in TRANSFORMERS {
             let place = |name: &str| if on == name { transformers } else { "" };
             let yaml = format!(
                 "namers: [{{kind: io.l5d.consul, transformers: [{}]}}]\nrouters: [{{protocol: http, \

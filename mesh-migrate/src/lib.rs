@@ -17,6 +17,7 @@ pub mod decide;
 pub mod haproxy;
 pub mod envoy;
 pub mod ledger;
+pub mod linkerd1;
 pub mod program;
 pub mod request;
 pub mod source;

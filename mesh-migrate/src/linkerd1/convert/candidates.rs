@@ -1,0 +1,447 @@
+//! Names that requests may have: a table is for any name, rules are for some. They come
+//! from its labels, from what discovery knows, and from the caller; a label that nobody
+//! has stands for all others.
+
+use std::{cell::Cell, collections::BTreeSet};
+
+use super::{
+    super::{
+        config::{Config, IdentifierKind, Router},
+        dtab::{Dentry, Element, Tree},
+        name::{Name, raw},
+        world::World,
+    },
+    labels::{ANYBODY, ODD, PROBE, PROBE_METHOD, deep, fits, spelled, split, text},
+};
+use crate::{
+    program::{Condition, PathChange, Text},
+    request::Http,
+};
+
+/// Labels that are tried, at most.
+const MAX_LABELS: usize = 3_000;
+/// Names of several labels that are tried, at most.
+const MAX_NAMES: usize = 3_000;
+
+/// Labels of everything that is known.
+pub(super) struct Universe {
+    /// One label each, `PROBE` in them for any.
+    pub labels: BTreeSet<String>,
+    /// Names below the prefix of the router, as the table and the caller have them.
+    pub names: BTreeSet<Vec<String>>,
+    /// Labels as they follow each other.
+    runs: BTreeSet<Vec<String>>,
+    /// Whether there were more.
+    pub is_cut: Cell<bool>,
+}
+
+impl Universe {
+    pub(super) fn of(
+        config: &Config,
+        router: &Router,
+        entries: &[&Dentry],
+        world: &World,
+        asked: &[Name],
+    ) -> Self {
+        let mut runs: BTreeSet<Vec<String>> = BTreeSet::new();
+        let mut domains = BTreeSet::new();
+        let mut names = BTreeSet::new();
+        let mut add = |labels: Vec<String>| {
+            if let Some(at) = labels.iter().position(|label| label.contains("subdomainOf")) {
+                domains.extend(labels.get(at + 1).cloned());
+            }
+            // Names of namers begin with `#` or `$` and who they are.
+            let is_namer = labels.first().is_some_and(|first| first == "#" || first == "$");
+            runs.insert(labels.into_iter().skip(if is_namer { 2 } else { 0 }).collect());
+        };
+        for entry in entries {
+            let labels = prefix_labels(entry);
+            let below = below(&labels, &router.dst_prefix);
+            names.extend(below.filter(|below| !below.is_empty()));
+            add(labels);
+            leaves(&entry.tree).into_iter().for_each(|name| add(raw_labels(name)));
+        }
+        for name in world.names.keys().filter_map(|name| Name::read(name).ok()) {
+            add(raw_labels(&name));
+        }
+        for namer in &config.namers {
+            let pattern = namer.node.at("pattern").and_then(|node| node.text().ok());
+            if let Some(pattern) = pattern.and_then(|pattern| Name::read(&pattern).ok()) {
+                add(raw_labels(&pattern));
+            }
+        }
+        for name in asked {
+            let labels = name.below(&router.dst_prefix).unwrap_or_else(|| name.clone());
+            names.insert(raw_labels(&labels));
+            add(raw_labels(&labels));
+        }
+        let has_ports = runs
+            .iter()
+            .flatten()
+            .any(|label| label.ends_with("hostPfx") || label.ends_with("hostportPfx"));
+        let is_cut = Cell::new(false);
+        let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
+        universe.spell(&runs, &domains, has_ports);
+        universe.runs = runs;
+        universe
+    }
+
+    /// Labels, runs of them as domains or with ports, and both below the domains of
+    /// `subdomainOf`.
+    fn spell(&mut self, runs: &BTreeSet<Vec<String>>, domains: &BTreeSet<String>, has_ports: bool) {
+        let mut plain = BTreeSet::new();
+        for labels in runs {
+            plain.extend(labels.iter().cloned());
+            for length in 2..=4 {
+                plain.extend(
+                    labels.windows(length).map(|run| {
+                        run.iter().rev().map(String::as_str).collect::<Vec<_>>().join(".")
+                    }),
+                );
+            }
+        }
+        if has_ports {
+            let pairs = runs.iter().flat_map(|labels| labels.windows(2));
+            plain.extend(pairs.flat_map(|pair| {
+                [format!("{}:{}", pair[0], pair[1]), format!("{}:{}", pair[1], pair[0])]
+            }));
+        }
+        let below = domains.iter().flat_map(|domain| {
+            let subs = plain.iter().cloned().chain([PROBE.to_owned(), deep()]);
+            subs.map(move |sub| format!("{sub}.{domain}")).collect::<Vec<_>>()
+        });
+        let below: Vec<String> = below.collect();
+        self.is_cut.set(plain.len() + below.len() > MAX_LABELS);
+        // Classes of names that namers tell apart: with dots, with a port, no host.
+        let classes = [deep(), format!("{PROBE}:80"), ODD.to_owned(), PROBE.to_owned()];
+        let all = classes.into_iter().chain(plain).chain(below).filter(|label| is_speakable(label));
+        self.labels = all.take(MAX_LABELS).collect();
+    }
+
+    /// Names of `count` labels, or of `more` as well.
+    fn of_length(&self, count: usize, more: &[&str]) -> Vec<Vec<String>> {
+        let labels = || self.labels.iter().map(String::as_str).chain(more.iter().copied());
+        let all = labels().count().checked_pow(u32::try_from(count).unwrap_or(u32::MAX));
+        let known = self.names.iter().filter(|name| name.len() >= count);
+        let mut names: BTreeSet<Vec<String>> = known.map(|name| name[..count].to_vec()).collect();
+        if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
+            self.is_cut.set(true);
+            names.extend(self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec));
+            return names.into_iter().take(MAX_NAMES).collect();
+        }
+        let mut all = vec![Vec::new()];
+        for _ in 0..count {
+            let longer = all.iter().flat_map(|name: &Vec<String>| {
+                labels().map(|label| {
+                    let name = name.iter().map(String::as_str).chain([label]);
+                    name.map(str::to_owned).collect::<Vec<_>>()
+                })
+            });
+            all = longer.collect();
+        }
+        names.extend(all);
+        names.into_iter().collect()
+    }
+}
+
+fn is_speakable(label: &str) -> bool {
+    !label.is_empty() && !["#", "$", "%"].contains(&label)
+}
+
+fn prefix_labels(entry: &Dentry) -> Vec<String> {
+    let label = |element: &Element| match element {
+        Element::Any => PROBE.to_owned(),
+        Element::Label(label) => raw(label),
+    };
+    entry.prefix.iter().map(label).collect()
+}
+
+/// What is below the router's prefix, whose labels a `*` may stand for.
+fn below(labels: &[String], prefix: &Name) -> Option<Vec<String>> {
+    let fits = |(label, of): (&String, &String)| label == PROBE || *label == raw(of);
+    let is = labels.len() >= prefix.len() && labels.iter().zip(prefix.labels()).all(fits);
+    is.then(|| labels[prefix.len()..].to_vec())
+}
+
+fn leaves(tree: &Tree) -> Vec<&Name> {
+    match tree {
+        Tree::Leaf(name) => vec![name],
+        Tree::Alt(trees) => trees.iter().flat_map(leaves).collect(),
+        Tree::Union(trees) => trees.iter().flat_map(|(_, tree)| leaves(tree)).collect(),
+        Tree::Neg | Tree::Fail | Tree::Empty => Vec::new(),
+    }
+}
+
+fn raw_labels(name: &Name) -> Vec<String> {
+    name.labels().iter().map(|label| raw(label)).collect()
+}
+
+/// Requests that an identifier gives one name.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    /// Which.
+    pub when: Condition,
+    /// Below the router's prefix.
+    pub below: Name,
+    /// How the application sees the path.
+    pub path: Option<PathChange>,
+    /// One of them.
+    pub sample: Http,
+    /// Every request that the identifier knows.
+    pub is_rest: bool,
+    /// Not for one method of a host alone: it comes after those.
+    pub is_any_method: bool,
+}
+
+impl Candidate {
+    /// Whether it takes all requests of this name, which may be a pattern, too.
+    pub(super) fn covers(&self, name: &Name) -> bool {
+        if self.is_rest {
+            return self.is_any_method || self.below.labels().get(1) == name.labels().get(1);
+        }
+        let covers =
+            |(pattern, label): (&String, &String)| pattern == PROBE_METHOD || fits(pattern, label);
+        let labels = self.below.labels();
+        labels.len() <= name.len() && labels.iter().zip(name.labels()).all(covers)
+    }
+
+    /// Whether it may take some of them.
+    pub(super) fn overlaps(&self, name: &Name) -> bool {
+        let overlap = |(a, b): (&String, &String)| {
+            let ((a, a_end), (b, b_end)) = (split(a).unwrap_or((a, a)), split(b).unwrap_or((b, b)));
+            (a.starts_with(b) || b.starts_with(a))
+                && (a_end.ends_with(b_end) || b_end.ends_with(a_end))
+        };
+        self.below.labels().iter().zip(name.labels()).all(overlap)
+    }
+
+    /// How much of its name it says itself.
+    pub(super) fn said(&self) -> usize {
+        let labels = self.below.labels().iter().filter(|label| *label != PROBE_METHOD);
+        labels.map(|label| raw(label).replace(ODD, "").replace(PROBE, "").len() + 1).sum()
+    }
+
+    /// Whether it stands for many names.
+    pub(super) fn is_pattern(&self) -> bool {
+        self.below.labels().iter().any(|label| label.contains(ANYBODY))
+    }
+}
+
+/// Requests that an identifier knows, by name. The last candidate stands for every
+/// other name.
+pub(super) fn candidates(kind: &IdentifierKind, universe: &Universe) -> Vec<Candidate> {
+    match kind {
+        IdentifierKind::HeaderToken(header) => by_token(header, universe),
+        IdentifierKind::MethodAndHost(_) => by_method_and_host(universe),
+        IdentifierKind::Path { segments, consume } => by_path(*segments, *consume, universe),
+        IdentifierKind::HeaderPath(header, count) => by_header_path(header, *count, universe),
+        IdentifierKind::Header(header) => by_header(header, universe),
+        IdentifierKind::Static(name) => {
+            vec![Candidate { is_rest: true, ..candidate(Condition::Always, name.clone()) }]
+        }
+        IdentifierKind::Ingress { .. } | IdentifierKind::Istio | IdentifierKind::Other(_) => {
+            Vec::new()
+        }
+    }
+}
+
+pub(super) fn candidate(when: Condition, below: Name) -> Candidate {
+    let sample = Http {
+        method: "GET".into(),
+        host: Some("sample".into()),
+        target: "/".into(),
+        headers: Vec::new(),
+        is_http10: false,
+    };
+    Candidate { when, below, path: None, sample, is_any_method: true, is_rest: false }
+}
+
+/// A header, with what HTTP/2 calls it.
+fn field(header: &str) -> String {
+    if header == ":authority" { "host".into() } else { header.to_ascii_lowercase() }
+}
+
+fn with_header(mut sample: Http, header: &str, value: &str) -> Http {
+    if header == "host" {
+        sample.host = Some(value.to_owned());
+    } else {
+        sample.headers.push((header.to_owned(), value.to_owned()));
+    }
+    sample
+}
+
+/// Hosts, alone and with any port, and any host with a port.
+fn hosts(universe: &Universe) -> BTreeSet<String> {
+    let with_port = |label: &String| {
+        let has_none = !label.contains(':') && label != PROBE && label != ODD;
+        has_none.then(|| format!("{label}:{PROBE}"))
+    };
+    let ports = universe.labels.iter().filter_map(with_port);
+    ports.chain(universe.labels.iter().cloned()).collect()
+}
+
+fn by_token(header: &str, universe: &Universe) -> Vec<Candidate> {
+    let header = field(header);
+    let labels = if header == "host" { hosts(universe) } else { universe.labels.clone() };
+    let labels = labels.iter().filter(|label| label.as_str() != PROBE);
+    let one = |label: &String| {
+        let when = Condition::Header(header.clone(), text(label));
+        let one = candidate(when, Name::of([label]));
+        Candidate { sample: with_header(one.sample.clone(), &header, label), ..one }
+    };
+    let mut all: Vec<Candidate> = labels.map(one).collect();
+    let identified = Condition::Header(header.clone(), Text::Pattern("(?s).+".into()));
+    let any = candidate(identified, Name::of([PROBE]));
+    all.push(Candidate {
+        sample: with_header(any.sample.clone(), &header, PROBE),
+        is_rest: true,
+        ..any
+    });
+    all
+}
+
+/// Methods have a name each where the table tells them apart.
+fn by_method_and_host(universe: &Universe) -> Vec<Candidate> {
+    let is_method =
+        |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_uppercase());
+    let mut methods: BTreeSet<&str> =
+        universe.labels.iter().map(String::as_str).filter(|label| is_method(label)).collect();
+    methods.extend(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]);
+    let hosts: BTreeSet<String> =
+        hosts(universe).iter().map(|label| label.to_lowercase()).collect();
+    let identified = Condition::Header("host".into(), Text::Pattern("(?s).+".into()));
+    let mut all = Vec::new();
+    let hosts = hosts.iter().map(String::as_str).filter(|host| *host != PROBE);
+    for host in hosts.chain([PROBE]) {
+        let is_probe = host == PROBE;
+        let escaped = spelled(host);
+        let of_host = match is_probe {
+            true => identified.clone(),
+            false => Condition::Header("host".into(), Text::Pattern(format!("(?i){escaped}"))),
+        };
+        for method in methods.iter().copied().chain([PROBE_METHOD]) {
+            let is_any_method = method == PROBE_METHOD;
+            let when = match is_any_method {
+                true => of_host.clone(),
+                false => {
+                    Condition::All(vec![Condition::Method(vec![method.into()]), of_host.clone()])
+                }
+            };
+            let one = candidate(when, Name::of(["1.1", method, host]));
+            let mut sample = with_header(one.sample.clone(), "host", host);
+            sample.method = method.to_owned();
+            all.push(Candidate {
+                sample,
+                is_any_method,
+                is_rest: is_probe && is_any_method,
+                ..one
+            });
+        }
+    }
+    all
+}
+
+fn by_path(count: usize, consume: bool, universe: &Universe) -> Vec<Candidate> {
+    let pattern = match count {
+        0 => "(?s).*".to_owned(),
+        1 => "(?s)/.*[^/].*".to_owned(),
+        count => format!("(?s)(?:/[^/]*){{{}}}/.*[^/].*", count - 1),
+    };
+    let identified = Condition::Path(Text::Pattern(pattern));
+    // A segment may be empty: `//a`.
+    let names = if count == 0 { Vec::new() } else { universe.of_length(count, &[""]) };
+    let is_other = |name: &Vec<String>| name.iter().all(|label| label == PROBE);
+    let names = names.into_iter().filter(|name| !is_other(name)).filter(|name| in_path(name));
+    let mut all: Vec<Candidate> =
+        names.map(|name| path_candidate(&name, below_path(&name), consume)).collect();
+    let any = vec![PROBE.to_owned(); count];
+    all.push(Candidate { is_rest: true, ..path_candidate(&any, identified, consume) });
+    all
+}
+
+/// Whether a request can have these segments.
+fn in_path(name: &[String]) -> bool {
+    name.iter().all(|label| !label.contains(['/', '?', '#', ' ']))
+}
+
+/// `/a` and what is below it.
+fn below_path(name: &[String]) -> Condition {
+    let path = format!("/{}", name.join("/"));
+    let pattern = spelled(&path);
+    if name.last().is_some_and(String::is_empty) {
+        return Condition::Path(Text::Pattern(format!("(?s){pattern}/.*[^/].*")));
+    }
+    if path.contains(ANYBODY) {
+        return Condition::Path(Text::Pattern(format!("(?s){pattern}(?:/.*)?")));
+    }
+    let below = Text::Prefix(format!("{path}/"));
+    Condition::Any(vec![Condition::Path(Text::Exact(path)), Condition::Path(below)])
+}
+
+fn path_candidate(name: &[String], when: Condition, consume: bool) -> Candidate {
+    let mut one = candidate(when, Name::of(name));
+    one.sample.target = format!("/{}/rest?q=1", name.join("/"));
+    one.path = consume.then(|| PathChange::Pattern {
+        // Of `/a` and `/a/`, `/` is left. Of slashes at the end, one is left, as in Linkerd.
+        pattern: format!("(?s)^(?:/[^/]*){{{}}}(?:/*$|/(.*?)(/?)/*$)", name.len()),
+        substitution: "/$1$2".into(),
+        all: false,
+    });
+    one
+}
+
+fn by_header_path(header: &str, count: Option<usize>, universe: &Universe) -> Vec<Candidate> {
+    if header != ":path" {
+        return by_header(header, universe);
+    }
+    if let Some(count) = count {
+        return by_path(count, false, universe);
+    }
+    let identified = Condition::Path(Text::Pattern("(?s)/.*[^/].*".into()));
+    let mut all = Vec::new();
+    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
+        if in_path(&name) && name.iter().any(|label| label != PROBE) {
+            let path = format!("/{}", name.join("/"));
+            let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();
+            all.push(path_candidate(&longer, Condition::Path(after(&path)), false));
+            all.push(path_candidate(&name, Condition::Path(text(&path)), false));
+        }
+    }
+    let any = path_candidate(&[PROBE.to_owned()], identified, false);
+    all.push(Candidate { is_rest: true, ..any });
+    all
+}
+
+/// What is below a path.
+fn after(path: &str) -> Text {
+    if path.contains(ANYBODY) {
+        let pattern = spelled(path);
+        return Text::Pattern(format!("(?s){pattern}/.+"));
+    }
+    Text::Prefix(format!("{path}/"))
+}
+
+fn by_header(header: &str, universe: &Universe) -> Vec<Candidate> {
+    let header = field(header);
+    let mut all = Vec::new();
+    let mut add = |name: Vec<String>, when: Text| {
+        let value = format!("/{}", name.join("/"));
+        let when = Condition::Header(header.clone(), when);
+        let one = candidate(when, Name::of(name));
+        all.push(Candidate { sample: with_header(one.sample.clone(), &header, &value), ..one });
+    };
+    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
+        if name.iter().any(|label| label != PROBE) {
+            let path = Name::of(&name).to_string();
+            let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();
+            add(longer, after(&path));
+            add(name, text(&path));
+        }
+    }
+    let identified = Text::Pattern("(?s)/.+".into());
+    add(vec![PROBE.to_owned()], identified);
+    if let Some(last) = all.last_mut() {
+        last.is_rest = true;
+    }
+    all
+}

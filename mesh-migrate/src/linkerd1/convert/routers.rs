@@ -1,0 +1,459 @@
+//! Routers as listeners.
+
+use std::net::SocketAddr;
+
+use super::{
+    super::{
+        config::{Config, IdentifierKind, Router, Server, Transformer, TransformerKind},
+        delegate::Engine,
+        dtab::Dtab,
+        explain::{Client, Target, delegate, engine, remote, status, targets},
+        name::Name,
+        namers::Origin,
+        world::{Files, World},
+    },
+    candidates::{Candidate, Universe, candidate, candidates},
+    incoming,
+    labels::{ANYBODY, ODD, PROBE},
+    pools::{Pools, Source, label, unique, whole},
+    rules::{Context, Resolved, rules},
+    uses::{Use, verdict},
+};
+use crate::{
+    ledger::Ledger,
+    program::{
+        Accepts, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule, Text,
+        Then,
+    },
+    request::{Kind, Request},
+};
+
+/// Work for all names of a router together.
+const MAX_WORK: usize = 20_000_000;
+
+/// What a router is converted with.
+pub(super) struct Asked<'a> {
+    pub config: &'a Config,
+    pub router: &'a Router,
+    pub world: &'a World,
+    pub files: Files<'a>,
+    pub names: &'a [Name],
+}
+
+struct Run<'a> {
+    asked: &'a Asked<'a>,
+    engine: Engine<'a>,
+    /// Without what makes a hop between Linkerds.
+    direct: Option<Engine<'a>>,
+    uses: Vec<Use>,
+    work: usize,
+}
+
+/// A router of HTTP.
+pub(super) fn http(
+    asked: &Asked<'_>,
+    program: &mut Program,
+    pools: &mut Pools,
+    ledger: &mut Ledger,
+) {
+    let router = asked.router;
+    let first = match remote(router, asked.world, asked.files) {
+        Ok(first) => first,
+        Err(problem) => return lost(asked, ledger, &problem.problem),
+    };
+    let pair = incoming(asked.config, router);
+    let is_hop = |transformer: &&Transformer| {
+        matches!(transformer.kind, TransformerKind::Port(_) | TransformerKind::Daemonset { .. })
+    };
+    let all = router.interpreter.transformers.iter();
+    let kept: Vec<_> = all.filter(|transformer| !is_hop(transformer)).cloned().collect();
+    let mut run = Run::of(asked, first.as_ref());
+    if pair.is_some() {
+        let engine = Run::of(asked, first.as_ref()).engine;
+        run.direct = Some(Engine { transformers: &kept, ..engine });
+    }
+    let universe =
+        Universe::of(asked.config, router, &run.engine.entries, asked.world, asked.names);
+    let mut rules = Vec::new();
+    let mut context =
+        Context { is_http2: false, is_mesh: pair.is_some(), place: &router.node.place, pools };
+    context.is_http2 = router.protocol == super::Protocol::H2;
+    for identifier in &router.identifiers {
+        let found = match &identifier.kind {
+            IdentifierKind::Ingress { namespace, class, ignores_default_backends } => {
+                let rules = asked.world.ingress_rules(
+                    namespace.as_deref(),
+                    class,
+                    *ignores_default_backends,
+                );
+                match rules {
+                    Some(found) => by_ingress(&found),
+                    None => {
+                        lost(asked, ledger, "the rules of Ingresses are not known");
+                        return;
+                    }
+                }
+            }
+            IdentifierKind::Istio | IdentifierKind::Other(_) => {
+                lost(asked, ledger, "how requests get their names is not known");
+                return;
+            }
+            kind => candidates(kind, &universe),
+        };
+        run.one(&mut context, &found, &mut rules);
+    }
+    if universe.is_cut.get() || run.work > MAX_WORK {
+        ledger.decision(
+            &router.node.place,
+            "there are more names than were tried: which are in use?",
+            &["give them: they are in the metrics of the running Linkerd"],
+        );
+    }
+    run.say(ledger, first.as_ref());
+    if let Some(incoming) = pair {
+        run.check_pair(incoming, &universe, ledger);
+    }
+    unknown_endpoints(&rules, context.pools, ledger);
+    listeners(asked, program, |_| Accepts::Http {
+        rules: rules.clone(),
+        otherwise: Reply { status: 400, ..Reply::default() },
+        forwarded: Forwarded::Keep,
+    });
+}
+
+/// Why a router cannot be converted.
+fn lost(asked: &Asked<'_>, ledger: &mut Ledger, why: &str) {
+    let question =
+        format!("router {} is not converted: {why}. Can it be given?", asked.router.label);
+    ledger.decision(
+        &asked.router.node.place,
+        question,
+        &["give it and plan again", "keep Linkerd"],
+    );
+    for entry in &asked.router.dtab.entries {
+        let meaning = format!("no route comes of it: {why}");
+        let verdict = crate::ledger::Verdict::Dropped { meaning };
+        ledger.say_until(&entry.place, entry.last_line, verdict);
+    }
+}
+
+impl<'a> Run<'a> {
+    fn of(asked: &'a Asked<'a>, first: Option<&'a Dtab>) -> Self {
+        let tables = [first, Some(&asked.router.dtab)];
+        let engine = engine(asked.config, asked.router, asked.world, asked.files, &tables);
+        let engine = Engine { is_told: false, ..engine };
+        let uses = vec![Use::default(); engine.entries.len()];
+        Self { asked, engine, direct: None, uses, work: 0 }
+    }
+
+    fn resolve(&mut self, below: &Name) -> Resolved {
+        let router = self.asked.router;
+        let service = router.dst_prefix.join(below);
+        let delegated = self.engine.bind(&service);
+        self.work += delegated.work;
+        let place = delegated.trace.below.last().and_then(|below| below.entry.clone());
+        let place = place.map(|(place, _)| place);
+        let found = match &delegated.bound {
+            Ok(tree) => targets(router, tree),
+            Err(wrong) => {
+                let client = Client::Error(wrong.clone());
+                vec![Target { share: 1.0, client, policy: Default::default() }]
+            }
+        };
+        let direct = match (&self.direct, &delegated.bound) {
+            (Some(engine), Ok(_)) => self.without_hop(&engine.bind(&service).bound, &found),
+            _ => found.clone(),
+        };
+        Resolved {
+            status: status(&found),
+            targets: found,
+            direct,
+            service: router.service.merged(&service),
+            place: place.unwrap_or_else(|| router.node.place.clone()),
+            used: delegated.used,
+        }
+    }
+
+    /// The same names with the endpoints of applications; policies stay those of the
+    /// names that Linkerd has.
+    fn without_hop(
+        &self,
+        bound: &Result<super::super::delegate::Bound, String>,
+        found: &[Target],
+    ) -> Vec<Target> {
+        let Ok(tree) = bound else { return found.to_vec() };
+        let direct = targets(self.asked.router, tree);
+        let pairs = direct.into_iter().zip(found);
+        pairs.map(|(direct, found)| Target { policy: found.policy.clone(), ..direct }).collect()
+    }
+
+    /// Notes what a name says about the entries on its way.
+    fn note(&mut self, one: &Candidate, to: &Resolved) {
+        let knows_some = to.targets.iter().any(|target| match &target.client {
+            Client::Name(bound) => matches!(bound.from, Origin::Namer(_) | Origin::Elsewhere),
+            _ => false,
+        });
+        let anywhere = (one.is_pattern() && to.mentions(ANYBODY)).then(|| {
+            let to: Vec<String> = to.targets.iter().map(|t| t.client.to_string()).collect();
+            to.join(", ").replace(PROBE, "<any>").replace(&ODD.replace('~', r"\x7e"), "<any>")
+        });
+        let error = to.targets.iter().find_map(|target| match &target.client {
+            Client::Error(wrong) => Some(wrong.clone()),
+            _ => None,
+        });
+        let answers_a_share = to.status.is_none()
+            && to.targets.iter().any(|target| match &target.client {
+                Client::Name(bound) => matches!(bound.from, Origin::Status(_)),
+                _ => true,
+            });
+        for at in &to.used {
+            let seen = &mut self.uses[*at];
+            seen.is_used = true;
+            seen.knows_some |= knows_some;
+            seen.answers_a_share |= answers_a_share;
+            let known = seen.goes_anywhere.take();
+            seen.goes_anywhere = known.into_iter().chain(anywhere.clone()).min_by_key(String::len);
+            seen.error = seen.error.take().or_else(|| error.clone());
+        }
+    }
+
+    /// Rules of one identifier: for names, then for patterns, then for all others.
+    fn one(&mut self, context: &mut Context<'_>, all: &[Candidate], out: &mut Vec<Rule>) {
+        let mut found = Vec::new();
+        for one in all {
+            // The last stands for all others, and must be known.
+            if self.work > MAX_WORK && !one.is_rest {
+                continue;
+            }
+            let mut to = self.resolve(&one.below);
+            self.note(one, &to);
+            if one.is_pattern() && to.mentions(ANYBODY) {
+                // It goes to a name of the request itself, which has no pool.
+                to.status = Some(502);
+            }
+            found.push((one, to));
+        }
+        // Among themselves, names may have any order; the more a pattern says, the
+        // earlier it comes.
+        found.sort_by_key(|(one, _)| {
+            let said = one.said();
+            (one.is_rest, one.is_pattern(), if one.is_pattern() { usize::MAX - said } else { 0 })
+        });
+        for (one, to) in needed(found) {
+            out.extend(rules(context, one, &to));
+        }
+    }
+
+    /// What has become of each entry of the router's own table.
+    fn say(&self, ledger: &mut Ledger, first: Option<&Dtab>) {
+        let skipped = first.map_or(0, |dtab| dtab.entries.len());
+        for (entry, seen) in self.engine.entries.iter().zip(&self.uses).skip(skipped) {
+            let verdict = verdict(seen);
+            ledger.say_until(&entry.place, entry.last_line, verdict);
+        }
+    }
+
+    /// Whether the other router would have sent the same requests to the same names.
+    fn check_pair(&mut self, incoming: &Router, universe: &Universe, ledger: &mut Ledger) {
+        let Some(identifier) = self.asked.router.identifiers.first() else { return };
+        let all = candidates(&identifier.kind, universe);
+        let place = self.asked.router.interpreter.transformers.first().map(|t| t.place.clone());
+        let place = place.unwrap_or_else(|| self.asked.router.node.place.clone());
+        let mut others = Vec::new();
+        for one in all.iter().filter(|one| !one.is_pattern()) {
+            let to = self.resolve(&one.below);
+            if to.is_nowhere() || self.work > MAX_WORK {
+                continue;
+            }
+            let mut http = one.sample.clone();
+            if let Some(path) = &one.path
+                && matches!(path, crate::program::PathChange::Pattern { .. })
+            {
+                http.target = "/rest?q=1".into();
+            }
+            let request = Request {
+                listener: Some(incoming.label.clone()),
+                source: std::net::Ipv4Addr::LOCALHOST.into(),
+                kind: Kind::Http(http),
+            };
+            let asked = self.asked;
+            let there = match delegate(asked.config, asked.world, asked.files, &request) {
+                Ok(there) => there.bound,
+                Err(_) => Vec::new(),
+            };
+            let (here, there) = (applications(&to.targets), applications(&there));
+            if here != there {
+                let service = self.asked.router.dst_prefix.join(&one.below);
+                others.push(format!("{service} to {} ({})", here.join(", "), there.join(", ")));
+            }
+        }
+        if others.is_empty() {
+            return;
+        }
+        let more = if others.len() > 5 { ", and others" } else { "" };
+        others.truncate(5);
+        let question = format!(
+            "router {}, as it is here, sends some requests on to another name (in brackets) than this one \
+             meant, or to none: {}{more}. Which is meant?",
+            incoming.label,
+            others.join("; ")
+        );
+        let choices = ["what this one meant: pools hold it", "what the other does: keep the hop"];
+        ledger.decision(&place, question, &choices);
+    }
+}
+
+/// Without those that a later one says as well.
+fn needed(found: Vec<(&Candidate, Resolved)>) -> Vec<(&Candidate, Resolved)> {
+    let mut kept: Vec<(&Candidate, Resolved)> = Vec::new();
+    for (one, to) in found.into_iter().rev() {
+        // Methods of this very host have rules before it, if they need some.
+        let is_between = |other: &Candidate| {
+            other.overlaps(&one.below) && (other.is_any_method || !one.is_any_method)
+        };
+        let mut is_said = false;
+        for (other, known) in kept.iter().rev() {
+            if other.covers(&one.below) {
+                is_said = known.is_like(&to);
+                break;
+            }
+            if is_between(other) && !known.is_like(&to) {
+                break;
+            }
+        }
+        if !is_said {
+            kept.push((one, to));
+        }
+    }
+    kept.reverse();
+    kept
+}
+
+/// Names without what transformers put before them.
+fn applications(targets: &[Target]) -> Vec<String> {
+    let name = |target: &Target| {
+        let said = target.client.to_string();
+        said.find("/#/").map_or(said.clone(), |at| said[at..].to_owned())
+    };
+    let mut names: Vec<String> = targets.iter().map(name).collect();
+    names.sort_unstable();
+    names
+}
+
+fn by_ingress(found: &[(String, super::super::world::IngressRule)]) -> Vec<Candidate> {
+    let one = |(namespace, rule): &(String, super::super::world::IngressRule)| {
+        let host = rule.host.as_ref().map(|host| {
+            let pattern = format!("{}(?::[^:]*)?", regex::escape(host));
+            Condition::Header("host".into(), Text::Pattern(pattern))
+        });
+        let path = rule.path.as_ref().filter(|path| !path.is_empty());
+        let path = path.map(|path| Condition::Path(Text::Pattern(path.clone())));
+        let when = Condition::All(host.into_iter().chain(path).collect());
+        candidate(when, Name::of([namespace, &rule.port, &rule.service]))
+    };
+    found.iter().map(one).collect()
+}
+
+/// Pools whose endpoints nobody has told.
+fn unknown_endpoints(rules: &[Rule], pools: &Pools, ledger: &mut Ledger) {
+    for rule in rules {
+        let Then::Forward(forward) = &rule.then else { continue };
+        for (name, _) in &forward.pools {
+            let is_empty = pools.pools.get(name).is_some_and(|pool| pool.members.is_empty());
+            if is_empty && name != "nobody" {
+                ledger.decision(
+                    &rule.place,
+                    format!("nobody is known to be in pool {name}: who is?"),
+                    &["let discovery be read, and plan again", "write the endpoints"],
+                );
+            }
+        }
+    }
+}
+
+/// One listener for all servers with the same TLS.
+fn listeners(asked: &Asked<'_>, program: &mut Program, accepts: impl Fn(&Server) -> Accepts) {
+    let mut groups: Vec<(Option<ServerTls>, Vec<&Server>)> = Vec::new();
+    for server in &asked.router.servers {
+        let tls = server_tls(server);
+        match groups.iter_mut().find(|(known, _)| *known == tls) {
+            Some((_, servers)) => servers.push(server),
+            None => groups.push((tls, vec![server])),
+        }
+    }
+    for (tls, servers) in groups {
+        let name = label(&asked.router.label);
+        let name = unique(&name, |name| program.listeners.iter().any(|l| l.name == name));
+        program.listeners.push(Listener {
+            place: servers[0].node.place.clone(),
+            name,
+            addresses: servers.iter().map(|s| SocketAddr::new(s.ip, s.port)).collect(),
+            accepts: accepts(servers[0]),
+            tls,
+        });
+    }
+}
+
+fn server_tls(server: &Server) -> Option<ServerTls> {
+    let tls = server.node.at("tls")?;
+    let flag = |key: &str| tls.at(key).and_then(|node| node.bool().ok());
+    let text = |key: &str| tls.at(key).and_then(|node| node.text().ok());
+    if flag("enabled") == Some(false) {
+        return None;
+    }
+    let client_roots = text("caCertPath").filter(|_| flag("requireClientAuth") == Some(true));
+    Some(ServerTls { certificate: text("certPath")?, key: text("keyPath")?, client_roots })
+}
+
+/// A router of calls: connections, where all names lead to the same.
+pub(super) fn rpc(
+    asked: &Asked<'_>,
+    program: &mut Program,
+    pools: &mut Pools,
+    ledger: &mut Ledger,
+) {
+    let router = asked.router;
+    let first = match remote(router, asked.world, asked.files) {
+        Ok(first) => first,
+        Err(problem) => return lost(asked, ledger, &problem.problem),
+    };
+    if let super::Protocol::Other(protocol) = &router.protocol {
+        return lost(asked, ledger, &format!("{protocol} is a plugin's protocol"));
+    }
+    let mut run = Run::of(asked, first.as_ref());
+    let universe =
+        Universe::of(asked.config, router, &run.engine.entries, asked.world, asked.names);
+    let bare = run.resolve(&Name::default());
+    let labels = universe.labels.iter().map(String::as_str).chain([PROBE]);
+    let other = labels.map(|label| Name::of([label])).find(|name| {
+        let to = run.resolve(name);
+        run.note(&candidate(Condition::Always, name.clone()), &to);
+        run.work <= MAX_WORK && !to.is_like(&bare)
+    });
+    if let Some(name) = other {
+        let service = router.dst_prefix.join(&name);
+        return lost(asked, ledger, &format!("calls are told apart by name, as {service} shows"));
+    }
+    run.note(&candidate(Condition::Always, Name::default()), &bare);
+    run.say(ledger, first.as_ref());
+    let shares: Vec<f64> = bare.targets.iter().map(|target| target.share).collect();
+    let mut named = Vec::new();
+    for (target, weight) in bare.targets.iter().zip(whole(&shares).0) {
+        let Client::Name(bound) = &target.client else { continue };
+        let source = Source {
+            place: &bare.place,
+            bound,
+            policy: &target.policy,
+            is_http2: false,
+            is_mesh: false,
+        };
+        named.push((pools.of(&source), weight));
+    }
+    let rules = match named.is_empty() {
+        true => Vec::new(),
+        false => {
+            vec![TcpRule { place: bare.place.clone(), server_names: Vec::new(), pools: named }]
+        }
+    };
+    listeners(asked, program, |_| Accepts::Tcp { rules: rules.clone() });
+}

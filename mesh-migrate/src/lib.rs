@@ -9,8 +9,9 @@
 //! A format is a module of its own with three parts that share nothing but what it
 //! has parsed: its parser, `explain` (what the legacy proxy would do with one
 //! request, by its own rules), and the conversion to a [`program::Program`].
-//! Nothing here opens a socket.
+//! [`decide`] is what a program does with a request. Nothing here opens a socket.
 
+pub mod decide;
 pub mod ledger;
 pub mod program;
 pub mod request;

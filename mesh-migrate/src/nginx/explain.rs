@@ -23,6 +23,8 @@ mod rewrite;
 mod stream;
 mod variables;
 
+pub(super) use {proxy::Url, rewrite::is_url};
+
 /// How often one request may change its URI (`NGX_HTTP_MAX_URI_CHANGES`).
 const MAX_CHANGES: u32 = 10;
 

@@ -320,10 +320,11 @@ impl<'m, 'c> Run<'m, 'c> {
 
     /// The phases of the location that was found; nothing if another must be.
     fn here(&mut self) -> Result<Option<Outcome>, Problem> {
-        if let Some(location) = self.location
-            && let Some(outcome) = self.rewrite(location.directive)?
-        {
-            return Ok(Some(outcome));
+        if let Some(location) = self.location {
+            let block = self.limit().unwrap_or(location.directive);
+            if let Some(outcome) = self.rewrite(block)? {
+                return Ok(Some(outcome));
+            }
         }
         if self.is_changed {
             return Ok(None);

@@ -13,7 +13,7 @@ use crate::source::{Place, Problem};
 
 mod upstream;
 
-pub(super) use upstream::{Key, Map, Method, Peer, Upstream, endpoint, seconds};
+pub(super) use upstream::{Key, Map, Method, Upstream, endpoint, seconds};
 
 /// What nginx serves.
 #[derive(Debug)]

@@ -1,32 +1,27 @@
-//! Who may: `allow`, `deny`, `internal`, `limit_except`.
+//! Who may: `allow`, `deny`, `limit_except`.
 
 use std::net::IpAddr;
 
-use super::{Problem, Run, bad};
+use super::{Directive, Problem, Run, bad};
 
-impl Run<'_, '_> {
-    /// The status of a refusal.
+impl<'c> Run<'_, 'c> {
+    /// The block of `limit_except` that takes the method: what is around it gives no
+    /// directives of `ngx_http_rewrite_module` then.
+    pub(super) fn limit(&mut self) -> Option<&'c Directive> {
+        let is_named = |method: &String| {
+            method.eq_ignore_ascii_case(&self.method)
+                || method.eq_ignore_ascii_case("GET") && self.method == "HEAD"
+        };
+        let mut limits = self.location?.directive.inside().iter();
+        let limit = limits.find(|d| d.name == "limit_except" && !d.args.iter().any(is_named))?;
+        self.step(&limit.place, format!("{} is none of them", self.method));
+        self.chain.push(limit);
+        self.handlers.push(limit);
+        Some(limit)
+    }
+
+    /// The status of a refusal by address.
     pub(super) fn access(&mut self) -> Result<Option<u16>, Problem> {
-        if let Some(location) = self.location {
-            if let Some(internal) = location.directive.all("internal").next()
-                && !self.is_internal
-            {
-                self.step(&internal.place, "internal: no client may ask for it: 404");
-                return Ok(Some(404));
-            }
-            for limit in location.directive.all("limit_except") {
-                let is_named = |method: &String| {
-                    method.eq_ignore_ascii_case(&self.method)
-                        || method.eq_ignore_ascii_case("GET") && self.method == "HEAD"
-                };
-                if !limit.args.iter().any(is_named) {
-                    self.step(&limit.place, format!("{} is none of them", self.method));
-                    self.chain.push(limit);
-                    self.handlers.push(limit);
-                    break;
-                }
-            }
-        }
         let is_rule = |name: &str| name == "allow" || name == "deny";
         let of =
             self.chain.iter().rev().find(|block| block.inside().iter().any(|d| is_rule(&d.name)));

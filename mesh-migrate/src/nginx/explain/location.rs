@@ -21,10 +21,19 @@ impl<'m, 'c> Run<'m, 'c> {
     /// Sets the location, or answers with a redirect to it.
     pub(super) fn find_location(&mut self) -> Result<Option<Outcome>, Problem> {
         let server = self.server;
-        match self.search(&server.locations)? {
-            Found::Sure(location) | Found::Prefix(location) => self.enter(location),
+        let found = self.search(&server.locations)?;
+        if let Found::Sure(location) | Found::Prefix(location) | Found::Redirect(location) = found {
+            self.enter(location);
+            if let Some(internal) = location.directive.all("internal").next()
+                && !self.is_internal
+            {
+                self.step(&internal.place, "internal: no client may ask for it: 404");
+                return self.special(404).map(Some);
+            }
+        }
+        match found {
+            Found::Sure(_) | Found::Prefix(_) => {}
             Found::Redirect(location) => {
-                self.enter(location);
                 let place = location.directive.place.clone();
                 self.step(&place, "the path lacks its last slash: 301");
                 let args = String::from_utf8_lossy(&self.args).into_owned();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Directive, Outcome, Problem, Run, answered, bad, model};
+use super::{Directive, Outcome, Problem, Run, bad, model};
 use crate::{
     nginx::{
         model::{Method, Upstream},
@@ -137,9 +137,8 @@ impl<'c> Run<'_, 'c> {
         }
         self.step(&place, "nothing answers here but the built-in root, which has no such file");
         match self.method.as_str() {
-            "GET" | "HEAD" => self.special(404),
-            "POST" => self.special(405),
-            _ => Ok(answered(405)),
+            "GET" | "HEAD" | "POST" => self.special(404),
+            _ => self.special(405),
         }
     }
 

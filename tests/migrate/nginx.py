@@ -167,7 +167,8 @@ def run(folder, conf):
         try:
             if not ready(nginx, cases):
                 nginx.kill()
-                return 0, 0, [(conf, "nginx does not start", nginx.stderr.read().decode()[-400:])]
+                said = nginx.stderr.read().decode() + open(prefix + "/error.log").read()
+                return 0, 0, [(conf, "nginx does not start", said[-400:])]
             count, unsaid, differences = 0, 0, []
             for case in cases:
                 if "problem" in case["answer"]:

@@ -157,11 +157,39 @@ impl<'m, 'c> Work<'m, 'c> {
             });
             return;
         }
+        self.limits(location, when, rules);
         let before = at.set.clone();
         if !self.rewrites(at, &here, directive, when, rules) {
             self.handled(at, &here, when, None, rules);
         }
         at.set = before;
+    }
+
+    /// `limit_except`: other methods come by no directive around it.
+    fn limits(&mut self, location: &'m Location<'c>, when: &Condition, rules: &mut Vec<Rule>) {
+        for limit in location.directive.all("limit_except") {
+            let mut methods: Vec<String> =
+                limit.args.iter().map(|m| m.to_ascii_uppercase()).collect();
+            if methods.iter().any(|method| method == "GET") {
+                methods.push("HEAD".into());
+            }
+            let others = all([when.clone(), Condition::Not(Box::new(Condition::Method(methods)))]);
+            let is_plain =
+                matches!(limit.inside(), [deny] if deny.name == "deny" && deny.arg(0) == "all");
+            if is_plain {
+                self.exact(limit);
+                self.exact(&limit.inside()[0]);
+                rules.push(Rule {
+                    place: limit.place.clone(),
+                    when: others,
+                    then: Then::Reply(Reply { status: 403, ..Reply::default() }),
+                });
+            } else {
+                self.decision(limit, "other methods have rules of their own here: until decided they are answered 501", &["a route for these methods"]);
+                self.inside_of(limit, "what is around it is not converted");
+                rules.push(refusal(limit, others, 501));
+            }
+        }
     }
 
     /// Directives of `ngx_http_rewrite_module`; whether nothing comes after them.
@@ -357,31 +385,6 @@ impl<'m, 'c> Work<'m, 'c> {
         path: Option<PathChange>,
         rules: &mut Vec<Rule>,
     ) {
-        for limit in
-            here.location.iter().flat_map(|location| location.directive.all("limit_except"))
-        {
-            let mut methods: Vec<String> =
-                limit.args.iter().map(|m| m.to_ascii_uppercase()).collect();
-            if methods.iter().any(|method| method == "GET") {
-                methods.push("HEAD".into());
-            }
-            let others = all([when.clone(), Condition::Not(Box::new(Condition::Method(methods)))]);
-            let is_plain =
-                matches!(limit.inside(), [deny] if deny.name == "deny" && deny.arg(0) == "all");
-            if is_plain {
-                self.exact(limit);
-                self.exact(&limit.inside()[0]);
-                rules.push(Rule {
-                    place: limit.place.clone(),
-                    when: others,
-                    then: Then::Reply(Reply { status: 403, ..Reply::default() }),
-                });
-            } else {
-                self.decision(limit, "other methods have rules of their own here: until decided they are answered 501", &["a route for these methods"]);
-                self.inside_of(limit, "what is around it is not converted");
-                rules.push(refusal(limit, others, 501));
-            }
-        }
         for name in GATES {
             let Some(gate) = model::inherited(&here.chain, name)
                 .filter(|gate| gate.arg(0) != "off" && gate.arg(0) != "all")
@@ -453,7 +456,7 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         let directive = here.blocks.last().copied().unwrap_or(at.server.directive);
         let reply = |status| Then::Reply(Reply { status, ..Reply::default() });
-        let gets = Condition::Method(vec!["GET".into(), "HEAD".into()]);
+        let gets = Condition::Method(vec!["GET".into(), "HEAD".into(), "POST".into()]);
         let place = directive.place.clone();
         let is_other = all([when.clone(), Condition::Not(Box::new(gets))]);
         rules.push(Rule { place: place.clone(), when: is_other, then: reply(405) });

@@ -78,11 +78,12 @@ fn difference(
             Outcome::Answered { status, headers, body },
             Outcome::Answered { status: s, headers: h, body: b },
         ) => {
+            // Capitals and a last dot of the client's host stay with us.
             let location = |headers: &[(String, String)]| {
                 headers
                     .iter()
                     .find(|(name, _)| name == "location")
-                    .map(|(_, value)| value.to_lowercase())
+                    .map(|(_, value)| value.to_lowercase().replace("./", "/").replace(".:", ":"))
             };
             // The words of nginx' own pages are not ours.
             let bodies = body.is_none() || body == b;
@@ -95,7 +96,7 @@ fn difference(
             } else if legacy.target != ours.target && !told(false) {
                 return Some("target".into());
             } else {
-                return headers(&said, &why, legacy, ours).filter(|_| is_plain);
+                return headers(&said, &why, request, [legacy, ours]).filter(|_| is_plain);
             }
         }
         _ => Some("outcome".into()),
@@ -116,8 +117,8 @@ fn endpoints(legacy: &Forwarded, ours: &Forwarded) -> Option<String> {
 fn headers(
     said: &Said,
     why: &BTreeSet<(String, u32)>,
-    legacy: &Forwarded,
-    ours: &Forwarded,
+    request: &Request,
+    both: [&Forwarded; 2],
 ) -> Option<String> {
     let told = |name: &str| {
         let verdicts = why.iter().filter_map(|place| said.get(place)).flatten();
@@ -135,14 +136,16 @@ fn headers(
     let of = |all: &Forwarded| -> BTreeMap<String, Option<String>> {
         all.headers.iter().cloned().collect()
     };
-    let (legacy, ours) = (of(legacy), of(ours));
+    let [legacy, ours] = both.map(of);
     let names: BTreeSet<&String> = legacy.keys().chain(ours.keys()).collect();
     let hop = ["connection", "upgrade", "keep-alive", "expect", "te", "x_under"];
+    let Kind::Http(http) = &request.kind else { return None };
+    let sent = |all: &BTreeMap<String, Option<String>>, name: &str| {
+        let kept = || http.header(name).map(str::to_owned);
+        all.get(name).cloned().unwrap_or_else(kept)
+    };
     let differs = |name: &&&String| {
-        // Absent is as the client has it, which is nothing for those that are removed.
-        legacy.get(**name).cloned().flatten() != ours.get(**name).cloned().flatten()
-            && !hop.contains(&name.as_str())
-            && !told(name)
+        sent(&legacy, name) != sent(&ours, name) && !hop.contains(&name.as_str()) && !told(name)
     };
     names.iter().find(differs).map(|name| format!("header {name}"))
 }

@@ -148,6 +148,7 @@ def differs(case, real):
         return f"target {said['target']}"
     headers = {}
     for name, value in real["headers"]:
+        value = value.encode("latin-1").decode("utf-8", "replace")
         headers[name.lower()] = f"{headers[name.lower()]}, {value}" if name.lower() in headers else value
     expected = dict(said["headers"])
     expected.setdefault("host", case["asked"]["host"])
@@ -160,6 +161,8 @@ def differs(case, real):
 def run(folder, conf):
     """nginx with this configuration; (asked, not said, differences)."""
     cases = json.load(open(conf[:-5] + ".json"))
+    if all("problem" in case["answer"] for case in cases):
+        return 0, len(cases), []
     with tempfile.TemporaryDirectory() as prefix:
         main = f"user root; pid nginx.pid; daemon off; master_process off; load_module {MODULE};"
         command = ["nginx", "-p", prefix + "/", "-c", os.path.abspath(conf), "-e", "error.log", "-g", main]
@@ -189,7 +192,8 @@ def ready(nginx, cases):
         if nginx.poll() is not None:
             return False
         try:
-            connect(cases[0]["listener"]).close()
+            known = [case["listener"] for case in cases if "problem" not in case["answer"]]
+            connect(known[0]).close()
             return True
         except OSError:
             time.sleep(0.02)

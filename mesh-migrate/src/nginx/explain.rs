@@ -341,7 +341,8 @@ impl<'m, 'c> Run<'m, 'c> {
         let code = status.to_string();
         let page = pages.into_iter().find(|page| page.args.contains(&code));
         let Some(page) = page.filter(|_| !self.is_error_page) else {
-            return Ok(answered(self.error.unwrap_or(status)));
+            // An error of the page itself is told as it is.
+            return Ok(answered(status));
         };
         let place = page.place.clone();
         let to = page.args.last().cloned().unwrap_or_default();

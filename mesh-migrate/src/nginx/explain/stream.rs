@@ -1,6 +1,6 @@
 //! Connections of `stream`.
 
-use std::net::SocketAddr;
+use std::{cell::RefCell, net::SocketAddr};
 
 use super::{Problem, bad, model, proxy, servers, variables};
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
         template::{Part, Template},
     },
     request::{Answer, Forwarded, Kind, Outcome, Request, Step},
+    source::Place,
 };
 
 /// Maps that use maps.
@@ -30,7 +31,7 @@ pub(super) fn explain(
         place: Some(server.directive.place.clone()),
         what: format!("the server of {local}"),
     }];
-    let mut step = |place: &crate::source::Place, what: String| {
+    let mut step = |place: &Place, what: String| {
         why.push(Step { place: Some(place.clone()), what });
     };
     let outcome = if let Some(returns) = server.directive.all("return").next() {
@@ -41,8 +42,19 @@ pub(super) fn explain(
         let pass = pass.ok_or_else(|| {
             bad(&server.directive.place, "the server passes nothing on: proxy_pass was expected")
         })?;
-        let at = Connection { model, server, request, local, server_name, is_tls: listen.is_tls };
+        let at = Connection {
+            model,
+            server,
+            request,
+            local,
+            server_name,
+            is_tls: listen.is_tls,
+            entries: RefCell::default(),
+        };
         let value = at.text(pass.arg(0), MAX_DEPTH).map_err(|wrong| bad(&pass.place, wrong))?;
+        for (place, value) in at.entries.take() {
+            step(&place, format!("the map takes {value:?}"));
+        }
         match model.stream.upstreams.get(&value.to_ascii_lowercase()) {
             Some(upstream) => {
                 if let Method::Other(name) = &upstream.method {
@@ -93,6 +105,8 @@ struct Connection<'m, 'c> {
     local: SocketAddr,
     server_name: Option<&'m str>,
     is_tls: bool,
+    /// Entries of maps that were chosen, and for what.
+    entries: RefCell<Vec<(Place, String)>>,
 }
 
 impl Connection<'_, '_> {
@@ -115,7 +129,11 @@ impl Connection<'_, '_> {
         if let Some(map) = self.model.stream.maps.get(name) {
             let inner = depth.checked_sub(1).ok_or("a map uses itself")?;
             let value = self.template(&map.source, inner)?;
-            let Some((at, pattern)) = variables::chosen(map, value.as_bytes())? else {
+            let chosen = variables::chosen(map, value.as_bytes())?;
+            let of = chosen.map(|(at, _)| map.entries[at].2).or(map.default.as_ref().map(|d| d.1));
+            let place = of.unwrap_or(map.directive).place.clone();
+            self.entries.borrow_mut().push((place, value));
+            let Some((at, pattern)) = chosen else {
                 let default = map.default.as_ref();
                 return default
                     .map_or(Ok(String::new()), |(default, _)| self.template(default, inner));

@@ -156,6 +156,10 @@ impl Run<'_, '_> {
         }
         let value = self.text(&map.source)?;
         let chosen = chosen(map, &value)?;
+        let of = chosen.map(|(at, _)| map.entries[at].2).or(map.default.as_ref().map(|d| d.1));
+        let place = of.unwrap_or(map.directive).place.clone();
+        let shown = String::from_utf8_lossy(&value).into_owned();
+        self.step(&place, format!("{} is chosen for {shown:?}", map.directive.arg(1)));
         let result = match chosen {
             Some((at, Some(pattern))) => {
                 if let Some(found) = pattern.captures(&value) {

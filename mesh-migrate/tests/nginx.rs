@@ -42,6 +42,7 @@ fn is_told(said: &Said, why: &BTreeSet<(String, u32)>, is_plain: bool, strictly:
                 || how.contains("closes the connection")
                 || how.contains("compared with the port")
                 || how.contains("text has variables")
+                || how.contains("refuses with 400") && !is_plain
         }
     })
 }
@@ -78,11 +79,13 @@ fn difference(
             Outcome::Answered { status, headers, body },
             Outcome::Answered { status: s, headers: h, body: b },
         ) => {
-            // Capitals and a last dot of the client's host stay with us.
+            // Capitals and a last dot of the client's host stay with us; without one a
+            // redirect names the address, or nothing.
+            let has_host = !matches!(&request.kind, Kind::Http(http) if http.host.is_none());
             let location = |headers: &[(String, String)]| {
                 headers
                     .iter()
-                    .find(|(name, _)| name == "location")
+                    .find(|(name, _)| name == "location" && has_host)
                     .map(|(_, value)| value.to_lowercase().replace("./", "/").replace(".:", ":"))
             };
             // The words of nginx' own pages are not ours.

@@ -100,7 +100,7 @@ def ask(case):
             response.begin()
         except (http.client.BadStatusLine, ConnectionError):
             return {"closed": True}
-        body = response.read().decode("latin-1")
+        body = response.read().decode("utf-8", "replace")
         answer = {"status": response.status, "location": response.getheader("location"), "body": body}
         if response.getheader("x-echo"):
             answer["echo"] = json.loads(response.getheader("x-said") or body)

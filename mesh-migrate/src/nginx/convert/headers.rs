@@ -1,5 +1,7 @@
 //! `proxy_set_header`, `add_header` and their kin.
 
+use std::collections::BTreeSet;
+
 use super::{At, Directive, Forwarded, Template, Work, leaf::Here};
 use crate::{
     nginx::{explain::Url, model, template::Part},
@@ -25,6 +27,7 @@ impl<'m, 'c> Work<'m, 'c> {
         forward: &mut Forward,
     ) {
         let mut has_host = false;
+        let mut kept = BTreeSet::new();
         let mut xff = (Forwarded::Keep, pass.place.clone());
         for directive in model::array(&here.chain, "proxy_set_header") {
             let name = directive.arg(0).to_ascii_lowercase();
@@ -47,9 +50,17 @@ impl<'m, 'c> Work<'m, 'c> {
                 | "content-length" => {
                     self.hop(directive, &name, &value);
                 }
-                _ => self.header(directive, &name, &value, url, forward),
+                _ => {
+                    if self.header(directive, &name, &value, url, forward) {
+                        kept.insert(name);
+                    }
+                }
             }
         }
+        // One that the client sends stays beside others of its name.
+        forward.remove.retain(|name| !kept.contains(name));
+        let beside = forward.set.extract_if(.., |(name, _)| kept.contains(name));
+        forward.add.extend(beside);
         if !has_host {
             forward.host = Some(url.host().to_owned());
         }
@@ -57,6 +68,7 @@ impl<'m, 'c> Work<'m, 'c> {
         self.answer_headers(here, forward);
     }
 
+    /// Whether the client's own stays.
     fn header(
         &mut self,
         directive: &Directive,
@@ -64,7 +76,7 @@ impl<'m, 'c> Work<'m, 'c> {
         value: &Template,
         url: &Url,
         forward: &mut Forward,
-    ) {
+    ) -> bool {
         match becomes(name, value, url) {
             Becomes::Set(value) => {
                 self.exact(directive);
@@ -74,13 +86,17 @@ impl<'m, 'c> Work<'m, 'c> {
                 self.exact(directive);
                 forward.remove.push(name.to_owned());
             }
-            Becomes::Kept => self.exact(directive),
+            Becomes::Kept => {
+                self.exact(directive);
+                return true;
+            }
             Becomes::Unsaid(meaning) => {
                 // One that the client sends must not pass for nginx' word.
                 forward.remove.push(name.to_owned());
                 self.dropped(directive, meaning);
             }
         }
+        false
     }
 
     fn host(&mut self, directive: &Directive, value: &Template, url: &Url, forward: &mut Forward) {

@@ -109,11 +109,13 @@ impl<'m, 'c> Work<'m, 'c> {
             self.content(at, &here, &Condition::Always, None, &mut inner);
         }
         if !ends {
-            let looks = |rule: &Rule| rule.when != Condition::Always;
-            if rules.iter().chain(&inner).any(looks) {
-                self.raw_paths(directive);
-            }
             rules.append(&mut inner);
+        }
+        if rules.iter().any(|rule| rule.when != Condition::Always) {
+            self.raw_paths(directive);
+        } else {
+            let how = "paths that nginx refuses with 400 (/.., %00) are taken like all others";
+            self.approximated(directive, how);
         }
         rules
     }

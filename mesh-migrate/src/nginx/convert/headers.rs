@@ -52,7 +52,9 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
                 _ => {
                     if self.header(directive, &name, &value, url, forward) {
-                        kept.insert(name);
+                        if !kept.insert(name) {
+                            self.approximated(directive, "the client's own is sent once");
+                        }
                     }
                 }
             }

@@ -149,7 +149,7 @@ impl<'m, 'c> Work<'m, 'c> {
             location: Some(location),
             groups,
         };
-        if let Some(internal) = directive.all("internal").next() {
+        if let Some(internal) = model::inherited(&location.chain, "internal") {
             self.exact(internal);
             let reply = Reply { status: 404, ..Reply::default() };
             rules.push(Rule {

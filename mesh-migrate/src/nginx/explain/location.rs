@@ -24,7 +24,7 @@ impl<'m, 'c> Run<'m, 'c> {
         let found = self.search(&server.locations)?;
         if let Found::Sure(location) | Found::Prefix(location) | Found::Redirect(location) = found {
             self.enter(location);
-            if let Some(internal) = location.directive.all("internal").next()
+            if let Some(internal) = crate::nginx::model::inherited(&location.chain, "internal")
                 && !self.is_internal
             {
                 self.step(&internal.place, "internal: no client may ask for it: 404");

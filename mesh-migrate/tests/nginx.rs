@@ -79,13 +79,11 @@ fn difference(
             Outcome::Answered { status, headers, body },
             Outcome::Answered { status: s, headers: h, body: b },
         ) => {
-            // Capitals and a last dot of the client's host stay with us; without one a
-            // redirect names the address, or nothing.
-            let has_host = !matches!(&request.kind, Kind::Http(http) if http.host.is_none());
+            // Capitals and a last dot of the client's host stay with us.
             let location = |headers: &[(String, String)]| {
                 headers
                     .iter()
-                    .find(|(name, _)| name == "location" && has_host)
+                    .find(|(name, _)| name == "location")
                     .map(|(_, value)| value.to_lowercase().replace("./", "/").replace(".:", ":"))
             };
             // The words of nginx' own pages are not ours.
@@ -130,7 +128,7 @@ fn headers(
                 name != "host" && meaning.contains("applications do not get it")
             }
             Verdict::Approximated { how } => {
-                how.contains("is sent once")
+                how.contains("sent once")
                     || name == "host" && how.contains("Host stays")
                     || name == "x-forwarded-for" && how.contains("whole listener")
             }
@@ -167,6 +165,10 @@ fn check(bytes: &[u8], runs: bool) -> Result<usize, TestCaseError> {
     let mut compared = 0;
     for request in &generated.requests {
         let Ok(legacy) = nginx::explain(&config, request) else { continue };
+        // `$host` is the server's name where HTTP/1.0 names none: no rule can say that.
+        if matches!(&request.kind, Kind::Http(http) if http.host.is_none()) {
+            continue;
+        }
         let mut ours = request.clone();
         // What listens on every address is known by it.
         if ours.listener.as_deref() == Some("10.20.0.9:8000") {
@@ -201,7 +203,7 @@ fn why(answer: &Answer) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn conversions_agree_or_say_so(bytes in prop::collection::vec(any::<u8>(), 0..1500), runs: bool) {

@@ -34,8 +34,16 @@ impl<'m, 'c> Work<'m, 'c> {
             let value = Template::of(directive.arg(1)).map(|value| self.expanded(at, &value));
             let value = value.unwrap_or(Template(vec![Part::Text(directive.arg(1).to_owned())]));
             match name.as_str() {
+                "host" if std::mem::replace(&mut has_host, true) => {
+                    self.approximated(directive, "Host is sent once, as an earlier line has it");
+                }
+                "x-forwarded-for" if xff.0 != Forwarded::Keep => {
+                    self.approximated(
+                        directive,
+                        "X-Forwarded-For is sent once, as an earlier line has it",
+                    );
+                }
                 "host" => {
-                    has_host = true;
                     self.host(directive, &value, url, forward);
                 }
                 "x-forwarded-for" if value.variable() == Some("proxy_add_x_forwarded_for") => {
@@ -53,7 +61,10 @@ impl<'m, 'c> Work<'m, 'c> {
                 _ => {
                     if self.header(directive, &name, &value, url, forward) {
                         if !kept.insert(name) {
-                            self.approximated(directive, "the client's own is sent once");
+                            self.approximated(
+                                directive,
+                                "the client's own is sent once, as an earlier line has it",
+                            );
                         }
                     }
                 }

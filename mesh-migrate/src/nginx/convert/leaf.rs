@@ -88,15 +88,14 @@ impl<'m, 'c> Work<'m, 'c> {
         for (when, leaf) in self.level(&server.locations, true).all() {
             match leaf {
                 Leaf::Location(location) => self.location(at, location, &when, &mut inner),
-                Leaf::Redirect(location) => inner.push(Rule {
-                    place: location.directive.place.clone(),
-                    when,
-                    then: Then::Reply(redirect_to(
-                        at,
-                        301,
-                        PathChange::Whole(location.text.clone()),
-                    )),
-                }),
+                Leaf::Redirect(location) => {
+                    let reply = match model::inherited(&location.chain, "internal") {
+                        Some(_) => Reply { status: 404, ..Reply::default() },
+                        None => redirect_to(at, 301, PathChange::Whole(location.text.clone())),
+                    };
+                    let place = location.directive.place.clone();
+                    inner.push(Rule { place, when, then: Then::Reply(reply) });
+                }
             }
         }
         for named in server.locations.iter().filter(|l| matches!(l.kind, Kind::Named)) {

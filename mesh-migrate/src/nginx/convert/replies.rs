@@ -243,9 +243,10 @@ impl<'m, 'c> Work<'m, 'c> {
             return Some(or_absent(Condition::Query(argument.to_owned(), text), present));
         }
         if let Some(cookie) = name.strip_prefix("cookie_") {
-            let Test::Equals(value, _) = test else { return None };
-            let value = regex::escape(value);
-            let pattern = format!("(?:.*;)? *(?i:{}) *={value}(?:;.*)?", regex::escape(cookie));
+            let Test::Equals(value, is_any_case) = test else { return None };
+            let flag = if *is_any_case { "i" } else { "" };
+            let (name, text) = (regex::escape(cookie), regex::escape(value));
+            let pattern = format!("(?:.*;)? *(?i:{name}) *= *(?{flag}:{text})(?:;.*)?");
             return (!value.is_empty())
                 .then(|| Condition::Header("cookie".into(), Text::Pattern(pattern)));
         }
@@ -254,8 +255,10 @@ impl<'m, 'c> Work<'m, 'c> {
             ("host", Test::Equals("", _)) => None,
             ("host", _) => Some(hosts::host(&inner("[^:]+"))),
             ("uri" | "document_uri", _) => Some(Condition::Path(text)),
-            ("request_method", Test::Equals(method, _)) => {
-                Some(Condition::Method(vec![(*method).to_owned()]))
+            ("request_method", Test::Equals(method, is_any_case)) => {
+                let upper = || method.to_ascii_uppercase();
+                let method = if *is_any_case { upper() } else { (*method).to_owned() };
+                Some(Condition::Method(vec![method]))
             }
             ("request_method", Test::Matches(pattern)) => {
                 let all = [

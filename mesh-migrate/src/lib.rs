@@ -3,6 +3,7 @@
 //! - [`source`]: files, places in them, and what is wrong there.
 //! - [`yaml`]: YAML and JSON as a tree that knows its lines.
 //! - [`ledger`]: what has become of every line.
+//! - [`nginx`]: that format.
 //! - [`request`]: a request to ask about, and the answer of a proxy with its reasons.
 //! - [`program`]: what a proxy does, in words of none of them.
 //!
@@ -18,6 +19,7 @@ pub mod haproxy;
 pub mod envoy;
 pub mod ledger;
 pub mod linkerd1;
+pub mod nginx;
 pub mod program;
 pub mod request;
 pub mod source;

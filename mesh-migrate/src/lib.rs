@@ -3,11 +3,9 @@
 //! - [`source`]: files, places in them, and what is wrong there.
 //! - [`yaml`]: YAML and JSON as a tree that knows its lines.
 //! - [`ledger`]: what has become of every line.
-//! - [`nginx`]: that format.
 //! - [`request`]: a request to ask about, and the answer of a proxy with its reasons.
 //! - [`program`]: what a proxy does, in words of none of them.
-//!
-//! - [`envoy`]: Envoy, static bootstrap and `/config_dump`.
+//! - [`haproxy`], [`nginx`], [`envoy`], [`linkerd1`]: the formats.
 //!
 //! A format is a module of its own with three parts that share nothing but what it
 //! has parsed: its parser, `explain` (what the legacy proxy would do with one
@@ -15,8 +13,8 @@
 //! [`decide`] is what a program does with a request. Nothing here opens a socket.
 
 pub mod decide;
-pub mod haproxy;
 pub mod envoy;
+pub mod haproxy;
 pub mod ledger;
 pub mod linkerd1;
 pub mod nginx;

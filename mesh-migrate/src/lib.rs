@@ -5,6 +5,7 @@
 //! - [`ledger`]: what has become of every line.
 //! - [`request`]: a request to ask about, and the answer of a proxy with its reasons.
 //! - [`program`]: what a proxy does, in words of none of them.
+//! - [`objects`]: a program as objects of ours.
 //! - [`haproxy`], [`nginx`], [`envoy`], [`linkerd1`]: the formats.
 //!
 //! A format is a module of its own with three parts that share nothing but what it
@@ -18,6 +19,7 @@ pub mod haproxy;
 pub mod ledger;
 pub mod linkerd1;
 pub mod nginx;
+pub mod objects;
 pub mod program;
 pub mod request;
 pub mod source;

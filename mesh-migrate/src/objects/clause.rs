@@ -1,0 +1,246 @@
+//! Conditions as clauses of what a rule of ours can ask: any of several
+//! conjunctions, each of one path, methods, headers and parameters that must match,
+//! and of others that must not.
+
+use serde_json::{Value, json};
+
+use super::{object, some_list};
+use crate::program::{Condition, Text};
+
+/// Clauses of one condition, at most.
+const MAX_CLAUSES: usize = 256;
+
+/// Why a condition cannot be said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsayable {
+    /// Two conditions about the path at once.
+    TwoPaths,
+    /// Two lists of addresses at once.
+    TwoSources,
+    /// Too many alternatives.
+    TooLarge,
+}
+
+impl Unsayable {
+    pub(super) fn why(self) -> &'static str {
+        match self {
+            Self::TwoPaths => "it has two conditions about the path that must both hold",
+            Self::TwoSources => "it has two conditions about the client's address at once",
+            Self::TooLarge => "it has more than 256 alternatives",
+        }
+    }
+}
+
+/// One conjunction.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Clause {
+    path: Option<Text>,
+    method: Option<String>,
+    headers: Vec<(String, Text)>,
+    query: Vec<(String, Text)>,
+    sources: Option<Vec<String>>,
+    /// Each a match that must not hold.
+    unless: Vec<Value>,
+    not_sources: Vec<String>,
+}
+
+impl Clause {
+    /// HTTPRouteMatch; `None` matches everything.
+    pub(super) fn matching(&self) -> Option<Value> {
+        let matching =
+            matching(self.path.as_ref(), self.method.as_deref(), &self.headers, &self.query);
+        (matching != json!({})).then_some(matching)
+    }
+
+    /// What Gateway API cannot say, as keys of our policy.
+    pub(super) fn more(&self) -> Vec<(&'static str, Value)> {
+        let mut more = Vec::new();
+        if !self.unless.is_empty() {
+            more.push(("unless", self.unless.clone().into()));
+        }
+        if let Some(sources) = &self.sources {
+            more.push(("sources", json!(sources)));
+        }
+        if !self.not_sources.is_empty() {
+            more.push(("notSources", json!(self.not_sources)));
+        }
+        more
+    }
+
+    /// Both at once; `Ok(None)` if they cannot hold together.
+    fn and(&self, other: &Clause) -> Result<Option<Clause>, Unsayable> {
+        let mut both = self.clone();
+        match (&self.path, &other.path) {
+            (Some(a), Some(b)) => match path_and(a, b)? {
+                Some(path) => both.path = Some(path),
+                None => return Ok(None),
+            },
+            (None, Some(_)) => both.path.clone_from(&other.path),
+            (_, None) => {}
+        }
+        match (&self.method, &other.method) {
+            (Some(a), Some(b)) if a != b => return Ok(None),
+            (None, Some(_)) => both.method.clone_from(&other.method),
+            _ => {}
+        }
+        match (&self.sources, &other.sources) {
+            (Some(a), Some(b)) if a != b => return Err(Unsayable::TwoSources),
+            (None, Some(_)) => both.sources.clone_from(&other.sources),
+            _ => {}
+        }
+        extend(&mut both.headers, &other.headers);
+        extend(&mut both.query, &other.query);
+        extend(&mut both.unless, &other.unless);
+        extend(&mut both.not_sources, &other.not_sources);
+        Ok(Some(both))
+    }
+}
+
+fn extend<T: Clone + PartialEq>(to: &mut Vec<T>, from: &[T]) {
+    for one in from {
+        if !to.contains(one) {
+            to.push(one.clone());
+        }
+    }
+}
+
+/// What both say of a path.
+fn path_and(a: &Text, b: &Text) -> Result<Option<Text>, Unsayable> {
+    let holds = |exact: &str, text: &Text| match text {
+        Text::Exact(other) => exact == other,
+        Text::Prefix(prefix) => exact.starts_with(prefix.as_str()),
+        Text::Present => true,
+        Text::Pattern(pattern) => {
+            regex::Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|p| p.is_match(exact))
+        }
+    };
+    match (a, b) {
+        (Text::Present, other) | (other, Text::Present) => Ok(Some(other.clone())),
+        (Text::Exact(exact), other) | (other, Text::Exact(exact)) => {
+            Ok(holds(exact, other).then(|| Text::Exact(exact.clone())))
+        }
+        (Text::Prefix(a), Text::Prefix(b)) => {
+            let (long, short) = if a.len() >= b.len() { (a, b) } else { (b, a) };
+            Ok(long.starts_with(short.as_str()).then(|| Text::Prefix(long.clone())))
+        }
+        (a, b) if a == b => Ok(Some(a.clone())),
+        _ => Err(Unsayable::TwoPaths),
+    }
+}
+
+/// Any of the clauses is the condition; none never holds.
+pub(super) fn clauses(condition: &Condition) -> Result<Vec<Clause>, Unsayable> {
+    of(condition, true)
+}
+
+fn of(condition: &Condition, holds: bool) -> Result<Vec<Clause>, Unsayable> {
+    let always = || vec![Clause::default()];
+    match (condition, holds) {
+        (Condition::Always, true) => Ok(always()),
+        (Condition::Always, false) => Ok(Vec::new()),
+        (Condition::Not(inner), holds) => of(inner, !holds),
+        (Condition::All(all), true) | (Condition::Any(all), false) => {
+            let mut clauses = always();
+            for one in all {
+                clauses = each(&clauses, &of(one, holds)?)?;
+            }
+            Ok(clauses)
+        }
+        (Condition::Any(all), true) | (Condition::All(all), false) => {
+            let mut clauses = Vec::new();
+            for one in all {
+                extend(&mut clauses, &of(one, holds)?);
+                if clauses.len() > MAX_CLAUSES {
+                    return Err(Unsayable::TooLarge);
+                }
+            }
+            Ok(clauses)
+        }
+        (Condition::Path(Text::Present), true) => Ok(always()),
+        (Condition::Path(Text::Present), false) => Ok(Vec::new()),
+        (Condition::Path(path), true) => {
+            Ok(vec![Clause { path: Some(path.clone()), ..Clause::default() }])
+        }
+        (Condition::Method(methods), true) => {
+            let one =
+                |method: &String| Clause { method: Some(method.clone()), ..Clause::default() };
+            Ok(methods.iter().map(one).collect())
+        }
+        (Condition::Header(name, text), true) => {
+            let headers = vec![(name.to_ascii_lowercase(), text.clone())];
+            Ok(vec![Clause { headers, ..Clause::default() }])
+        }
+        (Condition::Query(name, text), true) => {
+            Ok(vec![Clause { query: vec![(name.clone(), text.clone())], ..Clause::default() }])
+        }
+        (Condition::Source(blocks), true) => {
+            Ok(vec![Clause { sources: Some(blocks.clone()), ..Clause::default() }])
+        }
+        (Condition::Source(blocks), false) => {
+            Ok(vec![Clause { not_sources: blocks.clone(), ..Clause::default() }])
+        }
+        (Condition::Path(path), false) => Ok(unless(vec![matching(Some(path), None, &[], &[])])),
+        (Condition::Method(methods), false) => {
+            Ok(unless(methods.iter().map(|m| matching(None, Some(m), &[], &[])).collect()))
+        }
+        (Condition::Header(name, text), false) => {
+            let header = (name.to_ascii_lowercase(), text.clone());
+            Ok(unless(vec![matching(None, None, &[header], &[])]))
+        }
+        (Condition::Query(name, text), false) => {
+            Ok(unless(vec![matching(None, None, &[], &[(name.clone(), text.clone())])]))
+        }
+    }
+}
+
+fn unless(matches: Vec<Value>) -> Vec<Clause> {
+    vec![Clause { unless: matches, ..Clause::default() }]
+}
+
+fn each(a: &[Clause], b: &[Clause]) -> Result<Vec<Clause>, Unsayable> {
+    let mut both = Vec::new();
+    for a in a {
+        for b in b {
+            if let Some(clause) = a.and(b)? {
+                extend(&mut both, &[clause]);
+            }
+            if both.len() > MAX_CLAUSES {
+                return Err(Unsayable::TooLarge);
+            }
+        }
+    }
+    Ok(both)
+}
+
+/// HTTPRouteMatch.
+fn matching(
+    path: Option<&Text>,
+    method: Option<&str>,
+    headers: &[(String, Text)],
+    query: &[(String, Text)],
+) -> Value {
+    let path = path.filter(|path| **path != Text::Prefix("/".into())).map(|path| match path {
+        Text::Exact(path) => json!({ "type": "Exact", "value": path }),
+        other => json!({ "type": "RegularExpression", "value": pattern(other) }),
+    });
+    let value = |(name, text): &(String, Text)| match text {
+        Text::Exact(value) => json!({ "name": name, "value": value }),
+        other => json!({ "type": "RegularExpression", "name": name, "value": pattern(other) }),
+    };
+    object([
+        ("path", path),
+        ("method", method.map(Into::into)),
+        ("headers", some_list(headers.iter().map(value).collect())),
+        ("queryParams", some_list(query.iter().map(value).collect())),
+    ])
+}
+
+/// What the whole text must match.
+fn pattern(text: &Text) -> String {
+    match text {
+        Text::Exact(text) => regex::escape(text),
+        Text::Prefix(prefix) => format!("{}(?s:.*)", regex::escape(prefix)),
+        Text::Pattern(pattern) => pattern.clone(),
+        Text::Present => "(?s:.*)".to_owned(),
+    }
+}

@@ -1,0 +1,355 @@
+//! Rules of a listener as an HTTPRoute and its TrafficPolicy, or as routes of
+//! connections.
+
+use serde_json::{Map, Value, json};
+
+use super::{CONNECTIONS, MAX_RULES, Making, REQUESTS, clause, duration, object, some_list};
+use crate::{
+    program::{Condition, Forward, Location, PathChange, Reply, Retry, Rule, TcpRule, Then},
+    source::Place,
+};
+
+/// Rules of one listener, and what our policy says of them.
+#[derive(Default)]
+struct Rules {
+    route: Vec<Value>,
+    policy: Vec<Value>,
+}
+
+impl Making<'_> {
+    pub(super) fn http_rules(
+        &mut self,
+        name: &str,
+        port: u16,
+        place: &Place,
+        rules: &[Rule],
+        otherwise: &Reply,
+    ) {
+        let mut made = Rules::default();
+        let mut last = false;
+        for (number, rule) in (1..).zip(rules) {
+            self.rule(&format!("r{number}"), rule, &mut made);
+            last = rule.when == Condition::Always;
+        }
+        if !last {
+            let then = Then::Reply(otherwise.clone());
+            let rule = Rule { place: place.clone(), when: Condition::Always, then };
+            self.rule("otherwise", &rule, &mut made);
+        }
+        if made.route.len() > MAX_RULES {
+            self.ledger.decision(
+                place,
+                format!(
+                    "it needs {} rules, and a listener of ours has {MAX_RULES}",
+                    made.route.len()
+                ),
+                &["divide the listener"],
+            );
+            made.route.truncate(MAX_RULES);
+        }
+        let parent = json!({ "kind": "Service", "name": name, "port": port });
+        self.documents.push(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": self.metadata(name),
+            "spec": { "parentRefs": [parent], "rules": made.route },
+        }));
+        let mut spec = json!({
+            "targetRef": { "kind": "Service", "name": name },
+            "ruleOrder": "Listed",
+        });
+        if !made.policy.is_empty() {
+            spec["rules"] = made.policy.into();
+        }
+        self.documents.push(json!({
+            "apiVersion": "isthmus.io/v1",
+            "kind": "TrafficPolicy",
+            "metadata": self.metadata(name),
+            "spec": spec,
+        }));
+    }
+
+    /// A rule is one of ours for each clause that cannot share one.
+    fn rule(&mut self, name: &str, rule: &Rule, made: &mut Rules) {
+        let clauses = match clause::clauses(&rule.when) {
+            Ok(clauses) => clauses,
+            Err(unsayable) => {
+                let question = format!(
+                    "{}: what it takes goes on to the rules after it with us",
+                    unsayable.why()
+                );
+                self.ledger.decision(&rule.place, question, &["write the condition otherwise"]);
+                return;
+            }
+        };
+        let (plain, more): (Vec<_>, Vec<_>) =
+            clauses.into_iter().partition(|clause| clause.more().is_empty());
+        let mut number = 0;
+        let next = |number: &mut u32| {
+            *number += 1;
+            if *number == 1 { name.to_owned() } else { format!("{name}-{number}") }
+        };
+        let mut matches = Vec::new();
+        let mut everything = false;
+        for clause in &plain {
+            match clause.matching() {
+                Some(one) => matches.push(one),
+                None => everything = true,
+            }
+        }
+        if everything {
+            matches.clear();
+        }
+        // In order, whatever the clause: they lead to the same.
+        let chunks: Vec<Vec<Value>> = match (everything, matches.is_empty()) {
+            (true, _) => vec![Vec::new()],
+            (false, true) => Vec::new(),
+            (false, false) => matches.chunks(64).map(<[Value]>::to_vec).collect(),
+        };
+        for chunk in chunks {
+            let name = next(&mut number);
+            self.one(&name, rule, some_list(chunk), Vec::new(), made);
+        }
+        if everything {
+            return;
+        }
+        for clause in &more {
+            let name = next(&mut number);
+            let matches = clause.matching().map(|one| json!([one]));
+            self.one(&name, rule, matches, clause.more(), made);
+        }
+    }
+
+    fn one(
+        &mut self,
+        name: &str,
+        rule: &Rule,
+        matches: Option<Value>,
+        more: Vec<(&'static str, Value)>,
+        made: &mut Rules,
+    ) {
+        let mut route = Map::new();
+        let mut policy = Map::new();
+        route.insert("name".into(), name.into());
+        if let Some(matches) = matches {
+            route.insert("matches".into(), matches);
+        }
+        policy.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        match &rule.then {
+            Then::Reply(reply) => answered(reply, &mut route, &mut policy),
+            Then::Forward(forward) => self.forwarded_to(rule, forward, &mut route, &mut policy),
+        }
+        made.route.push(route.into());
+        if !policy.is_empty() {
+            policy.insert("name".into(), name.into());
+            made.policy.push(policy.into());
+        }
+    }
+
+    fn forwarded_to(
+        &mut self,
+        rule: &Rule,
+        forward: &Forward,
+        route: &mut Map<String, Value>,
+        policy: &mut Map<String, Value>,
+    ) {
+        let mut filters = Vec::new();
+        let (plain, of_request): (Vec<_>, Vec<_>) =
+            forward.set.iter().partition(|(_, value)| !value.contains("%{"));
+        let (plain_add, of_request_add): (Vec<_>, Vec<_>) =
+            forward.add.iter().partition(|(_, value)| !value.contains("%{"));
+        let remove = forward.remove.iter().map(|name| name.as_str().into()).collect();
+        let modifier = object([
+            ("set", some_list(fields(&plain))),
+            ("add", some_list(fields(&plain_add))),
+            ("remove", some_list(remove)),
+        ]);
+        if modifier != json!({}) {
+            filters.push(
+                json!({ "type": "RequestHeaderModifier", "requestHeaderModifier": modifier }),
+            );
+        }
+        let of_request = object([
+            ("set", some_list(fields(&of_request))),
+            ("add", some_list(fields(&of_request_add))),
+        ]);
+        if of_request != json!({}) {
+            policy.insert("requestHeaders".into(), of_request);
+        }
+        let modifier = object([
+            ("set", some_list(fields(&forward.set_answer.iter().collect::<Vec<_>>()))),
+            ("add", some_list(fields(&forward.add_answer.iter().collect::<Vec<_>>()))),
+            (
+                "remove",
+                some_list(forward.remove_answer.iter().map(|name| name.as_str().into()).collect()),
+            ),
+        ]);
+        if modifier != json!({}) {
+            filters.push(
+                json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": modifier }),
+            );
+        }
+        let whole = match &forward.path {
+            Some(PathChange::Whole(path)) => {
+                Some(json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
+            }
+            Some(change) => {
+                policy.insert("rewrite".into(), rewrite(change));
+                None
+            }
+            None => None,
+        };
+        let url = object([("hostname", forward.host.as_deref().map(Into::into)), ("path", whole)]);
+        if url != json!({}) {
+            filters.push(json!({ "type": "URLRewrite", "urlRewrite": url }));
+        }
+        for (pool, percent) in &forward.mirrors {
+            if let Some(pool) = self.names.of_pool(pool) {
+                let parts = (percent * 100.0).round();
+                filters.push(json!({ "type": "RequestMirror", "requestMirror": {
+                    "backendRef": { "name": pool, "port": REQUESTS },
+                    "fraction": { "numerator": parts as u32, "denominator": 10_000 },
+                }}));
+            }
+        }
+        if !filters.is_empty() {
+            route.insert("filters".into(), filters.into());
+        }
+        let backends = self.backends(&rule.place, &forward.pools, REQUESTS);
+        route.insert("backendRefs".into(), backends);
+        let timeouts = object([
+            ("request", forward.request_timeout.map(duration)),
+            ("backendRequest", forward.attempt_timeout.map(duration)),
+        ]);
+        if timeouts != json!({}) {
+            route.insert("timeouts".into(), timeouts);
+        }
+        if let Some(retry) = &forward.retry {
+            let retry = self.retry(&rule.place, retry);
+            policy.insert("retry".into(), retry);
+        }
+    }
+
+    fn retry(&mut self, place: &Place, retry: &Retry) -> Value {
+        if retry.attempts > 10 {
+            let how = format!("{} repetitions of a request; with us at most 10", retry.attempts);
+            self.ledger.approximated(place, how);
+        }
+        object([
+            ("codes", some_list(retry.statuses.iter().map(|code| json!(code)).collect())),
+            ("grpcCodes", some_list(retry.grpc_statuses.iter().map(|code| json!(code)).collect())),
+            ("attempts", Some(retry.attempts.min(10).into())),
+            ("backoff", retry.backoff.map(duration)),
+            ("anyMethod", retry.any_method.then_some(true.into())),
+        ])
+    }
+
+    fn backends(&mut self, place: &Place, pools: &[(String, u32)], port: u16) -> Value {
+        let one = |(pool, weight): &(String, u32)| {
+            let name = self.names.of_pool(pool)?;
+            Some(if pools.len() == 1 {
+                json!({ "name": name, "port": port })
+            } else {
+                json!({ "name": name, "port": port, "weight": weight })
+            })
+        };
+        let backends: Vec<Value> = pools.iter().filter_map(one).collect();
+        if backends.len() != pools.len() {
+            self.ledger.decision(
+                place,
+                "it leads to something that is not in the configuration",
+                &["write it there and import it again"],
+            );
+        }
+        backends.into()
+    }
+
+    pub(super) fn tcp_rules(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
+        for (number, rule) in (1..).zip(rules) {
+            let backends = self.backends(&rule.place, &rule.pools, CONNECTIONS);
+            let is_tls = !rule.server_names.is_empty();
+            let mut spec = json!({
+                "parentRefs": [{ "kind": "Service", "name": name, "port": port }],
+                "rules": [{ "backendRefs": backends }],
+            });
+            if is_tls {
+                spec["hostnames"] = json!(rule.server_names);
+            }
+            self.documents.push(json!({
+                "apiVersion": "gateway.networking.k8s.io/v1",
+                "kind": if is_tls { "TLSRoute" } else { "TCPRoute" },
+                "metadata": self.metadata(&format!("{name}-{number}")),
+                "spec": spec,
+            }));
+        }
+    }
+}
+
+fn fields(fields: &[&(String, String)]) -> Vec<Value> {
+    fields.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect()
+}
+
+/// As our policy has it: a pattern and what takes its place.
+fn rewrite(change: &PathChange) -> Value {
+    match change {
+        PathChange::Whole(path) => {
+            json!({ "pattern": "(?s)^.*$", "substitution": path.replace('$', "$$") })
+        }
+        PathChange::Prefix { from, to } => json!({
+            "pattern": format!("^{}", regex::escape(from)),
+            "substitution": to.replace('$', "$$"),
+        }),
+        PathChange::Pattern { pattern, substitution, all } => {
+            let mut value = json!({ "pattern": pattern, "substitution": substitution });
+            if *all {
+                value["all"] = true.into();
+            }
+            value
+        }
+    }
+}
+
+/// What the proxy itself answers.
+fn answered(reply: &Reply, route: &mut Map<String, Value>, policy: &mut Map<String, Value>) {
+    if let Some(location) = &reply.location {
+        redirected(reply.status, location, route, policy);
+        return;
+    }
+    let headers = reply.headers.iter().collect::<Vec<_>>();
+    let reply = object([
+        ("status", Some(reply.status.into())),
+        ("headers", some_list(fields(&headers))),
+        ("body", (!reply.body.is_empty()).then(|| reply.body.as_str().into())),
+    ]);
+    policy.insert("reply".into(), reply);
+}
+
+fn redirected(
+    status: u16,
+    location: &Location,
+    route: &mut Map<String, Value>,
+    policy: &mut Map<String, Value>,
+) {
+    let whole = match &location.path {
+        Some(PathChange::Whole(path)) => {
+            Some(json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
+        }
+        Some(change) => {
+            policy.insert("rewrite".into(), rewrite(change));
+            None
+        }
+        None => None,
+    };
+    let redirect = object([
+        ("scheme", location.scheme.as_deref().map(Into::into)),
+        ("hostname", location.host.as_deref().map(Into::into)),
+        ("port", location.port.map(Into::into)),
+        ("path", whole),
+        ("statusCode", Some(status.into())),
+    ]);
+    let filter = json!({ "type": "RequestRedirect", "requestRedirect": redirect });
+    route.insert("filters".into(), json!([filter]));
+    if location.strip_query {
+        policy.insert("stripQuery".into(), true.into());
+    }
+}

@@ -1,0 +1,144 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    program::{Balance, Condition, Forward, Member, PathChange, Pool, Reply, Rule, Text},
+    source::Place,
+};
+
+fn place() -> Place {
+    Place::start(&"a.cfg".into())
+}
+
+fn pool(address: &str) -> Pool {
+    Pool {
+        place: place(),
+        members: vec![Member {
+            place: place(),
+            endpoint: Endpoint::Address(address.parse().unwrap()),
+            weight: 1,
+            priority: 0,
+            is_disabled: false,
+            max_requests: 0,
+        }],
+        balance: Balance::default(),
+        connect_timeout: None,
+        idle_timeout: None,
+        check: None,
+        outlier: None,
+        tls: None,
+        is_http2: false,
+        limits: crate::program::Limits::default(),
+    }
+}
+
+fn program(rules: Vec<Rule>) -> Program {
+    let accepts = Accepts::Http {
+        rules,
+        otherwise: Reply { status: 503, ..Reply::default() },
+        forwarded: Forwarded::Append,
+    };
+    let listener = Listener {
+        place: place(),
+        name: "fe_main".into(),
+        addresses: vec!["127.0.0.1:8000".parse().unwrap()],
+        accepts,
+        tls: None,
+    };
+    let pools =
+        [("be.a".to_owned(), pool("10.0.0.1:80")), ("be-a".to_owned(), pool("10.0.0.2:80"))];
+    Program { listeners: vec![listener], pools: pools.into() }
+}
+
+fn rule(when: Condition, pool: &str) -> Rule {
+    let forward = Forward { pools: vec![(pool.into(), 1)], ..Forward::default() };
+    Rule { place: place(), when, then: Then::Forward(Box::new(forward)) }
+}
+
+fn made(rules: Vec<Rule>) -> (Objects, Vec<crate::ledger::Entry>) {
+    let mut ledger = Ledger::default();
+    let wanted = Wanted { namespace: "legacy", site: "west", resolve: &|_| Vec::new() };
+    let made = objects(&program(rules), &wanted, &mut ledger);
+    (made, ledger.entries())
+}
+
+#[test]
+fn names_are_labels_and_each_is_there_once() {
+    assert_eq!(label("be_Orders.v2"), "be-orders-v2");
+    assert_eq!(label("__"), "x");
+    assert_eq!(label(&"a_".repeat(60)).len(), 63);
+    let mut names = Names::default();
+    let all: Vec<_> = ["a.b", "a-b", "a_b"].map(|name| names.free(name)).into();
+    assert_eq!(all, ["a-b", "a-b-2", "a-b-3"]);
+    let (objects, _) = made(vec![rule(Condition::Always, "be.a")]);
+    assert_eq!(objects.site["services"][1]["name"], "be-a-2.legacy");
+}
+
+#[test]
+fn what_holds_unless_something_else_does() {
+    let path = Condition::Path(Text::Prefix("/admin".into()));
+    let ops = Condition::Source(vec!["10.20.200.0/24".into()]);
+    let header = Condition::Header("X-A".into(), Text::Exact("1".into()));
+    let when =
+        Condition::All(vec![path, Condition::Not(Box::new(ops)), Condition::Not(Box::new(header))]);
+    let (objects, said) = made(vec![rule(when, "be.a")]);
+    assert_eq!(said, []);
+    let rules = &objects.rules[0]["spec"]["rules"];
+    assert_eq!(
+        rules[0]["matches"],
+        json!([{ "path": { "type": "RegularExpression", "value": "/admin(?s:.*)" } }])
+    );
+    let policy = &objects.rules[1]["spec"];
+    assert_eq!(policy["ruleOrder"], "Listed");
+    assert_eq!(policy["rules"][0]["notSources"], json!(["10.20.200.0/24"]));
+    assert_eq!(
+        policy["rules"][0]["unless"],
+        json!([{ "headers": [{ "name": "x-a", "value": "1" }] }])
+    );
+    assert_eq!(rules[1]["name"], "otherwise");
+    assert_eq!(policy["rules"][1]["reply"], json!({ "status": 503 }));
+}
+
+#[test]
+fn alternatives_share_a_rule_where_they_can() {
+    let exact = |path: &str| Condition::Path(Text::Exact(path.into()));
+    let methods = Condition::Method(vec!["GET".into(), "HEAD".into()]);
+    let when = Condition::All(vec![methods, Condition::Any(vec![exact("/a"), exact("/b")])]);
+    let (objects, _) = made(vec![rule(when, "be.a"), rule(Condition::Always, "be-a")]);
+    let rules = objects.rules[0]["spec"]["rules"].as_array().unwrap();
+    assert_eq!(rules[0]["matches"].as_array().unwrap().len(), 4);
+    assert_eq!(rules.len(), 2, "the last takes everything");
+    assert!(rules[1].get("matches").is_none());
+}
+
+#[test]
+fn what_cannot_be_said_is_a_decision() {
+    let ends = Condition::Path(Text::Pattern(".*png".into()));
+    let begins = Condition::Path(Text::Prefix("/a".into()));
+    let (objects, said) = made(vec![rule(Condition::All(vec![ends, begins]), "be.a")]);
+    assert!(matches!(said[0].verdict, crate::ledger::Verdict::Decision { .. }), "{said:?}");
+    assert_eq!(objects.rules[0]["spec"]["rules"].as_array().unwrap().len(), 1, "no wrong rule");
+}
+
+#[test]
+fn paths_change_as_text() {
+    let mut changed = rule(Condition::Always, "be.a");
+    if let Then::Forward(forward) = &mut changed.then {
+        forward.path = Some(PathChange::Prefix { from: "/a.b".into(), to: "/$x".into() });
+        forward.request_timeout = Some(Duration::from_millis(1500));
+    }
+    let (objects, _) = made(vec![changed]);
+    let policy = &objects.rules[1]["spec"]["rules"][0];
+    assert_eq!(policy["rewrite"], json!({ "pattern": "^/a\\.b", "substitution": "/$$x" }));
+    assert_eq!(objects.rules[0]["spec"]["rules"][0]["timeouts"], json!({ "request": "1500ms" }));
+}
+
+#[test]
+fn the_same_program_is_the_same_bytes() {
+    let once = made(vec![rule(Condition::Always, "be.a")]).0.files();
+    assert_eq!(once, made(vec![rule(Condition::Always, "be.a")]).0.files());
+    assert_eq!(
+        once.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+        ["proxy.yaml", "site.yaml", "rules.yaml"]
+    );
+}

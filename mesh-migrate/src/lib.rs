@@ -6,6 +6,7 @@
 //! - [`request`]: a request to ask about, and the answer of a proxy with its reasons.
 //! - [`program`]: what a proxy does, in words of none of them.
 //! - [`objects`]: a program as objects of ours.
+//! - [`report`]: what has become of every line, for people.
 //! - [`haproxy`], [`nginx`], [`envoy`], [`linkerd1`]: the formats.
 //!
 //! A format is a module of its own with three parts that share nothing but what it
@@ -21,6 +22,7 @@ pub mod linkerd1;
 pub mod nginx;
 pub mod objects;
 pub mod program;
+pub mod report;
 pub mod request;
 pub mod source;
 pub mod yaml;

@@ -164,12 +164,10 @@ impl Report {
 
     /// What only a person can answer.
     pub fn questions(&self) -> Vec<(&str, &Statement)> {
-        let decision = |s: &&Statement| matches!(s.verdict, Verdict::Decision { .. });
-        let of_file = |file| {
-            let File { name, statements } = file;
-            statements.iter().filter(decision).map(move |s| (name.as_str(), s))
-        };
-        self.files.iter().flat_map(of_file).collect()
+        let all = self.files.iter().flat_map(|file| {
+            file.statements.iter().map(|statement| (file.name.as_str(), statement))
+        });
+        all.filter(|(_, said)| matches!(said.verdict, Verdict::Decision { .. })).collect()
     }
 }
 

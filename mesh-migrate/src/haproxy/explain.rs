@@ -1,18 +1,16 @@
 //! What HAProxy does with one request, in the order in which it does it.
 
 use crate::{
-    request::{Answer, Forwarded, Outcome, Request, Step},
+    request::{Answer, Outcome, Request, Step},
     source::Place,
 };
 
 use super::{
     Config, acl,
-    matching::{self, Value},
+    choice::usable,
     proxy::Proxy,
-    rules::{Action, Part, Redirect, RedirectKind, Reply, Rule},
-    sample,
+    rules::{Action, Redirect, RedirectKind, Reply, Rule},
     seen::Seen,
-    server::Server,
 };
 
 /// What HAProxy would do with the request.
@@ -33,13 +31,9 @@ pub fn explain(config: &Config, request: &Request) -> Answer {
     Answer { outcome, why: run.why }
 }
 
-fn usable(proxy: &Proxy) -> impl Iterator<Item = &Server> {
-    proxy.servers.iter().filter(|server| !server.is_disabled() && server.weight() > 0)
-}
-
-struct Run<'c> {
+pub(super) struct Run<'c> {
     config: &'c Config,
-    seen: Seen,
+    pub(super) seen: Seen,
     why: Vec<Step>,
 }
 
@@ -50,7 +44,7 @@ enum Next {
 }
 
 impl<'c> Run<'c> {
-    fn say(&mut self, place: &Place, what: impl Into<String>) {
+    pub(super) fn say(&mut self, place: &Place, what: impl Into<String>) {
         self.why.push(Step { place: Some(place.clone()), what: what.into() });
     }
 
@@ -187,7 +181,7 @@ impl<'c> Run<'c> {
                     self.say(&rule.place, format!("what {name} does is not known here"));
                 }
                 change => {
-                    if let Some(what) = self.change(change) {
+                    if let Some(what) = self.seen.change(change) {
                         self.say(&rule.place, what);
                     }
                 }
@@ -235,92 +229,6 @@ impl<'c> Run<'c> {
         Some(Outcome::Answered { status: redirect.code, headers, body: None })
     }
 
-    /// What a rule changes of the request; `None` where it changes nothing.
-    fn change(&mut self, action: &Action) -> Option<String> {
-        let seen = &mut self.seen;
-        match action {
-            Action::SetHeader(name, value) => {
-                let value = seen.format(value);
-                seen.headers.retain(|(known, _)| known != name);
-                seen.touch(name);
-                seen.headers.push((name.clone(), value.clone()));
-                Some(format!("{name} is {value:?}"))
-            }
-            Action::AddHeader(name, value) => {
-                let value = seen.format(value);
-                seen.touch(name);
-                seen.headers.push((name.clone(), value.clone()));
-                Some(format!("{name} is {value:?}, too"))
-            }
-            Action::DelHeader(name, method) => {
-                let gone = |known: &str| matching::compare(*method, known, name, true);
-                let names: Vec<String> =
-                    seen.headers.iter().map(|(name, _)| name.clone()).collect();
-                seen.headers.retain(|(known, _)| !gone(known));
-                for known in names.iter().filter(|known| gone(known)) {
-                    seen.touch(known);
-                }
-                if *method == acl::Method::Exact {
-                    seen.touch(name);
-                }
-                Some(format!("{name} is removed"))
-            }
-            Action::ReplaceHeader { name, pattern, with, is_value } => {
-                let with = seen.format(with);
-                let mut changed = false;
-                for (_, value) in seen.headers.iter_mut().filter(|(known, _)| known == name) {
-                    let parts: Vec<&str> = match is_value {
-                        true => value.split(',').collect(),
-                        false => vec![value],
-                    };
-                    let parts = parts.into_iter().map(|part| {
-                        let (with, matched) = replaced(part.trim(), pattern, &with);
-                        changed |= matched;
-                        if matched { with } else { part.to_owned() }
-                    });
-                    *value = parts.collect::<Vec<_>>().join(",");
-                }
-                changed.then(|| seen.touch(name));
-                changed.then(|| format!("{name} is replaced"))
-            }
-            Action::SetMethod(method) => {
-                seen.method = seen.format(method);
-                Some(format!("the method is {}", seen.method))
-            }
-            Action::SetUri(part, format) => {
-                let to = seen.format(format);
-                set_uri(seen, *part, &to);
-                Some(format!("the URI is {}", seen.target()))
-            }
-            Action::ReplaceUri(part, pattern, with) => {
-                let with = seen.format(with);
-                let of = match part {
-                    Part::Path => seen.path.clone(),
-                    _ => seen.target(),
-                };
-                let (to, matched) = replaced(&of, pattern, &with);
-                if matched {
-                    set_uri(seen, *part, &to);
-                }
-                matched.then(|| format!("the URI is {}", seen.target()))
-            }
-            Action::SetVar(name, expression) => {
-                let value = seen.value(expression)?;
-                let what = format!("{name} is {:?}", value.to_string());
-                seen.variables.insert(name.clone(), value);
-                Some(what)
-            }
-            Action::SetVarFormat(name, format) => {
-                let value = seen.format(format);
-                let what = format!("{name} is {value:?}");
-                seen.variables.insert(name.clone(), Value::Text(value));
-                Some(what)
-            }
-            Action::UnsetVar(name) => seen.variables.remove(name).map(|_| format!("no {name}")),
-            _ => None,
-        }
-    }
-
     fn back(&mut self, frontend: &'c Proxy) -> Outcome {
         let Some(backend) = self.switch(frontend) else {
             return self.unavailable();
@@ -332,10 +240,11 @@ impl<'c> Run<'c> {
                     return outcome;
                 }
             }
-            if self.seen.is_http && !backend.is_tcp {
-                if let Next::Ends(outcome) = self.http(backend) {
-                    return outcome;
-                }
+            if self.seen.is_http
+                && !backend.is_tcp
+                && let Next::Ends(outcome) = self.http(backend)
+            {
+                return outcome;
             }
         }
         if self.seen.is_http {
@@ -344,7 +253,7 @@ impl<'c> Run<'c> {
         self.server(backend)
     }
 
-    fn unavailable(&mut self) -> Outcome {
+    pub(super) fn unavailable(&mut self) -> Outcome {
         match self.seen.is_http {
             true => Outcome::Answered { status: 503, headers: Vec::new(), body: None },
             false => Outcome::Closed,
@@ -398,145 +307,5 @@ impl<'c> Run<'c> {
             self.say(&option.place, format!("{name} gets {client}"));
             self.seen.headers.push((name, client));
         }
-    }
-
-    fn server(&mut self, backend: &'c Proxy) -> Outcome {
-        let (servers, is_sticky) = self.servers(backend);
-        let port = self.seen.to.map_or(0, |to| to.port());
-        let all: f64 = servers.iter().map(|server| part(server)).sum();
-        let mut endpoints: Vec<(crate::request::Endpoint, f64)> = Vec::new();
-        for server in &servers {
-            let endpoint = server.endpoint(port);
-            let share = if servers.len() == 1 { 1.0 } else { part(server) / all };
-            match endpoints.iter_mut().find(|(known, _)| *known == endpoint) {
-                Some((_, known)) => *known += share,
-                None => endpoints.push((endpoint, share)),
-            }
-        }
-        if endpoints.is_empty() {
-            self.say(&backend.place, format!("{} has no server for it", backend.name));
-            return self.unavailable();
-        }
-        for server in &servers {
-            self.say(&server.place, format!("{} may take it", server.name));
-        }
-        let seen = &self.seen;
-        let mut headers: Vec<(String, Option<String>)> = Vec::new();
-        for name in &seen.touched {
-            let values: Vec<&str> = seen.lines(name).collect();
-            headers.push((name.clone(), (!values.is_empty()).then(|| values.join(", "))));
-        }
-        headers.sort();
-        Outcome::Forwarded(Forwarded {
-            pools: vec![(backend.name.clone(), 1.0)],
-            endpoints,
-            is_sticky,
-            target: seen.is_http.then(|| seen.target()),
-            headers,
-        })
-    }
-
-    /// Servers that may take it, and whether the same request comes to the same one.
-    fn servers(&mut self, backend: &'c Proxy) -> (Vec<&'c Server>, bool) {
-        for rule in &backend.use_servers {
-            if !self.seen.holds(backend, rule.when.as_ref()) {
-                continue;
-            }
-            let name = self.seen.format(&rule.to);
-            let found = backend.servers.iter().find(|s| s.name == name && !s.is_disabled());
-            if let Some(server) = found {
-                self.say(&rule.place, format!("goes to the server {name}"));
-                return (vec![server], false);
-            }
-        }
-        if let Some(server) = self.by_cookie(backend) {
-            return (vec![server], true);
-        }
-        if let Some(cookie) = backend.setting("cookie") {
-            self.say(&cookie.place, format!("{} is not there, or of no server", cookie.at(1)));
-        }
-        let usual: Vec<&Server> = usable(backend).filter(|server| !server.is_backup()).collect();
-        let mut group = usual;
-        if group.is_empty() {
-            group = usable(backend).collect();
-            if backend.option("allbackups").is_none() {
-                group.truncate(1);
-            }
-        }
-        let kind = backend.balance.first().map(String::as_str).unwrap_or("roundrobin");
-        if kind == "first" {
-            group.truncate(1);
-        }
-        (group, self.is_hashed(backend, kind) || self.is_stuck(backend))
-    }
-
-    fn by_cookie(&mut self, backend: &'c Proxy) -> Option<&'c Server> {
-        let cookie = backend.setting("cookie")?;
-        let name = cookie.at(1);
-        let value = self.seen.cookies(name).into_iter().next()?;
-        let value = value.split(['|', '~']).next().unwrap_or_default();
-        let is_it = |server: &&Server| server.value("cookie") == Some(value);
-        let server = backend.servers.iter().find(is_it).filter(|s| !s.is_disabled())?;
-        self.say(&cookie.place, format!("its cookie {name} is that of {}", server.name));
-        Some(server)
-    }
-
-    fn is_hashed(&mut self, backend: &Proxy, kind: &str) -> bool {
-        let argument = backend.balance.get(1).map(String::as_str).unwrap_or_default();
-        if let Some(name) = kind.strip_prefix("hdr(").and_then(|name| name.strip_suffix(')')) {
-            return !backend.is_tcp && self.seen.lines(name).next().is_some();
-        }
-        match kind {
-            "source" => true,
-            "uri" => !backend.is_tcp,
-            "url_param" if !backend.is_tcp => {
-                let text = format!("url_param({argument})");
-                self.is_there(backend, &text)
-            }
-            "hash" => self.is_there(backend, argument),
-            _ => false,
-        }
-    }
-
-    fn is_stuck(&mut self, backend: &Proxy) -> bool {
-        let stuck = backend.sticks.iter().find(|(_, text)| self.is_there(backend, text)).cloned();
-        if let Some((place, text)) = &stuck {
-            self.say(place, format!("sticks by {text}"));
-        }
-        stuck.is_some()
-    }
-
-    /// Whether the request has a sample of this expression.
-    fn is_there(&mut self, backend: &Proxy, text: &str) -> bool {
-        let nothing = |name: &str| Ok(crate::source::Source::of(name, ""));
-        let files = super::list::Files::new(&nothing);
-        let read = sample::expression(text, &backend.place, &files);
-        read.is_ok_and(|expression| self.seen.value(&expression).is_some())
-    }
-}
-
-fn part(server: &Server) -> f64 {
-    f64::from(server.weight()) * f64::from(server.count)
-}
-
-/// Where the pattern matches anywhere, the whole text is what it is replaced with.
-fn replaced(text: &str, pattern: &str, with: &str) -> (String, bool) {
-    let captures = matching::regex(pattern, false);
-    let captures = captures.as_ref().and_then(|pattern| pattern.captures(text.as_bytes()));
-    match captures {
-        Some(captures) => {
-            let mut out = Vec::new();
-            captures.expand(sample::substitution(with).as_bytes(), &mut out);
-            (String::from_utf8_lossy(&out).into_owned(), true)
-        }
-        None => (text.to_owned(), false),
-    }
-}
-
-fn set_uri(seen: &mut Seen, part: Part, to: &str) {
-    match part {
-        Part::Path => seen.path = to.to_owned(),
-        Part::Query => seen.query = Some(to.trim_start_matches('?').to_owned()),
-        Part::PathAndQuery | Part::Uri => seen.set_target(to),
     }
 }

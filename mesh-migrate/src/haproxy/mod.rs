@@ -3,10 +3,13 @@
 //! - `words`, `tree`: lines as words, files as sections.
 //! - `sample`, `acl`, `rules`, `server`, `list`: what is in them.
 //! - `proxy`: sections as proxies, with what their `defaults` say.
-//! - `seen`, `converters`, `matching`, `explain`: what HAProxy does with one request.
+//! - `seen`, `converters`, `matching`: what HAProxy sees of a request.
+//! - `explain`, `changes`, `choice`: what it does with it.
 //! - `convert`: what is told to ours, and what becomes of every line.
 
 mod acl;
+mod changes;
+mod choice;
 mod convert;
 mod converters;
 mod explain;

@@ -275,10 +275,10 @@ impl<'f, 'o> Reader<'f, 'o> {
         let conditions = conditions.chain(&self.proxy.monitor_fails);
         let mut missing = BTreeMap::new();
         for literal in conditions.flat_map(|condition| condition.any.iter().flatten()) {
-            if let Named::Acl(name) = &literal.of {
-                if !self.proxy.acls.contains_key(name) {
-                    missing.insert(name.clone(), literal.place.clone());
-                }
+            if let Named::Acl(name) = &literal.of
+                && !self.proxy.acls.contains_key(name)
+            {
+                missing.insert(name.clone(), literal.place.clone());
             }
         }
         for (name, place) in missing {

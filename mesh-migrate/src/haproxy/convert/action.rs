@@ -240,10 +240,11 @@ fn path(
 fn regsub(expression: &Expression) -> Result<PathChange, String> {
     let call = &expression.converters[0];
     let (pattern, with, flags) = (call.argument(0), call.argument(1), call.argument(2));
-    if let (Some(from), false) = (literal(pattern), with.contains(['\\', '$'])) {
-        if flags.is_empty() {
-            return Ok(PathChange::Prefix { from, to: with.to_owned() });
-        }
+    if let Some(from) = literal(pattern)
+        && flags.is_empty()
+        && !with.contains(['\\', '$'])
+    {
+        return Ok(PathChange::Prefix { from, to: with.to_owned() });
     }
     let pattern = if flags.contains('i') { format!("(?i){pattern}") } else { pattern.to_owned() };
     compiles(&pattern)?;
@@ -279,10 +280,10 @@ fn replacement(
         return Err("the path has been rewritten before".to_owned());
     }
     let prefix = pattern.strip_suffix('$').unwrap_or(pattern).strip_suffix("(.*)");
-    if let (Some(from), Some(to)) = (prefix.and_then(literal), with.strip_suffix(r"\1")) {
-        if !to.contains(['\\', '$', '?']) {
-            return Ok(PathChange::Prefix { from, to: to.to_owned() });
-        }
+    if let (Some(from), Some(to)) = (prefix.and_then(literal), with.strip_suffix(r"\1"))
+        && !to.contains(['\\', '$', '?'])
+    {
+        return Ok(PathChange::Prefix { from, to: to.to_owned() });
     }
     if part != UriPart::Path {
         return Err("an expression over path and query has no counterpart".to_owned());

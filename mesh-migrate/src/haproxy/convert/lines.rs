@@ -8,8 +8,10 @@ use crate::{
 use super::super::{
     Config,
     acl::{Condition, Named, Test},
+    list::List,
     proxy::Proxy,
-    sample::Call,
+    rules::Action,
+    sample::{Call, Expression, Format, Part},
     seen,
     tree::Statement,
 };
@@ -88,11 +90,31 @@ fn samples(proxy: &Proxy, notes: &mut Notes) {
         }
     }
     let rules = proxy.tcp_request.iter().flatten().chain(&proxy.http_request);
-    let rules = rules.chain(&proxy.redirects).filter_map(|rule| rule.when.as_ref());
-    let switches = proxy.switches.iter().chain(&proxy.use_servers);
-    let conditions = rules.chain(switches.filter_map(|switch| switch.when.as_ref()));
-    for condition in conditions {
-        of_condition(proxy, condition, notes);
+    for rule in rules.chain(&proxy.redirects).chain(&proxy.http_response) {
+        rule.when.iter().for_each(|condition| of_condition(proxy, condition, notes));
+        match &rule.action {
+            Action::SetVar(_, expression) => of_expression(expression, &rule.place, notes),
+            Action::SetHeader(_, format) | Action::AddHeader(_, format) => {
+                of_format(format, &rule.place, notes);
+            }
+            Action::SetVarFormat(_, format) | Action::SetUri(_, format) => {
+                of_format(format, &rule.place, notes);
+            }
+            Action::Redirect(redirect) => of_format(&redirect.to, &rule.place, notes),
+            _ => {}
+        }
+    }
+    for switch in proxy.switches.iter().chain(&proxy.use_servers) {
+        switch.when.iter().for_each(|condition| of_condition(proxy, condition, notes));
+        of_format(&switch.to, &switch.place, notes);
+    }
+}
+
+fn of_format(format: &Format, place: &Place, notes: &mut Notes) {
+    for part in &format.parts {
+        if let Part::Sample(expression) = part {
+            of_expression(expression, place, notes);
+        }
     }
 }
 
@@ -110,13 +132,21 @@ fn of_condition(proxy: &Proxy, condition: &Condition, notes: &mut Notes) {
 }
 
 fn of_test(test: &Test, place: &Place, notes: &mut Notes) {
-    of_call(&test.expression.fetch, place, notes);
-    let maps = test.expression.converters.iter().filter_map(|call| call.map.as_ref());
-    for list in test.lists.iter().chain(maps) {
-        if let Some(problem) = &list.problem {
-            let question = format!("{problem}: {} is taken as empty", list.name);
-            notes.decision(place, question, &["give the file", "leave it so"]);
-        }
+    of_expression(&test.expression, place, notes);
+    test.lists.iter().for_each(|list| of_list(list, place, notes));
+}
+
+fn of_expression(expression: &Expression, place: &Place, notes: &mut Notes) {
+    of_call(&expression.fetch, place, notes);
+    for list in expression.converters.iter().filter_map(|call| call.map.as_ref()) {
+        of_list(list, place, notes);
+    }
+}
+
+fn of_list(list: &List, place: &Place, notes: &mut Notes) {
+    if let Some(problem) = &list.problem {
+        let question = format!("{problem}: {} is taken as empty", list.name);
+        notes.decision(place, question, &["give the file", "leave it so"]);
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn pool(config: &Config, proxy: &Proxy, servers: &[Server], notes: &m
         balance: balance(proxy, notes),
         connect_timeout: timeout(proxy, "connect"),
         idle_timeout: timeout(proxy, "server"),
-        check: check(proxy, servers),
+        check: check(proxy, servers, notes),
         outlier: outlier(servers),
         tls: tls(servers, notes),
         is_http2: servers.iter().any(|server| {
@@ -73,7 +73,7 @@ fn port(config: &Config, proxy: &Proxy, server: &Server, notes: &mut Notes) -> u
     }
     let fronts = config.proxies.iter().filter(|front| match proxy.is_frontend {
         true => front.name == proxy.name,
-        false => front.is_frontend,
+        false => front.is_frontend && front.is_tcp == proxy.is_tcp,
     });
     let binds = fronts.flat_map(|front| &front.binds).flat_map(|bind| &bind.addresses);
     let ports: BTreeSet<u16> = binds.filter_map(|a| a.socket).map(|socket| socket.port()).collect();
@@ -186,8 +186,18 @@ pub(super) fn key_of(text: &str) -> Option<Key> {
 }
 
 /// Of the first server that is checked.
-fn check(proxy: &Proxy, servers: &[Server]) -> Option<Check> {
+fn check(proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Option<Check> {
     let server = servers.iter().find(|server| server.has("check"))?;
+    for other in servers {
+        let differs = |name: &&str| server.value(name) != other.value(name);
+        let differs = ["port", "inter", "fall", "rise"].iter().find(|name| differs(name));
+        if !other.has("check") {
+            notes.approximated(&other.place, format!("it is checked, as {} is", server.name));
+        } else if let Some(name) = differs {
+            let how = format!("it is checked with `{name}` of {}", server.name);
+            notes.approximated(&other.place, how);
+        }
+    }
     let http = proxy.option("httpchk");
     let mut check = Check {
         path: http.map(|option| match option.from(2) {

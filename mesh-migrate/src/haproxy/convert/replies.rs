@@ -9,7 +9,11 @@ use super::super::{
     rules::{self, Action, Redirect, RedirectKind},
     sample::{Expression, Format, Part},
 };
-use super::{state::State, unavailable, walk::Walk};
+use super::{
+    state::{Header, State},
+    unavailable,
+    walk::Walk,
+};
 
 /// What is said of every refusal: tests know it.
 pub(in crate::haproxy) const PAGE: &str = "the page that says so is not HAProxy's";
@@ -102,14 +106,28 @@ fn redirected(
             location
         }
         RedirectKind::Scheme => {
-            keeps_port(walk, place);
-            let mut location = Location { scheme: Some(constant?), ..Location::default() };
+            let host = host(walk, place, state)?;
+            let mut location = Location { scheme: Some(constant?), ..host };
             rest(&mut location, redirect, state)?;
             location
         }
     };
     reply.location = Some(location);
     Ok(reply)
+}
+
+/// `Host`, as the redirect has it.
+fn host(walk: &mut Walk<'_, '_>, place: &Place, state: &State) -> Result<Location, String> {
+    match state.headers.get("host") {
+        None => {
+            keeps_port(walk, place);
+            Ok(Location::default())
+        }
+        Some(Header { is_replaced: true, values, unsaid: None }) if values.len() == 1 => {
+            Ok(Location { scheme: None, ..authority(&format!("x://{}", values[0]))? })
+        }
+        Some(_) => Err("`Host` has been changed before".to_owned()),
+    }
 }
 
 fn keeps_port(walk: &mut Walk<'_, '_>, place: &Place) {
@@ -196,7 +214,7 @@ fn location(
         [Part::Text(text)] => authority(text)?,
         [Part::Text(scheme), Part::Sample(host), more @ ..] => {
             let scheme = scheme.strip_suffix("://").ok_or("this is no scheme")?;
-            host_of(walk, place, host)?;
+            let host = host_of(walk, place, host, state)?;
             let more = match more {
                 [] => Location::default(),
                 [Part::Text(text)] => match text.strip_prefix(':') {
@@ -205,7 +223,12 @@ fn location(
                 },
                 _ => return Err("this format has no counterpart".to_owned()),
             };
-            Location { scheme: Some(scheme.to_owned()), host: None, ..more }
+            Location {
+                scheme: Some(scheme.to_owned()),
+                host: host.host,
+                port: more.port.or(host.port),
+                ..more
+            }
         }
         _ => return Err("this format has no counterpart".to_owned()),
     };
@@ -242,16 +265,24 @@ fn uri(expression: &Expression) -> Option<(bool, bool)> {
 }
 
 /// `hdr(host)`, with its port or without.
-fn host_of(walk: &mut Walk<'_, '_>, place: &Place, of: &Expression) -> Result<(), String> {
+fn host_of(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    of: &Expression,
+    state: &State,
+) -> Result<Location, String> {
     let name = super::super::acl::canonical(&of.fetch.name);
     if name != "req.hdr" || !of.fetch.argument(0).eq_ignore_ascii_case("host") {
         return Err(format!("%[{}] is another each time", of.text));
     }
     match of.converters.as_slice() {
-        [] => keeps_port(walk, place),
+        [] => return host(walk, place, state),
         [only] if only.name == "host_only" => {}
         [only] if only.name == "field" && only.arguments == ["1", ":"] => {}
         _ => return Err(format!("%[{}] has no counterpart", of.text)),
     }
-    Ok(())
+    match state.headers.contains_key("host") {
+        true => Ok(Location { port: None, ..host(walk, place, state)? }),
+        false => Ok(Location::default()),
+    }
 }

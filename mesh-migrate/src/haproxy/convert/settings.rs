@@ -298,8 +298,9 @@ fn parameters(statement: &Statement, n: usize) -> Verdict {
         ("on-marked-down", "sessions of a server that is down end by themselves"),
         ("on-marked-up", "sessions of backups end by themselves"),
     ];
-    let how: Vec<&str> =
+    let mut how: Vec<&str> =
         differences.iter().filter(|(name, _)| has(name)).map(|(_, how)| *how).collect();
+    how.dedup();
     match how.as_slice() {
         [] => Verdict::Exact,
         how => approximated(&how.join("; ")),

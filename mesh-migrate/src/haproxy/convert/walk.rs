@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    program::{Condition, Forward, Forwarded, Pool, Reply, Retry, Rule, TcpRule, Text, Then},
+    program::{Condition, Forwarded, Pool, Reply, Rule, TcpRule, Text, Then},
     source::Place,
 };
 
@@ -17,8 +17,8 @@ use super::super::{
 use super::{
     logic::{all, known},
     notes::Notes,
-    pools, replies,
-    state::{Front, Read, SERVER_NAME, State},
+    replies,
+    state::{Front, Read, State},
     unavailable,
 };
 
@@ -44,7 +44,7 @@ enum Step<'c> {
 }
 
 pub(super) struct Walk<'c, 'n> {
-    config: &'c Config,
+    pub(super) config: &'c Config,
     pub(super) front: &'n Front,
     pub(super) notes: &'n mut Notes,
     pub(super) rules: Vec<Rule>,
@@ -163,14 +163,20 @@ impl<'c, 'n> Walk<'c, 'n> {
     }
 
     /// The condition of a line; what cannot be said of it is taken as `or`.
-    fn when(&mut self, proxy: &Proxy, state: &State, when: Option<&Written>, or: bool) -> Read {
+    pub(super) fn when(
+        &mut self,
+        proxy: &Proxy,
+        state: &State,
+        when: Option<&Written>,
+        or: bool,
+    ) -> Read {
         match when {
             Some(when) => state.condition(self.front, proxy, when, or),
             None => Read { condition: Condition::Always, unsaid: Vec::new() },
         }
     }
 
-    fn unsaid(&mut self, place: &Place, unsaid: &[String], refuses: bool) {
+    pub(super) fn unsaid(&mut self, place: &Place, unsaid: &[String], refuses: bool) {
         for why in unsaid {
             let question = match refuses {
                 true => format!("{why}: all that this line may be about is refused"),
@@ -228,7 +234,7 @@ impl<'c, 'n> Walk<'c, 'n> {
     }
 
     /// Where requests that meet the condition have been dealt with.
-    fn goes_on(&mut self, condition: Condition, state: &mut State) -> bool {
+    pub(super) fn goes_on(&mut self, condition: Condition, state: &mut State) -> bool {
         super::logic::facts(&condition, false, &mut state.facts);
         known(&condition) == Some(true)
     }
@@ -265,7 +271,7 @@ impl<'c, 'n> Walk<'c, 'n> {
         self.emit(place, state, when, Then::Reply(reply));
     }
 
-    fn emit(&mut self, place: &Place, state: &State, when: &Condition, then: Then) {
+    pub(super) fn emit(&mut self, place: &Place, state: &State, when: &Condition, then: Then) {
         let when = all(state.when.iter().cloned().chain([when.clone()]));
         if known(&when) != Some(false) {
             self.rules.push(Rule { place: place.clone(), when, then });
@@ -326,7 +332,7 @@ impl<'c, 'n> Walk<'c, 'n> {
         self.goes_on(condition, state)
     }
 
-    fn front_constant(&self, state: &State, switch: &Switch) -> Option<String> {
+    pub(super) fn front_constant(&self, state: &State, switch: &Switch) -> Option<String> {
         state.constant(self.front, &switch.to).ok()
     }
 
@@ -383,90 +389,6 @@ impl<'c, 'n> Walk<'c, 'n> {
             self.answer(&proxy.place, state, &Condition::Always, unavailable());
         }
     }
-
-    fn use_server(&mut self, proxy: &'c Proxy, switch: &'c Switch, state: &mut State) -> bool {
-        let Read { condition, unsaid } = self.when(proxy, state, switch.when.as_ref(), false);
-        self.unsaid(&switch.place, &unsaid, false);
-        let Some(name) = self.front_constant(state, switch) else {
-            let question = "which server this is cannot be foreseen: it is left out";
-            self.notes.decision(&switch.place, question, &["write rules by hand"]);
-            return false;
-        };
-        let server = proxy.servers.iter().find(|s| s.name == name && !s.is_disabled());
-        let Some(server) = server.filter(|_| known(&condition) != Some(false)) else {
-            return false;
-        };
-        let how = format!("while {name} is not well, others do not take it");
-        self.notes.approximated(&switch.place, how);
-        let pool = format!("{}-{name}", proxy.name);
-        let mut alone = server.clone();
-        alone.settings.remove("backup");
-        alone.settings.remove("weight");
-        let one = pools::pool(self.config, proxy, std::slice::from_ref(&alone), self.notes);
-        self.single.insert(pool.clone(), one);
-        self.forward(&switch.place, proxy, state, &condition, pool);
-        self.goes_on(condition, state)
-    }
-
-    fn servers(&mut self, proxy: &'c Proxy, state: &State) {
-        if proxy.servers.is_empty() {
-            if !self.front.is_tcp {
-                self.answer(&proxy.place, state, &Condition::Always, unavailable());
-            }
-            return;
-        }
-        self.forward(&proxy.place, proxy, state, &Condition::Always, proxy.name.clone());
-    }
-
-    fn forward(
-        &mut self,
-        place: &Place,
-        proxy: &Proxy,
-        state: &State,
-        when: &Condition,
-        pool: String,
-    ) {
-        let pools = vec![(pool, 1)];
-        if self.front.is_tcp {
-            return self.connection(place, state, when, pools);
-        }
-        let mut forward = Forward {
-            pools,
-            path: state.path.clone(),
-            retry: retry(proxy),
-            set_answer: state.answer.set.clone(),
-            add_answer: state.answer.add.clone(),
-            remove_answer: state.answer.remove.clone(),
-            ..Forward::default()
-        };
-        if pools::hashed_header(proxy).is_some_and(|name| state.headers.contains_key(&name)) {
-            let how = "the hash is of the header as the client sends it, before rules change it";
-            self.notes.approximated(&proxy.place, how);
-        }
-        super::action::answers(self, proxy, &mut forward);
-        super::action::headers(state, &mut forward);
-        self.emit(place, state, when, Then::Forward(Box::new(forward)));
-    }
-
-    fn connection(
-        &mut self,
-        place: &Place,
-        state: &State,
-        when: &Condition,
-        pools: Vec<(String, u32)>,
-    ) {
-        let when = all(state.when.iter().cloned().chain([when.clone()]));
-        match names(&when) {
-            Some(server_names) => {
-                self.connections.push(TcpRule { place: place.clone(), server_names, pools });
-            }
-            None => {
-                let question = "this condition on connections has no counterpart: \
-                                they go where the rules below say";
-                self.notes.decision(place, question, &["write rules by hand"]);
-            }
-        }
-    }
 }
 
 /// Whether X-Forwarded-For gets the client's address.
@@ -480,37 +402,4 @@ fn http<'c>(proxy: &'c Proxy, steps: &mut Vec<Step<'c>>) {
     steps.extend([Step::EndOfList, Step::Statistics]);
     steps.extend(proxy.redirects.iter().map(Step::Rule));
     steps.push(Step::EndOfList);
-}
-
-/// Names of TLS that a condition is about; none is every connection.
-fn names(condition: &Condition) -> Option<Vec<String>> {
-    match condition {
-        Condition::Always => Some(Vec::new()),
-        Condition::Header(name, Text::Exact(server_name)) if name == SERVER_NAME => {
-            Some(vec![server_name.clone()])
-        }
-        Condition::Any(any) if !any.is_empty() => {
-            let names = any.iter().map(names).collect::<Option<Vec<_>>>()?;
-            names.iter().all(|names| !names.is_empty()).then(|| names.concat())
-        }
-        _ => None,
-    }
-}
-
-/// Repetitions: `retries`, 3 where nothing is said, and `retry-on`.
-fn retry(proxy: &Proxy) -> Option<Retry> {
-    let retries = proxy.setting("retries").map_or(Ok(3), |statement| statement.at(1).parse());
-    let attempts: u32 = retries.unwrap_or(3);
-    let mut retry = Retry { attempts, any_method: true, ..Retry::default() };
-    for word in proxy.setting("retry-on").into_iter().flat_map(|statement| statement.from(1)) {
-        match word.text.as_str() {
-            "empty-response" | "junk-response" | "response-timeout" => retry.on_reset = true,
-            "all-retryable-errors" => {
-                retry.on_reset = true;
-                retry.statuses.extend([500, 502, 503, 504]);
-            }
-            status => retry.statuses.extend(status.parse::<u16>()),
-        }
-    }
-    (attempts > 0).then_some(retry)
 }

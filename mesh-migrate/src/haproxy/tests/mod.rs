@@ -1,5 +1,7 @@
 mod agreement;
 mod generator;
+mod kinds;
+mod limits;
 
 use std::{net::IpAddr, path::Path};
 

@@ -1,5 +1,6 @@
 //! What Envoy would do with requests, for a comparison with what it does:
-//! `envoy FILE < REQUESTS > ANSWERS`, both JSON, one line each; and
+//! `envoy FILE < REQUESTS > ANSWERS`, both JSON, one line each;
+//! `envoy FILE convert`: the program and the ledger, for people; and
 //! `envoy generate DIRECTORY COUNT FIRST`: configurations by chance, with requests, as
 //! `tests/migrate/envoy.py` takes them.
 
@@ -10,7 +11,7 @@ use std::io::BufRead;
 mod generate;
 
 use mesh_migrate::{
-    envoy::{config::Config, explain::explain},
+    envoy::{config::Config, convert::convert, explain::explain},
     request::{Http, Kind, Request},
     source::Source,
 };
@@ -32,6 +33,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             return Ok(());
         }
     };
+    if words.next().as_deref() == Some("convert") {
+        let (program, ledger) = convert(&config);
+        println!("{program:#?}");
+        for entry in ledger.entries() {
+            println!("{}-{}: {:?}", entry.place, entry.last_line, entry.verdict);
+        }
+        return Ok(());
+    }
     for line in std::io::stdin().lock().lines() {
         let request = request(&serde_json::from_str(&line?)?)?;
         println!("{}", serde_json::to_string(&explain(&config, &request))?);

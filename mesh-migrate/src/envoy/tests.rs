@@ -1,6 +1,7 @@
 //! Cases of `tests/legacy`, what is wrong in a file, and configurations by chance.
 
 mod generate;
+mod inject;
 mod malformed;
 
 use std::collections::BTreeSet;
@@ -136,7 +137,12 @@ fn comparable(answer: &Answer) -> String {
                 to.is_sticky
             )
         }
-        other => format!("{other:?}"),
+        Outcome::Answered { status, headers, body } => {
+            let mut headers = headers.clone();
+            headers.sort();
+            format!("{status} {headers:?} {body:?}")
+        }
+        Outcome::Closed => "closed".into(),
     }
 }
 
@@ -170,8 +176,22 @@ fn involved(config: &Config, answers: [&Answer; 2]) -> BTreeSet<u32> {
         "Route" | "Cluster" | "TcpProxy" if places.contains(&tree.place) => {
             lines.extend(tree.place.line..=tree.last_line);
         }
-        "VirtualHost" | "RouteConfiguration" | "HttpConnectionManager" => {
-            let below = ["virtual_hosts", "routes", "route_config"];
+        "VirtualHost"
+        | "RouteConfiguration"
+        | "HttpConnectionManager"
+        | "Listener"
+        | "FilterChain"
+        | "Filter" => {
+            let below = [
+                "virtual_hosts",
+                "routes",
+                "route_config",
+                "filter_chains",
+                "filters",
+                "default_filter_chain",
+                "typed_config",
+            ];
+            lines.insert(tree.place.line);
             for field in tree.fields.iter().filter(|field| !below.contains(&field.name.as_str())) {
                 lines.extend(field.place.line..=field.value.last_line);
             }
@@ -242,7 +262,7 @@ fn most_answers_are_the_same() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { ..ProptestConfig::with_cases(500) })]
 
     #[test]
     fn what_is_different_is_told(seed in any::<u64>()) {
@@ -250,6 +270,22 @@ proptest! {
         let text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
         let source = Source::of("c.yaml", &text);
         let config = Config::read(&source).map_err(|p| TestCaseError::fail(format!("{p}\n{text}")))?;
+        let (_, ledger) = convert(&config);
+        let silent = ledger.silent_lines(&source, is_blank);
+        prop_assert!(silent.is_empty(), "lines {silent:?} of\n{text}");
+        let (_, wrong) = differences(&config, &made.requests);
+        prop_assert!(wrong.is_empty(), "{}\n{text}", wrong[0]);
+    }
+
+    /// Whatever of Envoy is there: nothing panics, and no line is silent.
+    #[test]
+    fn all_that_envoy_knows_is_told(seed in any::<u64>()) {
+        let mut made = generate::generate(seed, false);
+        let mut chance = generate::Chance::new(seed);
+        inject::inject(&mut made.config, "envoy.config.bootstrap.v3.Bootstrap", &mut chance);
+        let text = generate::yaml(&made.config, &mut chance);
+        let source = Source::of("c.yaml", &text);
+        let Ok(config) = Config::read(&source) else { return Ok(()) };
         let (_, ledger) = convert(&config);
         let silent = ledger.silent_lines(&source, is_blank);
         prop_assert!(silent.is_empty(), "lines {silent:?} of\n{text}");

@@ -371,6 +371,12 @@ impl<'c> Converter<'c> {
                 let bare = parts::without_port(host, None);
                 let port = host[bare.len()..].trim_start_matches(':').parse().ok();
                 location.host = Some(bare.into());
+                if let (Some(field), Some(_), Some(_)) =
+                    (redirect.entry("host_redirect"), port, location.port)
+                {
+                    let how = "its port gives way to port_redirect; Envoy writes both";
+                    self.notes.approximated(&field.place, how);
+                }
                 location.port = location.port.or(port);
             }
             None => {

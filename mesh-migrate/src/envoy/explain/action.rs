@@ -78,13 +78,18 @@ impl<'c> Asked<'c> {
 
     fn action(&self, hcm: &Tree, levels: [&'c Tree; 3], seen: &Seen<'_>, why: &mut Why) -> Outcome {
         let [.., route] = levels;
+        let mut order: Vec<&Tree> = levels.into_iter().rev().collect();
+        if levels[0].is("most_specific_header_mutations_wins") {
+            order.reverse();
+        }
+        let added = || Headers::of_answer(&order, seen.http, self.source);
         if let Some(redirect) = route.msg("redirect") {
             let matcher = route.msg("match");
             why.at(&redirect.place, "redirect");
-            return redirected(status(redirect), location(redirect, matcher, seen));
+            return with(redirected(status(redirect), location(redirect, matcher, seen)), added());
         }
         if let Some(direct) = route.msg("direct_response") {
-            return response(direct, why);
+            return with(response(direct, why), added());
         }
         match route.msg("route") {
             Some(action) => self.forward(hcm, levels, action, seen, why),
@@ -213,6 +218,16 @@ impl<'c> Asked<'c> {
 
 fn answered(status: u16) -> Outcome {
     Outcome::Answered { status, headers: Vec::new(), body: None }
+}
+
+fn with(outcome: Outcome, added: Vec<(String, String)>) -> Outcome {
+    match outcome {
+        Outcome::Answered { status, mut headers, body } => {
+            headers.extend(added);
+            Outcome::Answered { status, headers, body }
+        }
+        other => other,
+    }
 }
 
 fn redirected(status: u16, location: String) -> Outcome {

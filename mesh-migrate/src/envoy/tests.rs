@@ -3,6 +3,7 @@
 mod generate;
 mod inject;
 mod malformed;
+mod writer;
 
 use std::collections::BTreeSet;
 
@@ -251,7 +252,7 @@ fn most_answers_are_the_same() {
     let (mut agreed, mut all) = (0, 0);
     for seed in 0..300 {
         let made = generate::generate(seed, false);
-        let text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
         let config =
             Config::read(&Source::of("c.yaml", &text)).unwrap_or_else(|p| panic!("{p}\n{text}"));
         agreed += differences(&config, &made.requests).0;
@@ -267,7 +268,7 @@ proptest! {
     #[test]
     fn what_is_different_is_told(seed in any::<u64>()) {
         let made = generate::generate(seed, false);
-        let text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
         let source = Source::of("c.yaml", &text);
         let config = Config::read(&source).map_err(|p| TestCaseError::fail(format!("{p}\n{text}")))?;
         let (_, ledger) = convert(&config);
@@ -283,7 +284,7 @@ proptest! {
         let mut made = generate::generate(seed, false);
         let mut chance = generate::Chance::new(seed);
         inject::inject(&mut made.config, "envoy.config.bootstrap.v3.Bootstrap", &mut chance);
-        let text = generate::yaml(&made.config, &mut chance);
+        let text = writer::yaml(&made.config, &mut chance);
         let source = Source::of("c.yaml", &text);
         let Ok(config) = Config::read(&source) else { return Ok(()) };
         let (_, ledger) = convert(&config);
@@ -296,7 +297,7 @@ proptest! {
     #[test]
     fn cut_files_end_well(seed in any::<u64>(), cut in 0usize..4000) {
         let made = generate::generate(seed, false);
-        let mut text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let mut text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
         text.truncate(cut.min(text.len()));
         if let Ok(config) = Config::read(&Source::of("c.yaml", &text)) {
             convert(&config);

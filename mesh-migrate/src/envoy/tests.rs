@@ -3,6 +3,7 @@
 mod generate;
 mod inject;
 mod malformed;
+mod recorded;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -28,30 +29,27 @@ use crate::{
 
 const LEGACY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/legacy/");
 
-fn http(value: &Json, target: &str) -> Request {
+/// A request as cases write it; without a target it is a connection.
+fn request(value: &Json, target: &str) -> Request {
     let text = |key: &str| value[key].as_str().map(str::to_owned);
-    let headers = match &value[target_headers(value)] {
-        Json::Object(all) => {
-            all.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect()
-        }
-        Json::Array(all) => all
-            .iter()
-            .map(|pair| (pair[0].as_str().unwrap().into(), pair[1].as_str().unwrap().into()))
-            .collect(),
+    let pair = |name: &str, value: &Json| (name.to_owned(), value.as_str().unwrap().to_owned());
+    let headers = match &value["headers"] {
+        Json::Object(all) => all.iter().map(|(name, value)| pair(name, value)).collect(),
+        Json::Array(all) => all.iter().map(|one| pair(one[0].as_str().unwrap(), &one[1])).collect(),
         _ => Vec::new(),
     };
-    let kind = Kind::Http(Http {
-        method: text("method").unwrap_or_else(|| "GET".into()),
-        host: text("host"),
-        target: text(target).unwrap(),
-        headers,
-        is_http10: false,
-    });
-    Request { listener: text("listener"), source: [127, 0, 0, 1].into(), kind }
-}
-
-fn target_headers(_: &Json) -> &'static str {
-    "headers"
+    let kind = match text(target) {
+        Some(target) => Kind::Http(Http {
+            method: text("method").unwrap_or_else(|| "GET".into()),
+            host: text("host"),
+            target,
+            headers,
+            is_http10: value["http10"] == true,
+        }),
+        None => Kind::Connection { server_name: text("server_name") },
+    };
+    let source = text("source").unwrap_or_else(|| "127.0.0.1".into()).parse().unwrap();
+    Request { listener: text("listener"), source, kind }
 }
 
 fn endpoints(answer: &Answer) -> BTreeSet<String> {
@@ -77,7 +75,7 @@ fn legacy_cases_hold() {
     let cases: Vec<Json> = serde_json::from_str(json).unwrap();
     assert_eq!(cases.len(), 11);
     for case in &cases {
-        let request = http(case, "path");
+        let request = request(case, "path");
         for (answer, by) in
             [(explain(&config, &request), "explain"), (decide(&program, &request), "decide")]
         {
@@ -226,7 +224,7 @@ fn differences(config: &Config, requests: &[Json]) -> (usize, Vec<String>) {
     let mut agreed = 0;
     let mut wrong = Vec::new();
     for request in requests {
-        let request = http(request, "target");
+        let request = self::request(request, "target");
         let (said, done) = (explain(config, &request), decide(&program, &request));
         if comparable(&said) == comparable(&done) {
             agreed += 1;
@@ -302,7 +300,7 @@ proptest! {
         if let Ok(config) = Config::read(&Source::of("c.yaml", &text)) {
             convert(&config);
             for request in &made.requests {
-                explain(&config, &http(request, "target"));
+                explain(&config, &self::request(request, "target"));
             }
         }
     }

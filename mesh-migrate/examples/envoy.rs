@@ -1,5 +1,6 @@
 //! What Envoy would do with requests, for a comparison with what it does:
-//! `envoy FILE < REQUESTS > ANSWERS`, both JSON, one line each; and
+//! `envoy FILE < REQUESTS > ANSWERS`, both JSON, one line each;
+//! `envoy FILE convert`: the program and the ledger, for people; and
 //! `envoy generate DIRECTORY COUNT FIRST`: configurations by chance, with requests, as
 //! `tests/migrate/envoy.py` takes them.
 
@@ -8,9 +9,11 @@ use std::io::BufRead;
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../src/envoy/tests/generate.rs"]
 mod generate;
+#[path = "../src/envoy/tests/writer.rs"]
+mod writer;
 
 use mesh_migrate::{
-    envoy::{config::Config, explain::explain},
+    envoy::{config::Config, convert::convert, explain::explain},
     request::{Http, Kind, Request},
     source::Source,
 };
@@ -32,6 +35,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             return Ok(());
         }
     };
+    if words.next().as_deref() == Some("convert") {
+        let (program, ledger) = convert(&config);
+        println!("{program:#?}");
+        for entry in ledger.entries() {
+            println!("{}-{}: {:?}", entry.place, entry.last_line, entry.verdict);
+        }
+        return Ok(());
+    }
     for line in std::io::stdin().lock().lines() {
         let request = request(&serde_json::from_str(&line?)?)?;
         println!("{}", serde_json::to_string(&explain(&config, &request))?);
@@ -43,7 +54,7 @@ fn generated(directory: &str, count: u64, first: u64) -> Result<(), Box<dyn std:
     let mut cases = Vec::new();
     for seed in first..first + count {
         let made = generate::generate(seed, true);
-        let text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
         let path = format!("{directory}/{seed}.yaml");
         std::fs::write(&path, text)?;
         let times = |mut request: Value| {

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Compares what `mesh-migrate`'s example `envoy` says of requests with what Envoy does.
 
-    envoy.py --envoy BINARY --explain BINARY CASES.json...
+    envoy.py --envoy BINARY --explain BINARY [--record] CASES.json...
 
-A file of cases holds [{"config": PATH, "requests": [...]}, ...]. Envoy runs in network
+A file of cases holds [{"config": PATH, "requests": [...]}, ...], paths as seen from it;
+with "dump" the answers are those about /config_dump. In a configuration @DIR@ is a
+directory with a certificate, c.pem and k.pem. --record writes into the cases what Envoy
+did ("saw"), which the tests of mesh-migrate hold against. Envoy runs in network
 and mount namespaces of its own, where 10.20.0.0/16 is on the loopback device, names come
 from tests/legacy/hosts, and echo servers say which address they were asked at. Needs root.
 """
@@ -13,6 +16,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 # All that generated configurations know, and those of tests/legacy.
 BACKENDS = [*(f"10.20.1.{n}" for n in (11, 12, 13, 21, 31)), *(f"10.20.2.{n}" for n in (11, 12)), "10.20.9.1", "10.20.8.21"]
 PORTS = [8080, 8443, 9090]
+# Headers that are written down.
+TOLD = {"host", "x-l", "x-o", "x-a", "x-b", "x-c", "x-d", "x-w", "x-abs", "x-ex", "x-fmt", "x-gone", "x-old", "x-rem", "x-forwarded-for"}
 # Of configurations whose `/config_dump` is read.
 ADMIN = 9901
 # Speaks no HTTP.
@@ -170,7 +175,7 @@ def differences(said, request, answers, hosts):
             got = first.get("echo", {}).get("endpoint")
             wrong.append(f"said {want['status']}, got {first['status']} {got or ''}")
         for name, value in want["headers"]:
-            if first["headers"].get(name) != [value]:
+            if value not in first["headers"].get(name, []):
                 wrong.append(f"{name}: said {value}, got {first['headers'].get(name)}")
         if want["body"] is not None and request.get("method") != "HEAD" and first["body"] != want["body"]:
             wrong.append(f"body: said {want['body']!r}, got {first['body']!r}")
@@ -215,8 +220,10 @@ def explained(options, config, lines):
     return [json.loads(line) for line in said.stdout.splitlines()]
 
 
-def run(case, options, hosts, directory):
-    config = str(pathlib.Path(case["config"]))
+def run(case, base, options, hosts, directory):
+    config = os.path.join(directory, "config" + pathlib.Path(case["config"]).suffix)
+    text = (base / case["config"]).read_text().replace("@DIR@", directory)
+    pathlib.Path(config).write_text(text)
     requests = case["requests"]
     lines = "".join(json.dumps(request) + "\n" for request in requests)
     said = [] if case.get("dump") else explained(options, config, lines)
@@ -253,6 +260,8 @@ def run(case, options, hosts, directory):
                 answers = [ask(request) for _ in range(request.get("times", 1))]
             except OSError as error:
                 answers = [{"closed": True, "error": str(error)}]
+            if options.record:
+                request["saw"] = saw(answers)
             wrong = differences(answer, request, answers, hosts)
             if wrong:
                 failed.append(json.dumps(request) + ": " + "; ".join(wrong))
@@ -260,6 +269,36 @@ def run(case, options, hosts, directory):
         proxy.terminate()
         proxy.wait()
     return failed, len(requests)
+
+
+def certificate(directory):
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout k.pem -out c.pem"
+    subprocess.run(command.split(), cwd=directory, check=True, capture_output=True)
+
+
+def saw(answers):
+    """What Envoy did, as far as it is the same each time."""
+    first = answers[0]
+    if first.get("closed"):
+        return {"closed": True}
+    if "echo" not in first:
+        seen = {"status": first["status"]}
+        if location := first["headers"].get("location"):
+            seen["location"] = location[0]
+        return seen
+    endpoints = sorted({answer["echo"]["endpoint"] for answer in answers if "echo" in answer})
+    headers = {n: ",".join(v) for n, v in first["echo"]["headers"].items() if n in TOLD}
+    return {"endpoints": endpoints, "target": first["echo"]["target"], "headers": headers}
+
+
+def written(cases):
+    """JSON with a line for each request."""
+    parts = []
+    for case in cases:
+        rest = {name: value for name, value in case.items() if name != "requests"}
+        lines = ",\n   ".join(json.dumps(request) for request in case["requests"])
+        parts.append(json.dumps(rest)[:-1] + ', "requests": [\n   ' + lines + "\n ]}")
+    return "[\n " + ",\n ".join(parts) + "\n]\n"
 
 
 def refusal(log):
@@ -275,6 +314,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--envoy", required=True)
     parser.add_argument("--explain", required=True)
+    parser.add_argument("--record", action="store_true")
     parser.add_argument("--inside", action="store_true")
     parser.add_argument("cases", nargs="+")
     options = parser.parse_args()
@@ -300,13 +340,17 @@ def main():
         threading.Thread(target=named.serve_forever, daemon=True).start()
     total = wrong = 0
     with tempfile.TemporaryDirectory() as directory:
+        certificate(directory)
         for path in options.cases:
-            for case in json.loads(pathlib.Path(path).read_text()):
-                failed, count = run(case, options, hosts, directory)
+            cases = json.loads(pathlib.Path(path).read_text())
+            for case in cases:
+                failed, count = run(case, pathlib.Path(path).parent, options, hosts, directory)
                 total += count
                 wrong += len(failed)
                 for one in failed:
                     print(f"{case['config']}: {one}", flush=True)
+            if options.record:
+                pathlib.Path(path).write_text(written(cases))
     print(f"{total - wrong} of {total} agree")
     sys.exit(1 if wrong else 0)
 

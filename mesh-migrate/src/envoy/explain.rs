@@ -1,10 +1,12 @@
 //! What Envoy does with one request, by its own rules.
 
 mod action;
+mod arrival;
 mod endpoints;
 mod hosts;
 mod matching;
 mod mutation;
+mod redirect;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,7 +1,10 @@
 //! Cases of `tests/legacy`, what is wrong in a file, and configurations by chance.
 
 mod generate;
+mod inject;
 mod malformed;
+mod recorded;
+mod writer;
 
 use std::collections::BTreeSet;
 
@@ -26,30 +29,27 @@ use crate::{
 
 const LEGACY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/legacy/");
 
-fn http(value: &Json, target: &str) -> Request {
+/// A request as cases write it; without a target it is a connection.
+fn request(value: &Json, target: &str) -> Request {
     let text = |key: &str| value[key].as_str().map(str::to_owned);
-    let headers = match &value[target_headers(value)] {
-        Json::Object(all) => {
-            all.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect()
-        }
-        Json::Array(all) => all
-            .iter()
-            .map(|pair| (pair[0].as_str().unwrap().into(), pair[1].as_str().unwrap().into()))
-            .collect(),
+    let pair = |name: &str, value: &Json| (name.to_owned(), value.as_str().unwrap().to_owned());
+    let headers = match &value["headers"] {
+        Json::Object(all) => all.iter().map(|(name, value)| pair(name, value)).collect(),
+        Json::Array(all) => all.iter().map(|one| pair(one[0].as_str().unwrap(), &one[1])).collect(),
         _ => Vec::new(),
     };
-    let kind = Kind::Http(Http {
-        method: text("method").unwrap_or_else(|| "GET".into()),
-        host: text("host"),
-        target: text(target).unwrap(),
-        headers,
-        is_http10: false,
-    });
-    Request { listener: text("listener"), source: [127, 0, 0, 1].into(), kind }
-}
-
-fn target_headers(_: &Json) -> &'static str {
-    "headers"
+    let kind = match text(target) {
+        Some(target) => Kind::Http(Http {
+            method: text("method").unwrap_or_else(|| "GET".into()),
+            host: text("host"),
+            target,
+            headers,
+            is_http10: value["http10"] == true,
+        }),
+        None => Kind::Connection { server_name: text("server_name") },
+    };
+    let source = text("source").unwrap_or_else(|| "127.0.0.1".into()).parse().unwrap();
+    Request { listener: text("listener"), source, kind }
 }
 
 fn endpoints(answer: &Answer) -> BTreeSet<String> {
@@ -75,7 +75,7 @@ fn legacy_cases_hold() {
     let cases: Vec<Json> = serde_json::from_str(json).unwrap();
     assert_eq!(cases.len(), 11);
     for case in &cases {
-        let request = http(case, "path");
+        let request = request(case, "path");
         for (answer, by) in
             [(explain(&config, &request), "explain"), (decide(&program, &request), "decide")]
         {
@@ -136,7 +136,12 @@ fn comparable(answer: &Answer) -> String {
                 to.is_sticky
             )
         }
-        other => format!("{other:?}"),
+        Outcome::Answered { status, headers, body } => {
+            let mut headers = headers.clone();
+            headers.sort();
+            format!("{status} {headers:?} {body:?}")
+        }
+        Outcome::Closed => "closed".into(),
     }
 }
 
@@ -170,8 +175,22 @@ fn involved(config: &Config, answers: [&Answer; 2]) -> BTreeSet<u32> {
         "Route" | "Cluster" | "TcpProxy" if places.contains(&tree.place) => {
             lines.extend(tree.place.line..=tree.last_line);
         }
-        "VirtualHost" | "RouteConfiguration" | "HttpConnectionManager" => {
-            let below = ["virtual_hosts", "routes", "route_config"];
+        "VirtualHost"
+        | "RouteConfiguration"
+        | "HttpConnectionManager"
+        | "Listener"
+        | "FilterChain"
+        | "Filter" => {
+            let below = [
+                "virtual_hosts",
+                "routes",
+                "route_config",
+                "filter_chains",
+                "filters",
+                "default_filter_chain",
+                "typed_config",
+            ];
+            lines.insert(tree.place.line);
             for field in tree.fields.iter().filter(|field| !below.contains(&field.name.as_str())) {
                 lines.extend(field.place.line..=field.value.last_line);
             }
@@ -205,7 +224,7 @@ fn differences(config: &Config, requests: &[Json]) -> (usize, Vec<String>) {
     let mut agreed = 0;
     let mut wrong = Vec::new();
     for request in requests {
-        let request = http(request, "target");
+        let request = self::request(request, "target");
         let (said, done) = (explain(config, &request), decide(&program, &request));
         if comparable(&said) == comparable(&done) {
             agreed += 1;
@@ -231,7 +250,7 @@ fn most_answers_are_the_same() {
     let (mut agreed, mut all) = (0, 0);
     for seed in 0..300 {
         let made = generate::generate(seed, false);
-        let text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
         let config =
             Config::read(&Source::of("c.yaml", &text)).unwrap_or_else(|p| panic!("{p}\n{text}"));
         agreed += differences(&config, &made.requests).0;
@@ -242,14 +261,30 @@ fn most_answers_are_the_same() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { ..ProptestConfig::with_cases(500) })]
 
     #[test]
     fn what_is_different_is_told(seed in any::<u64>()) {
         let made = generate::generate(seed, false);
-        let text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
         let source = Source::of("c.yaml", &text);
         let config = Config::read(&source).map_err(|p| TestCaseError::fail(format!("{p}\n{text}")))?;
+        let (_, ledger) = convert(&config);
+        let silent = ledger.silent_lines(&source, is_blank);
+        prop_assert!(silent.is_empty(), "lines {silent:?} of\n{text}");
+        let (_, wrong) = differences(&config, &made.requests);
+        prop_assert!(wrong.is_empty(), "{}\n{text}", wrong[0]);
+    }
+
+    /// Whatever of Envoy is there: nothing panics, and no line is silent.
+    #[test]
+    fn all_that_envoy_knows_is_told(seed in any::<u64>()) {
+        let mut made = generate::generate(seed, false);
+        let mut chance = generate::Chance::new(seed);
+        inject::inject(&mut made.config, "envoy.config.bootstrap.v3.Bootstrap", &mut chance);
+        let text = writer::yaml(&made.config, &mut chance);
+        let source = Source::of("c.yaml", &text);
+        let Ok(config) = Config::read(&source) else { return Ok(()) };
         let (_, ledger) = convert(&config);
         let silent = ledger.silent_lines(&source, is_blank);
         prop_assert!(silent.is_empty(), "lines {silent:?} of\n{text}");
@@ -260,12 +295,12 @@ proptest! {
     #[test]
     fn cut_files_end_well(seed in any::<u64>(), cut in 0usize..4000) {
         let made = generate::generate(seed, false);
-        let mut text = generate::yaml(&made.config, &mut generate::Chance::new(seed));
+        let mut text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
         text.truncate(cut.min(text.len()));
         if let Ok(config) = Config::read(&Source::of("c.yaml", &text)) {
             convert(&config);
             for request in &made.requests {
-                explain(&config, &http(request, "target"));
+                explain(&config, &self::request(request, "target"));
             }
         }
     }

@@ -10,6 +10,14 @@ use crate::{
 const MAX_NAMED: usize = 64;
 const LATER: &str = "until it is said, its requests go on to later routes";
 
+/// A route and where it stands.
+#[derive(Clone, Copy)]
+struct Here<'c> {
+    route: &'c Tree,
+    host: &'c Tree,
+    within: Within<'c>,
+}
+
 impl<'c> Converter<'c> {
     /// Adds the rules of a route; whether it takes all that its host takes.
     pub(super) fn route(
@@ -20,6 +28,7 @@ impl<'c> Converter<'c> {
         within: &Within<'c>,
         rules: &mut Vec<Rule>,
     ) -> bool {
+        let here = Here { route, host, within: *within };
         let Some(matcher) = route.msg("match") else { return false };
         let own = match condition::condition(matcher, within) {
             Ok(Some(condition)) => condition,
@@ -49,10 +58,10 @@ impl<'c> Converter<'c> {
             Then::Reply(self.answer(reply, [within.routes, host, route]))
         } else if let Some(action) = route.msg("route") {
             if let Some(header) = action.some_text("cluster_header") {
-                self.named(header, route, host, action, &when, within, rules);
+                self.named(header, here, action, &when, rules);
                 return takes_all;
             }
-            self.forward(route, host, action, None, within)
+            self.forward(here, action, None)
         } else {
             let question = "The route forwards nothing and answers nothing. Until it is said, 404 is answered.";
             self.notes.ask(route, question, &["404", "leave it out"]);
@@ -82,11 +91,9 @@ impl<'c> Converter<'c> {
     fn named(
         &mut self,
         header: &str,
-        route: &'c Tree,
-        host: &'c Tree,
+        here: Here<'c>,
         action: &'c Tree,
         when: &Condition,
-        within: &Within<'c>,
         rules: &mut Vec<Rule>,
     ) {
         let names: Vec<&str> =
@@ -106,22 +113,16 @@ impl<'c> Converter<'c> {
             self.notes.approximated(place, format!("written out for the {} clusters that there are; of several lines of {header} any may name one", names.len()));
             for name in names {
                 let is = Condition::Header(header.to_ascii_lowercase(), Text::Exact(name.into()));
-                let then = self.forward(route, host, action, Some(name), within);
-                rules.push(rule(&route.place, all(vec![when.clone(), is]), then));
+                let then = self.forward(here, action, Some(name));
+                rules.push(rule(&here.route.place, all(vec![when.clone(), is]), then));
             }
         }
         let reply = Reply { status: missing(action), ..Reply::default() };
-        rules.push(rule(&route.place, when.clone(), Then::Reply(reply)));
+        rules.push(rule(&here.route.place, when.clone(), Then::Reply(reply)));
     }
 
-    fn forward(
-        &mut self,
-        route: &'c Tree,
-        host: &'c Tree,
-        action: &'c Tree,
-        named: Option<&str>,
-        within: &Within<'c>,
-    ) -> Then {
+    fn forward(&mut self, here: Here<'c>, action: &'c Tree, named: Option<&str>) -> Then {
+        let Here { route, host, within } = here;
         let weighted = parts::weighted(action);
         let pools = match named.or_else(|| action.some_text("cluster")) {
             Some(name) => vec![(name.to_owned(), 1)],
@@ -220,10 +221,12 @@ impl<'c> Converter<'c> {
     }
 
     fn host(&mut self, action: &Tree, taken: &[&Tree], pools: &[(String, u32)]) -> Option<String> {
-        if let [one] = taken {
-            if let Some(host) = one.some_text("host_rewrite_literal") {
-                return Some(host.into());
-            }
+        let of_cluster = match taken {
+            [one] => one.some_text("host_rewrite_literal"),
+            _ => None,
+        };
+        if let Some(host) = of_cluster {
+            return Some(host.into());
         }
         if let Some(host) = action.some_text("host_rewrite_literal") {
             return Some(host.into());
@@ -371,6 +374,12 @@ impl<'c> Converter<'c> {
                 let bare = parts::without_port(host, None);
                 let port = host[bare.len()..].trim_start_matches(':').parse().ok();
                 location.host = Some(bare.into());
+                if let (Some(field), Some(_), Some(_)) =
+                    (redirect.entry("host_redirect"), port, location.port)
+                {
+                    let how = "its port gives way to port_redirect; Envoy writes both";
+                    self.notes.approximated(&field.place, how);
+                }
                 location.port = location.port.or(port);
             }
             None => {

@@ -99,7 +99,7 @@ fn blocks(routes: &Tree) -> Vec<Block<'_>> {
             domains.push((rank(domain), domain, host));
         }
     }
-    domains.sort_by(|a, b| b.0.cmp(&a.0));
+    domains.sort_by_key(|(rank, ..)| std::cmp::Reverse(*rank));
     let mut blocks: Vec<Block<'_>> = Vec::new();
     for (_, domain, host) in domains {
         let own = blocks.iter().rposition(|block| std::ptr::eq(block.host, host));

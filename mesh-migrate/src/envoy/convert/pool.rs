@@ -91,24 +91,18 @@ impl Converter<'_> {
             let question = "Endpoints are found by an extension. Until it is said, there are those that are written here.";
             self.notes.decision(&field.place, question, &["write them down", "a name of DNS"]);
         }
-        if kind == "ORIGINAL_DST" {
-            if let Some(field) = cluster.entry("type") {
+        match (kind, cluster.entry("type")) {
+            ("ORIGINAL_DST", Some(field)) => {
                 let question =
                     "Connections go where the client wanted to go. Until it is said, nowhere.";
-                self.notes.decision(
-                    &field.place,
-                    question,
-                    &["intercept with our agent", "write endpoints down"],
-                );
+                let choices = ["intercept with our agent", "write endpoints down"];
+                self.notes.decision(&field.place, question, &choices);
             }
-        }
-        if kind == "LOGICAL_DNS" {
-            if let Some(field) = cluster.entry("type") {
-                self.notes.approximated(
-                    &field.place,
-                    "all addresses of the name take connections, not the first only",
-                );
+            ("LOGICAL_DNS", Some(field)) => {
+                let how = "all addresses of the name take connections, not the first only";
+                self.notes.approximated(&field.place, how);
             }
+            _ => {}
         }
         let Some(assignment) = self.config.load_assignment(cluster) else { return Vec::new() };
         let weighs = parts::weighs_localities(cluster);

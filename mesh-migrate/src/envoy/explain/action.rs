@@ -2,9 +2,11 @@
 
 use super::{
     Asked, Why,
+    arrival::{METHODS, absolute, target, without_internal},
     matching::{Seen, Takes, cookie},
     mutation::Headers,
     parts,
+    redirect::{location, replaced, status},
 };
 use crate::{
     envoy::{re2, tree::Tree},
@@ -78,13 +80,18 @@ impl<'c> Asked<'c> {
 
     fn action(&self, hcm: &Tree, levels: [&'c Tree; 3], seen: &Seen<'_>, why: &mut Why) -> Outcome {
         let [.., route] = levels;
+        let mut order: Vec<&Tree> = levels.into_iter().rev().collect();
+        if levels[0].is("most_specific_header_mutations_wins") {
+            order.reverse();
+        }
+        let added = || Headers::of_answer(&order, seen.http, self.source);
         if let Some(redirect) = route.msg("redirect") {
             let matcher = route.msg("match");
             why.at(&redirect.place, "redirect");
-            return redirected(status(redirect), location(redirect, matcher, seen));
+            return with(redirected(status(redirect), location(redirect, matcher, seen)), added());
         }
         if let Some(direct) = route.msg("direct_response") {
-            return response(direct, why);
+            return with(response(direct, why), added());
         }
         match route.msg("route") {
             Some(action) => self.forward(hcm, levels, action, seen, why),
@@ -211,152 +218,22 @@ impl<'c> Asked<'c> {
     }
 }
 
-fn answered(status: u16) -> Outcome {
+pub(super) fn answered(status: u16) -> Outcome {
     Outcome::Answered { status, headers: Vec::new(), body: None }
 }
 
-fn redirected(status: u16, location: String) -> Outcome {
+fn with(outcome: Outcome, added: Vec<(String, String)>) -> Outcome {
+    match outcome {
+        Outcome::Answered { status, mut headers, body } => {
+            headers.extend(added);
+            Outcome::Answered { status, headers, body }
+        }
+        other => other,
+    }
+}
+
+pub(super) fn redirected(status: u16, location: String) -> Outcome {
     Outcome::Answered { status, headers: vec![("location".into(), location)], body: None }
-}
-
-/// Those that the parser of HTTP/1 takes.
-const METHODS: [&str; 34] = [
-    "ACL",
-    "BIND",
-    "CHECKOUT",
-    "CONNECT",
-    "COPY",
-    "DELETE",
-    "GET",
-    "HEAD",
-    "LINK",
-    "LOCK",
-    "MERGE",
-    "MKACTIVITY",
-    "MKCALENDAR",
-    "MKCOL",
-    "MOVE",
-    "MSEARCH",
-    "M-SEARCH",
-    "NOTIFY",
-    "OPTIONS",
-    "PATCH",
-    "POST",
-    "PROPFIND",
-    "PROPPATCH",
-    "PURGE",
-    "PUT",
-    "REBIND",
-    "REPORT",
-    "SEARCH",
-    "SOURCE",
-    "SUBSCRIBE",
-    "TRACE",
-    "UNBIND",
-    "UNLOCK",
-    "UNSUBSCRIBE",
-];
-
-/// Headers that clients outside may not send. Nobody counts as inside unless
-/// `internal_address_config` says so.
-fn without_internal(http: &Http, routes: &Tree) -> Http {
-    let is_internal = |name: &str| {
-        let name = name.to_ascii_lowercase();
-        name.starts_with("x-envoy-")
-            || routes.texts("internal_only_headers").any(|own| own.eq_ignore_ascii_case(&name))
-    };
-    let headers = http.headers.iter().filter(|(name, _)| !is_internal(name)).cloned().collect();
-    Http { headers, ..http.clone() }
-}
-
-/// A target `http://host/path` goes before `Host`.
-fn absolute(http: &Http) -> Option<Http> {
-    let rest =
-        http.target.strip_prefix("http://").or_else(|| http.target.strip_prefix("https://"))?;
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (host, target) = rest.split_at(end);
-    let slash = if target.starts_with('/') { "" } else { "/" };
-    Some(Http { host: Some(host.into()), target: format!("{slash}{target}"), ..http.clone() })
-}
-
-/// `path_with_escaped_slashes_action`, `normalize_path`, `merge_slashes`.
-fn target(hcm: &Tree, sent: &str, why: &mut Why) -> Result<String, Outcome> {
-    if sent.contains('#') || !sent.is_ascii() {
-        why.at(&hcm.place, "a path with a fragment, or with what is not ASCII");
-        return Err(answered(400));
-    }
-    let (path, query) = sent.split_at(sent.find('?').unwrap_or(sent.len()));
-    let mut path = path.to_owned();
-    let lower = path.to_ascii_lowercase();
-    let escaped = ["%2f", "%5c"].iter().any(|escape| lower.contains(escape));
-    match hcm.text("path_with_escaped_slashes_action") {
-        Some("REJECT_REQUEST") if escaped => {
-            why.at(&hcm.place, "an escaped slash in the path");
-            return Err(answered(400));
-        }
-        Some(action @ ("UNESCAPE_AND_REDIRECT" | "UNESCAPE_AND_FORWARD")) if escaped => {
-            for (from, to) in [("%2f", "/"), ("%2F", "/"), ("%5c", "/"), ("%5C", "/")] {
-                path = path.replace(from, to);
-            }
-            why.at(&hcm.place, format!("{action}: {path}"));
-            if action == "UNESCAPE_AND_REDIRECT" {
-                return Err(redirected(307, format!("{path}{query}")));
-            }
-        }
-        _ => {}
-    }
-    if hcm.is("normalize_path") {
-        path = normalized(&path);
-    }
-    if hcm.is("merge_slashes") {
-        while path.contains("//") {
-            path = path.replace("//", "/");
-        }
-    }
-    let target = format!("{path}{query}");
-    if target != sent {
-        why.at(&hcm.place, format!("the path is taken as {path}"));
-    }
-    Ok(target)
-}
-
-/// RFC 3986, 6.2.2: dots are resolved, escapes in upper case, and those of unreserved
-/// characters undone; `\` is `/`.
-fn normalized(path: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = path.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| *first == b'%') {
-            Some(byte) => {
-                let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-                match is_plain {
-                    true => bytes.push(byte),
-                    false => bytes.extend([b"%", &after[..2]].concat()),
-                }
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(if *first == b'\\' { b'/' } else { *first });
-                rest = after;
-            }
-        }
-    }
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let mut out: Vec<&str> = Vec::new();
-    let parts: Vec<&str> = text.split('/').skip(1).collect();
-    for (at, part) in parts.iter().enumerate() {
-        let is_last = at + 1 == parts.len();
-        match *part {
-            "." => out.extend(is_last.then_some("")),
-            ".." => {
-                out.pop();
-                out.extend(is_last.then_some(""));
-            }
-            part => out.push(part),
-        }
-    }
-    format!("/{}", out.join("/"))
 }
 
 /// The first route that takes it.
@@ -387,65 +264,6 @@ fn first<'c>(routes: &Tree, host: &'c Tree, seen: &Seen<'_>, why: &mut Why) -> O
         }
     }
     None
-}
-
-fn status(redirect: &Tree) -> u16 {
-    match redirect.text("response_code") {
-        Some("FOUND") => 302,
-        Some("SEE_OTHER") => 303,
-        Some("TEMPORARY_REDIRECT") => 307,
-        Some("PERMANENT_REDIRECT") => 308,
-        _ => 301,
-    }
-}
-
-/// "RedirectAction".
-fn location(redirect: &Tree, matcher: Option<&Tree>, seen: &Seen<'_>) -> String {
-    let scheme = match redirect.some_text("scheme_redirect") {
-        Some(scheme) => scheme,
-        None if redirect.is("https_redirect") => "https",
-        None => seen.scheme,
-    };
-    let port = redirect.count("port_redirect").filter(|port| *port > 0);
-    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-    let host = match redirect.some_text("host_redirect") {
-        Some(host) => host,
-        None => {
-            let bare = parts::without_port(seen.authority, None);
-            let own = &seen.authority[bare.len()..];
-            let is_default = matches!((seen.scheme, own), ("http", ":80") | ("https", ":443"));
-            let drops = !port.is_empty() || (scheme != seen.scheme && is_default);
-            if drops { bare } else { seen.authority }
-        }
-    };
-    let path = seen.path();
-    let mut query = &seen.target[path.len()..];
-    let mut to = if let Some(to) = redirect.some_text("path_redirect") {
-        if to.contains('?') {
-            return format!("{scheme}://{host}{port}{to}");
-        }
-        to.to_owned()
-    } else if let Some(to) = redirect.some_text("prefix_rewrite") {
-        replaced(matcher, path, to)
-    } else if let Some(rewrite) = redirect.msg("regex_rewrite") {
-        re2::replace(rewrite, path)
-    } else {
-        path.to_owned()
-    };
-    if redirect.is("strip_query") {
-        query = "";
-    }
-    to.push_str(query);
-    format!("{scheme}://{host}{port}{to}")
-}
-
-/// What matched is replaced: a prefix, or the whole path.
-fn replaced(matcher: Option<&Tree>, path: &str, to: &str) -> String {
-    let prefix = matcher.and_then(|m| m.text("prefix").or_else(|| m.text("path_separated_prefix")));
-    match prefix.and_then(|prefix| path.get(prefix.len()..)) {
-        Some(rest) => format!("{to}{rest}"),
-        None => to.to_owned(),
-    }
 }
 
 fn response(direct: &Tree, why: &mut Why) -> Outcome {

@@ -31,13 +31,17 @@ impl Headers {
     /// One level: removals, then what overwrites, then what is appended. Values and
     /// conditions are of what is there after the removals.
     pub(super) fn apply(&mut self, level: &Tree) {
-        for name in level.texts("request_headers_to_remove") {
+        self.apply_of(level, ["request_headers_to_remove", "request_headers_to_add"]);
+    }
+
+    fn apply_of(&mut self, level: &Tree, [remove, add]: [&str; 2]) {
+        for name in level.texts(remove) {
             let name = name.to_ascii_lowercase();
             self.all.retain(|(known, _)| *known != name);
             self.touched.insert(name);
         }
         let (mut overwrites, mut appends) = (Vec::new(), Vec::new());
-        for option in level.messages("request_headers_to_add") {
+        for option in level.messages(add) {
             let Some((name, value)) = self.header(option) else { continue };
             let is_there = self.first(&name).is_some();
             match option.text("append_action").unwrap_or("APPEND_IF_EXISTS_OR_ADD") {
@@ -58,6 +62,20 @@ impl Headers {
             self.touched.insert(name.clone());
             self.all.push((name, value));
         }
+    }
+
+    /// What the levels add to an answer of Envoy itself, whose headers are not there yet.
+    pub(super) fn of_answer(
+        levels: &[&Tree],
+        http: &Http,
+        source: std::net::IpAddr,
+    ) -> Vec<(String, String)> {
+        let mut headers = Self::of(http, source);
+        headers.all.clear();
+        for level in levels {
+            headers.apply_of(level, ["response_headers_to_remove", "response_headers_to_add"]);
+        }
+        headers.all
     }
 
     fn header(&mut self, option: &Tree) -> Option<(String, String)> {

@@ -12,6 +12,7 @@ fn problem(text: &str) -> String {
 const CLUSTER: &str = "static_resources:\n  clusters:\n  - name: a\n";
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn what_is_wrong_has_a_place() {
     let hcm = |inner: &str| {
         format!(

@@ -1,0 +1,150 @@
+//! What the connection manager makes of a request before it asks for a route.
+
+use super::{
+    Why,
+    action::{answered, redirected},
+};
+use crate::{
+    envoy::tree::Tree,
+    request::{Http, Outcome},
+};
+
+/// Those that the parser of HTTP/1 takes.
+pub(super) const METHODS: [&str; 34] = [
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "M-SEARCH",
+    "NOTIFY",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+/// Headers that clients outside may not send. Nobody counts as inside unless
+/// `internal_address_config` says so.
+pub(super) fn without_internal(http: &Http, routes: &Tree) -> Http {
+    let is_internal = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("x-envoy-")
+            || routes.texts("internal_only_headers").any(|own| own.eq_ignore_ascii_case(&name))
+    };
+    let headers = http.headers.iter().filter(|(name, _)| !is_internal(name)).cloned().collect();
+    Http { headers, ..http.clone() }
+}
+
+/// A target `http://host/path` goes before `Host`.
+pub(super) fn absolute(http: &Http) -> Option<Http> {
+    let rest =
+        http.target.strip_prefix("http://").or_else(|| http.target.strip_prefix("https://"))?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (host, target) = rest.split_at(end);
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    Some(Http { host: Some(host.into()), target: format!("{slash}{target}"), ..http.clone() })
+}
+
+/// `path_with_escaped_slashes_action`, `normalize_path`, `merge_slashes`.
+pub(super) fn target(hcm: &Tree, sent: &str, why: &mut Why) -> Result<String, Outcome> {
+    if sent.contains('#') || !sent.is_ascii() {
+        why.at(&hcm.place, "a path with a fragment, or with what is not ASCII");
+        return Err(answered(400));
+    }
+    let (path, query) = sent.split_at(sent.find('?').unwrap_or(sent.len()));
+    let mut path = path.to_owned();
+    let lower = path.to_ascii_lowercase();
+    let escaped = ["%2f", "%5c"].iter().any(|escape| lower.contains(escape));
+    match hcm.text("path_with_escaped_slashes_action") {
+        Some("REJECT_REQUEST") if escaped => {
+            why.at(&hcm.place, "an escaped slash in the path");
+            return Err(answered(400));
+        }
+        Some(action @ ("UNESCAPE_AND_REDIRECT" | "UNESCAPE_AND_FORWARD")) if escaped => {
+            for (from, to) in [("%2f", "/"), ("%2F", "/"), ("%5c", "/"), ("%5C", "/")] {
+                path = path.replace(from, to);
+            }
+            why.at(&hcm.place, format!("{action}: {path}"));
+            if action == "UNESCAPE_AND_REDIRECT" {
+                return Err(redirected(307, format!("{path}{query}")));
+            }
+        }
+        _ => {}
+    }
+    if hcm.is("normalize_path") {
+        path = normalized(&path);
+    }
+    if hcm.is("merge_slashes") {
+        while path.contains("//") {
+            path = path.replace("//", "/");
+        }
+    }
+    let target = format!("{path}{query}");
+    if target != sent {
+        why.at(&hcm.place, format!("the path is taken as {path}"));
+    }
+    Ok(target)
+}
+
+/// RFC 3986, 6.2.2: dots are resolved, escapes in upper case, and those of unreserved
+/// characters undone; `\` is `/`.
+fn normalized(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = path.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| *first == b'%') {
+            Some(byte) => {
+                let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+                match is_plain {
+                    true => bytes.push(byte),
+                    false => bytes.extend([b"%", &after[..2]].concat()),
+                }
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(if *first == b'\\' { b'/' } else { *first });
+                rest = after;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut out: Vec<&str> = Vec::new();
+    let parts: Vec<&str> = text.split('/').skip(1).collect();
+    for (at, part) in parts.iter().enumerate() {
+        let is_last = at + 1 == parts.len();
+        match *part {
+            "." => out.extend(is_last.then_some("")),
+            ".." => {
+                out.pop();
+                out.extend(is_last.then_some(""));
+            }
+            part => out.push(part),
+        }
+    }
+    format!("/{}", out.join("/"))
+}

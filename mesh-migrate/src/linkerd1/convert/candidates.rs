@@ -125,8 +125,17 @@ impl Universe {
         let known = self.names.iter().filter(|name| name.len() >= count);
         let mut names: BTreeSet<Vec<String>> = known.map(|name| name[..count].to_vec()).collect();
         if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
-            self.is_cut.set(true);
+            // All together are too many: those that follow each other somewhere, and each
+            // alone in each place.
             names.extend(self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec));
+            for place in 0..count {
+                names.extend(labels().map(|label| {
+                    let mut name = vec![PROBE.to_owned(); count];
+                    name[place] = label.to_owned();
+                    name
+                }));
+            }
+            self.is_cut.set(self.is_cut.get() || names.len() > MAX_NAMES);
             return names.into_iter().take(MAX_NAMES).collect();
         }
         let mut all = vec![Vec::new()];
@@ -243,6 +252,28 @@ pub(super) fn candidates(kind: &IdentifierKind, universe: &Universe) -> Vec<Cand
             Vec::new()
         }
     }
+}
+
+/// Requests that an identifier refuses with 400: those whose path is no name.
+pub(super) fn refused(kind: &IdentifierKind) -> Option<Condition> {
+    let label = r"(?:[0-9A-Za-z_:.#$%-]|\\x[0-9a-fA-F]{2})+";
+    let name = Text::Pattern(format!("(?:/{label})*/?"));
+    let (is_any, is_name) = match kind {
+        IdentifierKind::HeaderPath(header, _) if header == ":path" => {
+            (Condition::Always, Condition::Path(name))
+        }
+        IdentifierKind::Header(header) | IdentifierKind::HeaderPath(header, _) => {
+            let header = field(header);
+            let is_name = match kind {
+                IdentifierKind::Header(_) => Text::Pattern(format!("/|(?:/{label})+")),
+                _ => name,
+            };
+            let is_any = Condition::Header(header.clone(), Text::Pattern("(?s).+".into()));
+            (is_any, Condition::Header(header, is_name))
+        }
+        _ => return None,
+    };
+    Some(Condition::All(vec![is_any, Condition::Not(Box::new(is_name))]))
 }
 
 pub(super) fn candidate(when: Condition, below: Name) -> Candidate {
@@ -430,6 +461,7 @@ fn by_header(header: &str, universe: &Universe) -> Vec<Candidate> {
         let one = candidate(when, Name::of(name));
         all.push(Candidate { sample: with_header(one.sample.clone(), &header, &value), ..one });
     };
+    add(Vec::new(), Text::Exact("/".into()));
     for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
         if name.iter().any(|label| label != PROBE) {
             let path = Name::of(&name).to_string();

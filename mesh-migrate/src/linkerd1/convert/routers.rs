@@ -12,7 +12,7 @@ use super::{
         namers::Origin,
         world::{Files, World},
     },
-    candidates::{Candidate, Universe, candidate, candidates},
+    candidates::{Candidate, Universe, candidate, candidates, refused},
     incoming,
     labels::{ANYBODY, ODD, PROBE},
     pools::{Pools, Source, label, unique, whole},
@@ -26,6 +26,7 @@ use crate::{
         Then,
     },
     request::{Kind, Request},
+    source::Place,
 };
 
 /// Work for all names of a router together.
@@ -100,7 +101,14 @@ pub(super) fn http(
             }
             kind => candidates(kind, &universe),
         };
-        run.one(&mut context, &found, &mut rules);
+        if let Some(when) = refused(&identifier.kind) {
+            let then = Then::Reply(Reply { status: 400, ..Reply::default() });
+            rules.push(Rule { place: identifier.place.clone(), when, then });
+        }
+        if let IdentifierKind::MethodAndHost(_) = identifier.kind {
+            run.http10(&identifier.place, ledger);
+        }
+        run.one(&mut context, &found, universe.is_cut.get(), &mut rules);
     }
     if universe.is_cut.get() || run.work > MAX_WORK {
         ledger.decision(
@@ -217,8 +225,29 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Names of HTTP/1.0, which say no host.
+    fn http10(&mut self, place: &Place, ledger: &mut Ledger) {
+        let to = self.resolve(&Name::of(["1.0", "GET"]));
+        if to.is_nowhere() {
+            let how = "requests of HTTP/1.0, which got 502, are treated as those of HTTP/1.1";
+            return ledger.approximated(place, how);
+        }
+        let to: Vec<String> = to.targets.iter().map(|target| target.client.to_string()).collect();
+        let question = format!(
+            "requests of HTTP/1.0 go to {} whatever their host, and here as those of HTTP/1.1: are there any?",
+            to.join(", ")
+        );
+        ledger.decision(place, question, &["there are none", "give them a listener of their own"]);
+    }
+
     /// Rules of one identifier: for names, then for patterns, then for all others.
-    fn one(&mut self, context: &mut Context<'_>, all: &[Candidate], out: &mut Vec<Rule>) {
+    fn one(
+        &mut self,
+        context: &mut Context<'_>,
+        all: &[Candidate],
+        is_cut: bool,
+        out: &mut Vec<Rule>,
+    ) {
         let mut found = Vec::new();
         for one in all {
             // The last stands for all others, and must be known.
@@ -227,8 +256,10 @@ impl<'a> Run<'a> {
             }
             let mut to = self.resolve(&one.below);
             self.note(one, &to);
-            if one.is_pattern() && to.mentions(ANYBODY) {
-                // It goes to a name of the request itself, which has no pool.
+            // A name of the request itself has no pool; and where names were not tried,
+            // the rest may not be like the others.
+            let is_open = to.mentions(ANYBODY) || (one.is_rest && (is_cut || self.work > MAX_WORK));
+            if one.is_pattern() && is_open {
                 to.status = Some(502);
             }
             found.push((one, to));

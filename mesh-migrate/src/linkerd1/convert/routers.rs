@@ -32,6 +32,9 @@ use crate::{
 /// Work for all names of a router together.
 const MAX_WORK: usize = 20_000_000;
 
+/// Names that two routers are compared by.
+const MAX_COMPARED: usize = 300;
+
 /// What a router is converted with.
 pub(super) struct Asked<'a> {
     pub config: &'a Config,
@@ -209,6 +212,8 @@ impl<'a> Run<'a> {
             Client::Error(wrong) => Some(wrong.clone()),
             _ => None,
         });
+        let shares: Vec<f64> = to.targets.iter().map(|target| target.share).collect();
+        let is_rounded = !whole(&shares).1;
         let answers_a_share = to.status.is_none()
             && to.targets.iter().any(|target| match &target.client {
                 Client::Name(bound) => matches!(bound.from, Origin::Status(_)),
@@ -219,6 +224,7 @@ impl<'a> Run<'a> {
             seen.is_used = true;
             seen.knows_some |= knows_some;
             seen.answers_a_share |= answers_a_share;
+            seen.is_rounded |= is_rounded;
             let known = seen.goes_anywhere.take();
             seen.goes_anywhere = known.into_iter().chain(anywhere.clone()).min_by_key(String::len);
             seen.error = seen.error.take().or_else(|| error.clone());
@@ -291,11 +297,17 @@ impl<'a> Run<'a> {
         let place = self.asked.router.interpreter.transformers.first().map(|t| t.place.clone());
         let place = place.unwrap_or_else(|| self.asked.router.node.place.clone());
         let mut others = Vec::new();
+        let mut left = MAX_COMPARED;
         for one in all.iter().filter(|one| !one.is_pattern()) {
+            if left == 0 || self.work > MAX_WORK {
+                others.push("those that were not compared".to_owned());
+                break;
+            }
             let to = self.resolve(&one.below);
-            if to.is_nowhere() || self.work > MAX_WORK {
+            if to.is_nowhere() {
                 continue;
             }
+            left -= 1;
             let mut http = one.sample.clone();
             if let Some(path) = &one.path
                 && matches!(path, crate::program::PathChange::Pattern { .. })

@@ -20,6 +20,10 @@ use crate::{
 
 /// Labels that are tried, at most.
 const MAX_LABELS: usize = 3_000;
+/// Segments of a path that are tried alone, at most.
+const MAX_SEGMENTS: usize = 8;
+/// Methods that are told apart, at most.
+const MAX_METHODS: usize = 24;
 /// Names of several labels that are tried, at most.
 const MAX_NAMES: usize = 3_000;
 
@@ -89,33 +93,34 @@ impl Universe {
     /// Labels, runs of them as domains or with ports, and both below the domains of
     /// `subdomainOf`.
     fn spell(&mut self, runs: &BTreeSet<Vec<String>>, domains: &BTreeSet<String>, has_ports: bool) {
+        let joined = |run: &[String], by: &str| {
+            run.iter().rev().map(String::as_str).collect::<Vec<_>>().join(by)
+        };
         let mut plain = BTreeSet::new();
-        for labels in runs {
-            plain.extend(labels.iter().cloned());
+        for labels in runs.iter().take(MAX_LABELS) {
+            plain.extend(labels.iter().take(MAX_LABELS).cloned());
             for length in 2..=4 {
+                plain.extend(labels.windows(length).take(MAX_LABELS).map(|run| joined(run, ".")));
+            }
+            if has_ports {
+                let pairs = labels.windows(2).take(MAX_LABELS);
                 plain.extend(
-                    labels.windows(length).map(|run| {
-                        run.iter().rev().map(String::as_str).collect::<Vec<_>>().join(".")
-                    }),
+                    pairs.flat_map(|pair| [joined(pair, ":"), format!("{}:{}", pair[0], pair[1])]),
                 );
             }
+            if plain.len() > MAX_LABELS {
+                break;
+            }
         }
-        if has_ports {
-            let pairs = runs.iter().flat_map(|labels| labels.windows(2));
-            plain.extend(pairs.flat_map(|pair| {
-                [format!("{}:{}", pair[0], pair[1]), format!("{}:{}", pair[1], pair[0])]
-            }));
-        }
-        let below = domains.iter().flat_map(|domain| {
-            let subs = plain.iter().cloned().chain([PROBE.to_owned(), deep()]);
-            subs.map(move |sub| format!("{sub}.{domain}")).collect::<Vec<_>>()
-        });
-        let below: Vec<String> = below.collect();
-        self.is_cut.set(plain.len() + below.len() > MAX_LABELS);
+        let subs = || plain.iter().cloned().chain([PROBE.to_owned(), deep()]);
+        let below =
+            domains.iter().flat_map(|domain| subs().map(move |sub| format!("{sub}.{domain}")));
         // Classes of names that namers tell apart: with dots, with a port, no host.
         let classes = [deep(), format!("{PROBE}:80"), ODD.to_owned(), PROBE.to_owned()];
-        let all = classes.into_iter().chain(plain).chain(below).filter(|label| is_speakable(label));
-        self.labels = all.take(MAX_LABELS).collect();
+        let all = classes.into_iter().chain(plain.iter().cloned()).chain(below);
+        let mut all = all.filter(|label| is_speakable(label));
+        self.labels = all.by_ref().take(MAX_LABELS).collect();
+        self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
     }
 
     /// Names of `count` labels, or of `more` as well.
@@ -124,9 +129,22 @@ impl Universe {
         let all = labels().count().checked_pow(u32::try_from(count).unwrap_or(u32::MAX));
         let known = self.names.iter().filter(|name| name.len() >= count);
         let mut names: BTreeSet<Vec<String>> = known.map(|name| name[..count].to_vec()).collect();
-        if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
+        if count > MAX_SEGMENTS {
             self.is_cut.set(true);
+            return names.into_iter().take(MAX_NAMES).collect();
+        }
+        if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
+            // All together are too many: those that follow each other somewhere, and each
+            // alone in each place.
             names.extend(self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec));
+            for place in 0..count {
+                names.extend(labels().map(|label| {
+                    let mut name = vec![PROBE.to_owned(); count];
+                    name[place] = label.to_owned();
+                    name
+                }));
+            }
+            self.is_cut.set(self.is_cut.get() || names.len() > MAX_NAMES);
             return names.into_iter().take(MAX_NAMES).collect();
         }
         let mut all = vec![Vec::new()];
@@ -245,6 +263,28 @@ pub(super) fn candidates(kind: &IdentifierKind, universe: &Universe) -> Vec<Cand
     }
 }
 
+/// Requests that an identifier refuses with 400: those whose path is no name.
+pub(super) fn refused(kind: &IdentifierKind) -> Option<Condition> {
+    let label = r"(?:[0-9A-Za-z_:.#$%-]|\\x[0-9a-fA-F]{2})+";
+    let name = Text::Pattern(format!("(?:/{label})*/?"));
+    let (is_any, is_name) = match kind {
+        IdentifierKind::HeaderPath(header, _) if header == ":path" => {
+            (Condition::Always, Condition::Path(name))
+        }
+        IdentifierKind::Header(header) | IdentifierKind::HeaderPath(header, _) => {
+            let header = field(header);
+            let is_name = match kind {
+                IdentifierKind::Header(_) => Text::Pattern(format!("/|(?:/{label})+")),
+                _ => name,
+            };
+            let is_any = Condition::Header(header.clone(), Text::Pattern("(?s).+".into()));
+            (is_any, Condition::Header(header, is_name))
+        }
+        _ => return None,
+    };
+    Some(Condition::All(vec![is_any, Condition::Not(Box::new(is_name))]))
+}
+
 pub(super) fn candidate(when: Condition, below: Name) -> Candidate {
     let sample = Http {
         method: "GET".into(),
@@ -304,11 +344,13 @@ fn by_token(header: &str, universe: &Universe) -> Vec<Candidate> {
 fn by_method_and_host(universe: &Universe) -> Vec<Candidate> {
     let is_method =
         |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_uppercase());
-    let mut methods: BTreeSet<&str> =
-        universe.labels.iter().map(String::as_str).filter(|label| is_method(label)).collect();
-    methods.extend(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]);
+    let known = universe.labels.iter().map(String::as_str).filter(|label| is_method(label));
+    let mut methods: BTreeSet<&str> = known.take(MAX_METHODS).collect();
     let hosts: BTreeSet<String> =
-        hosts(universe).iter().map(|label| label.to_lowercase()).collect();
+        hosts(universe).iter().map(|label| label.to_lowercase()).take(MAX_NAMES).collect();
+    let is_cut = methods.len() == MAX_METHODS || hosts.len() == MAX_NAMES;
+    universe.is_cut.set(universe.is_cut.get() || is_cut);
+    methods.extend(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]);
     let identified = Condition::Header("host".into(), Text::Pattern("(?s).+".into()));
     let mut all = Vec::new();
     let hosts = hosts.iter().map(String::as_str).filter(|host| *host != PROBE);
@@ -330,12 +372,7 @@ fn by_method_and_host(universe: &Universe) -> Vec<Candidate> {
             let one = candidate(when, Name::of(["1.1", method, host]));
             let mut sample = with_header(one.sample.clone(), "host", host);
             sample.method = method.to_owned();
-            all.push(Candidate {
-                sample,
-                is_any_method,
-                is_rest: is_probe && is_any_method,
-                ..one
-            });
+            all.push(Candidate { sample, is_any_method, is_rest: is_probe, ..one });
         }
     }
     all
@@ -430,6 +467,7 @@ fn by_header(header: &str, universe: &Universe) -> Vec<Candidate> {
         let one = candidate(when, Name::of(name));
         all.push(Candidate { sample: with_header(one.sample.clone(), &header, &value), ..one });
     };
+    add(Vec::new(), Text::Exact("/".into()));
     for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
         if name.iter().any(|label| label != PROBE) {
             let path = Name::of(&name).to_string();

@@ -20,6 +20,8 @@ pub(super) enum Say {
     Off(&'static str),
     /// A question.
     Ask(&'static str, &'static [&'static str]),
+    /// A question where it is true. False is what we do.
+    AskOn(&'static str, &'static [&'static str]),
     /// An object, or a list of them, with these keys.
     In(&'static [(&'static str, Say)]),
     /// An object, or a list of them, whose keys depend on its `kind`.
@@ -55,11 +57,13 @@ pub(super) fn one(ledger: &mut Ledger, place: &Place, value: &Node, say: Say) {
         Say::Near(how) => {
             ledger.say_until(place, last, Verdict::Approximated { how: how.to_owned() });
         }
-        Say::Off(_) if matches!(value.value, Value::Bool(false)) => ledger.exact(place),
+        Say::Off(_) | Say::AskOn(..) if matches!(value.value, Value::Bool(false)) => {
+            ledger.exact(place);
+        }
         Say::Drop(meaning) | Say::Off(meaning) => {
             ledger.say_until(place, last, Verdict::Dropped { meaning: meaning.to_owned() });
         }
-        Say::Ask(question, choices) => {
+        Say::Ask(question, choices) | Say::AskOn(question, choices) => {
             let choices = choices.iter().map(|&choice| choice.to_owned()).collect();
             let question = question.to_owned();
             ledger.say_until(place, last, Verdict::Decision { question, choices });

@@ -148,11 +148,13 @@ pub(super) fn whole(weights: &[f64]) -> (Vec<u32>, bool) {
     if all <= 0.0 || !all.is_finite() {
         return (vec![1; weights.len()], weights.iter().all(|w| *w == weights[0]));
     }
-    for scale in [1.0, 10.0, 100.0, 1_000.0, 10_000.0] {
-        let scaled: Vec<f64> = weights.iter().map(|weight| weight * scale).collect();
+    let least =
+        weights.iter().copied().filter(|weight| *weight > 0.0).fold(f64::INFINITY, f64::min);
+    for scale in 1..=200 {
+        let scaled: Vec<f64> = weights.iter().map(|w| w / least * f64::from(scale)).collect();
         let is_whole = scaled.iter().all(|s| (s - s.round()).abs() < 1e-6 && *s <= MAX_WEIGHT);
         if is_whole {
-            return (smallest(scaled.iter().map(|s| s.round() as u32).collect()), true);
+            return (scaled.iter().map(|s| s.round() as u32).collect(), true);
         }
     }
     let of = |weight: &f64| (weight / all * MAX_WEIGHT).round() as u32;
@@ -224,7 +226,9 @@ mod tests {
         assert_eq!(whole(&[0.95, 0.05]), (vec![19, 1], true));
         assert_eq!(whole(&[9.0, 1.0]), (vec![9, 1], true));
         assert_eq!(whole(&[1.0, 2.0]), (vec![1, 2], true));
-        assert!(!whole(&[1.0 / 3.0, 2.0 / 3.0]).1);
+        assert_eq!(whole(&[1.0 / 17.0, 12.0 / 17.0, 4.0 / 17.0]), (vec![1, 12, 4], true));
+        assert_eq!(whole(&[0.0, 2.0]), (vec![0, 1], true));
+        assert_eq!(whole(&[1.0, 1000.001]), (vec![10, 9990], false));
         assert_eq!(whole(&[0.0, 0.0]), (vec![1, 1], true));
         assert_eq!(whole(&[]), (vec![], true));
     }

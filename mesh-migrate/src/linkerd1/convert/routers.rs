@@ -12,7 +12,7 @@ use super::{
         namers::Origin,
         world::{Files, World},
     },
-    candidates::{Candidate, Universe, candidate, candidates},
+    candidates::{Candidate, Universe, candidate, candidates, refused},
     incoming,
     labels::{ANYBODY, ODD, PROBE},
     pools::{Pools, Source, label, unique, whole},
@@ -26,10 +26,14 @@ use crate::{
         Then,
     },
     request::{Kind, Request},
+    source::Place,
 };
 
 /// Work for all names of a router together.
 const MAX_WORK: usize = 20_000_000;
+
+/// Names that two routers are compared by.
+const MAX_COMPARED: usize = 300;
 
 /// What a router is converted with.
 pub(super) struct Asked<'a> {
@@ -100,7 +104,14 @@ pub(super) fn http(
             }
             kind => candidates(kind, &universe),
         };
-        run.one(&mut context, &found, &mut rules);
+        if let Some(when) = refused(&identifier.kind) {
+            let then = Then::Reply(Reply { status: 400, ..Reply::default() });
+            rules.push(Rule { place: identifier.place.clone(), when, then });
+        }
+        if let IdentifierKind::MethodAndHost(_) = identifier.kind {
+            run.http10(&identifier.place, ledger);
+        }
+        run.one(&mut context, &found, universe.is_cut.get(), &mut rules);
     }
     if universe.is_cut.get() || run.work > MAX_WORK {
         ledger.decision(
@@ -201,6 +212,8 @@ impl<'a> Run<'a> {
             Client::Error(wrong) => Some(wrong.clone()),
             _ => None,
         });
+        let shares: Vec<f64> = to.targets.iter().map(|target| target.share).collect();
+        let is_rounded = !whole(&shares).1;
         let answers_a_share = to.status.is_none()
             && to.targets.iter().any(|target| match &target.client {
                 Client::Name(bound) => matches!(bound.from, Origin::Status(_)),
@@ -211,14 +224,36 @@ impl<'a> Run<'a> {
             seen.is_used = true;
             seen.knows_some |= knows_some;
             seen.answers_a_share |= answers_a_share;
+            seen.is_rounded |= is_rounded;
             let known = seen.goes_anywhere.take();
             seen.goes_anywhere = known.into_iter().chain(anywhere.clone()).min_by_key(String::len);
             seen.error = seen.error.take().or_else(|| error.clone());
         }
     }
 
+    /// Names of HTTP/1.0, which say no host.
+    fn http10(&mut self, place: &Place, ledger: &mut Ledger) {
+        let to = self.resolve(&Name::of(["1.0", "GET"]));
+        if to.is_nowhere() {
+            let how = "requests of HTTP/1.0, which got 502, are treated as those of HTTP/1.1";
+            return ledger.approximated(place, how);
+        }
+        let to: Vec<String> = to.targets.iter().map(|target| target.client.to_string()).collect();
+        let question = format!(
+            "requests of HTTP/1.0 go to {} whatever their host, and here as those of HTTP/1.1: are there any?",
+            to.join(", ")
+        );
+        ledger.decision(place, question, &["there are none", "give them a listener of their own"]);
+    }
+
     /// Rules of one identifier: for names, then for patterns, then for all others.
-    fn one(&mut self, context: &mut Context<'_>, all: &[Candidate], out: &mut Vec<Rule>) {
+    fn one(
+        &mut self,
+        context: &mut Context<'_>,
+        all: &[Candidate],
+        is_cut: bool,
+        out: &mut Vec<Rule>,
+    ) {
         let mut found = Vec::new();
         for one in all {
             // The last stands for all others, and must be known.
@@ -227,8 +262,10 @@ impl<'a> Run<'a> {
             }
             let mut to = self.resolve(&one.below);
             self.note(one, &to);
-            if one.is_pattern() && to.mentions(ANYBODY) {
-                // It goes to a name of the request itself, which has no pool.
+            // A name of the request itself has no pool; and where names were not tried,
+            // the rest may not be like the others.
+            let is_open = to.mentions(ANYBODY) || (one.is_rest && (is_cut || self.work > MAX_WORK));
+            if one.is_pattern() && is_open {
                 to.status = Some(502);
             }
             found.push((one, to));
@@ -260,11 +297,17 @@ impl<'a> Run<'a> {
         let place = self.asked.router.interpreter.transformers.first().map(|t| t.place.clone());
         let place = place.unwrap_or_else(|| self.asked.router.node.place.clone());
         let mut others = Vec::new();
+        let mut left = MAX_COMPARED;
         for one in all.iter().filter(|one| !one.is_pattern()) {
+            if left == 0 || self.work > MAX_WORK {
+                others.push("those that were not compared".to_owned());
+                break;
+            }
             let to = self.resolve(&one.below);
-            if to.is_nowhere() || self.work > MAX_WORK {
+            if to.is_nowhere() {
                 continue;
             }
+            left -= 1;
             let mut http = one.sample.clone();
             if let Some(path) = &one.path
                 && matches!(path, crate::program::PathChange::Pattern { .. })

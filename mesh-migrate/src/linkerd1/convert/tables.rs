@@ -246,23 +246,20 @@ const ONE_NAME: Say = Exact;
 const IDENTIFIERS: &[Kind] = &[
     ("io.l5d.header.token", ONE_NAME, &[("header", Exact)]),
     ("io.l5d.headerToken", Near("an older name of io.l5d.header.token"), &[("header", Exact)]),
-    (
-        "io.l5d.header",
-        Near("rules compare the header as text, not as a path"),
-        &[("header", Exact)],
-    ),
+    ("io.l5d.header", ONE_NAME, &[("header", Exact)]),
     (
         "io.l5d.methodAndHost",
-        Near(
-            "requests of HTTP/1.0 are treated as those of HTTP/1.1: Linkerd gives them names without a host",
-        ),
+        ONE_NAME,
         &[(
             "httpUriInDst",
-            Near("rules are for all paths of a host: entries that name a path are not followed"),
+            AskOn(
+                "the path is a part of the name, and rules are for all paths of a host: does an entry name a path?",
+                &["none does", "write rules for those paths"],
+            ),
         )],
     ),
     ("io.l5d.path", ONE_NAME, &[("segments", Exact), ("consume", Exact)]),
-    ("io.l5d.header.path", NAME_OF_PATH, &[("header", Exact), ("segments", Exact)]),
+    ("io.l5d.header.path", ONE_NAME, &[("header", Exact), ("segments", Exact)]),
     (
         "io.l5d.headerPath",
         Near("an older name of io.l5d.header.path"),
@@ -278,9 +275,6 @@ const IDENTIFIERS: &[Kind] = &[
         &[("host", Drop("Pilot is not asked")), ("port", Drop("Pilot is not asked"))],
     ),
 ];
-
-const NAME_OF_PATH: Say =
-    Near("a path with an empty segment, or a character that names have not, was refused with 400");
 
 const INGRESS: Say =
     Near("the Ingresses that are there now are converted; patterns of Java are read as ours");

@@ -10,6 +10,7 @@ pub(super) struct Use {
     pub goes_anywhere: Option<String>,
     pub error: Option<String>,
     pub answers_a_share: bool,
+    pub is_rounded: bool,
 }
 
 /// What an entry has become.
@@ -35,6 +36,9 @@ pub(super) fn verdict(seen: &Use) -> Verdict {
             how: "of a union, the share that Linkerd answers itself (`$`, a status) gets 503 here"
                 .into(),
         };
+    }
+    if seen.is_rounded {
+        return Verdict::Approximated { how: "shares are whole parts of ten thousand".into() };
     }
     if seen.knows_some {
         return Verdict::Approximated {

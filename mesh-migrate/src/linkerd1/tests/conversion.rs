@@ -43,8 +43,14 @@ pub(in super::super) fn gist(answer: &Answer, with_port: bool) -> String {
         *shares.entry(at).or_default() += share;
     }
     let all: f64 = shares.values().sum();
-    let shares: Vec<_> = shares.iter().map(|(at, s)| format!("{at} {:.3}", s / all)).collect();
+    let shares: Vec<_> =
+        shares.iter().map(|(at, s)| format!("{at} {}", rounded(s / all))).collect();
     format!("{} as {}", shares.join(", "), to.target.as_deref().unwrap_or_default())
+}
+
+/// In thousandths, so that no common fraction is between two.
+fn rounded(share: f64) -> f64 {
+    (share * 1000.0 + 0.2137).floor()
 }
 
 fn is_blank(line: &str) -> bool {

@@ -96,3 +96,35 @@ fn large_tables_end_soon() {
     assert_eq!(program.listeners.len(), 1);
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
+
+#[test]
+fn hostile_tables_are_converted_soon() {
+    let wide = "/svc => /svc/x | /svc/y & /svc/z ;";
+    let domains: String = (0..3_000)
+        .map(|n| format!("/svc => /$/io.buoyant.http.subdomainOfPfx/d{n}.corp/p{n} ;"))
+        .collect();
+    let methods: String = (0..200)
+        .map(|n: u8| {
+            format!(
+                "/svc/1.1/M{}{} => /#/x ;",
+                char::from(b'A' + n % 26),
+                char::from(b'A' + n / 26)
+            )
+        })
+        .collect();
+    for (table, identifier) in [
+        (wide, "{kind: io.l5d.header.token}"),
+        (&domains, "{kind: io.l5d.header.token}"),
+        (&methods, "{kind: io.l5d.methodAndHost}"),
+        (&methods, "{kind: io.l5d.path, segments: 100000}"),
+        (&methods, "{kind: io.l5d.header.path}"),
+    ] {
+        let start = now();
+        let yaml = format!(
+            "routers: [{{protocol: http, servers: [{{port: 1}}], identifier: {identifier}, dtab: '{table}'}}]"
+        );
+        let config = Config::read(&Source::of("l", &yaml)).unwrap();
+        let _ = convert(&config, &World::default(), &no_files, &[]);
+        assert!(start.elapsed().as_secs() < 60, "{:?} {identifier} {table:.40}", start.elapsed());
+    }
+}

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        config::Config,
+        config::{Config, Protocol},
         convert::convert,
         dtab::{Dentry, Dtab},
         explain::delegate,
@@ -84,7 +84,7 @@ fn dtab() -> impl Strategy<Value = String> {
     prop::collection::vec(entry(), 0..7).prop_map(|entries| entries.join(" ;\n      "))
 }
 
-const IDENTIFIERS: [&str; 10] = [
+const IDENTIFIERS: [&str; 14] = [
     "{kind: io.l5d.header.token}",
     "{kind: io.l5d.header.token, header: x-svc}",
     "{kind: io.l5d.methodAndHost}",
@@ -92,6 +92,10 @@ const IDENTIFIERS: [&str; 10] = [
     "{kind: io.l5d.path, segments: 1, consume: true}",
     "{kind: io.l5d.path, segments: 2, consume: true}",
     "{kind: io.l5d.header}",
+    "{kind: io.l5d.header.path}",
+    "{kind: io.l5d.header.path, segments: 1}",
+    "{kind: io.l5d.header.path, segments: 2}",
+    "[{kind: io.l5d.header.path, header: x-svc, segments: 1}, {kind: io.l5d.header.token}]",
     "{kind: io.l5d.static, path: /web}",
     "[{kind: io.l5d.header.token, header: x-svc}, {kind: io.l5d.path}]",
     "{kind: io.l5d.ingress}",
@@ -126,14 +130,13 @@ prop_compose! {
         client in prop::sample::select(&CLIENTS[..]),
         interpreter in prop_oneof![5 => Just(INTERPRETERS[0]), 1 => prop::sample::select(&INTERPRETERS[..])],
         style in 0..3u8,
-        is_thrift in prop::bool::weighted(0.05),
+        protocol in prop_oneof![12 => Just("http"), 6 => Just("h2"), 1 => Just("thrift")],
     ) -> String {
         let dtab = match style {
             0 => format!("|\n      {dtab}\n"),
             1 => format!("'{}'\n", dtab.replace("# why", "")),
             _ => format!("\"{}\"\n", dtab.replace('\n', "\\n\\\n")),
         };
-        let protocol = if is_thrift { "thrift" } else { "http" };
         format!(
             "# random\nnamers:\n- kind: io.l5d.fs\n  rootDir: d\n- {{kind: io.l5d.consul, prefix: /c,\n   useHealthCheck: true}}\n\
              - kind: io.l5d.rewrite\n  prefix: /rw\n  pattern: '/{{x}}'\n  name: '/#/io.l5d.fs/{{x}}'\n\
@@ -211,7 +214,8 @@ proptest! {
         let world = world();
         let (program, ledger) = convert(&config, &world, &no_files, &[]);
         prop_assert_eq!(ledger.silent_lines(&source, is_blank), Vec::<u32>::new(), "{}", yaml);
-        if program.listeners.is_empty() || config.routers[0].protocol != super::super::config::Protocol::Http {
+        let is_thrift = matches!(config.routers[0].protocol, Protocol::Rpc(_));
+        if program.listeners.is_empty() || is_thrift {
             return Ok(());
         }
         for request in &requests {

@@ -180,6 +180,8 @@ impl<'c> Run<'_, 'c> {
                     all.pools.append(&mut part.pools);
                     all.endpoints.append(&mut part.endpoints);
                     all.is_sticky = false;
+                    // What is not the same for all cannot be said of the request.
+                    all.headers.retain(|header| part.headers.contains(header));
                 }
             }
         }

@@ -27,6 +27,7 @@ mod pass;
 mod pools;
 mod replies;
 mod stream;
+mod values;
 
 /// Rules of all listeners; a configuration that needs more says many times the same.
 const MAX_RULES: usize = 200_000;

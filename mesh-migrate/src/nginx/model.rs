@@ -12,8 +12,10 @@ use super::{
 use crate::source::{Place, Problem};
 
 mod upstream;
+mod values;
 
 pub(super) use upstream::{Key, Map, Method, Upstream, endpoint, seconds};
+pub(super) use values::{Geo, Split};
 
 /// What nginx serves.
 #[derive(Debug)]
@@ -28,8 +30,8 @@ pub(super) struct Side<'c> {
     pub(super) upstreams: BTreeMap<String, Upstream<'c>>,
     /// By the variable that they make.
     pub(super) maps: BTreeMap<String, Map<'c>>,
-    /// Variables of `geo`, `split_clients` and others.
-    pub(super) others: BTreeMap<String, &'c Directive>,
+    pub(super) splits: BTreeMap<String, Split<'c>>,
+    pub(super) geos: BTreeMap<String, Geo<'c>>,
     /// In order of the files.
     pub(super) servers: Vec<Server<'c>>,
 }
@@ -187,8 +189,12 @@ impl<'c> Side<'c> {
                 let map = Map::of(inner)?;
                 self.maps.insert(variable(inner, 1)?, map);
             }
-            "geo" | "split_clients" => {
-                self.others.insert(variable(inner, inner.args.len().saturating_sub(1))?, inner);
+            "split_clients" => {
+                self.splits.insert(variable(inner, 1)?, Split::of(inner)?);
+            }
+            "geo" => {
+                let last = inner.args.len().saturating_sub(1);
+                self.geos.insert(variable(inner, last)?, Geo::of(inner));
             }
             "server" => self.servers.push(Server::of(&[block, inner], inner, is_http)?),
             _ => {}

@@ -138,6 +138,8 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     fn hop(&mut self, directive: &Directive, name: &str, value: &Template) {
+        // `map $http_upgrade $connection_upgrade` is what nginx' manual has for WebSocket.
+        value.variable().into_iter().for_each(|name| self.used(name));
         if name == "connection" && value.0.is_empty() {
             return self.exact(directive);
         }

@@ -9,6 +9,7 @@ use crate::{
         explain::is_url,
         model::{self, Kind, Location},
         pattern::Pattern,
+        template::Part,
     },
     program::PathChange,
 };
@@ -293,7 +294,7 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         if flag == "break"
             && here.location.is_some()
-            && let Some(substitution) = substitution(to)
+            && let Some(substitution) = substitution(to, Some(&pattern))
         {
             self.exact(directive);
             let path =
@@ -336,6 +337,8 @@ impl<'m, 'c> Work<'m, 'c> {
         };
         let when = all([when.clone(), holds]);
         self.exact(directive);
+        let variable = directive.arg(0).trim_start_matches("($").trim_end_matches(')');
+        self.used(&variable.to_ascii_lowercase());
         let inner = here.with(directive);
         let before = at.set.clone();
         let ends = self.rewrites(at, &inner, directive, &when, rules);
@@ -465,18 +468,22 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 }
 
-/// What `regex` replaces by; nothing if there are variables or a query.
-pub(super) fn substitution(to: &str) -> Option<String> {
+/// What `regex` replaces by; nothing if there is a query, or a variable that is no group.
+pub(super) fn substitution(to: &str, groups: Option<&Pattern>) -> Option<String> {
     let template = Template::of(to).ok()?;
+    let named = |name: &str| {
+        let mut names = groups.into_iter().flat_map(Pattern::names).flatten();
+        names.find(|known| known.eq_ignore_ascii_case(name))
+    };
     let mut out = String::new();
     for part in &template.0 {
         match part {
-            crate::nginx::template::Part::Text(text) if text.contains('?') => return None,
-            crate::nginx::template::Part::Text(text) => out += text,
-            crate::nginx::template::Part::Variable(group) => {
-                group.parse::<u8>().ok()?;
+            Part::Text(text) if text.contains('?') => return None,
+            Part::Text(text) => out += text,
+            Part::Variable(group) if group.parse::<u8>().is_ok() => {
                 out = format!("{out}${{{group}}}");
             }
+            Part::Variable(group) => out = format!("{out}${{{}}}", named(group)?),
         }
     }
     Some(out)

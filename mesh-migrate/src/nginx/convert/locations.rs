@@ -37,7 +37,10 @@ impl<'c> Work<'_, 'c> {
             out.sure.push((exact(&location.text), Leaf::Location(location)));
         }
         let is_static = |l: &&Location<'_>| l.is_prefix() || matches!(l.kind, Kind::Exact);
-        for location in level.iter().filter(|location| location.redirects()) {
+        let mut redirecting: Vec<_> =
+            level.iter().filter(|location| location.redirects()).collect();
+        redirecting.sort_by_key(|location| !matches!(location.kind, Kind::Exact));
+        for location in redirecting {
             let without = &location.text[..location.text.len() - 1];
             if !without.is_empty() && !level.iter().filter(is_static).any(|l| l.text == without) {
                 out.sure.push((exact(without), Leaf::Redirect(location)));

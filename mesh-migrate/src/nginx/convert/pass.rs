@@ -41,6 +41,29 @@ impl<'m, 'c> Work<'m, 'c> {
             if let Some(by) = by {
                 self.exact(by);
             }
+            let model = self.model;
+            let split = target
+                .variables()
+                .find_map(|name| Some((name.to_owned(), model.http.splits.get(name)?)));
+            if let Some((name, split)) = split {
+                let mut forward = Forward { path: rewritten.clone(), ..Forward::default() };
+                let shares = (&target, name.as_str(), split);
+                match self.shares(at, here, pass, shares, &mut forward) {
+                    Ok(()) => {
+                        let then = Then::Forward(Box::new(forward));
+                        rules.push(Rule { place: pass.place.clone(), when, then });
+                    }
+                    Err((directive, wrong)) => {
+                        self.decision(
+                            directive,
+                            wrong,
+                            &["weights of a route", "a fixed upstream"],
+                        );
+                        rules.push(refusal(directive, when, 501));
+                    }
+                }
+                continue;
+            }
             let Some((url, rest)) = authority(&target) else {
                 let said = by.unwrap_or(pass);
                 match target.constant() {
@@ -137,7 +160,7 @@ impl<'m, 'c> Work<'m, 'c> {
                         Part::Variable(name) => format!("${{{name}}}"),
                     })
                     .collect();
-                let substitution = substitution(&format!("{}{text}", url.uri));
+                let substitution = substitution(&format!("{}{text}", url.uri), here.groups);
                 let (Some(substitution), Some(groups)) = (substitution, here.groups) else {
                     return Err("it has variables that a path of ours cannot".into());
                 };
@@ -162,34 +185,30 @@ impl<'m, 'c> Work<'m, 'c> {
         let mut open = vec![(Condition::Always, self.expanded(at, written), None, 0)];
         let mut done = Vec::new();
         while let Some((when, target, by, depth)) = open.pop() {
-            let model = self.model;
-            let map = target
-                .variables()
-                .find_map(|name| Some((name.to_owned(), model.http.maps.get(name)?)));
-            let Some((name, map)) = map else {
+            let found = target.variables().find_map(|name| {
+                let choices = self.choices(at, name)?;
+                Some((name.to_owned(), choices))
+            });
+            let Some((name, choices)) = found else {
                 done.push((when, target, by));
                 continue;
             };
             if depth > 8 || open.len() + done.len() > MAX_TARGETS {
                 return Err("maps make too many of it".into());
             }
-            self.exact(map.directive);
-            for (condition, to, entry) in self.map_conditions(at, map)?.into_iter().rev() {
+            for (condition, to, entry) in choices?.0.into_iter().rev() {
                 let to = self.expanded(at, &to);
-                let parts = target.0.iter().flat_map(|part| match part {
-                    Part::Variable(known) if *known == name => to.0.clone(),
-                    part => vec![part.clone()],
-                });
-                let target = self.expanded(at, &Template(parts.collect()));
+                let target = self.with(at, &target, &name, &to);
                 open.push((all([when.clone(), condition]), target, entry.or(by), depth + 1));
             }
+            self.used(&name);
         }
         Ok(done)
     }
 }
 
 /// The address, and what of the path has variables.
-fn authority(target: &Template) -> Option<(Url, Vec<Part>)> {
+pub(super) fn authority(target: &Template) -> Option<(Url, Vec<Part>)> {
     let Some((Part::Text(first), rest)) = target.0.split_first() else { return None };
     let url = Url::of(first)?;
     let is_path = |name: &str| ["request_uri", "uri", "document_uri"].contains(&name);

@@ -5,11 +5,7 @@ use super::{
     leaf::{Here, substitution},
 };
 use crate::{
-    nginx::{
-        model::{Key, Map},
-        pattern::Pattern,
-        template::Part,
-    },
+    nginx::{pattern::Pattern, template::Part},
     program::{Location, PathChange},
 };
 
@@ -175,27 +171,42 @@ impl<'m, 'c> Work<'m, 'c> {
         let (operator, operand) = (words.next().unwrap_or(""), words.next().unwrap_or("").trim());
         let name = Part::Variable(variable.to_ascii_lowercase());
         let subject = self.expanded(at, &Template(vec![name]));
+        let compare = |subject: &Template| self.compare(at, subject, operator, operand);
+        if let Some(name) = subject.variable()
+            && let Some(found) = self.of_choices(at, name, &|value| compare(value).ok().flatten())
+        {
+            return found;
+        }
+        compare(&subject)?.ok_or_else(wrong)
+    }
+
+    fn compare(
+        &self,
+        at: &At<'m, 'c>,
+        subject: &Template,
+        operator: &str,
+        operand: &str,
+    ) -> Result<Option<Condition>, String> {
         let not = |condition: Condition| Condition::Not(Box::new(condition));
-        let found = match operator {
+        Ok(match operator {
             "" => {
-                let empty = self.test(&subject, &Test::Equals("", false)).ok_or_else(wrong)?;
-                let zero = self.test(&subject, &Test::Equals("0", false)).ok_or_else(wrong)?;
-                Some(not(Condition::Any(vec![empty, zero])))
+                let empty = self.test(subject, &Test::Equals("", false));
+                let zero = self.test(subject, &Test::Equals("0", false));
+                empty.zip(zero).map(|(empty, zero)| not(Condition::Any(vec![empty, zero])))
             }
             "=" | "!=" => {
                 let operand = Template::of(operand).map(|operand| self.expanded(at, &operand))?;
-                let operand = operand.constant().ok_or_else(wrong)?;
-                let equal = self.test(&subject, &Test::Equals(&operand, false));
+                let Some(operand) = operand.constant() else { return Ok(None) };
+                let equal = self.test(subject, &Test::Equals(&operand, false));
                 if operator == "=" { equal } else { equal.map(not) }
             }
             "~" | "~*" | "!~" | "!~*" => {
                 let pattern = Pattern::of(operand, operator.ends_with('*'))?;
-                let matches = self.test(&subject, &Test::Matches(&pattern));
+                let matches = self.test(subject, &Test::Matches(&pattern));
                 if operator.starts_with('!') { matches.map(not) } else { matches }
             }
             _ => None,
-        };
-        found.ok_or_else(wrong)
+        })
     }
 
     /// A condition on one variable, or on what is known already.
@@ -273,45 +284,6 @@ impl<'m, 'c> Work<'m, 'c> {
                 .then(|| Condition::Source(vec![(*address).to_owned()])),
             _ => None,
         }
-    }
-
-    /// Entries of a map as conditions, in the order that nginx asks them in.
-    pub(super) fn map_conditions(
-        &self,
-        at: &At<'m, 'c>,
-        map: &'m Map<'c>,
-    ) -> Result<Vec<(Condition, Template, Option<&'c Directive>)>, String> {
-        let subject = self.expanded(at, &map.source);
-        let mut ranked = Vec::new();
-        let wrong =
-            || format!("the map of {} is on something that rules cannot see", map.directive.place);
-        for (at, (key, to, directive)) in map.entries.iter().enumerate() {
-            let (rank, test) = match key {
-                Key::Exact(text) => ((0, 0, at), Test::Equals(text, true)),
-                Key::Both(text) => {
-                    let exact = self.test(&subject, &Test::Equals(text, true)).ok_or_else(wrong)?;
-                    ranked.push(((0, 0, at), exact, to, *directive));
-                    let below = format!(".{text}");
-                    let below_is = self.test(&subject, &Test::Below(&below)).ok_or_else(wrong)?;
-                    ranked.push(((1, usize::MAX - below.len(), at), below_is, to, *directive));
-                    continue;
-                }
-                Key::Below(text) => ((1, usize::MAX - text.len(), at), Test::Below(text)),
-                Key::Tail(text) => ((2, usize::MAX - text.len(), at), Test::Tail(text)),
-                Key::Regex(pattern) => {
-                    ((3, 0, at), Test::Matches(pattern.as_ref().map_err(Clone::clone)?))
-                }
-            };
-            ranked.push((rank, self.test(&subject, &test).ok_or_else(wrong)?, to, *directive));
-        }
-        ranked.sort_by_key(|(rank, ..)| *rank);
-        let mut all: Vec<_> =
-            ranked.into_iter().map(|(_, when, to, d)| (when, to.clone(), Some(d))).collect();
-        match &map.default {
-            Some((to, directive)) => all.push((Condition::Always, to.clone(), Some(directive))),
-            None => all.push((Condition::Always, Template(Vec::new()), None)),
-        }
-        Ok(all)
     }
 }
 
@@ -405,7 +377,7 @@ fn path(
                     Part::Variable(name) => format!("${{{name}}}"),
                 })
                 .collect();
-            let substitution = substitution(&text)?;
+            let substitution = substitution(&text, groups)?;
             Some(PathChange::Pattern { pattern: groups?.replacing(), substitution, all: false })
         }
     };

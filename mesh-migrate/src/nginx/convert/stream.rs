@@ -111,6 +111,9 @@ impl<'m, 'c> Work<'m, 'c> {
         };
         self.exact(pass);
         self.exact(map.directive);
+        for hostnames in map.directive.all("hostnames") {
+            self.exact(hostnames);
+        }
         self.by_server_name(map, &manner, rules);
     }
 
@@ -125,6 +128,10 @@ impl<'m, 'c> Work<'m, 'c> {
                     ((1, usize::MAX - text.len() - 1, at), vec![format!("*.{text}")])
                 }
                 Key::Below(text) => ((1, usize::MAX - text.len(), at), vec![format!("*{text}")]),
+                Key::Exact(_) if map.default.as_ref().is_some_and(|(default, _)| default == to) => {
+                    self.exact(directive);
+                    continue;
+                }
                 Key::Exact(_) | Key::Tail(_) | Key::Regex(_) => {
                     self.decision(directive, "names of TLS are compared whole or by their end: connections that this takes go where the default leads. Which names are meant?", &["whole names", "*.name"]);
                     continue;

@@ -22,26 +22,32 @@ impl<'c> Run<'_, 'c> {
 
     /// The status of a refusal by address.
     pub(super) fn access(&mut self) -> Result<Option<u16>, Problem> {
-        let is_rule = |name: &str| name == "allow" || name == "deny";
-        let of =
-            self.chain.iter().rev().find(|block| block.inside().iter().any(|d| is_rule(&d.name)));
-        let Some(block) = of else { return Ok(None) };
-        for rule in block.inside().iter().filter(|rule| is_rule(&rule.name)) {
-            let block = rule.arg(0);
-            let takes = block == "all"
-                || block != "unix:"
-                    && within(block, self.source).ok_or_else(|| {
-                        bad(&rule.place, format!("{block:?} is no address or block: 10.0.0.0/8"))
-                    })?;
-            if takes {
-                let what = format!("{} {block} takes {}", rule.name, self.source);
-                let refuses = rule.name == "deny";
-                self.step(&rule.place, what);
-                return Ok(refuses.then_some(403));
-            }
-        }
-        Ok(None)
+        let Some(rule) = rule(&self.chain, self.source)? else { return Ok(None) };
+        self.step(&rule.place, format!("{} {} takes {}", rule.name, rule.arg(0), self.source));
+        Ok((rule.name == "deny").then_some(403))
     }
+}
+
+/// The first `allow` or `deny` that takes an address.
+pub(super) fn rule<'c>(
+    chain: &[&'c Directive],
+    source: IpAddr,
+) -> Result<Option<&'c Directive>, Problem> {
+    let is_rule = |directive: &&Directive| directive.name == "allow" || directive.name == "deny";
+    let of = chain.iter().rev().find(|block| block.inside().iter().any(|d| is_rule(&d)));
+    for rule in of.iter().flat_map(|block| block.inside()).filter(is_rule) {
+        let takes = match rule.arg(0) {
+            "all" => true,
+            "unix:" => false,
+            block => within(block, source).ok_or_else(|| {
+                bad(&rule.place, format!("{block:?} is no address or block: 10.0.0.0/8"))
+            })?,
+        };
+        if takes {
+            return Ok(Some(rule));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether an address is in a block (`10.0.0.0/8`, or an address alone).

@@ -73,7 +73,10 @@ impl<'m, 'c> Run<'m, 'c> {
         let is_whole = longest.is_some_and(|location| is(&location));
         let with_slash = [&uri[..], b"/"].concat();
         let lacks = |l: &&Location<'c>| l.redirects() && l.text.as_bytes() == with_slash;
-        if let Some(location) = level.iter().find(lacks).filter(|_| !is_whole) {
+        let is_exact = |l: &&Location<'c>| matches!(l.kind, Kind::Exact);
+        let lacking = level.iter().find(|l| lacks(l) && is_exact(l));
+        let lacking = lacking.or_else(|| level.iter().find(lacks));
+        if let Some(location) = lacking.filter(|_| !is_whole) {
             return Ok(Found::Redirect(location));
         }
         let mut best = Found::Nothing;

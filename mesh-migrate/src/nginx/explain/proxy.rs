@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Directive, Outcome, Problem, Run, bad, model};
 use crate::{
     nginx::{
-        model::{Method, Upstream},
+        model::{Method, Split, Upstream, is_on},
         template::Template,
         uri,
     },
@@ -143,10 +143,57 @@ impl<'c> Run<'_, 'c> {
     }
 
     fn pass(&mut self, pass: &'c Directive) -> Result<Outcome, Problem> {
+        let template = Template::of(pass.arg(0)).map_err(|wrong| bad(&pass.place, wrong))?;
+        let model = self.model;
+        let split = template.variables().find_map(|name| {
+            // `set` may have brought it here.
+            Some((name.to_owned(), model.http.splits.get(name)?))
+        });
+        match split {
+            Some((name, split)) => self.split(pass, &template, &name, split),
+            None => self.pass_to(pass, &template),
+        }
+    }
+
+    /// Shares of `split_clients`: which one a request has is in a hash.
+    fn split(
+        &mut self,
+        pass: &'c Directive,
+        template: &Template,
+        name: &str,
+        split: &Split<'c>,
+    ) -> Result<Outcome, Problem> {
+        let mut all: Option<Forwarded> = None;
+        for (share, value, directive) in &split.parts {
+            let share = f64::from(*share) / 10_000.0;
+            let value = self.text(value).map_err(|wrong| bad(&directive.place, wrong))?;
+            self.step(&directive.place, format!("for {} percent", share * 100.0));
+            self.maps.insert(name.to_owned(), value);
+            let Outcome::Forwarded(mut part) = self.pass_to(pass, template)? else {
+                return Err(bad(&directive.place, "some requests are not passed on here"));
+            };
+            part.pools.iter_mut().for_each(|(_, part)| *part *= share);
+            part.endpoints.iter_mut().for_each(|(_, part)| *part *= share);
+            match &mut all {
+                None => all = Some(part),
+                Some(all) => {
+                    all.pools.append(&mut part.pools);
+                    all.endpoints.append(&mut part.endpoints);
+                    all.is_sticky = false;
+                    // What is not the same for all cannot be said of the request.
+                    all.headers.retain(|header| part.headers.contains(header));
+                }
+            }
+        }
+        self.maps.remove(name);
+        let all = all.ok_or_else(|| bad(&split.directive.place, "there are no shares"))?;
+        Ok(Outcome::Forwarded(all))
+    }
+
+    fn pass_to(&mut self, pass: &'c Directive, template: &Template) -> Result<Outcome, Problem> {
         let wrong = |wrong: String| bad(&pass.place, wrong);
-        let template = Template::of(pass.arg(0)).map_err(wrong)?;
         let is_constant = template.constant().is_some();
-        let value = self.text(&template).map_err(wrong)?;
+        let value = self.text(template).map_err(wrong)?;
         let value = String::from_utf8_lossy(&value).into_owned();
         let url = match Url::of(&value) {
             Some(url) => url,
@@ -198,6 +245,7 @@ impl<'c> Run<'_, 'c> {
             }
         };
         let headers = self.headers(&url);
+        self.manner(pass, &url);
         self.step(&pass.place, format!("passed on to {pool} as {target}"));
         if endpoints.is_empty() {
             self.step(&pass.place, "all its servers are down: 502");
@@ -210,6 +258,25 @@ impl<'c> Run<'_, 'c> {
             target: Some(target),
             headers,
         }))
+    }
+
+    /// How the application is spoken to.
+    fn manner(&mut self, pass: &Directive, url: &Url) {
+        let version = model::inherited(&self.chain, "proxy_http_version");
+        let version = version.map_or("1.0", |version| version.arg(0));
+        let mut how = format!("HTTP/{version}");
+        if url.is_tls {
+            let verifies = is_on(&self.chain, "proxy_ssl_verify", false);
+            let names = is_on(&self.chain, "proxy_ssl_server_name", false);
+            let name = model::inherited(&self.chain, "proxy_ssl_name");
+            let name = name.map_or(url.host(), |name| name.arg(0));
+            how += &format!(
+                " in TLS, {}, {}",
+                if names { format!("asking for {name}") } else { "asking for no name".into() },
+                if verifies { "proving it" } else { "believing everybody" },
+            );
+        }
+        self.step(&pass.place, how);
     }
 
     /// The request line that is sent (`ngx_http_proxy_create_request`).

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, net::SocketAddr};
 
-use super::{Problem, bad, model, proxy, servers, variables};
+use super::{Problem, access, bad, model, proxy, servers, variables};
 use crate::{
     nginx::{
         model::{Key, Method, Model, Server},
@@ -34,7 +34,11 @@ pub(super) fn explain(
     let mut step = |place: &Place, what: String| {
         why.push(Step { place: Some(place.clone()), what });
     };
-    let outcome = if let Some(returns) = server.directive.all("return").next() {
+    let refusal = access::rule(&server.chain, request.source)?;
+    let outcome = if let Some(rule) = refusal.filter(|rule| rule.name == "deny") {
+        step(&rule.place, format!("deny {} takes {}", rule.arg(0), request.source));
+        Outcome::Closed
+    } else if let Some(returns) = server.directive.all("return").next() {
         step(&returns.place, "nginx answers and closes".into());
         Outcome::Closed
     } else {

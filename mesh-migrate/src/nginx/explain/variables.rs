@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use regex::bytes::Captures;
 
-use super::{Directive, Run};
+use super::{Directive, Run, access::within};
 use crate::nginx::{
-    model::{Key, Map},
+    model::{Geo, Key, Map},
     pattern::Pattern,
     template::{Part, Template},
 };
@@ -87,14 +87,31 @@ impl Run<'_, '_> {
         if self.known.contains(name) {
             return Ok(Vec::new());
         }
-        if let Some(of) = model.http.others.get(name) {
-            return Err(format!(
-                "${name} is of {} at {}, which is not followed",
-                of.name, of.place
-            ));
+        if let Some(split) = model.http.splits.get(name) {
+            let place = &split.directive.place;
+            return Err(format!("${name} is one of several by the hash of {place}"));
+        }
+        if let Some(geo) = model.http.geos.get(name) {
+            return self.geo(geo);
         }
         self.built_in(name)
             .ok_or_else(|| format!("what ${name} is cannot be known from the configuration"))
+    }
+
+    fn geo(&mut self, geo: &Geo<'_>) -> Result<Vec<u8>, String> {
+        if geo.is_odd {
+            let place = &geo.directive.place;
+            return Err(format!(
+                "the geo of {place} uses more than blocks of the client's address"
+            ));
+        }
+        let source = self.source;
+        let block = geo.blocks.iter().find(|(block, ..)| within(block, source) == Some(true));
+        let found = block.map(|(_, _, value, directive)| (value, directive));
+        let default = || geo.default.as_ref().map(|(value, directive)| (value, directive));
+        let Some((value, directive)) = found.or_else(default) else { return Ok(Vec::new()) };
+        self.step(&directive.place, format!("{value:?} is chosen for {source}"));
+        Ok(value.clone().into_bytes())
     }
 
     fn built_in(&mut self, name: &str) -> Option<Vec<u8>> {

@@ -18,6 +18,7 @@ pub mod decide;
 pub mod envoy;
 pub mod haproxy;
 pub mod ledger;
+pub mod legacy;
 pub mod linkerd1;
 pub mod nginx;
 pub mod objects;

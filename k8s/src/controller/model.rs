@@ -301,6 +301,7 @@ impl Model {
         Some(ClusterService {
             name: name.of_mesh(),
             address: seen.address.clone(),
+            second_address: seen.second_address.clone(),
             exported_to: seen.exported_to.clone(),
             exported_to_all: seen.exported_to_all,
         })

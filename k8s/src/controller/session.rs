@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use mesh_api::{
     VERSIONS,
     v1::{
-        ClusterHello, ClusterNews, ClusterReply, ClusterRequest, Heartbeat,
+        ClusterHello, ClusterNews, ClusterReply, ClusterRequest, Endpoint, Heartbeat,
         cluster_client::ClusterClient, cluster_request::Request as Asked,
     },
 };
@@ -36,7 +36,9 @@ const MAX_MESSAGE: usize = 32 << 20;
 pub(super) struct Session {
     pub(super) socket: PathBuf,
     pub(super) seen: Seen,
+    /// Without workloads: they change all the time.
     pub(super) news: watch::Sender<Option<ClusterNews>>,
+    pub(super) workloads: watch::Sender<Option<Vec<Endpoint>>>,
     pub(super) figures: Figures,
     pub(super) ready: Condition,
 }
@@ -141,10 +143,21 @@ impl Session {
             log::warn!(pod = refusal.pod.as_str(), service = refusal.service.as_str(),
                 detail = refusal.detail.as_str(); "federation refuses what the cluster has");
         }
-        if let Some(news) = reply.news {
-            self.news.send_replace(Some(news));
+        if let Some(mut news) = reply.news {
+            replace(&self.workloads, std::mem::take(&mut news.workloads));
+            replace(&self.news, news);
         }
     }
+}
+
+/// Wakes nobody for what is the same.
+fn replace<T: PartialEq>(to: &watch::Sender<Option<T>>, new: T) {
+    to.send_if_modified(|known| {
+        let new = Some(new);
+        let differs = *known != new;
+        *known = new;
+        differs
+    });
 }
 
 async fn send(tx: &mpsc::Sender<ClusterRequest>, request: Asked) -> Result<(), Status> {

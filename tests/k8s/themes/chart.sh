@@ -178,8 +178,8 @@ done
 k east -n shop annotate service imported isthmus.dev/imported-from=west >/dev/null
 uninstall
 k east -n shop delete service mine >"$WORK/last" 2>&1 || fail "a Service of somebody else is gone: $(cat "$WORK/last")"
-eventually 30 only_left "persistentvolumeclaim/$HERE/state-isthmus-0" "secret/$HERE/isthmus-root"
-step 'uninstalled, it leaves the root and the state of the site, and nothing else'
+eventually 30 only_left customresourcedefinition//workloads.isthmus.dev "persistentvolumeclaim/$HERE/state-isthmus-0" "secret/$HERE/isthmus-root"
+step 'uninstalled, it leaves the root and the state of the site, the kind Workload, and nothing else'
 
 succeeds 'install again' helm east install isthmus $CHART -n $HERE --wait --timeout 120s "${SET[@]}"
 [ "$(rooted)" = "$root" ] || fail 'another root'
@@ -201,7 +201,7 @@ written() {
         --gateway-service node-port "$@"
 }
 for address in '' gw.east.example:443; do
-    helm east template isthmus $CHART -n $HERE --kube-version 1.33.0 --skip-tests "${SET[@]}" \
+    helm east template isthmus $CHART -n $HERE --kube-version 1.33.0 --skip-tests --include-crds "${SET[@]}" \
         --set createNamespace=true,sweep=false ${address:+--set "gateway.addresses={$address}"} | grep -v '^#' >"$WORK/chart"
     # shellcheck disable=SC2086
     written ${address:+--gateway $address} | grep -v '^#' | diff "$WORK/chart" - >"$WORK/difference" ||

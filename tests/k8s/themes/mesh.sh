@@ -28,6 +28,19 @@ seen=$(for pod in $(pods east orders); do saw east "$pod"; done | sort -u)
 [ "$seen" = 'inbound orders.shop by direct: spiffe://east.example/ns/shop/sa/client' ] || fail "the application: $seen"
 step "the application's proxies have seen: $seen"
 
+# Of both families.
+k east -n shop patch service orders -p '{"spec":{"ipFamilyPolicy":"RequireDualStack"}}' >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+second=$(k east -n shop get service orders -o jsonpath='{.spec.clusterIPs[1]}')
+over_mesh() {
+    asks east "[$second]" && [ "$(saw east deployment/client)" = "$client" ] && [ "$(requests_of_client)" -gt "$before" ]
+}
+requests_of_client() {
+    k east -n shop logs deployment/client -c isthmus-proxy | grep -c '"peer"'
+}
+before=$(requests_of_client)
+eventually 20 over_mesh
+step "and by $second, over mTLS, too"
+
 machine control bookworm
 machine web1 bookworm
 add_application web1
@@ -57,6 +70,20 @@ by_machine() {
 eventually 20 by_machine
 step "and a machine reaches a pod: $(back); it has seen: $(by_machine)"
 
+# web READY REASON: the object that shows it, once it is so.
+web_is() {
+    local said
+    said=$(k east -n shop get workloads -l isthmus.dev/service=web -o json | jq -r '.items[] |
+        .spec.site + " " + .spec.host + " " + .spec.identity + " " + (.status.conditions[] | select(.type == "Ready") | .status + " " + .reason)')
+    [ "$said" = "west web1 spiffe://west.example/ns/shop/sa/web $1 $2" ] || { echo "$said"; return 1; }
+}
+eventually 20 web_is True Healthy
+in_machine web1 systemctl stop web
+eventually 30 web_is False Unhealthy
+in_machine web1 systemctl start web
+eventually 30 web_is True Healthy
+step "the machine's application is an object of the cluster: $(k east -n shop get workloads --no-headers | tr -s ' ')"
+
 # Who is not of the mesh.
 k east create namespace plain >/dev/null
 k east -n plain run stranger --image isthmus.example/box:1 --command -- busybox sleep 1000 >/dev/null
@@ -75,4 +102,8 @@ no_import() {
     ! k east -n shop get service web
 }
 eventually 20 no_import
+no_workload() {
+    [ -z "$(k east -n shop get workloads -o name)" ]
+}
+eventually 20 no_workload
 step 'an import that has ended is no Service any more'

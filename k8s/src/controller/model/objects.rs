@@ -180,6 +180,8 @@ impl ServicePort {
 pub(crate) struct ServiceSeen {
     /// Its ClusterIP, empty for none.
     pub(crate) address: String,
+    /// That of the other family, empty for none.
+    pub(crate) second_address: String,
     pub(super) ports: Vec<ServicePort>,
     pub(crate) exported_to: Vec<String>,
     pub(crate) exported_to_all: bool,
@@ -191,6 +193,7 @@ impl ServiceSeen {
     pub(crate) fn read(service: &Service, problems: &mut Vec<Problem>) -> Self {
         let spec = service.spec.clone().unwrap_or_default();
         let address = spec.cluster_ip.filter(|ip| ip != "None").unwrap_or_default();
+        let second_address = spec.cluster_ips.and_then(|ips| ips.into_iter().nth(1));
         let opaque = opaque_ports(service, problems);
         let ports = spec.ports.unwrap_or_default().into_iter();
         let ports = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
@@ -206,7 +209,8 @@ impl ServiceSeen {
         let ports = ports.collect();
         let (exported_to_all, exported_to) = export(service, problems);
         let is_ours = service.labels().get(MANAGED_BY).is_some_and(|by| by == US);
-        Self { address, ports, exported_to, exported_to_all, is_ours }
+        let second_address = second_address.unwrap_or_default();
+        Self { address, second_address, ports, exported_to, exported_to_all, is_ours }
     }
 }
 

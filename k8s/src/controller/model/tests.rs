@@ -22,6 +22,7 @@ fn service(name: &str) -> Value {
         "metadata": { "name": name, "namespace": "shop" },
         "spec": {
             "clusterIP": "10.96.0.7",
+            "clusterIPs": ["10.96.0.7", "fd00:96::7"],
             "ports": [
                 { "name": "http", "port": 80 },
                 { "name": "dns", "port": 53, "protocol": "UDP" },
@@ -118,7 +119,8 @@ fn a_pod_backs_the_services_whose_slices_name_it() {
     assert_eq!(register.health(), Health::Healthy);
     let locality = register.locality.as_ref().unwrap();
     assert_eq!([&locality.region, &locality.zone, &locality.host], ["eu", "eu-1", "n1"]);
-    assert_eq!(told.services[0].address, "10.96.0.7");
+    let addresses = [&*told.services[0].address, &*told.services[0].second_address];
+    assert_eq!(addresses, ["10.96.0.7", "fd00:96::7"]);
     assert_eq!(cluster.told(), ClusterChange::default(), "nothing is said twice");
     assert_eq!(cluster.problems, []);
 }

@@ -176,9 +176,12 @@ for name in imported mine; do
     k east -n shop label service $name app.kubernetes.io/managed-by=isthmus >/dev/null
 done
 k east -n shop annotate service imported isthmus.dev/imported-from=west >/dev/null
+workload='{"apiVersion":"isthmus.dev/v1alpha1","kind":"Workload","metadata":{"name":"web-west-aa","labels":{"app.kubernetes.io/managed-by":"isthmus"}},
+    "spec":{"service":"web","site":"west","identity":"spiffe://west.example/ns/shop/sa/web","ports":["http"]}}'
+k east -n shop create -f - <<<"$workload" >"$WORK/last" 2>&1 || fail "a workload: $(cat "$WORK/last")"
 uninstall
 k east -n shop delete service mine >"$WORK/last" 2>&1 || fail "a Service of somebody else is gone: $(cat "$WORK/last")"
-eventually 30 only_left customresourcedefinition//workloads.isthmus.dev "persistentvolumeclaim/$HERE/state-isthmus-0" "secret/$HERE/isthmus-root"
+eventually 30 only_left apiservice//v1alpha1.isthmus.dev customresourcedefinition//workloads.isthmus.dev "persistentvolumeclaim/$HERE/state-isthmus-0" "secret/$HERE/isthmus-root"
 step 'uninstalled, it leaves the root and the state of the site, the kind Workload, and nothing else'
 
 succeeds 'install again' helm east install isthmus $CHART -n $HERE --wait --timeout 120s "${SET[@]}"

@@ -47,9 +47,11 @@ impl Complaints {
         let (tx, mut rx) = mpsc::channel::<(Event, ObjectReference)>(WAITING);
         let instance = std::env::var("POD_NAME").ok();
         let reporter = Reporter { controller: "isthmus-controller".into(), instance };
-        let recorder = Recorder::new(client, reporter);
         tokio::spawn(async move {
             while let Some((event, about)) = rx.recv().await {
+                // One that remembers counts a second problem of an object as the
+                // first again, and its note is lost.
+                let recorder = Recorder::new(client.clone(), reporter.clone());
                 if let Err(error) = recorder.publish(&event, &about).await {
                     log::warn!(error:%, reason = event.reason.as_str(); "an event is not published");
                 }

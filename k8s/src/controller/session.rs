@@ -8,8 +8,7 @@ use mesh_api::{
     VERSIONS,
     v1::{
         ClusterHello, ClusterNews, ClusterRefusal, ClusterReply, ClusterRequest, Endpoint,
-        Heartbeat,
-        cluster_client::ClusterClient, cluster_request::Request as Asked,
+        Heartbeat, cluster_client::ClusterClient, cluster_request::Request as Asked,
     },
 };
 use mesh_runtime::{admin::Condition, clock::unix_millis, drain::Drain};

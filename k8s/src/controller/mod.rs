@@ -91,6 +91,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         news,
         workloads,
         figures,
+        complaints: complaints.clone(),
         ready: readiness.condition("federation"),
     };
     drain.spawn(session.run(drain.clone()));

@@ -88,7 +88,7 @@ step 'lint takes it; mistakes are named; every container has requests and a limi
 
 # before USER: what meshctl finds out by kubectl, as that one.
 before() {
-    in_network east env PATH="$BIN:$PATH" KUBECONFIG="$WORK/east/pki/$1.conf" "$PROGRAMS/meshctl" check --pre --context here
+    in_network east env PATH="$BIN:$PATH" KUBECONFIG="$WORK/east/pki/$1.conf" "$PROGRAMS/meshctl" check --pre --context east
 }
 before admin >"$WORK/last" 2>&1 && fail 'content without a node and a StorageClass'
 grep -q 'no node that runs Linux' "$WORK/last" || fail "$(cat "$WORK/last")"

@@ -71,7 +71,9 @@ impl Cluster {
 
     fn slice(&mut self, value: Value) {
         let slice: EndpointSlice = serde_json::from_value(value).unwrap();
-        self.model.slice(Name::of(&slice), SliceSeen::read(&slice).unwrap());
+        let read = SliceSeen::read(&slice, &mut self.problems).unwrap();
+        self.problems.extend(self.model.misplaced(&read));
+        self.model.slice(Name::of(&slice), read);
     }
 
     fn node(&mut self, labels: Value) {
@@ -101,6 +103,31 @@ fn running() -> Cluster {
     let told = cluster.told();
     assert_eq!((told.pods.len(), told.services.len()), (1, 1), "{told:?}");
     cluster
+}
+
+/// Its name comes before that of the real one.
+#[test]
+fn a_slice_by_hand_takes_no_pod_away() {
+    let mut cluster = running();
+    for (address, says) in [
+        ("10.9.9.9", "endpoints[0].addresses: 10.9.9.9 is not where pod orders-1 is (10.1.0.7)"),
+        ("orders.example", "endpoints[0].addresses: \"orders.example\" is no address of a pod"),
+    ] {
+        let mut value = slice("a-mistake", "orders", &["u1"]);
+        value["endpoints"][0]["addresses"][0] = json!(address);
+        cluster.slice(value);
+        assert_eq!(cluster.told(), ClusterChange::default());
+        let problem = cluster.problems.pop().unwrap().to_string();
+        assert!(problem.starts_with(says), "{problem}");
+    }
+    let mut both = pod("orders-1", "u1");
+    both["status"]["podIPs"] = json!([{ "ip": "10.1.0.7" }, { "ip": "fd00::7" }]);
+    cluster.pod(both);
+    let mut value = slice("a-mistake", "orders", &["u1"]);
+    value["endpoints"][0]["addresses"][0] = json!("fd00::7");
+    cluster.slice(value);
+    assert_eq!(cluster.told().pods[0].instances[0].address, "[fd00::7]:4143");
+    assert_eq!(cluster.problems, []);
 }
 
 #[test]
@@ -285,15 +312,15 @@ fn fields_that_make_no_sense_are_named_and_do_not_count() {
     let mut value = pod("orders-1", "u1");
     value["metadata"]["annotations"][OPAQUE_PORTS] = json!("0,x,5-3");
     value["metadata"]["annotations"][WEIGHT] = json!("-1");
+    value["metadata"]["labels"][INJECT] = json!("true");
     cluster.pod(value);
     let mut value = service("orders");
     value["metadata"]["labels"] = json!({ EXPORT: "No_Site" });
     cluster.service(value);
     let said: Vec<String> = cluster.problems.iter().map(ToString::to_string).collect();
-    assert_eq!(said.len(), 5, "{said:?}");
-    for (problem, says) in
-        [(0, "\"0\""), (1, "\"x\""), (2, "\"5-3\""), (3, "\"-1\""), (4, "No_Site")]
-    {
+    let expected = ["\"true\"", "\"0\"", "\"x\"", "\"5-3\"", "\"-1\"", "No_Site"];
+    assert_eq!(said.len(), expected.len(), "{said:?}");
+    for (problem, says) in expected.into_iter().enumerate() {
         assert!(said[problem].contains(says) && said[problem].starts_with("metadata."), "{said:?}");
     }
     cluster.model.begin();
@@ -351,4 +378,4 @@ fn many_are_told_in_parts() {
     assert_eq!(empty, [ClusterChange { complete: true, ..ClusterChange::default() }]);
 }
 
-use crate::names::{EXPORT, INJECTED, OPAQUE_PORTS, WEIGHT};
+use crate::names::{EXPORT, INJECT, INJECTED, OPAQUE_PORTS, WEIGHT};

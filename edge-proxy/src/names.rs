@@ -97,6 +97,13 @@ mod tests {
                 ..Service::default()
             })
         };
+        let two = R::Service(Service {
+            name: "both.shop".into(),
+            virtual_address: "10.96.0.7".into(),
+            second_address: "fd00:96::7".into(),
+            ports: vec![port.clone()],
+            ..Service::default()
+        });
         let site =
             Site { name: "east".into(), trust_domain: "east.example".into(), ..Site::default() };
         let all = [
@@ -104,6 +111,7 @@ mod tests {
             service("web.shop", "240.240.0.7"),
             service("six.lab", "fd00::6"),
             service("none.shop", ""),
+            two,
         ];
         let delta = Delta {
             to: Some(Revision { epoch: 1, n: 1 }),
@@ -111,7 +119,8 @@ mod tests {
             ..Delta::default()
         };
         let snapshot = mesh_core::apply(None, &delta).unwrap();
-        let wanted = "six.lab fd00::6\nweb.shop 240.240.0.7\nweb.shop fd69:7374:686d::f0f0:7\n";
+        let wanted = "both.shop 10.96.0.7\nboth.shop fd00:96::7\nsix.lab fd00::6\n\
+                      web.shop 240.240.0.7\nweb.shop fd69:7374:686d::f0f0:7\n";
         assert_eq!(text(&names(&snapshot)), wanted);
     }
 }

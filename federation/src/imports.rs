@@ -246,6 +246,7 @@ fn check_endpoint(endpoint: &Endpoint, peer: Peer<'_>) -> Result<Endpoint, Impor
         weight: endpoint.weight.min(MAX_WEIGHT),
         capacity: endpoint.capacity.min(MAX_WEIGHT),
         health: health.into(),
+        workload: endpoint.workload.chars().filter(char::is_ascii_hexdigit).take(32).collect(),
         // Names cross a link, addresses do not: whatever was said is dropped.
         ..Endpoint::default()
     };

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     authority::{
         State,
-        state::{LinkState, Registration},
+        state::{ClusterAddress, LinkState, Registration},
     },
     feed::{Key, Resources, insert},
     leases::Liveness,
@@ -26,6 +26,11 @@ use crate::{
 };
 
 pub use partial::{Part, partial};
+
+/// Of the hash that names an endpoint.
+const ENDPOINT_BYTES: usize = 12;
+/// Of the one that is the same for every port of an instance.
+const WORKLOAD_BYTES: usize = 8;
 
 /// What [`render`] makes the view from.
 pub struct Sources<'a> {
@@ -82,6 +87,7 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
             manifests.compile(name.as_str(), &ports, sources.default_access);
         rendered.problems.extend(problems);
         set_protocols(&mut merged.ports, &protocols);
+        let (virtual_address, second_address) = virtual_addresses(sources.state, addresses, &name);
         let service = Service {
             policy,
             routes,
@@ -92,7 +98,8 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
             ports: merged.ports,
             exported_to: exported_to(sources.state, &name),
             imported_from: merged.from.iter().map(ToString::to_string).collect(),
-            virtual_address: virtual_address(sources.state, addresses, &name),
+            virtual_address,
+            second_address,
         };
         insert(&mut rendered.resources, R::Service(service));
     }
@@ -100,11 +107,16 @@ pub fn render(sources: &Sources<'_>, addresses: &mut VirtualAddresses) -> Render
     rendered
 }
 
-/// The address that the cluster knows a service by, else one of our own.
-fn virtual_address(state: &State, addresses: &VirtualAddresses, name: &ServiceName) -> String {
-    let of_cluster = state.addresses.get(name).map(ToString::to_string);
-    let own = || addresses.of(name).map(|ip| ip.to_string());
-    of_cluster.or_else(own).unwrap_or_default()
+/// The addresses that the cluster knows a service by, else one of our own.
+fn virtual_addresses(
+    state: &State,
+    addresses: &VirtualAddresses,
+    name: &ServiceName,
+) -> (String, String) {
+    if let Some(ClusterAddress { first, second }) = state.addresses.get(name) {
+        return (first.to_string(), second.map(|ip| ip.to_string()).unwrap_or_default());
+    }
+    (addresses.of(name).map(|ip| ip.to_string()).unwrap_or_default(), String::new())
 }
 
 /// (name, number) of the ports of every service.
@@ -279,6 +291,11 @@ fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into:
             .take(mesh_core::wire::MAX_VIA)
             .collect();
         let register = &registration.register;
+        let workload = if registration.of_pod {
+            String::new()
+        } else {
+            hex(&[site.as_str(), registration.node.as_str(), &register.instance], WORKLOAD_BYTES)
+        };
         for (port, target_port) in register.ports.iter().zip(&register.target_ports) {
             let endpoint = Endpoint {
                 id: endpoint_id(site, registration, &port.name),
@@ -295,6 +312,7 @@ fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into:
                 node: registration.node.to_string(),
                 via: via.clone(),
                 target_address: register.target_address.clone(),
+                workload: workload.clone(),
             };
             insert(into, R::Endpoint(endpoint));
         }
@@ -325,14 +343,19 @@ fn endpoint_key(site: &SiteName, registration: &Registration, port: &str) -> Key
 /// Opaque, stable over restarts, and never used again: a later registration of
 /// the same instance has another `registered_at`.
 fn endpoint_id(site: &SiteName, registration: &Registration, port: &str) -> String {
-    let mut hash = Sha256::new();
     let n = registration.registered_at.to_string();
     let instance = &registration.register.instance;
-    for part in [site.as_str(), registration.node.as_str(), instance, port, &n] {
+    hex(&[site.as_str(), registration.node.as_str(), instance, port, &n], ENDPOINT_BYTES)
+}
+
+/// So many bytes of a hash of all parts.
+fn hex(parts: &[&str], bytes: usize) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
-    hash.finalize()[..12].iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()[..bytes].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Endpoints of linked sites, where their service was merged or imported.

@@ -34,7 +34,7 @@ use tokio::net::TcpListener;
 use self::{
     cluster::Cluster,
     keep::{Keeper, Names},
-    metrics::{Admissions, Certificates},
+    metrics::{Admissions, Certificates, File},
     server::Webhook,
 };
 use crate::lease;
@@ -105,9 +105,10 @@ impl Injector {
         let admin = bind(self.admin).await.with_context(|| taken("admin", self.admin))?;
         let (readiness, mut registry) = (Readiness::new(), Registry::default());
         let cluster = Cluster::watch(&client, settings, readiness.condition("namespaces"), &drain);
-        drain.spawn_beside(follow(self.config.clone(), text, cluster.clone()));
         let (admissions, certificates) = (Admissions::new(), Certificates::default());
-        metrics::register(&mut registry, &admissions, &certificates);
+        let file = File::default();
+        metrics::register(&mut registry, &admissions, &certificates, &file);
+        drain.spawn_beside(follow(self.config.clone(), text, cluster.clone(), file));
         let keeper = self.keeper(client, &readiness, certificates, &drain)?;
         let tls = server::tls(keeper.served());
         drain.spawn(keeper.run(drain.clone()));
@@ -170,11 +171,13 @@ fn load(path: &Path) -> Result<(Settings, String), ConfigError> {
 
 /// Takes settings anew when their file changes; those of before stay where it
 /// makes no sense.
-async fn follow(path: PathBuf, mut text: String, cluster: Cluster) {
+async fn follow(path: PathBuf, mut text: String, cluster: Cluster, file: File) {
     let mut told = String::new();
     loop {
         tokio::time::sleep(SETTINGS_INTERVAL).await;
-        match load(&path) {
+        let read = load(&path);
+        file.counts(read.is_ok());
+        match read {
             Ok((_, same)) if same == text => told.clear(),
             Ok((settings, new)) => {
                 log::info!(file:% = path.display(); "other settings from now on");

@@ -12,11 +12,11 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, Preconditions},
+    api::{DeleteParams, DynamicObject, ListParams, Preconditions},
 };
 use serde::de::DeserializeOwned;
 
-use crate::names::{IMPORTED_FROM, MANAGED_BY, TRUST, US};
+use crate::names::{IMPORTED_FROM, MANAGED_BY, TRUST, US, workload_resource};
 
 /// In the namespace of the control plane.
 const LEASES: [&str; 2] = ["isthmus-controller", "isthmus-injector"];
@@ -50,6 +50,7 @@ pub async fn sweep(options: Options) -> anyhow::Result<()> {
     for import in imports {
         swept += remove(&client, &import).await?;
     }
+    swept += workloads(&client, &ours).await?;
     // Named, so that nobody needs to let us read others.
     let trust = ours.fields(&format!("metadata.name={TRUST}"));
     for map in all::<ConfigMap>(&client, &trust).await? {
@@ -63,6 +64,33 @@ pub async fn sweep(options: Options) -> anyhow::Result<()> {
     swept += remove_named(&Api::<Pod>::namespaced(client, own), TEST).await?;
     log::info!(swept; "what was written is gone");
     Ok(())
+}
+
+/// The kind stays: whoever installs again finds it.
+async fn workloads(client: &Client, ours: &ListParams) -> anyhow::Result<usize> {
+    let kind = workload_resource();
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+    let known = match api.list(ours).await {
+        Ok(known) => known.items,
+        // The kind was never there.
+        Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(0),
+        Err(error) => return Err(error).context("cannot list workloads"),
+    };
+    let mut swept = 0;
+    for object in known {
+        let namespace = object.namespace().unwrap_or_default();
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &kind);
+        match api.delete(&object.name_any(), &DeleteParams::default()).await {
+            Ok(_) => swept += 1,
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => {
+                let name = object.name_any();
+                return Err(error)
+                    .with_context(|| format!("cannot delete workload {namespace}/{name}"));
+            }
+        }
+    }
+    Ok(swept)
 }
 
 async fn all<K>(client: &Client, which: &ListParams) -> anyhow::Result<Vec<K>>

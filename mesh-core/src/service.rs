@@ -90,6 +90,8 @@ pub struct Service {
     pub imported_from: BTreeSet<SiteName>,
     /// The address that it was given, see [`Service::virtual_addresses`].
     pub virtual_address: Option<IpAddr>,
+    /// Another of the other family, where a cluster gives one.
+    pub second_address: Option<IpAddr>,
     /// None sends everything to the service itself.
     pub routes: Routes,
     /// The same for connections of opaque bytes.
@@ -108,14 +110,14 @@ impl Service {
         self.ports.iter().find(|port| port.name.as_str() == name)
     }
 
-    /// What its name resolves to for captured traffic: the address it was given,
-    /// and with one of IPv4 that of IPv6 which stands for it.
+    /// What its name resolves to for captured traffic: the addresses it was given,
+    /// or with a single one of IPv4 that of IPv6 which stands for it.
     pub fn virtual_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        let ipv6 = match self.virtual_address {
+        let second = self.second_address.or(match self.virtual_address {
             Some(IpAddr::V4(ip)) => Some(virtual_ipv6(ip).into()),
             Some(IpAddr::V6(_)) | None => None,
-        };
-        self.virtual_address.into_iter().chain(ipv6)
+        });
+        self.virtual_address.into_iter().chain(second)
     }
 
     /// The port with this number.

@@ -77,8 +77,9 @@ impl Wishes {
     pub(crate) fn read(pod: &Value, settings: &Settings) -> Result<Self, Refusal> {
         let all = Annotations::of(pod)?;
         let ports = |name, default: &Ports| all.parsed(name, str::parse, || default.clone());
-        // The controller tells the mesh; here it is only seen to make sense.
+        // The controller tells the mesh; here they are only seen to make sense.
         ports(OPAQUE_PORTS, &Ports::default())?;
+        all.parsed(WEIGHT, weight, || 1)?;
         Ok(Self {
             skip_outbound_ports: ports(SKIP_OUTBOUND_PORTS, &settings.skip_outbound_ports)?,
             skip_inbound_ports: ports(SKIP_INBOUND_PORTS, &settings.skip_inbound_ports)?,
@@ -252,6 +253,11 @@ fn truth(text: &str) -> Result<bool, &'static str> {
     text.parse().map_err(|_| "write \"true\" or \"false\"")
 }
 
+fn weight(text: &str) -> Result<u32, &'static str> {
+    let weight = text.parse().ok().filter(|weight| *weight <= 1000);
+    weight.ok_or("no share of traffic; write a number from 0 to 1000")
+}
+
 fn image(text: &str) -> Result<String, &'static str> {
     if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err("no image; write e.g. isthmus-proxy:0.1.0");
@@ -294,6 +300,8 @@ mod tests {
             (LOG_LEVEL, "info,", "no log level"),
             (IMAGE, "", "no image"),
             (NATIVE_SIDECAR, "True", "write \"true\" or \"false\""),
+            (WEIGHT, "1001", "write a number from 0 to 1000"),
+            (WEIGHT, "heavy", "no share of traffic"),
         ];
         for (name, value, expected) in cases {
             let error = read(json!({name: value})).unwrap_err();

@@ -21,15 +21,18 @@ issue() {
         -keyout "$1/$3.key" -out "$1/$3.crt"
 }
 
-# kubeconfig DIR NAME SERVER: whoever has NAME's certificate.
+# kubeconfig DIR NAME SERVER: whoever has NAME's certificate. The context is called
+# after the cluster, whose keys are in CLUSTER/pki.
 kubeconfig() {
+    local cluster=${1%/pki}
+    cluster=${cluster##*/}
     cat >"$1/$2.conf" <<YAML
 apiVersion: v1
 kind: Config
-clusters: [{ name: here, cluster: { server: "$3", certificate-authority: $1/ca.crt } }]
-users: [{ name: me, user: { client-certificate: $1/$2.crt, client-key: $1/$2.key } }]
-contexts: [{ name: here, context: { cluster: here, user: me } }]
-current-context: here
+clusters: [{ name: $cluster, cluster: { server: "$3", certificate-authority: $1/ca.crt } }]
+users: [{ name: $2-$cluster, user: { client-certificate: $1/$2.crt, client-key: $1/$2.key } }]
+contexts: [{ name: $cluster, context: { cluster: $cluster, user: $2-$cluster } }]
+current-context: $cluster
 YAML
 }
 

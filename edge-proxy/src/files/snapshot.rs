@@ -188,6 +188,7 @@ impl ServiceFile {
             exported_to: self.exported_to.clone(),
             imported_from: self.imported_from.clone(),
             virtual_address: self.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
+            second_address: String::new(),
             routes,
             connection_routes,
             policy: match &self.allow {
@@ -261,6 +262,7 @@ impl EndpointFile {
                 host: String::new(),
             }),
             weight: self.weight,
+            workload: String::new(),
             capacity: self.capacity,
             health: v1::Health::Unknown.into(),
             node: self.node.clone(),

@@ -1,8 +1,10 @@
 //! What a state is made of.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
-use mesh_api::v1::{Bundle, Gateway, Grants, Link, Register, SiteRestored, TokenPurpose};
+use mesh_api::v1::{
+    Bundle, Gateway, Grants, Link, Register, ServiceAddressed, SiteRestored, TokenPurpose,
+};
 use mesh_core::{NodeId, ServiceName, SiteName, SpiffeId, TrustDomain};
 use mesh_manifest::Manifest;
 
@@ -190,6 +192,26 @@ pub struct LinkState {
     pub gateways: Vec<Gateway>,
     /// Unix milliseconds.
     pub made_at_ms: i64,
+}
+
+/// The addresses that a service has in the site's cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterAddress {
+    /// Its ClusterIP.
+    pub first: IpAddr,
+    /// That of the other family, where there are two.
+    pub second: Option<IpAddr>,
+}
+
+impl ClusterAddress {
+    /// That a service has it.
+    pub fn event(&self, service: &ServiceName) -> ServiceAddressed {
+        ServiceAddressed {
+            service: service.to_string(),
+            address: self.first.to_string(),
+            second_address: self.second.map(|ip| ip.to_string()).unwrap_or_default(),
+        }
+    }
 }
 
 /// Who outside may call one local service.

@@ -3,8 +3,8 @@
 use mesh_api::v1::{
     AuthorityRecord, BundleHeld, BundleUpdated, CertificatesShown, EndpointRegistered, GatewaySeen,
     LinkMade, ManifestApplied, NodeDuplicated, NodeJoined, NodeRenewed, Revision as WireRevision,
-    Revocation, ServiceAddressed, ServiceExported, SiteCreated, TokenCreated, TokenRevoked,
-    TokenUsed, WorkloadIssued, authority_record::Event,
+    Revocation, ServiceExported, SiteCreated, TokenCreated, TokenRevoked, TokenUsed,
+    WorkloadIssued, authority_record::Event,
 };
 
 use super::state::{NodeState, State, TokenState};
@@ -202,8 +202,7 @@ impl Records<'_> {
             }));
         }
         for (service, address) in self.state.addresses.iter() {
-            let (service, address) = (service.to_string(), address.to_string());
-            self.push_now(Event::ServiceAddressed(ServiceAddressed { service, address }));
+            self.push_now(Event::ServiceAddressed(address.event(service)));
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -15,8 +14,8 @@ use mesh_core::{NodeId, Revision, ServiceName, SiteName, TrustDomain};
 use mesh_manifest::{Kind, Manifest, ObjectName};
 
 pub use super::entries::{
-    Export, LinkState, ManifestState, NodeCertificate, NodeState, Registration, SiteState,
-    TokenState,
+    ClusterAddress, Export, LinkState, ManifestState, NodeCertificate, NodeState, Registration,
+    SiteState, TokenState,
 };
 use super::rotation::{Leaves, Rotation};
 
@@ -41,7 +40,7 @@ pub struct State {
     /// Which linked sites may call which local service.
     pub exports: Shared<ServiceName, Export>,
     /// Addresses that services have in the site's cluster.
-    pub addresses: Arc<BTreeMap<ServiceName, IpAddr>>,
+    pub addresses: Arc<BTreeMap<ServiceName, ClusterAddress>>,
     /// When a subject was revoked, Unix seconds. A subject is a SPIFFE ID,
     /// `node:<uuid>` or `serial:<hex>`.
     pub revocations: Arc<BTreeMap<String, i64>>,
@@ -358,7 +357,13 @@ impl State {
         let addresses = Arc::make_mut(&mut self.addresses);
         match addressed.address.as_str() {
             "" => addresses.remove(&service),
-            address => addresses.insert(service, parse(address)?),
+            address => {
+                let second = match addressed.second_address.as_str() {
+                    "" => None,
+                    second => Some(parse(second)?),
+                };
+                addresses.insert(service, ClusterAddress { first: parse(address)?, second })
+            }
         };
         Ok(())
     }

@@ -9,7 +9,10 @@ use mesh_api::v1::{
 use mesh_core::{NodeId, ServiceName, SiteName, name::is_reserved_namespace};
 
 use crate::{
-    authority::{State, state::Export},
+    authority::{
+        State,
+        state::{ClusterAddress, Export},
+    },
     registration::{
         OwnPorts,
         pod::{GatewayAccount, decide_gone, decide_pod, invalid_change, of_machines},
@@ -66,10 +69,12 @@ fn decide_service(state: &State, service: &ClusterService) -> Result<Vec<Event>,
     if is_reserved_namespace(name.namespace()) {
         return Err(format!("{name}: its namespace is reserved"));
     }
-    let address = match service.address.as_str() {
-        "" => None,
-        address => Some(address.parse::<IpAddr>().map_err(text)?),
+    let ip = |ip: &str| match ip {
+        "" => Ok(None),
+        ip => ip.parse::<IpAddr>().map(Some).map_err(text),
     };
+    let second = ip(&service.second_address)?;
+    let address = ip(&service.address)?.map(|first| ClusterAddress { first, second });
     let sites: Result<BTreeSet<SiteName>, _> =
         service.exported_to.iter().map(|site| site.parse()).collect();
     let wanted =
@@ -106,9 +111,9 @@ fn decide_service_gone(state: &State, name: &ServiceName) -> Vec<Event> {
     address.into_iter().chain(export(state, name, nothing)).collect()
 }
 
-fn addressed(name: &ServiceName, address: Option<IpAddr>) -> Event {
-    let address = address.map(|ip| ip.to_string()).unwrap_or_default();
-    Event::ServiceAddressed(ServiceAddressed { service: name.to_string(), address })
+fn addressed(name: &ServiceName, address: Option<ClusterAddress>) -> Event {
+    let none = || ServiceAddressed { service: name.to_string(), ..ServiceAddressed::default() };
+    Event::ServiceAddressed(address.map_or_else(none, |address| address.event(name)))
 }
 
 fn text(error: impl ToString) -> String {

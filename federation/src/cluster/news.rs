@@ -19,6 +19,10 @@ const LOOK: Duration = Duration::from_millis(200);
 /// a revision, and hardly one of them is news.
 const PACE: Duration = Duration::from_millis(100);
 
+/// Endpoints on machines that the controller is told of; in a message they have a
+/// few hundred bytes each.
+const MAX_WORKLOADS: usize = 2000;
+
 /// Follows the view.
 pub(super) struct News {
     view: View,
@@ -76,12 +80,21 @@ impl News {
 fn news(view: &View) -> ClusterNews {
     let state = view.authority().state();
     let backed = backed_by_pods(&state);
-    let imports = view.read(|resources, _| {
-        let services = resources.values().filter_map(|resource| match &resource.resource {
-            Some(R::Service(service)) => Some(service),
-            _ => None,
-        });
-        services.filter(|service| !backed.contains(service.name.as_str())).map(import).collect()
+    let (mut imports, mut workloads) = (Vec::new(), Vec::new());
+    view.read(|resources, _| {
+        for resource in resources.values() {
+            match &resource.resource {
+                Some(R::Service(service)) if !backed.contains(service.name.as_str()) => {
+                    imports.push(import(service));
+                }
+                Some(R::Endpoint(endpoint))
+                    if !endpoint.workload.is_empty() && workloads.len() < MAX_WORKLOADS =>
+                {
+                    workloads.push(endpoint.clone());
+                }
+                _ => {}
+            }
+        }
     });
     let site = state.site();
     ClusterNews {
@@ -92,6 +105,7 @@ fn news(view: &View) -> ClusterNews {
         }),
         bundle: Some(site.bundle.clone()),
         imports,
+        workloads,
     }
 }
 

@@ -109,6 +109,7 @@ async fn pods_are_endpoints_with_the_identity_of_their_account() {
     let address = ClusterService {
         name: "orders.shop".into(),
         address: "10.96.0.7".into(),
+        second_address: "fd00:96::7".into(),
         ..ClusterService::default()
     };
     let refused =
@@ -122,7 +123,8 @@ async fn pods_are_endpoints_with_the_identity_of_their_account() {
     let (endpoints, services) = published(&site);
     assert_eq!(endpoints[0].spiffe_id, "spiffe://west.example/ns/shop/sa/orders");
     assert_eq!((endpoints[0].node.as_str(), endpoints[0].address.as_str()), (POD, "10.1.0.7:4143"));
-    assert_eq!(services[0].virtual_address, "10.96.0.7", "as the cluster knows it");
+    let addresses = [&*services[0].virtual_address, &*services[0].second_address];
+    assert_eq!(addresses, ["10.96.0.7", "fd00:96::7"], "as the cluster knows it");
 
     // Not ready, then backing another service, then gone.
     let unready = Register { health: Health::Unhealthy.into(), ..backs("orders.shop") };

@@ -293,9 +293,11 @@ fn a_link_gets_local_endpoints_of_exported_services_without_addresses() {
         spiffe_id: "spiffe://west.example/ns/shop/sa/orders".into(),
         weight: 1,
         health: Health::Healthy.into(),
+        workload: told[0].workload.clone(),
         ..Endpoint::default()
     };
     assert_eq!(told[0], empty);
+    assert_eq!(told[0].workload.len(), 16, "a machine's, and says nothing of it");
     let service = service(&out, "orders.shop");
     let plain = Service { name: "orders.shop".into(), ports: vec![http(80)], ..Service::default() };
     assert_eq!(service, plain);

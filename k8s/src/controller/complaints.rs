@@ -47,9 +47,11 @@ impl Complaints {
         let (tx, mut rx) = mpsc::channel::<(Event, ObjectReference)>(WAITING);
         let instance = std::env::var("POD_NAME").ok();
         let reporter = Reporter { controller: "isthmus-controller".into(), instance };
-        let recorder = Recorder::new(client, reporter);
         tokio::spawn(async move {
             while let Some((event, about)) = rx.recv().await {
+                // One that remembers counts a second problem of an object as the
+                // first again, and its note is lost.
+                let recorder = Recorder::new(client.clone(), reporter.clone());
                 if let Err(error) = recorder.publish(&event, &about).await {
                     log::warn!(error:%, reason = event.reason.as_str(); "an event is not published");
                 }
@@ -89,7 +91,12 @@ impl Complaints {
     where
         K: Resource<DynamicType = ()> + ResourceExt,
     {
-        let key = format!("{}/{reason}", object.uid().unwrap_or_default());
+        self.tell(object.object_ref(&()), reason, note);
+    }
+
+    /// The same about what is known by name.
+    pub(super) fn tell(&self, about: ObjectReference, reason: &str, note: String) {
+        let key = format!("{}/{reason}", about.uid.as_deref().unwrap_or_default());
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if note.is_empty() {
             told.remove(&key);
@@ -103,10 +110,10 @@ impl Complaints {
         }
         told.insert(key, note.clone());
         drop(told);
-        let kind = K::kind(&()).into_owned();
-        log::warn!(kind = kind.as_str(), name = object.name_any().as_str(),
-            namespace = object.namespace().unwrap_or_default().as_str(), reason; "{note}");
-        self.invalid_object(&kind);
+        let kind = about.kind.as_deref().unwrap_or_default();
+        log::warn!(kind, name = about.name.as_deref().unwrap_or_default(),
+            namespace = about.namespace.as_deref().unwrap_or_default(), reason; "{note}");
+        self.invalid_object(kind);
         let mut end = note.len().min(MAX_NOTE);
         while !note.is_char_boundary(end) {
             end -= 1;
@@ -119,6 +126,6 @@ impl Complaints {
             secondary: None,
         };
         // Who is not heard now is counted and in the log.
-        let _ = self.tx.try_send((event, object.object_ref(&())));
+        let _ = self.tx.try_send((event, about));
     }
 }

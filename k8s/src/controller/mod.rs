@@ -11,6 +11,7 @@ mod model;
 mod reviewer;
 mod session;
 mod watch;
+mod workloads;
 mod writer;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -31,7 +32,7 @@ use tonic::transport::Server;
 
 use self::{
     complaints::Complaints, figures::Figures, reviewer::Reviewer, session::Session, watch::Seen,
-    writer::Writer,
+    workloads::Workloads, writer::Writer,
 };
 use crate::lease;
 
@@ -83,11 +84,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     seen.follow(&client, &drain);
     drain.spawn(count(seen.clone(), figures.clone(), drain.clone()));
     let (news, told) = channel::channel(None);
+    let (workloads, of_machines) = channel::channel(None);
     let session = Session {
         socket: options.run.join("cluster.sock"),
         seen: seen.clone(),
         news,
+        workloads,
         figures,
+        complaints: complaints.clone(),
         ready: readiness.condition("federation"),
     };
     drain.spawn(session.run(drain.clone()));
@@ -102,6 +106,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         terms,
         &drain,
     );
+    let workloads = Workloads {
+        client: client.clone(),
+        known: of_machines,
+        namespaces: seen.namespaces.subscribe(),
+        leader: leader.clone(),
+    };
+    drain.spawn(workloads.run(drain.clone()));
     let writer =
         Writer { client, own_namespace: options.namespace, seen, news: told, leader, complaints };
     drain.spawn(writer.run(drain.clone()));

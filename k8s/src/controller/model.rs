@@ -12,8 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::v1::{ClusterChange, ClusterService, Health, Locality, Pod, Port, Register};
 
-pub(crate) use self::objects::{Name, NodeSeen, PodSeen, Problem, ServiceSeen, SliceSeen};
-use self::objects::{Ready, ServicePort};
+pub(crate) use self::objects::{
+    Name, NodeSeen, PodSeen, Problem, ServiceSeen, SliceSeen, invalid_label,
+};
+use self::objects::{Ready, ServicePort, at};
 
 /// Where a pod's proxy takes what comes from the mesh.
 const INBOUND: u16 = 4143;
@@ -92,6 +94,21 @@ impl Model {
         self.touch_service(&service);
     }
 
+    /// Endpoints of a slice that are not where their pods are.
+    pub(crate) fn misplaced(&self, slice: &SliceSeen) -> Vec<Problem> {
+        let pods = slice.endpoints.iter().filter_map(|(uid, at)| Some((self.pods.get(uid)?, at)));
+        let wrong = pods.filter(|(pod, endpoint)| !pod.is_at(endpoint.address));
+        wrong
+            .map(|(pod, endpoint)| Problem {
+                field: at(endpoint.number),
+                problem: format!(
+                    "{} is not where pod {} is ({}); the endpoint does not count",
+                    endpoint.address, pod.name, pod.address
+                ),
+            })
+            .collect()
+    }
+
     pub(crate) fn slice_gone(&mut self, name: &Name) {
         let Some(slice) = self.slices.remove(name) else { return };
         self.touch_service(&slice.service);
@@ -147,6 +164,11 @@ impl Model {
             let endpoints = self.slices.get(slice).into_iter().flat_map(|s| s.endpoints.keys());
             self.dirty_pods.extend(endpoints.cloned());
         }
+    }
+
+    /// Namespace and name of a pod of the mesh.
+    pub(crate) fn pod_named(&self, uid: &str) -> Option<Name> {
+        self.pods.get(uid).map(|pod| Name::new(&pod.namespace, &pod.name))
     }
 
     /// Where a pod is, as its node says.
@@ -222,6 +244,9 @@ impl Model {
         for slice in self.slices_of_pod.get(&pod.uid).into_iter().flatten() {
             let Some(slice) = self.slices.get(slice) else { continue };
             let Some(service) = self.services.get(&slice.service) else { continue };
+            if slice.endpoints.get(&pod.uid).is_none_or(|endpoint| !pod.is_at(endpoint.address)) {
+                continue;
+            }
             let other = slice.service.namespace != pod.namespace;
             if other || slice.service.is_reserved() || instances.contains_key(&slice.service) {
                 continue;
@@ -301,6 +326,7 @@ impl Model {
         Some(ClusterService {
             name: name.of_mesh(),
             address: seen.address.clone(),
+            second_address: seen.second_address.clone(),
             exported_to: seen.exported_to.clone(),
             exported_to_all: seen.exported_to_all,
         })

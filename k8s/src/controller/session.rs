@@ -1,13 +1,14 @@
 //! The conversation with federation: what the cluster has goes there, what it
 //! lacks comes back.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use mesh_api::{
     VERSIONS,
     v1::{
-        ClusterHello, ClusterNews, ClusterReply, ClusterRequest, Heartbeat,
-        cluster_client::ClusterClient, cluster_request::Request as Asked,
+        ClusterHello, ClusterNews, ClusterRefusal, ClusterReply, ClusterRequest, Endpoint,
+        Heartbeat, cluster_client::ClusterClient, cluster_request::Request as Asked,
     },
 };
 use mesh_runtime::{admin::Condition, clock::unix_millis, drain::Drain};
@@ -19,7 +20,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{figures::Figures, watch::Seen};
+use super::{complaints::Complaints, figures::Figures, watch::Seen};
 
 /// Federation counts a pod's lease from what it hears here; it ends after 8 s.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -36,8 +37,11 @@ const MAX_MESSAGE: usize = 32 << 20;
 pub(super) struct Session {
     pub(super) socket: PathBuf,
     pub(super) seen: Seen,
+    /// Without workloads: they change all the time.
     pub(super) news: watch::Sender<Option<ClusterNews>>,
+    pub(super) workloads: watch::Sender<Option<Vec<Endpoint>>>,
     pub(super) figures: Figures,
+    pub(super) complaints: Complaints,
     pub(super) ready: Condition,
 }
 
@@ -120,12 +124,16 @@ impl Session {
         for (sequence, mut change) in (1..).zip(changes) {
             change.sequence = sequence;
             self.figures.changes(change.pods.len() + change.gone.len());
+            let pods: Vec<String> = change.pods.iter().map(|pod| pod.uid.clone()).collect();
             send(tx, Asked::Change(change)).await?;
             loop {
                 let reply = timeout(ANSWER, replies.message()).await;
                 let late = |_| Status::deadline_exceeded("no answer to a change within 30 s");
                 let reply = some(reply.map_err(late)??)?;
                 let answers = reply.sequence == sequence;
+                if answers {
+                    self.refused(&pods, &reply.refused);
+                }
                 self.heard(reply);
                 if answers {
                     break;
@@ -135,16 +143,50 @@ impl Session {
         Ok(told)
     }
 
-    fn heard(&self, reply: ClusterReply) {
-        for refusal in &reply.refused {
+    /// Tells the pods of a change what of them is refused, or that nothing is.
+    fn refused(&self, pods: &[String], refused: &[ClusterRefusal]) {
+        let mut notes: BTreeMap<&str, Vec<String>> =
+            pods.iter().map(|uid| (uid.as_str(), Vec::new())).collect();
+        for refusal in refused {
             self.figures.refused(refusal.error());
-            log::warn!(pod = refusal.pod.as_str(), service = refusal.service.as_str(),
-                detail = refusal.detail.as_str(); "federation refuses what the cluster has");
+            let ClusterRefusal { pod, service, detail, .. } = refusal;
+            match notes.get_mut(pod.as_str()) {
+                Some(note) if service.is_empty() => note.push(detail.clone()),
+                Some(note) => note.push(format!("it does not back {service}: {detail}")),
+                None => log::warn!(service = service.as_str(), detail = detail.as_str();
+                    "federation refuses what the cluster has"),
+            }
         }
-        if let Some(news) = reply.news {
-            self.news.send_replace(Some(news));
+        for (uid, note) in notes {
+            let Some(name) = self.seen.lock().pod_named(uid) else { continue };
+            let about = ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                namespace: Some(name.namespace),
+                name: Some(name.name),
+                uid: Some(uid.to_owned()),
+                ..ObjectReference::default()
+            };
+            self.complaints.tell(about, "Refused", note.join("; "));
         }
     }
+
+    fn heard(&self, reply: ClusterReply) {
+        if let Some(mut news) = reply.news {
+            replace(&self.workloads, std::mem::take(&mut news.workloads));
+            replace(&self.news, news);
+        }
+    }
+}
+
+/// Wakes nobody for what is the same.
+fn replace<T: PartialEq>(to: &watch::Sender<Option<T>>, new: T) {
+    to.send_if_modified(|known| {
+        let new = Some(new);
+        let differs = *known != new;
+        *known = new;
+        differs
+    });
 }
 
 async fn send(tx: &mpsc::Sender<ClusterRequest>, request: Asked) -> Result<(), Status> {

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     complaints::Complaints,
-    model::{Model, Name, NodeSeen, PodSeen, ServiceSeen, SliceSeen},
+    model::{Model, Name, NodeSeen, PodSeen, ServiceSeen, SliceSeen, invalid_label},
 };
 use crate::names::INJECT;
 
@@ -35,6 +35,9 @@ pub(super) struct Seen {
     pub(super) namespaces: watch::Sender<Namespaces>,
     /// Namespaces that have had pods of the mesh.
     pub(super) with_pods: watch::Sender<BTreeSet<String>>,
+    /// Services that stand for what comes from elsewhere, or are in their way; and
+    /// wakes who makes them when one is gone.
+    pub(super) imports: Arc<(Mutex<BTreeSet<Name>>, Notify)>,
     /// Wakes who tells federation.
     pub(super) changed: Arc<Notify>,
     /// Kinds whose first list is here.
@@ -49,14 +52,18 @@ pub(super) struct Namespaces {
     pub(super) injected: BTreeSet<String>,
 }
 
+/// On EndpointSlices, who writes them.
+const SLICES_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// For Services with a selector, Kubernetes itself.
+const SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";
 /// Without these nobody may say that it is all.
 const NEEDED: [&str; 4] = ["Pod", "Service", "EndpointSlice", "Node"];
 
 impl Seen {
     pub(super) fn new(complaints: Complaints) -> Self {
         let (model, changed) = Default::default();
-        let (namespaces, with_pods, listed) = Default::default();
-        Self { model, namespaces, with_pods, changed, listed, complaints }
+        let (namespaces, with_pods, imports, listed) = Default::default();
+        Self { model, namespaces, with_pods, imports, changed, listed, complaints }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Model> {
@@ -192,6 +199,10 @@ impl Follow for Services {
 
     fn gone(&self, seen: &Seen, name: &Name) {
         seen.lock().service_gone(name);
+        let (imports, gone) = &*seen.imports;
+        if imports.lock().unwrap_or_else(PoisonError::into_inner).contains(name) {
+            gone.notify_one();
+        }
     }
 
     fn keep(&self, seen: &Seen, listed: &BTreeSet<Name>) {
@@ -206,11 +217,19 @@ impl Follow for Slices {
     const KIND: &'static str = "EndpointSlice";
 
     fn apply(&self, seen: &Seen, slice: &EndpointSlice) {
-        let name = Name::of(slice);
-        match SliceSeen::read(slice) {
-            Some(read) => seen.lock().slice(name, read),
+        let (name, mut problems) = (Name::of(slice), Vec::new());
+        match SliceSeen::read(slice, &mut problems) {
+            Some(read) => {
+                let mut model = seen.lock();
+                // The cluster's own are right as soon as everything has been seen.
+                if slice.labels().get(SLICES_BY).is_none_or(|by| by != SLICE_CONTROLLER) {
+                    problems.extend(model.misplaced(&read));
+                }
+                model.slice(name, read);
+            }
             None => seen.lock().slice_gone(&name),
         }
+        seen.complaints.about(slice, &problems);
     }
 
     fn gone(&self, seen: &Seen, name: &Name) {
@@ -250,6 +269,8 @@ impl Follow for InNamespaces {
         let name = namespace.name_any();
         let injected = namespace.labels().get(INJECT).is_some_and(|value| value == "enabled");
         let ends = namespace.metadata.deletion_timestamp.is_some();
+        let problems: Vec<_> = invalid_label(namespace).into_iter().collect();
+        seen.complaints.about(namespace, &problems);
         seen.namespaces.send_if_modified(|known| {
             let before = known.clone();
             set(&mut known.all, &name, !ends);

@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -82,6 +83,7 @@ impl Writer {
                 changed = self.news.changed() => if changed.is_err() { return },
                 changed = namespaces.changed() => if changed.is_err() { return },
                 changed = pods.changed() => if changed.is_err() { return },
+                () = self.seen.imports.1.notified() => {}
             }
             sleep(COALESCE).await;
         }
@@ -136,6 +138,8 @@ impl Writer {
                 wanted.insert(Name::new(namespace, name), import);
             }
         }
+        let names = wanted.keys().cloned().collect();
+        *self.seen.imports.0.lock().unwrap_or_else(PoisonError::into_inner) = names;
         let all: Api<Service> = Api::all(self.client.clone());
         let ours = ListParams::default().labels(&format!("{MANAGED_BY}={US}"));
         let ours = all.list(&ours).await?.items;

@@ -32,6 +32,19 @@ pub(super) struct Certificates {
     ca_left: Gauge,
 }
 
+/// Of `inject.yaml`. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct File {
+    refused: Gauge,
+}
+
+impl File {
+    /// Whether what is in the file now is in force.
+    pub(super) fn counts(&self, does: bool) {
+        self.refused.set(i64::from(!does));
+    }
+}
+
 impl Admissions {
     pub(super) fn new() -> Self {
         Self { total: Family::default(), seconds: Histogram::new(BUCKETS) }
@@ -58,6 +71,7 @@ pub(super) fn register(
     registry: &mut Registry,
     admissions: &Admissions,
     certificates: &Certificates,
+    file: &File,
 ) {
     let registry = registry.sub_registry_with_prefix("isthmus_injector");
     let help = "Pods looked at, by what became of them and why";
@@ -69,6 +83,8 @@ pub(super) fn register(
         Unit::Seconds,
         admissions.seconds.clone(),
     );
+    let help = "1 while inject.yaml makes no sense and what it said before holds";
+    registry.register("settings_refused", help, file.refused.clone());
     let left = [
         ("certificate_left", "Life left of the certificate", &certificates.leaf_left),
         ("ca_left", "Life left of the CA that signs it", &certificates.ca_left),

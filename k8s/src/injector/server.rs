@@ -276,6 +276,7 @@ mod tests {
                 &mut registry,
                 &running.admissions,
                 &Default::default(),
+                &Default::default(),
             );
             let mut text = String::new();
             prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

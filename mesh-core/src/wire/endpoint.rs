@@ -74,6 +74,8 @@ impl From<&Endpoint> for v1::Endpoint {
                 .then(|| (&endpoint.locality).into()),
             weight: endpoint.weight,
             capacity: endpoint.capacity,
+            // For people.
+            workload: String::new(),
             health: v1::Health::from(endpoint.health).into(),
             node: endpoint.node.as_ref().map(ToString::to_string).unwrap_or_default(),
             via: endpoint.via.iter().map(ToString::to_string).collect(),

@@ -16,9 +16,9 @@ use crate::{
 /// A service without endpoints, its policy written for `local`.
 /// [`policy_domains`] completes the policy once the links are known.
 pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Service, WireError> {
-    let virtual_address = match message.virtual_address.as_str() {
-        "" => None,
-        ip => Some(ip.parse().map_err(|_| wrong("virtual_address", "must be an IP address"))?),
+    let address = |field: &'static str, text: &str| match text {
+        "" => Ok(None),
+        ip => ip.parse().map(Some).map_err(|_| wrong(field, "must be an IP address")),
     };
     at_most("routes", &message.routes, MAX_ROUTES)?;
     let routes: Vec<Route> =
@@ -36,7 +36,8 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
         endpoints: Vec::new(),
         exported_to: list("exported_to", &message.exported_to, MAX_SITES, parse)?,
         imported_from: list("imported_from", &message.imported_from, MAX_SITES, parse)?,
-        virtual_address,
+        virtual_address: address("virtual_address", &message.virtual_address)?,
+        second_address: address("second_address", &message.second_address)?,
         routes: Routes::new(routes),
         connection_routes: connections,
         traffic: message
@@ -135,6 +136,7 @@ impl From<&Service> for v1::Service {
             exported_to: service.exported_to.iter().map(ToString::to_string).collect(),
             imported_from: service.imported_from.iter().map(ToString::to_string).collect(),
             virtual_address: service.virtual_address.map(|ip| ip.to_string()).unwrap_or_default(),
+            second_address: service.second_address.map(|ip| ip.to_string()).unwrap_or_default(),
             routes: service.routes.iter().map(Into::into).collect(),
             connection_routes: service.connection_routes.0.iter().map(Into::into).collect(),
             traffic: (service.traffic != TrafficPolicy::default())

@@ -88,7 +88,7 @@ step 'lint takes it; mistakes are named; every container has requests and a limi
 
 # before USER: what meshctl finds out by kubectl, as that one.
 before() {
-    in_network east env PATH="$BIN:$PATH" KUBECONFIG="$WORK/east/pki/$1.conf" "$PROGRAMS/meshctl" check --pre --context here
+    in_network east env PATH="$BIN:$PATH" KUBECONFIG="$WORK/east/pki/$1.conf" "$PROGRAMS/meshctl" check --pre --context east
 }
 before admin >"$WORK/last" 2>&1 && fail 'content without a node and a StorageClass'
 grep -q 'no node that runs Linux' "$WORK/last" || fail "$(cat "$WORK/last")"
@@ -176,10 +176,13 @@ for name in imported mine; do
     k east -n shop label service $name app.kubernetes.io/managed-by=isthmus >/dev/null
 done
 k east -n shop annotate service imported isthmus.dev/imported-from=west >/dev/null
+workload='{"apiVersion":"isthmus.dev/v1alpha1","kind":"Workload","metadata":{"name":"web-west-aa","labels":{"app.kubernetes.io/managed-by":"isthmus"}},
+    "spec":{"service":"web","site":"west","identity":"spiffe://west.example/ns/shop/sa/web","ports":["http"]}}'
+k east -n shop create -f - <<<"$workload" >"$WORK/last" 2>&1 || fail "a workload: $(cat "$WORK/last")"
 uninstall
 k east -n shop delete service mine >"$WORK/last" 2>&1 || fail "a Service of somebody else is gone: $(cat "$WORK/last")"
-eventually 30 only_left "persistentvolumeclaim/$HERE/state-isthmus-0" "secret/$HERE/isthmus-root"
-step 'uninstalled, it leaves the root and the state of the site, and nothing else'
+eventually 30 only_left apiservice//v1alpha1.isthmus.dev customresourcedefinition//workloads.isthmus.dev "persistentvolumeclaim/$HERE/state-isthmus-0" "secret/$HERE/isthmus-root"
+step 'uninstalled, it leaves the root and the state of the site, the kind Workload, and nothing else'
 
 succeeds 'install again' helm east install isthmus $CHART -n $HERE --wait --timeout 120s "${SET[@]}"
 [ "$(rooted)" = "$root" ] || fail 'another root'
@@ -201,7 +204,7 @@ written() {
         --gateway-service node-port "$@"
 }
 for address in '' gw.east.example:443; do
-    helm east template isthmus $CHART -n $HERE --kube-version 1.33.0 --skip-tests "${SET[@]}" \
+    helm east template isthmus $CHART -n $HERE --kube-version 1.33.0 --skip-tests --include-crds "${SET[@]}" \
         --set createNamespace=true,sweep=false ${address:+--set "gateway.addresses={$address}"} | grep -v '^#' >"$WORK/chart"
     # shellcheck disable=SC2086
     written ${address:+--gateway $address} | grep -v '^#' | diff "$WORK/chart" - >"$WORK/difference" ||

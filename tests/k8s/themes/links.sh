@@ -60,11 +60,18 @@ link() {
     meshctl_of "$1" link cluster "$2" - <"$token" >"$WORK/last" 2>&1 || fail "$1 to $2: $(cat "$WORK/last")"
 }
 
+# Clusters are spoken with from outside, by kubectl alone.
 meshctl_of() {
     case $1 in
     west) in_machine control meshctl "${@:2}" ;;
-    *) ctl "$1" "${@:2}" ;;
+    *) in_network operator env PATH="$BIN:$PATH" KUBECONFIG="$WORK/east/pki/admin.conf:$WORK/north/pki/admin.conf" \
+        "$PROGRAMS/meshctl" --context "$1" "${@:2}" ;;
     esac
+}
+
+# linked SITE: with which others, each of them up.
+linked() {
+    meshctl_of "$1" links -o json | jq -r '[.links[] | select(.state == "up") | .site] | sort | join(" ")'
 }
 
 for name in east north; do
@@ -75,6 +82,7 @@ done
 machine control bookworm
 machine web1 bookworm
 add_application web1
+connect operator 99
 cluster_site east stock "$(reached_at east)" &
 installing=$!
 cluster_site north bills
@@ -91,13 +99,14 @@ eventually 20 backs web1
 in_machine control meshctl service export web.shop >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
 step 'two clusters and a site of machines run'
 
-# Outside of north, what north has not begun.
+# Outside of north, what north has not begun; but its API server is nobody's gateway.
 connects east 10.77.0.111 30443 || fail 'the rule would be of no use'
 in_network north nft -f - <<'NFT'
 table inet closed {
     counter tried {}
     chain incoming {
         type filter hook prerouting priority mangle
+        tcp dport 6443 accept
         iifname eth0 meta l4proto { tcp, udp } ct state new counter name tried drop
     }
 }
@@ -110,7 +119,13 @@ before=$(tried)
 link north east
 link north west
 link west east
-step "north has dialled east and west, west has dialled east; nobody is let in to north"
+for name in east:'north west' north:'east west'; do
+    eventually 20 says "${name#*:}" linked "${name%:*}"
+    says "${name%:*}" eval "meshctl_of ${name%:*} status -o json | jq -r .site" >"$WORK/last" || fail "another site: $(cat "$WORK/last")"
+done
+meshctl_of nowhere links >"$WORK/last" 2>&1 && fail 'a context that is not there'
+grep -q 'nowhere' "$WORK/last" || fail "$(cat "$WORK/last")"
+step "north has dialled east and west, west has dialled east, all by meshctl --context; nobody is let in to north"
 
 # What each site alone offers, at which port, and who calls from there.
 declare -A OFFER=([east]=stock [north]=bills [west]=web) PORT=([east]='' [north]='' [west]=:8080)

@@ -28,6 +28,68 @@ seen=$(for pod in $(pods east orders); do saw east "$pod"; done | sort -u)
 [ "$seen" = 'inbound orders.shop by direct: spiffe://east.example/ns/shop/sa/client' ] || fail "the application: $seen"
 step "the application's proxies have seen: $seen"
 
+# Of both families.
+k east -n shop patch service orders -p '{"spec":{"ipFamilyPolicy":"RequireDualStack"}}' >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+second=$(k east -n shop get service orders -o jsonpath='{.spec.clusterIPs[1]}')
+over_mesh() {
+    asks east "[$second]" && [ "$(saw east deployment/client)" = "$client" ] && [ "$(requests_of_client)" -gt "$before" ]
+}
+requests_of_client() {
+    k east -n shop logs deployment/client -c isthmus-proxy | grep -c '"peer"'
+}
+before=$(requests_of_client)
+eventually 20 over_mesh
+step "and by $second, over mTLS, too"
+
+# Mistakes are told on the object that has them; meanwhile everybody is answered.
+# told KIND NAME REASON WORDS
+told() {
+    k east get events -A -o json | jq -e --arg kind "$1" --arg name "$2" --arg reason "$3" --arg words "$4" '.items | any(
+        .involvedObject.kind == $kind and .involvedObject.name == $name and .reason == $reason and (.message | contains($words)))'
+}
+# shellcheck disable=SC2016
+k east -n shop exec deployment/client -c client -- busybox sh -c '
+    while [ ! -e /dev/shm/enough ]; do
+        answer=$(busybox timeout 5 busybox wget -q -O- http://orders 2>&1) || answer="failed: $answer"
+        echo "$answer"
+        busybox sleep 0.05
+    done' >"$WORK/answers" 2>/dev/null &
+asking=$!
+export_of() {
+    k east -n shop annotate --overwrite service orders "isthmus.dev/export=$1" >/dev/null
+}
+export_of 'West Site'
+k east -n shop annotate service orders isthmus.dev/opaque-ports=mysql >/dev/null
+eventually 10 told Service orders InvalidField 'metadata.annotations[isthmus.dev/opaque-ports]: "mysql" is no port'
+eventually 10 told Service orders InvalidField 'metadata.annotations[isthmus.dev/export]: "West Site" is no site'
+before=$(wc -l <"$WORK/answers")
+# A slice by hand, of a pod that is elsewhere; its name comes before those of the cluster's own.
+k east -n shop get pods -l app=orders -o json | jq '{ apiVersion: "discovery.k8s.io/v1", kind: "EndpointSlice",
+    metadata: { name: "a-mistake", labels: { "kubernetes.io/service-name": "orders" } },
+    addressType: "IPv4", ports: [{ name: "http", port: 8080 }],
+    endpoints: [.items[] | { addresses: ["10.244.1.250"], targetRef: { kind: "Pod", name: .metadata.name, namespace: "shop", uid: .metadata.uid } }] }' |
+    k east -n shop create -f - >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+eventually 10 told EndpointSlice a-mistake InvalidField 'endpoints[0].addresses: 10.244.1.250 is not where pod orders-'
+# Nobody's webhook is asked about these.
+k east create namespace typo >/dev/null
+k east label namespace typo isthmus.dev/inject=true >/dev/null
+eventually 10 told Namespace typo InvalidField 'metadata.labels[isthmus.dev/inject]: "true" is neither enabled nor disabled'
+k east -n default run typo --image isthmus.example/box:1 --labels isthmus.dev/inject=yes --command -- busybox sleep 1000 >/dev/null
+eventually 10 told Pod typo InvalidField 'metadata.labels[isthmus.dev/inject]: "yes" is neither enabled nor disabled'
+# Of the mesh by its own word, where nobody may be.
+k east -n kube-system run odd --image isthmus.example/box:1 --annotations isthmus.dev/injected=1 --command -- busybox sleep 1000 >/dev/null
+eventually 10 told Pod odd Refused 'namespace kube-system'
+sleep 2
+[ $(($(wc -l <"$WORK/answers") - before)) -ge 10 ] || fail "a slice by hand keeps callers waiting: $(tail -3 "$WORK/answers")"
+k east -n shop delete endpointslice a-mistake >/dev/null
+export_of west
+k east -n shop annotate service orders isthmus.dev/opaque-ports- >/dev/null
+k east -n shop exec deployment/client -c client -- busybox touch /dev/shm/enough
+wait $asking || fail "no client any more: $(tail -1 "$WORK/answers")"
+answers=$(sort "$WORK/answers" | uniq -c | sed 's/^ *//')
+[[ $answers != *failed* && $(wc -l <<<"$answers") = 2 ]] || fail "orders, meanwhile: $answers"
+step "Events name what makes no sense; meanwhile orders has answered: ${answers//$'\n'/, }"
+
 machine control bookworm
 machine web1 bookworm
 add_application web1
@@ -39,8 +101,11 @@ join web1
 eventually 20 backs web1
 ctl east link token --site west >"$WORK/token" 2>"$WORK/last" || fail "$(cat "$WORK/last")"
 in_machine control meshctl link cluster east - <"$WORK/token" >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
+k east -n shop create service clusterip web --tcp 8080 >/dev/null
 in_machine control meshctl service export web.shop >"$WORK/last" 2>&1 || fail "$(cat "$WORK/last")"
-step 'a site of machines is linked to it'
+eventually 20 told Service web NotImported 'web.shop is not imported from west: this Service is not ours'
+k east -n shop delete service web >/dev/null
+step 'a site of machines is linked to it; a Service in the way of an import is told so'
 
 eventually 20 asks east web:8080
 client=$(saw east deployment/client)
@@ -56,6 +121,20 @@ by_machine() {
 }
 eventually 20 by_machine
 step "and a machine reaches a pod: $(back); it has seen: $(by_machine)"
+
+# web READY REASON: the object that shows it, once it is so.
+web_is() {
+    local said
+    said=$(k east -n shop get workloads -l isthmus.dev/service=web -o json | jq -r '.items[] |
+        .spec.site + " " + .spec.host + " " + .spec.identity + " " + (.status.conditions[] | select(.type == "Ready") | .status + " " + .reason)')
+    [ "$said" = "west web1 spiffe://west.example/ns/shop/sa/web $1 $2" ] || { echo "$said"; return 1; }
+}
+eventually 20 web_is True Healthy
+in_machine web1 systemctl stop web
+eventually 30 web_is False Unhealthy
+in_machine web1 systemctl start web
+eventually 30 web_is True Healthy
+step "the machine's application is an object of the cluster: $(k east -n shop get workloads --no-headers | tr -s ' ')"
 
 # Who is not of the mesh.
 k east create namespace plain >/dev/null
@@ -75,4 +154,8 @@ no_import() {
     ! k east -n shop get service web
 }
 eventually 20 no_import
+no_workload() {
+    [ -z "$(k east -n shop get workloads -o name)" ]
+}
+eventually 20 no_workload
 step 'an import that has ended is no Service any more'

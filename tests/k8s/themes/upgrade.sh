@@ -82,6 +82,8 @@ from_machine &
 lapped before
 
 before=$(running isthmus-system)
+# Helm leaves kinds alone that are there.
+k east apply --server-side -f k8s/chart/crds >"$WORK/last" 2>&1 || fail "kinds: $(cat "$WORK/last")"
 helm east upgrade isthmus k8s/chart --namespace isthmus-system --wait --timeout 120s --reset-then-reuse-values \
     --set image.tag=2,logLevel=debug,federation.config.workload_lifetime=12h >"$WORK/last" 2>&1 || fail "helm: $(cat "$WORK/last")"
 after=$(running isthmus-system)

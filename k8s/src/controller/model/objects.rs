@@ -13,7 +13,7 @@ use kube::ResourceExt;
 use mesh_api::v1::{Locality, Protocol};
 use mesh_core::name::is_reserved_namespace;
 
-use crate::names::{EXPORT, INJECTED, MANAGED_BY, OPAQUE_PORTS, PROXY, US, WEIGHT};
+use crate::names::{EXPORT, INJECT, INJECTED, MANAGED_BY, OPAQUE_PORTS, PROXY, US, WEIGHT};
 
 /// SMTP, MySQL, Galera, PostgreSQL, Redis, Elasticsearch's transport, Memcached: a
 /// proxy that waits for the client's first bytes is in the way.
@@ -64,6 +64,8 @@ pub(crate) struct PodSeen {
     pub(crate) node: String,
     /// Empty until it has one.
     pub(crate) address: String,
+    /// Of each family; none until then.
+    pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) opaque_ports: BTreeSet<u16>,
     pub(crate) weight: u32,
     /// It is being deleted.
@@ -73,6 +75,7 @@ pub(crate) struct PodSeen {
 impl PodSeen {
     /// `None` for a pod that is not of the mesh, or has ended.
     pub(crate) fn read(pod: &Pod, problems: &mut Vec<Problem>) -> Option<Self> {
+        problems.extend(invalid_label(pod));
         let injected = pod.annotations().contains_key(INJECTED);
         if !injected && !pod.labels().contains_key(PROXY) {
             return None;
@@ -83,19 +86,36 @@ impl PodSeen {
             return None;
         }
         let account = spec.service_account_name.clone().filter(|account| !account.is_empty());
-        let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
+        let status = pod.status.clone().unwrap_or_default();
+        let all = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip);
+        let all = all.chain(status.pod_ip.clone()).filter_map(|ip| ip.parse().ok());
         Some(Self {
             uid: pod.uid()?,
             name: pod.name_any(),
             namespace: pod.namespace()?,
             account: account.unwrap_or_else(|| "default".to_owned()),
             node: spec.node_name.clone().unwrap_or_default(),
-            address: address.unwrap_or_default(),
+            address: status.pod_ip.unwrap_or_default(),
+            addresses: all.collect(),
             opaque_ports: opaque_ports(pod, problems),
             weight: weight(pod, problems),
             ends: pod.metadata.deletion_timestamp.is_some(),
         })
     }
+
+    /// Whether what a slice says of it can be so. Whoever writes a slice by hand
+    /// takes no pod out of the mesh.
+    pub(super) fn is_at(&self, address: IpAddr) -> bool {
+        self.addresses.is_empty() || self.addresses.contains(&address)
+    }
+}
+
+/// No webhook is asked about a label that says neither: nobody else tells.
+pub(crate) fn invalid_label(object: &impl ResourceExt) -> Option<Problem> {
+    let text = object.labels().get(INJECT)?;
+    let problem = format!("{text:?} is neither enabled nor disabled, and does not count");
+    let field = format!("metadata.labels[{INJECT}]");
+    (!matches!(text.as_str(), "enabled" | "disabled")).then_some(Problem { field, problem })
 }
 
 fn opaque_ports(object: &impl ResourceExt, problems: &mut Vec<Problem>) -> BTreeSet<u16> {
@@ -180,6 +200,8 @@ impl ServicePort {
 pub(crate) struct ServiceSeen {
     /// Its ClusterIP, empty for none.
     pub(crate) address: String,
+    /// That of the other family, empty for none.
+    pub(crate) second_address: String,
     pub(super) ports: Vec<ServicePort>,
     pub(crate) exported_to: Vec<String>,
     pub(crate) exported_to_all: bool,
@@ -191,6 +213,7 @@ impl ServiceSeen {
     pub(crate) fn read(service: &Service, problems: &mut Vec<Problem>) -> Self {
         let spec = service.spec.clone().unwrap_or_default();
         let address = spec.cluster_ip.filter(|ip| ip != "None").unwrap_or_default();
+        let second_address = spec.cluster_ips.and_then(|ips| ips.into_iter().nth(1));
         let opaque = opaque_ports(service, problems);
         let ports = spec.ports.unwrap_or_default().into_iter();
         let ports = ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP");
@@ -206,7 +229,8 @@ impl ServiceSeen {
         let ports = ports.collect();
         let (exported_to_all, exported_to) = export(service, problems);
         let is_ours = service.labels().get(MANAGED_BY).is_some_and(|by| by == US);
-        Self { address, ports, exported_to, exported_to_all, is_ours }
+        let second_address = second_address.unwrap_or_default();
+        Self { address, second_address, ports, exported_to, exported_to_all, is_ours }
     }
 }
 
@@ -251,6 +275,8 @@ pub(super) enum Ready {
 /// One endpoint of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EndpointSeen {
+    /// Which of its slice.
+    pub(super) number: usize,
     pub(super) address: IpAddr,
     pub(super) ready: Ready,
 }
@@ -267,19 +293,26 @@ pub(crate) struct SliceSeen {
 
 impl SliceSeen {
     /// `None` for a slice of no Service.
-    pub(crate) fn read(slice: &EndpointSlice) -> Option<Self> {
+    pub(crate) fn read(slice: &EndpointSlice, problems: &mut Vec<Problem>) -> Option<Self> {
         let service = slice.labels().get("kubernetes.io/service-name")?;
         let ports = slice.ports.iter().flatten().filter_map(|port| {
             let tcp = port.protocol.as_deref().unwrap_or("TCP") == "TCP";
             let number = port.port.and_then(|number| u16::try_from(number).ok())?;
             tcp.then(|| (port.name.clone().unwrap_or_default(), number))
         });
-        let endpoints = slice.endpoints.iter().filter_map(|endpoint| {
+        let endpoints = slice.endpoints.iter().enumerate().filter_map(|(number, endpoint)| {
             let pod = endpoint.target_ref.as_ref()?;
-            let address = endpoint.addresses.first()?.parse().ok()?;
-            let of_pod = pod.kind.as_deref() == Some("Pod");
-            let seen = EndpointSeen { address, ready: ready(endpoint) };
-            of_pod.then_some((pod.uid.clone()?, seen))
+            if pod.kind.as_deref() != Some("Pod") {
+                return None;
+            }
+            let uid = pod.uid.clone()?;
+            let address = endpoint.addresses.first()?;
+            let Ok(address) = address.parse() else {
+                let problem = format!("{address:?} is no address of a pod");
+                problems.push(Problem { field: at(number), problem });
+                return None;
+            };
+            Some((uid, EndpointSeen { number, address, ready: ready(endpoint) }))
         });
         Some(Self {
             service: Name::new(&slice.namespace().unwrap_or_default(), service),
@@ -287,6 +320,11 @@ impl SliceSeen {
             ports: ports.collect(),
         })
     }
+}
+
+/// Where an endpoint of a slice says its address.
+pub(super) fn at(number: usize) -> String {
+    format!("endpoints[{number}].addresses")
 }
 
 /// Unset means ready (`discovery.k8s.io/v1`, EndpointConditions).

@@ -22,6 +22,7 @@ fn service(name: &str) -> Value {
         "metadata": { "name": name, "namespace": "shop" },
         "spec": {
             "clusterIP": "10.96.0.7",
+            "clusterIPs": ["10.96.0.7", "fd00:96::7"],
             "ports": [
                 { "name": "http", "port": 80 },
                 { "name": "dns", "port": 53, "protocol": "UDP" },
@@ -70,7 +71,9 @@ impl Cluster {
 
     fn slice(&mut self, value: Value) {
         let slice: EndpointSlice = serde_json::from_value(value).unwrap();
-        self.model.slice(Name::of(&slice), SliceSeen::read(&slice).unwrap());
+        let read = SliceSeen::read(&slice, &mut self.problems).unwrap();
+        self.problems.extend(self.model.misplaced(&read));
+        self.model.slice(Name::of(&slice), read);
     }
 
     fn node(&mut self, labels: Value) {
@@ -102,6 +105,31 @@ fn running() -> Cluster {
     cluster
 }
 
+/// Its name comes before that of the real one.
+#[test]
+fn a_slice_by_hand_takes_no_pod_away() {
+    let mut cluster = running();
+    for (address, says) in [
+        ("10.9.9.9", "endpoints[0].addresses: 10.9.9.9 is not where pod orders-1 is (10.1.0.7)"),
+        ("orders.example", "endpoints[0].addresses: \"orders.example\" is no address of a pod"),
+    ] {
+        let mut value = slice("a-mistake", "orders", &["u1"]);
+        value["endpoints"][0]["addresses"][0] = json!(address);
+        cluster.slice(value);
+        assert_eq!(cluster.told(), ClusterChange::default());
+        let problem = cluster.problems.pop().unwrap().to_string();
+        assert!(problem.starts_with(says), "{problem}");
+    }
+    let mut both = pod("orders-1", "u1");
+    both["status"]["podIPs"] = json!([{ "ip": "10.1.0.7" }, { "ip": "fd00::7" }]);
+    cluster.pod(both);
+    let mut value = slice("a-mistake", "orders", &["u1"]);
+    value["endpoints"][0]["addresses"][0] = json!("fd00::7");
+    cluster.slice(value);
+    assert_eq!(cluster.told().pods[0].instances[0].address, "[fd00::7]:4143");
+    assert_eq!(cluster.problems, []);
+}
+
 #[test]
 fn a_pod_backs_the_services_whose_slices_name_it() {
     let mut cluster = running();
@@ -118,7 +146,8 @@ fn a_pod_backs_the_services_whose_slices_name_it() {
     assert_eq!(register.health(), Health::Healthy);
     let locality = register.locality.as_ref().unwrap();
     assert_eq!([&locality.region, &locality.zone, &locality.host], ["eu", "eu-1", "n1"]);
-    assert_eq!(told.services[0].address, "10.96.0.7");
+    let addresses = [&*told.services[0].address, &*told.services[0].second_address];
+    assert_eq!(addresses, ["10.96.0.7", "fd00:96::7"]);
     assert_eq!(cluster.told(), ClusterChange::default(), "nothing is said twice");
     assert_eq!(cluster.problems, []);
 }
@@ -283,15 +312,15 @@ fn fields_that_make_no_sense_are_named_and_do_not_count() {
     let mut value = pod("orders-1", "u1");
     value["metadata"]["annotations"][OPAQUE_PORTS] = json!("0,x,5-3");
     value["metadata"]["annotations"][WEIGHT] = json!("-1");
+    value["metadata"]["labels"][INJECT] = json!("true");
     cluster.pod(value);
     let mut value = service("orders");
     value["metadata"]["labels"] = json!({ EXPORT: "No_Site" });
     cluster.service(value);
     let said: Vec<String> = cluster.problems.iter().map(ToString::to_string).collect();
-    assert_eq!(said.len(), 5, "{said:?}");
-    for (problem, says) in
-        [(0, "\"0\""), (1, "\"x\""), (2, "\"5-3\""), (3, "\"-1\""), (4, "No_Site")]
-    {
+    let expected = ["\"true\"", "\"0\"", "\"x\"", "\"5-3\"", "\"-1\"", "No_Site"];
+    assert_eq!(said.len(), expected.len(), "{said:?}");
+    for (problem, says) in expected.into_iter().enumerate() {
         assert!(said[problem].contains(says) && said[problem].starts_with("metadata."), "{said:?}");
     }
     cluster.model.begin();
@@ -349,4 +378,4 @@ fn many_are_told_in_parts() {
     assert_eq!(empty, [ClusterChange { complete: true, ..ClusterChange::default() }]);
 }
 
-use crate::names::{EXPORT, INJECTED, OPAQUE_PORTS, WEIGHT};
+use crate::names::{EXPORT, INJECT, INJECTED, OPAQUE_PORTS, WEIGHT};

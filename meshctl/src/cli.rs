@@ -9,7 +9,7 @@ use crate::{
     cluster, command, demo,
     endpoint::Run,
     failure::Failure,
-    output::{self, Format},
+    output::{self, Format, Output},
 };
 
 const EXIT_CODES: &str = "\
@@ -61,9 +61,9 @@ struct Global {
     /// The control plane of a cluster, through kubectl and this context of its configuration
     #[arg(long, global = true, value_name = "NAME")]
     context: Option<String>,
-    /// How to print
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Format,
+    /// How to print: table, wide, json or yaml
+    #[arg(short, long, global = true, default_value = "table", value_name = "FORMAT")]
+    output: Output,
     /// Short for -o json: one JSON document on stdout and nothing else
     #[arg(long, global = true, conflicts_with = "output")]
     json: bool,
@@ -103,6 +103,9 @@ enum Command {
     Get(command::manifest::Get),
     /// Take documents about traffic out of force
     Delete(command::manifest::Delete),
+    /// Hosts off their legacy proxies: Linkerd 1.x, HAProxy, nginx, Envoy
+    #[command(subcommand)]
+    Migrate(command::migrate::Migrate),
     /// What makes a cluster a site, as documents for kubectl
     Install(command::install::Install),
     /// Put the proxy into workloads of a cluster, offline
@@ -162,6 +165,7 @@ impl Command {
         match self {
             Self::Site(_)
             | Self::Install(_)
+            | Self::Migrate(_)
             | Self::Inject(_)
             | Self::Uninject(_)
             | Self::Demo(_)
@@ -178,7 +182,12 @@ impl Command {
 impl Cli {
     /// Does what was asked.
     pub async fn run(self) -> Result<(), Failure> {
-        let format = if self.global.json { Format::Json } else { self.global.output };
+        let output = if self.global.json { Output::As(Format::Json) } else { self.global.output };
+        let format = match &self.command {
+            // Takes a directory, too.
+            Command::Migrate(_) => Format::default(),
+            _ => output.format()?,
+        };
         let sites = std::env::var_os("ISTHMUS_SITES").map(PathBuf::from);
         let context = self.global.context.as_deref();
         // An explicit --site or --context outranks ISTHMUS_RUN, not an explicit --run.
@@ -207,6 +216,7 @@ impl Cli {
             Command::Get(get) => get.run(&run()?, format).await,
             Command::Delete(delete) => delete.run(&run()?, format).await,
             Command::Install(install) => install.run(),
+            Command::Migrate(migrate) => migrate.run(output),
             Command::Inject(inject) => inject.run(format),
             Command::Uninject(uninject) => uninject.run(format),
             Command::Node(node) => node.run(&run()?, format).await,

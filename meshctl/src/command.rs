@@ -10,6 +10,7 @@ pub mod install;
 pub mod join;
 pub mod link;
 pub mod manifest;
+pub mod migrate;
 pub mod node;
 pub mod rotate;
 pub mod routes;

@@ -1,6 +1,11 @@
 //! What commands print: one document for machines, or a table for people.
 
-use std::io::{IsTerminal, Write};
+use std::{
+    convert::Infallible,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -19,6 +24,40 @@ pub enum Format {
     Json,
     /// One YAML document.
     Yaml,
+}
+
+/// What `-o` says: a form, or, where something is written, where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// A form.
+    As(Format),
+    /// A directory.
+    Into(PathBuf),
+}
+
+impl FromStr for Output {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Format::from_str(text, false).map_or_else(|_| Self::Into(text.into()), Self::As))
+    }
+}
+
+impl Output {
+    /// The form.
+    ///
+    /// # Errors
+    ///
+    /// It is none, and this command writes to no directory.
+    pub fn format(&self) -> Result<Format, Failure> {
+        match self {
+            Self::As(format) => Ok(*format),
+            Self::Into(directory) => Err(Failure::usage(format!(
+                "invalid value '{}' for '--output <FORMAT>': table, wide, json or yaml",
+                directory.display()
+            ))),
+        }
+    }
 }
 
 impl Format {

@@ -1,0 +1,175 @@
+//! `meshctl migrate`: hosts off their legacy proxies. Files only; nothing is asked
+//! and nothing changed but the directory that is named.
+
+mod explain;
+mod plan;
+
+use std::{
+    net::{IpAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+use mesh_migrate::{
+    legacy::{self, Format as From, Outside},
+    linkerd1::{name::Name, world::World},
+    source::{Problem, Source},
+};
+
+use crate::{
+    failure::Failure,
+    output::{Format, Output},
+};
+
+/// What `migrate` does.
+#[derive(Debug, Subcommand)]
+pub enum Migrate {
+    /// What the configuration of a legacy proxy is with us, line by line
+    Plan(plan::Plan),
+    /// What a legacy proxy does with a request and why, beside what we would do
+    Explain(explain::Explain),
+}
+
+impl Migrate {
+    /// Does what was asked.
+    pub fn run(self, output: Output) -> Result<(), Failure> {
+        match self {
+            Self::Plan(plan) => plan.run(output),
+            Self::Explain(explain) => explain.run(output.format()?),
+        }
+    }
+}
+
+/// A configuration, and what it hangs on.
+#[derive(Debug, Args)]
+pub(super) struct Input {
+    /// Whose configuration it is
+    #[arg(long, value_enum, value_name = "PROXY")]
+    from: Proxy,
+    /// Directory that files which it names are relative to, but for includes of nginx;
+    /// that of the first file where absent
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Bound names of Linkerd that discovery knows, a line each with its endpoints:
+    /// /#/io.l5d.consul/dc1/web 10.0.0.1:80 10.0.0.2:80*2
+    #[arg(long, value_name = "FILE")]
+    discovery: Option<PathBuf>,
+    /// A service of Linkerd that is known to be used, e.g. /svc/web; several times
+    #[arg(long = "name", value_name = "PATH")]
+    names: Vec<String>,
+    /// Addresses of names, as /etc/hosts has them; the system is asked for others
+    #[arg(long, value_name = "FILE")]
+    hosts: Option<PathBuf>,
+}
+
+/// A legacy proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Proxy {
+    /// Linkerd 1.x: linkerd.yaml, or what its admin port has at /config.json
+    Linkerd1,
+    /// HAProxy: the files of its -f, in their order
+    Haproxy,
+    /// nginx: nginx.conf, or what nginx -T prints
+    Nginx,
+    /// Envoy: a static bootstrap, or what its admin port has at /config_dump
+    Envoy,
+}
+
+impl Proxy {
+    fn format(self) -> From {
+        match self {
+            Self::Linkerd1 => From::Linkerd1,
+            Self::Haproxy => From::Haproxy,
+            Self::Nginx => From::Nginx,
+            Self::Envoy => From::Envoy,
+        }
+    }
+}
+
+impl Input {
+    fn format(&self) -> From {
+        self.from.format()
+    }
+
+    /// Reads files, and calls with them and what there is beside them.
+    fn read<T>(
+        &self,
+        files: &[PathBuf],
+        then: impl FnOnce(&legacy::Legacy<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let sources: Vec<Source> =
+            files.iter().map(|file| source(file)).collect::<Result<_, _>>().map_err(wrong)?;
+        let beside = files.first().and_then(|file| file.parent()).map(Path::to_owned);
+        let directory = self.directory.clone().or(beside).unwrap_or_default();
+        let file = |name: &str| Source::read(&directory.join(name));
+        let world = match &self.discovery {
+            Some(path) => {
+                let source = Source::read(path).map_err(wrong)?;
+                legacy::read_world(&source).map_err(wrong)?
+            }
+            None => World::default(),
+        };
+        let name = |text: &String| {
+            Name::read(text).map_err(|problem| Failure::usage(format!("--name {text}: {problem}")))
+        };
+        let names = self.names.iter().map(name).collect::<Result<_, _>>()?;
+        let variable = |name: &str| std::env::var(name).ok();
+        let outside = Outside { file: &file, variable: &variable, world, names };
+        let read = legacy::Legacy::read(self.format(), sources, &outside).map_err(wrong)?;
+        then(&read)
+    }
+
+    /// Who knows the addresses of names.
+    fn resolver(&self) -> Result<impl Fn(&str) -> Vec<IpAddr> + use<>, Failure> {
+        let hosts = match &self.hosts {
+            Some(path) => hosts(&Source::read(path).map_err(wrong)?)?,
+            None => Vec::new(),
+        };
+        Ok(move |name: &str| {
+            if let Ok(address) = name.trim_matches(['[', ']']).parse() {
+                return vec![address];
+            }
+            let known = hosts.iter().filter(|(_, known)| known == name);
+            let known: Vec<IpAddr> = known.map(|(address, _)| *address).collect();
+            if !known.is_empty() {
+                return known;
+            }
+            let asked = (name, 0).to_socket_addrs();
+            asked.map(|found| found.map(|address| address.ip()).collect()).unwrap_or_default()
+        })
+    }
+}
+
+/// `-` is standard input.
+fn source(path: &Path) -> Result<Source, Problem> {
+    let path = if path == Path::new("-") { Path::new("/dev/stdin") } else { path };
+    Source::read(path)
+}
+
+/// hosts(5).
+fn hosts(source: &Source) -> Result<Vec<(IpAddr, String)>, Failure> {
+    let mut all = Vec::new();
+    for (line, text) in (1..).zip(source.text.lines()) {
+        let mut words = text.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(address) = words.next() else { continue };
+        let address = address.parse().map_err(|_| {
+            Failure::config(format!("{}:{line}: {address:?} is no IP address", source.name))
+        })?;
+        all.extend(words.map(|name| (address, name.to_owned())));
+    }
+    Ok(all)
+}
+
+fn wrong(problem: Problem) -> Failure {
+    Failure::config(problem)
+}
+
+/// A format where nothing is written to a directory.
+impl Output {
+    fn or_directory(self) -> (Format, Option<PathBuf>) {
+        match self {
+            Output::As(format) => (format, None),
+            Output::Into(directory) => (Format::default(), Some(directory)),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! `meshctl migrate plan`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mesh_migrate::{
+    objects::{self, Wanted},
+    report::Report,
+};
+use serde::Serialize;
+
+use super::{Input, wrong};
+use crate::{
+    failure::{Exit, Failure},
+    output::{self, Format, Output, Paint, Show},
+};
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Reads a configuration and says of every line whether it is the same with us (exact), something like it \
+(approximated), not there (dropped), or needs a person (decide). With -o DIR it writes what edge-proxy runs \
+(proxy.yaml, site.yaml, rules.yaml) and the report (report.md, report.json, report.html); the same files every time.
+
+Examples:
+  meshctl migrate plan --from haproxy /etc/haproxy/haproxy.cfg
+  nginx -T | meshctl migrate plan --from nginx - -o web-7
+  meshctl migrate plan --from linkerd1 linkerd.yaml --discovery names.txt -o web-7 --strict
+  edge-proxy --config web-7/proxy.yaml"
+)]
+pub(in crate::command) struct Plan {
+    /// The configuration; - is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    input: Input,
+    /// Where to write; -o DIR says the same
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Fail unless everything is exact
+    #[arg(long)]
+    strict: bool,
+    /// Tell of what is exact, too
+    #[arg(long)]
+    all: bool,
+    /// Namespace of the services that are made
+    #[arg(long, default_value = "legacy", value_name = "NAME")]
+    namespace: String,
+    /// Site that the proxy belongs to
+    #[arg(long, default_value = "legacy", value_name = "NAME")]
+    as_site: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    report: Report,
+    /// Files that were written.
+    written: Vec<String>,
+    #[serde(skip)]
+    all: bool,
+}
+
+impl Plan {
+    pub(super) fn run(self, output: Output) -> Result<(), Failure> {
+        let (format, directory) = output.or_directory();
+        let directory = self.out.as_deref().or(directory.as_deref());
+        let resolve = self.input.resolver()?;
+        let from = self.input.format();
+        let wanted = Wanted { namespace: &self.namespace, site: &self.as_site, resolve: &resolve };
+        let (objects, report) = self.input.read(&self.files, |legacy| {
+            let (program, mut ledger) = legacy.convert().map_err(wrong)?;
+            let objects = objects::objects(&program, &wanted, &mut ledger);
+            let is_blank = |line: &str| from.is_blank(line);
+            let report = Report::new(from.as_str(), &ledger, legacy.sources(), is_blank);
+            Ok((objects, report))
+        })?;
+        let mut files = objects.files();
+        files.push(("report.md", report.markdown()));
+        let mut json = serde_json::to_string_pretty(&report).map_err(Failure::new)?;
+        json.push('\n');
+        files.push(("report.json", json));
+        files.push(("report.html", report.html()));
+        let mut written = Vec::new();
+        if let Some(directory) = directory {
+            std::fs::create_dir_all(directory).map_err(|error| cannot(directory, &error))?;
+            for (name, text) in &files {
+                let path = directory.join(name);
+                write(&path, text).map_err(|error| cannot(&path, &error))?;
+                written.push(path.display().to_string());
+            }
+        }
+        let exact = report.is_exact();
+        let summary = report.summary.text();
+        output::print(
+            format,
+            &Planned { report, written, all: self.all || format == Format::Wide },
+        )?;
+        if self.strict && !exact {
+            return Err(Failure::new(format!("--strict: {summary}")).exit(Exit::Failed));
+        }
+        Ok(())
+    }
+}
+
+impl Show for Planned {
+    fn text(&self, wide: bool, _: Paint) -> String {
+        let mut text = self.report.text(wide || self.all);
+        if let Some(proxy) = self.written.first() {
+            for file in &self.written {
+                text += &format!("  wrote {file}\n");
+            }
+            text += &format!("Next: edge-proxy --check --config {proxy}\n");
+        }
+        text
+    }
+}
+
+/// As a whole or not at all.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, path)
+}
+
+fn cannot(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("{}: cannot be written: {error}", path.display()))
+}

@@ -1,8 +1,8 @@
 //! `meshctl migrate`: hosts off their legacy proxies. Files only; nothing is asked
 //! and nothing changed but the directory that is named.
 
-mod explain;
-mod plan;
+pub mod explain;
+pub mod plan;
 
 use std::{
     net::{IpAddr, ToSocketAddrs},

@@ -32,7 +32,7 @@ Examples:
   meshctl migrate explain --from nginx nginx.conf --listener 0.0.0.0:443 'TLS shop.example'
   meshctl migrate explain --from haproxy tcp.cfg --listener 10.20.0.2:5432 TCP"
 )]
-pub(in crate::command) struct Explain {
+pub struct Explain {
     /// The configuration
     #[arg(required = true, value_name = "FILE")]
     file: PathBuf,

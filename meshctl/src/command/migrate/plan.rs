@@ -28,7 +28,7 @@ Examples:
   meshctl migrate plan --from linkerd1 linkerd.yaml --discovery names.txt -o web-7 --strict
   edge-proxy --config web-7/proxy.yaml"
 )]
-pub(in crate::command) struct Plan {
+pub struct Plan {
     /// The configuration; - is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,

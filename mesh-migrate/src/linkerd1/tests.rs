@@ -1,6 +1,7 @@
 //! The cases of `tests/legacy/linkerd1-*`, and what the manual says that they do not.
 
 mod conversion;
+mod examples;
 mod keys;
 mod malformed;
 mod property;

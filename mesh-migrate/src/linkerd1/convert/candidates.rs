@@ -20,6 +20,8 @@ use crate::{
 
 /// Labels that are tried, at most.
 const MAX_LABELS: usize = 3_000;
+/// Labels of a name that are tried in any order, two by two.
+const MAX_REORDERED: usize = 5;
 /// Segments of a path that are tried alone, at most.
 const MAX_SEGMENTS: usize = 8;
 /// Methods that are told apart, at most.
@@ -101,6 +103,16 @@ impl Universe {
             plain.extend(labels.iter().take(MAX_LABELS).cloned());
             for length in 2..=4 {
                 plain.extend(labels.windows(length).take(MAX_LABELS).map(|run| joined(run, ".")));
+            }
+            if labels.len() <= MAX_REORDERED {
+                // Namers that rewrite put them in another order.
+                let others = |a: &String| {
+                    let a = a.clone();
+                    labels.iter().filter(move |b| **b != a).cloned().collect::<Vec<_>>()
+                };
+                plain.extend(labels.iter().flat_map(|a| {
+                    others(a).into_iter().map(|b| format!("{a}.{b}")).collect::<Vec<_>>()
+                }));
             }
             if has_ports {
                 let pairs = labels.windows(2).take(MAX_LABELS);

@@ -157,7 +157,8 @@ pub(super) fn whole(weights: &[f64]) -> (Vec<u32>, bool) {
             return (scaled.iter().map(|s| s.round() as u32).collect(), true);
         }
     }
-    let of = |weight: &f64| (weight / all * MAX_WEIGHT).round() as u32;
+    let least = |weight: f64| if weight > 0.0 { 1 } else { 0 };
+    let of = |w: &f64| ((w / all * MAX_WEIGHT).round() as u32).max(least(*w));
     let rounded: Vec<u32> = weights.iter().map(of).collect();
     let same = weights
         .iter()
@@ -228,7 +229,7 @@ mod tests {
         assert_eq!(whole(&[1.0, 2.0]), (vec![1, 2], true));
         assert_eq!(whole(&[1.0 / 17.0, 12.0 / 17.0, 4.0 / 17.0]), (vec![1, 12, 4], true));
         assert_eq!(whole(&[0.0, 2.0]), (vec![0, 1], true));
-        assert_eq!(whole(&[1.0, 1000.001]), (vec![10, 9990], false));
+        assert_eq!(whole(&[1.0, 1000.001]), (vec![1, 999], false));
         assert_eq!(whole(&[0.0, 0.0]), (vec![1, 1], true));
         assert_eq!(whole(&[]), (vec![], true));
     }

@@ -91,20 +91,9 @@ fn translated(pcre: &str) -> Result<Cow<'_, str>, String> {
         match (c, next) {
             ('\\', Some(escaped)) => {
                 chars.next();
-                match escaped {
-                    '1'..='9' | 'g' | 'k' => return refused("a back-reference"),
-                    'Q' | 'E' | 'K' | 'G' | 'R' | 'X' | 'C' | 'N' | 'Z' | 'c' | 'e' | 'o' | '0' => {
-                        return refused(&format!("\\{escaped}"));
-                    }
-                    'h' if in_class => out.push_str(" \\t"),
-                    'h' => out.push_str("[ \\t]"),
-                    'b' if in_class => out.push_str("\\x08"),
-                    'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'b' | 'B' | 'A' | 'z' | 'n' | 'r' | 't'
-                    | 'f' | 'v' | 'x' => out.extend(['\\', escaped]),
-                    escaped if escaped.is_ascii_alphanumeric() => {
-                        return refused(&format!("\\{escaped}"));
-                    }
-                    escaped => literal(&mut out, escaped),
+                match escape(escaped, in_class) {
+                    Some(meant) => out += &meant,
+                    None => return refused(&format!("\\{escaped}")),
                 }
             }
             (']', _) if in_class && !is_first => {
@@ -141,19 +130,14 @@ fn translated(pcre: &str) -> Result<Cow<'_, str>, String> {
             }
             ('(', Some('?')) => {
                 let rest: String = chars.clone().skip(1).take(2).collect();
-                if rest.starts_with('=') || rest.starts_with('!') || rest == "<=" || rest == "<!" {
+                if rest.starts_with(['=', '!']) || rest == "<=" || rest == "<!" {
                     return refused("look-around");
                 }
-                if rest.starts_with('>')
-                    || rest.starts_with('|')
-                    || rest.starts_with('#')
-                    || rest.starts_with('(')
-                    || rest.starts_with('&')
+                // Groups of PCRE's own, and recursion.
+                if rest.starts_with(['>', '|', '#', '(', '&', '\'', 'R', '+', 'C'])
+                    || rest.starts_with(|c: char| c.is_ascii_digit())
                 {
-                    return refused("a group of PCRE's own");
-                }
-                if rest.starts_with('\'') {
-                    return refused("a name in quotes");
+                    return refused(&format!("(?{rest}"));
                 }
                 out.push('(');
             }
@@ -164,11 +148,21 @@ fn translated(pcre: &str) -> Result<Cow<'_, str>, String> {
     Ok(Cow::Owned(out))
 }
 
-fn literal(out: &mut String, c: char) {
-    if c.is_ascii_punctuation() && !matches!(c, '<' | '>') {
-        out.push('\\');
-    }
-    out.push(c);
+/// What `\c` means, as Rust has it.
+fn escape(escaped: char, in_class: bool) -> Option<String> {
+    Some(match escaped {
+        'h' if in_class => " \\t".into(),
+        'h' => "[ \\t]".into(),
+        'b' if in_class => "\\x08".into(),
+        'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'b' | 'B' | 'A' | 'z' | 'n' | 'r' | 't' | 'f' | 'x' => {
+            format!("\\{escaped}")
+        }
+        // Back-references, and what only PCRE has.
+        escaped if escaped.is_ascii_alphanumeric() => return None,
+        '<' | '>' => escaped.into(),
+        escaped if escaped.is_ascii_punctuation() => format!("\\{escaped}"),
+        escaped => escaped.into(),
+    })
 }
 
 #[cfg(test)]
@@ -192,7 +186,9 @@ mod tests {
             let pattern = Pattern::of(pattern, false).unwrap();
             assert_eq!(pattern.is_match(value.as_bytes()), matches, "{pattern:?} {value:?}");
         }
-        for refused in ["(?!a)", "(?<!a)b", r"(a)\1", "a++", "(?>a)", r"\Qa", "a{2}+"] {
+        for refused in
+            ["(?!a)", "(?<!a)b", r"(a)\1", "a++", "(?>a)", r"\Qa", "a{2}+", "(?R)", "(?1)"]
+        {
             assert!(Pattern::of(refused, false).is_err(), "{refused}");
         }
     }

@@ -91,7 +91,7 @@ pub(crate) fn generate(bytes: &[u8], runs: bool) -> Generated {
             let server_name = Some(name.to_owned()).filter(|name| !name.is_empty());
             requests.push(Request {
                 listener: Some(listener.into()),
-                source: "10.20.0.1".parse().unwrap(),
+                source: [10, 20, 0, 1].into(),
                 kind: Kind::Connection { server_name },
             });
         }
@@ -122,7 +122,7 @@ fn request(choose: &mut Choices<'_>, listeners: &[&str]) -> Request {
     }
     Request {
         listener: Some(listener.into()),
-        source: "10.20.0.1".parse().unwrap(),
+        source: [10, 20, 0, 1].into(),
         kind: Kind::Http(Http {
             method: choose.of(&["GET", "GET", "GET", "POST", "HEAD", "PUT"]).to_owned(),
             host: if is_http10 && choose.once_in(2) { None } else { host },

@@ -287,6 +287,10 @@ impl Writer<'_> {
             }
             _ => {}
         }
+        self.handler(is_pattern);
+    }
+
+    fn handler(&mut self, is_pattern: bool) {
         let to = self.choose.below(28);
         match to {
             0..=2 => self.line(&["proxy_pass", "http://u0"]),

@@ -59,13 +59,12 @@ impl<'m, 'c> Work<'m, 'c> {
                     self.hop(directive, &name, &value);
                 }
                 _ => {
-                    if self.header(directive, &name, &value, url, forward) {
-                        if !kept.insert(name) {
-                            self.approximated(
-                                directive,
-                                "the client's own is sent once, as an earlier line has it",
-                            );
-                        }
+                    let is_kept = self.header(directive, &name, &value, url, forward);
+                    if is_kept && !kept.insert(name) {
+                        self.approximated(
+                            directive,
+                            "the client's own is sent once, as an earlier line has it",
+                        );
                     }
                 }
             }

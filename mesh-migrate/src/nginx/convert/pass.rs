@@ -13,6 +13,9 @@ use crate::{
 /// Targets that maps make of one `proxy_pass`.
 const MAX_TARGETS: usize = 1_000;
 
+/// A path that is sent on, and what is different then.
+type Path = (Option<PathChange>, Option<&'static str>);
+
 impl<'m, 'c> Work<'m, 'c> {
     pub(super) fn pass(
         &mut self,
@@ -41,27 +44,7 @@ impl<'m, 'c> Work<'m, 'c> {
             if let Some(by) = by {
                 self.exact(by);
             }
-            let model = self.model;
-            let split = target
-                .variables()
-                .find_map(|name| Some((name.to_owned(), model.http.splits.get(name)?)));
-            if let Some((name, split)) = split {
-                let mut forward = Forward { path: rewritten.clone(), ..Forward::default() };
-                let shares = (&target, name.as_str(), split);
-                match self.shares(at, here, pass, shares, &mut forward) {
-                    Ok(()) => {
-                        let then = Then::Forward(Box::new(forward));
-                        rules.push(Rule { place: pass.place.clone(), when, then });
-                    }
-                    Err((directive, wrong)) => {
-                        self.decision(
-                            directive,
-                            wrong,
-                            &["weights of a route", "a fixed upstream"],
-                        );
-                        rules.push(refusal(directive, when, 501));
-                    }
-                }
+            if self.split(at, here, pass, (&target, &when, &rewritten), rules) {
                 continue;
             }
             let Some((url, rest)) = authority(&target) else {
@@ -81,32 +64,65 @@ impl<'m, 'c> Work<'m, 'c> {
                 (true, None) => Ok((self.prefix(here, pass, &url), None)),
                 (false, rewritten) => self.variable_path(here, &url, &rest, rewritten),
             };
-            match path {
-                Ok((path, how)) => {
-                    if let Some(how) = how {
-                        self.approximated(pass, how);
-                    }
-                    let mut forward = Forward { path, ..Forward::default() };
-                    if let Err((directive, wrong)) =
-                        self.forward(at, here, pass, &url, &mut forward)
-                    {
-                        self.decision(
-                            directive,
-                            wrong,
-                            &["a fixed upstream", "it stays with nginx"],
-                        );
-                        rules.push(refusal(directive, when, 501));
-                        continue;
-                    }
-                    let then = Then::Forward(Box::new(forward));
-                    rules.push(Rule { place: pass.place.clone(), when, then });
-                }
-                Err(wrong) => {
-                    self.decision(pass, format!("the path that is sent on cannot be said: {wrong}. Until decided these requests are answered 501"), &["another path", "the path stays"]);
-                    rules.push(refusal(pass, when, 501));
-                }
+            self.passed(at, here, pass, (path, &url, when), rules);
+        }
+    }
+
+    fn passed(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        pass: &'c Directive,
+        (path, url, when): (Result<Path, String>, &Url, Condition),
+        rules: &mut Vec<Rule>,
+    ) {
+        let (path, how) = match path {
+            Ok(path) => path,
+            Err(wrong) => {
+                let question = format!(
+                    "the path that is sent on cannot be said: {wrong}. Until decided these requests are answered 501"
+                );
+                self.decision(pass, question, &["another path", "the path stays"]);
+                return rules.push(refusal(pass, when, 501));
+            }
+        };
+        if let Some(how) = how {
+            self.approximated(pass, how);
+        }
+        let mut forward = Forward { path, ..Forward::default() };
+        if let Err((directive, wrong)) = self.forward(at, here, pass, url, &mut forward) {
+            self.decision(directive, wrong, &["a fixed upstream", "it stays with nginx"]);
+            return rules.push(refusal(directive, when, 501));
+        }
+        let then = Then::Forward(Box::new(forward));
+        rules.push(Rule { place: pass.place.clone(), when, then });
+    }
+
+    /// Whether the target has shares of `split_clients`.
+    fn split(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        pass: &'c Directive,
+        (target, when, rewritten): (&Template, &Condition, &Option<PathChange>),
+        rules: &mut Vec<Rule>,
+    ) -> bool {
+        let model = self.model;
+        let mut names = target.variables();
+        let split = names.find_map(|name| Some((name, model.http.splits.get(name)?)));
+        let Some((name, split)) = split else { return false };
+        let mut forward = Forward { path: rewritten.clone(), ..Forward::default() };
+        match self.shares(at, here, pass, (target, name, split), &mut forward) {
+            Ok(()) => {
+                let then = Then::Forward(Box::new(forward));
+                rules.push(Rule { place: pass.place.clone(), when: when.clone(), then });
+            }
+            Err((directive, wrong)) => {
+                self.decision(directive, wrong, &["weights of a route", "a fixed upstream"]);
+                rules.push(refusal(directive, when.clone(), 501));
             }
         }
+        true
     }
 
     /// The location's text is replaced by that of the URL.
@@ -127,7 +143,7 @@ impl<'m, 'c> Work<'m, 'c> {
         url: &Url,
         rest: &[Part],
         rewritten: Option<PathChange>,
-    ) -> Result<(Option<PathChange>, Option<&'static str>), String> {
+    ) -> Result<Path, String> {
         let is = |part: Option<&Part>, wanted: &str| matches!(part, Some(Part::Variable(name)) if name == wanted);
         let count = rest.len();
         let keeps = count >= 2 && is(rest.get(count - 2), "is_args") && is(rest.last(), "args");

@@ -266,18 +266,7 @@ impl<'m, 'c> Work<'m, 'c> {
             ("host", Test::Equals("", _)) => None,
             ("host", _) => Some(hosts::host(&inner("[^:]+"))),
             ("uri" | "document_uri", _) => Some(Condition::Path(text)),
-            ("request_method", Test::Equals(method, is_any_case)) => {
-                let upper = || method.to_ascii_uppercase();
-                let method = if *is_any_case { upper() } else { (*method).to_owned() };
-                Some(Condition::Method(vec![method]))
-            }
-            ("request_method", Test::Matches(pattern)) => {
-                let all = [
-                    "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT",
-                ];
-                let taken = all.iter().filter(|method| pattern.is_match(method.as_bytes()));
-                Some(Condition::Method(taken.map(|&method| method.to_owned()).collect()))
-            }
+            ("request_method", _) => method(test),
             ("remote_addr", Test::Equals(address, _)) => address
                 .parse::<std::net::IpAddr>()
                 .is_ok()
@@ -285,6 +274,20 @@ impl<'m, 'c> Work<'m, 'c> {
             _ => None,
         }
     }
+}
+
+fn method(test: &Test<'_>) -> Option<Condition> {
+    const ALL: [&str; 9] =
+        ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+    Some(Condition::Method(match test {
+        Test::Equals(method, true) => vec![method.to_ascii_uppercase()],
+        Test::Equals(method, false) => vec![(*method).to_owned()],
+        Test::Matches(pattern) => {
+            let taken = ALL.iter().filter(|method| pattern.is_match(method.as_bytes()));
+            taken.map(|&method| method.to_owned()).collect()
+        }
+        Test::Below(_) | Test::Tail(_) => return None,
+    }))
 }
 
 /// Where a URL leads, and what is different then.

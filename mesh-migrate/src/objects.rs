@@ -180,7 +180,7 @@ impl Making<'_> {
         let service = format!("{name}.{}", self.wanted.namespace);
         self.services.push(json!({
             "name": service,
-            "ports": [{ "name": port, "number": first.port(), "protocol": protocol }],
+            "ports": [{ "name": port, "port": first.port(), "protocol": protocol }],
         }));
         for address in &listener.addresses {
             let listen = address.to_string();

@@ -11,10 +11,10 @@ impl Making<'_> {
         let mut ports = Vec::new();
         if of.requests {
             let protocol = if pool.is_http2 { "grpc" } else { "http" };
-            ports.push(json!({ "name": "http", "number": REQUESTS, "protocol": protocol }));
+            ports.push(json!({ "name": "http", "port": REQUESTS, "protocol": protocol }));
         }
         if of.connections {
-            ports.push(json!({ "name": "tcp", "number": CONNECTIONS, "protocol": "tcp" }));
+            ports.push(json!({ "name": "tcp", "port": CONNECTIONS, "protocol": "tcp" }));
         }
         let mut endpoints = Vec::new();
         for (number, member) in (0..).zip(&pool.members) {

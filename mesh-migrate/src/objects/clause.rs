@@ -13,8 +13,6 @@ const MAX_CLAUSES: usize = 256;
 /// Why a condition cannot be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsayable {
-    /// Two conditions about the path at once.
-    TwoPaths,
     /// Two lists of addresses at once.
     TwoSources,
     /// Too many alternatives.
@@ -24,7 +22,6 @@ pub(super) enum Unsayable {
 impl Unsayable {
     pub(super) fn why(self) -> &'static str {
         match self {
-            Self::TwoPaths => "it has two conditions about the path that must both hold",
             Self::TwoSources => "it has two conditions about the client's address at once",
             Self::TooLarge => "it has more than 256 alternatives",
         }
@@ -39,6 +36,8 @@ pub(super) struct Clause {
     headers: Vec<(String, Text)>,
     query: Vec<(String, Text)>,
     sources: Option<Vec<String>>,
+    /// Each a match that must hold, too.
+    also: Vec<Value>,
     /// Each a match that must not hold.
     unless: Vec<Value>,
     not_sources: Vec<String>,
@@ -55,6 +54,9 @@ impl Clause {
     /// What Gateway API cannot say, as keys of our policy.
     pub(super) fn more(&self) -> Vec<(&'static str, Value)> {
         let mut more = Vec::new();
+        if !self.also.is_empty() {
+            more.push(("also", self.also.clone().into()));
+        }
         if !self.unless.is_empty() {
             more.push(("unless", self.unless.clone().into()));
         }
@@ -71,9 +73,10 @@ impl Clause {
     fn and(&self, other: &Clause) -> Result<Option<Clause>, Unsayable> {
         let mut both = self.clone();
         match (&self.path, &other.path) {
-            (Some(a), Some(b)) => match path_and(a, b)? {
-                Some(path) => both.path = Some(path),
-                None => return Ok(None),
+            (Some(a), Some(b)) => match path_and(a, b) {
+                Both::One(path) => both.path = Some(path),
+                Both::Never => return Ok(None),
+                Both::Two => extend(&mut both.also, &[matching(Some(b), None, &[], &[])]),
             },
             (None, Some(_)) => both.path.clone_from(&other.path),
             (_, None) => {}
@@ -90,6 +93,7 @@ impl Clause {
         }
         extend(&mut both.headers, &other.headers);
         extend(&mut both.query, &other.query);
+        extend(&mut both.also, &other.also);
         extend(&mut both.unless, &other.unless);
         extend(&mut both.not_sources, &other.not_sources);
         Ok(Some(both))
@@ -104,8 +108,14 @@ fn extend<T: Clone + PartialEq>(to: &mut Vec<T>, from: &[T]) {
     }
 }
 
-/// What both say of a path.
-fn path_and(a: &Text, b: &Text) -> Result<Option<Text>, Unsayable> {
+/// What two conditions say of one path.
+enum Both {
+    One(Text),
+    Never,
+    Two,
+}
+
+fn path_and(a: &Text, b: &Text) -> Both {
     let holds = |exact: &str, text: &Text| match text {
         Text::Exact(other) => exact == other,
         Text::Prefix(prefix) => exact.starts_with(prefix.as_str()),
@@ -114,17 +124,20 @@ fn path_and(a: &Text, b: &Text) -> Result<Option<Text>, Unsayable> {
             regex::Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|p| p.is_match(exact))
         }
     };
+    let one = |holds: bool, text: &Text| {
+        if holds { Both::One(text.clone()) } else { Both::Never }
+    };
     match (a, b) {
-        (Text::Present, other) | (other, Text::Present) => Ok(Some(other.clone())),
-        (Text::Exact(exact), other) | (other, Text::Exact(exact)) => {
-            Ok(holds(exact, other).then(|| Text::Exact(exact.clone())))
+        (Text::Present, other) | (other, Text::Present) => one(true, other),
+        (exact @ Text::Exact(text), other) | (other, exact @ Text::Exact(text)) => {
+            one(holds(text, other), exact)
         }
-        (Text::Prefix(a), Text::Prefix(b)) => {
-            let (long, short) = if a.len() >= b.len() { (a, b) } else { (b, a) };
-            Ok(long.starts_with(short.as_str()).then(|| Text::Prefix(long.clone())))
+        (Text::Prefix(x), Text::Prefix(y)) => {
+            let long = if x.len() >= y.len() { a } else { b };
+            one(x.starts_with(y.as_str()) || y.starts_with(x.as_str()), long)
         }
-        (a, b) if a == b => Ok(Some(a.clone())),
-        _ => Err(Unsayable::TwoPaths),
+        (a, b) if a == b => one(true, a),
+        _ => Both::Two,
     }
 }
 

@@ -112,10 +112,27 @@ fn alternatives_share_a_rule_where_they_can() {
 }
 
 #[test]
-fn what_cannot_be_said_is_a_decision() {
+fn two_conditions_about_a_path_must_both_hold() {
     let ends = Condition::Path(Text::Pattern(".*png".into()));
     let begins = Condition::Path(Text::Prefix("/a".into()));
     let (objects, said) = made(vec![rule(Condition::All(vec![ends, begins]), "be.a")]);
+    assert_eq!(said, []);
+    let path = &objects.rules[0]["spec"]["rules"][0]["matches"][0]["path"]["value"];
+    assert_eq!(path, ".*png");
+    let also = &objects.rules[1]["spec"]["rules"][0]["also"];
+    assert_eq!(*also, json!([{ "path": { "type": "RegularExpression", "value": "/a(?s:.*)" } }]));
+    let shorter = Condition::Path(Text::Prefix("/".into()));
+    let longer = Condition::Path(Text::Prefix("/a/".into()));
+    let (objects, _) = made(vec![rule(Condition::All(vec![shorter, longer]), "be.a")]);
+    let path = &objects.rules[0]["spec"]["rules"][0]["matches"][0]["path"]["value"];
+    assert_eq!(path, "/a/(?s:.*)");
+}
+
+#[test]
+fn what_cannot_be_said_is_a_decision() {
+    let one = Condition::Source(vec!["10.0.0.0/8".into()]);
+    let other = Condition::Source(vec!["10.1.0.0/16".into()]);
+    let (objects, said) = made(vec![rule(Condition::All(vec![one, other]), "be.a")]);
     assert!(matches!(said[0].verdict, crate::ledger::Verdict::Decision { .. }), "{said:?}");
     assert_eq!(objects.rules[0]["spec"]["rules"].as_array().unwrap().len(), 1, "no wrong rule");
 }

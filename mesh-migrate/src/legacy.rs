@@ -1,6 +1,6 @@
 //! A configuration of any of the formats.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use crate::{
     envoy, haproxy,
@@ -51,6 +51,8 @@ impl Format {
 pub struct Outside<'a> {
     /// Opens a file that the configuration names.
     pub file: &'a dyn Fn(&str) -> Result<Source, Problem>,
+    /// Opens what nginx includes: a file, or all of a pattern.
+    pub included: nginx::Reader<'a>,
     /// A variable of the proxy's environment.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// What discovery knows, for Linkerd.
@@ -74,7 +76,7 @@ enum Kind {
 }
 
 impl<'a> Legacy<'a> {
-    /// Reads the files of one proxy; those that nginx includes are read from disk.
+    /// Reads the files of one proxy.
     ///
     /// # Errors
     ///
@@ -100,7 +102,7 @@ impl<'a> Legacy<'a> {
                 (sources, Kind::Haproxy(config))
             }
             Format::Nginx => {
-                let config = nginx::parse(&first, &nginx::disk(Path::new(&*first.name)))?;
+                let config = nginx::parse(&first, outside.included)?;
                 (config.sources.clone(), Kind::Nginx(config.into()))
             }
             Format::Envoy => (sources, Kind::Envoy(envoy::config::Config::read(&first)?.into())),

@@ -13,6 +13,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use mesh_migrate::{
     legacy::{self, Format as From, Outside},
     linkerd1::{name::Name, world::World},
+    nginx,
     source::{Problem, Source},
 };
 
@@ -114,7 +115,10 @@ impl Input {
         };
         let names = self.names.iter().map(name).collect::<Result<_, _>>()?;
         let variable = |name: &str| std::env::var(name).ok();
-        let outside = Outside { file: &file, variable: &variable, world, names };
+        let main = files.first().cloned().unwrap_or_default();
+        let included = nginx::disk(&main);
+        let outside =
+            Outside { file: &file, included: &included, variable: &variable, world, names };
         let read = legacy::Legacy::read(self.format(), sources, &outside).map_err(wrong)?;
         then(&read)
     }

@@ -10,7 +10,7 @@ use mesh_migrate::{
 #[path = "../src/haproxy/tests/generator.rs"]
 mod generator;
 
-use generator::{Asked, FIXED, TCP, Written, fixed, write};
+use generator::{Asked, FIXED, TCP, TLS, Written, fixed, server_name, write};
 
 fn main() -> Result<(), Problem> {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>());
@@ -65,6 +65,7 @@ fn request(asked: &Asked) -> Request {
     let headers = asked.headers.iter().map(|(name, value)| ((*name).into(), (*value).into()));
     let kind = match asked.listener {
         TCP => Kind::Connection { server_name: None },
+        TLS => Kind::Connection { server_name: Some(server_name(asked)) },
         _ => Kind::Http(Http {
             method: asked.method.to_owned(),
             host: Some(asked.host.to_owned()),

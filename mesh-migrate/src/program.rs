@@ -233,7 +233,7 @@ pub struct TcpRule {
     pub place: Place,
     /// Names of TLS, `*.` before them for all below; none is every connection.
     pub server_names: Vec<String>,
-    /// Pools by weight.
+    /// Pools by weight; none closes it.
     pub pools: Vec<(String, u32)>,
 }
 

@@ -266,22 +266,29 @@ impl<'c> Run<'c> {
                 continue;
             }
             let name = self.seen.format(&switch.to);
-            if let Some(backend) = self.config.backend(&name).filter(|b| !b.is_disabled) {
+            if let Some(backend) = self.config.backend(&name) {
                 self.say(&switch.place, format!("goes to {name}"));
-                return Some(backend);
+                return self.enabled(backend);
             }
             self.say(&switch.place, format!("there is no backend {name:?}: the default"));
             break;
         }
         if let Some((place, name)) = &frontend.default_backend {
             self.say(place, format!("goes to {name}, the default"));
-            return self.config.backend(name).filter(|backend| !backend.is_disabled);
+            return self.config.backend(name).and_then(|backend| self.enabled(backend));
         }
         if frontend.is_backend {
             return Some(frontend);
         }
         self.say(&frontend.place, "has no backend for it");
         None
+    }
+
+    fn enabled(&mut self, backend: &'c Proxy) -> Option<&'c Proxy> {
+        if backend.is_disabled {
+            self.say(&backend.place, format!("{} is disabled", backend.name));
+        }
+        (!backend.is_disabled).then_some(backend)
     }
 
     /// `option forwardfor` of both.

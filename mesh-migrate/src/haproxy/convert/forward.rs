@@ -10,7 +10,6 @@ use super::{
     logic::{all, known},
     pools,
     state::{Read, SERVER_NAME, State},
-    unavailable,
     walk::Walk,
 };
 
@@ -46,10 +45,7 @@ impl<'c> Walk<'c, '_> {
 
     pub(super) fn servers(&mut self, proxy: &'c Proxy, state: &State) {
         if proxy.servers.is_empty() {
-            if !self.front.is_tcp {
-                self.answer(&proxy.place, state, &Condition::Always, unavailable());
-            }
-            return;
+            return self.nobody(proxy, state);
         }
         self.forward(&proxy.place, proxy, state, &Condition::Always, proxy.name.clone());
     }
@@ -84,7 +80,7 @@ impl<'c> Walk<'c, '_> {
         self.emit(place, state, when, Then::Forward(Box::new(forward)));
     }
 
-    fn connection(
+    pub(super) fn connection(
         &mut self,
         place: &Place,
         state: &State,

@@ -7,7 +7,7 @@ use crate::{
 
 use super::super::{
     Config,
-    acl::{Condition, Named, Test},
+    acl::{self, Condition, Named, Test},
     list::List,
     proxy::Proxy,
     rules::Action,
@@ -84,7 +84,7 @@ fn head(config: &Config, kind: &str, head: &Statement) -> Verdict {
 fn samples(proxy: &Proxy, notes: &mut Notes) {
     for (name, tests) in &proxy.acls {
         for test in tests {
-            if super::super::acl::predefined(name).is_none() {
+            if acl::predefined(name).is_none() {
                 of_test(test, &test.place, notes);
             }
         }
@@ -152,7 +152,9 @@ fn of_list(list: &List, place: &Place, notes: &mut Notes) {
 
 fn of_call(call: &Call, place: &Place, notes: &mut Notes) {
     let name = call.name.as_str();
-    if name == "nbsrv" {
+    if acl::canonical(name) == "req.ver" {
+        notes.approximated(place, "every request is taken to be of HTTP/1.1");
+    } else if name == "nbsrv" {
         let question = "how many servers are well is not asked: all of them are taken to be";
         notes.decision(place, question, &["use backup servers instead", "leave it so"]);
     } else if seen::is_counter(name) {

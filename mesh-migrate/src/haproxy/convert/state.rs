@@ -209,6 +209,7 @@ impl State {
                 Ok(Symbol::Known(None))
             }
             "req.ssl_sni" | "req.ssl_hello_type" if !front.is_tcp => Ok(Symbol::Known(None)),
+            "req.ver" => known(Value::Text("1.1".to_owned())),
             "fe_name" => known(Value::Text(front.name.clone())),
             "dst_port" => match front.port {
                 Some(port) => known(Value::Int(port.into())),

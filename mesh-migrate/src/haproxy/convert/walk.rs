@@ -103,6 +103,9 @@ impl<'c, 'n> Walk<'c, 'n> {
     }
 
     fn enter(&mut self, backend: &'c Proxy, state: State) {
+        if backend.is_disabled {
+            return self.nobody(backend, &state);
+        }
         self.entered.insert(backend.name.clone());
         let mut steps = Vec::new();
         let is_new = self.frontend.is_none_or(|f| f.name != backend.name || !f.is_backend);
@@ -197,7 +200,7 @@ impl<'c, 'n> Walk<'c, 'n> {
     ) -> bool {
         let refuses = match &rule.action {
             Action::Answer(reply) => reply.status >= 400,
-            Action::Close | Action::Auth => true,
+            Action::Close | Action::Auth => !self.front.is_tcp,
             _ => false,
         };
         let Read { condition, unsaid } = self.when(proxy, state, rule.when.as_ref(), refuses);
@@ -258,13 +261,8 @@ impl<'c, 'n> Walk<'c, 'n> {
     }
 
     fn close(&mut self, rule: &rules::Rule, condition: &Condition, state: &mut State) -> bool {
-        if known(condition) != Some(true) || !state.when.is_empty() {
-            let question = "connections are not refused by what is asked here: this is left out";
-            let choices = ["leave it so", "authorize by policy at the application"];
-            self.notes.decision(&rule.place, question, &choices);
-            return false;
-        }
-        self.goes_on(Condition::Always, state)
+        self.connection(&rule.place, state, condition, Vec::new());
+        self.goes_on(condition.clone(), state)
     }
 
     pub(super) fn answer(&mut self, place: &Place, state: &State, when: &Condition, reply: Reply) {
@@ -319,7 +317,7 @@ impl<'c, 'n> Walk<'c, 'n> {
         }
         let inside = state.with(&condition);
         match self.front_constant(&inside, switch) {
-            Some(name) => match self.config.backend(&name).filter(|b| !b.is_disabled) {
+            Some(name) => match self.config.backend(&name) {
                 Some(backend) => self.enter_at(backend, inside),
                 None => {
                     let what = format!("there is no backend {name:?}: the default takes it");
@@ -351,7 +349,7 @@ impl<'c, 'n> Walk<'c, 'n> {
                 return self.default(proxy, &state);
             }
         };
-        for backend in self.config.proxies.iter().filter(|p| p.is_backend && !p.is_disabled) {
+        for backend in self.config.proxies.iter().filter(|proxy| proxy.is_backend) {
             let middle = backend.name.strip_prefix(before).and_then(|n| n.strip_suffix(after));
             let Some(middle) = middle else { continue };
             match state.is_text(self.front, expression, middle) {
@@ -378,15 +376,21 @@ impl<'c, 'n> Walk<'c, 'n> {
 
     fn default(&mut self, proxy: &'c Proxy, state: &State) {
         if let Some((place, name)) = &proxy.default_backend {
-            if let Some(backend) = self.config.backend(name).filter(|b| !b.is_disabled) {
+            if let Some(backend) = self.config.backend(name) {
                 return self.enter(backend, state.clone());
             }
             self.notes.approximated(place, format!("there is no backend {name:?}: 503"));
         } else if proxy.is_backend {
             return self.enter(proxy, state.clone());
         }
-        if !self.front.is_tcp {
-            self.answer(&proxy.place, state, &Condition::Always, unavailable());
+        self.nobody(proxy, state);
+    }
+
+    /// Nobody takes what comes here.
+    pub(super) fn nobody(&mut self, proxy: &Proxy, state: &State) {
+        match self.front.is_tcp {
+            true => self.connection(&proxy.place, state, &Condition::Always, Vec::new()),
+            false => self.answer(&proxy.place, state, &Condition::Always, unavailable()),
         }
     }
 }

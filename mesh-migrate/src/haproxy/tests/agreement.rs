@@ -26,6 +26,7 @@ fn open(written: &Written) -> Result<Config, Problem> {
 pub(super) fn request_of(asked: &Asked) -> Request {
     let kind = match asked.listener {
         TCP => Kind::Connection { server_name: None },
+        TLS => Kind::Connection { server_name: Some(server_name(asked)) },
         _ => Kind::Http(Http {
             method: asked.method.to_owned(),
             host: Some(asked.host.to_owned()),

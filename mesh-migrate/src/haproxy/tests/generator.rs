@@ -29,6 +29,8 @@ pub(super) struct Asked {
 pub(super) const HTTP: &str = "10.20.0.1:8000";
 pub(super) const LISTEN: &str = "10.20.0.1:8100";
 pub(super) const TCP: &str = "10.20.0.1:9000";
+/// Of TLS that passes through: the host of a request is its server name.
+pub(super) const TLS: &str = "10.20.0.1:9443";
 
 const HOSTS: &[&str] = &[
     "a.example",
@@ -77,6 +79,11 @@ pub(super) fn fixed(name: &str) -> Option<&'static str> {
     FIXED.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
+/// What TLS asks for: a name without a port.
+pub(super) fn server_name(asked: &Asked) -> String {
+    asked.host.split(':').next().unwrap_or_default().to_owned()
+}
+
 /// Choices, all 0 when they are used up.
 pub(super) struct Choices<'a>(pub std::slice::Iter<'a, u16>);
 
@@ -108,6 +115,9 @@ pub(super) fn write(choices: &[u16], is_nasty: bool) -> Written {
     }
     if writer.choices.maybe() {
         writer.tcp();
+    }
+    if writer.choices.maybe() {
+        writer.tls();
     }
     let requests = (0..12).map(|_| writer.asked()).collect();
     let values = ["a", "b", "static", "none", "c"];
@@ -443,8 +453,45 @@ impl Writer<'_> {
         self.text = self.text.replace("\tbalance url_param v", "\tbalance source");
     }
 
+    fn tls(&mut self) {
+        self.text += "defaults tls\n";
+        self.line("mode tcp");
+        for name in ["connect", "client", "server"] {
+            self.line(&format!("timeout {name} \"${{NO-2s}}\""));
+        }
+        self.text += "frontend tls from tls\n";
+        self.line(&format!("bind {TLS}"));
+        self.line("tcp-request inspect-delay 2s");
+        if self.choices.maybe() {
+            self.line("tcp-request connection reject if { src 10.20.8.0/24 }");
+        }
+        self.line("tcp-request content accept if { req.ssl_hello_type 1 }");
+        for _ in 0..self.choices.below(4) {
+            let test = self.choices.one(&[
+                "req.ssl_sni a.example what",
+                "req.ssl_sni -i b.example",
+                "req_ssl_sni -i A.Example",
+                "req.ssl_sni -m end .b.example",
+                "req.ssl_sni -m end -i .example",
+                "req.ssl_sni,lower a.example",
+                "req.ssl_sni -m beg api",
+                "src 10.20.9.0/24",
+            ]);
+            let to = self.choices.one(&["tls_a", "tls_b", "tls_c"]);
+            self.line(&format!("use_backend {to} if {{ {test} }}"));
+        }
+        self.line("default_backend tls_c");
+        for (n, name) in ["tls_a", "tls_b", "tls_c"].into_iter().enumerate() {
+            self.text += &format!("backend {name} from tls\n");
+            if self.choices.below(6) == 5 {
+                self.line("disabled");
+            }
+            self.line(&format!("server s1 10.20.{}.1:8443", n + 20));
+        }
+    }
+
     fn asked(&mut self) -> Asked {
-        let listener = self.choices.one(&[HTTP, HTTP, HTTP, LISTEN, TCP]);
+        let listener = self.choices.one(&[HTTP, HTTP, HTTP, LISTEN, TCP, TLS]);
         let headers = (0..self.choices.below(4)).map(|_| self.choices.one(HEADERS)).collect();
         Asked {
             listener,

@@ -99,7 +99,7 @@ pub(super) fn each<'t>(tree: &'t Tree, visit: &mut dyn FnMut(&'t Tree)) {
     }
 }
 
-fn each_value<'t>(what: &'t What, visit: &mut dyn FnMut(&'t Tree)) {
+pub(super) fn each_value<'t>(what: &'t What, visit: &mut dyn FnMut(&'t Tree)) {
     match what {
         What::Message(tree) => each(tree, visit),
         What::List(elements) => elements.iter().for_each(|one| each_value(&one.what, visit)),

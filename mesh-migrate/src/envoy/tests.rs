@@ -24,7 +24,7 @@ use crate::{
     decide::decide,
     ledger::{Entry, Ledger, Verdict},
     request::{Answer, Endpoint, Http, Kind, Outcome, Request},
-    source::Source,
+    source::{Place, Source},
 };
 
 const LEGACY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/legacy/");
@@ -116,8 +116,8 @@ fn holds(case: &Json, answer: &Answer, by: &str) {
     }
 }
 
-/// Everything that a person can compare of an answer.
-fn comparable(answer: &Answer) -> String {
+/// What matters most of an answer, endpoints, and what is left: headers.
+fn comparable(answer: &Answer) -> [String; 3] {
     match &answer.outcome {
         Outcome::Forwarded(to) => {
             let shares = |all: Vec<(String, f64)>| {
@@ -128,20 +128,18 @@ fn comparable(answer: &Answer) -> String {
             };
             let pools = shares(to.pools.clone());
             let endpoints = to.endpoints.iter().map(|(one, share)| (format!("{one:?}"), *share));
-            let headers = format!("{:?}", to.headers).replace(", ", ",");
-            format!(
-                "{pools} | {} | {:?} {headers} {}",
-                shares(endpoints.collect()),
-                to.target,
-                to.is_sticky
-            )
+            [
+                format!("{pools} {:?}", to.target),
+                format!("{} {}", shares(endpoints.collect()), to.is_sticky),
+                format!("{:?}", to.headers).replace(", ", ","),
+            ]
         }
         Outcome::Answered { status, headers, body } => {
             let mut headers = headers.clone();
             headers.sort();
-            format!("{status} {headers:?} {body:?}")
+            [format!("{status} {body:?}"), String::new(), format!("{headers:?}")]
         }
-        Outcome::Closed => "closed".into(),
+        Outcome::Closed => ["closed".into(), String::new(), String::new()],
     }
 }
 
@@ -162,43 +160,52 @@ fn reservations(config: &Config, ledger: &Ledger) -> Vec<Entry> {
     ledger.entries().into_iter().filter(matters).collect()
 }
 
-/// Lines that had a part in an answer: of messages that its steps name, without what
-/// is below of other routes.
-fn involved(config: &Config, answers: [&Answer; 2]) -> BTreeSet<u32> {
-    let places: BTreeSet<_> = answers
+/// Places that had a part in an answer: of messages that its steps name, without what
+/// is below of other routes; and those of its clusters.
+fn involved(config: &Config, answers: [&Answer; 2]) -> [BTreeSet<Place>; 2] {
+    let steps: BTreeSet<_> = answers
         .iter()
         .flat_map(|answer| &answer.why)
         .filter_map(|step| step.place.clone())
         .collect();
-    let mut lines = BTreeSet::new();
+    let [mut here, mut clusters] = [BTreeSet::new(), BTreeSet::new()];
     let mut visit = |tree: &Tree| match tree.short() {
-        "Route" | "Cluster" | "TcpProxy" if places.contains(&tree.place) => {
-            lines.extend(tree.place.line..=tree.last_line);
-        }
-        "VirtualHost"
-        | "RouteConfiguration"
-        | "HttpConnectionManager"
-        | "Listener"
-        | "FilterChain"
-        | "Filter" => {
-            let below = [
-                "virtual_hosts",
-                "routes",
-                "route_config",
-                "filter_chains",
-                "filters",
-                "default_filter_chain",
-                "typed_config",
-            ];
-            lines.insert(tree.place.line);
-            for field in tree.fields.iter().filter(|field| !below.contains(&field.name.as_str())) {
-                lines.extend(field.place.line..=field.value.last_line);
-            }
-        }
+        "Route" | "TcpProxy" if steps.contains(&tree.place) => below(tree, &[], &mut here),
+        "Cluster" if steps.contains(&tree.place) => below(tree, &[], &mut clusters),
+        "VirtualHost" if steps.contains(&tree.place) => below(tree, &["routes"], &mut here),
+        "RouteConfiguration" => below(tree, &["virtual_hosts"], &mut here),
+        "HttpConnectionManager" => below(tree, &["route_config"], &mut here),
+        "Listener" => below(tree, &["filter_chains", "default_filter_chain"], &mut here),
+        "FilterChain" => below(tree, &["filters"], &mut here),
+        "Filter" => below(tree, &["typed_config"], &mut here),
         _ => {}
     };
     parts::each(&config.root, &mut visit);
-    lines
+    [here, clusters]
+}
+
+/// All places of a tree but those below some fields.
+fn below(tree: &Tree, without: &[&str], places: &mut BTreeSet<Place>) {
+    places.insert(tree.place.clone());
+    for field in tree.fields.iter().filter(|field| !without.contains(&field.name.as_str())) {
+        places.insert(field.place.clone());
+        let mut visit = |tree: &Tree| {
+            places.insert(tree.place.clone());
+            places.extend(tree.fields.iter().map(|field| field.place.clone()));
+        };
+        parts::each_value(&field.value.what, &mut visit);
+    }
+}
+
+/// Whether an entry says that a request may go somewhere else.
+fn is_about_routing(entry: &Entry) -> bool {
+    match &entry.verdict {
+        Verdict::Decision { .. } => true,
+        Verdict::Exact => false,
+        Verdict::Approximated { how: text } | Verdict::Dropped { meaning: text } => {
+            ["may go to another cluster", "any may name one"].iter().any(|one| text.contains(one))
+        }
+    }
 }
 
 /// Whether an earlier route, which cannot be converted, may have taken the request.
@@ -230,15 +237,24 @@ fn differences(config: &Config, requests: &[Json]) -> (usize, Vec<String>) {
             agreed += 1;
             continue;
         }
-        let lines = involved(config, [&said, &done]);
-        let is_told = reservations.iter().any(|entry| lines.contains(&entry.place.line))
-            || is_after_a_gap(config, &said, &reservations);
+        let [here, clusters] = involved(config, [&said, &done]);
+        let ([routes, ends, _], [other_routes, other_ends, _]) =
+            (comparable(&said), comparable(&done));
+        let of = |places: &BTreeSet<Place>, entry: &Entry| places.contains(&entry.place);
+        let is_told = match (routes == other_routes, ends == other_ends) {
+            (false, _) => {
+                reservations.iter().any(|entry| of(&here, entry) && is_about_routing(entry))
+                    || is_after_a_gap(config, &said, &reservations)
+            }
+            (true, false) => reservations.iter().any(|entry| of(&clusters, entry)),
+            (true, true) => reservations.iter().any(|entry| of(&here, entry)),
+        };
         if !is_told {
             wrong.push(format!(
-                "{request:?}\n{}\n{}\n{:#?}",
+                "{request:?}\n{:?}\n{:?}\n{:?}",
                 comparable(&said),
                 comparable(&done),
-                said.why
+                said.why.iter().map(|step| &step.what).collect::<Vec<_>>()
             ));
         }
     }

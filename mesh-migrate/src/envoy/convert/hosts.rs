@@ -2,7 +2,7 @@
 
 use super::{Converter, Within, all, rule};
 use crate::{
-    envoy::{re2, tree::Tree},
+    envoy::{parts, re2, tree::Tree},
     program::{Condition, Location, Reply, Rule, Text, Then},
 };
 
@@ -67,6 +67,14 @@ impl<'c> Converter<'c> {
         for field in strips.iter().filter_map(|name| within.hcm.entry(name)) {
             let how = "hosts are compared without it, and the application sees Host as the client sent it; a redirect without a host of its own leaves the port out";
             self.notes.approximated(&field.place, how);
+        }
+        let is_matching = within.hcm.is("strip_matching_host_port");
+        if block.domains.iter().any(|domain| domain.ends_with(":*")) && is_matching {
+            let question = format!(
+                "A domain of any port takes port {}, too, which Envoy leaves out before.",
+                within.port
+            );
+            self.notes.ask(block.host, question, &["it may", "write the ports"]);
         }
         for name in ["vhost_header", "ignore_path_parameters_in_path_matching"] {
             if let Some(field) = within.routes.entry(name) {
@@ -144,9 +152,7 @@ fn overlap(a: &str, b: &str) -> bool {
 /// What Envoy leaves out of Host before it compares.
 pub(super) fn port(within: &Within<'_>) -> String {
     let dot = if within.hcm.is("strip_trailing_host_dot") { r"\.?" } else { "" };
-    let any =
-        within.hcm.is("strip_any_host_port") || within.routes.is("ignore_port_in_host_matching");
-    if any {
+    if is_any(within) {
         return format!("{dot}(:[0-9]+)?");
     }
     match within.hcm.is("strip_matching_host_port") {
@@ -155,21 +161,43 @@ pub(super) fn port(within: &Within<'_>) -> String {
     }
 }
 
+fn is_any(within: &Within<'_>) -> bool {
+    within.hcm.is("strip_any_host_port") || within.routes.is("ignore_port_in_host_matching")
+}
+
 fn domains(domains: &[&str], within: &Within<'_>) -> Condition {
     if domains.contains(&"*") {
         return Condition::Always;
     }
     let port = port(within);
-    let any = if port.is_empty() { ".+" } else { "[^:]+" };
+    let any = if port.is_empty() { ".+" } else { "[^:].*" };
     let one = |domain: &&str| match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
         (Some(suffix), _) => format!(".+{}", re2::literal(suffix)),
+        // `name:*`: of hosts whose port is left out, none; of others, every port.
+        (None, Some(prefix)) if prefix.ends_with(':') && is_any(within) => "[^\\x00-\\xff]".into(),
+        (None, Some(prefix)) if prefix.ends_with(':') => format!("{}.+", re2::literal(prefix)),
         (None, Some(prefix)) => format!("{}{any}", re2::literal(prefix)),
         _ => re2::literal(domain),
     };
-    let all: Vec<String> = domains.iter().map(one).collect();
-    let pattern = match all.as_slice() {
-        [one] => format!("(?i){one}{port}"),
-        several => format!("(?i)(?:{}){port}", several.join("|")),
+    // A domain that ends as what is left out is found only where it is there twice.
+    let only = match (is_any(within), within.hcm.is("strip_matching_host_port")) {
+        (true, _) => Some(None),
+        (false, true) => Some(Some(within.port)),
+        (false, false) => None,
     };
+    let is_bare =
+        |domain: &&&str| only.is_none_or(|only| parts::without_port(domain, only) == **domain);
+    let (bare, others): (Vec<&&str>, Vec<&&str>) = domains.iter().partition(is_bare);
+    let twice = port.trim_end_matches('?');
+    let mut all: Vec<String> = Vec::new();
+    for (domains, port) in [(bare, port.as_str()), (others, twice)] {
+        let domains: Vec<String> = domains.into_iter().map(one).collect();
+        match domains.as_slice() {
+            [] => {}
+            [one] => all.push(format!("{one}{port}")),
+            several => all.push(format!("(?:{}){port}", several.join("|"))),
+        }
+    }
+    let pattern = format!("(?i){}", all.join("|"));
     Condition::Header("host".into(), Text::Pattern(pattern))
 }

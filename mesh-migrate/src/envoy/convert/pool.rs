@@ -105,6 +105,9 @@ impl Converter<'_> {
             _ => {}
         }
         let Some(assignment) = self.config.load_assignment(cluster) else { return Vec::new() };
+        let hosts =
+            || assignment.messages("endpoints").flat_map(|one| one.messages("lb_endpoints"));
+        let panics = hosts().all(parts::is_out);
         let weighs = parts::weighs_localities(cluster);
         let is_random = parts::lb(cluster) == Lb::Random;
         let mut members = Vec::new();
@@ -119,7 +122,9 @@ impl Converter<'_> {
             for host in locality.messages("lb_endpoints") {
                 let own = host.count("load_balancing_weight").filter(|_| !is_random).unwrap_or(1);
                 let weight = (f64::from(own) * scale).round().min(f64::from(u32::MAX)) as u32;
-                members.extend(self.member(host, weight, locality.count("priority").unwrap_or(0)));
+                let priority = locality.count("priority").unwrap_or(0);
+                let is_disabled = parts::is_out(host) && !panics;
+                members.extend(self.member(host, weight, priority, is_disabled));
             }
         }
         if is_random {
@@ -146,7 +151,13 @@ impl Converter<'_> {
         if sum > 0.0 { f64::from(own) / sum * 10_000.0 } else { 0.0 }
     }
 
-    fn member(&mut self, host: &Tree, weight: u32, priority: u32) -> Option<Member> {
+    fn member(
+        &mut self,
+        host: &Tree,
+        weight: u32,
+        priority: u32,
+        is_disabled: bool,
+    ) -> Option<Member> {
         let address = host.msg("endpoint")?.msg("address")?;
         let Some(endpoint) = parts::socket(Some(address)) else {
             let question =
@@ -154,7 +165,6 @@ impl Converter<'_> {
             self.notes.ask(host, question, &["listen at an address, too", "leave it out"]);
             return None;
         };
-        let is_disabled = parts::is_out(host);
         if let Some(field) = host.entry("health_status") {
             match is_disabled {
                 true => self.notes.approximated(&field.place, "it is taken out; of a level with some taken out, Envoy hands a part to the next level"),

@@ -27,7 +27,9 @@ impl Chance {
 }
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions.";
-const DOMAINS: [&str; 14] = [
+const DOMAINS: [&str; 16] = [
+    "a.example:*",
+    "b.a.example:81",
     "a.example",
     "b.a.example",
     "*.example",

@@ -3,9 +3,15 @@
 //! - [`name`], [`dtab`]: names and delegation tables of Finagle.
 //! - [`config`]: the file (`linkerd.yaml`, `/config.json`); [`policy`] what applies to
 //!   a name.
-//! - [`namerd`]: tables that are kept elsewhere.
-//! - [`world`]: what discovery knows; [`namers`] who asks it.
-//! - [`explain`]: one request through identifier, table, namers and transformers.
+//! - [`world`]: what discovery knows; [`namerd`] tables that are kept elsewhere;
+//!   [`namers`] who asks for endpoints.
+//! - [`delegate`]: a name through table, namers and transformers, step by step.
+//! - [`explain`]: one request, from its identifier to its endpoints.
+//! - [`convert`]: the same as our own rules, and what has become of every line.
+//!
+//! Rules are those of Linkerd 1.7.5 and its Finagle, which its manual does not always
+//! tell: the last entry of a table is asked first, whatever the length of its prefix;
+//! namers are asked only where no entry matches; `!` and `$` end a search, `~` goes on.
 
 pub mod config;
 pub mod convert;

@@ -4,6 +4,7 @@ mod candidates;
 mod keys;
 mod labels;
 mod notes;
+mod pair;
 mod policies;
 mod pools;
 mod routers;
@@ -14,7 +15,7 @@ mod uses;
 use std::collections::BTreeSet;
 
 use super::{
-    config::{Config, Protocol, Router, TransformerKind},
+    config::{Config, Protocol},
     name::Name,
     world::{Files, World},
 };
@@ -69,28 +70,4 @@ fn tidy(ledger: &Ledger) -> Ledger {
         }
     }
     tidy
-}
-
-/// The router that takes what `outgoing` sends from Linkerd to Linkerd: on the port that
-/// its transformer sets, keeping endpoints of its own host.
-fn incoming<'c>(config: &'c Config, outgoing: &Router) -> Option<&'c Router> {
-    let hop = outgoing.interpreter.transformers.iter().find_map(|t| match &t.kind {
-        TransformerKind::Port(port) => Some(Ok(*port)),
-        TransformerKind::Daemonset { port, .. } => Some(Err(port.as_str())),
-        _ => None,
-    })?;
-    let is_local = |router: &&Router| {
-        router.interpreter.transformers.iter().any(|transformer| {
-            matches!(transformer.kind, TransformerKind::Localhost | TransformerKind::LocalNode)
-        })
-    };
-    let takes = |router: &&Router| match hop {
-        Ok(port) => router.servers.iter().any(|server| server.port == port),
-        Err(name) => {
-            let ports = router.servers.iter().map(|server| server.port.to_string());
-            router.label == name || ports.into_iter().any(|port| port == name)
-        }
-    };
-    let others = config.routers.iter().filter(|router| router.label != outgoing.label);
-    others.filter(|router| router.protocol == outgoing.protocol).filter(is_local).find(takes)
 }

@@ -15,8 +15,9 @@ pub type Files<'a> = &'a dyn Fn(&str) -> Result<Source, Problem>;
 /// What is known outside of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct World {
-    /// Bound names (`/#/io.l5d.consul/dc1/web`). Namers whose registry holds no others
-    /// are negative for what is not here.
+    /// Bound names (`/#/io.l5d.consul/dc1/web`), without what transformers put before
+    /// them. What is not here, or has no endpoints, is negative. Pods of a daemonset are
+    /// `/#/io.l5d.k8s/<namespace>/<port>/<service>`.
     pub names: BTreeMap<String, Known>,
     /// Addresses of the host, for `io.l5d.localhost`; `None` is not known.
     pub local_addresses: Option<Vec<IpAddr>>,

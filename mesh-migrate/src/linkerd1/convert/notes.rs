@@ -2,7 +2,7 @@
 
 use super::{
     super::config::{Config, Protocol, Router, Transformer, TransformerKind},
-    incoming, keys, policies, tables,
+    keys, pair, policies, tables,
 };
 use crate::ledger::{Ledger, Verdict};
 
@@ -24,10 +24,10 @@ pub(super) fn namers(ledger: &mut Ledger, config: &Config) {
     for namer in &config.namers {
         ledger.exact(&namer.node.place);
         keys::of_kind(ledger, &namer.node, tables::NAMERS);
-        namer
-            .transformers
-            .iter()
-            .for_each(|transformer| self::transformer(ledger, transformer, None));
+        let pair = pair::incoming_of_namer(config, namer);
+        for transformer in &namer.transformers {
+            self::transformer(ledger, transformer, pair);
+        }
     }
 }
 
@@ -54,7 +54,7 @@ pub(super) fn router(ledger: &mut Ledger, config: &Config, router: &Router) {
     if matches!(router.protocol, Protocol::Http | Protocol::H2) {
         ledger.approximated(&node.place, ALWAYS);
     }
-    let pair = incoming(config, router);
+    let pair = pair::incoming(config, router);
     for transformer in &router.interpreter.transformers {
         self::transformer(ledger, transformer, pair);
     }

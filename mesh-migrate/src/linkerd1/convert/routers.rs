@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     super::{
-        config::{Config, IdentifierKind, Router, Server, Transformer, TransformerKind},
+        config::{Config, IdentifierKind, Namer, Router, Server},
         delegate::Engine,
         dtab::Dtab,
         explain::{Client, Target, delegate, engine, remote, status, targets},
@@ -13,8 +13,8 @@ use super::{
         world::{Files, World},
     },
     candidates::{Candidate, Universe, candidate, candidates, refused},
-    incoming,
     labels::{ANYBODY, ODD, PROBE},
+    pair::{self, applications},
     pools::{Pools, Source, label, unique, whole},
     rules::{Context, Resolved, rules},
     uses::{Use, verdict},
@@ -65,16 +65,18 @@ pub(super) fn http(
         Ok(first) => first,
         Err(problem) => return lost(asked, ledger, &problem.problem),
     };
-    let pair = incoming(asked.config, router);
-    let is_hop = |transformer: &&Transformer| {
-        matches!(transformer.kind, TransformerKind::Port(_) | TransformerKind::Daemonset { .. })
+    let pair = pair::incoming(asked.config, router);
+    let kept = pair::without_hop(&router.interpreter.transformers);
+    let of_namer = |namer: &Namer| {
+        let transformers = pair::without_hop(&namer.transformers);
+        Namer { transformers, ..namer.clone() }
     };
-    let all = router.interpreter.transformers.iter();
-    let kept: Vec<_> = all.filter(|transformer| !is_hop(transformer)).cloned().collect();
     let mut run = Run::of(asked, first.as_ref());
+    let namers: Vec<Namer> = run.engine.namers.unwrap_or_default().iter().map(of_namer).collect();
     if pair.is_some() {
         let engine = Run::of(asked, first.as_ref()).engine;
-        run.direct = Some(Engine { transformers: &kept, ..engine });
+        let namers = engine.namers.map(|_| namers.as_slice());
+        run.direct = Some(Engine { transformers: &kept, namers, ..engine });
     }
     let universe =
         Universe::of(asked.config, router, &run.engine.entries, asked.world, asked.names);
@@ -83,26 +85,9 @@ pub(super) fn http(
         Context { is_http2: false, is_mesh: pair.is_some(), place: &router.node.place, pools };
     context.is_http2 = router.protocol == super::Protocol::H2;
     for identifier in &router.identifiers {
-        let found = match &identifier.kind {
-            IdentifierKind::Ingress { namespace, class, ignores_default_backends } => {
-                let rules = asked.world.ingress_rules(
-                    namespace.as_deref(),
-                    class,
-                    *ignores_default_backends,
-                );
-                match rules {
-                    Some(found) => by_ingress(&found),
-                    None => {
-                        lost(asked, ledger, "the rules of Ingresses are not known");
-                        return;
-                    }
-                }
-            }
-            IdentifierKind::Istio | IdentifierKind::Other(_) => {
-                lost(asked, ledger, "how requests get their names is not known");
-                return;
-            }
-            kind => candidates(kind, &universe),
+        let found = match named(&identifier.kind, &universe, asked.world) {
+            Ok(found) => found,
+            Err(why) => return lost(asked, ledger, why),
         };
         if let Some(when) = refused(&identifier.kind) {
             let then = Then::Reply(Reply { status: 400, ..Reply::default() });
@@ -130,6 +115,25 @@ pub(super) fn http(
         otherwise: Reply { status: 400, ..Reply::default() },
         forwarded: Forwarded::Keep,
     });
+}
+
+/// Requests that an identifier names.
+fn named(
+    kind: &IdentifierKind,
+    universe: &Universe,
+    world: &World,
+) -> Result<Vec<Candidate>, &'static str> {
+    match kind {
+        IdentifierKind::Ingress { namespace, class, ignores_default_backends } => {
+            let ignores = *ignores_default_backends;
+            let rules = world.ingress_rules(namespace.as_deref(), class, ignores);
+            rules.map(|rules| by_ingress(&rules)).ok_or("the rules of Ingresses are not known")
+        }
+        IdentifierKind::Istio | IdentifierKind::Other(_) => {
+            Err("how requests get their names is not known")
+        }
+        kind => Ok(candidates(kind, universe)),
+    }
 }
 
 /// Why a router cannot be converted.
@@ -324,7 +328,8 @@ impl<'a> Run<'a> {
                 Ok(there) => there.bound,
                 Err(_) => Vec::new(),
             };
-            let (here, there) = (applications(&to.targets), applications(&there));
+            let here = applications(asked.config, &to.targets);
+            let there = applications(asked.config, &there);
             if here != there {
                 let service = self.asked.router.dst_prefix.join(&one.below);
                 others.push(format!("{service} to {} ({})", here.join(", "), there.join(", ")));
@@ -370,17 +375,6 @@ fn needed(found: Vec<(&Candidate, Resolved)>) -> Vec<(&Candidate, Resolved)> {
     }
     kept.reverse();
     kept
-}
-
-/// Names without what transformers put before them.
-fn applications(targets: &[Target]) -> Vec<String> {
-    let name = |target: &Target| {
-        let said = target.client.to_string();
-        said.find("/#/").map_or(said.clone(), |at| said[at..].to_owned())
-    };
-    let mut names: Vec<String> = targets.iter().map(name).collect();
-    names.sort_unstable();
-    names
 }
 
 fn by_ingress(found: &[(String, super::super::world::IngressRule)]) -> Vec<Candidate> {

@@ -7,6 +7,7 @@ use super::{
         policy::Merged,
     },
     candidates::Candidate,
+    pair::is_hop,
     pools::{self, Pools, Source, attempt_timeout, millis, whole},
 };
 use crate::{
@@ -99,7 +100,8 @@ fn forward(context: &mut Context<'_>, one: &Candidate, to: &Resolved) -> Forward
     let shares: Vec<f64> = targets.iter().map(|target| target.share).collect();
     let (weights, _) = whole(&shares);
     let mut named: Vec<(String, u32)> = Vec::new();
-    for (target, weight) in targets.iter().zip(weights) {
+    let is_hop = to.targets.iter().map(is_hop);
+    for ((target, weight), is_hop) in targets.iter().zip(weights).zip(is_hop) {
         let name = match &target.client {
             Client::Name(bound) if !matches!(bound.from, Origin::Status(_)) => {
                 context.pools.of(&Source {
@@ -107,7 +109,7 @@ fn forward(context: &mut Context<'_>, one: &Candidate, to: &Resolved) -> Forward
                     bound,
                     policy: &target.policy,
                     is_http2: context.is_http2,
-                    is_mesh: context.is_mesh,
+                    is_mesh: context.is_mesh && is_hop,
                 })
             }
             _ => context.pools.nobody(context.place),

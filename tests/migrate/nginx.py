@@ -101,7 +101,9 @@ def ask(case):
         except (http.client.BadStatusLine, ConnectionError):
             return {"closed": True}
         body = response.read().decode("utf-8", "replace")
-        answer = {"status": response.status, "location": response.getheader("location"), "body": body}
+        location = response.getheader("location")
+        location = location and location.encode("latin-1").decode("utf-8", "replace")
+        answer = {"status": response.status, "location": location, "body": body}
         if response.getheader("x-echo"):
             answer["echo"] = json.loads(response.getheader("x-said") or body)
         return answer

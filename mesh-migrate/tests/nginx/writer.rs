@@ -290,7 +290,55 @@ impl Writer<'_> {
         self.handler(is_pattern);
     }
 
+    /// Directives of the rewrite module, in any order.
+    fn rewrites(&mut self) {
+        for _ in 0..self.choose.below(4) {
+            match self.choose.below(14) {
+                0 => self.line(&["rewrite", "^/a(.*)$", "/d$1"]),
+                1 => self.line(&["rewrite", "^/d/(.*)", "/e/$1?z=$1"]),
+                2 => self.line(&["rewrite", "^/x(.*)$", "/y$1?", "last"]),
+                3 => self.line(&["rewrite", "/b", "/c", "break"]),
+                4 => self.line(&["break"]),
+                5 => self.line(&["set", "$args", "n=1"]),
+                6 => {
+                    self.open(&["if", "($args", "~", "q|z)"]);
+                    self.line(&["rewrite", "^", "/hasq", "last"]);
+                    self.close();
+                }
+                7 => {
+                    self.open(&["if", "($arg_x)"]);
+                    self.line(&["return", "200", "arg=$arg_x $is_args$query_string"]);
+                    self.close();
+                }
+                8 => {
+                    self.line(&["set", "$v2", "$uri"]);
+                    self.open(&["if", "($v2", "!~", "^/a)"]);
+                    self.line(&["return", "200", "v2=$v2;$1"]);
+                    self.close();
+                }
+                9 => self.line(&["rewrite", "^/(?<p>[a-z])/", "/$p-$uri", "permanent"]),
+                10 => {
+                    self.open(&["if", "($request_uri", "~*", "(png|x)(.?))"]);
+                    self.line(&["set", "$v3", "g=$1-$2"]);
+                    self.line(&["break"]);
+                    self.close();
+                    self.line(&["proxy_set_header", "X-V3", "$v3"]);
+                }
+                11 => self.line(&["rewrite", "^/static/(.*)$", "/a/$1?w=1?", "last"]),
+                12 => self.line(&["rewrite", "^(.*)\\.png$", "$1.gif", "redirect"]),
+                _ => {
+                    self.open(&["if", "($host", "!=", "a.example)"]);
+                    self.line(&["rewrite", "^/a/b(.*)", "/ab$1", "break"]);
+                    self.close();
+                }
+            }
+        }
+    }
+
     fn handler(&mut self, is_pattern: bool) {
+        if self.choose.once_in(4) {
+            self.rewrites();
+        }
         let to = self.choose.below(28);
         match to {
             0..=2 => self.line(&["proxy_pass", "http://u0"]),

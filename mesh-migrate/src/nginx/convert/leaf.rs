@@ -224,6 +224,10 @@ impl<'m, 'c> Work<'m, 'c> {
                         ["set", "return", "break", "rewrite", "if"].contains(&d.name.as_str())
                     };
                     let is_last = !block.inside()[number + 1..].iter().any(is_rewriting);
+                    // `$1` is of that pattern then, or nothing.
+                    if directive.arg(1).contains('~') {
+                        here.groups = None;
+                    }
                     self.condition(at, &here, directive, (when, is_last), rules);
                 }
                 name if name.contains("_by_lua")
@@ -258,8 +262,10 @@ impl<'m, 'c> Work<'m, 'c> {
             }
             _ => {
                 at.set.remove(&name);
-                let meaning =
-                    format!("${name} is not known with us: what uses it says what that means");
+                let meaning = match name.as_str() {
+                    "args" => "the query stays as the client sends it".to_owned(),
+                    name => format!("${name} is not known with us: what uses it says so"),
+                };
                 self.dropped(directive, meaning);
             }
         }

@@ -1,6 +1,8 @@
 //! Locations of a server as conditions, in an order of which the first that holds is
 //! what nginx would choose.
 
+use std::{collections::BTreeSet, ops::Bound};
+
 use super::{Condition, Text, Work, all, any, path_begins};
 use crate::nginx::model::{Kind, Location};
 
@@ -37,22 +39,26 @@ impl<'c> Work<'_, 'c> {
             out.sure.push((exact(&location.text), Leaf::Location(location)));
         }
         let is_static = |l: &&Location<'_>| l.is_prefix() || matches!(l.kind, Kind::Exact);
+        let known: BTreeSet<&str> =
+            level.iter().filter(is_static).map(|l| l.text.as_str()).collect();
         let mut redirecting: Vec<_> =
             level.iter().filter(|location| location.redirects()).collect();
         redirecting.sort_by_key(|location| !matches!(location.kind, Kind::Exact));
         for location in redirecting {
             let without = &location.text[..location.text.len() - 1];
-            if !without.is_empty() && !level.iter().filter(is_static).any(|l| l.text == without) {
+            if !without.is_empty() && !known.contains(without) {
                 out.sure.push((exact(without), Leaf::Redirect(location)));
             }
         }
         let mut prefixes: Vec<&Location<'c>> = level.iter().filter(|l| l.is_prefix()).collect();
         prefixes.sort_by_key(|location| std::cmp::Reverse(location.text.len()));
+        let texts: BTreeSet<&str> =
+            prefixes.iter().map(|location| location.text.as_str()).collect();
         let mut finals = Vec::new();
         let mut weak = Vec::new();
         let mut taken = Vec::new();
         for location in &prefixes {
-            let guard = guard(location, &prefixes);
+            let guard = guard(location, &texts);
             let mut inner = self.level(&location.locations, false);
             let guarded =
                 inner.sure.drain(..).map(|(when, leaf)| (all([guard.clone(), when]), leaf));
@@ -111,12 +117,21 @@ impl<'c> Work<'_, 'c> {
 }
 
 /// The location has the longest prefix of its level.
-fn guard(location: &Location<'_>, prefixes: &[&Location<'_>]) -> Condition {
-    let is_longer = |other: &&&Location<'_>| {
-        other.text.len() > location.text.len() && other.text.starts_with(&location.text)
-    };
-    let longer: Vec<Condition> =
-        prefixes.iter().filter(is_longer).map(|other| path_begins(&other.text)).collect();
-    let begins = path_begins(&location.text);
+fn guard(location: &Location<'_>, texts: &BTreeSet<&str>) -> Condition {
+    let text = location.text.as_str();
+    let mut longer: Vec<&str> = Vec::new();
+    // Texts that begin alike stand together: those of one that was taken are skipped.
+    let mut from = (Bound::Excluded(text.to_owned()), Bound::Unbounded);
+    while let Some(next) =
+        texts.range::<str, _>((from.0.as_ref().map(String::as_str), from.1)).next()
+    {
+        if !next.starts_with(text) {
+            break;
+        }
+        longer.push(next);
+        from.0 = Bound::Excluded(format!("{next}{}", char::MAX));
+    }
+    let longer: Vec<Condition> = longer.into_iter().map(path_begins).collect();
+    let begins = path_begins(text);
     if longer.is_empty() { begins } else { all([begins, Condition::Not(Box::new(any(longer)))]) }
 }

@@ -75,7 +75,7 @@ impl<'c> Run<'_, 'c> {
         self.step(&directive.place, format!("{} is {shown:?}", directive.arg(0)));
         let name = directive.arg(0).trim_start_matches('$').to_ascii_lowercase();
         if name == "args" {
-            self.args = value;
+            (self.args, self.has_unparsed) = (value, false);
         } else {
             self.set.insert(name, value);
         }
@@ -114,7 +114,11 @@ impl<'c> Run<'_, 'c> {
         let pattern = Pattern::of(directive.arg(0), false).map_err(wrong)?;
         let (to, flag) = (directive.arg(1), directive.arg(2));
         let uri = self.uri.clone();
-        let Some(found) = pattern.captures(&uri) else { return Ok(Flow::Next) };
+        let Some(found) = pattern.captures(&uri) else {
+            // A pattern that does not match leaves no groups, of an earlier one either.
+            self.captures.clear();
+            return Ok(Flow::Next);
+        };
         self.captured(&pattern, &found);
         let redirects = is_url(to) || matches!(flag, "redirect" | "permanent");
         let (to, adds) = to.strip_suffix('?').map_or((to, true), |to| (to, false));
@@ -240,8 +244,9 @@ impl<'c> Run<'_, 'c> {
             [operator @ ("~" | "~*" | "!~" | "!~*"), pattern] => {
                 let pattern = Pattern::of(pattern, operator.ends_with('*'))?;
                 let found = pattern.captures(&value);
-                if let Some(found) = &found {
-                    self.captured(&pattern, found);
+                match &found {
+                    Some(found) => self.captured(&pattern, found),
+                    None => self.captures.clear(),
                 }
                 Ok(found.is_some() != operator.starts_with('!'))
             }

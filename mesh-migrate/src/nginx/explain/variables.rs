@@ -84,9 +84,6 @@ impl Run<'_, '_> {
             self.maps.insert(name.to_owned(), value.clone());
             return Ok(value);
         }
-        if self.known.contains(name) {
-            return Ok(Vec::new());
-        }
         if let Some(split) = model.http.splits.get(name) {
             let place = &split.directive.place;
             return Err(format!("${name} is one of several by the hash of {place}"));
@@ -94,8 +91,11 @@ impl Run<'_, '_> {
         if let Some(geo) = model.http.geos.get(name) {
             return self.geo(geo);
         }
-        self.built_in(name)
-            .ok_or_else(|| format!("what ${name} is cannot be known from the configuration"))
+        match self.built_in(name) {
+            Some(value) => Ok(value),
+            None if self.known.contains(name) => Ok(Vec::new()),
+            None => Err(format!("what ${name} is cannot be known from the configuration")),
+        }
     }
 
     fn geo(&mut self, geo: &Geo<'_>) -> Result<Vec<u8>, String> {

@@ -368,17 +368,43 @@ pub struct Retry {
 
 impl Retry {
     pub(crate) fn wire(&self) -> Result<v1::RetryPolicy, String> {
-        let range = |code: &u16| match code {
-            400..=599 => Ok(v1::StatusRange { from: (*code).into(), to: (*code).into() }),
-            code => Err(format!("retry.codes: {code} is not 400 to 599")),
-        };
+        if let Some(code) = self.codes.iter().find(|code| !(400..=599).contains(*code)) {
+            return Err(format!("retry.codes: {code} is not 400 to 599"));
+        }
         Ok(v1::RetryPolicy {
             attempts: self.attempts.unwrap_or(1),
-            statuses: self.codes.iter().map(range).collect::<Result<_, _>>()?,
+            statuses: ranges(&self.codes),
             grpc_codes: self.grpc_codes.clone(),
             any_method: self.any_method,
             backoff_ms: millis(self.backoff),
             max_backoff_ms: 0,
         })
+    }
+}
+
+/// Neighbours together: all of 5xx is one range.
+fn ranges(codes: &[u16]) -> Vec<v1::StatusRange> {
+    let mut codes: Vec<u32> = codes.iter().map(|code| u32::from(*code)).collect();
+    codes.sort_unstable();
+    let mut ranges: Vec<v1::StatusRange> = Vec::new();
+    for code in codes {
+        match ranges.last_mut() {
+            Some(last) if code <= last.to + 1 => last.to = code,
+            _ => ranges.push(v1::StatusRange { from: code, to: code }),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_codes_are_one_range() {
+        let range = |from, to| v1::StatusRange { from, to };
+        assert_eq!(ranges(&[503, 500, 501, 502, 503, 429]), [range(429, 429), range(500, 503)]);
+        assert_eq!(ranges(&(500..600).collect::<Vec<u16>>()), [range(500, 599)]);
+        assert_eq!(ranges(&[]), []);
     }
 }

@@ -157,8 +157,8 @@ def ask2(listener, method, host, target):
     got = subprocess.run([*command, "http://%s%s" % (listener, target)], capture_output=True, text=True)
     if got.returncode:
         return None
-    head, _, body = got.stdout.partition("\r\n\r\n")
-    first, *fields = head.split("\r\n")
+    head, _, body = got.stdout.partition("\n\n")
+    first, *fields = head.split("\n")
     headers = dict(field.split(": ", 1) for field in fields if ": " in field)
     return int(first.split()[1]), headers, body
 

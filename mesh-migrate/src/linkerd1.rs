@@ -3,7 +3,7 @@
 //! - [`name`], [`dtab`]: names and delegation tables of Finagle.
 //! - [`config`]: the file (`linkerd.yaml`, `/config.json`); [`policy`] what applies to
 //!   a name.
-//! - [`world`]: what discovery knows; [`namerd`] tables that are kept elsewhere;
+//! - [`world`]: what discovery knows, [`discovery`] a file of it; [`namerd`] tables that are kept elsewhere;
 //!   [`namers`] who asks for endpoints.
 //! - [`delegate`]: a name through table, namers and transformers, step by step.
 //! - [`explain`]: one request, from its identifier to its endpoints.
@@ -16,6 +16,7 @@
 pub mod config;
 pub mod convert;
 pub mod delegate;
+pub mod discovery;
 pub mod dtab;
 pub mod explain;
 mod identify;

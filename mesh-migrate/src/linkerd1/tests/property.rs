@@ -204,7 +204,7 @@ proptest! {
     #[test]
     fn conversion_does_what_explanation_says(
         yaml in config(),
-        requests in prop::collection::vec(request(), 8),
+        requests in prop::collection::vec(request(), 6),
     ) {
         let source = Source::of("l", &yaml);
         let config = match Config::read(&source) {

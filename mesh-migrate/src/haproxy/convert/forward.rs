@@ -47,7 +47,8 @@ impl<'c> Walk<'c, '_> {
         if proxy.servers.is_empty() {
             return self.nobody(proxy, state);
         }
-        self.forward(&proxy.place, proxy, state, &Condition::Always, proxy.name.clone());
+        let place = state.place.as_ref().unwrap_or(&proxy.place);
+        self.forward(place, proxy, state, &Condition::Always, proxy.name.clone());
     }
 
     fn forward(
@@ -73,7 +74,7 @@ impl<'c> Walk<'c, '_> {
         };
         if pools::hashed_header(proxy).is_some_and(|name| state.headers.contains_key(&name)) {
             let how = "the hash is of the header as the client sends it, before rules change it";
-            self.notes.approximated(&proxy.place, how);
+            self.notes.approximated(place, how);
         }
         super::action::answers(self, proxy, &mut forward);
         super::action::headers(state, &mut forward);

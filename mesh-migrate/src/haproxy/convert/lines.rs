@@ -133,6 +133,10 @@ fn of_condition(proxy: &Proxy, condition: &Condition, notes: &mut Notes) {
 
 fn of_test(test: &Test, place: &Place, notes: &mut Notes) {
     of_expression(&test.expression, place, notes);
+    let is_name = test.expression.fetch.name == "req.ssl_sni";
+    if is_name && !test.ignores_case && test.expression.converters.is_empty() {
+        notes.approximated(place, "names of TLS are compared without case");
+    }
     test.lists.iter().for_each(|list| of_list(list, place, notes));
 }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::program::{Condition, PathChange, Text};
 use crate::request::{Http, Kind, Request};
+use crate::source::Place;
 
 use super::super::{
     acl::{self, Method, Named, Test},
@@ -42,6 +43,8 @@ pub(super) struct Front {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
+    /// What has led to the backend.
+    pub(super) place: Option<Place>,
     /// All of these hold.
     pub(super) when: Vec<Condition>,
     /// What is known to hold or not, `when` included.

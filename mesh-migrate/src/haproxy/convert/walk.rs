@@ -315,7 +315,8 @@ impl<'c, 'n> Walk<'c, 'n> {
         if known(&condition) == Some(false) {
             return false;
         }
-        let inside = state.with(&condition);
+        let mut inside = state.with(&condition);
+        inside.place = Some(switch.place.clone());
         match self.front_constant(&inside, switch) {
             Some(name) => match self.config.backend(&name) {
                 Some(backend) => self.enter_at(backend, inside),
@@ -377,7 +378,8 @@ impl<'c, 'n> Walk<'c, 'n> {
     fn default(&mut self, proxy: &'c Proxy, state: &State) {
         if let Some((place, name)) = &proxy.default_backend {
             if let Some(backend) = self.config.backend(name) {
-                return self.enter(backend, state.clone());
+                let place = Some(place.clone());
+                return self.enter(backend, State { place, ..state.clone() });
             }
             self.notes.approximated(place, format!("there is no backend {name:?}: 503"));
         } else if proxy.is_backend {
@@ -388,9 +390,10 @@ impl<'c, 'n> Walk<'c, 'n> {
 
     /// Nobody takes what comes here.
     pub(super) fn nobody(&mut self, proxy: &Proxy, state: &State) {
+        let place = state.place.as_ref().unwrap_or(&proxy.place);
         match self.front.is_tcp {
-            true => self.connection(&proxy.place, state, &Condition::Always, Vec::new()),
-            false => self.answer(&proxy.place, state, &Condition::Always, unavailable()),
+            true => self.connection(place, state, &Condition::Always, Vec::new()),
+            false => self.answer(place, state, &Condition::Always, unavailable()),
         }
     }
 }

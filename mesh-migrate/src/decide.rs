@@ -8,7 +8,7 @@ use regex::bytes::RegexBuilder;
 use crate::{
     program::{
         Accepts, Balance, Condition, Forward, Forwarded, Key, Listener, Location, PathChange, Pool,
-        Program, Reply, Rule, TcpRule, Text, Then,
+        Program, Reply, Rule, Said, TcpRule, Text, Then,
     },
     request,
     request::{Answer, Endpoint, Http, Kind, Outcome, Request, Step},
@@ -205,11 +205,14 @@ impl Asked<'_> {
     fn headers(&self, forward: &Forward, xff: Forwarded) -> Vec<(String, Option<String>)> {
         let mut names: Vec<&str> = forward.remove.iter().map(String::as_str).collect();
         names.extend(forward.set.iter().chain(&forward.add).map(|(name, _)| name.as_str()));
+        names.extend(forward.tell.iter().map(|(name, _)| name.as_str()));
         names.extend((xff != Forwarded::Keep).then_some("x-forwarded-for"));
         names.extend(forward.host.as_ref().map(|_| "host"));
         names.sort_unstable();
         names.dedup();
         let client = self.source.to_string();
+        let told: Vec<(&str, String)> =
+            forward.tell.iter().map(|(name, said)| (name.as_str(), self.said(said))).collect();
         let value = |name: &str| {
             let mut values = self.values(name);
             if forward.remove.iter().any(|removed| removed == name) {
@@ -222,6 +225,10 @@ impl Asked<'_> {
             if set.peek().is_some() {
                 values = set.map(|(_, value)| value.as_str()).collect();
             }
+            if let Some((_, said)) = told.iter().find(|(told, _)| *told == name) {
+                values = vec![said.as_str()];
+                values.retain(|said| !said.is_empty());
+            }
             let added = forward.add.iter().filter(|(added, _)| added == name);
             values.extend(added.map(|(_, value)| value.as_str()));
             match xff {
@@ -232,6 +239,20 @@ impl Asked<'_> {
             (!values.is_empty()).then(|| values.join(", "))
         };
         names.into_iter().map(|name| (name.to_owned(), value(name))).collect()
+    }
+
+    fn said(&self, said: &Said) -> String {
+        let host = self.http.host.as_deref().unwrap_or_default();
+        match said {
+            Said::Client => self.source.to_string(),
+            Said::Host => host.to_owned(),
+            Said::Hostname => without_port(host).to_owned(),
+            Said::Scheme => if self.is_tls { "https" } else { "http" }.to_owned(),
+            Said::Method => self.http.method.clone(),
+            Said::Path => self.http.path().to_owned(),
+            Said::Target => self.http.target.clone(),
+            Said::Header(name) => self.values(name).join(", "),
+        }
     }
 
     /// Shares of pools, and of those of their members that would take it.

@@ -154,12 +154,18 @@ fn is_blank_of_yaml(line: &str) -> bool {
 }
 
 /// What discovery knows, from lines of a bound name and its endpoints:
-/// `/#/io.l5d.consul/dc1/web 10.0.0.1:80 10.0.0.2:80*2`.
+/// `/#/io.l5d.consul/dc1/web 10.0.0.1:80 10.0.0.2:80*2`; or from a mapping, as
+/// [`linkerd1::discovery`] has it.
 ///
 /// # Errors
 ///
 /// A line is none of these.
 pub fn read_world(source: &Source) -> Result<World, Problem> {
+    let says = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with('#');
+    let first = source.text.lines().find(says).unwrap_or_default();
+    if first.contains(':') && !first.trim_start().starts_with('/') {
+        return linkerd1::discovery::read(source);
+    }
     let mut names = BTreeMap::new();
     for (line, text) in (1..).zip(source.text.lines()) {
         let place = crate::source::Place { file: source.name.clone(), line, column: 1 };
@@ -201,8 +207,11 @@ mod tests {
         let world = read_world(&Source::of("world", text)).unwrap();
         assert_eq!(world.names["/#/io.l5d.fs/web"].as_ref().unwrap()[1].1, 2.0);
         assert_eq!(world.names["/#/x"], None);
-        let wrong = read_world(&Source::of("world", "\nweb 10.0.0.1:80\n")).unwrap_err();
+        let wrong = read_world(&Source::of("world", "\nweb\n")).unwrap_err();
         assert_eq!(wrong.to_string(), "world:2:1: \"web\" is no name: it begins with /");
+        let mapping = "names:\n  /#/x: [10.0.0.1:80]\nlocalAddresses: [10.0.0.9]\n";
+        let world = read_world(&Source::of("world", mapping)).unwrap();
+        assert!(world.names["/#/x"].is_some() && world.local_addresses.is_some());
         assert!(read_world(&Source::of("world", "/a b")).is_err());
     }
 }

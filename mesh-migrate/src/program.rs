@@ -130,6 +130,9 @@ pub struct Forward {
     pub host: Option<String>,
     /// Replaced, names in lower case.
     pub set: Vec<(String, String)>,
+    /// Replaced by what the request says, names in lower case; removed where it says
+    /// nothing.
+    pub tell: Vec<(String, Said)>,
     /// Added to those that are there.
     pub add: Vec<(String, String)>,
     /// Removed.
@@ -148,6 +151,27 @@ pub struct Forward {
     pub retry: Option<Retry>,
     /// Pools that get a copy, in percent.
     pub mirrors: Vec<(String, f64)>,
+}
+
+/// Something that a request says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// Address of the client.
+    Client,
+    /// `Host` as it is sent.
+    Host,
+    /// The same without a port.
+    Hostname,
+    /// `http` or `https`.
+    Scheme,
+    /// Its method.
+    Method,
+    /// Without the query.
+    Path,
+    /// With it.
+    Target,
+    /// A header, name in lower case.
+    Header(String),
 }
 
 /// Another path.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{CONNECTIONS, MAX_RULES, Making, REQUESTS, clause, duration, object, some_list};
 use crate::{
-    program::{Condition, Forward, Location, PathChange, Reply, Retry, Rule, TcpRule, Then},
+    program::{Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, TcpRule, Then},
     source::Place,
 };
 
@@ -153,65 +153,17 @@ impl Making<'_> {
         route: &mut Map<String, Value>,
         policy: &mut Map<String, Value>,
     ) {
-        let mut filters = Vec::new();
-        let (plain, of_request): (Vec<_>, Vec<_>) =
-            forward.set.iter().partition(|(_, value)| !value.contains("%{"));
-        let (plain_add, of_request_add): (Vec<_>, Vec<_>) =
-            forward.add.iter().partition(|(_, value)| !value.contains("%{"));
-        let remove = forward.remove.iter().map(|name| name.as_str().into()).collect();
-        let modifier = object([
-            ("set", some_list(fields(&plain))),
-            ("add", some_list(fields(&plain_add))),
-            ("remove", some_list(remove)),
-        ]);
-        if modifier != json!({}) {
-            filters.push(
-                json!({ "type": "RequestHeaderModifier", "requestHeaderModifier": modifier }),
-            );
+        let said = |(name, said): &(String, Said)| json!({ "name": name, "value": template(said) });
+        let said = some_list(forward.tell.iter().map(said).collect());
+        if let Some(said) = said {
+            policy.insert("requestHeaders".into(), json!({ "set": said }));
         }
-        let of_request = object([
-            ("set", some_list(fields(&of_request))),
-            ("add", some_list(fields(&of_request_add))),
-        ]);
-        if of_request != json!({}) {
-            policy.insert("requestHeaders".into(), of_request);
+        if let Some(change @ (PathChange::Prefix { .. } | PathChange::Pattern { .. })) =
+            &forward.path
+        {
+            policy.insert("rewrite".into(), rewrite(change));
         }
-        let modifier = object([
-            ("set", some_list(fields(&forward.set_answer.iter().collect::<Vec<_>>()))),
-            ("add", some_list(fields(&forward.add_answer.iter().collect::<Vec<_>>()))),
-            (
-                "remove",
-                some_list(forward.remove_answer.iter().map(|name| name.as_str().into()).collect()),
-            ),
-        ]);
-        if modifier != json!({}) {
-            filters.push(
-                json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": modifier }),
-            );
-        }
-        let whole = match &forward.path {
-            Some(PathChange::Whole(path)) => {
-                Some(json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
-            }
-            Some(change) => {
-                policy.insert("rewrite".into(), rewrite(change));
-                None
-            }
-            None => None,
-        };
-        let url = object([("hostname", forward.host.as_deref().map(Into::into)), ("path", whole)]);
-        if url != json!({}) {
-            filters.push(json!({ "type": "URLRewrite", "urlRewrite": url }));
-        }
-        for (pool, percent) in &forward.mirrors {
-            if let Some(pool) = self.names.of_pool(pool) {
-                let parts = (percent * 100.0).round();
-                filters.push(json!({ "type": "RequestMirror", "requestMirror": {
-                    "backendRef": { "name": pool, "port": REQUESTS },
-                    "fraction": { "numerator": parts as u32, "denominator": 10_000 },
-                }}));
-            }
-        }
+        let filters = self.filters(forward);
         if !filters.is_empty() {
             route.insert("filters".into(), filters.into());
         }
@@ -228,6 +180,54 @@ impl Making<'_> {
             let retry = self.retry(&rule.place, retry);
             policy.insert("retry".into(), retry);
         }
+    }
+
+    fn filters(&self, forward: &Forward) -> Vec<Value> {
+        let mut filters = Vec::new();
+        let remove = forward.remove.iter().map(|name| name.as_str().into()).collect();
+        let modifier = object([
+            ("set", some_list(fields(&forward.set))),
+            ("add", some_list(fields(&forward.add))),
+            ("remove", some_list(remove)),
+        ]);
+        if modifier != json!({}) {
+            filters.push(
+                json!({ "type": "RequestHeaderModifier", "requestHeaderModifier": modifier }),
+            );
+        }
+        let modifier = object([
+            ("set", some_list(fields(&forward.set_answer))),
+            ("add", some_list(fields(&forward.add_answer))),
+            (
+                "remove",
+                some_list(forward.remove_answer.iter().map(|name| name.as_str().into()).collect()),
+            ),
+        ]);
+        if modifier != json!({}) {
+            filters.push(
+                json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": modifier }),
+            );
+        }
+        let whole = match &forward.path {
+            Some(PathChange::Whole(path)) => {
+                Some(json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
+            }
+            _ => None,
+        };
+        let url = object([("hostname", forward.host.as_deref().map(Into::into)), ("path", whole)]);
+        if url != json!({}) {
+            filters.push(json!({ "type": "URLRewrite", "urlRewrite": url }));
+        }
+        for (pool, percent) in &forward.mirrors {
+            if let Some(pool) = self.names.of_pool(pool) {
+                let parts = (percent * 100.0).round();
+                filters.push(json!({ "type": "RequestMirror", "requestMirror": {
+                    "backendRef": { "name": pool, "port": REQUESTS },
+                    "fraction": { "numerator": parts as u32, "denominator": 10_000 },
+                }}));
+            }
+        }
+        filters
     }
 
     fn retry(&mut self, place: &Place, retry: &Retry) -> Value {
@@ -285,7 +285,21 @@ impl Making<'_> {
     }
 }
 
-fn fields(fields: &[&(String, String)]) -> Vec<Value> {
+/// As our policy writes what a request says.
+fn template(said: &Said) -> String {
+    match said {
+        Said::Client => "%{client_ip}".to_owned(),
+        Said::Host => "%{host}".to_owned(),
+        Said::Hostname => "%{hostname}".to_owned(),
+        Said::Scheme => "%{scheme}".to_owned(),
+        Said::Method => "%{method}".to_owned(),
+        Said::Path => "%{path}".to_owned(),
+        Said::Target => "%{target}".to_owned(),
+        Said::Header(name) => format!("%{{header:{name}}}"),
+    }
+}
+
+fn fields(fields: &[(String, String)]) -> Vec<Value> {
     fields.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect()
 }
 
@@ -315,10 +329,9 @@ fn answered(reply: &Reply, route: &mut Map<String, Value>, policy: &mut Map<Stri
         redirected(reply.status, location, route, policy);
         return;
     }
-    let headers = reply.headers.iter().collect::<Vec<_>>();
     let reply = object([
         ("status", Some(reply.status.into())),
-        ("headers", some_list(fields(&headers))),
+        ("headers", some_list(fields(&reply.headers))),
         ("body", (!reply.body.is_empty()).then(|| reply.body.as_str().into())),
     ]);
     policy.insert("reply".into(), reply);

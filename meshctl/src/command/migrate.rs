@@ -52,7 +52,8 @@ pub(super) struct Input {
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
     /// Bound names of Linkerd that discovery knows, a line each with its endpoints:
-    /// /#/io.l5d.consul/dc1/web 10.0.0.1:80 10.0.0.2:80*2
+    /// /#/io.l5d.consul/dc1/web 10.0.0.1:80 10.0.0.2:80*2; or YAML with `names`,
+    /// `localAddresses`, `environment`, `ingresses`, `dtabs` and `namerd`
     #[arg(long, value_name = "FILE")]
     discovery: Option<PathBuf>,
     /// A service of Linkerd that is known to be used, e.g. /svc/web; several times

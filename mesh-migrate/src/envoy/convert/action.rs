@@ -166,6 +166,7 @@ impl<'c> Converter<'c> {
             path: self.path(action, route.msg("match")),
             mirrors: self.mirrors([action, host, within.routes]),
             pools,
+            tell: Vec::new(),
             set: request.set,
             add: request.add,
             remove: request.remove,

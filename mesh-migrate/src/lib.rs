@@ -5,8 +5,7 @@
 //! - [`ledger`]: what has become of every line.
 //! - [`request`]: a request to ask about, and the answer of a proxy with its reasons.
 //! - [`program`]: what a proxy does, in words of none of them.
-//!
-//! - [`envoy`]: Envoy, static bootstrap and `/config_dump`.
+//! - [`envoy`]: Envoy's static bootstrap and `/config_dump`.
 //!
 //! A format is a module of its own with three parts that share nothing but what it
 //! has parsed: its parser, `explain` (what the legacy proxy would do with one

@@ -6,6 +6,8 @@
 
 use std::io::BufRead;
 
+#[path = "../src/envoy/tests/chance.rs"]
+mod chance;
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../src/envoy/tests/generate.rs"]
 mod generate;
@@ -54,7 +56,7 @@ fn generated(directory: &str, count: u64, first: u64) -> Result<(), Box<dyn std:
     let mut cases = Vec::new();
     for seed in first..first + count {
         let made = generate::generate(seed, true);
-        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut chance::Chance::new(seed));
         let path = format!("{directory}/{seed}.yaml");
         std::fs::write(&path, text)?;
         let times = |mut request: Value| {

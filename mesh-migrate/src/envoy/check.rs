@@ -144,10 +144,6 @@ impl Config {
             }
             for domain in host.list("domains") {
                 let super::tree::What::Text(text) = &domain.what else { continue };
-                if text != "*" && text.trim_matches('*').contains('*') {
-                    let problem = format!("{text:?}: a * stands at the begin or the end only");
-                    return Err(Problem::at(&domain.place, problem));
-                }
                 if !domains.insert(text.to_ascii_lowercase()) {
                     let problem = format!("domain {text:?} belongs to a virtual host already");
                     return Err(Problem::at(&domain.place, problem));
@@ -249,6 +245,37 @@ fn wrong(tree: &Tree) -> Result<(), Problem> {
             let place = tree.entry("regex").map_or(&tree.place, |field| &field.value.place);
             let built = re2::compile(&pattern, true);
             built.map(|_| ()).map_err(|why| Problem::at(place, format!("{pattern:?} {why}")))
+        }
+        "envoy.config.route.v3.RouteMatch" => {
+            let ends = |text: &str| text.ends_with('/') || text.contains(['?', '#']);
+            match tree.entry("path_separated_prefix") {
+                Some(field) if tree.text("path_separated_prefix").is_some_and(ends) => {
+                    let problem = "a path_separated_prefix ends with no / and has neither ? nor #";
+                    Err(Problem::at(&field.value.place, problem))
+                }
+                _ => Ok(()),
+            }
+        }
+        "envoy.config.route.v3.DirectResponseAction" => match tree.whole("status").unwrap_or(0) {
+            200..=599 => Ok(()),
+            status => {
+                let problem = format!("expected a status from 200 to 599, and this is {status}");
+                Err(Problem::at(&tree.place, problem))
+            }
+        },
+        "envoy.config.core.v3.HeaderValueOption" => {
+            let header = tree.msg("header");
+            let key = header.and_then(|header| header.entry("key")).filter(|_| {
+                let name = header.and_then(|header| header.text("key")).unwrap_or_default();
+                name.starts_with(':') || name.eq_ignore_ascii_case("host")
+            });
+            match key {
+                Some(field) => {
+                    let problem = "host and headers that begin with : are not changed so; Host is changed by host_rewrite_literal";
+                    Err(Problem::at(&field.value.place, problem))
+                }
+                None => Ok(()),
+            }
         }
         "envoy.type.matcher.v3.StringMatcher" => {
             match tree.entry("ignore_case").filter(|_| tree.entry("safe_regex").is_some()) {

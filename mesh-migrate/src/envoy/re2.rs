@@ -20,12 +20,21 @@ pub(super) fn compile(pattern: &str, whole: bool) -> Result<Regex, String> {
         return Err(format!("is longer than {MAX_LENGTH} bytes"));
     }
     let text = if whole { format!(r"\A(?:{pattern})\z") } else { pattern.to_owned() };
-    let built = RegexBuilder::new(&text).unicode(false).size_limit(MAX_PATTERN).build();
+    let build =
+        |is_unicode| RegexBuilder::new(&text).unicode(is_unicode).size_limit(MAX_PATTERN).build();
+    // With Unicode only where a pattern asks for its classes.
+    let built = build(false).or_else(|error| build(true).map_err(|_| error));
     built.map_err(|error| {
         let all = error.to_string();
         let last = all.lines().last().unwrap_or_default();
         format!("is no regular expression of RE2: {}", last.trim_start_matches("error: "))
     })
+}
+
+/// Whether a matcher asks for classes of Unicode, which programs do not know.
+pub(super) fn asks_for_unicode(matcher: &Tree) -> bool {
+    let pattern = pattern(Some(matcher));
+    RegexBuilder::new(&pattern).unicode(false).size_limit(MAX_PATTERN).build().is_err()
 }
 
 /// Text that is taken as it is.
@@ -176,6 +185,7 @@ mod tests {
             let regex = compile(&translate(re2), true).unwrap();
             assert_eq!(regex.is_match(text.as_bytes()), matches, "{re2} {text}");
         }
+        assert!(compile(&translate(r"\pL+"), true).unwrap().is_match("é".as_bytes()));
         assert_eq!(substitution(r"/f/\1$\\"), r"/f/${1}$$\");
         assert!(compile("(", true).unwrap_err().contains("unclosed group"));
     }

@@ -1,5 +1,6 @@
 //! Cases of `tests/legacy`, what is wrong in a file, and configurations by chance.
 
+mod chance;
 mod generate;
 mod inject;
 mod malformed;
@@ -266,7 +267,7 @@ fn most_answers_are_the_same() {
     let (mut agreed, mut all) = (0, 0);
     for seed in 0..300 {
         let made = generate::generate(seed, false);
-        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut chance::Chance::new(seed));
         let config =
             Config::read(&Source::of("c.yaml", &text)).unwrap_or_else(|p| panic!("{p}\n{text}"));
         agreed += differences(&config, &made.requests).0;
@@ -282,7 +283,7 @@ proptest! {
     #[test]
     fn what_is_different_is_told(seed in any::<u64>()) {
         let made = generate::generate(seed, false);
-        let text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
+        let text = writer::yaml(&made.config, &mut chance::Chance::new(seed));
         let source = Source::of("c.yaml", &text);
         let config = Config::read(&source).map_err(|p| TestCaseError::fail(format!("{p}\n{text}")))?;
         let (_, ledger) = convert(&config);
@@ -296,7 +297,7 @@ proptest! {
     #[test]
     fn all_that_envoy_knows_is_told(seed in any::<u64>()) {
         let mut made = generate::generate(seed, false);
-        let mut chance = generate::Chance::new(seed);
+        let mut chance = chance::Chance::new(seed);
         inject::inject(&mut made.config, "envoy.config.bootstrap.v3.Bootstrap", &mut chance);
         let text = writer::yaml(&made.config, &mut chance);
         let source = Source::of("c.yaml", &text);
@@ -311,7 +312,7 @@ proptest! {
     #[test]
     fn cut_files_end_well(seed in any::<u64>(), cut in 0usize..4000) {
         let made = generate::generate(seed, false);
-        let mut text = writer::yaml(&made.config, &mut generate::Chance::new(seed));
+        let mut text = writer::yaml(&made.config, &mut chance::Chance::new(seed));
         text.truncate(cut.min(text.len()));
         if let Ok(config) = Config::read(&Source::of("c.yaml", &text)) {
             convert(&config);

@@ -382,7 +382,9 @@ fn choice(name: &str, values: &[(&str, i64)], node: &Node) -> Result<String, Pro
             let number = text.parse::<i64>().ok();
             values.iter().find(|(_, value)| Some(*value) == number)
         }
-        yaml::Value::Text(text) => values.iter().find(|(known, _)| known == text),
+        yaml::Value::Text(text) => {
+            values.iter().find(|(known, _)| known.eq_ignore_ascii_case(text))
+        }
         _ => None,
     };
     if let Some((known, _)) = found {

@@ -263,6 +263,16 @@ impl<'c> Converter<'c> {
             return Some(replaced(matcher, to));
         }
         if let Some(rewrite) = action.msg("regex_rewrite") {
+            if rewrite.msg("pattern").is_some_and(re2::asks_for_unicode) {
+                let question =
+                    "The pattern asks for classes of Unicode. Until it is said, the path stays.";
+                self.notes.ask(
+                    rewrite,
+                    question,
+                    &["write a pattern without", "keep Envoy before us"],
+                );
+                return None;
+            }
             return Some(rewritten(rewrite));
         }
         for name in ["path_rewrite_policy", "path_rewrite"] {

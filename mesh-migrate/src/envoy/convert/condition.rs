@@ -33,6 +33,15 @@ pub(super) fn condition<'t>(
             return Err(Cannot { field, why });
         }
     }
+    for field in &matcher.fields {
+        let mut found = false;
+        parts::each_value(&field.value.what, &mut |tree| {
+            found |= tree.short() == "RegexMatcher" && re2::asks_for_unicode(tree);
+        });
+        if found {
+            return Err(Cannot { field, why: "classes of Unicode cannot be asked for" });
+        }
+    }
     let mut conditions = vec![path(matcher)];
     for header in matcher.messages("headers") {
         conditions.push(self::header(header, within)?);

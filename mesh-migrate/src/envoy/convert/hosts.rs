@@ -68,14 +68,6 @@ impl<'c> Converter<'c> {
             let how = "hosts are compared without it, and the application sees Host as the client sent it; a redirect without a host of its own leaves the port out";
             self.notes.approximated(&field.place, how);
         }
-        let is_matching = within.hcm.is("strip_matching_host_port");
-        if block.domains.iter().any(|domain| domain.ends_with(":*")) && is_matching {
-            let question = format!(
-                "A domain of any port takes port {}, too, which Envoy leaves out before.",
-                within.port
-            );
-            self.notes.ask(block.host, question, &["it may", "write the ports"]);
-        }
         for name in ["vhost_header", "ignore_path_parameters_in_path_matching"] {
             if let Some(field) = within.routes.entry(name) {
                 self.notes.ask(
@@ -165,20 +157,12 @@ fn is_any(within: &Within<'_>) -> bool {
     within.hcm.is("strip_any_host_port") || within.routes.is("ignore_port_in_host_matching")
 }
 
+/// Whether Host is of one of these domains.
 fn domains(domains: &[&str], within: &Within<'_>) -> Condition {
     if domains.contains(&"*") {
         return Condition::Always;
     }
     let port = port(within);
-    let any = if port.is_empty() { ".+" } else { "[^:].*" };
-    let one = |domain: &&str| match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
-        (Some(suffix), _) => format!(".+{}", re2::literal(suffix)),
-        // `name:*`: of hosts whose port is left out, none; of others, every port.
-        (None, Some(prefix)) if prefix.ends_with(':') && is_any(within) => "[^\\x00-\\xff]".into(),
-        (None, Some(prefix)) if prefix.ends_with(':') => format!("{}.+", re2::literal(prefix)),
-        (None, Some(prefix)) => format!("{}{any}", re2::literal(prefix)),
-        _ => re2::literal(domain),
-    };
     // A domain that ends as what is left out is found only where it is there twice.
     let only = match (is_any(within), within.hcm.is("strip_matching_host_port")) {
         (true, _) => Some(None),
@@ -186,18 +170,50 @@ fn domains(domains: &[&str], within: &Within<'_>) -> Condition {
         (false, false) => None,
     };
     let is_bare =
-        |domain: &&&str| only.is_none_or(|only| parts::without_port(domain, only) == **domain);
-    let (bare, others): (Vec<&&str>, Vec<&&str>) = domains.iter().partition(is_bare);
+        |domain: &str| only.is_none_or(|only| parts::without_port(domain, only) == domain);
     let twice = port.trim_end_matches('?');
+    let (mut bare, mut others, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+    for domain in domains {
+        match domain.strip_suffix(":*").filter(|_| only.is_some()) {
+            Some(name) => conditions.extend(any_port(name, only.flatten())),
+            None if is_bare(domain) => bare.push(pattern(domain, !port.is_empty())),
+            None => others.push(pattern(domain, true)),
+        }
+    }
     let mut all: Vec<String> = Vec::new();
     for (domains, port) in [(bare, port.as_str()), (others, twice)] {
-        let domains: Vec<String> = domains.into_iter().map(one).collect();
         match domains.as_slice() {
             [] => {}
             [one] => all.push(format!("{one}{port}")),
             several => all.push(format!("(?:{}){port}", several.join("|"))),
         }
     }
-    let pattern = format!("(?i){}", all.join("|"));
-    Condition::Header("host".into(), Text::Pattern(pattern))
+    if !all.is_empty() {
+        conditions.push(host(&all.join("|")));
+    }
+    match conditions.len() {
+        1 => conditions.remove(0),
+        _ => Condition::Any(conditions),
+    }
+}
+
+fn host(pattern: &str) -> Condition {
+    Condition::Header("host".into(), Text::Pattern(format!("(?i){pattern}")))
+}
+
+/// `name:*` where one port is left out before, or (`None`) every one.
+fn any_port(name: &str, port: Option<u16>) -> Option<Condition> {
+    let name = re2::literal(name);
+    let own = host(&format!("{name}:0*{}", port?));
+    Some(Condition::All(vec![host(&format!("{name}:.+")), Condition::Not(Box::new(own))]))
+}
+
+/// A domain without what may follow; `has_port` if a port may.
+fn pattern(domain: &str, has_port: bool) -> String {
+    match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
+        (Some(suffix), _) => format!(".+{}", re2::literal(suffix)),
+        (None, Some(prefix)) if has_port => format!("{}[^:].*", re2::literal(prefix)),
+        (None, Some(prefix)) => format!("{}.+", re2::literal(prefix)),
+        _ => re2::literal(domain),
+    }
 }

@@ -107,7 +107,21 @@ impl Converter<'_> {
         let Some(assignment) = self.config.load_assignment(cluster) else { return Vec::new() };
         let hosts =
             || assignment.messages("endpoints").flat_map(|one| one.messages("lb_endpoints"));
-        let panics = hosts().all(parts::is_out);
+        // With so few that are well Envoy takes all of them.
+        let levels = assignment.messages("endpoints").filter_map(|one| one.count("priority"));
+        let has_others = levels.max().unwrap_or(0) > 0;
+        let drained = |host: &&Tree| host.text("health_status") == Some("DRAINING");
+        let counted = hosts().count() - hosts().filter(drained).count();
+        let well = hosts().filter(|host| !parts::is_out(host)).count();
+        let panics = well == 0 || (!has_others && well * 2 < counted);
+        if let Some(field) = assignment.entry("policy") {
+            let policy =
+                assignment.msg("policy").and_then(|one| one.count("overprovisioning_factor"));
+            if policy.is_some_and(|factor| factor < 100) {
+                let meaning = "Envoy gives a part of the requests to endpoints of lower priority even if all are well; here they take nothing then";
+                self.notes.dropped(&field.place, meaning);
+            }
+        }
         let weighs = parts::weighs_localities(cluster);
         let is_random = parts::lb(cluster) == Lb::Random;
         let mut members = Vec::new();

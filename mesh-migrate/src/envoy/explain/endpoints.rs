@@ -2,7 +2,10 @@
 
 use super::{Asked, Why, parts};
 use crate::{
-    envoy::{parts::Lb, tree::Tree},
+    envoy::{
+        parts::Lb,
+        tree::{Tree, What},
+    },
     request::{Endpoint, Forwarded},
 };
 
@@ -44,15 +47,19 @@ impl Asked<'_> {
         let at =
             |level: u32| assignment.messages("endpoints").filter(move |l| priority(l) == level);
         let factor = overprovisioning(assignment);
-        let health: Vec<f64> = levels.iter().map(|level| healthy(at(*level), factor)).collect();
-        let total: f64 = health.iter().sum::<f64>().min(1.0);
+        let well: Vec<f64> = levels.iter().map(|level| healthy(at(*level))).collect();
+        let health: Vec<f64> = well.iter().map(|part| (part * factor).min(1.0)).collect();
+        let sum: f64 = health.iter().sum();
+        let total = sum.min(1.0);
         let mut left = 1.0;
         let mut shares = Vec::new();
-        for (level, health) in levels.iter().zip(&health) {
+        for ((level, health), well) in levels.iter().zip(&health).zip(&well) {
             let load = if total > 0.0 { (health / total).min(left) } else { left };
             left -= load;
+            // "Panic threshold": too few are well, and other levels cannot help.
+            let panics = sum < 1.0 && *well < threshold(cluster);
             if load > 0.0 {
-                let of = spread(cluster, at(*level).collect(), total <= 0.0);
+                let of = spread(cluster, at(*level).collect(), panics);
                 shares.extend(of.into_iter().map(|(endpoint, part)| (endpoint, part * load)));
             }
         }
@@ -71,16 +78,27 @@ fn overprovisioning(assignment: &Tree) -> f64 {
     f64::from(factor.unwrap_or(140)) / 100.0
 }
 
-/// How much of all load a level could take.
-fn healthy<'t>(localities: impl Iterator<Item = &'t Tree>, factor: f64) -> f64 {
+/// Which part of a level is well; those that are drained do not count.
+fn healthy<'t>(localities: impl Iterator<Item = &'t Tree>) -> f64 {
     let (mut well, mut all) = (0.0, 0.0);
     for locality in localities {
         for endpoint in locality.messages("lb_endpoints") {
-            all += 1.0;
+            let is_drained = endpoint.text("health_status") == Some("DRAINING");
+            all += if is_drained { 0.0 } else { 1.0 };
             well += if parts::is_out(endpoint) { 0.0 } else { 1.0 };
         }
     }
-    if all == 0.0 { 0.0 } else { (well / all * factor).min(1.0) }
+    if all == 0.0 { 0.0 } else { well / all }
+}
+
+/// `healthy_panic_threshold`, as a part of 1.
+fn threshold(cluster: &Tree) -> f64 {
+    let own = cluster.msg("common_lb_config").and_then(|one| one.msg("healthy_panic_threshold"));
+    match own.map(|percent| percent.at("value")) {
+        Some(Some(What::Real(value))) => value / 100.0,
+        Some(_) => 0.0,
+        None => 0.5,
+    }
 }
 
 /// Load of one level over its endpoints. In panic everybody takes some.

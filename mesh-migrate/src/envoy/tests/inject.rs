@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::generate::Chance;
+use super::chance::Chance;
 use crate::envoy::schema::{Field, Kind, Many, Message, Schema};
 
 /// Extensions that an `Any` may hold.

@@ -137,6 +137,28 @@ fn what_is_wrong_has_a_place() {
             ),
             "did you mean \"envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\"?",
         ),
+        (
+            routes(
+                "match: { path_separated_prefix: /a/ }\n                route: { cluster: orders }",
+            ),
+            "e.yaml:14:49: a path_separated_prefix ends with no /",
+        ),
+        (
+            routes("match: { prefix: / }\n                direct_response: { status: 99 }"),
+            "expected a status from 200 to 599, and this is 99",
+        ),
+        (
+            routes(
+                "match: { prefix: / }\n                route: { cluster: orders }\n                request_headers_to_add: { header: { key: a } }",
+            ),
+            "e.yaml:16:41: expected a list, and this is a mapping",
+        ),
+        (
+            routes(
+                "match: { prefix: / }\n                route: { cluster: orders }\n                request_headers_to_add: [ { header: { key: Host, value: x } } ]",
+            ),
+            "Host is changed by host_rewrite_literal",
+        ),
         (format!("{CLUSTER}    <<: {{}}\n"), "e.yaml:4:5: Cluster has no field \"<<\""),
         (
             "configs:\n- \"@type\": type.googleapis.com/envoy.admin.v3.ClustersConfigDump\n".into(),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::generate::Chance;
+use super::chance::Chance;
 
 /// A tree as YAML in the ways of several people.
 pub(crate) fn yaml(value: &Value, chance: &mut Chance) -> String {

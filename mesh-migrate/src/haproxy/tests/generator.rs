@@ -385,18 +385,9 @@ impl Writer<'_> {
     }
 
     fn balance(&mut self) {
-        let balance = self.choices.one(&[
-            "roundrobin",
-            "static-rr",
-            "leastconn",
-            "first",
-            "source",
-            "uri",
-            "uri depth 1",
-            "hdr(x-user)",
-            "url_param v",
-            "random",
-        ]);
+        let kinds = "roundrobin|static-rr|leastconn|first|source|uri|uri depth 1|hdr(x-user)|\
+                     url_param v|random";
+        let balance = self.choices.one(&kinds.split('|').collect::<Vec<_>>());
         self.line(&format!("balance {balance}"));
     }
 

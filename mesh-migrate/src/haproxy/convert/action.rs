@@ -1,7 +1,7 @@
 //! What rules change of a request.
 
 use crate::{
-    program::{Forward, Forwarded, PathChange},
+    program::{Forward, Forwarded, PathChange, Said},
     source::Place,
 };
 
@@ -32,9 +32,14 @@ pub(super) fn apply(
                 state.headers.insert(name.clone(), header);
                 return;
             }
-            let header = Header { is_replaced: true, ..Header::default() };
+            let said = said(value, state).filter(|_| name != "host");
+            let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
+            let is_said = said.is_some();
+            let header = Header { is_replaced: true, said, unsaid, ..Header::default() };
             state.headers.insert(name.clone(), header);
-            add(walk, place, name, value, state);
+            if !is_said {
+                add(walk, place, name, value, state);
+            }
         }
         Action::AddHeader(name, value) => add(walk, place, name, value, state),
         Action::DelHeader(name, Method::Exact) => {
@@ -108,6 +113,21 @@ fn is_client(value: &Format) -> bool {
     }
 }
 
+/// What of the request a value is, as it was sent.
+fn said(value: &Format, state: &State) -> Option<Said> {
+    if is_client(value) {
+        return Some(Said::Client);
+    }
+    let [Part::Sample(of)] = value.parts.as_slice() else { return None };
+    match of.text.as_str() {
+        "method" => state.method.is_none().then_some(Said::Method),
+        "req.hdr(host)" | "hdr(host)" | "req.hdr(Host)" | "hdr(Host)" => {
+            (!state.headers.contains_key("host")).then_some(Said::Host)
+        }
+        _ => None,
+    }
+}
+
 fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state: &mut State) {
     let value = state.constant(walk.front, value);
     let header = state.headers.entry(name.to_owned()).or_default();
@@ -128,7 +148,9 @@ fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state
 pub(super) fn headers(state: &State, forward: &mut Forward) {
     for (name, header) in &state.headers {
         let mut values = header.values.iter();
-        if header.is_replaced {
+        if let Some(said) = &header.said {
+            forward.tell.push((name.clone(), said.clone()));
+        } else if header.is_replaced {
             match values.next() {
                 Some(first) if name == "host" => forward.host = Some(first.clone()),
                 Some(first) => forward.set.push((name.clone(), first.clone())),

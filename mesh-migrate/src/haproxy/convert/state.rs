@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crate::program::{Condition, PathChange, Text};
+use crate::program::{Condition, PathChange, Said, Text};
 use crate::request::{Http, Kind, Request};
 use crate::source::Place;
 
@@ -65,6 +65,8 @@ pub(super) struct Header {
     pub(super) is_replaced: bool,
     /// What is sent.
     pub(super) values: Vec<String>,
+    /// What of the request is sent instead.
+    pub(super) said: Option<Said>,
     /// Some of it cannot be said.
     pub(super) unsaid: Option<Unsaid>,
 }

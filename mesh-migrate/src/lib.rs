@@ -3,6 +3,7 @@
 //! - [`source`]: files, places in them, and what is wrong there.
 //! - [`yaml`]: YAML and JSON as a tree that knows its lines.
 //! - [`ledger`]: what has become of every line.
+//! - [`nginx`]: that format.
 //! - [`request`]: a request to ask about, and the answer of a proxy with its reasons.
 //! - [`program`]: what a proxy does, in words of none of them.
 //!
@@ -13,6 +14,7 @@
 
 pub mod decide;
 pub mod ledger;
+pub mod nginx;
 pub mod program;
 pub mod request;
 pub mod source;

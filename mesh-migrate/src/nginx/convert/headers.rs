@@ -1,0 +1,204 @@
+//! `proxy_set_header`, `add_header` and their kin.
+
+use std::collections::BTreeSet;
+
+use super::{At, Directive, Forwarded, Template, Work, leaf::Here};
+use crate::{
+    nginx::{explain::Url, model, template::Part},
+    program::Forward,
+};
+
+/// What a header of a request becomes.
+enum Becomes {
+    Set(String),
+    Removed,
+    /// As the client sends it.
+    Kept,
+    Unsaid(&'static str),
+}
+
+impl<'m, 'c> Work<'m, 'c> {
+    pub(super) fn headers(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        pass: &'c Directive,
+        url: &Url,
+        forward: &mut Forward,
+    ) {
+        let mut has_host = false;
+        let mut kept = BTreeSet::new();
+        let mut xff = (Forwarded::Keep, pass.place.clone());
+        let said = model::array(&here.chain, "proxy_set_header");
+        // Very many of them in very many locations are too many rules, too.
+        self.rules += said.len() / 64;
+        for directive in said {
+            let name = directive.arg(0).to_ascii_lowercase();
+            let value = Template::of(directive.arg(1)).map(|value| self.expanded(at, &value));
+            let value = value.unwrap_or(Template(vec![Part::Text(directive.arg(1).to_owned())]));
+            match name.as_str() {
+                "host" if std::mem::replace(&mut has_host, true) => {
+                    self.approximated(directive, "Host is sent once, as an earlier line has it");
+                }
+                "x-forwarded-for" if xff.0 != Forwarded::Keep => {
+                    self.approximated(
+                        directive,
+                        "X-Forwarded-For is sent once, as an earlier line has it",
+                    );
+                }
+                "host" => {
+                    self.host(directive, &value, url, forward);
+                }
+                "x-forwarded-for" if value.variable() == Some("proxy_add_x_forwarded_for") => {
+                    self.exact(directive);
+                    xff = (Forwarded::Append, directive.place.clone());
+                }
+                "x-forwarded-for" if value.variable() == Some("remote_addr") => {
+                    self.exact(directive);
+                    xff = (Forwarded::Replace, directive.place.clone());
+                }
+                "connection" | "upgrade" | "te" | "keep-alive" | "transfer-encoding"
+                | "content-length" => {
+                    self.hop(directive, &name, &value);
+                }
+                _ => {
+                    let is_kept = self.header(directive, &name, &value, url, forward);
+                    if is_kept && !kept.insert(name) {
+                        self.approximated(
+                            directive,
+                            "the client's own is sent once, as an earlier line has it",
+                        );
+                    }
+                }
+            }
+        }
+        // One that the client sends stays beside others of its name.
+        forward.remove.retain(|name| !kept.contains(name));
+        let beside = forward.set.extract_if(.., |(name, _)| kept.contains(name));
+        forward.add.extend(beside);
+        if !has_host {
+            forward.host = Some(url.host().to_owned());
+        }
+        at.forwarded.push(xff);
+        self.answer_headers(here, forward);
+    }
+
+    /// Whether the client's own stays.
+    fn header(
+        &mut self,
+        directive: &Directive,
+        name: &str,
+        value: &Template,
+        url: &Url,
+        forward: &mut Forward,
+    ) -> bool {
+        match becomes(name, value, url) {
+            Becomes::Set(value) => {
+                self.exact(directive);
+                forward.set.push((name.to_owned(), value));
+            }
+            Becomes::Removed => {
+                self.exact(directive);
+                forward.remove.push(name.to_owned());
+            }
+            Becomes::Kept => {
+                self.exact(directive);
+                return true;
+            }
+            Becomes::Unsaid(meaning) => {
+                // One that the client sends must not pass for nginx' word.
+                forward.remove.push(name.to_owned());
+                self.dropped(directive, meaning);
+            }
+        }
+        false
+    }
+
+    fn host(&mut self, directive: &Directive, value: &Template, url: &Url, forward: &mut Forward) {
+        match (value.constant(), value.variable()) {
+            (Some(text), _) if text.is_empty() => {
+                self.approximated(directive, "nginx sends no Host; with us it is the client's");
+            }
+            (Some(text), _) => {
+                self.exact(directive);
+                forward.host = Some(text);
+            }
+            (_, Some("http_host")) => self.exact(directive),
+            (_, Some("proxy_host")) => {
+                self.exact(directive);
+                forward.host = Some(url.host().to_owned());
+            }
+            (_, Some("host")) => {
+                let how = "Host stays as the client sends it: a port stays, and so do capitals";
+                self.approximated(directive, how);
+            }
+            _ => self.approximated(
+                directive,
+                "Host stays as the client sends it: its value has variables that cannot be said",
+            ),
+        }
+    }
+
+    fn hop(&mut self, directive: &Directive, name: &str, value: &Template) {
+        // `map $http_upgrade $connection_upgrade` is what nginx' manual has for WebSocket.
+        value.variable().into_iter().for_each(|name| self.used(name));
+        if name == "connection" && value.0.is_empty() {
+            return self.exact(directive);
+        }
+        let how = match name {
+            "connection" | "upgrade" => {
+                "connections to applications are kept, and upgrades pass, whatever is written here"
+            }
+            _ => "it belongs to one connection, and is made anew for the next",
+        };
+        self.approximated(directive, how);
+    }
+
+    fn answer_headers(&mut self, here: &Here<'m, 'c>, forward: &mut Forward) {
+        for directive in model::array(&here.chain, "proxy_hide_header") {
+            self.exact(directive);
+            forward.remove_answer.push(directive.arg(0).to_ascii_lowercase());
+        }
+        for directive in model::array(&here.chain, "add_header") {
+            let value = Template::of(directive.arg(1)).ok().and_then(|value| value.constant());
+            match value {
+                Some(value) if !value.is_empty() => {
+                    if directive.arg(2) == "always" {
+                        self.exact(directive);
+                    } else {
+                        self.approximated(directive, "nginx adds it to answers of 200, 201, 204, 206, 301 to 304, 307 and 308 only; with us to all");
+                    }
+                    forward.add_answer.push((directive.arg(0).to_ascii_lowercase(), value));
+                }
+                Some(_) => self.exact(directive),
+                None => self
+                    .dropped(directive, "its value has variables: answers do not have the header"),
+            }
+        }
+    }
+}
+
+fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
+    if let Some(text) = value.constant() {
+        return if text.is_empty() { Becomes::Removed } else { Becomes::Set(text) };
+    }
+    let own = format!("http_{}", name.replace('-', "_"));
+    match value.variable() {
+        Some(variable) if variable == own => Becomes::Kept,
+        Some("proxy_host") => Becomes::Set(url.host().to_owned()),
+        Some("remote_addr" | "proxy_add_x_forwarded_for" | "realip_remote_addr") => {
+            Becomes::Unsaid(
+                "applications do not get it: the client's address is in X-Forwarded-For",
+            )
+        }
+        Some("host" | "http_host") => Becomes::Unsaid(
+            "applications do not get it: Host says the same, unless it is set here, too",
+        ),
+        Some("request_id") => {
+            Becomes::Unsaid("applications do not get it: requests have traceparent with us")
+        }
+        _ => Becomes::Unsaid(
+            "applications do not get it: its value has variables that a header of ours cannot have",
+        ),
+    }
+}

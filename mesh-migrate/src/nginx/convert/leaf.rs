@@ -1,0 +1,477 @@
+//! Rules of a server: what it and its locations do, step by step.
+
+use super::{
+    At, Condition, Directive, Reply, Rule, Server, Template, Text, Then, Work, all,
+    locations::Leaf, refusal, replies::redirect_to,
+};
+use crate::{
+    nginx::{
+        explain::is_url,
+        model::{self, Kind, Location},
+        pattern::Pattern,
+        template::Part,
+    },
+    program::PathChange,
+};
+
+/// Directives of files: none are served here.
+const FILES: [&str; 6] = ["try_files", "alias", "root", "index", "autoindex", "random_index"];
+/// Handlers of other protocols, and programs.
+const OTHERS: [&str; 11] = [
+    "fastcgi_pass",
+    "uwsgi_pass",
+    "scgi_pass",
+    "grpc_pass",
+    "memcached_pass",
+    "stub_status",
+    "empty_gif",
+    "js_content",
+    "content_by_lua",
+    "content_by_lua_file",
+    "content_by_lua_block",
+];
+/// Who may: letting everybody through instead would be wrong.
+const GATES: [&str; 9] = [
+    "auth_request",
+    "auth_basic",
+    "auth_jwt",
+    "access_by_lua",
+    "access_by_lua_file",
+    "access_by_lua_block",
+    "secure_link",
+    "satisfy",
+    "js_access",
+];
+
+/// Where directives are looked for.
+#[derive(Clone)]
+pub(super) struct Here<'m, 'c> {
+    pub(super) chain: Vec<&'c Directive>,
+    /// Where a handler may stand.
+    pub(super) blocks: Vec<&'c Directive>,
+    pub(super) location: Option<&'m Location<'c>>,
+    /// Whose groups `$1` means.
+    pub(super) groups: Option<&'m Pattern>,
+}
+
+impl<'c> Here<'_, 'c> {
+    pub(super) fn find(&self, name: &str) -> Option<&'c Directive> {
+        let in_block = |block: &&'c Directive| -> Option<&'c Directive> {
+            let block: &'c Directive = block;
+            block.named(name).into_iter().next()
+        };
+        self.blocks.iter().rev().find_map(in_block)
+    }
+
+    /// After the directives of a block: a pattern among them has taken the groups.
+    fn after(&self, block: &Directive) -> Self {
+        let is_pattern =
+            |d: &Directive| d.name == "rewrite" || d.name == "if" && d.arg(1).contains('~');
+        let groups = self.groups.filter(|_| !block.inside().iter().any(is_pattern));
+        Self { groups, ..self.clone() }
+    }
+
+    fn with(&self, block: &'c Directive) -> Self {
+        let mut inner = self.clone();
+        inner.chain.push(block);
+        inner.blocks.push(block);
+        inner
+    }
+}
+
+impl<'m, 'c> Work<'m, 'c> {
+    /// Rules of a server, without its hosts; the last one takes everything.
+    pub(super) fn server(&mut self, at: &mut At<'m, 'c>) -> Vec<Rule> {
+        let server: &'m Server<'c> = at.server;
+        let directive = server.directive;
+        self.exact(directive);
+        let mut rules = Vec::new();
+        let here = Here {
+            chain: server.chain.clone(),
+            blocks: vec![directive],
+            location: None,
+            groups: None,
+        };
+        let ends = self.rewrites(at, &here, directive, &Condition::Always, &mut rules);
+        let mut inner = Vec::new();
+        for (when, leaf) in self.level(&server.locations, true).all() {
+            match leaf {
+                Leaf::Location(location) => self.location(at, location, &when, &mut inner),
+                Leaf::Redirect(location) => {
+                    let reply = match model::inherited(&location.chain, "internal") {
+                        Some(_) => Reply { status: 404, ..Reply::default() },
+                        None => redirect_to(at, 301, PathChange::Whole(location.text.clone())),
+                    };
+                    let place = location.directive.place.clone();
+                    inner.push(Rule { place, when, then: Then::Reply(reply) });
+                }
+            }
+        }
+        for named in server.locations.iter().filter(|l| matches!(l.kind, Kind::Named)) {
+            self.dropped(
+                named.directive,
+                "only error_page and try_files lead here, which are not converted",
+            );
+        }
+        if !inner.last().is_some_and(|rule| rule.when == Condition::Always) {
+            self.content(at, &here, &Condition::Always, None, &mut inner);
+        }
+        if !ends {
+            rules.append(&mut inner);
+        }
+        if rules.iter().any(|rule| rule.when != Condition::Always) {
+            self.raw_paths(directive);
+        } else {
+            let how = "paths that nginx refuses with 400 (/.., %00) are taken like all others";
+            self.approximated(directive, how);
+        }
+        rules
+    }
+
+    /// nginx decodes a path before it compares it.
+    fn raw_paths(&mut self, directive: &Directive) {
+        let question = "paths are compared as they are sent; nginx first decodes %XX, merges // and resolves /./ and /../, so that a request with one of those may go elsewhere. What becomes of it?";
+        self.decision(
+            directive,
+            question,
+            &["it is compared as it is sent", "it is refused before these rules"],
+        );
+    }
+
+    fn location(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        location: &'m Location<'c>,
+        when: &Condition,
+        rules: &mut Vec<Rule>,
+    ) {
+        let directive = location.directive;
+        self.exact(directive);
+        let groups = match &location.kind {
+            Kind::Regex(Ok(pattern)) => Some(pattern),
+            _ => None,
+        };
+        let here = Here {
+            chain: location.chain.clone(),
+            blocks: vec![directive],
+            location: Some(location),
+            groups,
+        };
+        if let Some(internal) = model::inherited(&location.chain, "internal") {
+            self.exact(internal);
+            let reply = Reply { status: 404, ..Reply::default() };
+            rules.push(Rule {
+                place: internal.place.clone(),
+                when: when.clone(),
+                then: Then::Reply(reply),
+            });
+            return;
+        }
+        self.limits(location, when, rules);
+        let before = at.set.clone();
+        if !self.rewrites(at, &here, directive, when, rules) {
+            self.handled(at, &here.after(directive), when, None, rules);
+        }
+        at.set = before;
+    }
+
+    /// `limit_except`: other methods come by no directive around it.
+    fn limits(&mut self, location: &'m Location<'c>, when: &Condition, rules: &mut Vec<Rule>) {
+        for limit in location.directive.all("limit_except") {
+            let mut methods: Vec<String> =
+                limit.args.iter().map(|m| m.to_ascii_uppercase()).collect();
+            if methods.iter().any(|method| method == "GET") {
+                methods.push("HEAD".into());
+            }
+            let others = all([when.clone(), Condition::Not(Box::new(Condition::Method(methods)))]);
+            let is_plain =
+                matches!(limit.inside(), [deny] if deny.name == "deny" && deny.arg(0) == "all");
+            if is_plain {
+                self.exact(limit);
+                self.exact(&limit.inside()[0]);
+                rules.push(Rule {
+                    place: limit.place.clone(),
+                    when: others,
+                    then: Then::Reply(Reply { status: 403, ..Reply::default() }),
+                });
+            } else {
+                self.decision(limit, "other methods have rules of their own here: until decided they are answered 501", &["a route for these methods"]);
+                self.inside_of(limit, "what is around it is not converted");
+                rules.push(refusal(limit, others, 501));
+            }
+        }
+    }
+
+    /// Directives of `ngx_http_rewrite_module`; whether nothing comes after them.
+    fn rewrites(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        block: &'c Directive,
+        when: &Condition,
+        rules: &mut Vec<Rule>,
+    ) -> bool {
+        let mut here = here.clone();
+        for (number, directive) in block.inside().iter().enumerate() {
+            match directive.name.as_str() {
+                "set" => self.set(at, directive),
+                "return" => {
+                    self.returns(at, &here, directive, when, rules);
+                    return true;
+                }
+                "break" => {
+                    self.exact(directive);
+                    return false;
+                }
+                "rewrite" => {
+                    self.rewrite(at, &here, directive, when, rules);
+                    here.groups = None;
+                }
+                "if" => {
+                    let is_rewriting = |d: &Directive| {
+                        ["set", "return", "break", "rewrite", "if"].contains(&d.name.as_str())
+                    };
+                    let is_last = !block.inside()[number + 1..].iter().any(is_rewriting);
+                    // `$1` is of that pattern then, or nothing.
+                    if directive.arg(1).contains('~') {
+                        here.groups = None;
+                    }
+                    self.condition(at, &here, directive, (when, is_last), rules);
+                }
+                name if name.contains("_by_lua")
+                    && (name.starts_with("rewrite") || name.starts_with("set")) =>
+                {
+                    let question = format!(
+                        "{name} is a program: until something says what it does these requests are answered 501"
+                    );
+                    self.decision(
+                        directive,
+                        question,
+                        &["routes of ours", "the application does it"],
+                    );
+                    rules.push(refusal(directive, when.clone(), 501));
+                    return true;
+                }
+                _ => {}
+            }
+        }
+        false
+    }
+
+    fn set(&mut self, at: &mut At<'m, 'c>, directive: &Directive) {
+        let name = directive.arg(0).trim_start_matches('$').to_ascii_lowercase();
+        let value = Template::of(directive.arg(1)).map(|value| self.expanded(at, &value));
+        let has_groups =
+            |value: &Template| value.variables().any(|v| v.bytes().all(|b| b.is_ascii_digit()));
+        match value {
+            Ok(value) if !has_groups(&value) && name != "args" => {
+                self.exact(directive);
+                at.set.insert(name, value);
+            }
+            _ => {
+                at.set.remove(&name);
+                let meaning = match name.as_str() {
+                    "args" => "the query stays as the client sends it".to_owned(),
+                    name => format!("${name} is not known with us: what uses it says so"),
+                };
+                self.dropped(directive, meaning);
+            }
+        }
+    }
+
+    fn rewrite(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        directive: &'c Directive,
+        when: &Condition,
+        rules: &mut Vec<Rule>,
+    ) {
+        let (to, flag) = (directive.arg(1), directive.arg(2));
+        let pattern = match Pattern::of(directive.arg(0), false) {
+            Ok(pattern) => pattern,
+            Err(wrong) => {
+                let question =
+                    format!("{wrong}: paths that it takes stay as they are. What does it mean?");
+                return self.decision(
+                    directive,
+                    question,
+                    &["another pattern", "a route of its own"],
+                );
+            }
+        };
+        let takes = all([when.clone(), Condition::Path(Text::Pattern(pattern.whole()))]);
+        if is_url(to) || matches!(flag, "redirect" | "permanent") {
+            let status = if flag == "permanent" { 301 } else { 302 };
+            let (to, adds) = to.strip_suffix('?').map_or((to, true), |to| (to, false));
+            return self.redirects(at, directive, (status, to, adds), Some(&pattern), takes, rules);
+        }
+        if flag == "break"
+            && here.location.is_some()
+            && let Some(substitution) = substitution(to, Some(&pattern))
+        {
+            self.exact(directive);
+            let path =
+                PathChange::Pattern { pattern: pattern.replacing(), substitution, all: false };
+            let here = Here { groups: None, ..here.clone() };
+            return self.handled(at, &here, &takes, Some(path), rules);
+        }
+        let question = match flag {
+            "break" => {
+                "what replaces the path has a query or variables, which cannot be said: until decided such requests are answered 501"
+            }
+            _ => {
+                "nginx looks for a location again after this: until decided such requests are answered 501"
+            }
+        };
+        self.decision(
+            directive,
+            question,
+            &["a route for these paths that changes them", "the application takes both paths"],
+        );
+        rules.push(refusal(directive, takes, 501));
+    }
+
+    fn condition(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        directive: &'c Directive,
+        (when, is_last): (&Condition, bool),
+        rules: &mut Vec<Rule>,
+    ) {
+        let holds = match self.holds(at, directive) {
+            Ok(holds) => holds,
+            Err(wrong) => {
+                let question = format!(
+                    "{wrong}: requests are taken as if it never held. Which ones are meant?"
+                );
+                self.decision(directive, question, &["a route of ours", "none"]);
+                return self.inside_of(directive, "the condition around it is not converted");
+            }
+        };
+        let when = all([when.clone(), holds]);
+        self.exact(directive);
+        let variable = directive.arg(0).trim_start_matches("($").trim_end_matches(')');
+        self.used(&variable.to_ascii_lowercase());
+        let inner = here.with(directive);
+        let before = at.set.clone();
+        let ends = self.rewrites(at, &inner, directive, &when, rules);
+        let sets: Vec<String> = directive
+            .all("set")
+            .map(|set| set.arg(0).trim_start_matches('$').to_ascii_lowercase())
+            .collect();
+        at.set = before;
+        if ends {
+            return;
+        }
+        if here.location.is_none() || !is_last {
+            let does_nothing = directive
+                .inside()
+                .iter()
+                .all(|inner| ["set", "rewrite"].contains(&inner.name.as_str()));
+            if !does_nothing || !sets.is_empty() {
+                let question = "nginx goes on after this with what was set here, which cannot be said: until decided such requests are answered 501";
+                self.decision(
+                    directive,
+                    question,
+                    &["a route of its own for them", "they are like all others"],
+                );
+                rules.push(refusal(directive, when, 501));
+            }
+        } else if !sets.is_empty() || directive.inside().iter().any(|inner| inner.name != "rewrite")
+        {
+            let mut at_inner = At { set: at.set.clone(), forwarded: Vec::new(), ..*at };
+            directive.all("set").for_each(|set| self.set(&mut at_inner, set));
+            self.handled(&mut at_inner, &inner.after(directive), &when, None, rules);
+            at.forwarded.append(&mut at_inner.forwarded);
+        }
+    }
+
+    fn inside_of(&mut self, directive: &Directive, meaning: &str) {
+        for inner in directive.inside() {
+            self.dropped(inner, meaning);
+            self.inside_of(inner, meaning);
+        }
+    }
+
+    /// Who may, and then the handler.
+    fn handled(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        when: &Condition,
+        path: Option<PathChange>,
+        rules: &mut Vec<Rule>,
+    ) {
+        for name in GATES {
+            let Some(gate) = model::inherited(&here.chain, name)
+                .filter(|gate| gate.arg(0) != "off" && gate.arg(0) != "all")
+            else {
+                continue;
+            };
+            let question = format!(
+                "{name} decides who may, which is not converted: until decided these requests are answered 501, so that nobody comes in who should not"
+            );
+            self.decision(
+                gate,
+                question,
+                &["a policy of ours", "everybody may", "the application decides"],
+            );
+            rules.push(refusal(gate, when.clone(), 501));
+            return;
+        }
+        self.access(here, when, rules);
+        self.content(at, here, when, path, rules);
+    }
+
+    fn content(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        when: &Condition,
+        path: Option<PathChange>,
+        rules: &mut Vec<Rule>,
+    ) {
+        if let Some(pass) = here.find("proxy_pass") {
+            return self.pass(at, here, pass, (when, path), rules);
+        }
+        if let Some(other) = OTHERS.iter().find_map(|name| here.find(name)) {
+            let meaning = format!("{} is not spoken: these requests are answered 501", other.name);
+            self.dropped(other, meaning);
+            return rules.push(refusal(other, when.clone(), 501));
+        }
+        let files = FILES.iter().filter_map(|name| model::inherited(&here.chain, name));
+        for file in files.collect::<Vec<_>>() {
+            self.dropped(file, "no files are served: these requests are answered 404");
+        }
+        let directive = here.blocks.last().copied().unwrap_or(at.server.directive);
+        let reply = |status| Then::Reply(Reply { status, ..Reply::default() });
+        let gets = Condition::Method(vec!["GET".into(), "HEAD".into(), "POST".into()]);
+        let place = directive.place.clone();
+        let is_other = all([when.clone(), Condition::Not(Box::new(gets))]);
+        rules.push(Rule { place: place.clone(), when: is_other, then: reply(405) });
+        rules.push(Rule { place, when: when.clone(), then: reply(404) });
+    }
+}
+
+/// What `regex` replaces by; nothing if there is a query, or a variable that is no group.
+pub(super) fn substitution(to: &str, groups: Option<&Pattern>) -> Option<String> {
+    let template = Template::of(to).ok()?;
+    let named = |name: &str| {
+        let mut names = groups.into_iter().flat_map(Pattern::names).flatten();
+        names.find(|known| known.eq_ignore_ascii_case(name))
+    };
+    let mut out = String::new();
+    for part in &template.0 {
+        match part {
+            Part::Text(text) if text.contains('?') => return None,
+            Part::Text(text) => out += text,
+            Part::Variable(group) if group.parse::<u8>().is_ok() => {
+                out = format!("{out}${{{group}}}");
+            }
+            Part::Variable(group) => out = format!("{out}${{{}}}", named(group)?),
+        }
+    }
+    Some(out)
+}

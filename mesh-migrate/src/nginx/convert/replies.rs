@@ -1,0 +1,388 @@
+//! `return`, redirects, and conditions on variables.
+
+use super::{
+    At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, hosts,
+    leaf::{Here, substitution},
+};
+use crate::{
+    nginx::{pattern::Pattern, template::Part},
+    program::{Location, PathChange},
+};
+
+/// What a value must be.
+pub(super) enum Test<'p> {
+    Equals(&'p str, /* any case */ bool),
+    Below(&'p str),
+    Tail(&'p str),
+    Matches(&'p Pattern),
+}
+
+/// A redirect to another path of the same host: nginx makes it absolute.
+pub(super) fn redirect_to(at: &At<'_, '_>, status: u16, path: PathChange) -> Reply {
+    let (scheme, usual) = if at.is_tls { ("https", 443) } else { ("http", 80) };
+    let location = Location {
+        scheme: Some(scheme.into()),
+        host: None,
+        port: Some(at.address.port()).filter(|port| *port != usual),
+        path: Some(path),
+        strip_query: false,
+    };
+    Reply { status, location: Some(location), ..Reply::default() }
+}
+
+impl<'m, 'c> Work<'m, 'c> {
+    /// With what `set` and the listener make of its variables.
+    pub(super) fn expanded(&self, at: &At<'_, '_>, template: &Template) -> Template {
+        let mut out: Vec<Part> = Vec::new();
+        let mut push = |part: Part| match (out.last_mut(), part) {
+            (Some(Part::Text(before)), Part::Text(text)) => *before += &text,
+            (_, part) => out.push(part),
+        };
+        for part in &template.0 {
+            let Part::Variable(name) = part else {
+                push(part.clone());
+                continue;
+            };
+            let text = match name.as_str() {
+                name if at.set.contains_key(name) => {
+                    at.set
+                        .get(name)
+                        .into_iter()
+                        .flat_map(|value| value.0.clone())
+                        .for_each(&mut push);
+                    continue;
+                }
+                "scheme" => if at.is_tls { "https" } else { "http" }.to_owned(),
+                "server_port" => at.address.port().to_string(),
+                "server_name" => at.server.name(),
+                "server_addr" if !at.address.ip().is_unspecified() => at.address.ip().to_string(),
+                _ => {
+                    push(part.clone());
+                    continue;
+                }
+            };
+            push(Part::Text(text));
+        }
+        Template(out)
+    }
+
+    pub(super) fn returns(
+        &mut self,
+        at: &At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        directive: &'c Directive,
+        when: &Condition,
+        rules: &mut Vec<Rule>,
+    ) {
+        let (status, text) = match (directive.arg(0).parse::<u16>(), directive.args.get(1)) {
+            (Ok(status), text) => (status, text.map_or("", String::as_str)),
+            (Err(_), _) => (302, directive.arg(0)),
+        };
+        if matches!(status, 301 | 302 | 303 | 307 | 308) && !text.is_empty() {
+            let groups = here.groups;
+            return self.redirects(
+                at,
+                directive,
+                (status, text, false),
+                groups,
+                when.clone(),
+                rules,
+            );
+        }
+        let mut reply = Reply { status, ..Reply::default() };
+        let body = Template::of(text).map(|text| self.expanded(at, &text));
+        match body.as_ref().map(Template::constant) {
+            Ok(Some(body)) => {
+                self.exact(directive);
+                reply.body = if status == 204 { String::new() } else { body };
+            }
+            _ => {
+                let how = "the text has variables that an answer of ours cannot hold: it is empty";
+                self.approximated(directive, how);
+            }
+        }
+        if status == 444 {
+            let how = "nginx closes the connection; with us the answer is 403 without a text";
+            self.approximated(directive, how);
+            reply.status = 403;
+        }
+        rules.push(Rule {
+            place: directive.place.clone(),
+            when: when.clone(),
+            then: Then::Reply(reply),
+        });
+    }
+
+    /// `adds` the query of the request where nothing else says so.
+    pub(super) fn redirects(
+        &mut self,
+        at: &At<'m, 'c>,
+        directive: &'c Directive,
+        (status, to, adds): (u16, &str, bool),
+        groups: Option<&Pattern>,
+        when: Condition,
+        rules: &mut Vec<Rule>,
+    ) {
+        let template = Template::of(to).map(|to| self.expanded(at, &to));
+        let has_query = adds && to.contains('?');
+        let said = template.ok().filter(|_| !has_query).and_then(|to| {
+            if let (Some(to), false) = (to.constant().filter(|to| !to.starts_with('/')), adds) {
+                let headers = vec![("location".to_owned(), to)];
+                return Some((Reply { status, headers, ..Reply::default() }, None));
+            }
+            let (mut location, how) = location(at, &to, groups)?;
+            location.strip_query &= !adds;
+            Some((Reply { status, location: Some(location), ..Reply::default() }, how))
+        });
+        let then = match said {
+            Some((reply, how)) => {
+                match how {
+                    None => self.exact(directive),
+                    Some(how) => self.approximated(directive, how),
+                }
+                Then::Reply(reply)
+            }
+            None => {
+                let question = format!(
+                    "where {to:?} leads cannot be said: until decided such requests are answered 501"
+                );
+                self.decision(
+                    directive,
+                    question,
+                    &["a fixed address", "the application redirects"],
+                );
+                return rules.push(super::refusal(directive, when, 501));
+            }
+        };
+        rules.push(Rule { place: directive.place.clone(), when, then });
+    }
+
+    /// The condition of an `if`.
+    pub(super) fn holds(
+        &self,
+        at: &At<'m, 'c>,
+        directive: &Directive,
+    ) -> Result<Condition, String> {
+        let said = directive.args.join(" ");
+        let wrong = || format!("the condition {said} cannot be said");
+        let inner = said.strip_prefix('(').and_then(|s| s.strip_suffix(')')).ok_or_else(wrong)?;
+        let mut words = inner.trim().splitn(3, ' ');
+        let variable = words.next().and_then(|v| v.strip_prefix('$')).ok_or_else(wrong)?;
+        let (operator, operand) = (words.next().unwrap_or(""), words.next().unwrap_or("").trim());
+        let name = Part::Variable(variable.to_ascii_lowercase());
+        let subject = self.expanded(at, &Template(vec![name]));
+        let compare = |subject: &Template| self.compare(at, subject, operator, operand);
+        if let Some(name) = subject.variable()
+            && let Some(found) = self.of_choices(at, name, &|value| compare(value).ok().flatten())
+        {
+            return found;
+        }
+        compare(&subject)?.ok_or_else(wrong)
+    }
+
+    fn compare(
+        &self,
+        at: &At<'m, 'c>,
+        subject: &Template,
+        operator: &str,
+        operand: &str,
+    ) -> Result<Option<Condition>, String> {
+        let not = |condition: Condition| Condition::Not(Box::new(condition));
+        Ok(match operator {
+            "" => {
+                let empty = self.test(subject, &Test::Equals("", false));
+                let zero = self.test(subject, &Test::Equals("0", false));
+                empty.zip(zero).map(|(empty, zero)| not(Condition::Any(vec![empty, zero])))
+            }
+            "=" | "!=" => {
+                let operand = Template::of(operand).map(|operand| self.expanded(at, &operand))?;
+                let Some(operand) = operand.constant() else { return Ok(None) };
+                let equal = self.test(subject, &Test::Equals(&operand, false));
+                if operator == "=" { equal } else { equal.map(not) }
+            }
+            "~" | "~*" | "!~" | "!~*" => {
+                let pattern = Pattern::of(operand, operator.ends_with('*'))?;
+                let matches = self.test(subject, &Test::Matches(&pattern));
+                if operator.starts_with('!') { matches.map(not) } else { matches }
+            }
+            _ => None,
+        })
+    }
+
+    /// A condition on one variable, or on what is known already.
+    pub(super) fn test(&self, subject: &Template, test: &Test<'_>) -> Option<Condition> {
+        if let Some(value) = subject.constant() {
+            let holds = match test {
+                Test::Equals(text, true) => value.eq_ignore_ascii_case(text),
+                Test::Equals(text, false) => value == *text,
+                Test::Below(text) => value.len() > text.len() && value.ends_with(text),
+                Test::Tail(text) => value.len() > text.len() && value.starts_with(text),
+                Test::Matches(pattern) => pattern.is_match(value.as_bytes()),
+            };
+            return Some(if holds { Condition::Always } else { Condition::Any(Vec::new()) });
+        }
+        let name = subject.variable()?;
+        let inner = |any_part: &str| match test {
+            Test::Equals(text, _) => regex::escape(text),
+            Test::Below(text) => format!("{any_part}{}", regex::escape(text)),
+            Test::Tail(text) => format!("{}{any_part}", regex::escape(text)),
+            Test::Matches(pattern) => pattern.whole(),
+        };
+        let any_case = |inner: String| match test {
+            Test::Equals(_, false) | Test::Matches(_) => inner,
+            _ => format!("(?i){inner}"),
+        };
+        let text = match test {
+            Test::Equals(text, false) => Text::Exact((*text).to_owned()),
+            _ => Text::Pattern(any_case(inner(".+"))),
+        };
+        let or_absent = |wanted: Condition, present: Condition| match test {
+            Test::Equals("", _) => Condition::Any(vec![wanted, Condition::Not(Box::new(present))]),
+            // A pattern may take nothing, too: an absent value is nothing.
+            Test::Matches(pattern) if pattern.is_match(b"") => {
+                Condition::Any(vec![wanted, Condition::Not(Box::new(present))])
+            }
+            _ => wanted,
+        };
+        if let Some(header) = name.strip_prefix("http_") {
+            let header = header.replace('_', "-");
+            let present = Condition::Header(header.clone(), Text::Present);
+            return Some(or_absent(Condition::Header(header, text), present));
+        }
+        if let Some(argument) = name.strip_prefix("arg_") {
+            let present = Condition::Query(argument.to_owned(), Text::Present);
+            return Some(or_absent(Condition::Query(argument.to_owned(), text), present));
+        }
+        if let Some(cookie) = name.strip_prefix("cookie_") {
+            let Test::Equals(value, is_any_case) = test else { return None };
+            let flag = if *is_any_case { "i" } else { "" };
+            let (name, text) = (regex::escape(cookie), regex::escape(value));
+            let pattern = format!("(?:.*;)? *(?i:{name}) *= *(?{flag}:{text})(?:;.*)?");
+            return (!value.is_empty())
+                .then(|| Condition::Header("cookie".into(), Text::Pattern(pattern)));
+        }
+        match (name, test) {
+            ("host", Test::Matches(pattern)) => Some(hosts::host_pattern(pattern).0),
+            ("host", Test::Equals("", _)) => None,
+            ("host", _) => Some(hosts::host(&inner("[^:]+"))),
+            ("uri" | "document_uri", _) => Some(Condition::Path(text)),
+            ("request_method", _) => method(test),
+            ("remote_addr", Test::Equals(address, _)) => address
+                .parse::<std::net::IpAddr>()
+                .is_ok()
+                .then(|| Condition::Source(vec![(*address).to_owned()])),
+            _ => None,
+        }
+    }
+}
+
+fn method(test: &Test<'_>) -> Option<Condition> {
+    const ALL: [&str; 9] =
+        ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+    Some(Condition::Method(match test {
+        Test::Equals(method, true) => vec![method.to_ascii_uppercase()],
+        Test::Equals(method, false) => vec![(*method).to_owned()],
+        Test::Matches(pattern) => {
+            let taken = ALL.iter().filter(|method| pattern.is_match(method.as_bytes()));
+            taken.map(|&method| method.to_owned()).collect()
+        }
+        Test::Below(_) | Test::Tail(_) => return None,
+    }))
+}
+
+/// Where a URL leads, and what is different then.
+fn location(
+    at: &At<'_, '_>,
+    to: &Template,
+    groups: Option<&Pattern>,
+) -> Option<(Location, Option<&'static str>)> {
+    let mut parts = to.0.clone();
+    let mut out = Location { strip_query: true, ..Location::default() };
+    let mut how = None;
+    let Some(Part::Text(first)) = parts.first().cloned() else {
+        // `$request_uri` alone.
+        out = redirect_to(at, 301, PathChange::Whole(String::new())).location?;
+        return path(&parts, groups, out, how);
+    };
+    let scheme =
+        ["https", "http"].into_iter().find(|scheme| first.starts_with(&format!("{scheme}://")));
+    let Some(scheme) = scheme else {
+        out = redirect_to(at, 301, PathChange::Whole(String::new())).location?;
+        out.strip_query = true;
+        return first.starts_with('/').then(|| path(&parts, groups, out, how))?;
+    };
+    out.scheme = Some(scheme.to_owned());
+    let rest = first[scheme.len() + 3..].to_owned();
+    parts[0] = Part::Text(rest.clone());
+    if rest.is_empty() {
+        parts.remove(0);
+        match parts.first()? {
+            Part::Variable(name) if name == "host" => {}
+            Part::Variable(name) if name == "http_host" => {
+                how = Some("a port that the client names is left out")
+            }
+            _ => return None,
+        }
+        parts.remove(0);
+        // A port, perhaps.
+        if let Some(Part::Text(text)) = parts.first_mut()
+            && let Some(after) = text.strip_prefix(':')
+        {
+            let end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+            out.port = Some(after[..end].parse().ok()?);
+            *text = after[end..].to_owned();
+        }
+    } else {
+        let end = rest.find('/').unwrap_or(rest.len());
+        let (host, port) =
+            rest[..end].split_once(':').map_or((&rest[..end], None), |(h, p)| (h, Some(p)));
+        out.host = Some(host.to_owned());
+        out.port = match port {
+            Some(port) => Some(port.parse().ok()?),
+            None => None,
+        };
+        parts[0] = Part::Text(rest[end..].to_owned());
+    }
+    parts.retain(|part| *part != Part::Text(String::new()));
+    path(&parts, groups, out, how)
+}
+
+fn path(
+    parts: &[Part],
+    groups: Option<&Pattern>,
+    mut out: Location,
+    mut how: Option<&'static str>,
+) -> Option<(Location, Option<&'static str>)> {
+    let is = |part: Option<&Part>, wanted: &str| matches!(part, Some(Part::Variable(name)) if name == wanted);
+    let count = parts.len();
+    let keeps = count >= 2 && is(parts.get(count - 2), "is_args") && is(parts.last(), "args");
+    let parts = if keeps { &parts[..count - 2] } else { parts };
+    out.strip_query = !keeps;
+    out.path = match parts {
+        [Part::Variable(name)] if name == "request_uri" => {
+            out.strip_query = false;
+            None
+        }
+        [Part::Text(text), Part::Variable(name)] if name == "request_uri" => {
+            out.strip_query = false;
+            Some(PathChange::Prefix { from: String::new(), to: text.clone() })
+        }
+        [Part::Variable(name)] if name == "uri" => {
+            how = Some("the path is not decoded");
+            None
+        }
+        [Part::Text(text)] => Some(PathChange::Whole(text.clone())),
+        _ => {
+            let text: String = parts
+                .iter()
+                .map(|part| match part {
+                    Part::Text(text) => text.clone(),
+                    Part::Variable(name) => format!("${{{name}}}"),
+                })
+                .collect();
+            let substitution = substitution(&text, groups)?;
+            Some(PathChange::Pattern { pattern: groups?.replacing(), substitution, all: false })
+        }
+    };
+    Some((out, how))
+}

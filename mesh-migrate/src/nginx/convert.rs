@@ -18,6 +18,7 @@ use crate::{
     source::{Place, Problem},
 };
 
+mod access;
 mod headers;
 mod hosts;
 mod leaf;
@@ -30,7 +31,7 @@ mod stream;
 mod values;
 
 /// Rules of all listeners; a configuration that needs more says many times the same.
-const MAX_RULES: usize = 200_000;
+const MAX_RULES: usize = 100_000;
 
 /// What nginx' configuration is with us.
 ///
@@ -65,6 +66,9 @@ fn ledger(verdicts: BTreeMap<(Place, u32), BTreeSet<Verdict>>) -> Ledger {
     ledger
 }
 
+/// A server and how it listens on an address.
+type Heard<'m, 'c> = (&'m Server<'c>, &'m Listen<'c>);
+
 struct Work<'m, 'c> {
     model: &'m Model<'c>,
     program: Program,
@@ -85,7 +89,7 @@ struct At<'m, 'c> {
     forwarded: Vec<(Forwarded, Place)>,
 }
 
-impl<'c> Work<'_, 'c> {
+impl<'m, 'c> Work<'m, 'c> {
     fn say(&mut self, directive: &Directive, verdict: Verdict) {
         let key = (directive.place.clone(), directive.head_last);
         self.verdicts.entry(key).or_default().insert(verdict);
@@ -109,48 +113,47 @@ impl<'c> Work<'_, 'c> {
     }
 
     fn http(&mut self) -> Result<(), Problem> {
-        let servers = &self.model.http.servers;
-        let mut addresses: BTreeSet<SocketAddr> = BTreeSet::new();
-        for listen in servers.iter().flat_map(|server| &server.listens) {
-            match (&listen.addresses, listen.directive) {
-                (Ok(all), _) => addresses.extend(all),
-                (Err(what), Some(directive)) => self.decision(
-                    directive,
-                    format!("{what} is no address: nothing listens there with us. Which address do clients use then?"),
-                    &["an address and a port", "none: nobody uses it"],
-                ),
-                (Err(_), None) => {}
+        let model = self.model;
+        let mut addresses: BTreeMap<SocketAddr, Vec<Heard<'m, 'c>>> = BTreeMap::new();
+        for server in &model.http.servers {
+            for listen in &server.listens {
+                match (&listen.addresses, listen.directive) {
+                    (Ok(all), _) => {
+                        for address in all {
+                            addresses.entry(*address).or_default().push((server, listen));
+                        }
+                    }
+                    (Err(what), Some(directive)) => self.decision(
+                        directive,
+                        format!("{what} is no address: nothing listens there with us. Which address do clients use then?"),
+                        &["an address and a port", "none: nobody uses it"],
+                    ),
+                    (Err(_), None) => {}
+                }
             }
         }
-        for address in addresses {
-            self.listener(address)?;
+        for (address, here) in addresses {
+            self.listener(address, &here)?;
         }
         Ok(())
     }
 
-    fn listener(&mut self, address: SocketAddr) -> Result<(), Problem> {
-        let here: Vec<(&Server<'c>, &Listen<'c>)> = self
-            .model
-            .http
-            .servers
-            .iter()
-            .filter_map(|server| Some((server, listens(server, address)?)))
-            .collect();
+    fn listener(&mut self, address: SocketAddr, here: &[Heard<'m, 'c>]) -> Result<(), Problem> {
         let is_tls = here.iter().any(|(_, listen)| listen.is_tls);
         let default = here.iter().position(|(_, listen)| listen.is_default).unwrap_or(0);
-        for (_, listen) in &here {
+        for (_, listen) in here {
             self.listen(listen);
         }
-        let tls = if is_tls { self.server_tls(&here, default) } else { None };
+        let tls = if is_tls { self.server_tls(here, default) } else { None };
         let mut forwarded = Vec::new();
         let mut of_servers = Vec::new();
-        for (server, _) in &here {
+        for (server, _) in here {
             let set = BTreeMap::new();
             let mut at = At { address, is_tls, server, set, forwarded: Vec::new() };
             of_servers.push(self.server(&mut at));
             forwarded.append(&mut at.forwarded);
         }
-        let groups = self.hosts(&here, default);
+        let groups = self.hosts(here, default);
         let mut rules = Vec::new();
         for (host, server) in groups {
             self.rules += of_servers[server].len();

@@ -17,6 +17,9 @@ mod values;
 pub(super) use upstream::{Key, Map, Method, Upstream, endpoint, seconds};
 pub(super) use values::{Geo, Split};
 
+/// Of all servers, each as often as it is written.
+const MAX_ADDRESSES: usize = 20_000;
+
 /// What nginx serves.
 #[derive(Debug)]
 pub(super) struct Model<'c> {
@@ -34,6 +37,7 @@ pub(super) struct Side<'c> {
     pub(super) geos: BTreeMap<String, Geo<'c>>,
     /// In order of the files.
     pub(super) servers: Vec<Server<'c>>,
+    addresses: usize,
 }
 
 /// `server`.
@@ -128,7 +132,7 @@ pub(super) fn inherited<'c>(chain: &[&'c Directive], name: &str) -> Option<&'c D
 pub(super) fn array<'c>(chain: &[&'c Directive], name: &str) -> Vec<&'c Directive> {
     let of = |block: &&'c Directive| -> Vec<&'c Directive> {
         let block: &'c Directive = block;
-        block.inside().iter().filter(|inner| inner.name == name).collect()
+        block.named(name)
     };
     chain.iter().rev().map(of).find(|found| !found.is_empty()).unwrap_or_default()
 }
@@ -196,7 +200,16 @@ impl<'c> Side<'c> {
                 let last = inner.args.len().saturating_sub(1);
                 self.geos.insert(variable(inner, last)?, Geo::of(inner));
             }
-            "server" => self.servers.push(Server::of(&[block, inner], inner, is_http)?),
+            "server" => {
+                let server = Server::of(&[block, inner], inner, is_http)?;
+                let addresses = server.listens.iter().filter_map(|l| l.addresses.as_ref().ok());
+                self.addresses += addresses.map(Vec::len).sum::<usize>();
+                if self.addresses > MAX_ADDRESSES {
+                    let problem = format!("more than {MAX_ADDRESSES} addresses are listened on");
+                    return Err(Problem::at(&inner.place, problem));
+                }
+                self.servers.push(server);
+            }
             _ => {}
         }
         Ok(())

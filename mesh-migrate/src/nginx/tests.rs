@@ -184,6 +184,10 @@ fn includes_are_bounded() {
     assert_eq!(config.root.inside().iter().filter(|d| d.name == "y").count(), 2);
 }
 
+fn many(count: usize, one: impl Fn(usize) -> String) -> String {
+    (0..count).map(one).collect()
+}
+
 #[test]
 fn huge_files_end_fast() {
     let begin = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
@@ -194,13 +198,28 @@ fn huge_files_end_fast() {
         "a ".repeat(1 << 20),
         "a_by_lua_block { [[".repeat(1 << 16),
         format!("server {{ {} }}", "location ~ (a|b)*c { return 200; }".repeat(1 << 12)),
+        format!(
+            "server {{ {} }}",
+            many(20_000, |n| format!(
+                "location ^~ /{}{n} {{ proxy_pass http://a; }}",
+                "x".repeat(n % 60)
+            ))
+        ),
+        many(10_000, |n| format!("server {{ listen {}; server_name s{n}; }}", 1 + n % 20)),
+        many(20_000, |n| format!("upstream u{n} {{ server a; }}")),
+        format!(
+            "map $http_a $m {{ {} }} server {{ {} }}",
+            many(900, |n| format!("a{n} b{n};")),
+            many(1000, |n| format!("location /{n} {{ proxy_pass http://$m; }}"))
+        ),
+        many(40, |n| format!("server {{ listen {}-{}; }}", 1 + n * 1000, 1000 + n * 1000)),
     ] {
         if let Ok(config) = parse(&Source::of("nginx.conf", &text), NOTHING) {
             let _ = convert(&config);
         }
     }
     let took = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap() - begin;
-    assert!(took < std::time::Duration::from_secs(30), "{took:?}");
+    assert!(took < std::time::Duration::from_secs(60), "{took:?}");
 }
 
 #[test]
@@ -237,4 +256,27 @@ fn output_of_nginx_t() {
     let answer = explain(&config, &get("*:81", "x", "/")).unwrap();
     let last = answer.why.last().unwrap().place.as_ref().unwrap();
     assert_eq!(last.to_string(), "/etc/nginx/conf.d/a.conf:3:16");
+}
+
+#[test]
+fn files_of_a_disk() {
+    let folder = std::env::temp_dir().join(format!("mesh-migrate-nginx-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("conf.d")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    write("conf.d/b.conf", "b;");
+    write("conf.d/a.conf", "a;");
+    write("conf.d/.hidden.conf", "hidden;");
+    write("conf.d/c.txt", "c;");
+    write("nginx.conf", "include conf.d/[ab]*.conf;\ninclude none/*.conf;\n include conf.d/c.txt;");
+    let main = folder.join("nginx.conf");
+    let source = Source::read(&main).unwrap();
+    let config = parse(&source, &disk(&main)).unwrap();
+    let names: Vec<&str> = config.root.inside().iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(names, ["include", "a", "b", "include", "include", "c"]);
+    write("nginx.conf", "a;\n  include conf.d/none.conf;");
+    let source = Source::read(&main).unwrap();
+    let wrong = parse(&source, &disk(&main)).unwrap_err();
+    assert_eq!((wrong.place.line, wrong.place.column), (2, 3));
+    assert!(wrong.problem.starts_with("include conf.d/none.conf: "), "{wrong}");
+    std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -34,6 +34,8 @@ pub struct Directive {
     pub args: Vec<String>,
     /// What stands between its braces; code of Lua is not read.
     pub block: Option<Vec<Directive>>,
+    /// Where it stands there, by name: blocks are asked for names very often.
+    by_name: BTreeMap<String, Vec<usize>>,
 }
 
 impl Directive {
@@ -49,7 +51,20 @@ impl Directive {
 
     /// Statements of this name right between its braces.
     pub fn all<'d>(&'d self, name: &'d str) -> impl Iterator<Item = &'d Directive> {
-        self.inside().iter().filter(move |inner| inner.name == name)
+        let places = self.by_name.get(name).into_iter().flatten();
+        places.filter_map(|at| self.inside().get(*at))
+    }
+
+    pub(super) fn named(&self, name: &str) -> Vec<&Directive> {
+        let places = self.by_name.get(name).into_iter().flatten();
+        places.filter_map(|at| self.inside().get(*at)).collect()
+    }
+
+    fn open(&mut self, inside: Vec<Directive>) {
+        for (at, inner) in inside.iter().enumerate() {
+            self.by_name.entry(inner.name.clone()).or_default().push(at);
+        }
+        self.block = Some(inside);
     }
 }
 
@@ -236,8 +251,10 @@ impl Parser<'_> {
         let mut inside = Vec::new();
         let mut open = Vec::new();
         self.file(source, &mut open, 0, &mut inside)?;
-        let (name, args, block) = (String::new(), Vec::new(), Some(inside));
-        let root = Directive { place, head_last: 1, last_line: 1, name, args, block };
+        let (name, args, by_name) = (String::new(), Vec::new(), BTreeMap::new());
+        let mut root =
+            Directive { place, head_last: 1, last_line: 1, name, args, block: None, by_name };
+        root.open(inside);
         Ok(Config { root, sources: self.sources })
     }
 
@@ -300,6 +317,7 @@ impl Parser<'_> {
                 head_last: statement.last_line,
                 last_line: statement.last_line,
                 block: None,
+                by_name: BTreeMap::new(),
             };
             if statement.end == End::Open {
                 if depth >= MAX_DEPTH {
@@ -312,7 +330,7 @@ impl Parser<'_> {
                 } else {
                     self.block(tokens, open, depth + 1, Some(&directive.place), &mut inside)?
                 };
-                directive.block = Some(inside);
+                directive.open(inside);
             }
             let is_include = directive.name == "include" && directive.block.is_none();
             into.push(directive);

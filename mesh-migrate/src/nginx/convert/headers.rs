@@ -29,7 +29,10 @@ impl<'m, 'c> Work<'m, 'c> {
         let mut has_host = false;
         let mut kept = BTreeSet::new();
         let mut xff = (Forwarded::Keep, pass.place.clone());
-        for directive in model::array(&here.chain, "proxy_set_header") {
+        let said = model::array(&here.chain, "proxy_set_header");
+        // Very many of them in very many locations are too many rules, too.
+        self.rules += said.len() / 64;
+        for directive in said {
             let name = directive.arg(0).to_ascii_lowercase();
             let value = Template::of(directive.arg(1)).map(|value| self.expanded(at, &value));
             let value = value.unwrap_or(Template(vec![Part::Text(directive.arg(1).to_owned())]));

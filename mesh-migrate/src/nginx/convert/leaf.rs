@@ -1,7 +1,7 @@
 //! Rules of a server: what it and its locations do, step by step.
 
 use super::{
-    At, Condition, Directive, Reply, Rule, Server, Template, Text, Then, Work, all, any,
+    At, Condition, Directive, Reply, Rule, Server, Template, Text, Then, Work, all,
     locations::Leaf, refusal, replies::redirect_to,
 };
 use crate::{
@@ -58,9 +58,17 @@ impl<'c> Here<'_, 'c> {
     pub(super) fn find(&self, name: &str) -> Option<&'c Directive> {
         let in_block = |block: &&'c Directive| -> Option<&'c Directive> {
             let block: &'c Directive = block;
-            block.inside().iter().find(|inner| inner.name == name)
+            block.named(name).into_iter().next()
         };
         self.blocks.iter().rev().find_map(in_block)
+    }
+
+    /// After the directives of a block: a pattern among them has taken the groups.
+    fn after(&self, block: &Directive) -> Self {
+        let is_pattern =
+            |d: &Directive| d.name == "rewrite" || d.name == "if" && d.arg(1).contains('~');
+        let groups = self.groups.filter(|_| !block.inside().iter().any(is_pattern));
+        Self { groups, ..self.clone() }
     }
 
     fn with(&self, block: &'c Directive) -> Self {
@@ -162,7 +170,7 @@ impl<'m, 'c> Work<'m, 'c> {
         self.limits(location, when, rules);
         let before = at.set.clone();
         if !self.rewrites(at, &here, directive, when, rules) {
-            self.handled(at, &here, when, None, rules);
+            self.handled(at, &here.after(directive), when, None, rules);
         }
         at.set = before;
     }
@@ -305,7 +313,8 @@ impl<'m, 'c> Work<'m, 'c> {
             self.exact(directive);
             let path =
                 PathChange::Pattern { pattern: pattern.replacing(), substitution, all: false };
-            return self.handled(at, here, &takes, Some(path), rules);
+            let here = Here { groups: None, ..here.clone() };
+            return self.handled(at, &here, &takes, Some(path), rules);
         }
         let question = match flag {
             "break" => {
@@ -374,7 +383,7 @@ impl<'m, 'c> Work<'m, 'c> {
         {
             let mut at_inner = At { set: at.set.clone(), forwarded: Vec::new(), ..*at };
             directive.all("set").for_each(|set| self.set(&mut at_inner, set));
-            self.handled(&mut at_inner, &inner, &when, None, rules);
+            self.handled(&mut at_inner, &inner.after(directive), &when, None, rules);
             at.forwarded.append(&mut at_inner.forwarded);
         }
     }
@@ -414,34 +423,6 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         self.access(here, when, rules);
         self.content(at, here, when, path, rules);
-    }
-
-    /// `allow` and `deny`.
-    fn access(&mut self, here: &Here<'m, 'c>, when: &Condition, rules: &mut Vec<Rule>) {
-        let is_rule = |d: &&Directive| d.name == "allow" || d.name == "deny";
-        let of = here.chain.iter().rev().find(|block| block.inside().iter().any(|d| is_rule(&d)));
-        let (mut allowed, mut denied) = (Vec::new(), Vec::new());
-        for rule in of.iter().flat_map(|block| block.inside()).filter(is_rule) {
-            self.exact(rule);
-            let takes = match rule.arg(0) {
-                "all" => Condition::Always,
-                "unix:" => continue,
-                block => Condition::Source(vec![block.to_owned()]),
-            };
-            if rule.name == "allow" {
-                allowed.push(takes);
-                continue;
-            }
-            let unless = match allowed.is_empty() {
-                true => Condition::Always,
-                false => Condition::Not(Box::new(any(allowed.clone()))),
-            };
-            denied.push((rule, all([when.clone(), takes, unless])));
-        }
-        for (rule, when) in denied {
-            let reply = Reply { status: 403, ..Reply::default() };
-            rules.push(Rule { place: rule.place.clone(), when, then: Then::Reply(reply) });
-        }
     }
 
     fn content(

@@ -1,7 +1,7 @@
 //! `proxy_pass`.
 
 use super::{
-    At, Condition, Directive, Rule, Template, Then, Work, all,
+    At, Condition, Directive, MAX_RULES, Rule, Template, Then, Work, all,
     leaf::{Here, substitution},
     refusal,
 };
@@ -209,7 +209,8 @@ impl<'m, 'c> Work<'m, 'c> {
                 done.push((when, target, by));
                 continue;
             };
-            if depth > 8 || open.len() + done.len() > MAX_TARGETS {
+            let many = open.len() + done.len();
+            if depth > 8 || many > MAX_TARGETS || self.rules + many > MAX_RULES {
                 return Err("maps make too many of it".into());
             }
             for (condition, to, entry) in choices?.0.into_iter().rev() {
@@ -219,6 +220,7 @@ impl<'m, 'c> Work<'m, 'c> {
             }
             self.used(&name);
         }
+        self.rules += done.len();
         Ok(done)
     }
 }

@@ -1,6 +1,6 @@
 //! Upstreams, and how they are spoken to.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{At, Directive, Work, leaf::Here};
 use crate::{
@@ -336,6 +336,8 @@ impl<'m, 'c> Work<'m, 'c> {
     /// Upstreams that nothing leads to, and what stands in all of them.
     pub(super) fn upstreams(&mut self) {
         let model = self.model;
+        let used: BTreeSet<Place> =
+            self.program.pools.values().map(|pool| pool.place.clone()).collect();
         for upstream in model.http.upstreams.values().chain(model.stream.upstreams.values()) {
             for inner in upstream.directive.inside() {
                 match inner.name.as_str() {
@@ -348,8 +350,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     _ => {}
                 }
             }
-            let is_used =
-                self.program.pools.values().any(|pool| pool.place == upstream.directive.place);
+            let is_used = used.contains(&upstream.directive.place);
             if !is_used {
                 for peer in &upstream.peers {
                     self.dropped(

@@ -366,7 +366,7 @@ fn changed(path: &str, change: Option<&PathChange>) -> String {
 }
 
 fn with_query(path: String, query: Option<&str>) -> String {
-    match query {
+    match query.filter(|_| !path.contains('?')) {
         Some(query) => format!("{path}?{query}"),
         None => path,
     }

@@ -124,7 +124,7 @@ pub struct Location {
 pub struct Forward {
     /// Pools by weight.
     pub pools: Vec<(String, u32)>,
-    /// Another path; the query stays.
+    /// Another path; the query stays, unless there is a `?` in what comes out.
     pub path: Option<PathChange>,
     /// Another `Host`.
     pub host: Option<String>,

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use super::{At, Directive, Forwarded, Template, Work, leaf::Here};
 use crate::{
     nginx::{explain::Url, model, template::Part},
-    program::Forward,
+    program::{Forward, Said},
 };
 
 /// What a header of a request becomes.
 enum Becomes {
     Set(String),
+    Told(Said),
     Removed,
     /// As the client sends it.
     Kept,
@@ -92,10 +93,23 @@ impl<'m, 'c> Work<'m, 'c> {
         url: &Url,
         forward: &mut Forward,
     ) -> bool {
-        match becomes(name, value, url) {
+        let becomes = becomes(name, value, url);
+        let is_told = forward.tell.iter().any(|(known, _)| known == name);
+        let is_set = forward.set.iter().any(|(known, _)| known == name);
+        if is_told && matches!(becomes, Becomes::Told(_) | Becomes::Set(_))
+            || is_set && matches!(becomes, Becomes::Told(_))
+        {
+            self.approximated(directive, "it is sent once, as an earlier line has it");
+            return false;
+        }
+        match becomes {
             Becomes::Set(value) => {
                 self.exact(directive);
                 forward.set.push((name.to_owned(), value));
+            }
+            Becomes::Told(said) => {
+                self.exact(directive);
+                forward.tell.push((name.to_owned(), said));
             }
             Becomes::Removed => {
                 self.exact(directive);
@@ -186,12 +200,15 @@ fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
     match value.variable() {
         Some(variable) if variable == own => Becomes::Kept,
         Some("proxy_host") => Becomes::Set(url.host().to_owned()),
-        Some("remote_addr" | "proxy_add_x_forwarded_for" | "realip_remote_addr") => {
-            Becomes::Unsaid(
-                "applications do not get it: the client's address is in X-Forwarded-For",
-            )
+        Some("remote_addr" | "realip_remote_addr") => Becomes::Told(Said::Client),
+        Some("http_host") => Becomes::Told(Said::Host),
+        Some("scheme") => Becomes::Told(Said::Scheme),
+        Some("request_method") => Becomes::Told(Said::Method),
+        Some("request_uri") => Becomes::Told(Said::Target),
+        Some("proxy_add_x_forwarded_for") => {
+            Becomes::Unsaid("applications do not get it: addresses are in X-Forwarded-For")
         }
-        Some("host" | "http_host") => Becomes::Unsaid(
+        Some("host") => Becomes::Unsaid(
             "applications do not get it: Host says the same, unless it is set here, too",
         ),
         Some("request_id") => {

@@ -308,9 +308,13 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         if flag == "break"
             && here.location.is_some()
-            && let Some(substitution) = substitution(to, Some(&pattern))
+            && let Some(substitution) = with_query(to, Some(&pattern))
         {
-            self.exact(directive);
+            if substitution.contains('?') {
+                self.approximated(directive, "the query of the client is not appended to its own");
+            } else {
+                self.exact(directive);
+            }
             let path =
                 PathChange::Pattern { pattern: pattern.replacing(), substitution, all: false };
             let here = Here { groups: None, ..here.clone() };
@@ -457,6 +461,11 @@ impl<'m, 'c> Work<'m, 'c> {
 
 /// What `regex` replaces by; nothing if there is a query, or a variable that is no group.
 pub(super) fn substitution(to: &str, groups: Option<&Pattern>) -> Option<String> {
+    with_query(to, groups).filter(|to| !to.contains('?'))
+}
+
+/// The same, maybe with a query; nothing if it takes that of the client away.
+fn with_query(to: &str, groups: Option<&Pattern>) -> Option<String> {
     let template = Template::of(to).ok()?;
     let named = |name: &str| {
         let mut names = groups.into_iter().flat_map(Pattern::names).flatten();
@@ -465,7 +474,6 @@ pub(super) fn substitution(to: &str, groups: Option<&Pattern>) -> Option<String>
     let mut out = String::new();
     for part in &template.0 {
         match part {
-            Part::Text(text) if text.contains('?') => return None,
             Part::Text(text) => out += text,
             Part::Variable(group) if group.parse::<u8>().is_ok() => {
                 out = format!("{out}${{{group}}}");
@@ -473,5 +481,5 @@ pub(super) fn substitution(to: &str, groups: Option<&Pattern>) -> Option<String>
             Part::Variable(group) => out = format!("{out}${{{}}}", named(group)?),
         }
     }
-    Some(out)
+    (!out.ends_with('?')).then_some(out)
 }

@@ -208,6 +208,12 @@ impl Config {
             let wrong = "expected `routers`, a list: is this a configuration of Linkerd 1.x?";
             return Err(Problem::at(&root.place, wrong));
         };
+        if routers.list()?.is_empty() {
+            return Err(Problem::at(
+                &routers.place,
+                "expected at least one router, and there is none",
+            ));
+        }
         let routers: Vec<_> =
             routers.list()?.iter().map(|node| router(node, &lines)).collect::<Result<_, _>>()?;
         for (at, router) in routers.iter().enumerate() {

@@ -471,10 +471,13 @@ fn with_query(to: &str, groups: Option<&Pattern>) -> Option<String> {
         let mut names = groups.into_iter().flat_map(Pattern::names).flatten();
         names.find(|known| known.eq_ignore_ascii_case(name))
     };
+    let count = groups.map_or(0, |groups| groups.names().count());
     let mut out = String::new();
     for part in &template.0 {
         match part {
             Part::Text(text) => out += text,
+            // A group that there is not says nothing.
+            Part::Variable(group) if group.parse().is_ok_and(|group: usize| group > count) => {}
             Part::Variable(group) if group.parse::<u8>().is_ok() => {
                 out = format!("{out}${{{group}}}");
             }

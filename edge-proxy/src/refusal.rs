@@ -68,17 +68,21 @@ impl Refusal {
         response
     }
 
-    /// Trailers-only (gRPC over HTTP/2, "Responses").
     fn grpc_response(&self) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::new());
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(self.grpc_status()));
-        if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.text)) {
-            headers.insert("grpc-message", message);
-        }
-        response
+        trailers_only(self.grpc_status(), &self.text)
     }
+}
+
+/// The answer to a gRPC request that ends it (gRPC over HTTP/2, "Responses").
+pub fn trailers_only(status: u32, text: &str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(status));
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(text)) {
+        headers.insert("grpc-message", message);
+    }
+    response
 }
 
 /// Whether a client speaks gRPC, by its request's headers.

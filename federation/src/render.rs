@@ -308,6 +308,8 @@ fn local_endpoints(sources: &Sources<'_>, registrations: &[&Registration], into:
                 locality: register.locality.clone(),
                 weight: register.weight,
                 capacity: register.capacity,
+                // Who registers does not say it.
+                priority: 0,
                 health: health.into(),
                 node: registration.node.to_string(),
                 via: via.clone(),

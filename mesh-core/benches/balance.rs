@@ -35,6 +35,7 @@ fn endpoint(i: u32) -> Arc<Endpoint> {
         locality: Locality { region: "eu".into(), zone: zone.into(), host: "".into() },
         weight: 1 + i % 3,
         capacity: 0,
+        priority: 0,
         health: Health::Healthy,
         node: None,
         via: Default::default(),

@@ -10,7 +10,7 @@ use crate::{
     message::RequestHead,
     name::{PortName, ServiceName, SpiffeId, Subject, TrustDomain},
     reason::Reason,
-    rule::{Routes, matching::NothingMatches},
+    rule::{Caller, Routes, matching::NothingMatches},
 };
 
 /// What one service needs of its callers, compiled from what was written.
@@ -347,7 +347,7 @@ impl Access {
             let unseen = self.routes.iter().any(|route| is_here(&route.port) && named(&route.name));
             return if unseen { Under::Unknown } else { Under::None };
         }
-        match self.routes.find(call.port, None, call.request) {
+        match self.routes.find(call.port, Caller::default(), call.request) {
             Ok(Some((route, _))) if named(&route.name) => Under::Route(&route.name),
             Ok(_) | Err(NothingMatches) => Under::None,
         }

@@ -40,6 +40,9 @@ reasons! {
     NoBackend = "no_backend", 500;
     /// The backend that was chosen does not exist (Gateway API).
     InvalidBackend = "invalid_backend", 500;
+    /// What a rule makes of the request is none: a path that does not begin
+    /// with '/', or what is too long.
+    BadRewrite = "bad_rewrite", 500;
     /// Injected on purpose; the rule says with which status.
     FaultInjected = "fault_injected", 503;
     /// A rate limit of the service.

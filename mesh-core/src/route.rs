@@ -8,7 +8,7 @@ use crate::{
     message::RequestHead,
     name::{PortName, ServiceName},
     reason::Reason,
-    rule::{Route, RouteBackend, RouteMatch, matching::NothingMatches},
+    rule::{Caller, Route, RouteBackend, RouteMatch, matching::NothingMatches},
     service::{Backend, Backends, Service, ServicePort},
     snapshot::Snapshot,
 };
@@ -119,12 +119,12 @@ fn backends(
     Backends(backends.collect())
 }
 
-/// The rule that a request by a caller of namespace `from` falls under. A head
-/// of `None` (opaque bytes) matches only routes without matches.
+/// The rule that a request by a caller falls under. A head of `None` (opaque
+/// bytes) matches only routes without matches.
 pub fn rule<'s>(
     snapshot: &'s Snapshot,
     destination: &Destination,
-    from: Option<&str>,
+    from: Caller<'_>,
     head: Option<&RequestHead>,
 ) -> Result<Rule<'s>, NoRoute> {
     let Destination { service: name, port } = destination;
@@ -137,7 +137,7 @@ pub fn rule<'s>(
 pub fn rule_of<'s>(
     service: &'s Arc<Service>,
     port: &PortName,
-    from: Option<&str>,
+    from: Caller<'_>,
     head: Option<&RequestHead>,
 ) -> Result<Rule<'s>, NoRoute> {
     let name = &service.name;
@@ -162,13 +162,13 @@ pub struct Connection<'s> {
     pub rule: Option<(&'s str, &'s [RouteBackend])>,
 }
 
-/// The rule that a connection by a caller of namespace `from` falls under: one
-/// for connections, else one for requests that has no matches. With `hello` it
-/// is known to speak TLS.
+/// The rule that a connection by a caller falls under: one for connections,
+/// else one for requests that has no matches. With `hello` it is known to speak
+/// TLS.
 pub fn connection<'s>(
     snapshot: &'s Snapshot,
     destination: &Destination,
-    from: Option<&str>,
+    from: Caller<'_>,
     hello: Option<&ClientHello>,
 ) -> Result<Connection<'s>, NoRoute> {
     let name = &destination.service;
@@ -176,7 +176,7 @@ pub fn connection<'s>(
     let service = service.ok_or_else(|| NoRoute::NoSuchService(name.clone()))?;
     let port = service.port(destination.port.as_str());
     let port = port.ok_or_else(|| NoRoute::NoSuchPort(name.clone(), destination.port.clone()))?;
-    let found = service.connection_routes.find(&port.name, from, hello);
+    let found = service.connection_routes.find(&port.name, from.namespace, hello);
     let found = found.map_err(|NothingMatches| NoRoute::NoMatch(name.clone()))?;
     let rule = match found {
         Some(route) => Some((&*route.name, &*route.backends)),
@@ -193,7 +193,7 @@ pub fn connection<'s>(
 pub fn route(
     snapshot: &Snapshot,
     destination: &Destination,
-    from: Option<&str>,
+    from: Caller<'_>,
     head: Option<&RequestHead>,
 ) -> Result<Backends, NoRoute> {
     rule(snapshot, destination, from, head).map(|rule| rule.backends())

@@ -6,6 +6,9 @@
 //! - [`budget`]: how many repetitions there may be.
 //! - [`health`]: how callers find out who answers.
 //! - [`filter`]: what a rule changes about a request and its answer.
+//! - [`extension`]: what of both Gateway API has no words for.
+//! - [`rewrite`]: paths that are changed by a pattern.
+//! - [`template`]: header values that are made of the request.
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -15,15 +18,21 @@ use crate::name::{PortName, ServiceName};
 
 pub mod budget;
 pub mod connection;
+pub mod extension;
 pub mod filter;
 pub mod health;
 pub mod matching;
+pub mod rewrite;
+pub mod template;
 
 pub use budget::Budget;
 pub use connection::{ConnectionRoute, ConnectionRoutes};
+pub use extension::{Caller, Extension, Reply};
 pub use filter::Target;
 pub use health::HealthCheck;
-pub use matching::Routes;
+pub use matching::{Routes, RuleOrder};
+pub use rewrite::PathPattern;
+pub use template::Template;
 
 /// One rule of a Gateway API HTTPRoute or GRPCRoute.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,6 +61,8 @@ pub struct Route {
     pub fault: Option<Fault>,
     /// Statuses that count as failures; empty is 500 to 599.
     pub failures: Vec<RangeInclusive<u16>>,
+    /// What Gateway API has no words for; `None` is nothing.
+    pub extension: Option<Box<Extension>>,
 }
 
 /// Whether an answer counts as a failure of the service: its status is one of
@@ -100,7 +111,7 @@ pub struct RouteMatch {
     pub path: Option<PathMatch>,
     /// Exact, case-sensitive (RFC 9110 section 9.1).
     pub method: Option<Method>,
-    /// Any value of the field may match.
+    /// Any value of the field may match; `host` is as the client sent it.
     pub headers: Vec<(HeaderName, TextMatch)>,
     /// The first value of the parameter must match, percent-encoding undone.
     pub query: Vec<(Arc<str>, TextMatch)>,
@@ -331,6 +342,8 @@ pub struct TrafficPolicy {
     pub health_check: Option<HealthCheck>,
     /// Bodies are kept for repetition up to this.
     pub replay_bytes: usize,
+    /// Which of several rules that match takes a request.
+    pub rule_order: RuleOrder,
 }
 
 /// A token bucket.

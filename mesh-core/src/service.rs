@@ -153,6 +153,9 @@ pub struct Endpoint {
     /// Requests at once that it is good for; 0 is unknown. Its share grows
     /// with it, and a tier with more in flight than that sends the rest on.
     pub capacity: u32,
+    /// 0 first: one of a higher number takes requests only while nobody of a
+    /// lower one can.
+    pub priority: u32,
     /// As last reported.
     pub health: Health,
     /// The machine it runs on.

@@ -10,6 +10,7 @@ mod balance;
 mod connect;
 mod connection;
 mod endpoint;
+mod extension;
 mod health;
 mod protection;
 mod rule;
@@ -73,6 +74,8 @@ pub const MAX_ROOT_LEN: usize = 16_384;
 pub const MAX_TEXT: usize = 253;
 /// Bytes of a path or header value in a route.
 pub const MAX_MATCH_TEXT: usize = 4096;
+/// Bytes of an answer that a rule gives itself.
+pub const MAX_REPLY: usize = 4096;
 /// Bytes of a `host:port`: a DNS name, brackets, a colon and five digits.
 pub const MAX_ADDRESS: usize = 261;
 

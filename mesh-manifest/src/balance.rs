@@ -74,7 +74,7 @@ pub struct SuccessRate {
     pub deviations_percent: Option<u32>,
 }
 
-/// By one of `cookie`, `header` and `source: true`.
+/// By one of `cookie`, `header`, `source: true`, `path` and `query`.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Affinity {
@@ -86,9 +86,22 @@ pub struct Affinity {
     pub header: Option<String>,
     /// The client's address.
     pub source: bool,
+    /// The path, without its query.
+    pub path: Option<PathKey>,
+    /// Name of a parameter of the query.
+    pub query: Option<String>,
     /// Above so many times its share in flight the next endpoint is taken;
     /// never where absent.
     pub max_load_percent: Option<u32>,
+}
+
+/// How much of a path counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PathKey {
+    /// So many of its parts, up to 255: `/a/b` of `/a/b/c` are two; 0 or absent
+    /// is the whole path.
+    pub depth: u8,
 }
 
 impl Balance {
@@ -135,13 +148,17 @@ impl Outlier {
 
 impl Affinity {
     fn wire(&self) -> Result<v1::Affinity, String> {
-        let by = match (&self.cookie, &self.header, self.source) {
-            (Some(cookie), None, false) => By::Cookie(cookie.clone()),
-            (None, Some(header), false) => By::Header(header.clone()),
-            (None, None, true) => By::Source(true),
-            _ => {
-                return Err("balance.affinity: is by one of cookie, header and source: true".into());
-            }
+        let keys = [
+            self.cookie.clone().map(By::Cookie),
+            self.header.clone().map(By::Header),
+            self.source.then_some(By::Source(true)),
+            self.path.map(|path| By::PathDepth(path.depth.into())),
+            self.query.clone().map(By::Query),
+        ];
+        let mut keys = keys.into_iter().flatten();
+        let (Some(by), None) = (keys.next(), keys.next()) else {
+            let one = "is by one of cookie, header, source: true, path and query";
+            return Err(format!("balance.affinity: {one}"));
         };
         if self.cookie_ttl.is_some() && self.cookie.is_none() {
             return Err("balance.affinity: has a cookieTtl only with a cookie".into());

@@ -15,9 +15,11 @@ use crate::{
     access::{AccessPolicy, index::AccessIndex},
     balance::Balance,
     connection::Connections,
+    extension::RuleOrder,
     manifest::{Kind, Manifest, Spec},
     profile::{ServiceProfileSpec, authority},
     rule::{BackendRef, Filter, Fraction, GrpcRule, HttpMatch, HttpRule, Mirror, ParentRef},
+    traffic::RulePolicy,
 };
 
 /// What a mesh knows of its services.
@@ -122,6 +124,11 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
         }
     }
     let mut compiled = Compiled::default();
+    if let Spec::Traffic(spec) = &manifest.spec {
+        for (index, policy) in spec.rules.iter().enumerate() {
+            check_rule(policy, &format!("spec.rules[{index}]"))?;
+        }
+    }
     for service in services(manifest)? {
         let mut compiling =
             Compiling { service: &service, registry: &Anything, compiled: &mut compiled };
@@ -144,6 +151,15 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
         BalancePolicy::try_from(balance).map_err(|error| as_written("spec.balance", &error))?;
     }
     Ok(())
+}
+
+/// Whatever rule it is for.
+fn check_rule(policy: &RulePolicy, place: &str) -> Result<(), String> {
+    let name = policy.name.clone().unwrap_or_default();
+    let mut route = v1::Route { name, ..v1::Route::default() };
+    policy.apply(&mut route).map_err(|text| format!("{place}.{text}"))?;
+    route.name.clear();
+    Route::try_from(&route).map(drop).map_err(|error| as_written(place, &error))
 }
 
 /// Messages have the fields of documents, in snake case and with units.
@@ -243,7 +259,8 @@ impl<R: Registry> Compiling<'_, R> {
             Spec::Tcp(spec) => self.connections(manifest, spec.connections()),
             Spec::Profile(spec) => self.profile(manifest, spec),
             Spec::Traffic(spec) => {
-                let traffic = spec.traffic.wire()?;
+                let mut traffic = spec.traffic.wire()?;
+                traffic.listed_order = spec.rule_order == RuleOrder::Listed;
                 let balance = spec.balance.as_ref().map(Balance::wire).transpose();
                 self.compiled.balance = balance.map_err(|text| format!("spec.{text}"))?;
                 for policy in &spec.rules {

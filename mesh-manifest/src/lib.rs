@@ -11,8 +11,8 @@
 //! - [`rule`]: HTTPRoute and GRPCRoute rules.
 //! - [`connection`]: TLSRoute and TCPRoute.
 //! - [`profile`]: Linkerd's ServiceProfile.
-//! - [`traffic`]: TrafficPolicy, our own; [`balance`] and [`health`]: its parts about
-//!   endpoints.
+//! - [`traffic`]: TrafficPolicy, our own; [`extension`]: its part about single rules,
+//!   [`balance`] and [`health`]: those about endpoints.
 //! - [`access`]: Linkerd's Server, AuthorizationPolicy and authentications.
 //! - [`document`]: what all kinds look like, for JSON Schema.
 //! - [`compile`]: what all of them together mean for one service.
@@ -23,6 +23,7 @@ pub mod compile;
 pub mod connection;
 pub mod document;
 pub mod duration;
+pub mod extension;
 pub mod health;
 pub mod manifest;
 pub mod profile;

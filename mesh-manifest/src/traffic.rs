@@ -7,9 +7,10 @@ use serde::Deserialize;
 use crate::{
     balance::Balance,
     duration::{ManifestDuration, millis},
+    extension::{PatternRewrite, Reply, RuleOrder},
     health::HealthCheck,
     profile::RetryBudget,
-    rule::{Fraction, HttpMatch, Retry, Timeouts, ValueMatch},
+    rule::{Fraction, HeaderModifier, HttpMatch, Retry, Timeouts, ValueMatch},
 };
 
 /// `spec` of a TrafficPolicy.
@@ -22,6 +23,8 @@ pub struct TrafficPolicySpec {
     pub traffic: Traffic,
     /// How its callers spread requests over its endpoints.
     pub balance: Option<Balance>,
+    /// Which of its rules takes a request that several match.
+    pub rule_order: RuleOrder,
     /// More for single rules of its routes.
     pub rules: Vec<RulePolicy>,
 }
@@ -120,6 +123,29 @@ pub struct RulePolicy {
     pub timeouts: Timeouts,
     /// Statuses that count as failures; 5xx where absent.
     pub failures: Vec<u16>,
+    /// All of these must match, too, for the rule to take a request.
+    pub also: Vec<HttpMatch>,
+    /// None of these may.
+    pub unless: Vec<HttpMatch>,
+    /// Addresses or CIDR blocks of which one must have the client; anywhere
+    /// where absent.
+    pub sources: Vec<String>,
+    /// None of these may.
+    pub not_sources: Vec<String>,
+    /// Answered instead of being forwarded or redirected.
+    pub reply: Option<Reply>,
+    /// After what filters change; of redirects, too.
+    pub rewrite: Option<PatternRewrite>,
+    /// Forwarded, and redirected, without the client's query.
+    pub strip_query: bool,
+    /// After what filters change. In values `%{client_ip}`, `%{host}`,
+    /// `%{hostname}`, `%{path}`, `%{query}`, `%{target}`, `%{scheme}`,
+    /// `%{method}` and `%{header:NAME}` are the client's; `%%` is a percent
+    /// sign. An empty value is no header.
+    pub request_headers: Option<HeaderModifier>,
+    /// Of an application's answer, after what filters change; values are
+    /// literal.
+    pub response_headers: Option<HeaderModifier>,
 }
 
 /// Injected on purpose, for tests of callers.
@@ -194,6 +220,7 @@ impl Traffic {
             circuit_breaker: self.circuit_breaker.as_ref().map(breaker),
             health_check: self.health_check.as_ref().map(HealthCheck::wire).transpose()?,
             replay_bytes: self.replay_bytes.unwrap_or_default(),
+            listed_order: false,
         })
     }
 }
@@ -226,7 +253,7 @@ impl RulePolicy {
                 |status: &u16| v1::StatusRange { from: (*status).into(), to: (*status).into() };
             route.failures = self.failures.iter().map(one).collect();
         }
-        Ok(())
+        self.extend(route)
     }
 }
 

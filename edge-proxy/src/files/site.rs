@@ -165,6 +165,10 @@ pub(super) struct EndpointFile {
     /// Requests at once that it is good for; 0 is unknown.
     #[serde(default)]
     pub(super) capacity: u32,
+    /// 0 first; one of a higher number takes requests only while nobody of a
+    /// lower one can.
+    #[serde(default)]
+    pub(super) priority: u32,
     /// Where it is, for nearness.
     #[serde(default)]
     pub(super) region: String,

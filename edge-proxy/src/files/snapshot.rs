@@ -264,6 +264,7 @@ impl EndpointFile {
             weight: self.weight,
             workload: String::new(),
             capacity: self.capacity,
+            priority: self.priority,
             health: v1::Health::Unknown.into(),
             node: self.node.clone(),
             via: self.via.clone(),

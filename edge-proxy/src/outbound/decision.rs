@@ -1,12 +1,12 @@
 //! What the rules of a service say of one request or opaque connection.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use mesh_core::{
     PortName, Reason, Service, ServiceName, Snapshot,
     message::RequestHead,
     route::{Destination, rule},
-    rule::{Mirror, Route, RouteBackend, RouteMatch},
+    rule::{Caller, Extension, Mirror, Route, RouteBackend, RouteMatch},
 };
 
 use super::dispatch::no_snapshot;
@@ -46,16 +46,18 @@ impl Chosen {
 }
 
 impl Decision {
-    /// Finds the rule.
+    /// Finds the rule for a request of the client at this address.
     pub async fn take(
         worker: &Worker,
         destination: &Destination,
         head: Option<&RequestHead>,
+        address: Option<IpAddr>,
     ) -> Result<Self, Refusal> {
         let snapshot = worker.shared.snapshot.want(&destination.service).await;
         let snapshot = snapshot.ok_or_else(no_snapshot)?;
         let svid = worker.shared.credentials.svid();
-        let from = svid.as_ref().and_then(|svid| svid.id.namespace());
+        let namespace = svid.as_ref().and_then(|svid| svid.id.namespace());
+        let from = Caller { namespace, address };
         let found = rule(&snapshot, destination, from, head)
             .map_err(|error| Refusal::new(error.reason(), error.to_string()))?;
         let (service, port) = (found.service.clone(), found.port.name.clone());
@@ -73,6 +75,11 @@ impl Decision {
     /// The rule; `None` for a service without rules.
     pub fn route(&self) -> Option<&Route> {
         self.service.routes.get(self.rule?.0)
+    }
+
+    /// What of it Gateway API has no words for.
+    pub fn extension(&self) -> Option<&Extension> {
+        self.route()?.extension.as_deref()
     }
 
     /// Which of its matches held.

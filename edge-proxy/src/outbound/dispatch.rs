@@ -7,8 +7,9 @@ use mesh_core::{
     Endpoint, Health, Locality, Permit, PortName, Reason, Service, ServiceName, Snapshot,
     balance::{Backing, BalancePolicy, Slot, Vantage},
     client_hello::ClientHello,
-    message::Fields,
+    message::RequestHead,
     route::{self, Destination},
+    rule::Caller,
 };
 use mesh_runtime::clock;
 use tokio::{sync::watch, time::Instant};
@@ -54,12 +55,14 @@ impl Dispatch {
         worker: &Arc<Worker>,
         destination: &Destination,
         hello: Option<&ClientHello>,
+        address: Option<IpAddr>,
     ) -> Result<Self, Refusal> {
         let snapshot = worker.shared.snapshot.want(&destination.service).await;
         let snapshot = snapshot.ok_or_else(no_snapshot)?;
         let chosen = {
             let svid = worker.shared.credentials.svid();
-            let from = svid.as_ref().and_then(|svid| svid.id.namespace());
+            let namespace = svid.as_ref().and_then(|svid| svid.id.namespace());
+            let from = Caller { namespace, address };
             let found = route::connection(&snapshot, destination, from, hello);
             let found = found.map_err(|no| Refusal::new(no.reason(), no.to_string()))?;
             decision::choose(&found.service.name, &found.port.name, found.rule)?
@@ -176,15 +179,15 @@ impl Dispatch {
     }
 
     /// Keeps a request with the endpoint that its key belongs to, if the
-    /// service asks for that. Opaque bytes have no `fields`; `client` is where
-    /// it came from.
-    pub fn stay(&mut self, fields: Option<&Fields>, client: Option<IpAddr>) {
+    /// service asks for that. Opaque bytes have no `head`; `client` is where it
+    /// came from.
+    pub fn stay(&mut self, head: Option<&RequestHead>, client: Option<IpAddr>) {
         let affinity = self.balanced.affinity();
         let Some(affinity) = affinity.as_ref() else { return };
-        self.key = affinity.key(fields, client);
+        self.key = affinity.key(head, client);
         // Only an answer over HTTP can bring a cookie.
         if self.key.is_none()
-            && fields.is_some()
+            && head.is_some()
             && let Some((cookie, key)) = affinity.new_cookie(rand::random())
         {
             self.key = Some(key);

@@ -281,6 +281,7 @@ mod tests {
             locality: Locality::default(),
             weight: 1,
             capacity: 0,
+            priority: 0,
             health: Health::Healthy,
             node: None,
             via: Default::default(),

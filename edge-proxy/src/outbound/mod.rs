@@ -6,6 +6,7 @@
 //! - [`front`]: HTTP/1 and HTTP/2 towards clients.
 //! - [`target`]: which service a request names.
 //! - [`request`]: one request: its rule, what the rule does, its answer.
+//! - [`reply`]: the answer that its rule gives itself.
 //! - [`decision`]: which rule, and which of its backends.
 //! - [`deadline`]: how long it may take, as it travels.
 //! - [`protect`]: what this proxy allows itself at one service.
@@ -39,6 +40,7 @@ pub mod port;
 pub mod probation;
 pub mod probe;
 pub mod protect;
+pub mod reply;
 pub mod request;
 pub mod sniff;
 pub mod target;

@@ -97,7 +97,7 @@ pub async fn open_for(
     if worker.shared.drain.is_draining() {
         return Err(Refusal::new(Reason::Draining, "this proxy is going away"));
     }
-    let mut dispatch = Dispatch::opaque(worker, destination, hello).await?;
+    let mut dispatch = Dispatch::opaque(worker, destination, hello, record.entry.client).await?;
     let connection = match dispatch.backend() {
         Some(service) => worker.protections.connect(service)?,
         None => None,

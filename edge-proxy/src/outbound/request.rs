@@ -3,13 +3,13 @@
 use std::sync::{Arc, atomic::AtomicU64};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response};
+use http::Response;
 use http_body::Body;
 use mesh_core::{
     Protocol, Reason,
-    message::{Known, RequestHead, ResponseHead, Scheme, hop},
+    message::{Known, RequestHead, ResponseHead, hop},
     route::Destination,
-    rule::{Fault, Target},
+    rule::{Fault, extension::Rendered, rewrite::BadRewrite},
 };
 use mesh_runtime::clock;
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use super::{
     deadline,
     decision::{Chosen, Decision},
     dispatch::Dispatch,
-    mirror,
+    mirror, reply,
 };
 use crate::{
     inner::mux::Spoken, record::Record, refusal::Refusal, scratch::Scratch, worker::Worker,
@@ -72,23 +72,30 @@ pub async fn carry(
     client: Client<'_>,
     record: &mut Record,
 ) -> Result<Outcome, Refusal> {
-    let decision = Decision::take(worker, destination, Some(&scratch.head)).await?;
+    let address = record.entry.client;
+    let decision = Decision::take(worker, destination, Some(&scratch.head), address).await?;
     record.entry.route = decision.route().map(|route| route.name.clone());
     if let Some(fault) = decision.route().and_then(|route| route.fault.as_ref()) {
         inject(fault, &scratch.head).await?;
     }
-    if let Some(response) = redirect(&decision, &scratch.head) {
+    if let Some(response) = reply::answer(&decision, &scratch.head)? {
+        record.classified(false);
+        record.entry.grpc_status = reply::grpc_status(&response);
         return Ok(Outcome::Answered(response));
     }
     let deadline = deadline_of(&decision, &scratch.head);
     let chosen = decision.choose()?;
     let mut in_flight = worker.protections.begin(&decision.service)?;
     let mut dispatch = Dispatch::to(worker, &decision, &chosen).await?;
-    dispatch.stay(Some(&scratch.head.fields), record.entry.client);
+    dispatch.stay(Some(&scratch.head), address);
+    let headers = match decision.extension() {
+        Some(more) => more.request_headers.render(&scratch.head, address).map_err(bad_rewrite)?,
+        None => None,
+    };
     let mut body = ReplayBody::new(body, decision.service.traffic.replay_bytes);
     strip(&mut scratch.head, client.upgrade);
-    worker.shared.config.forwarded.apply(&mut scratch.head, record.entry.client);
-    change(&mut scratch.head, &decision, &chosen);
+    worker.shared.config.forwarded.apply(&mut scratch.head, address);
+    change(&mut scratch.head, &decision, &chosen, headers.as_ref())?;
     mirror::start(worker, &decision, &scratch.head, &mut body).await;
     let speaks = inner_protocol(&dispatch, client.http2, &scratch.head);
     let received = (!body.is_end_stream()).then(|| body.received());
@@ -127,10 +134,7 @@ fn too_late(destination: &Destination) -> Refusal {
 
 /// Delays or refuses a request on purpose.
 async fn inject(fault: &Fault, head: &RequestHead) -> Result<(), Refusal> {
-    let holds = |(name, value): &(http::HeaderName, mesh_core::rule::TextMatch)| {
-        head.fields.all(name.as_str()).any(|present| value.holds(present))
-    };
-    if !fault.headers.iter().all(holds) {
+    if !fault.headers.iter().all(|(name, value)| value.holds_in(head, name)) {
         return Ok(());
     }
     if let Some((delay, fraction)) = fault.delay
@@ -145,19 +149,6 @@ async fn inject(fault: &Fault, head: &RequestHead) -> Result<(), Refusal> {
         }
         _ => Ok(()),
     }
-}
-
-/// The answer of a rule that redirects.
-fn redirect(decision: &Decision, head: &RequestHead) -> Option<Response<Bytes>> {
-    let redirect = decision.route()?.filters.redirect.as_ref()?;
-    let port = decision.service.port(decision.port.as_str()).map_or(80, |port| port.number);
-    let scheme = if head.scheme == Scheme::Https { "https" } else { "http" };
-    let (status, location) = redirect.answer(head, decision.matched(), Target { scheme, port });
-    let mut response = Response::new(Bytes::new());
-    *response.status_mut() = status;
-    let location = HeaderValue::from_str(&location).ok()?;
-    response.headers_mut().insert(http::header::LOCATION, location);
-    Some(response)
 }
 
 /// The sooner of what the rule and what the client allow.
@@ -177,7 +168,12 @@ pub fn strip(head: &mut RequestHead, upgrade: bool) {
 }
 
 /// Makes a client's request what the application shall see.
-fn change(head: &mut RequestHead, decision: &Decision, chosen: &Chosen) {
+fn change(
+    head: &mut RequestHead,
+    decision: &Decision,
+    chosen: &Chosen,
+    headers: Option<&Rendered>,
+) -> Result<(), Refusal> {
     if head.authority.is_empty() {
         head.authority.push_str(chosen.service.as_str());
     }
@@ -187,15 +183,28 @@ fn change(head: &mut RequestHead, decision: &Decision, chosen: &Chosen) {
         }
         route.filters.request.apply(&mut head.fields);
     }
+    if let Some(more) = decision.extension() {
+        more.retarget(&mut head.target).map_err(bad_rewrite)?;
+        if let Some(headers) = headers {
+            more.request_headers.apply(headers, &mut head.fields);
+        }
+    }
     if let Some(backend) = decision.backend(chosen) {
         backend.request.apply(&mut head.fields);
     }
+    Ok(())
+}
+
+/// What a rule makes of a request is none.
+pub fn bad_rewrite(error: BadRewrite) -> Refusal {
+    Refusal::new(Reason::BadRewrite, error.to_string())
 }
 
 fn change_answer(head: &mut ResponseHead, decision: &Decision, chosen: &Chosen) {
     let rule = decision.route().map(|route| &route.filters.response);
     let backend = decision.backend(chosen).map(|backend| &backend.response);
-    for change in [backend, rule].into_iter().flatten() {
+    let more = decision.extension().map(|more| &more.response_headers);
+    for change in [backend, rule, more].into_iter().flatten() {
         change.apply(&mut head.fields);
     }
 }

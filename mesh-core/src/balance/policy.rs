@@ -1,11 +1,11 @@
 //! What may be chosen about the balancing of one service, and its defaults.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, num::NonZeroU8, sync::Arc, time::Duration};
 
-use http::HeaderName;
+use http::{HeaderName, header};
 
 use super::hash;
-use crate::message::Fields;
+use crate::{message::RequestHead, rule::matching::parameter};
 
 /// A ratio in hundredths: 140 is 1.4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +104,11 @@ pub enum AffinityKey {
     Header(HeaderName),
     /// The client's address.
     Source,
+    /// The path; so many of its parts, `None` is all.
+    Path(Option<NonZeroU8>),
+    /// The first value of a parameter of the query; requests without it are
+    /// spread.
+    Query(Arc<str>),
 }
 
 impl Default for BalancePolicy {
@@ -212,13 +217,18 @@ impl Affinity {
     }
 
     /// The key of a request; `None` where it has none. Opaque bytes have no
-    /// `fields`; `source` is the client's address.
-    pub fn key(&self, fields: Option<&Fields>, source: Option<IpAddr>) -> Option<u64> {
+    /// `head`; `source` is the client's address.
+    pub fn key(&self, head: Option<&RequestHead>, source: Option<IpAddr>) -> Option<u64> {
         match &self.by {
             AffinityKey::Cookie { name, .. } => {
-                fields?.all("cookie").find_map(|field| cookie(field, name)).map(hash)
+                head?.fields.all("cookie").find_map(|field| cookie(field, name)).map(hash)
             }
-            AffinityKey::Header(name) => fields?.get(name.as_str()).map(hash),
+            AffinityKey::Header(name) if *name == header::HOST => {
+                Some(head?.authority.as_bytes()).filter(|host| !host.is_empty()).map(hash)
+            }
+            AffinityKey::Header(name) => head?.fields.get(name.as_str()).map(hash),
+            AffinityKey::Path(depth) => Some(hash(beginning(head?.path(), *depth).as_bytes())),
+            AffinityKey::Query(name) => parameter(head?.query()?, name).map(|value| hash(&value)),
             AffinityKey::Source => source.map(|ip| match ip.to_canonical() {
                 IpAddr::V4(ip) => hash(&ip.octets()),
                 IpAddr::V6(ip) => hash(&ip.octets()),
@@ -235,6 +245,13 @@ impl Affinity {
         let cookie = format!("{name}={value}; Path=/{age}; HttpOnly; SameSite=Lax");
         Some((cookie, hash(value.as_bytes())))
     }
+}
+
+/// The first parts of a path: `/a/b` of `/a/b/c` for two.
+fn beginning(path: &str, depth: Option<NonZeroU8>) -> &str {
+    let Some(depth) = depth else { return path };
+    let end = path.match_indices('/').nth(depth.get().into()).map(|(at, _)| at);
+    &path[..end.unwrap_or(path.len())]
 }
 
 /// A cookie's value in one `Cookie` field (RFC 6265 section 5.4).
@@ -360,11 +377,11 @@ mod tests {
     #[test]
     fn keys() {
         let fields = |name: &str, values: &[&str]| {
-            let mut fields = Fields::new();
+            let mut head = RequestHead { authority: "A.b:80".into(), ..RequestHead::new() };
             values.iter().for_each(|value| {
-                fields.push(name, value.as_bytes());
+                head.fields.push(name, value.as_bytes());
             });
-            fields
+            head
         };
         let cookie = by_cookie("sid", None);
         let key = |values: &[&str]| cookie.key(Some(&fields("Cookie", values)), None);
@@ -379,6 +396,8 @@ mod tests {
         assert_eq!(header.key(Some(&user), None), Some(hash(b"u1")));
         assert_eq!(cookie.key(Some(&user), None), None);
         assert_eq!(header.key(None, None), None);
+        let host = affinity(AffinityKey::Header(header::HOST));
+        assert_eq!(host.key(Some(&user), None), Some(hash(b"A.b:80")));
         let source = by_source();
         let ip = |text: &str| source.key(None, Some(text.parse().unwrap()));
         assert_eq!(ip("10.0.0.1"), ip("::ffff:10.0.0.1"));
@@ -387,13 +406,37 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_paths_and_queries() {
+        let head = |target: &str| RequestHead { target: target.into(), ..RequestHead::new() };
+        let by = |by: AffinityKey, target: &str| affinity(by).key(Some(&head(target)), None);
+        let path = |depth, target| by(AffinityKey::Path(NonZeroU8::new(depth)), target);
+        let cases = [
+            (0, "/a/b/c?d", "/a/b/c"),
+            (1, "/a/b/c?d", "/a"),
+            (2, "/a/b/c", "/a/b"),
+            (3, "/a/b/c", "/a/b/c"),
+            (9, "/a/b/c/", "/a/b/c/"),
+            (1, "/", "/"),
+            (1, "*", "*"),
+        ];
+        for (depth, target, wanted) in cases {
+            assert_eq!(path(depth, target), Some(hash(wanted.as_bytes())), "{depth} {target}");
+        }
+        let query = |target| by(AffinityKey::Query("user".into()), target);
+        assert_eq!(query("/a?x=1&user=a%20b&user=c"), Some(hash(b"a b")));
+        assert_eq!(query("/b?user=a+b"), query("/a?user=a%20b"));
+        assert_eq!((query("/a?users=1"), query("/a")), (None, None));
+        assert_eq!(affinity(AffinityKey::Path(None)).key(None, None), None);
+    }
+
+    #[test]
     fn a_new_cookie_leads_to_the_same_key() {
         let affinity = by_cookie("sid", Some(Duration::from_secs(3600)));
         let (set, key) = affinity.new_cookie(255).unwrap();
         assert_eq!(set, "sid=00000000000000ff; Path=/; Max-Age=3600; HttpOnly; SameSite=Lax");
-        let mut fields = Fields::new();
-        fields.push("cookie", set.split(';').next().unwrap().as_bytes());
-        assert_eq!(affinity.key(Some(&fields), None), Some(key));
+        let mut head = RequestHead::new();
+        head.fields.push("cookie", set.split(';').next().unwrap().as_bytes());
+        assert_eq!(affinity.key(Some(&head), None), Some(key));
         assert_eq!(by_source().new_cookie(1), None);
         let session = by_cookie("sid", None).new_cookie(1).unwrap().0;
         assert!(!session.contains("Max-Age"));

@@ -29,7 +29,7 @@ pub(super) enum Class {
     Draining,
     /// Nobody is there, or nothing leads there.
     Absent,
-    /// Not to be chosen: it has no weight, or lies too far.
+    /// Not to be chosen: it has no weight, lies too far, or stands by.
     Never,
 }
 
@@ -184,6 +184,7 @@ impl Balancer {
         // Who comes when nobody was there has nobody to ramp up beside.
         let was_usable = |slot: &u32| self.members[*slot as usize].class == Some(Class::Usable);
         let begins = !self.order.iter().any(was_usable);
+        let mut best = (Class::Never, u32::MAX);
         for slot in &self.order {
             let member = &mut self.members[*slot as usize];
             member.load.release(now);
@@ -201,8 +202,21 @@ impl Balancer {
             if class == Class::Usable && !begins && member.class != Some(Class::Usable) {
                 member.ramp = Some(now);
             }
+            best = best.min((class, member.endpoint.priority));
             member.class = Some(class);
             member.weight = member.size * member.ramp(now, self.policy.slow_start);
+        }
+        self.stand_by(best.1);
+    }
+
+    /// Those of another priority than whoever is best stand by: behind them, or
+    /// before them and unwell.
+    fn stand_by(&mut self, priority: u32) {
+        for slot in &self.order {
+            let member = &mut self.members[*slot as usize];
+            if member.endpoint.priority != priority {
+                member.class = Some(Class::Never);
+            }
         }
     }
 

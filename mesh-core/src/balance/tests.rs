@@ -199,6 +199,58 @@ proptest! {
         }
     }
 
+    /// Whoever is best decides which priority is in service: nobody behind it is
+    /// chosen, and nobody before it, who is worse.
+    #[test]
+    fn one_priority_is_in_service(
+        all in prop::collection::vec((any_endpoint(), 0u32..3), 1..12),
+        key in prop::option::of(any::<u64>()),
+    ) {
+        let mut policy = BalancePolicy { subset: 0, ..BalancePolicy::default() };
+        policy.outlier.max_ejected = super::policy::Percent(100);
+        policy.affinity = key.map(|_| super::policy::Affinity {
+            by: super::policy::AffinityKey::Source,
+            max_load: None,
+        });
+        let named = all.iter().enumerate().map(|(i, ((endpoint, _), priority))| {
+            Endpoint { id: format!("e{i}").parse().unwrap(), priority: *priority, ..endpoint.clone() }
+        });
+        let endpoints: Vec<Endpoint> = named.collect();
+        let mut world = World::with(policy, endpoints.clone());
+        for (i, ((_, fate), _)) in all.iter().enumerate() {
+            let id = format!("e{i}");
+            match fate {
+                Fate::Well | Fate::Ejected => {}
+                Fate::Absent => world.once(&id, End::Unreachable),
+                Fate::Held => {
+                    let slot = world.slot(&id);
+                    world.balancer.hold(slot);
+                }
+            }
+        }
+        let ranked = endpoints.iter().zip(&all).filter(|(e, _)| e.weight > 0).map(|(e, ((_, fate), _))| {
+            let rank = match e.health {
+                _ if matches!(fate, Fate::Absent | Fate::Held) => 3,
+                Health::Draining => 2,
+                Health::Unhealthy => 1,
+                Health::Healthy | Health::Unknown => 0,
+            };
+            (rank, e.priority)
+        });
+        let Some((_, in_service)) = ranked.min() else {
+            prop_assert_eq!(world.choose(&[], key), None);
+            return Ok(());
+        };
+        for _ in 0..20 {
+            let slot = world.choose(&[], key).unwrap();
+            prop_assert_eq!(world.balancer.endpoint(slot).priority, in_service);
+            // A second attempt takes nobody else either.
+            if let Some(next) = world.choose(&[slot], key) {
+                prop_assert_eq!(world.balancer.endpoint(next).priority, in_service);
+            }
+        }
+    }
+
     /// What begins ends: whatever happens meanwhile, nothing is left in flight.
     #[test]
     fn nothing_is_left_in_flight(

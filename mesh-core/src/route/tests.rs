@@ -4,7 +4,7 @@ use http::Method;
 use mesh_api::v1::{self, resource::Resource as Kind, route_match::Path};
 use proptest::prelude::*;
 
-use super::{Destination, NoRoute, choose, choose_backend, connection, route, rule};
+use super::{Caller, Destination, NoRoute, choose, choose_backend, connection, route, rule};
 use crate::{
     example::{change, mesh, service},
     message::RequestHead,
@@ -44,7 +44,7 @@ fn routed(routes: Vec<(&str, Vec<v1::RouteMatch>)>) -> Snapshot {
 
 /// The name of the route that a request falls under, or the refusal.
 fn routed_to(snapshot: &Snapshot, head: Option<&RequestHead>) -> String {
-    match rule(snapshot, &destination("orders.shop", "http"), None, head) {
+    match rule(snapshot, &destination("orders.shop", "http"), Caller::default(), head) {
         Ok(rule) => rule.route.map_or("itself".into(), |route| route.name.to_string()),
         Err(error) => error.reason().to_string(),
     }
@@ -59,8 +59,8 @@ fn a_service_without_routes_is_its_own_backend() {
     let mesh = mesh();
     let to = destination("orders.shop", "http");
     let own = Backend { service: to.service.clone(), port: to.port.clone(), weight: 1 };
-    assert_eq!(route(&mesh, &to, None, None), Ok(Backends(vec![own])));
-    let rule = rule(&mesh, &to, None, None).unwrap();
+    assert_eq!(route(&mesh, &to, Caller::default(), None), Ok(Backends(vec![own])));
+    let rule = rule(&mesh, &to, Caller::default(), None).unwrap();
     let chosen = rule.choose(u64::MAX).map(|chosen| (chosen.service, chosen.port));
     assert_eq!(chosen, Some((&to.service, &to.port)));
     assert_eq!(rule.request_timeout(), None);
@@ -75,12 +75,13 @@ fn refusals() {
         ("orders.shop", "grpc", Reason::NoSuchPort, "service orders.shop: no port grpc"),
     ];
     for (service, port, reason, message) in cases {
-        let error = route(&mesh, &destination(service, port), None, None).unwrap_err();
+        let error = route(&mesh, &destination(service, port), Caller::default(), None).unwrap_err();
         assert_eq!((error.reason(), error.to_string().as_str()), (reason, message));
     }
     let post = v1::RouteMatch { method: "POST".into(), ..Default::default() };
     let snapshot = routed(vec![("post", vec![post])]);
-    let error = route(&snapshot, &destination("orders.shop", "http"), None, None).unwrap_err();
+    let error =
+        route(&snapshot, &destination("orders.shop", "http"), Caller::default(), None).unwrap_err();
     assert_eq!(error, NoRoute::NoMatch("orders.shop".parse().unwrap()));
     assert_eq!(error.reason(), Reason::NoRoute);
 }
@@ -174,7 +175,7 @@ fn backends_take_the_called_port_unless_they_name_one() {
     let snapshot =
         apply(Some(&mesh), &change(&mesh, vec![Kind::Service(service)], vec![])).unwrap();
     let to = destination("orders.shop", "http");
-    let rule = rule(&snapshot, &to, None, None).unwrap();
+    let rule = rule(&snapshot, &to, Caller::default(), None).unwrap();
     assert_eq!(rule.request_timeout(), Some(Duration::from_millis(1500)));
     let names =
         |point: u64| rule.choose(point).map(|chosen| format!("{}:{}", chosen.service, chosen.port));
@@ -185,8 +186,8 @@ fn backends_take_the_called_port_unless_they_name_one() {
         assert_eq!(choose(written, random), Some((at, &written[at])), "{random}");
     }
     assert_eq!(choose(&[], 0), None);
-    let backends = route(&snapshot, &to, None, None).unwrap();
-    let connection = connection(&snapshot, &to, None, None).unwrap();
+    let backends = route(&snapshot, &to, Caller::default(), None).unwrap();
+    let connection = connection(&snapshot, &to, Caller::default(), None).unwrap();
     assert_eq!(connection.backends(), backends);
     let all: Vec<_> =
         backends.0.iter().map(|b| format!("{}:{}:{}", b.service, b.port, b.weight)).collect();

@@ -2,7 +2,9 @@
 
 use http::StatusCode;
 
-use super::{HeaderChanges, PathChange, Redirect, Rewrite, RouteMatch};
+use super::{
+    Extension, HeaderChanges, PathChange, Redirect, Rewrite, RouteMatch, rewrite::BadRewrite,
+};
 use crate::message::{Fields, RequestHead};
 
 impl HeaderChanges {
@@ -48,12 +50,17 @@ impl Redirect {
     /// Status and `Location` of the answer (RFC 9110 section 10.2.2).
     ///
     /// The port is left out where it is the scheme's own.
+    ///
+    /// # Errors
+    ///
+    /// What `more` makes of the path is none.
     pub fn answer(
         &self,
         head: &RequestHead,
         one: Option<&RouteMatch>,
         called: Target<'_>,
-    ) -> (StatusCode, String) {
+        more: Option<&Extension>,
+    ) -> Result<(StatusCode, String), BadRewrite> {
         let scheme = self.scheme.as_deref().unwrap_or(called.scheme);
         let (host, port) = split_port(&head.authority);
         let host = self.hostname.as_deref().unwrap_or(host);
@@ -63,13 +70,15 @@ impl Redirect {
             (None, Some(_)) => own,
             (None, None) => port.unwrap_or(called.port),
         };
-        let path = match &self.path {
-            Some(change) => change.of(head.path(), one),
-            None => head.path().to_owned(),
-        };
         let port = if port == own { String::new() } else { format!(":{port}") };
-        let target = with_query(path, head.query());
-        (self.status, format!("{scheme}://{host}{port}{target}"))
+        let mut target = match &self.path {
+            Some(change) => with_query(change.of(head.path(), one), head.query()),
+            None => head.target.clone(),
+        };
+        if let Some(more) = more {
+            more.retarget(&mut target)?;
+        }
+        Ok((self.status, format!("{scheme}://{host}{port}{target}")))
     }
 }
 

@@ -2,17 +2,29 @@
 
 use std::{borrow::Cow, cmp::Reverse, ops::Deref};
 
-use super::{PathMatch, Route, RouteMatch, TextMatch};
+use http::{HeaderName, header};
+
+use super::{Caller, PathMatch, Route, RouteMatch, TextMatch};
 use crate::{message::RequestHead, name::PortName};
+
+/// Which of several rules that match takes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RuleOrder {
+    /// The most specific, as Gateway API says.
+    #[default]
+    Precedence,
+    /// The first.
+    Listed,
+}
 
 /// The rules of a service in the order they were written: that of their
 /// routes' age, then `namespace/name`, then of the rules in one. What a
 /// request falls under is decided by how specific a match is, and by that
-/// order only between equals.
+/// order only between equals, or everywhere ([`RuleOrder::Listed`]).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routes {
     rules: Vec<Route>,
-    /// (rule, match of it) by precedence; a rule without matches is its
+    /// (rule, match of it), the first to be asked first; a rule without matches is its
     /// number with `NO_MATCH`.
     order: Vec<(u16, u16)>,
 }
@@ -21,9 +33,14 @@ pub struct Routes {
 const NO_MATCH: u16 = u16::MAX;
 
 impl Routes {
-    /// Sorts the matches of `rules`; more than 65534 rules or matches of one
-    /// are cut off (the wire allows far fewer).
+    /// By precedence; more than 65534 rules or matches of one are cut off (the
+    /// wire allows far fewer).
     pub fn new(rules: Vec<Route>) -> Self {
+        Self::ordered(rules, RuleOrder::Precedence)
+    }
+
+    /// In another order.
+    pub fn ordered(rules: Vec<Route>, by: RuleOrder) -> Self {
         let mut order = Vec::new();
         for (index, rule) in (0..NO_MATCH).zip(&rules) {
             if rule.matches.is_empty() {
@@ -31,31 +48,34 @@ impl Routes {
             }
             order.extend((0..NO_MATCH).zip(&rule.matches).map(|(one, _)| (index, one)));
         }
-        // Stable: equals stay as they were written.
-        order.sort_by_key(|(rule, one)| {
-            let found = rules[usize::from(*rule)].matches.get(usize::from(*one));
-            Reverse(found.map_or(Precedence::NONE, Precedence::of))
-        });
+        if by == RuleOrder::Precedence {
+            // Stable: equals stay as they were written.
+            order.sort_by_key(|(rule, one)| {
+                let found = rules[usize::from(*rule)].matches.get(usize::from(*one));
+                Reverse(found.map_or(Precedence::NONE, Precedence::of))
+            });
+        }
         Self { rules, order }
     }
 
-    /// The rule for a request to `port` by a caller of namespace `from`, and
-    /// which of its matches held. A head of `None` (opaque bytes) falls only
+    /// The rule for a request to `port` by a caller, and which of its matches
+    /// held. A head of `None` (opaque bytes) falls only
     /// under rules without matches.
     ///
     /// `Err` if there are rules for it and none matches; `Ok(None)` if there
     /// are none, so that the service is its own backend.
-    pub fn find(
+    pub fn find<'a>(
         &self,
         port: &PortName,
-        from: Option<&str>,
+        from: impl Into<Caller<'a>>,
         head: Option<&RequestHead>,
     ) -> Result<Option<(&Route, Option<&RouteMatch>)>, NothingMatches> {
         if self.rules.is_empty() {
             return Ok(None);
         }
-        let consumer =
-            from.filter(|from| self.rules.iter().any(|rule| rule.is_for(port, Some(from))));
+        let from: Caller<'a> = from.into();
+        let has_own = |from: &&str| self.rules.iter().any(|rule| rule.is_for(port, Some(from)));
+        let consumer = from.namespace.filter(has_own);
         let mut any = false;
         for (rule, one) in &self.order {
             let rule = &self.rules[usize::from(*rule)];
@@ -63,12 +83,11 @@ impl Routes {
                 continue;
             }
             any = true;
-            match rule.matches.get(usize::from(*one)) {
-                None => return Ok(Some((rule, None))),
-                Some(one) if head.is_some_and(|head| one.holds(head)) => {
-                    return Ok(Some((rule, Some(one))));
-                }
-                Some(_) => {}
+            let one = rule.matches.get(usize::from(*one));
+            let holds = one.is_none_or(|one| head.is_some_and(|head| one.holds(head)));
+            let more = || rule.extension.as_ref().is_none_or(|more| more.holds(from, head));
+            if holds && more() {
+                return Ok(Some((rule, one)));
             }
         }
         if any { Err(NothingMatches) } else { Ok(None) }
@@ -127,9 +146,7 @@ impl RouteMatch {
     pub fn holds(&self, head: &RequestHead) -> bool {
         self.path.as_ref().is_none_or(|path| path.holds(head.path()))
             && self.method.as_ref().is_none_or(|method| *method == head.method)
-            && self.headers.iter().all(|(name, value)| {
-                head.fields.all(name.as_str()).any(|present| value.holds(present))
-            })
+            && self.headers.iter().all(|(name, value)| value.holds_in(head, name))
             && self.query.iter().all(|(name, value)| {
                 parameter(head.query().unwrap_or_default(), name)
                     .is_some_and(|present| value.holds(&present))
@@ -160,6 +177,15 @@ impl PathMatch {
 }
 
 impl TextMatch {
+    /// Whether any value of a header is what it must be; `host`, which is no
+    /// field here, as the client sent it.
+    pub fn holds_in(&self, head: &RequestHead, name: &HeaderName) -> bool {
+        match *name == header::HOST {
+            true => !head.authority.is_empty() && self.holds(head.authority.as_bytes()),
+            false => head.fields.all(name.as_str()).any(|present| self.holds(present)),
+        }
+    }
+
     /// Whether a value is what it must be.
     pub fn holds(&self, value: &[u8]) -> bool {
         match self {
@@ -171,7 +197,7 @@ impl TextMatch {
 
 /// The first value of a query parameter (`application/x-www-form-urlencoded`,
 /// WHATWG URL section 5); a name alone has an empty one.
-fn parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
+pub(crate) fn parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, [u8]>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (*decoded(key) == *name.as_bytes()).then(|| decoded(value))

@@ -1,7 +1,7 @@
 //! How callers spread requests over a service's endpoints. What is not said is
 //! the default of whoever reads.
 
-use std::time::Duration;
+use std::{num::NonZeroU8, time::Duration};
 
 use mesh_api::v1::{self, affinity::By};
 
@@ -86,8 +86,17 @@ impl TryFrom<&v1::Affinity> for Affinity {
             },
             Some(By::Header(name)) => AffinityKey::Header(parse("balance.affinity.header", name)?),
             Some(By::Source(true)) => AffinityKey::Source,
-            Some(By::Source(false)) | None => {
-                return Err(wrong(FIELD, "needs one of cookie, header and source"));
+            Some(By::PathDepth(depth)) => {
+                let depth = u8::try_from(*depth);
+                let depth = depth.map_err(|_| wrong("balance.affinity.path_depth", "is above 255"));
+                AffinityKey::Path(NonZeroU8::new(depth?))
+            }
+            Some(By::Query(name)) if !name.is_empty() => {
+                AffinityKey::Query(text("balance.affinity.query", name, MAX_TEXT)?)
+            }
+            Some(By::Source(false) | By::Query(_)) | None => {
+                let problem = "needs one of cookie, header, source, path and query";
+                return Err(wrong(FIELD, problem));
             }
         };
         let max_load = (message.max_load_percent > 0).then_some(Percent(message.max_load_percent));
@@ -149,6 +158,10 @@ impl From<&Affinity> for v1::Affinity {
             AffinityKey::Cookie { name, ttl } => (By::Cookie(name.to_string()), *ttl),
             AffinityKey::Header(name) => (By::Header(name.to_string()), None),
             AffinityKey::Source => (By::Source(true), None),
+            AffinityKey::Path(depth) => {
+                (By::PathDepth(depth.map_or(0, NonZeroU8::get).into()), None)
+            }
+            AffinityKey::Query(name) => (By::Query(name.to_string()), None),
         };
         Self {
             by: Some(by),
@@ -227,6 +240,8 @@ mod tests {
         };
         bad(by(By::Source(false)), "needs one of");
         bad(v1::Affinity::default(), "needs one of");
+        bad(by(By::Query(String::new())), "needs one of");
+        bad(by(By::PathDepth(256)), "balance.affinity.path_depth");
         bad(by(By::Header("a b".into())), "balance.affinity.header");
         bad(by(By::Cookie("a b".into())), "balance.affinity.cookie");
         bad(by(By::Cookie("x".repeat(10_000))), "balance.affinity.cookie");
@@ -262,6 +277,8 @@ mod tests {
             ttl.prop_map(|ttl| AffinityKey::Cookie { name: "sid".into(), ttl }),
             Just(AffinityKey::Header(http::header::USER_AGENT)),
             Just(AffinityKey::Source),
+            any::<u8>().prop_map(|depth| AffinityKey::Path(NonZeroU8::new(depth))),
+            Just(AffinityKey::Query("user".into())),
         ];
         let affinity = (by, prop::option::of(101u32..=1000))
             .prop_map(|(by, max_load)| Affinity { by, max_load: max_load.map(Percent) });

@@ -38,6 +38,7 @@ impl TryFrom<&v1::Endpoint> for Endpoint {
             locality: locality.unwrap_or_default(),
             weight: message.weight,
             capacity: message.capacity,
+            priority: message.priority,
             health: message.health().into(),
             node,
             via,
@@ -74,6 +75,7 @@ impl From<&Endpoint> for v1::Endpoint {
                 .then(|| (&endpoint.locality).into()),
             weight: endpoint.weight,
             capacity: endpoint.capacity,
+            priority: endpoint.priority,
             // For people.
             workload: String::new(),
             health: v1::Health::from(endpoint.health).into(),

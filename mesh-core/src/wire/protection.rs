@@ -6,7 +6,8 @@ use mesh_api::v1;
 
 use super::{MAX_MATCHES, MAX_RATE_LIMITS, WireError, at_most, millis, to_millis, wrong};
 use crate::rule::{
-    CircuitBreaker, Concurrency, HealthCheck, RateLimit, RetryBudget, RouteMatch, TrafficPolicy,
+    CircuitBreaker, Concurrency, HealthCheck, RateLimit, RetryBudget, RouteMatch, RuleOrder,
+    TrafficPolicy,
 };
 
 /// Bodies that are kept for repetition, where nothing is said.
@@ -24,6 +25,7 @@ impl Default for TrafficPolicy {
             circuit_breaker: CircuitBreaker::default(),
             health_check: None,
             replay_bytes: usize::try_from(REPLAY_BYTES).unwrap_or(usize::MAX),
+            rule_order: RuleOrder::Precedence,
         }
     }
 }
@@ -46,6 +48,10 @@ impl TryFrom<&v1::TrafficPolicy> for TrafficPolicy {
             circuit_breaker: message.circuit_breaker.as_ref().map(Into::into).unwrap_or_default(),
             health_check: message.health_check.as_ref().map(HealthCheck::try_from).transpose()?,
             replay_bytes: usize::try_from(replay).unwrap_or(usize::MAX),
+            rule_order: match message.listed_order {
+                true => RuleOrder::Listed,
+                false => RuleOrder::Precedence,
+            },
         })
     }
 }
@@ -62,6 +68,7 @@ impl From<&TrafficPolicy> for v1::TrafficPolicy {
             circuit_breaker: (breaker != default.circuit_breaker).then(|| (&breaker).into()),
             health_check: policy.health_check.as_ref().map(Into::into),
             replay_bytes: u64::try_from(policy.replay_bytes).unwrap_or(u64::MAX),
+            listed_order: policy.rule_order == RuleOrder::Listed,
         }
     }
 }

@@ -7,7 +7,7 @@ use mesh_api::v1;
 
 use super::{
     MAX_BACKENDS, MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_MIRRORS, MAX_STATUSES, MAX_TEXT,
-    WireError, at_most, host_name, millis, parse, text, to_millis, wrong,
+    WireError, at_most, extension, host_name, millis, parse, text, to_millis, wrong,
 };
 use crate::{
     name::{PortName, ServiceName, label},
@@ -56,6 +56,7 @@ impl TryFrom<&v1::Route> for Route {
             retry: message.retry.as_ref().map(RetryPolicy::try_from).transpose()?,
             fault: message.fault.as_ref().map(Fault::try_from).transpose()?,
             failures: statuses("routes.failures", &message.failures)?,
+            extension: extension::read(message.extension.as_ref())?,
         })
     }
 }
@@ -74,6 +75,7 @@ impl From<&Route> for v1::Route {
             retry: route.retry.as_ref().map(Into::into),
             fault: route.fault.as_ref().map(Into::into),
             failures: route.failures.iter().map(status_range).collect(),
+            extension: route.extension.as_deref().map(Into::into),
         }
     }
 }
@@ -312,47 +314,58 @@ fn is_ours(name: &HeaderName) -> bool {
     framing.contains(name) || name_is("isthmus-") || name_is("x-isthmus-")
 }
 
-fn changes(
+/// The name of a field that rules may change.
+pub(super) fn changed_name(field: &'static str, name: &str) -> Result<HeaderName, WireError> {
+    let name: HeaderName = parse(field, name)?;
+    if is_ours(&name) {
+        return Err(wrong(field, format_args!("{name} is not for rules to change")));
+    }
+    Ok(name)
+}
+
+/// Fields that rules may change, each value read by `value`.
+pub(super) fn changed_fields<T>(
+    field: &'static str,
+    headers: &[v1::Header],
+    value: impl Fn(&str) -> Result<T, WireError>,
+) -> Result<Vec<(HeaderName, T)>, WireError> {
+    at_most(field, headers, MAX_HEADERS)?;
+    let one = |header: &v1::Header| {
+        if header.value.len() > MAX_MATCH_TEXT {
+            return Err(wrong(field, "value is too long"));
+        }
+        Ok((changed_name(field, &header.name)?, value(&header.value)?))
+    };
+    headers.iter().map(one).collect()
+}
+
+pub(super) fn changes(
     field: &'static str,
     message: Option<&v1::HeaderChanges>,
 ) -> Result<HeaderChanges, WireError> {
     let Some(message) = message else { return Ok(HeaderChanges::default()) };
     at_most(field, &message.remove, MAX_HEADERS)?;
-    let name = |name: &str| {
-        let name: HeaderName = parse(field, name)?;
-        if is_ours(&name) {
-            return Err(wrong(field, format_args!("{name} is not for rules to change")));
-        }
-        Ok(name)
-    };
-    let fields = |headers: &[v1::Header]| {
-        at_most(field, headers, MAX_HEADERS)?;
-        let one = |header: &v1::Header| {
-            if header.value.len() > MAX_MATCH_TEXT {
-                return Err(wrong(field, "value is too long"));
-            }
-            Ok((name(&header.name)?, parse::<HeaderValue>(field, &header.value)?))
-        };
-        headers.iter().map(one).collect::<Result<Vec<_>, _>>()
-    };
+    let literal = |value: &str| parse::<HeaderValue>(field, value);
+    let removed = message.remove.iter().map(|name| changed_name(field, name));
     Ok(HeaderChanges {
-        set: fields(&message.set)?,
-        add: fields(&message.add)?,
-        remove: message.remove.iter().map(|header| name(header)).collect::<Result<_, _>>()?,
+        set: changed_fields(field, &message.set, literal)?,
+        add: changed_fields(field, &message.add, literal)?,
+        remove: removed.collect::<Result<_, _>>()?,
     })
 }
 
-fn changes_out(changes: &HeaderChanges) -> Option<v1::HeaderChanges> {
-    let fields = |fields: &[(HeaderName, HeaderValue)]| {
-        let one = |(name, value): &(HeaderName, HeaderValue)| v1::Header {
-            name: name.to_string(),
-            value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
-        };
-        fields.iter().map(one).collect()
+pub(super) fn fields_out(fields: &[(HeaderName, HeaderValue)]) -> Vec<v1::Header> {
+    let one = |(name, value): &(HeaderName, HeaderValue)| v1::Header {
+        name: name.to_string(),
+        value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
     };
+    fields.iter().map(one).collect()
+}
+
+pub(super) fn changes_out(changes: &HeaderChanges) -> Option<v1::HeaderChanges> {
     (!changes.is_empty()).then(|| v1::HeaderChanges {
-        set: fields(&changes.set),
-        add: fields(&changes.add),
+        set: fields_out(&changes.set),
+        add: fields_out(&changes.add),
         remove: changes.remove.iter().map(ToString::to_string).collect(),
     })
 }

@@ -30,6 +30,8 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
     at_most("connection_routes", &message.connection_routes, MAX_ROUTES)?;
     let connections = message.connection_routes.iter().map(ConnectionRoute::try_from);
     let connections = ConnectionRoutes(connections.collect::<Result<_, _>>()?);
+    let traffic = message.traffic.as_ref().map(TrafficPolicy::try_from).transpose()?;
+    let traffic = traffic.unwrap_or_default();
     Ok(Service {
         name: parse("name", &message.name)?,
         ports: ports(&message.ports)?,
@@ -38,14 +40,9 @@ pub(crate) fn service(message: &v1::Service, local: &TrustDomain) -> Result<Serv
         imported_from: list("imported_from", &message.imported_from, MAX_SITES, parse)?,
         virtual_address: address("virtual_address", &message.virtual_address)?,
         second_address: address("second_address", &message.second_address)?,
-        routes: Routes::new(routes),
+        routes: Routes::ordered(routes, traffic.rule_order),
         connection_routes: connections,
-        traffic: message
-            .traffic
-            .as_ref()
-            .map(TrafficPolicy::try_from)
-            .transpose()?
-            .unwrap_or_default(),
+        traffic,
         policy: ServerPolicy {
             local: local.clone(),
             exported_to: BTreeSet::new(),

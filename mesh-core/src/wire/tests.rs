@@ -151,6 +151,7 @@ fn an_endpoint_there_and_back() {
         target_address: "10.9.9.9".into(),
         address: "[2001:db8::1]:4143".into(),
         capacity: 250,
+        priority: 3,
         ..endpoint()
     };
     let read = Endpoint::try_from(&full).unwrap();

@@ -244,6 +244,50 @@ spec:
     assert_eq!(traffic.circuit_breaker.unwrap().max_requests, 100);
 }
 
+#[test]
+fn what_gateway_api_has_no_words_for_is_said_by_policies() {
+    let policy = "
+---
+apiVersion: isthmus.io/v1
+kind: TrafficPolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  targetRef: { kind: Service, name: orders }
+  ruleOrder: Listed
+  rules:
+    - { responseHeaders: { remove: [server] } }
+    - name: admin
+      also: [{ method: GET }]
+      unless: [{ path: { value: /admin/open } }, { headers: [{ name: host, value: a:80 }] }]
+      sources: [10.0.0.0/8]
+      notSources: [10.1.0.0/16, '::1']
+      reply: { status: 403, headers: [{ name: x-why, value: no }], body: closed }
+      rewrite: { pattern: '^/a(.*)', substitution: '/b$1', all: true }
+      stripQuery: true
+      requestHeaders: { set: [{ name: x-real-ip, value: '%{client_ip}' }] }
+";
+    let compiled = compiled(&(route("shop", "a", "[{ name: admin }, { name: rest }]") + policy));
+    is_understood(&compiled);
+    assert!(compiled.traffic.as_ref().unwrap().listed_order);
+    let [admin, rest] = compiled.routes.as_slice() else { panic!("there are two") };
+    let removes = v1::HeaderChanges { remove: vec!["server".into()], ..Default::default() };
+    let both = v1::RouteExtension { response_headers: Some(removes), ..Default::default() };
+    assert_eq!(rest.extension, Some(both.clone()));
+    let said = admin.extension.clone().unwrap();
+    assert_eq!(said.response_headers, both.response_headers, "what was said stays");
+    assert_eq!((said.also[0].method.as_str(), said.unless.len()), ("GET", 2));
+    assert_eq!((said.sources.len(), said.not_sources.len()), (1, 2));
+    let reply = said.reply.unwrap();
+    assert_eq!((reply.status, reply.headers[0].name.as_str()), (403, "x-why"));
+    assert_eq!(reply.body, "closed");
+    let rewrite = said.rewrite.unwrap();
+    assert_eq!(
+        (rewrite.substitution.as_str(), rewrite.all, said.strip_query),
+        ("/b$1", true, true)
+    );
+    assert_eq!(said.request_headers.unwrap().set[0].value, "%{client_ip}");
+}
+
 fn balance(text: &str) -> Result<v1::BalancePolicy, String> {
     let policy = format!(
         "apiVersion: isthmus.io/v1\nkind: TrafficPolicy\nmetadata: {{ name: orders, namespace: \
@@ -276,12 +320,18 @@ fn how_requests_are_spread_is_read_and_checked() {
     let affinity = wire.affinity.unwrap();
     assert_eq!(affinity.by, Some(v1::affinity::By::Cookie("SID".into())));
     assert_eq!((affinity.cookie_ttl_s, affinity.max_load_percent), (3600, 125));
+    let by = |text: &str| balance(text).unwrap().affinity.unwrap().by;
+    assert_eq!(by("{ affinity: { path: {} } }"), Some(v1::affinity::By::PathDepth(0)));
+    assert_eq!(by("{ affinity: { path: { depth: 2 } } }"), Some(v1::affinity::By::PathDepth(2)));
+    assert_eq!(by("{ affinity: { query: u } }"), Some(v1::affinity::By::Query("u".into())));
     for (text, wanted) in [
         ("{ locality: near }", "near"),
         ("{ slowstart: 1s }", "slowStart"),
         ("{ overprovisioningPercent: 50 }", "spec.balance.overprovisioningPercent: "),
-        ("{ affinity: {} }", "one of cookie, header and source"),
-        ("{ affinity: { cookie: a, source: true } }", "one of cookie, header and source"),
+        ("{ affinity: {} }", "is by one of cookie, header, source: true"),
+        ("{ affinity: { cookie: a, source: true } }", "is by one of cookie, header, source: true"),
+        ("{ affinity: { path: {}, query: a } }", "is by one of cookie, header, source: true"),
+        ("{ affinity: { path: { depth: 256 } } }", "depth"),
         ("{ affinity: { header: x-a, cookieTtl: 1s } }", "only with a cookie"),
         ("{ affinity: { cookie: 'a b' } }", "spec.balance.affinity.cookie: "),
         (
@@ -307,6 +357,24 @@ fn mistakes_in_values_are_named_as_they_are_written() {
         ("traffic: { concurrency: { maxInFlight: 0 } }", "spec.traffic.concurrency.maxInFlight: "),
         ("traffic: { replayBytes: 99999999 }", "spec.traffic.replayBytes: "),
         ("traffic: { rateLimits: [{ requests: 0 }] }", "spec.traffic.rateLimits.requests: "),
+        ("ruleOrder: Random", "spec.ruleOrder"),
+        ("rules: [{}, { name: r, sources: [10.0.0.0/40] }]", "spec.rules[1].sources: "),
+        ("rules: [{ name: r, notSources: [a] }]", "spec.rules[0].notSources: "),
+        ("rules: [{ name: r, reply: { status: 99 } }]", "spec.rules[0].reply.status: "),
+        (
+            "rules: [{ name: r, rewrite: { pattern: '(', substitution: '' } }]",
+            "spec.rules[0].rewrite.pattern: ",
+        ),
+        (
+            "rules: [{ name: r, rewrite: { pattern: a, substitution: $1 } }]",
+            "spec.rules[0].rewrite: substitution: the pattern has no group",
+        ),
+        (
+            "rules: [{ name: r, requestHeaders: { set: [{ name: x-a, value: '%{who}' }] } }]",
+            "spec.rules[0].requestHeaders: %{who} is not known",
+        ),
+        ("rules: [{ name: r, unless: [{ method: 'G T' }] }]", "spec.rules[0].matches.method: "),
+        ("rules: [{ name: r, retry: { codes: [99] } }]", "spec.rules[0].retry.codes: "),
     ] {
         let error = policy(spec);
         assert!(error.contains(wanted), "{spec}: {error}");

@@ -141,7 +141,8 @@ pub(super) fn explain(snapshot: &Snapshot, why: &Why) -> Result<Explained, Failu
         chosen: None,
         refused: None,
     };
-    let from = caller.peer.id.namespace();
+    // Where it calls from is not known here.
+    let from = caller.peer.id.namespace().into();
     let backends = match opaque {
         true => connection(snapshot, &destination, from, hello.as_ref()).map(|one| one.backends()),
         false => route(snapshot, &destination, from, Some(&head)),

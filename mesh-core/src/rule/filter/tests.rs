@@ -1,6 +1,6 @@
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::{super::*, Target};
+use super::{super::*, BadRewrite, Target};
 use crate::message::RequestHead;
 
 fn head(authority: &str, target: &str) -> RequestHead {
@@ -128,9 +128,19 @@ fn redirects_name_the_place() {
         ),
     ];
     for (redirect, called, authority, wanted) in cases {
-        let (status, location) = redirect.answer(&head(authority, "/a?b"), None, called);
-        assert_eq!((status, location.as_str()), (StatusCode::FOUND, wanted));
+        let answer = redirect.answer(&head(authority, "/a?b"), None, called, None);
+        assert_eq!(answer, Ok((StatusCode::FOUND, wanted.to_owned())));
     }
+    let rewrite = |to| Extension {
+        rewrite: Some(PathPattern::new("^/a", to, false).unwrap()),
+        strip_query: true,
+        ..Extension::default()
+    };
+    let answer =
+        |more: &Extension| plain.answer(&head("orders.shop", "/abc?d"), None, called, Some(more));
+    let wanted = "http://orders.shop/xbc".to_owned();
+    assert_eq!(answer(&rewrite("/x")), Ok((StatusCode::FOUND, wanted)));
+    assert_eq!(answer(&rewrite("x")), Err(BadRewrite::Target));
 }
 
 #[test]

@@ -109,11 +109,52 @@ fn between_equals_the_first_that_was_written_wins() {
 }
 
 #[test]
+fn listed_rules_are_asked_in_their_order() {
+    let listed = |rules| Routes::ordered(rules, RuleOrder::Listed);
+    let rules =
+        vec![rule("short", vec![prefix("/a"), exact("/x")]), rule("exact", vec![exact("/a/b")])];
+    assert_eq!(found(&Routes::new(rules.clone()), None, Some(&get("/a/b"))), "exact");
+    let rules = listed(rules);
+    assert_eq!(found(&rules, None, Some(&get("/a/b"))), "short");
+    assert_eq!(found(&rules, None, Some(&get("/y"))), "nothing");
+    let first = rules.find(&"http".parse().unwrap(), None::<&str>, Some(&get("/x"))).unwrap();
+    assert_eq!(first.unwrap().1, Some(&exact("/x")), "the match that held");
+    let all = listed(vec![rule("all", vec![]), rule("exact", vec![exact("/a")])]);
+    assert_eq!(found(&all, None, Some(&get("/a"))), "all");
+}
+
+#[test]
+fn a_rule_that_more_is_asked_of_leaves_requests_to_the_next() {
+    let unless = Extension { unless: vec![prefix("/a/b")], ..Extension::default() };
+    let first = Route {
+        extension: Some(Box::new(unless)),
+        ..rule("first", vec![prefix("/a"), prefix("/")])
+    };
+    let rules = Routes::new(vec![first, rule("rest", vec![prefix("/")])]);
+    let cases = [("/a", "first"), ("/a/b", "rest"), ("/c", "first")];
+    for (path, wanted) in cases {
+        assert_eq!(found(&rules, None, Some(&get(path))), wanted, "{path}");
+    }
+}
+
+#[test]
+fn the_host_is_as_its_client_sent_it() {
+    let named = |value| with_headers(RouteMatch::default(), &[("Host", value)]);
+    let sent = RequestHead { authority: "Shop.Example:8080".into(), ..get("/") };
+    assert!(named("Shop.Example:8080").holds(&sent));
+    assert!(!named("shop.example:8080").holds(&sent) && !named("Shop.Example").holds(&sent));
+    let pattern = |text| TextMatch::Regex(Pattern::new(text).unwrap());
+    let matches = |text| pattern(text).holds_in(&sent, &http::header::HOST);
+    assert!(matches("(?i)shop\\.example(:[0-9]+)?") && !matches("(?i)shop"));
+    assert!(!pattern(".*").holds_in(&get("/"), &http::header::HOST), "none was sent");
+}
+
+#[test]
 fn rules_of_one_port_leave_the_others_alone() {
     let only = Route { port: Some("http".parse().unwrap()), ..rule("r", vec![exact("/a")]) };
     let rules = Routes::new(vec![only]);
     assert_eq!(found(&rules, None, Some(&get("/b"))), "nothing");
-    let other = rules.find(&"grpc".parse().unwrap(), None, Some(&get("/b")));
+    let other = rules.find(&"grpc".parse().unwrap(), Caller::default(), Some(&get("/b")));
     assert_eq!(other.unwrap(), None);
     assert_eq!(found(&Routes::default(), None, Some(&get("/b"))), "itself");
 }

@@ -4,7 +4,7 @@ use mesh_api::v1::{self, path_change::Change};
 
 use super::{
     names,
-    rules::{backend, changes, filters, path_change, traffic},
+    rules::{backend, changes, extension, filters, path_change, traffic},
 };
 use crate::{
     authorize::Access,
@@ -141,6 +141,7 @@ fn a_service_there_and_back() {
                 abort_fraction: None,
                 headers: vec![header_match("x-fault", "1")],
             }),
+            extension: Some(extension()),
         },
         v1::Route {
             name: "two".into(),

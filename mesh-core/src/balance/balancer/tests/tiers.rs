@@ -1,4 +1,5 @@
-//! What a tier sends on: over its capacity, or slower than the next.
+//! What a tier sends on: over its capacity, or slower than the next; and who
+//! stands by.
 
 use super::*;
 
@@ -58,4 +59,29 @@ fn a_tier_slower_than_the_next_sends_on() {
     }
     // Twice the latency of the next and a millisecond are borne.
     assert!((world.share(near) - 0.21).abs() < 1e-6, "{}", world.share(near));
+}
+
+/// The order of those who stand by is that of their numbers, whatever is near.
+#[test]
+fn standbys_serve_while_nobody_before_them_can() {
+    let of = |id: &str, priority| Endpoint { priority, ..local(id) };
+    let second = Endpoint { priority: 1, ..at("west", "eu-1", "second") };
+    let mut world =
+        World::with(no_slow_start(), vec![of("a", 0), of("b", 0), second, of("third", 7)]);
+    assert_eq!(world.chosen(&[]), ["a", "b"]);
+    assert_eq!(world.chosen(&["a"]), ["b"]);
+    assert!(world.chosen(&["a", "b"]).is_empty(), "who answered is there");
+    // One of two is enough, however little that is.
+    world.report(Health::Unhealthy, |e| e.id.as_str() == "a");
+    assert_eq!(world.chosen(&[]), ["b"]);
+    world.once("b", End::Unreachable);
+    assert_eq!(world.chosen(&[]), ["second"]);
+    assert_eq!(world.chosen(&["b"]), ["second"], "of the same request, too");
+    world.once("second", End::Unreachable);
+    assert_eq!(world.chosen(&[]), ["third"]);
+    // Unwell ones come before those who are not there, and after all who are well.
+    world.report(Health::Unhealthy, |e| e.id.as_str() == "third");
+    assert_eq!(world.chosen(&[]), ["a"]);
+    world.report(Health::Healthy, |e| e.id.as_str() == "a");
+    assert_eq!(world.chosen(&[]), ["a"]);
 }

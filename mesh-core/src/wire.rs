@@ -11,6 +11,7 @@ mod connect;
 mod connection;
 mod endpoint;
 mod extension;
+mod headers;
 mod health;
 mod protection;
 mod rule;

@@ -326,3 +326,32 @@ fn weights_and_failover_together() {
         _ => 0.0,
     });
 }
+
+/// As a pool with servers in reserve.
+#[test]
+fn standbys_take_over_and_give_back() {
+    let stands_by = |e: &Endpoint| e.priority > 0;
+    let prioritized = all_endpoints()
+        .into_iter()
+        .map(|e| Endpoint { priority: u32::from(e.site.as_str() != "east"), ..e });
+    let mut simulation = Simulation::new(prioritized.collect());
+    let shares = |simulation: &mut Simulation, time: Duration| {
+        let served = simulation.run(time).clone();
+        assert_eq!(simulation.failed, 0);
+        let standbys = simulation.world.endpoints.iter().filter(|e| stands_by(e));
+        let standby: u32 = standbys.filter_map(|e| served.get(&name(e))).sum();
+        f64::from(standby) / f64::from(served.values().sum::<u32>())
+    };
+    assert!(shares(&mut simulation, 2 * SECOND) < 1e-9);
+    // One is enough, whatever is said of the others.
+    let last = |e: &Endpoint| name(e) == "east/eu-2-5";
+    simulation.world.report(Health::Unhealthy, |e| !stands_by(e) && !last(e));
+    assert!(shares(&mut simulation, 2 * SECOND) < 1e-9);
+    assert_eq!(simulation.served.len(), 1);
+    simulation.change(last, |behaviour| behaviour.alive = false);
+    let standby = shares(&mut simulation, 30 * SECOND);
+    assert!(standby > 0.999, "{standby}");
+    assert_eq!(simulation.served.len(), 24, "all of them");
+    simulation.world.report(Health::Healthy, |_| true);
+    assert!(shares(&mut simulation, 2 * SECOND) < 1e-9);
+}

@@ -4,9 +4,9 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use mesh_api::v1;
 
 use super::{
-    MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY, WireError, at_most, parse,
-    rule::{changed_fields, changed_name, changes, changes_out, fields_out},
-    wrong,
+    MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY, WireError, at_most,
+    headers::{changed_fields, changed_name, changes, changes_out, fields_out},
+    parse, wrong,
 };
 use crate::{
     cidr::Cidr,

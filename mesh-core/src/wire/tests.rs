@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod access;
+mod extensions;
 mod rules;
 mod services;
 

@@ -3,8 +3,9 @@
 use mesh_api::v1::{self, path_change::Change};
 
 use super::{
+    extensions::extension,
     names,
-    rules::{backend, changes, extension, filters, path_change, traffic},
+    rules::{backend, changes, filters, path_change, traffic},
 };
 use crate::{
     authorize::Access,

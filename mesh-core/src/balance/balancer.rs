@@ -77,6 +77,8 @@ pub struct Balancer {
     pub(super) refreshed: Option<Duration>,
     pub(super) paths_version: u64,
     pub(super) ejected: Ejected,
+    /// Whether anybody who is well stands by.
+    pub(super) has_reserve: bool,
     dice: Dice,
     seed: u64,
 }
@@ -128,6 +130,7 @@ impl Balancer {
             refreshed: None,
             paths_version: 0,
             ejected: Ejected::default(),
+            has_reserve: false,
             dice: Dice::new(mix(seed)),
             seed,
         }

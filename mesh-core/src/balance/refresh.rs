@@ -212,9 +212,11 @@ impl Balancer {
     /// Those of another priority than whoever is best stand by: behind them, or
     /// before them and unwell.
     fn stand_by(&mut self, priority: u32) {
+        self.has_reserve = false;
         for slot in &self.order {
             let member = &mut self.members[*slot as usize];
             if member.endpoint.priority != priority {
+                self.has_reserve |= member.class == Some(Class::Usable);
                 member.class = Some(Class::Never);
             }
         }
@@ -257,8 +259,10 @@ impl Balancer {
         let sum = |sizes: &[f64; TIERS]| sizes.iter().sum::<f64>();
         let (usable, present) = (sum(&census.usable), sum(&census.present));
         // Where nobody answers is no matter of opinion: only what is there
-        // counts for whether reports are believed.
-        let panics = usable < self.policy.panic_threshold.ratio() * present;
+        // counts for whether reports are believed. Where others stand by that are
+        // well, reports tell the ones from the others.
+        let few = usable < self.policy.panic_threshold.ratio() * present;
+        let panics = few && !self.has_reserve;
         // When all fail, those that are left alone for it are no worse.
         let all_fail = self.ejected.now > 0 && !census.any_well;
         match () {

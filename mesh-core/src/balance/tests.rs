@@ -200,7 +200,8 @@ proptest! {
     }
 
     /// Whoever is best decides which priority is in service: nobody behind it is
-    /// chosen, and nobody before it, who is worse.
+    /// chosen, and nobody before it, who is worse. Nobody panics while anybody
+    /// well stands by.
     #[test]
     fn one_priority_is_in_service(
         all in prop::collection::vec((any_endpoint(), 0u32..3), 1..12),
@@ -228,7 +229,7 @@ proptest! {
                 }
             }
         }
-        let ranked = endpoints.iter().zip(&all).filter(|(e, _)| e.weight > 0).map(|(e, ((_, fate), _))| {
+        let ranked: Vec<_> = endpoints.iter().zip(&all).filter(|(e, _)| e.weight > 0).map(|(e, ((_, fate), _))| {
             let rank = match e.health {
                 _ if matches!(fate, Fate::Absent | Fate::Held) => 3,
                 Health::Draining => 2,
@@ -236,14 +237,19 @@ proptest! {
                 Health::Healthy | Health::Unknown => 0,
             };
             (rank, e.priority)
-        });
-        let Some((_, in_service)) = ranked.min() else {
+        }).collect();
+        let Some((best, in_service)) = ranked.iter().copied().min() else {
             prop_assert_eq!(world.choose(&[], key), None);
             return Ok(());
         };
+        let has_reserve = ranked.contains(&(0, in_service + 1)) || ranked.contains(&(0, in_service + 2));
         for _ in 0..20 {
             let slot = world.choose(&[], key).unwrap();
-            prop_assert_eq!(world.balancer.endpoint(slot).priority, in_service);
+            let chosen = world.balancer.endpoint(slot).clone();
+            prop_assert_eq!(chosen.priority, in_service);
+            if best == 0 && has_reserve {
+                prop_assert!(chosen.health.is_usable(), "reports are believed: {chosen:?}");
+            }
             // A second attempt takes nobody else either.
             if let Some(next) = world.choose(&[slot], key) {
                 prop_assert_eq!(world.balancer.endpoint(next).priority, in_service);

@@ -42,7 +42,7 @@ k east -n plain create deployment stranger --image isthmus.example/box:1 -- busy
 rolled_out east plain deployment/stranger
 k east -n asked create deployment waits --image isthmus.example/box:1 -- busybox sleep 1000 >/dev/null
 told() {
-    k east -n asked get events | grep -q 'FailedCreate.*isthmus'
+    k east -n asked get events | grep 'FailedCreate.*isthmus'
 }
 eventually 20 told
 [ "$(k east -n asked get pods -o name)" = '' ] || fail 'a pod that asked for the proxy started without one'
@@ -231,8 +231,10 @@ grep -q "invalid propertyName 'native_sidecars'" "$WORK/last" || fail "$(cat "$W
 configured --set injector.config.log_level=verbose || fail "$(cat "$WORK/last")"
 eventually 30 are_refused 1
 for pod in $before; do
-    k east -n isthmus-system logs "$pod" | grep 'the settings stay as they were' | grep -q 'log_level.*no log level; write off' ||
-        fail "$pod: $(k east -n isthmus-system logs "$pod" | tail -3)"
+    k east -n isthmus-system logs "$pod" >"$WORK/log"
+    grep -q 'the settings stay as they were.*log_level: no log level; write off' "$WORK/log" ||
+        grep -q 'log_level: no log level; write off.*the settings stay as they were' "$WORK/log" ||
+        fail "$pod: $(tail -3 "$WORK/log")"
 done
 asked_for >"$WORK/last" 2>&1 || fail "without settings: $(cat "$WORK/last")"
 step 'settings that make no sense are told in log and metrics; those of before hold'

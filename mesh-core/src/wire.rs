@@ -38,7 +38,7 @@ use crate::{
 /// Ports of one service.
 pub const MAX_PORTS: usize = 64;
 /// Routes of one service.
-pub const MAX_ROUTES: usize = 128;
+pub const MAX_ROUTES: usize = 1024;
 /// Matches of one route.
 pub const MAX_MATCHES: usize = 64;
 /// Header or query conditions of one match, and header changes of one kind.

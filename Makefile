@@ -3,6 +3,7 @@
 # make test-netns              two sites on a real kernel, in namespaces of their own
 # make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
 # make test-observe            observers nobody here wrote: tests/observe/setup installs them
+# make test-migrate            imported configurations beside the real HAProxy, nginx and Envoy; needs root, and what tests/interop/setup installs
 # make test-vm [THEMES=…]      our packages on booted systemd, in containers; needs root
 # make test-k8s [THEMES=…]     real clusters and nodes that run our images: tests/k8s/setup installs them; needs root
 # make packages                .deb and .rpm of the four programs, in $(TARGET)/packages
@@ -21,7 +22,7 @@ FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot jwt_sv
 	frames request_fields certificates manifest handover tap link registration dns_question unix_authority first_packet legacy_configuration
 FUZZ_SECONDS ?= 45
 
-.PHONY: demo test test-netns test-interop test-observe test-vm test-k8s packages pages repo fuzz soak bench
+.PHONY: demo test test-netns test-interop test-observe test-migrate test-vm test-k8s packages pages repo fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -47,6 +48,11 @@ test-interop:
 test-observe:
 	cargo build --workspace --bins
 	tests/observe/run $(OBSERVE_ARGS)
+
+# The examples tell what is expected of the real ones.
+test-migrate:
+	cargo build --workspace --bins --example haproxy --example nginx_oracle --example envoy
+	tests/migrate/run
 
 # ISTHMUS_PACKAGES names packages that are built already. What they replace is
 # built by tests/vm/older, once.
@@ -96,6 +102,7 @@ soak:
 	ISTHMUS_CRASH_POINTS=200 cargo test -p isthmus-tests --test hostile kills
 	for seed in $$(seq 1 40); do ISTHMUS_SIM_SEED=$$seed cargo test -q -p isthmus-tests --test simulation || exit 1; done
 	cargo test -p isthmus-tests --test simulation -- --ignored
+	MIGRATE_COUNT=1000 $(MAKE) test-migrate
 	ISTHMUS_CHURN_SECONDS=300 $(MAKE) test-k8s THEMES=churn
 	$(TARGET)/debug/meshctl demo --duration 10m
 	$(TARGET)/debug/meshctl demo --duration 10m --block-udp

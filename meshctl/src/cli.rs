@@ -216,7 +216,7 @@ impl Cli {
             Command::Get(get) => get.run(&run()?, format).await,
             Command::Delete(delete) => delete.run(&run()?, format).await,
             Command::Install(install) => install.run(),
-            Command::Migrate(migrate) => migrate.run(output),
+            Command::Migrate(migrate) => migrate.run(output).await,
             Command::Inject(inject) => inject.run(format),
             Command::Uninject(uninject) => uninject.run(format),
             Command::Node(node) => node.run(&run()?, format).await,

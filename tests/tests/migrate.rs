@@ -2,7 +2,9 @@
 //! configuration.
 
 use std::{
-    fmt::Write,
+    fmt::Write as _,
+    io::{Read, Write},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -218,7 +220,12 @@ fn what_is_no_configuration_is_told_at_once() {
         ("envoy", "static_resources:\n  listeners: [\n", "a.cfg:", "YAML"),
         ("envoy", "static_resources:\n  listenrs: []\n", "a.cfg:2:3", "listeners"),
         ("linkerd1", "routers: []\n", "a.cfg:1:", "router"),
-        ("linkerd1", "routers:\n- protocol: http\n  dtab: /svc = /x\n", "a.cfg:3:", "=>"),
+        (
+            "linkerd1",
+            "routers:\n- protocol: http\n  dtab: /svc = /x\n",
+            "a.cfg:3:16",
+            "expected '>'",
+        ),
         ("haproxy", &large, "a.cfg:1:1", "longer than"),
         ("linkerd1", endless, "", ""),
     ];
@@ -244,4 +251,45 @@ fn what_is_no_configuration_is_told_at_once() {
     assert_eq!(output.status.code(), Some(78));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("cycle.conf:1:1"), "{said}");
+}
+
+/// An admin port that has `answers` for paths.
+fn admin(answers: &'static [(&'static str, String)]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut asked = [0; 1024];
+            let length = stream.read(&mut asked).expect("a request");
+            let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
+            let path = asked.split(' ').nth(1).unwrap_or_default();
+            let found = answers.iter().find(|(known, _)| *known == path);
+            let (status, body) = found.map_or(("404 Not Found", ""), |(_, body)| ("200 OK", body));
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all((head + body).as_bytes()).expect("is taken");
+        }
+    });
+    url
+}
+
+#[test]
+fn a_running_linkerd_is_read_with_what_it_is_used_for() {
+    let config = r#"{"routers": [{"protocol": "http", "servers": [{"port": 4140}], "dtab": "/svc => /$/inet/10.0.0.1"}]}"#;
+    let figures = r#"{"rt/http/service/svc/8080/requests": 3}"#;
+    let answers =
+        vec![("/config.json", config.to_owned()), ("/admin/metrics.json", figures.to_owned())];
+    let url = admin(Vec::leak(answers));
+    let directory = tempfile::tempdir().unwrap();
+    let plan = ["plan", "--from", "linkerd1", "--live", &url, "--out", "web-7"];
+    let output = migrate(directory.path(), &plan);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let site = std::fs::read_to_string(directory.path().join("web-7/site.yaml")).unwrap();
+    assert!(site.contains("10.0.0.1:8080"), "the port that is used: {site}");
+    let output = migrate(directory.path(), &["plan", "--from", "envoy", "--live", &url]);
+    assert_eq!(output.status.code(), Some(69));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("/config_dump?include_eds: answers 404"), "{said}");
+    let output = migrate(directory.path(), &["plan", "--from", "nginx", "--live", &url]);
+    assert_eq!(output.status.code(), Some(2));
 }

@@ -2,6 +2,7 @@
 //! and nothing changed but the directory that is named.
 
 pub mod explain;
+mod live;
 pub mod plan;
 
 use std::{
@@ -33,10 +34,10 @@ pub enum Migrate {
 
 impl Migrate {
     /// Does what was asked.
-    pub fn run(self, output: Output) -> Result<(), Failure> {
+    pub async fn run(self, output: Output) -> Result<(), Failure> {
         match self {
-            Self::Plan(plan) => plan.run(output),
-            Self::Explain(explain) => explain.run(output.format()?),
+            Self::Plan(plan) => plan.run(output).await,
+            Self::Explain(explain) => explain.run(output.format()?).await,
         }
     }
 }
@@ -93,14 +94,27 @@ impl Input {
         self.from.format()
     }
 
-    /// Reads files, and calls with them and what there is beside them.
-    fn read<T>(
+    /// Reads files, or what a running proxy says, and calls with them and what there is
+    /// beside them.
+    async fn read<T>(
         &self,
         files: &[PathBuf],
+        live: Option<&str>,
         then: impl FnOnce(&legacy::Legacy<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let sources: Vec<Source> =
-            files.iter().map(|file| source(file)).collect::<Result<_, _>>().map_err(wrong)?;
+        let (sources, used) = match live {
+            Some(_) if !files.is_empty() => {
+                return Err(Failure::usage("--live: instead of files, not beside them"));
+            }
+            Some(url) => {
+                let (source, used) = live::read(self.format(), url).await?;
+                (vec![source], used)
+            }
+            None => {
+                let sources = files.iter().map(|file| source(file));
+                (sources.collect::<Result<_, _>>().map_err(wrong)?, Vec::new())
+            }
+        };
         let beside = files.first().and_then(|file| file.parent()).map(Path::to_owned);
         let directory = self.directory.clone().or(beside).unwrap_or_default();
         let file = |name: &str| Source::read(&directory.join(name));
@@ -114,7 +128,7 @@ impl Input {
         let name = |text: &String| {
             Name::read(text).map_err(|problem| Failure::usage(format!("--name {text}: {problem}")))
         };
-        let names = self.names.iter().map(name).collect::<Result<_, _>>()?;
+        let names = self.names.iter().chain(&used).map(name).collect::<Result<_, _>>()?;
         let variable = |name: &str| std::env::var(name).ok();
         let main = files.first().cloned().unwrap_or_default();
         let included = nginx::disk(&main);

@@ -65,18 +65,18 @@ struct Explained {
 }
 
 impl Explain {
-    pub(super) fn run(self, format: Format) -> Result<(), Failure> {
+    pub(super) async fn run(self, format: Format) -> Result<(), Failure> {
         let request = self.asked()?;
         let from = self.input.format().as_str();
         let files = [self.file.clone()];
-        let explained = self.input.read(&files, |legacy| {
+        let explained = self.input.read(&files, None, |legacy| {
             let answer = legacy.explain(&request).map_err(wrong)?;
             let (program, _) = legacy.convert().map_err(wrong)?;
             let ours = decide(&program, &request);
             let agree = same(&answer.outcome, &ours.outcome);
             Ok(Explained { from, legacy: answer, ours, agree })
-        })?;
-        output::print(format, &explained)
+        });
+        output::print(format, &explained.await?)
     }
 
     fn asked(&self) -> Result<Request, Failure> {

@@ -26,14 +26,18 @@ Examples:
   meshctl migrate plan --from haproxy /etc/haproxy/haproxy.cfg
   nginx -T | meshctl migrate plan --from nginx - -o web-7
   meshctl migrate plan --from linkerd1 linkerd.yaml --discovery names.txt -o web-7 --strict
+  meshctl migrate plan --from linkerd1 --live http://127.0.0.1:9990 -o web-7
   edge-proxy --config web-7/proxy.yaml"
 )]
 pub struct Plan {
     /// The configuration; - is standard input
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "live", value_name = "FILE")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     input: Input,
+    /// Admin port of a running Linkerd 1.x or Envoy, instead of a file: http://<host>:<port>
+    #[arg(long, value_name = "URL")]
+    live: Option<String>,
     /// Where to write; -o DIR says the same
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -62,19 +66,20 @@ struct Planned {
 }
 
 impl Plan {
-    pub(super) fn run(self, output: Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, output: Output) -> Result<(), Failure> {
         let (format, directory) = output.or_directory();
         let directory = self.out.as_deref().or(directory.as_deref());
         let resolve = self.input.resolver()?;
         let from = self.input.format();
         let wanted = Wanted { namespace: &self.namespace, site: &self.as_site, resolve: &resolve };
-        let (objects, report) = self.input.read(&self.files, |legacy| {
+        let planned = self.input.read(&self.files, self.live.as_deref(), |legacy| {
             let (program, mut ledger) = legacy.convert().map_err(wrong)?;
             let objects = objects::objects(&program, &wanted, &mut ledger);
             let is_blank = |line: &str| from.is_blank(line);
             let report = Report::new(from.as_str(), &ledger, legacy.sources(), is_blank);
             Ok((objects, report))
-        })?;
+        });
+        let (objects, report) = planned.await?;
         let mut files = objects.files();
         files.push(("report.md", report.markdown()));
         let mut json = serde_json::to_string_pretty(&report).map_err(Failure::new)?;

@@ -134,7 +134,7 @@ impl Run<'_, '_> {
             "args" | "query_string" => return Some(self.args.clone()),
             "is_args" => if self.args.is_empty() { "" } else { "?" }.to_owned(),
             "request_uri" => self.target.raw.clone(),
-            "request_method" => self.http.method.clone(),
+            "request_method" => self.method.clone(),
             "scheme" => if self.is_tls { "https" } else { "http" }.to_owned(),
             "https" => if self.is_tls { "on" } else { "" }.to_owned(),
             "remote_addr" => self.source.to_string(),

@@ -156,7 +156,7 @@ impl Universe {
                     name
                 }));
             }
-            self.is_cut.set(self.is_cut.get() || names.len() > MAX_NAMES);
+            self.is_cut.set(true);
             return names.into_iter().take(MAX_NAMES).collect();
         }
         let mut all = vec![Vec::new()];

@@ -93,6 +93,14 @@ pub(super) fn http(
             let then = Then::Reply(Reply { status: 400, ..Reply::default() });
             rules.push(Rule { place: identifier.place.clone(), when, then });
         }
+        if let IdentifierKind::HeaderPath(_, None) = identifier.kind {
+            ledger.decision(
+                &identifier.place,
+                "Linkerd does not count a `/` at the end of a path, and rules for longer names \
+                 may: do clients send such paths?",
+                &["name so many `segments` as the table needs", "they do not"],
+            );
+        }
         if let IdentifierKind::MethodAndHost(_) = identifier.kind {
             run.http10(&identifier.place, ledger);
         }

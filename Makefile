@@ -102,7 +102,7 @@ soak:
 	ISTHMUS_CRASH_POINTS=200 cargo test -p isthmus-tests --test hostile kills
 	for seed in $$(seq 1 40); do ISTHMUS_SIM_SEED=$$seed cargo test -q -p isthmus-tests --test simulation || exit 1; done
 	cargo test -p isthmus-tests --test simulation -- --ignored
-	for seed in $$(seq 1 40); do PROPTEST_RNG_SEED=$$seed cargo test -q -p mesh-migrate --lib linkerd1::tests::property || exit 1; done
+	for seed in $$(seq 1 40); do PROPTEST_RNG_SEED=$$seed cargo test -q -p mesh-migrate || exit 1; done
 	MIGRATE_COUNT=1000 $(MAKE) test-migrate
 	ISTHMUS_CHURN_SECONDS=300 $(MAKE) test-k8s THEMES=churn
 	$(TARGET)/debug/meshctl demo --duration 10m

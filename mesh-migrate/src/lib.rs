@@ -27,3 +27,6 @@ pub mod report;
 pub mod request;
 pub mod source;
 pub mod yaml;
+
+#[cfg(test)]
+mod testing;

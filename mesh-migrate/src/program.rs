@@ -270,9 +270,10 @@ pub struct Pool {
     pub members: Vec<Member>,
     /// How one is chosen.
     pub balance: Balance,
-    /// How long a connection may take to come.
+    /// How long a connection may take to come; not carried to objects yet, as the ledger
+    /// says.
     pub connect_timeout: Option<Duration>,
-    /// How long nothing may be said.
+    /// How long nothing may be said; likewise.
     pub idle_timeout: Option<Duration>,
     /// How their health is found out.
     pub check: Option<Check>,

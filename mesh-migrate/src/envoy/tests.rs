@@ -278,7 +278,7 @@ fn most_answers_are_the_same() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { ..ProptestConfig::with_cases(500) })]
+    #![proptest_config(crate::testing::same_each_time(500))]
 
     #[test]
     fn what_is_different_is_told(seed in any::<u64>()) {

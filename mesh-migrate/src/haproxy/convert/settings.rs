@@ -139,7 +139,9 @@ fn action(name: &str) -> Verdict {
 
 fn timeout(name: &str) -> Verdict {
     match name {
-        "connect" | "server" | "check" => Verdict::Exact,
+        "check" => Verdict::Exact,
+        "connect" => approximated("a connection is given up after 2 s"),
+        "server" => approximated("how long an application may say nothing is not bounded"),
         "client" | "http-keep-alive" | "http-request" | "tunnel" | "client-fin" | "server-fin"
         | "queue" | "tarpit" => approximated("ours has its own limit for this"),
         _ => dropped("it has no counterpart"),

@@ -57,7 +57,7 @@ impl<'m, 'c> Work<'m, 'c> {
             match model::seconds(directive.arg(0)) {
                 Some(read) => {
                     *time = read;
-                    self.exact(directive);
+                    self.not_bounded(directive);
                 }
                 None => self.dropped(directive, "this is no time: 60 seconds are taken"),
             }
@@ -67,6 +67,13 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         let tls = url.is_tls.then(|| self.client_tls(here, url));
         Manner { connect, idle, tls }
+    }
+
+    /// A time that our proxy has no key for.
+    pub(super) fn not_bounded(&mut self, directive: &'c Directive) {
+        let how = "a connection is given up after 2 s, and how long an application may say \
+                   nothing is not bounded";
+        self.approximated(directive, how);
     }
 
     /// nginx proves nothing and asks for no name unless it is told to.

@@ -229,7 +229,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 inherited(&server.chain, name).and_then(|d| Some((d, seconds(d.arg(0))?)))
             {
                 *time = read;
-                self.exact(directive);
+                self.not_bounded(directive);
             }
         }
         if is_on(&server.chain, "proxy_ssl", false) {

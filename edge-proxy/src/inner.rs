@@ -19,6 +19,7 @@ use mesh_core::{
     identity::Side,
     path::{Connect, NoPath, RefusedReason, path_to},
 };
+use mesh_runtime::clock;
 use mesh_tunnel::{
     Credentials, OpenError, Stream,
     net::BoxFuture,
@@ -37,6 +38,9 @@ use crate::{
     tunnels::{self, Tunnels},
 };
 
+/// Since a session came up, for the streams that it was opened for: however soon
+/// its path goes away.
+const FIRST_STREAMS: Duration = Duration::from_millis(100);
 /// How long an endpoint's proxy on the own network may take to accept.
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a path through gateways may take to come up.
@@ -367,10 +371,11 @@ fn count_failure(shared: &Shared, endpoint: &Endpoint, failure: &OpenFailure) {
 /// cut. It is retired, too, when a gateway on its path says that it goes away:
 /// new requests then take another way while this one still works.
 async fn guard(peer: PeerIdentity, standing: Standing, guardian: Guardian, going: Going) {
+    let gone = gone(going);
     let retired = async {
         tokio::select! {
             () = standing.expires(Duration::ZERO) => {}
-            () = going => {
+            () = gone => {
                 log::debug!(peer = peer.id.as_str(); "a hop goes away, inner session retired");
             }
         }
@@ -388,11 +393,23 @@ async fn guard(peer: PeerIdentity, standing: Standing, guardian: Guardian, going
     }
 }
 
+/// A session that comes up over a path that goes away carries those who waited
+/// for it: the path still works, and otherwise each attempt of a request would
+/// find a session that takes nothing.
+fn gone(going: Going) -> impl Future<Output = ()> + Send {
+    let first_streams = clock::monotonic() + FIRST_STREAMS;
+    async move {
+        going.await;
+        tokio::time::sleep_until(first_streams).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use mesh_core::{Endpoint, Health, Locality, path::RefusedReason};
 
-    use super::{Blame, OpenFailure};
+    use super::{Blame, FIRST_STREAMS, OpenFailure, gone};
+    use mesh_runtime::clock;
 
     fn endpoint(site: &str) -> Endpoint {
         Endpoint {
@@ -411,6 +428,17 @@ mod tests {
             node: None,
             via: Default::default(),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waited_for_a_session_finds_it_in_use() {
+        let began = clock::monotonic();
+        gone(Box::pin(std::future::ready(()))).await;
+        assert_eq!(began.elapsed(), FIRST_STREAMS);
+        let later = gone(Box::pin(tokio::time::sleep(FIRST_STREAMS * 3)));
+        let began = clock::monotonic();
+        later.await;
+        assert_eq!(began.elapsed(), FIRST_STREAMS * 3);
     }
 
     #[test]

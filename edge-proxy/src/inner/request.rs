@@ -43,6 +43,9 @@ pub enum ExchangeError {
     /// The peer has not processed it: safe to repeat whatever it is.
     #[error("not processed: {0}")]
     NotProcessed(String),
+    /// The session took nothing new when the stream was to be opened.
+    #[error("not processed: {}", OpenError::Retired)]
+    Retired,
     /// It may have been processed.
     #[error("{text}")]
     Broken {
@@ -78,7 +81,12 @@ impl From<StreamError> for ExchangeError {
 
 impl From<OpenError> for ExchangeError {
     fn from(error: OpenError) -> Self {
-        Self::NotProcessed(error.to_string())
+        match error {
+            OpenError::Retired => Self::Retired,
+            OpenError::Full | OpenError::Busy | OpenError::TooLong => {
+                Self::NotProcessed(error.to_string())
+            }
+        }
     }
 }
 

@@ -169,7 +169,7 @@ async fn round(
                 let allowed = rewound
                     && match failed.after {
                         After::Anything | After::Again => dispatch.may_go_on(false),
-                        After::Nobody | After::Gone => dispatch.may_go_on(true),
+                        After::Nobody | After::Gone | After::Retired => dispatch.may_go_on(true),
                         After::IfSafe => carried.may_repeat(repeated, in_flight),
                         After::Nothing => false,
                     };
@@ -183,7 +183,7 @@ async fn round(
             }
         };
         drop(load);
-        again = failed.after == After::Again || failed.after == After::IfSafe;
+        again = matches!(failed.after, After::Again | After::Retired | After::IfSafe);
         worker.shared.metrics.retried(failed.refusal.reason);
         if failed.after == After::IfSafe {
             carried.pause(repeated).await;

@@ -129,7 +129,8 @@ async fn round(
 ) -> Result<(Relayed, Attempt, Option<Place>), (Refusal, Retry)> {
     let mut last: Option<(Refusal, Retry)> = None;
     loop {
-        let again = last.as_ref().is_some_and(|(_, retry)| *retry == Retry::Again);
+        let again =
+            last.as_ref().is_some_and(|(_, retry)| matches!(retry, Retry::Again | Retry::Retired));
         let (endpoint, mut load) = match dispatch.next(again) {
             Ok(next) => next,
             Err(refusal) => return Err(last.unwrap_or((refusal, Retry::No))),
@@ -140,7 +141,7 @@ async fn round(
             Ok((stream, place)) => return Ok((stream, load, place)),
             Err(failed) => failed,
         };
-        let nobody_there = matches!(retry, Retry::Nobody | Retry::Later);
+        let nobody_there = matches!(retry, Retry::Nobody | Retry::Later | Retry::Retired);
         if retry == Retry::No || !dispatch.may_go_on(nobody_there) {
             return Err((refusal, retry));
         }
@@ -158,6 +159,8 @@ enum Retry {
     Later,
     /// Its session had ended: the same endpoint may do, in a new one.
     Again,
+    /// The same, and nothing was sent on it.
+    Retired,
     No,
 }
 
@@ -207,7 +210,7 @@ async fn attempt(
             };
             match retry {
                 Retry::Nobody | Retry::Later => load.unreachable(),
-                Retry::Elsewhere | Retry::Again => load.blame(),
+                Retry::Elsewhere | Retry::Again | Retry::Retired => load.blame(),
                 Retry::No => {}
             }
             let text = named(&format_args!("refused: {reason}"));
@@ -216,6 +219,7 @@ async fn attempt(
         Ok(Err(NotConnected::Broken(error))) => {
             let retry = match error {
                 ExchangeError::NotProcessed(_) => Retry::Again,
+                ExchangeError::Retired => Retry::Retired,
                 _ => {
                     load.blame();
                     Retry::Elsewhere

@@ -32,6 +32,8 @@ pub(super) enum After {
     /// The session had ended before the request was processed: the same
     /// endpoint may do, in a new session.
     Again,
+    /// The same, and nothing was sent: it costs nobody anything.
+    Retired,
     /// It may have been processed: only what is idempotent or declared
     /// repeatable, within the budget.
     IfSafe,
@@ -57,6 +59,7 @@ impl Failed {
     ) -> Self {
         let (reason, after) = match error {
             ExchangeError::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
+            ExchangeError::Retired => (Reason::UpstreamReset, After::Retired),
             ExchangeError::Broken { .. } => {
                 if error.is_connection_lost() {
                     load.unreachable();
@@ -107,7 +110,7 @@ impl Failed {
         match after {
             After::Nothing => {}
             After::Nobody | After::Gone => load.unreachable(),
-            After::Anything | After::Again | After::IfSafe => load.blame(),
+            After::Anything | After::Again | After::Retired | After::IfSafe => load.blame(),
         }
         let text = if text.is_empty() {
             format!("{}: its proxy refused", describe(endpoint))

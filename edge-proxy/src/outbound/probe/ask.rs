@@ -155,7 +155,9 @@ async fn over_http(
     let sent = exchange(&place.mux, target, &coded, body, None, |_, _| ()).await;
     let (coded, body) = match sent {
         Ok((coded, body, _nothing_left)) => (coded, body),
-        Err((ExchangeError::NotProcessed(_), _)) => return Answer::Nothing,
+        Err((ExchangeError::NotProcessed(_) | ExchangeError::Retired, _)) => {
+            return Answer::Nothing;
+        }
         Err((error, _)) => return Answer::Bad(error.to_string()),
     };
     let mut head = ResponseHead::new();

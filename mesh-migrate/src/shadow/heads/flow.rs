@@ -58,6 +58,16 @@ impl Stream {
         self.is_over
     }
 
+    /// Bytes that wait for more.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        match &self.reading {
+            Reading::Head(partial) => partial.bytes.len(),
+            Reading::Keep(_, body, _) => body.len(),
+            Reading::Lost | Reading::Skip(_) | Reading::Chunked(_) | Reading::GivenUp => 0,
+        }
+    }
+
     pub(super) fn take(
         &mut self,
         segment: &Segment<'_>,
@@ -75,7 +85,7 @@ impl Stream {
             }
         }
         if !segment.payload.is_empty()
-            && let Some(bytes) = self.unseen(sequence, segment.payload, seen)
+            && let Some(bytes) = self.unseen(sequence, segment.payload, seen, found)
         {
             self.read(bytes, limits, seen, found);
         }
@@ -87,7 +97,13 @@ impl Stream {
     }
 
     /// What of `payload` comes next; `None` if there is nothing to read in it.
-    fn unseen<'a>(&mut self, at: u32, payload: &'a [u8], seen: &mut Seen) -> Option<&'a [u8]> {
+    fn unseen<'a>(
+        &mut self,
+        at: u32,
+        payload: &'a [u8],
+        seen: &mut Seen,
+        found: &mut Vec<Head>,
+    ) -> Option<&'a [u8]> {
         let end = at.wrapping_add(payload.len() as u32);
         let next = self.next.unwrap_or(at);
         let behind = next.wrapping_sub(at);
@@ -96,7 +112,7 @@ impl Stream {
             0 => payload,
             1..=WINDOW => payload.get(behind as usize..).filter(|new| !new.is_empty())?,
             _ => {
-                self.gap(ahead, seen);
+                self.gap(ahead, seen, found);
                 payload
             }
         };
@@ -113,11 +129,19 @@ impl Stream {
     }
 
     /// `ahead` bytes were missed.
-    fn gap(&mut self, ahead: u32, seen: &mut Seen) {
+    fn gap(&mut self, ahead: u32, seen: &mut Seen, found: &mut Vec<Head>) {
         match &mut self.reading {
             // They were of no interest.
             Reading::Skip(rest) if ahead <= WINDOW && u64::from(ahead) <= *rest => {
                 *rest -= u64::from(ahead);
+            }
+            Reading::Keep(_, _, rest) if ahead <= WINDOW && ahead as usize <= *rest => {
+                let rest = (*rest - ahead as usize) as u64;
+                let reading = std::mem::replace(&mut self.reading, Reading::Skip(rest));
+                if let Reading::Keep(mut head, ..) = reading {
+                    head.body = Body::NotKept;
+                    found.push(*head);
+                }
             }
             Reading::GivenUp if ahead <= WINDOW => {}
             Reading::Lost => {}

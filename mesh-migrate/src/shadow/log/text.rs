@@ -132,11 +132,13 @@ fn common(before: &str, after: &str) -> Result<Fields, Why> {
     let (between, from) = after.split_at(start);
     let (request, rest) = quoted(from)?;
     let (method, target) = request_line(request)?;
-    let target = unescaped(&target, '\\')?;
+    // HAProxy's `option httplog clf` has empty quotes where others have a referrer.
+    let is_haproxy = rest.split_whitespace().nth(2) == Some("\"\"");
+    let target = unescaped(&target, if is_haproxy { '#' } else { '\\' })?;
     let before: Vec<&str> = before.split_whitespace().collect();
     let between: Vec<&str> = between.split_whitespace().collect();
     let host = match (before.as_slice(), between.as_slice()) {
-        ([host, address, "-", _], []) if *address != "-" => Some(*host),
+        ([host, _, "-", _], []) => Some(*host),
         (_, [host]) => Some(*host),
         _ => None,
     };

@@ -126,8 +126,9 @@ impl Rules {
 pub struct Pair<'a> {
     /// Of the legacy proxy.
     pub legacy: &'a Observation,
-    /// Of the legacy proxy, asked the same once more: what differs between its own two
-    /// answers is no difference to ours.
+    /// Of the legacy proxy, asked the same once more, best after ours: what differs
+    /// between its own two answers is no difference to ours. A time of the day that is
+    /// the same before and after is the same in between.
     pub again: Option<&'a Observation>,
     /// Of ours.
     pub ours: &'a Observation,

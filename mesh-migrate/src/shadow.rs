@@ -5,7 +5,8 @@
 //! - [`log`]: access logs as requests to ask again.
 //! - [`frame`] and [`heads`]: frames seen on a wire as requests.
 //! - [`compare`]: in what two answers differ.
-//! - [`verdict`]: what many comparisons say together.
+//! - [`verdict`]: what many comparisons say together, with a [`histogram`] of each
+//!   proxy's latencies.
 //!
 //! Nothing here waits, reads a clock or opens a socket.
 

@@ -79,8 +79,9 @@ pub fn name(method: &str, target: &str, host: Option<&str>) -> String {
 impl Tally {
     /// One more; `request` as [`name`] writes it.
     pub fn add(&mut self, request: &str, comparison: &Comparison) {
-        self.compared += 1;
-        self.different += u64::from(!comparison.differences.is_empty());
+        self.compared = self.compared.saturating_add(1);
+        let is_different = !comparison.differences.is_empty();
+        self.different = self.different.saturating_add(is_different.into());
         if let Some(took) = comparison.legacy_took {
             self.legacy.add(took);
         }
@@ -96,11 +97,11 @@ impl Tally {
         let Difference { cause, legacy, ours } = difference;
         let has_room = self.groups.len() < MAX_GROUPS || self.groups.contains_key(cause);
         if !has_room {
-            self.other += 1;
+            self.other = self.other.saturating_add(1);
             return;
         }
         let group = self.groups.entry(cause.clone()).or_default();
-        group.count += 1;
+        group.count = group.count.saturating_add(1);
         if group.examples.len() < MAX_EXAMPLES {
             let (request, shown) =
                 (cut(request, MAX_EXAMPLE / 2), format!("{legacy} legacy, {ours} ours"));

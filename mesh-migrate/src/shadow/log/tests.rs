@@ -79,6 +79,12 @@ fn haproxy_is_read() {
             r#"127.0.0.1:5 [30/Nov/2026:06:52:59.253] plain b/s 0/0/-1/-1/0 -1 0 - - CC-- 1/1/0/0/0 0/0 "GET / HTTP/1.1""#,
             "GET / - -",
         ),
+    ]);
+}
+
+#[test]
+fn what_haproxy_writes_about_no_request_is_none() {
+    are(&[
         (
             r#"127.0.0.1:55178 [30/Nov/2026:06:52:59.252] plain plain/<NOSRV> -1/-1/-1/-1/0 400 0 - - PR-- 1/1/0/0/0 0/0 "<BADREQ>""#,
             "BadRequest",

@@ -7,6 +7,7 @@
 //! - [`program`]: what a proxy does, in words of none of them.
 //! - [`objects`]: a program as objects of ours.
 //! - [`report`]: what has become of every line, for people.
+//! - [`shadow`]: whether the legacy proxy and ours answer alike.
 //! - [`haproxy`], [`nginx`], [`envoy`], [`linkerd1`]: the formats.
 //!
 //! A format is a module of its own with three parts that share nothing but what it
@@ -25,6 +26,7 @@ pub mod objects;
 pub mod program;
 pub mod report;
 pub mod request;
+pub mod shadow;
 pub mod source;
 pub mod yaml;
 

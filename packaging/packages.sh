@@ -6,7 +6,7 @@ PACKAGES=(isthmus-proxy isthmus-vm-agent isthmus-federation isthmus-cli)
 # about PACKAGE: says what it is.
 #   PROGRAM  what it runs
 #   UNITS    what it starts
-#   BESIDE   units that these start
+#   BESIDE   units that these start, or a person
 #   UPGRADE  what becomes of units that run: reload leaves every connection alone
 #   NEEDS    other packages, of the same version
 #   WANTS    what it is better with, in Debian's words
@@ -29,14 +29,15 @@ mutual TLS, and as a gateway that of a whole site."
         PROGRAM=vm-agent
         UNITS=(isthmus-vm-agent.service isthmus-dns.service isthmus-resolved.path isthmus-resolved.service
             isthmus-capture.service)
-        BESIDE=(isthmus-check.socket isthmus-check@.service)
+        BESIDE=(isthmus-check.socket isthmus-check@.service isthmus-migrate.service isthmus-front@.service)
         NEEDS=(isthmus-proxy isthmus-cli)
         # Over it the agent asks systemd whether the machine stops.
         # With nft it captures.
         WANTS="default-dbus-system-bus | dbus-system-bus, nftables"
-        RUN=(/run/isthmus/agent.sock /run/isthmus/identity.sock /run/isthmus/capture.sock /run/isthmus/link)
-        STATE=(/var/lib/isthmus/agent /var/lib/isthmus/capture /etc/isthmus/services.d)
-        BEFORE_REMOVAL='nft delete table inet isthmus 2>/dev/null || true; vm-agent capture --remove || true'
+        RUN=(/run/isthmus/agent.sock /run/isthmus/identity.sock /run/isthmus/capture.sock /run/isthmus/migrate.sock
+            /run/isthmus/link)
+        STATE=(/var/lib/isthmus/agent /var/lib/isthmus/capture /var/lib/isthmus/migrate /etc/isthmus/services.d)
+        BEFORE_REMOVAL='nft delete table inet isthmus 2>/dev/null || true; vm-agent capture --remove || true; vm-agent migrate --remove || true'
         SUMMARY="agent that makes a machine part of an Isthmus mesh"
         TEXT="Owns the identity of this machine, registers its services and checks their
 health. One command joins a site: meshctl join."

@@ -115,6 +115,39 @@ impl<'a> Legacy<'a> {
         &self.sources
     }
 
+    /// Where a running one takes orders: HAProxy's stats socket with level admin, or
+    /// Envoy's admin URL.
+    pub fn control(&self) -> Option<String> {
+        match self.kind {
+            Kind::Haproxy(_) => {
+                let words = |line: &str| {
+                    line.split_whitespace().map(str::to_owned).collect::<Vec<String>>()
+                };
+                let lines = self.sources.iter().flat_map(|source| source.text.lines());
+                let mut sockets = lines.map(words).filter(|words| {
+                    words.len() > 2
+                        && words[..2] == ["stats", "socket"]
+                        && words[2].starts_with('/')
+                });
+                let is_admin = |words: &Vec<String>| words.iter().any(|word| word == "admin");
+                sockets.find(is_admin).map(|words| words[2].clone())
+            }
+            Kind::Envoy(_) => {
+                let root = crate::yaml::parse(self.sources.first()?).ok()?;
+                let either = |node: &crate::yaml::Node, names: [&str; 2]| {
+                    names.iter().find_map(|name| node.at(name).cloned())
+                };
+                let address =
+                    either(root.at("admin")?.at("address")?, ["socket_address", "socketAddress"])?;
+                let port = either(&address, ["port_value", "portValue"])?.text().ok()?;
+                let host = address.at("address")?.text().ok()?;
+                let host = if host == "0.0.0.0" { "127.0.0.1".to_owned() } else { host };
+                Some(format!("http://{host}:{port}"))
+            }
+            Kind::Nginx(_) | Kind::Linkerd1(_) => None,
+        }
+    }
+
     /// What the legacy proxy does with a request, by its own rules.
     ///
     /// # Errors

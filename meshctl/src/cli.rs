@@ -154,9 +154,13 @@ enum Command {
     /// What the demo is made of.
     #[command(subcommand, hide = true)]
     DemoPart(demo::Part),
-    /// What `--context` talks through, in the pod of federation.
+    /// What `--context` talks through in the pod of federation, and `migrate` on hosts.
     #[command(hide = true)]
-    Pipe,
+    Pipe {
+        /// Of the run directory
+        #[arg(default_value = "federation.sock")]
+        socket: String,
+    },
 }
 
 impl Command {
@@ -170,7 +174,7 @@ impl Command {
             | Self::Uninject(_)
             | Self::Demo(_)
             | Self::DemoPart(_)
-            | Self::Pipe
+            | Self::Pipe { .. }
             | Self::Completions { .. } => {
                 Err(Failure::usage("--context: this command asks no control plane"))
             }
@@ -216,7 +220,7 @@ impl Cli {
             Command::Get(get) => get.run(&run()?, format).await,
             Command::Delete(delete) => delete.run(&run()?, format).await,
             Command::Install(install) => install.run(),
-            Command::Migrate(migrate) => migrate.run(output).await,
+            Command::Migrate(migrate) => migrate.run(&run()?, output).await,
             Command::Inject(inject) => inject.run(format),
             Command::Uninject(uninject) => uninject.run(format),
             Command::Node(node) => node.run(&run()?, format).await,
@@ -234,7 +238,7 @@ impl Cli {
             Command::Demo(demo) => demo.run(format).await,
             Command::Completions { shell } => completions(shell),
             Command::DemoPart(part) => part.run().await,
-            Command::Pipe => cluster::pipe(&run()?.federation_socket()).await,
+            Command::Pipe { socket } => cluster::pipe(&run()?.dir().join(socket)).await,
         }
     }
 }

@@ -1,10 +1,16 @@
-//! The control plane of a cluster, through kubectl: a connection to federation is
-//! what goes in and comes out of `meshctl pipe` in its pod. meshctl itself speaks
-//! to no API server; who may do that in the pod is the cluster's decision.
+//! Sockets of other machines, through a command that runs `meshctl pipe` there: what
+//! goes in and comes out of it is the connection. For the control plane of a cluster
+//! that is kubectl. meshctl itself speaks to no API server; who may do that in the
+//! pod is the cluster's decision.
 
 use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
+    fs::File,
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     pin::Pin,
     process::Stdio,
@@ -17,9 +23,9 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use mesh_core::name::SYSTEM_NAMESPACE;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Join},
-    net::{UnixStream, unix::pipe},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader, Join},
     process::{Child, ChildStdin, ChildStdout, Command},
+    task::spawn_blocking,
     time::timeout,
 };
 use tonic::transport::{Channel, Endpoint};
@@ -52,56 +58,59 @@ impl Cluster {
 
     /// A connection to federation; others follow when it ends.
     pub(crate) async fn channel(&self) -> Result<Channel, Failure> {
-        let first = self.connect().await.map_err(|problem| {
-            let look =
-                format!("kubectl --context {} -n {SYSTEM_NAMESPACE} get pods", self.context);
-            let remedy = match problem.kind() {
-                io::ErrorKind::NotFound => "install kubectl; it is what reaches the cluster".into(),
-                _ => format!("`{look}` shows whether {POD} runs, `kubectl config get-contexts` which clusters there are"),
-            };
-            Failure::new(format!("context {}: {problem}", self.context))
-                .exit(Exit::Unreachable)
-                .remedy(remedy)
-        })?;
-        let connector =
-            Connector { cluster: self.clone(), first: Arc::new(Mutex::new(Some(first))) };
-        let endpoint = Endpoint::from_static("http://localhost").timeout(CALL_TIMEOUT);
-        Ok(endpoint.connect_with_connector_lazy(connector))
+        let words = ["kubectl", "--context", &self.context, "--namespace", SYSTEM_NAMESPACE];
+        let exec = ["exec", "--stdin", POD, "--container", CONTAINER, "--", "meshctl", "pipe"];
+        let command = words.iter().chain(&exec).map(ToString::to_string).collect();
+        let look = format!("kubectl --context {} -n {SYSTEM_NAMESPACE} get pods", self.context);
+        let remedy = format!(
+            "`{look}` shows whether {POD} runs, `kubectl config get-contexts` which clusters there are"
+        );
+        Piped::channel(&format!("context {}", self.context), command, &remedy).await
+    }
+}
+
+/// A command elsewhere that ends in `meshctl pipe`.
+#[derive(Debug, Clone)]
+struct Way(Arc<[String]>);
+
+impl Way {
+    fn program(&self) -> &str {
+        self.0.first().map_or("", String::as_str)
     }
 
     async fn connect(&self) -> io::Result<Piped> {
-        let mut kubectl = Command::new("kubectl")
-            .args(["--context", &self.context, "--namespace", SYSTEM_NAMESPACE])
-            .args(["exec", "--stdin", POD, "--container", CONTAINER, "--", "meshctl", "pipe"])
+        let program = self.program();
+        let mut child = Command::new(program)
+            .args(self.0.get(1..).unwrap_or_default())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("kubectl: {error}")))?;
-        let (Some(stdin), Some(stdout)) = (kubectl.stdin.take(), kubectl.stdout.take()) else {
-            return Err(io::Error::other("kubectl: without pipes"));
+            .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::Error::other(format!("{program}: without pipes")));
         };
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
         let greeted = timeout(CONNECT_TIMEOUT, (&mut stdout).take(64).read_line(&mut line)).await;
         match greeted {
             Ok(Ok(_)) if line.trim_end() == GREETING => {}
-            Ok(_) => return Err(io::Error::other(problem_of(kubectl).await)),
+            Ok(_) => return Err(io::Error::other(problem_of(program, child).await)),
             Err(_) => {
                 let problem =
-                    format!("kubectl has not answered within {} s", CONNECT_TIMEOUT.as_secs());
+                    format!("{program} has not answered within {} s", CONNECT_TIMEOUT.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
             }
         }
-        Ok(Piped { io: tokio::io::join(stdout, stdin), _kubectl: kubectl })
+        Ok(Piped { io: tokio::io::join(stdout, stdin), _child: child })
     }
 }
 
-/// The last thing that kubectl said.
-async fn problem_of(mut kubectl: Child) -> String {
+/// The last thing that it said.
+async fn problem_of(program: &str, mut child: Child) -> String {
     let mut text = Vec::new();
-    if let Some(stderr) = kubectl.stderr.take() {
+    if let Some(stderr) = child.stderr.take() {
         let mut stderr = stderr.take(MAX_PROBLEM);
         // What was read until then is told.
         let _ = timeout(Duration::from_secs(2), stderr.read_to_end(&mut text)).await;
@@ -109,14 +118,38 @@ async fn problem_of(mut kubectl: Child) -> String {
     let text = String::from_utf8_lossy(&text);
     let last = text.lines().rev().find(|line| !line.trim().is_empty());
     let nothing =
-        "kubectl ended without a word; is this meshctl much newer than the control plane?";
-    last.unwrap_or(nothing).trim().to_owned()
+        format!("{program} ended without a word; is this meshctl much newer than what runs there?");
+    last.map_or(nothing, |last| last.trim().to_owned())
 }
 
-/// Of the process in the pod to this one; it ends with it.
-struct Piped {
+/// Of the process elsewhere to this one; it ends with it.
+pub(crate) struct Piped {
     io: Join<BufReader<ChildStdout>, ChildStdin>,
-    _kubectl: Child,
+    _child: Child,
+}
+
+impl Piped {
+    /// A connection through `command`, which runs `meshctl pipe` elsewhere; others
+    /// follow when it ends. `to` and `remedy` are for people.
+    pub(crate) async fn channel(
+        to: &str,
+        command: Vec<String>,
+        remedy: &str,
+    ) -> Result<Channel, Failure> {
+        let way = Way(command.into());
+        let first = way.connect().await.map_err(|problem| {
+            let remedy = match problem.kind() {
+                io::ErrorKind::NotFound => {
+                    format!("install {}; it is what reaches it", way.program())
+                }
+                _ => remedy.to_owned(),
+            };
+            Failure::new(format!("{to}: {problem}")).exit(Exit::Unreachable).remedy(remedy)
+        })?;
+        let connector = Connector { way, first: Arc::new(Mutex::new(Some(first))) };
+        let endpoint = Endpoint::from_static("http://localhost").timeout(CALL_TIMEOUT);
+        Ok(endpoint.connect_with_connector_lazy(connector))
+    }
 }
 
 impl AsyncRead for Piped {
@@ -150,7 +183,7 @@ impl AsyncWrite for Piped {
 /// Gives a channel its connections.
 #[derive(Clone)]
 struct Connector {
-    cluster: Cluster,
+    way: Way,
     /// Not used yet.
     first: Arc<Mutex<Option<Piped>>>,
 }
@@ -166,11 +199,11 @@ impl tower_service::Service<Uri> for Connector {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let cluster = self.cluster.clone();
+        let way = self.way.clone();
         Box::pin(async move {
             match first {
                 Some(first) => Ok(TokioIo::new(first)),
-                None => cluster.connect().await.map(TokioIo::new),
+                None => way.connect().await.map(TokioIo::new),
             }
         })
     }
@@ -179,16 +212,30 @@ impl tower_service::Service<Uri> for Connector {
 /// The other end: carries stdin and stdout to a socket, until either ends.
 pub(crate) async fn pipe(socket: &Path) -> Result<(), Failure> {
     let failed = |error: io::Error| {
-        Failure::new(format!("federation at {}: {error}", socket.display())).exit(Exit::Unreachable)
+        Failure::new(format!("{}: {error}", socket.display())).exit(Exit::Unreachable)
     };
-    let mut stream = UnixStream::connect(socket).await.map_err(failed)?;
-    // A container's are pipes.
-    let pipe_of = |io: BorrowedFd<'_>| io.try_clone_to_owned();
-    let stdin = pipe_of(io::stdin().as_fd()).and_then(pipe::Receiver::from_owned_fd);
-    let stdout = pipe_of(io::stdout().as_fd()).and_then(pipe::Sender::from_owned_fd);
-    let (stdin, mut stdout) = (stdin.map_err(Failure::usage)?, stdout.map_err(Failure::usage)?);
-    stdout.write_all(format!("{GREETING}\n").as_bytes()).await.map_err(failed)?;
-    let mut here = tokio::io::join(stdin, stdout);
-    tokio::io::copy_bidirectional(&mut here, &mut stream).await.map_err(failed)?;
-    Ok(())
+    let mut reader = UnixStream::connect(socket).map_err(failed)?;
+    let writer = reader.try_clone().map_err(failed)?;
+    // Pipes in a container, sockets under sshd, and unbuffered.
+    let file = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from).map_err(failed);
+    let (mut stdin, mut stdout) = (file(io::stdin().as_fd())?, file(io::stdout().as_fd())?);
+    stdout.write_all(format!("{GREETING}\n").as_bytes()).map_err(failed)?;
+    // It ends with the process, whatever it reads from.
+    std::thread::spawn(move || {
+        let _ = carry(&mut stdin, &mut &writer);
+        let _ = writer.shutdown(Shutdown::Write);
+    });
+    let carried = spawn_blocking(move || carry(&mut reader, &mut stdout)).await;
+    carried.map_err(Failure::new)?.map_err(failed)
+}
+
+/// What is there at once: `io::copy` lets the kernel gather.
+fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            read => to.write_all(&buffer[..read])?,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use mesh_api::v1::{
     admin_client::AdminClient, agent_client::AgentClient, capture_client::CaptureClient,
-    proxy_client::ProxyClient,
+    migration_client::MigrationClient, proxy_client::ProxyClient,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -38,6 +38,11 @@ impl Run {
     /// Where kubectl leads to.
     pub fn cluster(context: &str) -> Self {
         Self(DEFAULT_RUN.into(), Some(Cluster::new(context)))
+    }
+
+    /// A directory that is named.
+    pub fn of(dir: &Path) -> Self {
+        Self::in_dir(dir)
     }
 
     fn in_dir(dir: impl Into<PathBuf>) -> Self {
@@ -144,6 +149,15 @@ impl Run {
             "start it (systemctl start isthmus-capture), or name its run directory with --run DIR";
         let channel = connect(&self.0.join("capture.sock"), "vm-agent capture", remedy).await?;
         Ok(CaptureClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
+
+    /// Speaks `Migration` to the process that moves legacy proxies.
+    pub async fn migration(&self) -> Result<MigrationClient<Channel>, Failure> {
+        self.of_machine()?;
+        let remedy =
+            "start it (systemctl start isthmus-migrate), or name its run directory with --run DIR";
+        let channel = connect(&self.0.join("migrate.sock"), "vm-agent migrate", remedy).await?;
+        Ok(MigrationClient::new(channel).max_decoding_message_size(MAX_ANSWER))
     }
 
     /// Whether a proxy of this machine shows its requests here.

@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mesh-tunnel", &["mesh-api", "mesh-core", "mesh-runtime"]),
     ("edge-proxy", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
     ("federation", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
-    ("vm-agent", &["mesh-api", "mesh-core", "mesh-runtime", "mesh-tunnel"]),
+    ("vm-agent", &["mesh-api", "mesh-core", "mesh-migrate", "mesh-runtime", "mesh-tunnel"]),
     (
         "meshctl",
         &[

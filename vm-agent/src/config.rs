@@ -62,6 +62,12 @@ pub enum Command {
     /// A process of its own, because it alone needs CAP_NET_ADMIN. It does what
     /// `meshctl vm capture` asks for, and after a boot what was confirmed before.
     Capture(CaptureFlags),
+    /// Move what a legacy proxy of this machine does to a proxy of ours, and back
+    ///
+    /// A process of its own, because it changes the kernel's rules and starts and
+    /// stops programs. It does what `meshctl migrate` asks for, and after a boot
+    /// what was decided before.
+    Migrate(MigrateFlags),
     /// Say which virtual addresses names of the mesh have
     ///
     /// A process of its own, because anybody on the machine may ask it. What
@@ -98,6 +104,23 @@ pub struct CheckExecFlags {
     /// The unit that this is: the command ends with it
     #[arg(long, value_name = "UNIT")]
     pub unit: String,
+}
+
+/// Of `vm-agent migrate`.
+#[derive(Debug, Clone, Args)]
+pub struct MigrateFlags {
+    /// Directory of migrate.sock
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_AGENT_RUN", default_value = "/run/isthmus")]
+    pub run: PathBuf,
+    /// Directory of what was decided
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/isthmus/migrate")]
+    pub state: PathBuf,
+    /// Let the legacy proxies serve again, leave nothing, and end
+    #[arg(long)]
+    pub remove: bool,
+    /// The proxy, where there is no systemd [default: beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub edge_proxy: Option<PathBuf>,
 }
 
 /// Of `vm-agent capture`.

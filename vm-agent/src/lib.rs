@@ -17,6 +17,7 @@
 //! - [`jwt`]: tokens for the same programs.
 //! - [`capture`]: the process beside it that tells the kernel what goes to the
 //!   proxy; [`dns`]: the one that says where names lead.
+//! - [`migrate`]: the one that moves what a legacy proxy does to ours, and back.
 //! - [`exec`]: the process beside it that has commands of health checks run.
 //! - [`api`]: what is served on the Unix sockets; [`metrics`]: what is told
 //!   to Prometheus.
@@ -36,6 +37,7 @@ pub mod jwt;
 pub mod ledger;
 pub mod machine;
 pub mod metrics;
+pub mod migrate;
 pub mod node;
 pub mod renew;
 pub mod services;

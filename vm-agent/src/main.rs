@@ -9,7 +9,7 @@ use vm_agent::{
     app::App,
     capture,
     config::{Command, Config, Flags},
-    dns, exec,
+    dns, exec, migrate,
 };
 
 fn main() -> ExitCode {
@@ -20,6 +20,9 @@ fn main() -> ExitCode {
             return ended(block_on(capture::run(flags, Arc::new(RealNet))));
         }
         Some(Command::Dns(flags)) => return ended(block_on(dns::run(flags, Arc::new(RealNet)))),
+        Some(Command::Migrate(flags)) => {
+            return ended(block_on(migrate::run(flags, Arc::new(RealNet))));
+        }
         Some(Command::CheckExec(flags)) => return ended(block_on(exec::run(flags))),
         None => {}
     }

@@ -1,9 +1,13 @@
-//! `meshctl migrate`: hosts off their legacy proxies. Files only; nothing is asked
-//! and nothing changed but the directory that is named.
+//! `meshctl migrate`: hosts off their legacy proxies. `plan` and `explain` are files
+//! only; the others ask the agent of a host.
 
 pub mod explain;
+pub mod fleet;
+mod host;
 mod live;
+pub mod moves;
 pub mod plan;
+mod shown;
 
 use std::{
     net::{IpAddr, ToSocketAddrs},
@@ -19,6 +23,7 @@ use mesh_migrate::{
 };
 
 use crate::{
+    endpoint::Run,
     failure::Failure,
     output::{Format, Output},
 };
@@ -30,14 +35,20 @@ pub enum Migrate {
     Plan(plan::Plan),
     /// What a legacy proxy does with a request and why, beside what we would do
     Explain(explain::Explain),
+    #[command(flatten)]
+    Move(moves::Move),
+    #[command(flatten)]
+    Fleet(fleet::Fleet),
 }
 
 impl Migrate {
     /// Does what was asked.
-    pub async fn run(self, output: Output) -> Result<(), Failure> {
+    pub async fn run(self, run: &Run, output: Output) -> Result<(), Failure> {
         match self {
             Self::Plan(plan) => plan.run(output).await,
             Self::Explain(explain) => explain.run(output.format()?).await,
+            Self::Move(one) => one.run(run, output.format()?).await,
+            Self::Fleet(fleet) => fleet.run(run, output.format()?).await,
         }
     }
 }

@@ -10,7 +10,9 @@ for package in "$REPO"/apt/pool/*.deb; do
     lintian --allow-root --fail-on error,warning "$package" >"$WORK/last" 2>&1 || fail "lintian: $(cat "$WORK/last")"
     for unit in "$root"/usr/lib/systemd/system/*.service; do
         [ -e "$unit" ] || continue
-        systemd-analyze security --offline=true --threshold=25 --no-pager "$unit" >"$WORK/last" 2>&1 ||
+        # It may signal others, and see copies of their packets.
+        case $unit in */isthmus-migrate.service) most=33 ;; *) most=25 ;; esac
+        systemd-analyze security --offline=true --threshold=$most --no-pager "$unit" >"$WORK/last" 2>&1 ||
             fail "${unit##*/}: $(tail -1 "$WORK/last")"
         step "${unit##*/}: $(tail -1 "$WORK/last" | sed 's|.*: \([0-9.]* [A-Z]*\).*|\1|')"
     done

@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod identity;
 mod jwt;
+pub mod migrate;
 pub mod operator;
 pub mod workload;
 

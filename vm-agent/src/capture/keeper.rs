@@ -205,7 +205,7 @@ impl Keeper {
     }
 
     async fn clear_leftovers(&mut self) {
-        let removed = match nft::has_table().await {
+        let removed = match nft::has_table(super::rules::TABLE).await {
             Ok(true) => nft::load(REMOVAL).await.map(|()| true),
             other => other,
         };

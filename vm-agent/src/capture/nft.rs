@@ -47,9 +47,9 @@ pub async fn load(text: &str) -> Result<(), NftError> {
     Err(NftError::Refused(String::from_utf8_lossy(said).trim().to_owned()))
 }
 
-/// Whether our table is there.
-pub async fn has_table() -> Result<bool, NftError> {
-    let output = run(&["list", "table", "inet", super::rules::TABLE], "").await?;
+/// Whether a table of ours is there.
+pub async fn has_table(table: &str) -> Result<bool, NftError> {
+    let output = run(&["list", "table", "inet", table], "").await?;
     Ok(output.status.success())
 }
 

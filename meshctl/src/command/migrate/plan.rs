@@ -9,7 +9,7 @@ use mesh_migrate::{
 };
 use serde::Serialize;
 
-use super::{Input, wrong};
+use super::{Input, host, wrong};
 use crate::{
     failure::{Exit, Failure},
     output::{self, Format, Output, Paint, Show},
@@ -77,9 +77,9 @@ impl Plan {
             let objects = objects::objects(&program, &wanted, &mut ledger);
             let is_blank = |line: &str| from.is_blank(line);
             let report = Report::new(from.as_str(), &ledger, legacy.sources(), is_blank);
-            Ok((objects, report))
+            Ok((objects, report, legacy.control()))
         });
-        let (objects, report) = planned.await?;
+        let (objects, report, control) = planned.await?;
         let mut files = objects.files();
         files.push(("report.md", report.markdown()));
         let mut json = serde_json::to_string_pretty(&report).map_err(Failure::new)?;
@@ -89,6 +89,11 @@ impl Plan {
         let mut written = Vec::new();
         if let Some(directory) = directory {
             std::fs::create_dir_all(directory).map_err(|error| cannot(directory, &error))?;
+            let host = directory.join(host::FILE);
+            if !host.exists() {
+                // What a person says of the host is not written over.
+                files.push((host::FILE, host::Written::of(from.as_str(), control).text()?));
+            }
             for (name, text) in &files {
                 let path = directory.join(name);
                 write(&path, text).map_err(|error| cannot(&path, &error))?;

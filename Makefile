@@ -8,7 +8,7 @@
 # make test-k8s [THEMES=…]     real clusters and nodes that run our images: tests/k8s/setup installs them; needs root
 # make packages                .deb and .rpm of the four programs, in $(TARGET)/packages
 # make repo                    a signed apt and a signed yum repository of them: packaging/README.md
-# make fuzz [FUZZ_SECONDS=45]  every fuzz target, so many seconds each
+# make fuzz [FUZZ_SECONDS=20]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
 # make bench [BENCH_ARGS=…]    CPU per request beside other proxies: benches/README.md
 
@@ -20,7 +20,7 @@ DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 # Decoders of what a network or a person sends.
 FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot jwt_svid message_codec http1_request http1_response http1_chunked trace_context \
 	frames request_fields certificates manifest handover tap link registration dns_question unix_authority first_packet legacy_configuration
-FUZZ_SECONDS ?= 45
+FUZZ_SECONDS ?= 20
 
 .PHONY: demo test test-netns test-interop test-observe test-migrate test-vm test-k8s packages pages repo fuzz soak bench
 

@@ -18,6 +18,7 @@ pub use sni::SniListener;
 pub use tracing::Tracing;
 pub use written::Probe;
 
+pub use crate::outbound::dtab::Allowed as DtabOverride;
 use crate::{access_log::AccessLogFormat, files::IdentityFiles};
 
 /// What one proxy does; checked.
@@ -84,6 +85,8 @@ pub struct Config {
     pub gateway_id: Option<GatewayId>,
     /// Clients of `http_listener` and `sni_listeners` off loopback.
     pub allow_from: Vec<Cidr>,
+    /// Services that requests may choose by `l5d-dtab`.
+    pub dtab_overrides: Vec<DtabOverride>,
 }
 
 /// What a proxy is for.
@@ -217,6 +220,7 @@ impl Config {
             inbound_probes: Vec::new(),
             gateway_id: None,
             allow_from: Vec::new(),
+            dtab_overrides: Vec::new(),
         }
     }
 }

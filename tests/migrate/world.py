@@ -34,7 +34,7 @@ def alone():
             subprocess.check_call(command.split())
         return
     os.environ["ISTHMUS_NAMESPACE"] = "own"
-    own = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
+    own = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     own += [] if os.getuid() == 0 else ["--map-root-user"]
     sys.exit(subprocess.call([*own, sys.executable, *sys.argv]))
 

@@ -178,8 +178,15 @@ fn importing_twice_is_the_same_byte_by_byte() {
         let mut files: Vec<_> =
             std::fs::read_dir(one.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
         files.sort();
-        let names =
-            ["proxy.yaml", "report.html", "report.json", "report.md", "rules.yaml", "site.yaml"];
+        let names = [
+            "host.yaml",
+            "proxy.yaml",
+            "report.html",
+            "report.json",
+            "report.md",
+            "rules.yaml",
+            "site.yaml",
+        ];
         assert_eq!(files, names);
         for file in files {
             let read = |at: &tempfile::TempDir| std::fs::read(at.path().join(&file)).unwrap();

@@ -132,6 +132,7 @@ impl ConfigFile {
             forwarded: self.forwarded,
             forwarded_client_cert: self.forwarded_client_cert,
             allow_from: self.allow_from,
+            dtab_overrides: self.dtab_overrides,
             identity: identity(self.identity, self.snapshot.is_some(), gateway, name)?,
             snapshot: match self.snapshot {
                 Some(SnapshotFile { file: path }) => {

@@ -15,7 +15,7 @@ use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Forwarded, SniListener, tracing::TracingFile};
+use super::{DtabOverride, Forwarded, SniListener, tracing::TracingFile};
 use crate::access_log::AccessLogFormat;
 
 /// An address, or `off`.
@@ -58,6 +58,14 @@ impl<'de> Deserialize<'de> for Listen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         parsed(deserializer)
     }
+}
+
+/// The same of services that requests may choose.
+fn overrides<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<DtabOverride>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(deserialize_with = "parsed")] DtabOverride);
+    let all = Vec::<One>::deserialize(deserializer)?;
+    Ok(all.into_iter().map(|One(one)| one).collect())
 }
 
 /// The same of a list.
@@ -175,6 +183,13 @@ pub(super) struct ConfigFile {
     #[serde(deserialize_with = "blocks")]
     #[schemars(with = "Vec<String>")]
     pub(super) allow_from: Vec<Cidr>,
+    /// Services that a request at `http_listener` may choose instead of the one that
+    /// it names, by `l5d-dtab` or `l5d-ctx-dtab` (`/svc/<service> => /svc/<service>`),
+    /// as applications behind Linkerd 1.x do: `<name>.<namespace>`, `*.<namespace>` or
+    /// `*`. Without it those headers pass as they are.
+    #[serde(deserialize_with = "overrides")]
+    #[schemars(with = "Vec<String>")]
+    pub(super) dtab_overrides: Vec<DtabOverride>,
 }
 
 /// What the platform asks an application.

@@ -15,7 +15,7 @@ use mesh_tunnel::{Stream, net::BoxFuture};
 
 use super::{
     body::ClientBody,
-    opaque, port,
+    dtab, opaque, port,
     request::{self, Client, Outcome},
     sniff::{PREFACE, Speaks},
     target, tls,
@@ -47,7 +47,11 @@ impl Toward {
             Self::Named => {
                 let snapshot = worker.shared.snapshot.load();
                 let snapshot = snapshot.ok_or_else(super::dispatch::no_snapshot)?;
-                target::resolve(head, &snapshot)
+                let allowed = &worker.shared.config.dtab_overrides;
+                match dtab::destination(head, allowed, &snapshot)? {
+                    Some(instead) => Ok(instead),
+                    None => target::resolve(head, &snapshot),
+                }
             }
         }
     }

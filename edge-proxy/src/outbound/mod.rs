@@ -5,6 +5,7 @@
 //! - [`port`]: what has to be known of connections to a port.
 //! - [`front`]: HTTP/1 and HTTP/2 towards clients.
 //! - [`target`]: which service a request names.
+//! - [`dtab`]: where a request says that it goes instead, as Linkerd 1.x has it.
 //! - [`request`]: one request: its rule, what the rule does, its answer.
 //! - [`reply`]: the answer that its rule gives itself.
 //! - [`decision`]: which rule, and which of its backends.
@@ -29,6 +30,7 @@ pub mod body;
 pub mod deadline;
 pub mod decision;
 pub mod dispatch;
+pub mod dtab;
 pub mod front;
 pub mod hold;
 pub mod listen;

@@ -21,7 +21,7 @@ use super::{
     deadline,
     decision::{Chosen, Decision},
     dispatch::Dispatch,
-    mirror, reply,
+    dtab, mirror, reply,
 };
 use crate::{
     inner::mux::Spoken, record::Record, refusal::Refusal, scratch::Scratch, worker::Worker,
@@ -94,6 +94,9 @@ pub async fn carry(
     };
     let mut body = ReplayBody::new(body, decision.service.traffic.replay_bytes);
     strip(&mut scratch.head, client.upgrade);
+    if !worker.shared.config.dtab_overrides.is_empty() {
+        dtab::hand_on(&mut scratch.head);
+    }
     worker.shared.config.forwarded.apply(&mut scratch.head, address);
     change(&mut scratch.head, &decision, &chosen, headers.as_ref())?;
     mirror::start(worker, &decision, &scratch.head, &mut body).await;

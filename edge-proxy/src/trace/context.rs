@@ -1,5 +1,6 @@
 //! How a request says to which trace it belongs: W3C `traceparent`, B3 in many
-//! headers or in one, and gRPC's `grpc-trace-bin`, looked for in this order.
+//! headers or in one, gRPC's `grpc-trace-bin`, and Linkerd 1.x's `l5d-ctx-trace`, looked
+//! for in this order.
 //! What a request said it in is what it goes on with. `tracestate` and
 //! `baggage` pass as they are.
 
@@ -21,6 +22,15 @@ const BINARY: GeneralPurpose = GeneralPurpose::new(
         .with_encode_padding(false)
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// Linkerd 1.x pads.
+const PADDED: GeneralPurpose = base64::engine::general_purpose::STANDARD;
+/// How Linkerd 1.x says it.
+const FINAGLE: &str = "l5d-ctx-trace";
+/// Flags of Finagle: sampling is known, and it is wanted; debugging wants it, too.
+const FINAGLE_DEBUG: u64 = 1;
+const FINAGLE_KNOWN: u64 = 1 << 1;
+const FINAGLE_SAMPLED: u64 = 1 << 2;
 
 /// Where a request belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +56,11 @@ enum Form {
         debug: bool,
     },
     Binary,
+    /// With those flags, which say more than ours.
+    Finagle {
+        short: bool,
+        flags: [u8; 8],
+    },
 }
 
 impl Context {
@@ -54,7 +69,8 @@ impl Context {
         let w3c = || of_w3c(fields.known(Known::TraceParent)?);
         let single = || of_b3(fields.get("b3")?);
         let binary = || of_binary(fields.get("grpc-trace-bin")?);
-        w3c().or_else(|| of_b3_multi(fields)).or_else(single).or_else(binary)
+        let finagle = || of_finagle(fields.get(FINAGLE)?);
+        w3c().or_else(|| of_b3_multi(fields)).or_else(single).or_else(binary).or_else(finagle)
     }
 
     /// A trace that begins here.
@@ -99,6 +115,13 @@ impl Context {
                 });
                 put_hex(&self.span, &mut text);
                 fields.set("b3", &text);
+            }
+            Form::Finagle { short, flags } => {
+                let (high, low) = self.trace.split_at(8);
+                let high = if short { &[] } else { high };
+                let parts = [&span, &self.span, low, &flags, high];
+                let coded = PADDED.encode(parts.concat());
+                fields.set(FINAGLE, coded.as_bytes());
             }
             Form::Binary => {
                 let parts = [&[0, 0], &self.trace[..], &[1], &span, &[2, self.flags]];
@@ -168,6 +191,27 @@ fn of_binary(value: &[u8]) -> Option<Context> {
     checked(Context { trace: *trace, span: *span, flags, form: Form::Binary })
 }
 
+/// Span, parent, trace, flags, of eight bytes each, and the high half of the trace if it
+/// has one: Finagle's `com.twitter.finagle.tracing.TraceId.serialize`.
+fn of_finagle(value: &[u8]) -> Option<Context> {
+    let mut bytes = [0; 48];
+    let length = PADDED.decode_slice(value, &mut bytes).ok()?;
+    let (words, rest) = bytes.get(..length)?.as_chunks::<8>();
+    let (span, low, flags, high) = match (words, rest) {
+        ([span, _parent, low, flags], []) => (span, low, flags, None),
+        ([span, _parent, low, flags, high], []) => (span, low, flags, Some(high)),
+        _ => return None,
+    };
+    let mut trace = [0; 16];
+    trace[..8].copy_from_slice(high.unwrap_or(&[0; 8]));
+    trace[8..].copy_from_slice(low);
+    let said = u64::from_be_bytes(*flags);
+    let is_sampled =
+        said & FINAGLE_DEBUG != 0 || (said & FINAGLE_KNOWN != 0 && said & FINAGLE_SAMPLED != 0);
+    let form = Form::Finagle { short: high.is_none(), flags: *flags };
+    checked(Context { trace, span: *span, flags: if is_sampled { SAMPLED } else { 0 }, form })
+}
+
 /// Ids of nothing but zeros are none.
 fn checked(context: Context) -> Option<Context> {
     (context.trace != [0; 16] && context.span != [0; 8]).then_some(context)
@@ -223,7 +267,27 @@ mod tests {
         let later = format!("cc-{TRACE}-00f067aa0ba902b7-01-what-comes");
         let single = format!("{TRACE}-00f067aa0ba902b7-d-0000000000000001");
         let binary = "AABL+S81d7NNpqPOkp0ODkc2AQDwZ6oLqQK3AgE";
-        let cases: [(&[(&str, &str)], &[(&str, String)]); 6] = [
+        // Span, parent, trace, flags.
+        let finagle = PADDED.encode(
+            [
+                &[0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7][..],
+                &[1; 8],
+                &[0xa3, 0xce, 0x92, 0x9d, 0x0e, 0x0e, 0x47, 0x36],
+                &6u64.to_be_bytes(),
+            ]
+            .concat(),
+        );
+        let after = PADDED.encode(
+            [
+                &NEW[..],
+                &[0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7],
+                &[0xa3, 0xce, 0x92, 0x9d, 0x0e, 0x0e, 0x47, 0x36],
+                &6u64.to_be_bytes(),
+            ]
+            .concat(),
+        );
+        let cases: [(&[(&str, &str)], &[(&str, String)]); 7] = [
+            (&[(FINAGLE, &finagle)], &[(FINAGLE, after)]),
             (
                 &[("traceparent", &w3c), ("tracestate", "a=b")],
                 &[
@@ -286,6 +350,8 @@ mod tests {
             ("b3", "0"),
             ("b3", "a3ce929d0e0e4736"),
             ("grpc-trace-bin", "AAAA"),
+            (FINAGLE, "AAAA"),
+            (FINAGLE, "not base64!"),
             ("grpc-trace-bin", "not base64!"),
             ("grpc-trace-bin", &"A".repeat(1000)),
         ];
@@ -313,7 +379,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn nothing_panics(name in "(traceparent|b3|grpc-trace-bin|x-b3-traceid)", value in "[ -~]{0,80}") {
+        fn nothing_panics(name in "(traceparent|b3|grpc-trace-bin|x-b3-traceid|l5d-ctx-trace)", value in "[ -~]{0,80}") {
             let fields = fields(&[(&name, value.trim()), ("x-b3-spanid", "00f067aa0ba902b7")]);
             if let Some(context) = Context::read(&fields) {
                 let mut fields = fields;

@@ -41,7 +41,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 ///
 /// The state directory or the socket cannot be had.
 pub async fn run(flags: MigrateFlags, net: Arc<dyn Net>) -> anyhow::Result<()> {
-    let moves = Moves(flags.state);
+    // Our proxy runs somewhere else.
+    let moves = Moves(std::path::absolute(flags.state)?);
     if flags.remove {
         let (_, nobody) = mpsc::channel(CALLS);
         let supervisor = Supervisor::find(flags.edge_proxy);

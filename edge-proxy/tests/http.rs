@@ -29,6 +29,7 @@ async fn echo(request: Request<hyper::body::Incoming>) -> Response<support::apps
         .header("x-legacy-caller", header("l5d-client-id"))
         .header("x-saw-service", header("isthmus-service"))
         .header("x-saw-hop", header("x-hop"))
+        .header("x-saw-dtab", format!("{}{}", header("l5d-ctx-dtab"), header("l5d-dtab")))
         .header("isthmus-error", "forged");
     if request.uri().path() == "/empty" {
         builder = builder.status(204);
@@ -240,6 +241,34 @@ async fn who_comes_from_elsewhere_must_be_allowed() {
             response.is_ok_and(|response| response.status() == 200),
             answered,
             "{allowed:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_goes_where_its_dtab_leads_if_that_is_allowed() {
+    let app = App::start(echo).await;
+    let dtab = "/svc/web.old => /svc/orders.shop";
+    for (allowed, wanted) in [(vec!["*.shop"], 200), (vec!["*.prod"], 403), (vec![], 404)] {
+        let pair = Pair::start_with(Targets::all(app.addr), |config| {
+            config.dtab_overrides = allowed.iter().map(|one| one.parse().unwrap()).collect();
+        })
+        .await;
+        let mut client = http1(pair.source.http()).await;
+        let asked =
+            |target: &str| Request::get(target).header("l5d-dtab", dtab).body(empty()).unwrap();
+        let response = client.send_request(asked("http://web.old/x")).await.unwrap();
+        assert_eq!(response.status(), wanted, "{allowed:?}");
+        if wanted == 200 {
+            assert_eq!(response.headers()["x-saw-dtab"], dtab);
+            assert_eq!(response.headers()["x-host"], "web.old");
+        }
+        // It does not concern this one.
+        let mut client = http1(pair.source.http()).await;
+        let response = client.send_request(asked("http://orders.shop/x")).await.unwrap();
+        assert_eq!(
+            (response.status(), &response.headers()["x-saw-dtab"]),
+            (StatusCode::OK, &dtab.parse().unwrap())
         );
     }
 }

@@ -1,5 +1,7 @@
 //! A real Consul beside the bridge: `make test-consul`.
 
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
 mod consul;
 mod export;
 mod import;

@@ -104,6 +104,9 @@ impl Client {
             .build()
             .map_err(BuildError::Http)?;
         let token = connection.token_file.clone().map(Token::read).transpose()?;
+        if token.is_some() && base.scheme() == "http" && !is_loopback(&base) {
+            log::warn!(address:% = base; "consul: the token goes there unencrypted; use https");
+        }
         let inner = Inner { http, base, token, stale: connection.stale };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -122,7 +125,7 @@ impl Client {
         if let Some(Block { index, wait }) = block {
             call.parameters.push(("index", index.to_string()));
             call.parameters.push(("wait", format!("{}ms", wait.as_millis())));
-            call.deadline = wait * 17 / 16 + SLACK;
+            call.deadline = wait.saturating_add(wait / 16).saturating_add(SLACK);
         }
         let reply = self.call(call).await?;
         let index = number(&reply.headers, "x-consul-index").ok_or(Error::NoIndex)?;
@@ -202,8 +205,7 @@ impl Client {
         let response = request.send().await.map_err(|source| Error::transport(base, source))?;
         let (status, headers) = (response.status(), response.headers().clone());
         if status != StatusCode::OK {
-            let body = bounded(response, 4096).await.unwrap_or_default();
-            return Err(refused(status, &excerpt(&body)));
+            return Err(refused(status, &excerpt(&beginning(response).await)));
         }
         let body = bounded(response, MAX_ANSWER).await.map_err(|error| match error {
             Cut::TooLong => Error::TooLong,
@@ -252,6 +254,11 @@ fn base(address: &str) -> Result<Url, BuildError> {
     Ok(base)
 }
 
+fn is_loopback(base: &Url) -> bool {
+    let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
 /// Each segment is encoded, so that a name cannot leave its place.
 fn url(base: &Url, call: &Call<'_>) -> Result<Url, Error> {
     let mut url = base.clone();
@@ -286,6 +293,18 @@ async fn bounded(mut response: Response, limit: usize) -> Result<Vec<u8>, Cut> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// As much of an error as is worth telling; what breaks off has ended.
+async fn beginning(mut response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > 4 * MAX_ERROR {
+            break;
+        }
+    }
+    body
 }
 
 /// One line for people.

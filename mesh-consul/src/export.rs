@@ -146,10 +146,11 @@ impl Exporter {
             };
             failures.note(result)?;
         }
-        let shown = plan.shown.len();
+        let shown = plan.shown.len().saturating_sub(failures.count);
         tell.send_modify(|told| (told.shown, told.refused) = (shown, plan.refused));
-        failures.result()?;
-        self.update(wanted, &plan.shown).await?;
+        // What Consul does not take costs the others nothing.
+        let alive = self.update(wanted, &plan.shown).await;
+        failures.result().and(alive)?;
         Ok(plan.shown)
     }
 
@@ -182,7 +183,7 @@ impl Exporter {
 
 /// One instance that Consul does not take says nothing of the next; an agent that is
 /// not there is not asked for each.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Failures {
     count: usize,
     last: Option<Error>,
@@ -203,3 +204,6 @@ impl Failures {
         self.last.map_or(Ok(()), Err)
     }
 }
+
+#[cfg(test)]
+mod tests;

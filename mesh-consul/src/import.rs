@@ -25,11 +25,11 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
+use self::{convert::note, rule::watched, tasks::Tasks};
 pub use self::{
     convert::{Snapshot, convert},
     rule::{AddressOf, ImportRule, Pattern},
 };
-use self::{rule::watched, tasks::Tasks};
 use crate::{
     client::Client,
     watch::{Pace, Why},
@@ -49,7 +49,7 @@ pub const MANAGED_BY: (&str, &str) = ("managed-by", "isthmus");
 pub struct Import {
     /// By the name that the mesh knows.
     pub services: BTreeMap<ServiceName, Imported>,
-    /// What a rule lets in and the mesh cannot take.
+    /// What a rule lets in and the mesh cannot take, or Consul does not tell.
     pub skipped: BTreeSet<Skipped>,
     /// Every list has been answered once. Before that nothing may be removed that
     /// an earlier run has imported.
@@ -157,8 +157,13 @@ pub async fn follow(
         let (wanted, mut skipped) = watched(rules, &snapshot.names, most);
         tasks.want(&wanted, rules);
         let mut import = convert(rules, &snapshot);
-        import.complete &= wanted.iter().all(|service| tasks.is_known(service));
         import.skipped.append(&mut skipped);
+        for ((_, service), why) in tasks.unknown(&wanted) {
+            import.complete = false;
+            if let Some(why) = why {
+                note(&mut import.skipped, service, why.to_string());
+            }
+        }
         tell.send_if_modified(|told| {
             let changed = *told != import;
             *told = import;
@@ -173,3 +178,6 @@ pub async fn follow(
 fn is_ours(entry: &ServiceEntry) -> bool {
     entry.service.meta.get(MANAGED_BY.0).is_some_and(|value| value == MANAGED_BY.1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     client::{Client, HealthOf, Services},
-    watch::{Pace, State, follow},
+    watch::{Pace, State, Why, follow},
     wire::{ServiceEntry, ServiceTags},
 };
 
@@ -75,7 +75,7 @@ impl Tasks {
             running.spawn(async move {
                 let query = Services { dc: dc.clone() };
                 let tell = |state| {
-                    log_stale("names of services", &state);
+                    log_names(dc.as_ref(), &state);
                     shared.change(|known| drop(known.names.insert(dc.clone(), state)));
                 };
                 match follow(&client, &query, &pace, tell).await {}
@@ -89,10 +89,14 @@ impl Tasks {
         self.shared.changed.notified().await;
     }
 
-    /// Whether a service has been answered once.
-    pub(super) fn is_known(&self, service: &Key) -> bool {
+    /// Those of `wanted` that have not been answered once, and why, where that is
+    /// known.
+    pub(super) fn unknown(&self, wanted: &BTreeSet<Key>) -> Vec<(Key, Option<Why>)> {
         let known = self.shared.known();
-        known.entries.get(service).and_then(Option::as_ref).is_some_and(|s| s.data().is_some())
+        let state = |key| known.entries.get(key).and_then(Option::as_ref);
+        let unknown = wanted.iter().filter(|key| state(*key).is_none_or(|s| s.data().is_none()));
+        let why = |key| state(key).and_then(State::stale).map(|(_, why)| why.clone());
+        unknown.map(|key| (key.clone(), why(key))).collect()
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -147,7 +151,7 @@ impl Tasks {
             let (dc, service) = key.clone();
             let query = HealthOf { service, tags: Vec::new(), dc };
             let tell = |state| {
-                log_stale(&key.1, &state);
+                log_service(&key.1, &state);
                 shared.change(|known| known.followed(&key, state));
             };
             match follow(&client, &query, &pace, tell).await {}
@@ -165,8 +169,21 @@ fn stale<T>(state: &State<T>) -> Option<Stale> {
     state.stale().map(|(since, why)| Stale { since, why: why.clone() })
 }
 
-fn log_stale<T>(what: &str, state: &State<T>) {
-    if let Some((_, why)) = state.stale() {
-        log::warn!(what, why:% = why; "consul: what was known last is kept");
+/// Where all of Consul is silent, its names are; not each service says so again.
+fn log_names<T>(dc: Option<&String>, state: &State<T>) {
+    let dc = dc.map_or("", String::as_str);
+    match state.stale() {
+        Some((_, why)) => log::warn!(dc, why:% = why; "consul: what was known last is kept"),
+        None => log::info!(dc; "consul: names of services are as of now"),
+    }
+}
+
+fn log_service<T>(service: &str, state: &State<T>) {
+    match state.stale() {
+        Some((_, why @ Why::Filtered)) => {
+            log::warn!(service, why:% = why; "consul: what was known last is kept");
+        }
+        Some((_, why)) => log::debug!(service, why:% = why; "consul: what was known last is kept"),
+        None => log::debug!(service; "consul: instances are as of now"),
     }
 }

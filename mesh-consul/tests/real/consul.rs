@@ -18,8 +18,14 @@ use tokio::{
 
 /// A loaded machine takes this long for what takes seconds.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
-/// Of the server with access control.
-pub(crate) const ROOT_TOKEN: &str = "3f9e1f3c-0000-4000-8000-000000000001";
+/// Whose it is may do everything.
+const ROOT_TOKEN: &str = "3f9e1f3c-0000-4000-8000-000000000001";
+
+/// Whoever nothing is said of may do nothing.
+pub(crate) fn access_control() -> Value {
+    json!({ "enabled": true, "default_policy": "deny", "down_policy": "deny",
+        "tokens": { "initial_management": ROOT_TOKEN, "agent": ROOT_TOKEN } })
+}
 
 pub(crate) struct Consul {
     pub http: u16,
@@ -151,6 +157,16 @@ impl Consul {
         stream.read_to_string(&mut text).await.ok()?;
         let status = text.split(' ').nth(1)?.parse().ok()?;
         Some((status, text.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    /// A new token that may do what `rules` say.
+    pub(crate) async fn token(&self, rules: &str) -> String {
+        let name = format!("p-{}", rules.bytes().map(u32::from).sum::<u32>());
+        let policy = json!({ "Name": name, "Rules": rules });
+        self.call("PUT", "/v1/acl/policy", &policy).await;
+        let token = json!({ "Policies": [{ "Name": name }] });
+        let token = self.call("PUT", "/v1/acl/token", &token).await;
+        token["SecretID"].as_str().unwrap().to_owned()
     }
 
     /// Registers an instance of somebody else's.

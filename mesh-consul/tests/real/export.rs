@@ -16,8 +16,8 @@ use tokio::{
 
 use crate::{
     Bridge, client,
-    consul::{Consul, LONG},
-    quick, rule, run,
+    consul::{Consul, LONG, access_control},
+    quick, rule, run, write_token,
 };
 
 /// An exporter that runs, and dies without a word when it is dropped.
@@ -183,5 +183,26 @@ fn whose_id_is_taken_says_so() {
         drop(export);
         exporter.withdraw().await.unwrap();
         shows(&consul, "pay", &expected[..1]).await;
+    });
+}
+
+#[test]
+fn who_may_not_write_says_so_and_who_may_does() {
+    run(async {
+        let consul = Consul::start(json!({ "acl": access_control() })).await;
+        let reads = r#"service_prefix "" { policy = "read" }"#;
+        let writes = r#"service_prefix "" { policy = "write" }"#;
+        let (reader, writer) = (consul.token(reads).await, consul.token(writes).await);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        write_token(&file, &reader);
+        let mut export = Export::start(client(&consul.address(), Some(&file), true), "west");
+        export.want(&[wanted("pay", "a", 8001)]);
+        let told = timeout(LONG, export.told.wait_for(|told| told.failing.is_some())).await;
+        let why = told.unwrap().unwrap().failing.clone().unwrap().1;
+        assert!(why.contains("service:write"), "{why}");
+        write_token(&file, &writer);
+        shows(&consul, "pay", &["isthmus:west:pay:a 8001 passing"]).await;
+        timeout(LONG, export.told.wait_for(|told| told.failing.is_none())).await.unwrap().unwrap();
     });
 }

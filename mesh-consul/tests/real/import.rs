@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use mesh_consul::watch::{Pace, Why};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     Bridge, client,
-    consul::{Consul, ROOT_TOKEN},
+    consul::{Consul, access_control},
     quick, rule, run, write_token,
 };
 
@@ -115,22 +115,11 @@ fn a_rebuilt_consul_takes_nothing_away_before_it_is_told() {
 #[test]
 fn access_control_takes_nothing_away() {
     run(async {
-        let acl = json!({ "enabled": true, "default_policy": "deny", "down_policy": "deny",
-            "tokens": { "initial_management": ROOT_TOKEN, "agent": ROOT_TOKEN } });
-        let consul = Consul::start(json!({ "acl": acl })).await;
+        let consul = Consul::start(json!({ "acl": access_control() })).await;
         consul.register("web", "web-1", 8001).await;
-        let token = async |rules: &str| {
-            let name = format!("p{}", rules.len());
-            let policy = json!({ "Name": name, "Rules": rules });
-            consul.call("PUT", "/v1/acl/policy", &policy).await;
-            let token = json!({ "Policies": [{ "Name": name }] });
-            let token: Value = consul.call("PUT", "/v1/acl/token", &token).await;
-            token["SecretID"].as_str().unwrap().to_owned()
-        };
-        let reader =
-            token(r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }"#)
-                .await;
-        let useless = token(r#"key "x" { policy = "read" }"#).await;
+        let read = r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }"#;
+        let reader = consul.token(read).await;
+        let useless = consul.token(r#"key "x" { policy = "read" }"#).await;
 
         // Nobody in particular: empty, and not complete.
         let anonymous = client(&consul.address(), None, true);

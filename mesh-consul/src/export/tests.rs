@@ -113,7 +113,7 @@ fn one_that_fails_says_since_when() {
         let (tell, mut told) = channel::channel(Exports::default());
         let drive = async {
             let since = |told: &Exports| told.failing.as_ref().map(|(since, _)| *since);
-            let first = since(&*told.wait_for(|told| told.failing.is_some()).await.unwrap());
+            let first = since(&told.wait_for(|told| told.failing.is_some()).await.unwrap());
             for _ in 0..3 {
                 told.changed().await.unwrap();
                 assert_eq!(since(&told.borrow_and_update()), first);

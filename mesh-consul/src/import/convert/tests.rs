@@ -219,3 +219,44 @@ fn tags_are_asked_of_each_instance() {
     let (wanted, skipped) = watched(&[rule(&["*"])], &snapshot.names, 1);
     assert_eq!((wanted.len(), skipped.first().unwrap().what.as_str()), (1, "web"));
 }
+
+const DOCUMENTED: &str = r#"[{"Node":{"ID":"u","Node":"n1","Address":"10.0.0.5",
+    "Datacenter":"dc1","TaggedAddresses":{"wan":"203.0.113.1"},"Meta":{}},
+    "Service":{"Kind":"","ID":"web-1","Service":"web","Tags":["v1"],"Address":"10.0.0.6",
+    "Port":8080,"Meta":{"a":"b"},"TaggedAddresses":{"lan":{"address":"10.0.0.7","port":80}},
+    "Weights":{"Passing":10,"Warning":1}},
+    "Checks":[{"CheckID":"serfHealth","Status":"passing","ServiceID":""}]}]"#;
+
+proptest::proptest! {
+    /// Whoever answers in Consul's place can make no import that is none.
+    #[test]
+    fn no_answer_panics_and_what_it_brings_is_whole(
+        changes in proptest::collection::vec((0..DOCUMENTED.len(), proptest::num::u8::ANY), 0..4),
+        numbers in proptest::array::uniform3(proptest::num::i64::ANY),
+        address in "[a-zA-Z0-9:._ -]{0,20}",
+        copies in 1..4usize,
+    ) {
+        let mut text = DOCUMENTED.as_bytes().to_vec();
+        for (at, byte) in changes {
+            text[at] = byte;
+        }
+        let read = serde_json::from_slice::<Vec<ServiceEntry>>(&text);
+        let mut entries = read.unwrap_or_default();
+        entries.extend(serde_json::from_str::<Vec<ServiceEntry>>(DOCUMENTED).unwrap());
+        let last = entries.last_mut().unwrap();
+        last.service.address = address;
+        last.service.port = numbers[0];
+        last.service.weights = Weights { passing: numbers[1], warning: numbers[2] };
+        let all: Vec<_> = std::iter::repeat_n(entries, copies).flatten().collect();
+        for address in [AddressOf::Service, AddressOf::Node, AddressOf::Tagged("lan".into())] {
+            let rules = [ImportRule { address, ..rule(&["*"]) }];
+            let import = convert(&rules, &snapshot(&[("web", all.clone())]));
+            for imported in import.services.values() {
+                let ids: BTreeSet<_> = imported.instances.iter().map(|i| &i.id).collect();
+                proptest::prop_assert_eq!(ids.len(), imported.instances.len());
+                proptest::prop_assert!(!imported.instances.is_empty());
+                proptest::prop_assert!(imported.instances.iter().all(|i| i.weight <= 65_535));
+            }
+        }
+    }
+}

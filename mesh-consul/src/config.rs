@@ -5,6 +5,7 @@
 //!   address: https://127.0.0.1:8501
 //!   ca_file: /etc/isthmus/consul-ca.pem
 //!   token_file: /etc/isthmus/consul.token
+//!   door: 6f1c2a52-3a0e-4d0c-9f57-1c1b0a6d2e11
 //!   import:
 //!     - allow: ["orders*", payments]
 //!       tags: [v1]
@@ -13,11 +14,12 @@
 //!   export:
 //!     - service: checkout.shop
 //!       as: checkout
+//!       at: ["10.0.0.9:7001"]
 //! ```
 
-use std::{collections::BTreeMap, num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, path::PathBuf, time::Duration};
 
-use mesh_core::{PortName, ServiceName, name::is_reserved_namespace};
+use mesh_core::{NodeId, ServiceName, name::is_reserved_namespace};
 use mesh_runtime::config::{ConfigError, HumanDuration};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,8 @@ use crate::{
 
 /// The most rules of one kind.
 const MAX_RULES: usize = 256;
+/// The most places of one service that is exported.
+const MAX_PLACES: usize = 64;
 /// The most services that may be watched, each by a connection.
 const MOST_SERVICES: usize = 4096;
 
@@ -67,6 +71,9 @@ pub struct ConfigFile {
     /// The most services that are watched.
     #[serde(default = "default_services")]
     pub max_services: usize,
+    /// UUID of the node whose proxy leads to what is imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<String>,
     /// The first rule that lets a service in counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub import: Vec<ImportFile>,
@@ -107,9 +114,9 @@ pub struct ImportFile {
 pub struct ExportFile {
     /// `<name>.<namespace>`.
     pub service: String,
-    /// Name of one of its ports; its first where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<String>,
+    /// `ip:port` where clients of Consul reach it: listeners of proxies that lead to
+    /// this service.
+    pub at: Vec<SocketAddr>,
     /// Its name in Consul; its name here without the namespace where absent.
     #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -132,6 +139,8 @@ pub struct Config {
     pub max_services: usize,
     /// How long an instance that is exported outlasts us.
     pub export_ttl: Duration,
+    /// The node whose proxy leads to what is imported.
+    pub door: Option<NodeId>,
     /// What is imported.
     pub import: Vec<ImportRule>,
     /// What is exported.
@@ -143,8 +152,8 @@ pub struct Config {
 pub struct ExportRule {
     /// As the mesh calls it.
     pub service: ServiceName,
-    /// Its first where absent.
-    pub port: Option<PortName>,
+    /// Where clients of Consul reach it.
+    pub at: Vec<SocketAddr>,
     /// As Consul shall call it.
     pub name: String,
     /// Of each instance.
@@ -181,6 +190,10 @@ impl Config {
             Ok(tls) => tls,
             Err((key, problem)) => return wrong(key, problem.into()),
         };
+        let door = match written.door.as_ref().map(|door| door.parse::<NodeId>()).transpose() {
+            Ok(door) => door,
+            Err(error) => return wrong("door", error.to_string()),
+        };
         let mut config = Self {
             connection: Connection {
                 address: written.address.clone(),
@@ -191,6 +204,7 @@ impl Config {
             pace: Pace { churn, ..Pace::default() },
             max_services: written.max_services,
             export_ttl: ttl,
+            door,
             import: Vec::new(),
             export: Vec::new(),
         };
@@ -264,8 +278,11 @@ fn import_rule(written: &ImportFile, dc: Option<&String>) -> Result<ImportRule, 
 fn export_rule(written: &ExportFile, before: &[ExportRule]) -> Result<ExportRule, Wrong> {
     let service: ServiceName =
         written.service.parse().map_err(|error| ("service", format!("{error}")))?;
-    let port = written.port.as_ref().map(|port| port.parse()).transpose();
-    let port = port.map_err(|error| ("port", format!("{error}")))?;
+    let is_place = |at: &SocketAddr| at.port() != 0 && !at.ip().is_unspecified();
+    if written.at.is_empty() || written.at.len() > MAX_PLACES || !written.at.iter().all(is_place) {
+        let problem = format!("must be 1 to {MAX_PLACES} of ip:port, where proxies listen for it");
+        return Err(("at", problem));
+    }
     let name = written.name.clone().unwrap_or_else(|| service.name().to_owned());
     let ok = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if name.is_empty() || name.len() > 63 || !name.bytes().all(ok) {
@@ -282,7 +299,8 @@ fn export_rule(written: &ExportFile, before: &[ExportRule]) -> Result<ExportRule
                        at most 512 bytes";
         return Err(("meta", problem.into()));
     }
-    Ok(ExportRule { service, port, name, tags: written.tags.clone(), meta: written.meta.clone() })
+    let (tags, meta) = (written.tags.clone(), written.meta.clone());
+    Ok(ExportRule { service, at: written.at.clone(), name, tags, meta })
 }
 
 fn default_address() -> String {
@@ -337,7 +355,7 @@ mod tests {
             "{address: 'https://c:8501', ca_file: a, certificate_file: b, key_file: c, dc: d1, \
              import: [{allow: ['o*'], dc: d2, as_namespace: shop, rename: {o_api: orders}, \
              instance_address: wan, port: 80}, {allow: [p]}], \
-             export: [{service: pay.shop, port: http, tags: [t]}]}",
+             export: [{service: pay.shop, at: ['10.0.0.9:80'], tags: [t]}]}",
         )
         .unwrap();
         assert_eq!(config.connection.tls.unwrap().client, Some(("b".into(), "c".into())));
@@ -361,10 +379,19 @@ mod tests {
             ("ca_file: a", "consul.address: is http"),
             ("churn_interval: 0s", "consul.churn_interval: must be above 0s"),
             ("export_ttl: 1s", "consul.export_ttl: must be 3s to 10m"),
-            ("export: [{service: x}]", "consul.export[0].service: "),
-            ("export: [{service: x.y, as: 'a b'}]", "consul.export[0].as: "),
-            ("export: [{service: x.y}, {service: x.z}]", "is exported already"),
-            ("export: [{service: x.y, meta: {'a b': c}}]", "consul.export[0].meta: takes 62"),
+            ("door: here", "consul.door: node id"),
+            ("export: [{service: x, at: ['1.1.1.1:1']}]", "consul.export[0].service: "),
+            ("export: [{service: x.y, at: []}]", "consul.export[0].at: must be 1 to 64"),
+            ("export: [{service: x.y, at: ['0.0.0.0:1']}]", "consul.export[0].at: must be"),
+            ("export: [{service: x.y, as: 'a b', at: ['1.1.1.1:1']}]", "consul.export[0].as: "),
+            (
+                "export: [{service: x.y, at: ['1.1.1.1:1']}, {service: x.z, at: ['1.1.1.1:1']}]",
+                "is exported already",
+            ),
+            (
+                "export: [{service: x.y, at: ['1.1.1.1:1'], meta: {'a b': c}}]",
+                "consul.export[0].meta: takes 62",
+            ),
         ];
         for (text, expected) in cases {
             let shown = config(text).unwrap_err().to_string();

@@ -13,7 +13,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mesh-tunnel", &["mesh-api", "mesh-core", "mesh-runtime"]),
     ("mesh-consul", &["mesh-core", "mesh-runtime"]),
     ("edge-proxy", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
-    ("federation", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
+    (
+        "federation",
+        &["mesh-api", "mesh-consul", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"],
+    ),
     ("vm-agent", &["mesh-api", "mesh-core", "mesh-runtime", "mesh-tunnel"]),
     (
         "meshctl",

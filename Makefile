@@ -55,7 +55,9 @@ test-migrate:
 	cargo build --workspace --bins --example haproxy --example nginx_oracle --example envoy
 	tests/migrate/run
 
+# The programs as `make test` builds them.
 test-consul:
+	cargo build --workspace --bins
 	tests/consul/run
 
 # ISTHMUS_PACKAGES names packages that are built already. What they replace is

@@ -281,7 +281,7 @@ fn check_consuls(
     for written in written {
         let consul = mesh_consul::Config::new(written, file)?;
         if !consul.import.is_empty() && consul.door.is_none() {
-            let problem = "is missing: the UUID of a machine (`meshctl nodes`) whose proxy leads \
+            let problem = "is missing: the UUID of a machine (`meshctl node list`) whose proxy leads \
                            to what is imported, and whose token granted it those services";
             return wrong("consul.door", problem);
         }

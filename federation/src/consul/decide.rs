@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -11,12 +12,14 @@ use mesh_consul::{
     Config,
     import::{self, Host, Import, Instance},
 };
-use mesh_core::{NodeId, ServiceName};
+use mesh_core::{NodeId, ServiceName, address::Forbidden};
 use sha2::{Digest, Sha256};
 
 use crate::{
     authority::{State, state::Registration},
-    registration::{MAX_INSTANCES, OwnPorts, RegisterError, decide_deregister, decide_register},
+    registration::{
+        MAX_INSTANCES, OwnPorts, RegisterError, check_dialled, decide_deregister, decide_register,
+    },
 };
 
 /// What instances of all Consuls begin with. The rest is hexadecimal.
@@ -87,6 +90,11 @@ pub(super) fn decide(
                 decided.refused.insert(instance.id.clone(), why);
                 continue;
             };
+            let target = SocketAddr::new(ip, instance.port.get());
+            if let Err(why) = check_target(state, own_ports, &place, target) {
+                decided.refused.insert(instance.id.clone(), why);
+                continue;
+            }
             let name = bridge.instance(service, instance);
             let register = Register {
                 instance: name.clone(),
@@ -146,6 +154,21 @@ pub(super) fn decide(
         }
     }
     decided
+}
+
+/// Whoever writes into Consul must not turn the door into one to its own host, to
+/// the mesh, or to what a cloud answers only its own machines (ADR 12).
+fn check_target(
+    state: &State,
+    own_ports: &OwnPorts,
+    place: &Place,
+    target: SocketAddr,
+) -> Result<(), String> {
+    let forbidden = |problem| format!("{target} is not dialled: {problem}");
+    check_dialled(state, target).map_err(forbidden)?;
+    let as_address = Register { address: target.to_string(), ..Register::default() };
+    let is_ours = own_ports.check(&as_address).is_err() || place.address == as_address.address;
+    if is_ours { Err(forbidden(Forbidden::Own)) } else { Ok(()) }
 }
 
 /// The events that end what Consuls have brought of which nothing is imported any

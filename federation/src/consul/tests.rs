@@ -172,7 +172,7 @@ async fn what_a_machine_may_not_register_is_not_imported_either() {
     for (what, why) in [
         ("web.other", "not granted"),
         ("named", "register an IP address"),
-        ("group.shop", "the address of one host"),
+        ("g", "more than one host"),
         ("x_y", "no name"),
     ] {
         assert!(refused[what].contains(why), "{what}: {refused:?}");
@@ -181,6 +181,50 @@ async fn what_a_machine_may_not_register_is_not_imported_either() {
     let refused = world.write(&import(&[("web.shop", 80, many)])).await;
     assert!(refused["web.shop"].contains("instances already"), "{refused:?}");
     assert_eq!(world.registered().len(), MAX_INSTANCES);
+}
+
+#[tokio::test]
+async fn who_writes_into_consul_opens_no_door_to_the_mesh_or_its_hosts() {
+    let world = World::new().await;
+    let own_ports = OwnPorts {
+        listens: Arc::new(["10.0.0.8:8446".parse().unwrap()]),
+        has: Arc::new(|_| false),
+    };
+    let door = Register {
+        instance: "own".into(),
+        service: "own.shop".into(),
+        ports: vec![v1::Port { name: "main".into(), number: 1, ..v1::Port::default() }],
+        target_ports: vec![1],
+        address: "10.0.0.5:4143".into(),
+        ..Register::default()
+    };
+    let state = world.site.state();
+    let own = crate::registration::decide_register(&state, &world.door, &door).unwrap();
+    world.site.view.authority().commit("test", |_| Ok::<_, Never>((own, ()))).await.unwrap();
+    let at = |at: &str| {
+        let at: std::net::SocketAddr = at.parse().unwrap();
+        let address = Host::Ip(at.ip());
+        let one = Instance { address, ..instance("x", at.port()) };
+        let import = import(&[("web.shop", 80, vec![one])]);
+        decide::decide(&world.site.state(), &world.bridge, &import, &own_ports)
+    };
+    for (forbidden, why) in [
+        ("127.0.0.1:4191", "loopback"),
+        ("[::1]:4191", "loopback"),
+        ("169.254.169.254:80", "link-local"),
+        ("168.63.129.16:80", "metadata"),
+        ("255.255.255.255:80", "more than one host"),
+        ("10.0.0.8:8446", "the mesh itself listens"),
+        ("10.0.0.5:4143", "the mesh itself listens"),
+    ] {
+        let decided = at(forbidden);
+        assert!(decided.events.is_empty(), "{forbidden}");
+        assert!(decided.refused["x"].contains(why), "{forbidden}: {:?}", decided.refused);
+    }
+    let fine = at("10.0.0.8:80");
+    let [Event::Registered(made)] = &fine.events[..] else { panic!("{fine:?}") };
+    // Where the door is, its own registrations say.
+    assert_eq!(made.register.as_ref().unwrap().address, "10.0.0.5:4143");
 }
 
 #[tokio::test]

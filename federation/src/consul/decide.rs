@@ -81,39 +81,7 @@ pub(super) fn decide(
     own_ports: &OwnPorts,
 ) -> Decided {
     let mut decided = Decided::default();
-    let place = Place::of(state, bridge);
-    let mut wanted: BTreeMap<String, (Register, Health)> = BTreeMap::new();
-    for (service, imported) in &import.services {
-        for instance in &imported.instances {
-            let Host::Ip(ip) = instance.address else {
-                let why = format!("{} is a name; register an IP address", instance.address);
-                decided.refused.insert(instance.id.clone(), why);
-                continue;
-            };
-            let target = SocketAddr::new(ip, instance.port.get());
-            if let Err(why) = check_target(state, own_ports, &place, target) {
-                decided.refused.insert(instance.id.clone(), why);
-                continue;
-            }
-            let name = bridge.instance(service, instance);
-            let register = Register {
-                instance: name.clone(),
-                service: service.to_string(),
-                ports: vec![Port {
-                    name: PORT_NAME.into(),
-                    number: imported.port.get().into(),
-                    ..Port::default()
-                }],
-                target_ports: vec![instance.port.get().into()],
-                target_address: ip.to_string(),
-                address: place.address.clone(),
-                locality: place.locality.clone(),
-                weight: instance.weight,
-                ..Register::default()
-            };
-            wanted.insert(name, (register, health(instance.health)));
-        }
-    }
+    let wanted = wanted(state, bridge, import, own_ports, &mut decided.refused);
     let known = state.registrations_of(&bridge.door).filter(|known| bridge.has(known));
     let other: BTreeSet<Arc<str>> = known
         .filter(|known| match wanted.get(&known.register.instance) {
@@ -154,6 +122,48 @@ pub(super) fn decide(
         }
     }
     decided
+}
+
+/// What there should be, by instance; what there cannot be goes into `refused`.
+fn wanted(
+    state: &State,
+    bridge: &Bridge,
+    import: &Import,
+    own_ports: &OwnPorts,
+    refused: &mut BTreeMap<String, String>,
+) -> BTreeMap<String, (Register, Health)> {
+    let place = Place::of(state, bridge);
+    let mut wanted = BTreeMap::new();
+    let instances = import.services.iter().flat_map(|(service, imported)| {
+        imported.instances.iter().map(move |instance| (service, imported.port, instance))
+    });
+    for (service, port, instance) in instances {
+        let Host::Ip(ip) = instance.address else {
+            let why = format!("{} is a name; register an IP address", instance.address);
+            refused.insert(instance.id.clone(), why);
+            continue;
+        };
+        let target = SocketAddr::new(ip, instance.port.get());
+        if let Err(why) = check_target(state, own_ports, &place, target) {
+            refused.insert(instance.id.clone(), why);
+            continue;
+        }
+        let name = bridge.instance(service, instance);
+        let port = Port { name: PORT_NAME.into(), number: port.get().into(), ..Port::default() };
+        let register = Register {
+            instance: name.clone(),
+            service: service.to_string(),
+            ports: vec![port],
+            target_ports: vec![target.port().into()],
+            target_address: ip.to_string(),
+            address: place.address.clone(),
+            locality: place.locality.clone(),
+            weight: instance.weight,
+            ..Register::default()
+        };
+        wanted.insert(name, (register, health(instance.health)));
+    }
+    wanted
 }
 
 /// Whoever writes into Consul must not turn the door into one to its own host, to

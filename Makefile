@@ -4,11 +4,12 @@
 # make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
 # make test-observe            observers nobody here wrote: tests/observe/setup installs them
 # make test-migrate            imported configurations beside the real HAProxy, nginx and Envoy; needs root, and what tests/interop/setup installs
+# make test-consul             a real Consul beside the bridge: tests/consul/setup installs it
 # make test-vm [THEMES=…]      our packages on booted systemd, in containers; needs root
 # make test-k8s [THEMES=…]     real clusters and nodes that run our images: tests/k8s/setup installs them; needs root
 # make packages                .deb and .rpm of the four programs, in $(TARGET)/packages
 # make repo                    a signed apt and a signed yum repository of them: packaging/README.md
-# make fuzz [FUZZ_SECONDS=20]  every fuzz target, so many seconds each
+# make fuzz [FUZZ_SECONDS=15]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
 # make bench [BENCH_ARGS=…]    CPU per request beside other proxies: benches/README.md
 
@@ -20,9 +21,9 @@ DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 # Decoders of what a network or a person sends.
 FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot jwt_svid message_codec http1_request http1_response http1_chunked trace_context \
 	frames request_fields certificates manifest handover tap link registration dns_question unix_authority first_packet legacy_configuration
-FUZZ_SECONDS ?= 20
+FUZZ_SECONDS ?= 15
 
-.PHONY: demo test test-netns test-interop test-observe test-migrate test-vm test-k8s packages pages repo fuzz soak bench
+.PHONY: demo test test-netns test-interop test-observe test-migrate test-consul test-vm test-k8s packages pages repo fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -53,6 +54,11 @@ test-observe:
 test-migrate:
 	cargo build --workspace --bins --example haproxy --example nginx_oracle --example envoy
 	tests/migrate/run
+
+# The programs as `make test` builds them.
+test-consul:
+	cargo build --workspace --bins
+	tests/consul/run
 
 # ISTHMUS_PACKAGES names packages that are built already. What they replace is
 # built by tests/vm/older, once.

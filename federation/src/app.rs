@@ -29,6 +29,7 @@ use crate::{
     clock::Clock,
     cluster::Cluster,
     config::Config,
+    consul,
     discovery::Discovery,
     door,
     join::JoinService,
@@ -208,6 +209,7 @@ fn publish(
     let (follow, ways) = (discovery.clone(), paths.clone());
     drain.spawn(replication::run(view.clone(), follow, ways, kept.clone(), drain.clone()));
     drain.spawn(kept.keep(view.clone(), drain.clone()));
+    drain.spawn(consul::run(config.consul.clone(), view.clone(), own_ports.clone(), drain.clone()));
     let registry = Registry::new(view.clone(), own_ports, drain.clone());
     let rotation = RootRotations::new(
         site.clone(),

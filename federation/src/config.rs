@@ -21,6 +21,8 @@ use crate::{
 
 /// The most gateways of one site.
 const MAX_GATEWAYS: usize = 64;
+/// The most Consuls of one site.
+const MAX_CONSULS: usize = 16;
 /// The most addresses of one kind of one gateway.
 const MAX_ADDRESSES: usize = 8;
 /// How long certificates of workloads may live: proxies must have the time to
@@ -76,6 +78,9 @@ pub struct ConfigFile {
     /// pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterFile>,
+    /// Consuls whose services are this site's, and that show some of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consul: Vec<mesh_consul::ConfigFile>,
 }
 
 /// What the site knows of its cluster beforehand.
@@ -119,6 +124,7 @@ impl ConfigFile {
             default_access: default_access(),
             workload_lifetime: default_workload_lifetime(),
             cluster: None,
+            consul: Vec::new(),
         }
     }
 }
@@ -192,6 +198,8 @@ pub struct Config {
     pub workload_life: Duration,
     /// The cluster that belongs to the site.
     pub cluster: Option<ClusterFile>,
+    /// The Consuls beside it.
+    pub consul: Vec<mesh_consul::Config>,
 }
 
 impl Config {
@@ -246,6 +254,7 @@ impl Config {
             default_access: written.default_access,
             workload_life,
             cluster: written.cluster,
+            consul: check_consuls(&written.consul, file)?,
         })
     }
 
@@ -258,6 +267,31 @@ impl Config {
     pub fn gateway_beside(&self) -> Option<GatewayId> {
         self.gateways.first().and_then(|gateway| gateway.id.parse().ok())
     }
+}
+
+fn check_consuls(
+    written: &[mesh_consul::ConfigFile],
+    file: &str,
+) -> Result<Vec<mesh_consul::Config>, ConfigError> {
+    let wrong = |key: &str, problem: &str| Err(ConfigError::meaning(file, key, problem));
+    if written.len() > MAX_CONSULS {
+        return wrong("consul", &format!("at most {MAX_CONSULS}"));
+    }
+    let mut consuls: Vec<mesh_consul::Config> = Vec::new();
+    for written in written {
+        let consul = mesh_consul::Config::new(written, file)?;
+        if !consul.import.is_empty() && consul.door.is_none() {
+            let problem = "is missing: the UUID of a machine (`meshctl node list`) whose proxy leads \
+                           to what is imported, and whose token granted it those services";
+            return wrong("consul.door", problem);
+        }
+        let address = &consul.connection.address;
+        if consuls.iter().any(|other| other.connection.address == *address) {
+            return wrong("consul.address", &format!("{address} is there twice; put all into one"));
+        }
+        consuls.push(consul);
+    }
+    Ok(consuls)
 }
 
 /// Where a listener is reached from its own host.
@@ -365,6 +399,9 @@ gateway_uids: [4711]
             (with("listen: 0.0.0.0:8446", "listen: 8446"), "f.yaml:4:9"),
             (with("listen: 0.0.0.0:8446", "workload_lifetime: 14s"), "workload_lifetime: at least"),
             (with("listen: 0.0.0.0:8446", "workload_lifetime: 169h"), "at most 168h"),
+            (with("listen: 0.0.0.0:8446", "consul: [{import: [{allow: [x]}]}]"), "consul.door: is"),
+            (with("listen: 0.0.0.0:8446", "consul: [{}, {}]"), "is there twice"),
+            (with("listen: 0.0.0.0:8446", "consul: [{dor: x}]"), "did you mean `door`?"),
         ];
         for (text, expected) in cases {
             let error = check(&text).unwrap_err();

@@ -26,6 +26,7 @@
 //! - [`node_identity`], [`local_identity`], [`pod_identity`]: who gets
 //!   certificates.
 //! - [`cluster`]: what a Kubernetes cluster has.
+//! - [`consul`]: what Consuls beside the site have, and what they show of it.
 //! - [`door`]: who may connect.
 //! - [`clock`]: the wall clock as an argument.
 //! - [`cli`]: the command line.
@@ -39,6 +40,7 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod consul;
 pub mod discovery;
 pub mod door;
 pub mod exports;

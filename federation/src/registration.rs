@@ -255,6 +255,15 @@ fn address(register: &Register) -> Result<Option<SocketAddr>, RegisterError> {
 /// a gateway.
 fn check_address(state: &State, register: &Register) -> Result<(), RegisterError> {
     let Some(addr) = address(register)? else { return Ok(()) };
+    check_dialled(state, addr).map_err(|problem| RegisterError::Address { addr, problem })
+}
+
+/// Whether somebody of the site may dial an address that somebody else has chosen.
+///
+/// # Errors
+///
+/// If it leads to a gateway, or to what is none of the site's.
+pub fn check_dialled(state: &State, addr: SocketAddr) -> Result<(), Forbidden> {
     let of_site = || {
         let of_it = state.gateways.values();
         of_it.flat_map(|gateway| gateway.quic_addresses.iter().chain(&gateway.tls_addresses))
@@ -266,7 +275,7 @@ fn check_address(state: &State, register: &Register) -> Result<(), RegisterError
         of_site().chain(linked).filter_map(|text| text.parse().ok()).collect();
     let loopback = address::is_on_loopback(of_site().map(String::as_str));
     let place = Place { loopback, listens: &listens, has: &|_| false };
-    address::check(addr, place).map_err(|problem| RegisterError::Address { addr, problem })
+    address::check(addr, place)
 }
 
 /// Where this federation itself listens. Clones share it.

@@ -11,8 +11,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mesh-inject", &["mesh-core", "mesh-runtime"]),
     ("mesh-migrate", &[]),
     ("mesh-tunnel", &["mesh-api", "mesh-core", "mesh-runtime"]),
+    ("mesh-consul", &["mesh-core", "mesh-runtime"]),
     ("edge-proxy", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
-    ("federation", &["mesh-api", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"]),
+    (
+        "federation",
+        &["mesh-api", "mesh-consul", "mesh-core", "mesh-manifest", "mesh-runtime", "mesh-tunnel"],
+    ),
     ("vm-agent", &["mesh-api", "mesh-core", "mesh-migrate", "mesh-runtime", "mesh-tunnel"]),
     (
         "meshctl",
@@ -46,6 +50,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("mesh-inject", &["tokio", "hyper", "quinn", "rustls", "tonic", "sled", "kube"]),
     ("mesh-migrate", &["tokio", "hyper", "quinn", "rustls", "tonic", "sled", "kube"]),
     ("mesh-tunnel", &["sled", "kube", "clap"]),
+    ("mesh-consul", &["quinn", "tonic", "sled", "kube", "clap"]),
     ("edge-proxy", &["sled", "kube", "rcgen"]),
     ("federation", &["quinn", "kube", "h2"]),
     ("vm-agent", &["sled", "kube", "quinn"]),

@@ -337,6 +337,7 @@ fn zookeeper_has_members() {
         ("/discovery/prod/web/member_0000000002", &member("10.5.0.3", "DEAD")),
         ("/discovery/prod/jobs/cron/member_0000000000", &member("10.5.0.4", "ALIVE")),
         ("/discovery/test/web/member_0000000000", &member("10.5.0.9", "ALIVE")),
+        ("/discovery/prod/closed/member_0000000000", "closed"),
         ("/zookeeper/quota", ""),
     ]);
     let config = format!(
@@ -347,9 +348,12 @@ fn zookeeper_has_members() {
         )
     );
     let planned = Planned::of(&config, &[]);
+    let found = planned.found();
+    let (names, unread) = found.split_once("unread:").expect("one may not be read");
+    assert!(unread.contains("closed/member_0000000000: not everybody may read it"), "{unread}");
     assert_eq!(
-        planned.found(),
-        "names:\n  \"/#/io.l5d.serversets/discovery/prod/jobs/cron\": [\"10.5.0.4:80\"]\n  \
+        names,
+        "names:\n  \"/#/io.l5d.serversets/discovery/prod/closed\": null\n  \"/#/io.l5d.serversets/discovery/prod/jobs/cron\": [\"10.5.0.4:80\"]\n  \
          \"/#/io.l5d.serversets/discovery/prod/jobs/cron:admin\": [\"10.5.0.4:81\"]\n  \
          \"/#/io.l5d.serversets/discovery/prod/web\": [\"10.5.0.1:80\", \"10.5.0.2:80\"]\n  \
          \"/#/io.l5d.serversets/discovery/prod/web:admin\": [\"10.5.0.1:81\", \"10.5.0.2:81\"]\n"

@@ -26,7 +26,7 @@ use mesh_migrate::{
         world::{Files, World},
     },
     nginx,
-    source::{Problem, Source},
+    source::{MAX_FILE, Problem, Source},
 };
 
 use crate::{
@@ -184,7 +184,12 @@ impl Input {
         let config = Config::read(source).map_err(wrong)?;
         let world = Box::pin(discover::read(&config, names, file)).await?;
         let name = keep.unwrap_or(Path::new("")).join(DISCOVERY);
-        Ok(Source::of(&name.display().to_string(), &discovery::write(&world)))
+        let text = discovery::write(&world);
+        if text.len() as u64 > MAX_FILE {
+            let why = "--discover: registries know more than a plan can hold; give what is needed";
+            return Err(Failure::new(why).remedy("--discovery FILE, with the names that are used"));
+        }
+        Ok(Source::of(&name.display().to_string(), &text))
     }
 
     /// Who knows the addresses of names.

@@ -110,7 +110,7 @@ fn dns_name(name: &str) -> Vec<u8> {
     out
 }
 
-/// `ZooKeeper` with nodes that hold something.
+/// `ZooKeeper` with nodes that hold something; who holds `closed` may not be read.
 pub(crate) fn zookeeper(nodes: &[(&str, &str)]) -> u16 {
     let nodes: BTreeMap<String, String> =
         nodes.iter().map(|(path, data)| ((*path).to_owned(), (*data).to_owned())).collect();
@@ -155,14 +155,22 @@ fn session(mut stream: TcpStream, nodes: &BTreeMap<String, String>) -> std::io::
         let is_there = !below.is_empty() || nodes.contains_key(&path);
         let mut answer = xid.to_vec();
         answer.extend(9_i64.to_be_bytes());
-        answer.extend(if is_there { 0_i32 } else { -101 }.to_be_bytes());
+        let is_closed = what == 4 && nodes.get(&path).is_some_and(|data| data == "closed");
+        let code = if is_closed {
+            -102_i32
+        } else if is_there {
+            0
+        } else {
+            -101
+        };
+        answer.extend(code.to_be_bytes());
         match what {
             8 if is_there => {
                 answer.extend(u32::try_from(below.len()).expect("few").to_be_bytes());
                 // In no order.
                 below.iter().rev().for_each(|child| put(&mut answer, child.as_bytes()));
             }
-            4 if is_there => {
+            4 if is_there && !is_closed => {
                 put(&mut answer, nodes.get(&path).map_or(&[][..], |data| data.as_bytes()));
                 answer.extend([0; 68]);
             }

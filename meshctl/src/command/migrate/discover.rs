@@ -31,7 +31,7 @@ use mesh_migrate::{
 use self::ask::Wrong;
 use crate::failure::{Exit, Failure};
 
-/// Names of all registries, at most.
+/// Names of one registry, at most.
 const MAX_NAMES: usize = 50_000;
 /// Reasons that are told for one of them.
 const MAX_REASONS: usize = 3;
@@ -101,7 +101,8 @@ pub(super) async fn read(
     for router in routers {
         reach.add_asked(config, router, &run.world, files, used);
     }
-    for namer in config.namers.iter().filter(|namer| reach.leads(&namer.prefix)) {
+    // Of two with one prefix, the later one is asked first.
+    for namer in config.namers.iter().rev().filter(|namer| reach.leads(&namer.prefix)) {
         run.namer(namer, &reach).await;
     }
     run.namerd(config, used).await;
@@ -188,7 +189,10 @@ impl Run {
             self.unread(key, why);
         }
         for (name, known) in names.known {
-            self.world.names.entry(name.to_string()).or_insert(known);
+            let entry = self.world.names.entry(name.to_string()).or_insert(Some(Vec::new()));
+            if entry.as_ref().is_some_and(Vec::is_empty) {
+                *entry = known;
+            }
         }
     }
 

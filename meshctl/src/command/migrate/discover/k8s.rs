@@ -92,7 +92,15 @@ pub(super) async fn read(namer: &Namer, reach: &Reach, names: &mut Names) -> Res
             }
             continue;
         }
-        let list: List = asker.json(&format!("/api/v1{below}/endpoints")).await?;
+        let list: List = match asker.json(&format!("/api/v1{below}/endpoints")).await {
+            Ok(list) => list,
+            Err(wrong) if wrong.is_gone() => return Err(wrong),
+            // Another namespace may be readable.
+            Err(wrong) => {
+                names.lose(wrong);
+                continue;
+            }
+        };
         let services = services.unwrap_or_else(|wrong| {
             names.lose(format!("ports by number: {wrong}"));
             List { items: Vec::new() }

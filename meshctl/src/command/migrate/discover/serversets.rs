@@ -119,6 +119,7 @@ impl Walk<'_> {
         names: &mut Names,
     ) -> Result<(), Error> {
         let mut found = std::collections::BTreeMap::from([(String::new(), Vec::new())]);
+        let mut is_whole = true;
         for child in children.iter().filter(|child| child.starts_with(MEMBER)) {
             self.nodes += 1;
             if self.nodes > MAX_NODES {
@@ -134,7 +135,10 @@ impl Walk<'_> {
                 }
                 // Members come and go.
                 Err(Error::NoNode) => {}
-                Err(Error::Refused(why)) => names.lose(why),
+                Err(Error::Refused(why)) => {
+                    is_whole = false;
+                    names.lose(why);
+                }
                 Err(gone) => return Err(gone),
             }
         }
@@ -143,7 +147,13 @@ impl Walk<'_> {
             if let (Some(last), false) = (labels.last_mut(), endpoint.is_empty()) {
                 *last = format!("{last}:{endpoint}");
             }
-            names.add(self.prefix.join(&Name::of(labels)), members);
+            let name = self.prefix.join(&Name::of(labels));
+            // There may be members, and they may not be seen.
+            if members.is_empty() && !is_whole {
+                names.add_unknown(name);
+            } else {
+                names.add(name, members);
+            }
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ const GET_DATA: i32 = 4;
 const GET_CHILDREN: i32 = 8;
 const CLOSE_SESSION: i32 = -11;
 const NO_NODE: i32 = -101;
+const NO_AUTH: i32 = -102;
 
 /// Why a node is not read.
 #[derive(Debug)]
@@ -122,6 +123,10 @@ impl Session {
         match answer {
             Ok((0, record)) => Ok(record),
             Ok((NO_NODE, _)) => Err(Error::NoNode),
+            Ok((NO_AUTH, _)) => Err(Error::Refused(format!(
+                "zookeeper {}{path}: not everybody may read it",
+                self.server
+            ))),
             Ok((code, _)) => {
                 Err(Error::Refused(format!("zookeeper {}{path}: error {code}", self.server)))
             }

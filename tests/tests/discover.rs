@@ -33,8 +33,9 @@ struct Planned {
 impl Planned {
     /// Plans with `--discover`, then again with what was kept: both must be the same.
     fn of(config: &str, more: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("linkerd.yaml"), config).unwrap();
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("linkerd.yaml");
+        std::fs::write(file, config).expect("is written");
         let plan = ["plan", "--from", "linkerd1", "linkerd.yaml"];
         let first = [&plan[..], more, &["--discover", "-o", "one"]].concat();
         let output = migrate(directory.path(), &first);

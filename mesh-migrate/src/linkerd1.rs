@@ -5,6 +5,7 @@
 //!   a name.
 //! - [`world`]: what discovery knows, [`discovery`] a file of it; [`namerd`] tables that are kept elsewhere;
 //!   [`namers`] who asks for endpoints.
+//! - [`reach`]: which names of namers there can be, for who asks a registry.
 //! - [`delegate`]: a name through table, namers and transformers, step by step.
 //! - [`explain`]: one request, from its identifier to its endpoints.
 //! - [`convert`]: the same as our own rules, and what has become of every line.
@@ -25,6 +26,7 @@ pub mod namerd;
 pub mod namers;
 mod places;
 pub mod policy;
+pub mod reach;
 mod transform;
 pub mod world;
 

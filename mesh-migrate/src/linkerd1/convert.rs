@@ -37,11 +37,11 @@ pub fn convert(
 ) -> (Program, Ledger) {
     let mut ledger = Ledger::default();
     keys::walk(&mut ledger, &config.root, tables::TOP);
-    notes::namers(&mut ledger, config);
+    notes::namers(&mut ledger, config, world);
     let mut pools = pools::Pools::default();
     let mut program = Program::default();
     for router in &config.routers {
-        notes::router(&mut ledger, config, router);
+        notes::router(&mut ledger, config, world, router);
         let asked = routers::Asked { config, router, world, files, names };
         match router.protocol {
             Protocol::Http | Protocol::H2 => {

@@ -10,6 +10,7 @@
 //! ingresses: {items: []}                  # kubectl get ingress -A -o json
 //! dtabs: {default: /svc => /#/io.l5d.fs}  # namerd, Consul, or namespace/name/file
 //! namerd: {namers: []}                    # as namerd's file has them
+//! unread: {/#/io.l5d.k8s: no answer}      # what could not be asked, and why
 //! ```
 
 use std::collections::BTreeMap;
@@ -52,10 +53,7 @@ pub fn read(source: &Source) -> Result<World, Problem> {
                 let all = node.list()?.iter().map(address).collect::<Result<_, _>>()?;
                 world.local_addresses = Some(all);
             }
-            "environment" => {
-                let one = |(key, node): &(yaml::Key, Node)| Ok((key.name.clone(), node.text()?));
-                world.environment = node.map()?.iter().map(one).collect::<Result<_, _>>()?;
-            }
+            "environment" => world.environment = texts(node)?,
             "ingresses" => {
                 let items = node.at("items").unwrap_or(node);
                 world.ingresses =
@@ -63,15 +61,62 @@ pub fn read(source: &Source) -> Result<World, Problem> {
             }
             "dtabs" => world.dtabs = dtabs(node, &lines)?,
             "namerd" => world.namerd = read_namers(node.at("namers"))?,
+            "unread" => world.unread = texts(node)?,
             other => {
                 let wrong = format!(
-                    "{other:?} is not known: expected names, localAddresses, environment, ingresses, dtabs or namerd"
+                    "{other:?} is not known: expected names, localAddresses, environment, ingresses, dtabs, namerd or unread"
                 );
                 return Err(Problem::at(&key.place, wrong));
             }
         }
     }
     Ok(world)
+}
+
+/// Names, tables and what is unread, as [`read`] has them: the same for the same.
+pub fn write(world: &World) -> String {
+    let mut text = String::new();
+    let mut section = |name: &str, entries: Vec<(&String, String)>| {
+        if !entries.is_empty() {
+            text += &format!("{name}:\n");
+        }
+        for (key, value) in entries {
+            text += &format!("  {}: {value}\n", quoted(key));
+        }
+    };
+    let names = world.names.iter().map(|(name, known)| (name, endpoints(known.as_deref())));
+    section("names", names.collect());
+    section("dtabs", world.dtabs.iter().map(|(key, dtab)| (key, table(dtab))).collect());
+    section("unread", world.unread.iter().map(|(key, why)| (key, quoted(why))).collect());
+    if text.is_empty() { "names: {}\n".into() } else { text }
+}
+
+fn endpoints(known: Option<&[(Endpoint, f64)]>) -> String {
+    let Some(known) = known else { return "null".into() };
+    let one = |(endpoint, weight): &(Endpoint, f64)| {
+        let at = match endpoint {
+            Endpoint::Address(address) => address.to_string(),
+            Endpoint::Name(name) => name.clone(),
+        };
+        quoted(&if (*weight - 1.0).abs() < f64::EPSILON { at } else { format!("{at}*{weight}") })
+    };
+    format!("[{}]", known.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// An entry a line.
+fn table(dtab: &Dtab) -> String {
+    let lines = dtab.entries.iter().map(|entry| format!("\n    {entry} ;"));
+    if dtab.entries.is_empty() { quoted("") } else { format!("|{}", lines.collect::<String>()) }
+}
+
+/// Text of JSON is text of YAML.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn texts(node: &Node) -> Result<BTreeMap<String, String>, Problem> {
+    let one = |(key, node): &(yaml::Key, Node)| Ok((key.name.clone(), node.text()?));
+    node.map()?.iter().map(one).collect()
 }
 
 fn dtabs(node: &Node, lines: &Lines<'_>) -> Result<BTreeMap<String, Dtab>, Problem> {
@@ -188,6 +233,31 @@ namerd: {namers: [{kind: io.l5d.fs, prefix: /f, rootDir: d}]}
                 "prod None None rest:80",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let text = r#"
+names:
+  /#/c/dc1/a\x20b: ["[::1]:80", 10.0.0.1:80*0.5, web:81]
+  /#/c/dc1/gone: []
+  /#/c/dc1/mail:
+dtabs:
+  default: /svc => /#/c/dc1 | 3 * /a & (/b | !) ; /*/x => $
+  none: ""
+unread: {"/#/k": "no answer: \"x\"\n"}
+"#;
+        let world = read(&Source::of("w", text)).unwrap();
+        let written = write(&world);
+        let again = read(&Source::of("d", &written)).unwrap();
+        assert_eq!(write(&again), written);
+        assert_eq!((&again.names, &again.unread), (&world.names, &world.unread));
+        let entries = |world: &World| {
+            world.dtabs["default"].entries.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(entries(&again), entries(&world));
+        assert!(again.dtabs["none"].entries.is_empty());
+        assert_eq!(write(&World::default()), "names: {}\n");
     }
 
     #[test]

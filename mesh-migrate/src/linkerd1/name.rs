@@ -104,7 +104,7 @@ pub(super) fn shown(label: &[u8]) -> String {
 }
 
 /// What a label that is shown says.
-pub(super) fn raw(label: &str) -> String {
+pub fn raw(label: &str) -> String {
     let mut bytes = Vec::with_capacity(label.len());
     let mut rest = label.as_bytes();
     while let Some((first, after)) = rest.split_first() {

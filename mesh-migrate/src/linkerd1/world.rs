@@ -31,6 +31,9 @@ pub struct World {
     /// Namers of namerd. Where empty, the longest of `names` that a name begins with
     /// binds it.
     pub namerd: Vec<Namer>,
+    /// What should have been asked and could not be, and why: by the prefix of a namer
+    /// (`/#/io.l5d.consul`), or as in `dtabs` for an interpreter.
+    pub unread: BTreeMap<String, String>,
 }
 
 /// Endpoints of a name, each with its weight; `None` where only the name is known.
@@ -112,7 +115,7 @@ pub(super) fn endpoints_of_file(text: &str) -> Result<Vec<(Endpoint, f64)>, Stri
 }
 
 /// Where a host and a port are.
-pub(super) fn endpoint(host: &str, port: u16) -> Endpoint {
+pub fn endpoint(host: &str, port: u16) -> Endpoint {
     match host.parse::<IpAddr>() {
         Ok(ip) => Endpoint::Address((ip, port).into()),
         Err(_) => Endpoint::Name(format!("{host}:{port}")),

@@ -1,9 +1,11 @@
 //! `meshctl migrate`: hosts off their legacy proxies. `plan` and `explain` are files
-//! only; the others ask the agent of a host.
+//! only, but for `--live` and `--discover`; the others ask the agent of a host.
 
+mod discover;
 pub mod explain;
 pub mod fleet;
 mod host;
+mod http;
 mod live;
 pub mod moves;
 pub mod plan;
@@ -17,9 +19,14 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use mesh_migrate::{
     legacy::{self, Format as From, Outside},
-    linkerd1::{name::Name, world::World},
+    linkerd1::{
+        config::Config,
+        discovery,
+        name::Name,
+        world::{Files, World},
+    },
     nginx,
-    source::{Problem, Source},
+    source::{MAX_FILE, Problem, Source},
 };
 
 use crate::{
@@ -27,6 +34,9 @@ use crate::{
     failure::Failure,
     output::{Format, Output},
 };
+
+/// What `--discover` has found, beside a plan.
+const DISCOVERY: &str = "discovery.yaml";
 
 /// What `migrate` does.
 #[derive(Debug, Subcommand)]
@@ -68,6 +78,10 @@ pub(super) struct Input {
     /// `localAddresses`, `environment`, `ingresses`, `dtabs` and `namerd`
     #[arg(long, value_name = "FILE")]
     discovery: Option<PathBuf>,
+    /// Ask the registries that namers and interpreters of Linkerd point to, for names
+    /// that its tables lead to; without it nobody is asked
+    #[arg(long, conflicts_with = "discovery")]
+    discover: bool,
     /// A service of Linkerd that is known to be used, e.g. /svc/web; several times
     #[arg(long = "name", value_name = "PATH")]
     names: Vec<String>,
@@ -106,12 +120,13 @@ impl Input {
     }
 
     /// Reads files, or what a running proxy says, and calls with them and what there is
-    /// beside them.
+    /// beside them; what `--discover` has found is to be kept as a file in `keep`.
     async fn read<T>(
         &self,
         files: &[PathBuf],
         live: Option<&str>,
-        then: impl FnOnce(&legacy::Legacy<'_>) -> Result<T, Failure>,
+        keep: Option<&Path>,
+        then: impl FnOnce(&legacy::Legacy<'_>, Option<&Source>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let (sources, used) = match live {
             Some(_) if !files.is_empty() => {
@@ -129,24 +144,52 @@ impl Input {
         let beside = files.first().and_then(|file| file.parent()).map(Path::to_owned);
         let directory = self.directory.clone().or(beside).unwrap_or_default();
         let file = |name: &str| Source::read(&directory.join(name));
-        let world = match &self.discovery {
-            Some(path) => {
-                let source = Source::read(path).map_err(wrong)?;
-                legacy::read_world(&source).map_err(wrong)?
-            }
-            None => World::default(),
-        };
         let name = |text: &String| {
             Name::read(text).map_err(|problem| Failure::usage(format!("--name {text}: {problem}")))
         };
-        let names = self.names.iter().chain(&used).map(name).collect::<Result<_, _>>()?;
+        let names: Vec<Name> =
+            self.names.iter().chain(&used).map(name).collect::<Result<_, _>>()?;
+        let found = match sources.first() {
+            Some(source) if self.discover => {
+                Some(self.discovered(source, &names, &file, keep).await?)
+            }
+            _ => None,
+        };
+        let given = self.discovery.as_ref().map(|path| Source::read(path)).transpose();
+        let world = match found.as_ref().or(given.map_err(wrong)?.as_ref()) {
+            Some(source) => legacy::read_world(source).map_err(wrong)?,
+            None => World::default(),
+        };
         let variable = |name: &str| std::env::var(name).ok();
         let main = files.first().cloned().unwrap_or_default();
         let included = nginx::disk(&main);
         let outside =
             Outside { file: &file, included: &included, variable: &variable, world, names };
         let read = legacy::Legacy::read(self.format(), sources, &outside).map_err(wrong)?;
-        then(&read)
+        then(&read, found.as_ref())
+    }
+
+    /// What the registries of a Linkerd say, as the file that says it again.
+    async fn discovered(
+        &self,
+        source: &Source,
+        names: &[Name],
+        file: Files<'_>,
+        keep: Option<&Path>,
+    ) -> Result<Source, Failure> {
+        if self.from != Proxy::Linkerd1 {
+            let from = self.format().as_str();
+            return Err(Failure::usage(format!("--discover: {from} has no namers; leave it out")));
+        }
+        let config = Config::read(source).map_err(wrong)?;
+        let world = Box::pin(discover::read(&config, names, file)).await?;
+        let name = keep.unwrap_or(Path::new("")).join(DISCOVERY);
+        let text = discovery::write(&world);
+        if text.len() as u64 > MAX_FILE {
+            let why = "--discover: registries know more than a plan can hold; give what is needed";
+            return Err(Failure::new(why).remedy("--discovery FILE, with the names that are used"));
+        }
+        Ok(Source::of(&name.display().to_string(), &text))
     }
 
     /// Who knows the addresses of names.

@@ -1,7 +1,10 @@
 //! What is said about routers, namers and transformers as such.
 
 use super::{
-    super::config::{Config, Protocol, Router, Transformer, TransformerKind},
+    super::{
+        config::{Config, InterpreterKind, Protocol, Router, Transformer, TransformerKind},
+        world::World,
+    },
     keys, pair, policies, tables,
 };
 use crate::ledger::{Ledger, Verdict};
@@ -13,7 +16,7 @@ const ALWAYS: &str = "`l5d-dtab` and `l5d-ctx-dtab` of requests change no route;
      which grew to 300 there";
 
 /// About namers, all of their keys.
-pub(super) fn namers(ledger: &mut Ledger, config: &Config) {
+pub(super) fn namers(ledger: &mut Ledger, config: &Config, world: &World) {
     for key in ["namers", "routers"] {
         let Some(entries) = config.root.map().ok() else { return };
         for (key, value) in entries.iter().filter(|(known, _)| known.name == key) {
@@ -24,6 +27,7 @@ pub(super) fn namers(ledger: &mut Ledger, config: &Config) {
     for namer in &config.namers {
         ledger.exact(&namer.node.place);
         keys::of_kind(ledger, &namer.node, tables::NAMERS);
+        unread(ledger, world, &namer.prefix.to_string(), &namer.node.place);
         let pair = pair::incoming_of_namer(config, namer);
         for transformer in &namer.transformers {
             self::transformer(ledger, transformer, pair);
@@ -32,7 +36,7 @@ pub(super) fn namers(ledger: &mut Ledger, config: &Config) {
 }
 
 /// About a router, all of its keys but its table.
-pub(super) fn router(ledger: &mut Ledger, config: &Config, router: &Router) {
+pub(super) fn router(ledger: &mut Ledger, config: &Config, world: &World, router: &Router) {
     let node = &router.node;
     keys::walk(ledger, node, tables::ROUTER);
     for (key, value) in node.map().unwrap_or_default() {
@@ -53,6 +57,12 @@ pub(super) fn router(ledger: &mut Ledger, config: &Config, router: &Router) {
     }
     if matches!(router.protocol, Protocol::Http | Protocol::H2) {
         ledger.approximated(&node.place, ALWAYS);
+    }
+    let interpreter = &router.interpreter;
+    if let (InterpreterKind::Store(key) | InterpreterKind::Namerd(key), Some(node)) =
+        (&interpreter.kind, &interpreter.node)
+    {
+        unread(ledger, world, key, &node.place);
     }
     let pair = pair::incoming(config, router);
     for transformer in &router.interpreter.transformers {
@@ -78,6 +88,17 @@ pub(super) fn router(ledger: &mut Ledger, config: &Config, router: &Router) {
                 _ => {}
             }
         }
+    }
+}
+
+/// What should have been asked and was not.
+fn unread(ledger: &mut Ledger, world: &World, key: &str, place: &crate::source::Place) {
+    if let Some(why) = world.unread.get(key) {
+        ledger.decision(
+            place,
+            format!("not all of {key} was read: {why}. Can it be given?"),
+            &["plan again where it answers", "give it with --discovery", "nobody needs it"],
+        );
     }
 }
 

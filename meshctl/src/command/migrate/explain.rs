@@ -69,7 +69,7 @@ impl Explain {
         let request = self.asked()?;
         let from = self.input.format().as_str();
         let files = [self.file.clone()];
-        let explained = self.input.read(&files, None, |legacy| {
+        let explained = self.input.read(&files, None, None, |legacy, _| {
             let answer = legacy.explain(&request).map_err(wrong)?;
             let (program, _) = legacy.convert().map_err(wrong)?;
             let ours = decide(&program, &request);

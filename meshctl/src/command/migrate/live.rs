@@ -2,16 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
 use mesh_migrate::{
     legacy::Format,
     source::{MAX_FILE, Source},
 };
-use tokio::{net::TcpStream, time::timeout};
 
+use super::http::{self, Bounds};
 use crate::failure::{Exit, Failure};
 
 /// For one answer.
@@ -50,28 +46,10 @@ async fn get(authority: &str, path: &str) -> Result<String, Failure> {
             .exit(Exit::Unreachable)
             .remedy("is this the admin port, and does it run?")
     };
-    let asked = async {
-        let stream = TcpStream::connect(authority).await.map_err(|error| lost(&error))?;
-        let (mut send, connection) =
-            handshake(TokioIo::new(stream)).await.map_err(|error| lost(&error))?;
-        let request = http::Request::get(path)
-            .header(http::header::HOST, authority)
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| lost(&error))?;
-        // Ends with its connection, which ends with this command.
-        tokio::spawn(async move {
-            let _ = connection.await;
-        });
-        let answer = send.send_request(request).await.map_err(|error| lost(&error))?;
-        if !answer.status().is_success() {
-            return Err(lost(&format!("answers {}", answer.status())));
-        }
-        let limit = usize::try_from(MAX_FILE).unwrap_or(usize::MAX);
-        let body = Limited::new(answer.into_body(), limit).collect().await;
-        let body = body.map_err(|error| lost(&error))?.to_bytes();
-        String::from_utf8(body.to_vec()).map_err(|error| lost(&error))
-    };
-    timeout(PATIENCE, asked).await.map_err(|_| lost(&"no answer within 10 s"))?
+    let length = usize::try_from(MAX_FILE).unwrap_or(usize::MAX);
+    let bounds = Bounds { patience: PATIENCE, length };
+    let body = http::get(authority, path, &[], bounds).await.map_err(|error| lost(&error))?;
+    String::from_utf8(body.to_vec()).map_err(|error| lost(&error))
 }
 
 /// `rt/<router>/service/<name>/requests`, name for name.

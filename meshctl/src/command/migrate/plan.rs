@@ -9,7 +9,7 @@ use mesh_migrate::{
 };
 use serde::Serialize;
 
-use super::{Input, host, wrong};
+use super::{DISCOVERY, Input, host, wrong};
 use crate::{
     failure::{Exit, Failure},
     output::{self, Format, Output, Paint, Show},
@@ -26,7 +26,8 @@ Examples:
   meshctl migrate plan --from haproxy /etc/haproxy/haproxy.cfg
   nginx -T | meshctl migrate plan --from nginx - -o web-7
   meshctl migrate plan --from linkerd1 linkerd.yaml --discovery names.txt -o web-7 --strict
-  meshctl migrate plan --from linkerd1 --live http://127.0.0.1:9990 -o web-7
+  meshctl migrate plan --from linkerd1 --live http://127.0.0.1:9990 --discover -o web-7
+  meshctl migrate plan --from linkerd1 linkerd.yaml --discovery web-7/discovery.yaml -o web-7
   edge-proxy --config web-7/proxy.yaml"
 )]
 pub struct Plan {
@@ -72,20 +73,22 @@ impl Plan {
         let resolve = self.input.resolver()?;
         let from = self.input.format();
         let wanted = Wanted { namespace: &self.namespace, site: &self.as_site, resolve: &resolve };
-        let planned = self.input.read(&self.files, self.live.as_deref(), |legacy| {
-            let (program, mut ledger) = legacy.convert().map_err(wrong)?;
-            let objects = objects::objects(&program, &wanted, &mut ledger);
-            let is_blank = |line: &str| from.is_blank(line);
-            let report = Report::new(from.as_str(), &ledger, legacy.sources(), is_blank);
-            Ok((objects, report, legacy.control()))
-        });
-        let (objects, report, control) = planned.await?;
+        let planned =
+            self.input.read(&self.files, self.live.as_deref(), directory, |legacy, found| {
+                let (program, mut ledger) = legacy.convert().map_err(wrong)?;
+                let objects = objects::objects(&program, &wanted, &mut ledger);
+                let is_blank = |line: &str| from.is_blank(line);
+                let report = Report::new(from.as_str(), &ledger, legacy.sources(), is_blank);
+                Ok((objects, report, legacy.control(), found.map(|source| source.text.clone())))
+            });
+        let (objects, report, control, found) = planned.await?;
         let mut files = objects.files();
         files.push(("report.md", report.markdown()));
         let mut json = serde_json::to_string_pretty(&report).map_err(Failure::new)?;
         json.push('\n');
         files.push(("report.json", json));
         files.push(("report.html", report.html()));
+        files.extend(found.map(|found| (DISCOVERY, found)));
         let mut written = Vec::new();
         if let Some(directory) = directory {
             std::fs::create_dir_all(directory).map_err(|error| cannot(directory, &error))?;

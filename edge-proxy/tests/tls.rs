@@ -321,3 +321,30 @@ async fn what_is_no_tls_is_refused_where_names_decide() {
         assert!(said(stream).await.is_err(), "{door}");
     }
 }
+
+#[tokio::test]
+async fn what_is_no_tls_goes_where_everything_else_does() {
+    let world = World::start(RULES).await;
+    let raw = TcpListener::bind(any()).await.unwrap();
+    let mut apps = world.apps.clone();
+    apps.iter_mut().for_each(|(_, addr)| *addr = raw.local_addr().unwrap());
+    let world = World { apps, ..world };
+    let others = "
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: { name: others, namespace: shop }
+spec:
+  parentRefs: [{ kind: Service, name: web }]
+  rules: [{ backendRefs: [{ name: web, port: 444 }] }]
+";
+    world.rules(&format!("{RULES}---{others}"));
+    for door in ["tls", "tcp"] {
+        let mut client = world.connect(door).await;
+        client.write_all(b"hello, who is there?").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut server = wait(raw.accept()).await.unwrap().0;
+        let mut received = Vec::new();
+        wait(server.read_to_end(&mut received)).await.unwrap();
+        assert_eq!(received, b"hello, who is there?", "{door}");
+    }
+}

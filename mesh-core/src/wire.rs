@@ -135,6 +135,15 @@ fn host_name(field: &'static str, value: &str) -> Result<Option<Arc<str>>, WireE
     Ok((!value.is_empty()).then(|| value.into()))
 }
 
+/// A host name, perhaps with a port; an empty value for none.
+fn host_and_port(field: &'static str, value: &str) -> Result<Option<Arc<str>>, WireError> {
+    let Some((name, port)) = value.split_once(':') else { return host_name(field, value) };
+    if port.parse::<u16>().is_err() || host_name(field, name)?.is_none() {
+        return Err(wrong(field, "must be a host name, or one with a port"));
+    }
+    Ok(Some(value.into()))
+}
+
 /// An `ip:port` that can be dialled.
 fn socket_address(field: &'static str, value: &str) -> Result<SocketAddr, WireError> {
     let addr: SocketAddr = value.parse().map_err(|_| wrong(field, "must be ip:port"))?;

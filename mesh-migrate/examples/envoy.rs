@@ -59,6 +59,9 @@ fn generated(directory: &str, count: u64, first: u64) -> Result<(), Box<dyn std:
         let text = writer::yaml(&made.config, &mut chance::Chance::new(seed));
         let path = format!("{directory}/{seed}.yaml");
         std::fs::write(&path, text)?;
+        // With a line for each field, where what is said of lines matters.
+        let lines = serde_json::to_string_pretty(&made.config)?;
+        std::fs::write(format!("{directory}/{seed}.json"), lines)?;
         let times = |mut request: Value| {
             request["times"] = json!(2);
             request

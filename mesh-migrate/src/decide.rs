@@ -1,7 +1,7 @@
 //! What a [`Program`] does with a request: the plainest reading of it, rule by rule,
 //! to compare conversions with what the legacy proxy would have done.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use regex::bytes::RegexBuilder;
 
@@ -20,7 +20,8 @@ const MAX_PATTERN: usize = 4 << 20;
 
 /// What the program does with the request.
 ///
-/// Listeners are known by name or by address, as `Request::listener` has it. Changed
+/// Listeners are known by name or by address, as `Request::listener` has it; one at all
+/// addresses by each of them. Changed
 /// headers are told as the application gets them, in order of their names, values of
 /// one name joined by `, `. A pattern that does not compile matches nothing.
 pub fn decide(program: &Program, request: &Request) -> Answer {
@@ -59,8 +60,13 @@ fn listener<'p>(program: &'p Program, request: &Request) -> Option<&'p Listener>
     };
     let named = program.listeners.iter().find(|listener| listener.name == *asked);
     named.or_else(|| {
-        let address = asked.parse().ok()?;
-        program.listeners.iter().find(|listener| listener.addresses.contains(&address))
+        let address: SocketAddr = asked.parse().ok()?;
+        let at = |address| program.listeners.iter().find(|l| l.addresses.contains(&address));
+        let any: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        at(address).or_else(|| at(SocketAddr::new(any, address.port())))
     })
 }
 

@@ -20,6 +20,7 @@ use crate::{
     ledger::Ledger,
     program::{Accepts, Forwarded, Listener, Program, Then},
     request::Endpoint,
+    source::Place,
 };
 
 /// Rules of one listener, at most.
@@ -196,25 +197,27 @@ impl Making<'_> {
 
     /// What one proxy does for all of its listeners.
     fn forwarded(&mut self) -> Option<&'static str> {
-        let mut all = BTreeSet::new();
+        let mut all = BTreeMap::<_, Vec<&Place>>::new();
         for listener in &self.program.listeners {
             if let Accepts::Http { forwarded, .. } = &listener.accepts {
-                all.insert(match forwarded {
+                let how = match forwarded {
                     Forwarded::Keep => "keep",
                     Forwarded::Append => "append",
                     Forwarded::Replace => "replace",
-                });
+                };
+                all.entry(how).or_default().push(&listener.place);
             }
         }
-        if all.len() > 1
-            && let Some(listener) = self.program.listeners.first()
-        {
-            let how = "listeners treat X-Forwarded-For differently; a proxy of ours treats all \
-                       alike, and appends the client's address";
-            self.ledger.approximated(&listener.place, how);
+        if all.len() > 1 {
+            let others = all.iter().filter(|(how, _)| **how != "append");
+            for place in others.flat_map(|(_, places)| places) {
+                let how = "listeners treat X-Forwarded-For differently; a proxy of ours treats \
+                           all alike, and appends the client's address";
+                self.ledger.approximated(place, how);
+            }
             return Some("append");
         }
-        all.into_iter().next()
+        all.into_keys().next()
     }
 
     fn metadata(&self, name: &str) -> Value {

@@ -1,10 +1,10 @@
 //! Answers that a rule gives itself: what is written in it, and redirects.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use mesh_core::{
     message::{RequestHead, Scheme},
-    rule::{Redirect, Reply, Target},
+    rule::{HeaderChanges, Redirect, Reply, Target},
 };
 
 use super::{answer::GRPC_STATUS, decision::Decision, request::bad_rewrite};
@@ -38,7 +38,24 @@ fn redirected(
     *response.status_mut() = status;
     let Ok(location) = HeaderValue::from_str(&location) else { return Ok(None) };
     response.headers_mut().insert(header::LOCATION, location);
+    let rule = decision.route().map(|route| &route.filters.response);
+    let more = decision.extension().map(|more| &more.response_headers);
+    for changes in [rule, more].into_iter().flatten() {
+        change(response.headers_mut(), changes);
+    }
     Ok(Some(response))
+}
+
+fn change(headers: &mut HeaderMap, changes: &HeaderChanges) {
+    for (name, value) in &changes.set {
+        headers.insert(name, value.clone());
+    }
+    for (name, value) in &changes.add {
+        headers.append(name, value.clone());
+    }
+    for name in &changes.remove {
+        headers.remove(name);
+    }
 }
 
 /// With what says how long it is: HTTP/2 may leave that out, but who asks by
@@ -131,6 +148,22 @@ mod tests {
             (&typed.headers()["content-type"], &typed.headers()["x-a"]),
             (&HeaderValue::from_static("a/b"), &HeaderValue::from_static("1"),)
         );
+    }
+
+    #[test]
+    fn headers_of_a_redirect_are_changed_as_the_rule_says() {
+        let value = HeaderValue::from_static;
+        let changes = HeaderChanges {
+            set: vec![("x-a".parse().unwrap(), value("1"))],
+            add: vec![("x-a".parse().unwrap(), value("2"))],
+            remove: vec!["x-b".parse().unwrap()],
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("x-a", value("0"));
+        headers.insert("x-b", value("0"));
+        change(&mut headers, &changes);
+        assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert!(!headers.contains_key("x-b"));
     }
 
     #[test]

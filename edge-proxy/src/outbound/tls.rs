@@ -36,8 +36,23 @@ pub async fn carry(
     record.entry.port = Some(destination.port.clone());
     match hello(stream).await {
         Ok((hello, stream)) => go_on(worker, destination, &hello, stream, record).await,
+        Err(NoHello::Other(NotHello::NotTls, stream)) if takes_any(worker, destination) => {
+            opaque::carry(worker, destination, stream, record).await;
+        }
         Err(no_hello) => no_hello.refuse(destination.service.as_str(), record).await,
     }
+}
+
+/// Whether a rule takes connections that are none of TLS.
+fn takes_any(worker: &Worker, destination: &Destination) -> bool {
+    let svid = worker.shared.credentials.svid();
+    let from = svid.as_ref().and_then(|svid| svid.id.namespace());
+    let snapshot = worker.shared.snapshot.load();
+    let service = snapshot.as_ref().and_then(|s| s.services.get(&destination.service));
+    service.is_some_and(|service| {
+        let found = service.connection_routes.find(&destination.port, from, None);
+        matches!(found, Ok(Some(_)))
+    })
 }
 
 /// One connection that begins like TLS, to a port of which it was not known.
@@ -113,7 +128,7 @@ async fn go_on(
     }
 }
 
-/// Reads a ClientHello and puts it back.
+/// Reads a ClientHello, or what else there is, and puts it back.
 async fn hello(mut stream: Stream) -> Result<(ClientHello, Stream), NoHello> {
     let mut read = BytesMut::with_capacity(2048);
     let found = tokio::time::timeout(HELLO_PATIENCE, async {
@@ -129,7 +144,9 @@ async fn hello(mut stream: Stream) -> Result<(ClientHello, Stream), NoHello> {
     });
     match found.await {
         Ok(Ok(Ok(hello))) => Ok((hello, Box::new(Prefixed::new(read.freeze(), stream)))),
-        Ok(Ok(Err(why))) => Err(NoHello::Other(why, stream)),
+        Ok(Ok(Err(why))) => {
+            Err(NoHello::Other(why, Box::new(Prefixed::new(read.freeze(), stream))))
+        }
         Ok(Err(error)) => Err(NoHello::Ended(error, stream)),
         Err(_) => Err(NoHello::Ended(io::ErrorKind::TimedOut.into(), stream)),
     }

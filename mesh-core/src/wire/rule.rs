@@ -9,7 +9,7 @@ use super::{
     MAX_BACKENDS, MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_MIRRORS, MAX_STATUSES, MAX_TEXT,
     WireError, at_most, extension,
     headers::{changes, changes_out},
-    host_name, millis, parse, text, to_millis, wrong,
+    host_and_port, host_name, millis, parse, text, to_millis, wrong,
 };
 use crate::{
     name::{PortName, ServiceName, label},
@@ -374,7 +374,7 @@ impl TryFrom<&v1::Rewrite> for Rewrite {
 
     fn try_from(message: &v1::Rewrite) -> Result<Self, WireError> {
         Ok(Self {
-            hostname: host_name("rewrite.hostname", &message.hostname)?,
+            hostname: host_and_port("rewrite.hostname", &message.hostname)?,
             path: message.path.as_ref().map(PathChange::try_from).transpose()?,
         })
     }

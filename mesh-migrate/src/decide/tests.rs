@@ -229,6 +229,13 @@ fn connections_go_by_name() {
     for (name, pool) in table {
         assert_eq!(to(name).as_deref(), pool, "{name:?}");
     }
+    let any = |address: &str| {
+        let mut program = program.clone();
+        program.listeners[0].addresses = vec![address.parse().unwrap()];
+        let request = Request { listener: Some("10.0.0.9:80".into()), ..get("h/", &[]) };
+        listener(&program, &request).is_some()
+    };
+    assert!(any("0.0.0.0:80") && !any("[::]:80") && !any("0.0.0.0:81"));
     program.listeners[0].addresses.clear();
     let request = Request { listener: Some("10.0.0.9:80".into()), ..get("h/", &[]) };
     assert_eq!(decide(&program, &request).outcome, Outcome::Closed);

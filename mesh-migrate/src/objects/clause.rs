@@ -91,8 +91,16 @@ impl Clause {
             (None, Some(_)) => both.sources.clone_from(&other.sources),
             _ => {}
         }
-        extend(&mut both.headers, &other.headers);
-        extend(&mut both.query, &other.query);
+        for header in &other.headers {
+            let rest = named(&mut both.headers, header);
+            let rest = rest.map(|one| matching(None, None, &[one], &[]));
+            extend(&mut both.also, rest.as_slice());
+        }
+        for query in &other.query {
+            let rest = named(&mut both.query, query);
+            let rest = rest.map(|one| matching(None, None, &[], &[one]));
+            extend(&mut both.also, rest.as_slice());
+        }
         extend(&mut both.also, &other.also);
         extend(&mut both.unless, &other.unless);
         extend(&mut both.not_sources, &other.not_sources);
@@ -105,6 +113,24 @@ fn extend<T: Clone + PartialEq>(to: &mut Vec<T>, from: &[T]) {
         if !to.contains(one) {
             to.push(one.clone());
         }
+    }
+}
+
+/// Adds a condition about something with a name. Of one match the first about a name
+/// counts alone (Gateway API, HTTPRouteMatch): a second one comes back.
+fn named(all: &mut Vec<(String, Text)>, one: &(String, Text)) -> Option<(String, Text)> {
+    let Some(known) = all.iter_mut().find(|known| known.0 == one.0) else {
+        all.push(one.clone());
+        return None;
+    };
+    match (&known.1, &one.1) {
+        // What is something is there.
+        (_, Text::Present) => None,
+        (Text::Present, text) => {
+            known.1 = text.clone();
+            None
+        }
+        (a, b) => (a != b).then(|| one.clone()),
     }
 }
 

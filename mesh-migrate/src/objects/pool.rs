@@ -64,6 +64,17 @@ impl Making<'_> {
 
     fn policy(&mut self, label: &str, pool: &Pool) {
         let affinity = match &pool.balance {
+            Balance::Hash(Key::Cookie(name, None)) => {
+                // It would take the place of what the application sets.
+                let question = format!(
+                    "one value of the cookie {name} stays with one endpoint; ours does so only \
+                     where it makes the cookie itself, and so does not. What keeps clients together?"
+                );
+                let choices =
+                    ["nothing: they are spread", "a cookie of another name, in its policy"];
+                self.ledger.decision(&pool.place, question, &choices);
+                None
+            }
             Balance::Hash(key) => Some(match key {
                 Key::Source => json!({ "source": true }),
                 Key::Header(name) => json!({ "header": name }),

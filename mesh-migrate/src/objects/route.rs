@@ -162,6 +162,10 @@ impl Making<'_> {
             &forward.path
         {
             policy.insert("rewrite".into(), rewrite(change));
+            if may_end_without_slash(change) {
+                let how = "a path that does not begin with / after this is answered 500 with us";
+                self.ledger.approximated(&rule.place, how);
+            }
         }
         let filters = self.filters(forward);
         if !filters.is_empty() {
@@ -265,23 +269,36 @@ impl Making<'_> {
     }
 
     pub(super) fn tcp_rules(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
+        let asks_for_names = rules.iter().any(|rule| !rule.server_names.is_empty());
         for (number, rule) in (1..).zip(rules) {
             let backends = self.backends(&rule.place, &rule.pools, CONNECTIONS);
-            let is_tls = !rule.server_names.is_empty();
-            let mut spec = json!({
+            let spec = json!({
                 "parentRefs": [{ "kind": "Service", "name": name, "port": port }],
                 "rules": [{ "backendRefs": backends }],
             });
-            if is_tls {
-                spec["hostnames"] = json!(rule.server_names);
+            let name = format!("{name}-{number}");
+            if !rule.server_names.is_empty() {
+                self.connection_route("TLSRoute", &name, &rule.server_names, spec);
+                continue;
             }
-            self.documents.push(json!({
-                "apiVersion": "gateway.networking.k8s.io/v1",
-                "kind": if is_tls { "TLSRoute" } else { "TCPRoute" },
-                "metadata": self.metadata(&format!("{name}-{number}")),
-                "spec": spec,
-            }));
+            // A TCPRoute has no TLS where there is a TLSRoute.
+            if asks_for_names {
+                self.connection_route("TLSRoute", &format!("{name}-tls"), &[], spec.clone());
+            }
+            self.connection_route("TCPRoute", &name, &[], spec);
         }
+    }
+
+    fn connection_route(&mut self, kind: &str, name: &str, hostnames: &[String], mut spec: Value) {
+        if !hostnames.is_empty() {
+            spec["hostnames"] = json!(hostnames);
+        }
+        self.documents.push(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": kind,
+            "metadata": self.metadata(name),
+            "spec": spec,
+        }));
     }
 }
 
@@ -323,10 +340,23 @@ fn rewrite(change: &PathChange) -> Value {
     }
 }
 
+/// Whether the path, which begins with /, may be changed to one that does not.
+fn may_end_without_slash(change: &PathChange) -> bool {
+    match change {
+        PathChange::Whole(path) => !path.starts_with('/'),
+        PathChange::Prefix { from, to } => !to.starts_with('/') && !from.is_empty(),
+        PathChange::Pattern { pattern, substitution, .. } => {
+            let begins_later = pattern.starts_with(|first: char| first.is_ascii_alphanumeric())
+                && !pattern.contains(['|', '?', '*', '{']);
+            !substitution.starts_with('/') && !begins_later
+        }
+    }
+}
+
 /// What the proxy itself answers.
 fn answered(reply: &Reply, route: &mut Map<String, Value>, policy: &mut Map<String, Value>) {
     if let Some(location) = &reply.location {
-        redirected(reply.status, location, route, policy);
+        redirected(reply, location, route, policy);
         return;
     }
     let reply = object([
@@ -338,7 +368,7 @@ fn answered(reply: &Reply, route: &mut Map<String, Value>, policy: &mut Map<Stri
 }
 
 fn redirected(
-    status: u16,
+    reply: &Reply,
     location: &Location,
     route: &mut Map<String, Value>,
     policy: &mut Map<String, Value>,
@@ -358,10 +388,15 @@ fn redirected(
         ("hostname", location.host.as_deref().map(Into::into)),
         ("port", location.port.map(Into::into)),
         ("path", whole),
-        ("statusCode", Some(status.into())),
+        ("statusCode", Some(reply.status.into())),
     ]);
-    let filter = json!({ "type": "RequestRedirect", "requestRedirect": redirect });
-    route.insert("filters".into(), json!([filter]));
+    let mut filters = vec![json!({ "type": "RequestRedirect", "requestRedirect": redirect })];
+    if !reply.headers.is_empty() {
+        let modifier = json!({ "add": fields(&reply.headers) });
+        filters
+            .push(json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": modifier }));
+    }
+    route.insert("filters".into(), filters.into());
     if location.strip_query {
         policy.insert("stripQuery".into(), true.into());
     }

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    program::{Balance, Condition, Forward, Member, PathChange, Pool, Reply, Rule, Text},
+    program::{
+        Balance, Condition, Forward, Location, Member, PathChange, Pool, Reply, Rule, TcpRule, Text,
+    },
     source::Place,
 };
 
@@ -158,4 +160,87 @@ fn the_same_program_is_the_same_bytes() {
         once.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
         ["proxy.yaml", "site.yaml", "rules.yaml"]
     );
+}
+
+/// Of a match the first header of a name counts alone, as Gateway API has it.
+#[test]
+fn two_conditions_about_one_header_are_two_matches() {
+    let header = |text: Text| Condition::Header("Host".into(), text);
+    let when = Condition::All(vec![
+        header(Text::Present),
+        header(Text::Prefix("a".into())),
+        header(Text::Pattern(".*z".into())),
+        Condition::Query("v".into(), Text::Exact("1".into())),
+        Condition::Query("v".into(), Text::Pattern("[0-9]".into())),
+    ]);
+    let (objects, _) = made(vec![rule(when, "be.a")]);
+    let first = &objects.rules[0]["spec"]["rules"][0]["matches"][0];
+    assert_eq!(first["headers"].as_array().unwrap().len(), 1);
+    assert_eq!(first["headers"][0]["value"], "a(?s:.*)");
+    assert_eq!(first["queryParams"].as_array().unwrap().len(), 1);
+    let also = &objects.rules[1]["spec"]["rules"][0]["also"];
+    assert_eq!(also[0]["headers"][0]["value"], ".*z");
+    assert_eq!(also[1]["queryParams"][0]["value"], "[0-9]");
+}
+
+/// Where names of TLS matter, what takes any connection takes those of TLS, too.
+#[test]
+fn what_takes_all_connections_takes_tls_of_other_names() {
+    let rule = |names: &[&str], pool: &str| TcpRule {
+        place: place(),
+        server_names: names.iter().map(ToString::to_string).collect(),
+        pools: vec![(pool.into(), 1)],
+    };
+    let kinds = |rules: Vec<TcpRule>| {
+        let mut program = program(Vec::new());
+        program.listeners[0].accepts = Accepts::Tcp { rules };
+        let wanted = Wanted { namespace: "legacy", site: "west", resolve: &|_| Vec::new() };
+        let made = objects(&program, &wanted, &mut Ledger::default());
+        let routes = made.rules.iter().filter(|one| one["kind"] != "TrafficPolicy");
+        routes
+            .map(|one| {
+                let name = one["metadata"]["name"].as_str().unwrap();
+                format!("{} {name} {}", one["kind"].as_str().unwrap(), one["spec"]["hostnames"])
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(vec![rule(&[], "be.a")]), ["TCPRoute fe-main-1 null"]);
+    let both = kinds(vec![rule(&["a.example"], "be.a"), rule(&[], "be-a")]);
+    let named = "TLSRoute fe-main-1 [\"a.example\"]";
+    assert_eq!(both, [named, "TLSRoute fe-main-2-tls null", "TCPRoute fe-main-2 null"]);
+}
+
+#[test]
+fn a_path_that_may_lose_its_slash_is_told() {
+    let told = |path: PathChange| {
+        let forward =
+            Forward { pools: vec![("be.a".into(), 1)], path: Some(path), ..Forward::default() };
+        let then = Then::Forward(Box::new(forward));
+        let (_, entries) = made(vec![Rule { place: place(), when: Condition::Always, then }]);
+        entries.iter().any(|entry| format!("{:?}", entry.verdict).contains("begin with /"))
+    };
+    let pattern = |pattern: &str, substitution: &str| PathChange::Pattern {
+        pattern: pattern.into(),
+        substitution: substitution.into(),
+        all: true,
+    };
+    assert!(told(pattern("/(.)", "<$1>")) && told(pattern("a|/", "b")));
+    assert!(!told(pattern("/a", "/b")) && !told(pattern("a", "b")));
+    assert!(told(PathChange::Prefix { from: "/a".into(), to: "b".into() }));
+    assert!(!told(PathChange::Prefix { from: "/a".into(), to: "/b".into() }));
+}
+
+#[test]
+fn a_redirect_has_headers_of_its_own() {
+    let reply = Reply {
+        status: 301,
+        headers: vec![("x-r".into(), "r".into())],
+        location: Some(Location { host: Some("new.example".into()), ..Location::default() }),
+        ..Reply::default()
+    };
+    let then = Then::Reply(reply);
+    let (objects, _) = made(vec![Rule { place: place(), when: Condition::Always, then }]);
+    let filters = &objects.rules[0]["spec"]["rules"][0]["filters"];
+    assert_eq!(filters[0]["requestRedirect"]["hostname"], "new.example");
+    assert_eq!(filters[1]["responseHeaderModifier"]["add"][0]["name"], "x-r");
 }

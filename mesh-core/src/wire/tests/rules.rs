@@ -39,7 +39,7 @@ pub(super) fn filters() -> v1::Filters {
         response: Some(changes()),
         redirect: None,
         rewrite: Some(v1::Rewrite {
-            hostname: "orders.internal".into(),
+            hostname: "orders.internal:8080".into(),
             path: path_change(Change::Full("/whole".into())),
         }),
         mirrors: vec![
@@ -87,6 +87,10 @@ fn rules_that_mean_nothing() {
     let redirect = |redirect: v1::Redirect| {
         filtered(v1::Filters { redirect: Some(redirect), ..Default::default() })
     };
+    let rewritten = |hostname: &str| {
+        let rewrite = Some(v1::Rewrite { hostname: hostname.into(), path: None });
+        filtered(v1::Filters { rewrite, ..Default::default() })
+    };
     let set = |name: &str| {
         let header = v1::Header { name: name.into(), value: "1".into() };
         let request = Some(v1::HeaderChanges { set: vec![header], ..Default::default() });
@@ -125,6 +129,9 @@ fn rules_that_mean_nothing() {
             "redirect.hostname",
             redirect(v1::Redirect { hostname: "a/b".into(), ..Default::default() }),
         ),
+        ("rewrite.hostname", rewritten("a:b")),
+        ("rewrite.hostname", rewritten(":80")),
+        ("rewrite.hostname", rewritten("a:80:80")),
         (
             "filters.redirect",
             routed(&|r| {

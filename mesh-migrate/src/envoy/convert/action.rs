@@ -118,6 +118,7 @@ impl<'c> Converter<'c> {
             }
         }
         let reply = Reply { status: missing(action), ..Reply::default() };
+        let reply = self.answer(reply, [here.within.routes, here.host, here.route]);
         rules.push(rule(&here.route.place, when.clone(), Then::Reply(reply)));
     }
 
@@ -135,7 +136,7 @@ impl<'c> Converter<'c> {
             let reply = Reply { status: missing(action), ..Reply::default() };
             self.notes
                 .approximated(&action.place, "the cluster is not there: Envoy answers so, too");
-            return Then::Reply(reply);
+            return Then::Reply(self.answer(reply, [within.routes, host, route]));
         }
         let taken: Vec<&Tree> =
             weighted.iter().filter(|(.., weight)| *weight > 0).map(|(one, ..)| *one).collect();

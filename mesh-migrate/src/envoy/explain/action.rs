@@ -80,11 +80,7 @@ impl<'c> Asked<'c> {
 
     fn action(&self, hcm: &Tree, levels: [&'c Tree; 3], seen: &Seen<'_>, why: &mut Why) -> Outcome {
         let [.., route] = levels;
-        let mut order: Vec<&Tree> = levels.into_iter().rev().collect();
-        if levels[0].is("most_specific_header_mutations_wins") {
-            order.reverse();
-        }
-        let added = || Headers::of_answer(&order, seen.http, self.source);
+        let added = || self.added(levels, seen);
         if let Some(redirect) = route.msg("redirect") {
             let matcher = route.msg("match");
             why.at(&redirect.place, "redirect");
@@ -100,6 +96,15 @@ impl<'c> Asked<'c> {
                 answered(404)
             }
         }
+    }
+
+    /// Headers of an answer of Envoy itself.
+    fn added(&self, levels: [&'c Tree; 3], seen: &Seen<'_>) -> Vec<(String, String)> {
+        let mut order: Vec<&Tree> = levels.into_iter().rev().collect();
+        if levels[0].is("most_specific_header_mutations_wins") {
+            order.reverse();
+        }
+        Headers::of_answer(&order, seen.http, self.source)
     }
 
     fn forward(
@@ -120,7 +125,7 @@ impl<'c> Asked<'c> {
         if pools.iter().all(|(name, _)| self.config.cluster(name).is_none()) {
             let names: Vec<_> = pools.iter().map(|(name, _)| name.as_str()).collect();
             why.at(&action.place, format!("there is no cluster {:?}", names.join(", ")));
-            return answered(missing);
+            return with(answered(missing), self.added(levels, seen));
         }
         let mut forwarded = self.forwarded(pools, why);
         forwarded.is_sticky &= action.messages("hash_policy").any(|policy| hashes(policy, seen));

@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 use super::{At, Directive, Forwarded, Template, Work, leaf::Here};
 use crate::{
     nginx::{explain::Url, model, template::Part},
-    program::{Forward, Said},
+    program::{Forward, Rule, Said, Then},
 };
+
+/// Statuses of answers that have the headers of `add_header` without `always`.
+const ADDED: [u16; 10] = [200, 201, 204, 206, 301, 302, 303, 304, 307, 308];
+const VARIABLE_ANSWER: &str = "its value has variables: answers do not have the header";
 
 /// What a header of a request becomes.
 enum Becomes {
@@ -185,8 +189,30 @@ impl<'m, 'c> Work<'m, 'c> {
                     forward.add_answer.push((directive.arg(0).to_ascii_lowercase(), value));
                 }
                 Some(_) => self.exact(directive),
-                None => self
-                    .dropped(directive, "its value has variables: answers do not have the header"),
+                None => self.dropped(directive, VARIABLE_ANSWER),
+            }
+        }
+    }
+}
+
+impl<'m, 'c> Work<'m, 'c> {
+    /// What `add_header` says of answers that nginx gives itself.
+    pub(super) fn own_answers(&mut self, chain: &[&'c Directive], rules: &mut [Rule]) {
+        for rule in rules {
+            let Then::Reply(reply) = &mut rule.then else { continue };
+            let is_added = ADDED.contains(&reply.status);
+            for directive in model::array(chain, "add_header") {
+                let value = Template::of(directive.arg(1)).ok().and_then(|value| value.constant());
+                match value {
+                    Some(value) if is_added || directive.arg(2) == "always" => {
+                        self.exact(directive);
+                        if !value.is_empty() {
+                            reply.headers.push((directive.arg(0).to_ascii_lowercase(), value));
+                        }
+                    }
+                    Some(_) => self.exact(directive),
+                    None => self.dropped(directive, VARIABLE_ANSWER),
+                }
             }
         }
     }

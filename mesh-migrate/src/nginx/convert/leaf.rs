@@ -92,6 +92,10 @@ impl<'m, 'c> Work<'m, 'c> {
             location: None,
             groups: None,
         };
+        if !model::is_on(&here.chain, "underscores_in_headers", false) {
+            let how = "headers with _ in their names come through; nginx leaves them out";
+            self.approximated(directive, how);
+        }
         let ends = self.rewrites(at, &here, directive, &Condition::Always, &mut rules);
         let mut inner = Vec::new();
         for (when, leaf) in self.level(&server.locations, true).all() {
@@ -103,7 +107,9 @@ impl<'m, 'c> Work<'m, 'c> {
                         None => redirect_to(at, 301, PathChange::Whole(location.text.clone())),
                     };
                     let place = location.directive.place.clone();
-                    inner.push(Rule { place, when, then: Then::Reply(reply) });
+                    let mut rule = [Rule { place, when, then: Then::Reply(reply) }];
+                    self.own_answers(&location.chain, &mut rule);
+                    inner.extend(rule);
                 }
             }
         }
@@ -216,7 +222,9 @@ impl<'m, 'c> Work<'m, 'c> {
             match directive.name.as_str() {
                 "set" => self.set(at, directive),
                 "return" => {
+                    let before = rules.len();
                     self.returns(at, &here, directive, when, rules);
+                    self.own_answers(&here.chain, &mut rules[before..]);
                     return true;
                 }
                 "break" => {
@@ -224,7 +232,9 @@ impl<'m, 'c> Work<'m, 'c> {
                     return false;
                 }
                 "rewrite" => {
+                    let before = rules.len();
                     self.rewrite(at, &here, directive, when, rules);
+                    self.own_answers(&here.chain, &mut rules[before..]);
                     here.groups = None;
                 }
                 "if" => {

@@ -317,7 +317,11 @@ fn location(
     if rest.is_empty() {
         parts.remove(0);
         match parts.first()? {
-            Part::Variable(name) if name == "host" => {}
+            Part::Variable(name) if name == "host" => {
+                how = Some(
+                    "the host is as the client names it, with its capitals and a last dot; nothing stands in for one that is not named (HTTP/1.0)",
+                );
+            }
             Part::Variable(name) if name == "http_host" => {
                 how = Some("a port that the client names is left out")
             }

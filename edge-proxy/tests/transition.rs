@@ -1,0 +1,267 @@
+//! Peers that still speak TLS with certificates of another CA.
+
+#![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
+
+mod support;
+
+use std::{net::SocketAddr, time::Duration};
+
+use edge_proxy::{
+    app::{App as ProxyApp, Shared},
+    config::{Config, Forwarded, ListenerTls},
+};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_tunnel::{Credentials, RealNet, Trust};
+use rustls::{ClientConfig, version};
+use support::{
+    Pair, Targets,
+    apps::{AnyBody, App, empty, full, get},
+    caller::wait,
+    legacy::{Dir, Legacy, handshake, set_mode},
+    outbound_config,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+const NAME: &str = "orders.example.com";
+const FAR: &str = "2999-01-01";
+
+/// Says what the application was told.
+async fn told(request: Request<Incoming>) -> Response<AnyBody> {
+    let proto = request.headers().get("x-forwarded-proto");
+    let proto = proto.and_then(|value| value.to_str().ok()).unwrap_or("-");
+    Response::new(full(format!("{:?} {proto}", request.version())))
+}
+
+/// Says back what it hears.
+async fn echo() -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind(support::any()).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut serving = tokio::task::JoinSet::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            serving.spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ended = tokio::io::copy(&mut read, &mut write).await;
+                let _ended = write.shutdown().await;
+            });
+        }
+    });
+    (addr, task)
+}
+
+/// A listener's TLS, with its files in `dir`.
+fn tls(dir: &Dir, ca: &Legacy, client_ca: Option<&Legacy>, until: &str) -> ListenerTls {
+    let leaf = ca.leaf(&[NAME]);
+    ListenerTls {
+        certificate: dir.write("tls.pem", &(leaf.certificate_pem + &leaf.key_pem)),
+        key: None,
+        client_ca: client_ca.map(|ca| dir.write("clients.pem", &ca.pem())),
+        until: until.parse().unwrap(),
+    }
+}
+
+/// All listeners have it.
+fn everywhere(tls: ListenerTls) -> impl FnOnce(&mut Config) {
+    move |config| {
+        config.forwarded = Forwarded::Replace;
+        for listener in &mut config.listeners {
+            listener.tls = Some(tls.clone());
+        }
+    }
+}
+
+/// A GET over HTTP/1, or why there was none.
+async fn over_http1(addr: SocketAddr, config: ClientConfig) -> std::io::Result<String> {
+    let stream = handshake(addr, NAME, config).await?;
+    let broken = std::io::Error::other;
+    let (mut send, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let request = Request::get("/").header("host", NAME).body(empty()).unwrap();
+    let response = wait(send.send_request(request)).await.map_err(broken)?;
+    let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+    Ok(String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn over_http2(addr: SocketAddr, config: ClientConfig) -> String {
+    let stream = handshake(addr, NAME, config).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (mut send, connection) =
+        builder.handshake::<_, AnyBody>(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let response = wait(send.send_request(get(&format!("https://{NAME}/")))).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+fn counted(pair: &Pair, outcome: &str, count: u64) {
+    let metrics = pair.source.metrics();
+    let wanted = format!(
+        "isthmus_transition_tls_handshakes_total{{listener=\"127.0.0.1:0\",outcome=\"{outcome}\"}} {count}\n"
+    );
+    assert!(metrics.contains(&wanted), "{wanted}{metrics}");
+}
+
+#[tokio::test]
+async fn clients_of_another_ca_are_carried_into_the_mesh() {
+    let (app, (bytes, _echo)) = (App::start(told).await, echo().await);
+    let (dir, ca) = (Dir::new(), Legacy::new());
+    let targets = Targets { tcp: bytes, ..Targets::all(app.addr) };
+    let pair = Pair::start_with(targets, everywhere(tls(&dir, &ca, None, FAR))).await;
+    let http = pair.port("http");
+    for version in [&version::TLS12, &version::TLS13] {
+        for alpn in [&[][..], &["http/1.1"]] {
+            let answer = over_http1(http, ca.client_of(&[version], alpn, None)).await.unwrap();
+            assert_eq!(answer, "HTTP/1.1 https");
+        }
+        let client = ca.client_of(&[version], &["h2", "http/1.1"], None);
+        assert!(over_http2(http, client).await.ends_with(" https"));
+    }
+    let grpc = over_http2(pair.port("grpc"), ca.client(&["h2"], None)).await;
+    assert_eq!(grpc, "HTTP/2.0 https");
+    // What is no HTTP has no protocol to choose, whatever the client offers.
+    for (port, alpn) in [("tcp", "h2"), ("any", "redis"), ("any", "")] {
+        let alpn: &[&str] = if alpn.is_empty() { &[] } else { &[alpn] };
+        let mut stream = handshake(pair.port(port), NAME, ca.client(alpn, None)).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), None);
+        stream.write_all(b"PING\r\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        wait(stream.read_to_end(&mut heard)).await.unwrap();
+        assert_eq!(heard, b"PING\r\n", "{port}");
+    }
+    let until = "isthmus_transition_tls_until_seconds{listener=\"127.0.0.1:0\"} 32472144000";
+    assert!(pair.source.metrics().contains(until), "{}", pair.source.metrics());
+}
+
+#[tokio::test]
+async fn who_is_not_believed_is_refused() {
+    let app = App::start(told).await;
+    let (dir, ca, clients) = (Dir::new(), Legacy::new(), Legacy::new());
+    let change = |config: &mut Config| {
+        config.listeners.truncate(1);
+        everywhere(tls(&dir, &ca, Some(&clients), FAR))(config);
+    };
+    let pair = Pair::one_hop_with(Targets::all(app.addr), change).await;
+    let http = pair.port("http");
+    let good = clients.leaf(&[]);
+    let answer = over_http1(http, ca.client(&[], Some(&good))).await.unwrap();
+    assert_eq!(answer, "HTTP/1.1 https");
+    counted(&pair, "ok", 1);
+    over_http1(http, ca.client(&[], None)).await.unwrap_err();
+    counted(&pair, "certificate", 1);
+    // The listener's own CA is not the clients'.
+    over_http1(http, ca.client(&[], Some(&ca.leaf(&[])))).await.unwrap_err();
+    counted(&pair, "certificate", 2);
+    // Nor does the client have to believe the listener.
+    over_http1(http, Legacy::new().client(&[], Some(&good))).await.unwrap_err();
+    counted(&pair, "certificate", 3);
+    // In plaintext nothing is heard.
+    let mut plain = TcpStream::connect(http).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await.unwrap();
+    let mut heard = Vec::new();
+    let _reset = wait(plain.read_to_end(&mut heard)).await;
+    assert!(!heard.starts_with(b"HTTP"), "{heard:?}");
+    counted(&pair, "failed", 1);
+    counted(&pair, "ok", 1);
+}
+
+#[tokio::test]
+async fn from_its_end_on_nothing_is_accepted() {
+    let app = App::start(told).await;
+    let (dir, ca) = (Dir::new(), Legacy::new());
+    let now = mesh_runtime::clock::now_unix().as_secs();
+    let tomorrow = mesh_runtime::clock::utc(now + 24 * 3600);
+    let change = everywhere(tls(&dir, &ca, None, &tomorrow));
+    let pair = Pair::one_hop_with(Targets::all(app.addr), change).await;
+    let http = pair.port("http");
+    over_http1(http, ca.client(&[], None)).await.unwrap();
+    counted_at_least(&pair, "ok");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(24 * 3600 + 1)).await;
+    tokio::time::resume();
+    over_http1(http, ca.client(&[], None)).await.unwrap_err();
+    counted_at_least(&pair, "ended");
+}
+
+/// By any listener: all of a [`Pair`] have the same label, as they ask for any
+/// port.
+fn counted_at_least(pair: &Pair, outcome: &str) {
+    let metrics = pair.source.metrics();
+    let wanted = format!("outcome=\"{outcome}\"}} 1\n");
+    assert!(metrics.contains(&wanted), "{wanted}{metrics}");
+}
+
+#[tokio::test]
+async fn an_end_in_the_past_is_one() {
+    let app = App::start(told).await;
+    let (dir, ca) = (Dir::new(), Legacy::new());
+    let change = everywhere(tls(&dir, &ca, None, "2020-01-01"));
+    let pair = Pair::one_hop_with(Targets::all(app.addr), change).await;
+    over_http1(pair.port("http"), ca.client(&[], None)).await.unwrap_err();
+    counted_at_least(&pair, "ended");
+}
+
+#[tokio::test]
+async fn changed_files_are_taken_and_broken_ones_are_not() {
+    let app = App::start(told).await;
+    let (dir, old, new) = (Dir::new(), Legacy::new(), Legacy::new());
+    let change = everywhere(tls(&dir, &old, None, FAR));
+    let pair = Pair::one_hop_with(Targets::all(app.addr), change).await;
+    let http = pair.port("http");
+    let transition = &pair.source.app.shared.transition;
+    over_http1(http, old.client(&[], None)).await.unwrap();
+    let (leaf, other) = (new.leaf(&[NAME]), new.leaf(&[NAME]));
+    let broken = [
+        "not PEM at all".to_owned(),
+        leaf.certificate_pem.clone(),
+        // The key is not this certificate's.
+        leaf.certificate_pem.clone() + &other.key_pem,
+    ];
+    for text in broken {
+        dir.write("tls.pem", &text);
+        transition.look_again();
+        over_http1(http, old.client(&[], None)).await.unwrap();
+    }
+    let path = dir.write("tls.pem", &(leaf.certificate_pem + &leaf.key_pem));
+    set_mode(&path, 0o644);
+    transition.look_again();
+    over_http1(http, old.client(&[], None)).await.unwrap();
+    set_mode(&path, 0o600);
+    transition.look_again();
+    over_http1(http, new.client(&[], None)).await.unwrap();
+    over_http1(http, old.client(&[], None)).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn files_are_read_before_anything_is_bound() {
+    let (dir, ca) = (Dir::new(), Legacy::new());
+    let good = tls(&dir, &ca, Some(&ca), FAR);
+    let open = dir.write("open.pem", &std::fs::read_to_string(&good.certificate).unwrap());
+    set_mode(&open, 0o644);
+    let none = dir.write("none.pem", "# nothing yet\n");
+    let cases = [
+        (ListenerTls { certificate: dir.path("gone.pem"), ..good.clone() }, "gone.pem"),
+        (ListenerTls { certificate: open, ..good.clone() }, "chmod o-rwx"),
+        (ListenerTls { key: Some(none.clone()), ..good.clone() }, "no PEM private key"),
+        (ListenerTls { client_ca: Some(none), ..good }, "holds no PEM certificate"),
+    ];
+    for (tls, wanted) in cases {
+        let mut config = outbound_config();
+        config.listeners = vec![support::listener("orders.shop", "http")];
+        everywhere(tls)(&mut config);
+        let credentials = Credentials::new(None, Trust::default());
+        let shared = Shared::new(config, std::sync::Arc::new(RealNet), credentials).unwrap();
+        let error = ProxyApp::new(shared).run_in_place().await.unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}

@@ -31,6 +31,8 @@ use tokio::{
 
 const NAME: &str = "orders.example.com";
 const FAR: &str = "2999-01-01";
+/// Of a listener that asks for any port.
+const DOOR: &str = "listener=\"127.0.0.1:0\"";
 
 /// Says what the application was told.
 async fn told(request: Request<Incoming>) -> Response<AnyBody> {
@@ -78,6 +80,14 @@ fn everywhere(tls: ListenerTls) -> impl FnOnce(&mut Config) {
     }
 }
 
+/// There is one listener, and it has it.
+fn only_first(tls: ListenerTls) -> impl FnOnce(&mut Config) {
+    move |config| {
+        config.listeners.truncate(1);
+        everywhere(tls)(config);
+    }
+}
+
 /// A GET over HTTP/1, or why there was none.
 async fn over_http1(addr: SocketAddr, config: ClientConfig) -> std::io::Result<String> {
     let stream = handshake(addr, NAME, config).await?;
@@ -103,12 +113,19 @@ async fn over_http2(addr: SocketAddr, config: ClientConfig) -> String {
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-fn counted(pair: &Pair, outcome: &str, count: u64) {
-    let metrics = pair.source.metrics();
+/// Waits until so many handshakes of this peer (`listener` or `service`) have
+/// come to this.
+async fn counted(pair: &Pair, peer: &str, outcome: &str, count: u64) {
     let wanted = format!(
-        "isthmus_transition_tls_handshakes_total{{listener=\"127.0.0.1:0\",outcome=\"{outcome}\"}} {count}\n"
+        "isthmus_transition_tls_handshakes_total{{{peer},outcome=\"{outcome}\"}} {count}\n"
     );
-    assert!(metrics.contains(&wanted), "{wanted}{metrics}");
+    let until = async {
+        while !pair.source.metrics().contains(&wanted) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), until).await;
+    assert!(waited.is_ok(), "{wanted}{}", pair.source.metrics());
 }
 
 #[tokio::test]
@@ -147,32 +164,29 @@ async fn clients_of_another_ca_are_carried_into_the_mesh() {
 async fn who_is_not_believed_is_refused() {
     let app = App::start(told).await;
     let (dir, ca, clients) = (Dir::new(), Legacy::new(), Legacy::new());
-    let change = |config: &mut Config| {
-        config.listeners.truncate(1);
-        everywhere(tls(&dir, &ca, Some(&clients), FAR))(config);
-    };
+    let change = only_first(tls(&dir, &ca, Some(&clients), FAR));
     let pair = Pair::one_hop_with(Targets::all(app.addr), change).await;
     let http = pair.port("http");
     let good = clients.leaf(&[]);
     let answer = over_http1(http, ca.client(&[], Some(&good))).await.unwrap();
     assert_eq!(answer, "HTTP/1.1 https");
-    counted(&pair, "ok", 1);
+    counted(&pair, DOOR, "ok", 1).await;
     over_http1(http, ca.client(&[], None)).await.unwrap_err();
-    counted(&pair, "certificate", 1);
+    counted(&pair, DOOR, "certificate", 1).await;
     // The listener's own CA is not the clients'.
     over_http1(http, ca.client(&[], Some(&ca.leaf(&[])))).await.unwrap_err();
-    counted(&pair, "certificate", 2);
+    counted(&pair, DOOR, "certificate", 2).await;
     // Nor does the client have to believe the listener.
     over_http1(http, Legacy::new().client(&[], Some(&good))).await.unwrap_err();
-    counted(&pair, "certificate", 3);
+    counted(&pair, DOOR, "certificate", 3).await;
     // In plaintext nothing is heard.
     let mut plain = TcpStream::connect(http).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await.unwrap();
     let mut heard = Vec::new();
     let _reset = wait(plain.read_to_end(&mut heard)).await;
     assert!(!heard.starts_with(b"HTTP"), "{heard:?}");
-    counted(&pair, "failed", 1);
-    counted(&pair, "ok", 1);
+    counted(&pair, DOOR, "failed", 1).await;
+    counted(&pair, DOOR, "ok", 1).await;
 }
 
 #[tokio::test]
@@ -181,34 +195,26 @@ async fn from_its_end_on_nothing_is_accepted() {
     let (dir, ca) = (Dir::new(), Legacy::new());
     let now = mesh_runtime::clock::now_unix().as_secs();
     let tomorrow = mesh_runtime::clock::utc(now + 24 * 3600);
-    let change = everywhere(tls(&dir, &ca, None, &tomorrow));
+    let change = only_first(tls(&dir, &ca, None, &tomorrow));
     let pair = Pair::one_hop_with(Targets::all(app.addr), change).await;
     let http = pair.port("http");
     over_http1(http, ca.client(&[], None)).await.unwrap();
-    counted_at_least(&pair, "ok");
+    counted(&pair, DOOR, "ok", 1).await;
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(24 * 3600 + 1)).await;
     tokio::time::resume();
     over_http1(http, ca.client(&[], None)).await.unwrap_err();
-    counted_at_least(&pair, "ended");
-}
-
-/// By any listener: all of a [`Pair`] have the same label, as they ask for any
-/// port.
-fn counted_at_least(pair: &Pair, outcome: &str) {
-    let metrics = pair.source.metrics();
-    let wanted = format!("outcome=\"{outcome}\"}} 1\n");
-    assert!(metrics.contains(&wanted), "{wanted}{metrics}");
+    counted(&pair, DOOR, "ended", 1).await;
 }
 
 #[tokio::test]
 async fn an_end_in_the_past_is_one() {
     let app = App::start(told).await;
     let (dir, ca) = (Dir::new(), Legacy::new());
-    let change = everywhere(tls(&dir, &ca, None, "2020-01-01"));
+    let change = only_first(tls(&dir, &ca, None, "2020-01-01"));
     let pair = Pair::one_hop_with(Targets::all(app.addr), change).await;
     over_http1(pair.port("http"), ca.client(&[], None)).await.unwrap_err();
-    counted_at_least(&pair, "ended");
+    counted(&pair, DOOR, "ended", 1).await;
 }
 
 #[tokio::test]

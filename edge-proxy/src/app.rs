@@ -275,7 +275,8 @@ impl App {
             self.shared.drain.spawn_beside(watch);
         }
         if let SnapshotSource::File { path, set } = &config.snapshot {
-            let read = snapshot::load(path, set, &credentials.trust().bundles)?;
+            let (read, origins) = snapshot::load(path, set, &credentials.trust().bundles)?;
+            self.shared.transition.load_origins(origins)?;
             if matches!(config.identity, IdentitySource::None) {
                 snapshot::check_plaintext(&read, path)?;
             }

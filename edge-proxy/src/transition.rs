@@ -15,14 +15,17 @@
 //! - [`Until`]: when it ends.
 //! - [`pem`]: the files.
 //! - [`door`]: listeners.
+//! - [`origin`]: endpoints that have no proxy.
 //! - [`metrics`]: what is counted.
 
 pub mod door;
 pub mod metrics;
+pub mod origin;
 mod pem;
 mod until;
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -31,6 +34,8 @@ use arc_swap::ArcSwap;
 use door::Door;
 use mesh_runtime::{clock, config::ConfigError};
 use metrics::Shown;
+use origin::{Origin, OriginTls};
+use rustc_hash::FxHashMap;
 use rustls::{
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::UnixTime,
@@ -54,6 +59,13 @@ pub struct Transition(Arc<Parts>);
 struct Parts {
     /// By place in `listeners`.
     doors: ArcSwap<Vec<Option<Arc<Door>>>>,
+    origins: ArcSwap<Origins>,
+}
+
+#[derive(Debug, Default)]
+struct Origins {
+    all: Vec<Arc<Origin>>,
+    by_target: FxHashMap<SocketAddr, Arc<Origin>>,
 }
 
 impl Transition {
@@ -76,20 +88,48 @@ impl Transition {
         self.0.doors.load().get(place)?.clone()
     }
 
+    /// Reads what endpoints without a proxy need.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transition::load_doors`].
+    pub fn load_origins(&self, wanted: Vec<OriginTls>) -> Result<(), ConfigError> {
+        let mut origins = Origins::default();
+        for tls in wanted {
+            let origin = Arc::new(Origin::load(tls)?);
+            for target in &origin.tls().targets {
+                origins.by_target.entry(*target).or_insert_with(|| origin.clone());
+            }
+            origins.all.push(origin);
+        }
+        self.0.origins.store(Arc::new(origins));
+        Ok(())
+    }
+
+    /// Of whoever is dialled here; `None` is plaintext.
+    pub fn origin(&self, target: SocketAddr) -> Option<Arc<Origin>> {
+        self.0.origins.load().by_target.get(&target).cloned()
+    }
+
     /// Takes changed files, and tells of ends.
     pub fn look_again(&self) {
         for door in self.0.doors.load().iter().flatten() {
             door.look_again();
         }
+        for origin in &self.0.origins.load().all {
+            origin.look_again();
+        }
     }
 
     fn is_unused(&self) -> bool {
-        self.0.doors.load().iter().flatten().next().is_none()
+        let no_door = self.0.doors.load().iter().flatten().next().is_none();
+        no_door && self.0.origins.load().all.is_empty()
     }
 
     fn show(&self, each: &mut dyn FnMut(&[Shown<'_>])) {
-        let doors = self.0.doors.load();
-        let all: Vec<_> = doors.iter().flatten().map(|door| door.shown()).collect();
+        let (doors, origins) = (self.0.doors.load(), self.0.origins.load());
+        let doors = doors.iter().flatten().map(|door| door.shown());
+        let all: Vec<_> = doors.chain(origins.all.iter().map(|origin| origin.shown())).collect();
         each(&all);
     }
 }

@@ -162,7 +162,12 @@ impl Worker {
             pool: Pool::default(),
             waiting: Waiting::default(),
             scratch: Spare::default(),
-            apps: Apps::new(net.clone(), drain.clone(), buffers.clone()),
+            apps: Apps::new(
+                net.clone(),
+                drain.clone(),
+                buffers.clone(),
+                app.shared.transition.clone(),
+            ),
             buffers,
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             changes: Changes::default(),

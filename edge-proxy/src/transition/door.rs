@@ -113,7 +113,7 @@ impl Door {
 
     pub(super) fn shown(&self) -> Shown<'_> {
         let label = ("listener", self.listen.to_string());
-        Shown { label, until: Some(self.tls.until), handshakes: &self.handshakes }
+        Shown { label, until: self.tls.until, handshakes: &self.handshakes }
     }
 }
 

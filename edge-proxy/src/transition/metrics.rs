@@ -76,7 +76,7 @@ impl Handshakes {
 pub(super) struct Shown<'a> {
     /// Name and value of the label that tells it from others.
     pub(super) label: (&'static str, String),
-    pub(super) until: Option<Until>,
+    pub(super) until: Until,
     pub(super) handshakes: &'a Handshakes,
 }
 
@@ -92,17 +92,21 @@ fn encode(all: &[Shown<'_>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result
     if all.is_empty() {
         return Ok(());
     }
-    let name = "isthmus_transition_tls_until_seconds";
-    let help = "When TLS with certificates that are not of the mesh ends, since the Unix epoch";
-    let mut gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    let mut gauge = encoder.encode_descriptor(
+        "isthmus_transition_tls_until_seconds",
+        "When TLS with certificates that are not of the mesh ends, since the Unix epoch",
+        None,
+        MetricType::Gauge,
+    )?;
     for Shown { label, until, .. } in all {
-        if let Some(until) = until {
-            gauge.encode_family(&[label.clone()])?.encode_gauge(&(until.unix_seconds() as f64))?;
-        }
+        gauge.encode_family(&[label.clone()])?.encode_gauge(&(until.unix_seconds() as f64))?;
     }
-    let name = "isthmus_transition_tls_handshakes";
-    let help = "Handshakes with certificates that are not of the mesh";
-    let mut counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    let mut counter = encoder.encode_descriptor(
+        "isthmus_transition_tls_handshakes",
+        "Handshakes with certificates that are not of the mesh",
+        None,
+        MetricType::Counter,
+    )?;
     for Shown { label, handshakes, .. } in all {
         for outcome in Outcome::ALL {
             let labels = [label.clone(), ("outcome", outcome.as_str().to_owned())];

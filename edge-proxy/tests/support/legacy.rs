@@ -7,16 +7,25 @@ use std::{
     sync::Arc,
 };
 
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
     KeyUsagePurpose,
 };
 use rustls::{
-    ClientConfig, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
+    server::WebPkiClientVerifier,
 };
-use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+
+use super::apps::full;
 
 /// A root that signs leaves itself.
 pub struct Legacy(CertifiedIssuer<'static, KeyPair>);
@@ -103,6 +112,77 @@ pub async fn handshake(
     let stream = TcpStream::connect(addr).await.unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+/// An application that speaks TLS: to HTTP it says what it was told, bytes it
+/// says back.
+pub struct TlsApp {
+    pub addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Drop for TlsApp {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl TlsApp {
+    /// Which has this certificate, chooses among `alpn`, and lets in clients of
+    /// `clients` alone.
+    pub async fn start(leaf: &Leaf, alpn: &[&str], clients: Option<&Legacy>) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(ca) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(ca.0.der().clone()).unwrap();
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let chain = vec![leaf.certificate.clone()];
+        let mut config = builder.with_single_cert(chain, leaf.key()).unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind(super::any()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut serving = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = acceptor.clone();
+                serving.spawn(async move {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        serve(stream).await;
+                    }
+                });
+            }
+        });
+        Self { addr, task }
+    }
+}
+
+async fn serve(mut stream: tokio_rustls::server::TlsStream<TcpStream>) {
+    let told = stream.get_ref().1;
+    let alpn = told.alpn_protocol().map(|name| String::from_utf8(name.to_vec()).unwrap());
+    let name = told.server_name().unwrap_or("-").to_owned();
+    let Some(alpn) = alpn else {
+        let (mut read, mut write) = tokio::io::split(&mut stream);
+        let _ended = tokio::io::copy(&mut read, &mut write).await;
+        let _ended = write.shutdown().await;
+        return;
+    };
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let text = format!("{:?} {alpn} {name}", request.version());
+        async move { Ok::<_, std::convert::Infallible>(http::Response::new(full(text))) }
+    });
+    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let _ended = builder.serve_connection(TokioIo::new(stream), service).await;
 }
 
 /// PEM files of one test.

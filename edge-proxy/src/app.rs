@@ -16,6 +16,7 @@ use mesh_runtime::{
     usage::Usage,
 };
 use mesh_tunnel::{Credentials, Net, Trust};
+use prometheus_client::collector::Collector;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -38,6 +39,7 @@ use crate::{
     statsd::Statsd,
     tap::Tap,
     trace::{self, Tracer},
+    transition::{self, Transition},
     tunnels::Tunnels,
     worker::{Bound, Worker},
 };
@@ -99,6 +101,8 @@ pub struct Shared {
     pub statsd: Option<Statsd>,
     /// Requests as they end, for those who watch.
     pub tap: Tap,
+    /// TLS with certificates that are not of the mesh.
+    pub transition: Transition,
 }
 
 impl Shared {
@@ -132,7 +136,10 @@ impl Shared {
         let usage = Usage::new(move || traffic::workload(&shown));
         let snapshot = SnapshotCell::new();
         let itself = Itself { credentials: credentials.clone(), snapshot: snapshot.clone() };
-        let metrics = Arc::new(Metrics::new(vec![Box::new(usage), Box::new(itself)]));
+        let transition = Transition::default();
+        let read: Vec<Box<dyn Collector>> =
+            vec![Box::new(usage), Box::new(itself), Box::new(transition.clone())];
+        let metrics = Arc::new(Metrics::new(read));
         let dropped = metrics.access_log_dropped.clone();
         let access_log = AccessLog::open(&config.access_log, config.access_log_format, dropped)?;
         let spans_dropped = metrics.spans_dropped.clone();
@@ -159,6 +166,7 @@ impl Shared {
             tracer,
             statsd,
             tap: Tap::default(),
+            transition,
         })
     }
 }
@@ -254,8 +262,10 @@ impl App {
         Self { shared, tunnels, gateway }
     }
 
-    /// Identity and snapshot from files, where the configuration says so.
+    /// Certificates, identity and snapshot from files, where the configuration
+    /// says so.
     fn load_files(&self) -> anyhow::Result<()> {
+        self.shared.transition.load_doors(&self.shared.config)?;
         let Shared { config, credentials, snapshot, own, .. } = &self.shared;
         if let IdentitySource::Files(files) = &config.identity {
             let (svid, trust) = files.load()?;
@@ -265,7 +275,8 @@ impl App {
             self.shared.drain.spawn_beside(watch);
         }
         if let SnapshotSource::File { path, set } = &config.snapshot {
-            let read = snapshot::load(path, set, &credentials.trust().bundles)?;
+            let (read, origins) = snapshot::load(path, set, &credentials.trust().bundles)?;
+            self.shared.transition.load_origins(origins)?;
             if matches!(config.identity, IdentitySource::None) {
                 snapshot::check_plaintext(&read, path)?;
             }
@@ -408,6 +419,7 @@ impl App {
         names::start(&self.shared);
         self.gateway.start_control();
         trace::start(&self.shared);
+        transition::start(&self.shared);
     }
 
     fn keep_memory(&self) {
@@ -452,6 +464,7 @@ impl App {
         if self.shared.config.role == Role::Gateway {
             self.gateway.probe().await?;
         }
+        self.shared.transition.load_doors(&self.shared.config).map_err(io::Error::other)?;
         self.start_control(false);
         self.start_worker(0, Bound::wanted(&self.shared.config)).await
     }

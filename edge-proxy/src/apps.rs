@@ -34,6 +34,8 @@ use tokio::time::{Instant, timeout};
 use crate::{
     http1::{Buffers, ClientConn, Limits},
     http2::Client,
+    inner::mux::Spoken,
+    transition::Transition,
 };
 
 /// How long an application may take to accept a connection.
@@ -66,23 +68,37 @@ pub struct Apps {
     buffers: Arc<Buffers>,
     idle: Mutex<Idle>,
     http2: Mutex<FxHashMap<SocketAddr, Clients>>,
+    transition: Transition,
 }
 
 impl Apps {
-    /// Nothing is connected yet.
-    pub fn new(net: Arc<dyn Net>, drain: Drain, buffers: Arc<Buffers>) -> Arc<Self> {
+    /// Nothing is connected yet. Whom `transition` knows is spoken to in TLS.
+    pub fn new(
+        net: Arc<dyn Net>,
+        drain: Drain,
+        buffers: Arc<Buffers>,
+        transition: Transition,
+    ) -> Arc<Self> {
         let (idle, http2) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { net, drain, buffers, idle, http2 })
+        Arc::new(Self { net, drain, buffers, idle, http2, transition })
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection for whatever it is used for.
-    pub async fn connect(&self, target: SocketAddr) -> io::Result<Stream> {
+    /// A connection for what is spoken in it.
+    pub async fn connect(&self, target: SocketAddr, spoken: Spoken) -> io::Result<Stream> {
+        let origin = self.transition.origin(target);
+        if let Some(origin) = &origin {
+            origin.check()?;
+        }
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer");
-        timeout(DIAL_TIMEOUT, self.net.dial(target)).await.map_err(late)?
+        let stream = timeout(DIAL_TIMEOUT, self.net.dial(target)).await.map_err(late)??;
+        match origin {
+            None => Ok(stream),
+            Some(origin) => Box::pin(origin.connect(target, spoken, stream)).await,
+        }
     }
 
     fn http1(&self, stream: Stream) -> ClientConn<Stream> {
@@ -127,7 +143,7 @@ impl Apps {
         if let Some(client) = least.filter(|client| !crowded(client)) {
             return Ok(client);
         }
-        let stream = self.connect(target).await?;
+        let stream = self.connect(target, Spoken::Http2).await?;
         let begun = timeout(DIAL_TIMEOUT, Client::begin(stream, &self.drain));
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not speak HTTP/2");
         let client = begun.await.map_err(late)?.map_err(io::Error::other)?;
@@ -135,16 +151,24 @@ impl Apps {
         Ok(client)
     }
 
-    /// Closes what has been idle for long, and what the application has closed.
+    /// Closes what has been idle for long, what the application has closed, and
+    /// what is not opened any more.
     pub fn sweep(&self) {
         let now = clock::monotonic();
-        self.idle().retain(|_, connections| {
-            connections.retain_mut(|(until, conn)| now < *until && !conn.is_stale());
+        let is_over = |target: &SocketAddr| {
+            self.transition.origin(*target).is_some_and(|origin| origin.is_over())
+        };
+        self.idle().retain(|target, connections| {
+            let is_over = is_over(target);
+            connections.retain_mut(|(until, conn)| !is_over && now < *until && !conn.is_stale());
             !connections.is_empty()
         });
         let mut http2 = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
-        http2.retain(|_, shared| {
+        http2.retain(|target, shared| {
             let Ok(mut clients) = shared.try_lock() else { return true };
+            if is_over(target) {
+                clients.clear();
+            }
             clients.retain(|client| client.is_usable() && client.idle_for() < IDLE);
             !clients.is_empty()
         });

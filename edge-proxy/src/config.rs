@@ -6,6 +6,7 @@ pub mod flags;
 pub mod forwarded;
 pub mod sni;
 pub mod tracing;
+pub mod transition;
 pub mod written;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -16,6 +17,7 @@ use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName, TrustDomain};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
 pub use tracing::Tracing;
+pub use transition::ListenerTls;
 pub use written::Probe;
 
 pub use crate::outbound::dtab::Allowed as DtabOverride;
@@ -160,6 +162,8 @@ pub struct ServiceListener {
     pub service: ServiceName,
     /// For which of its ports.
     pub port: PortName,
+    /// With a certificate that is not of the mesh; `None` is plaintext.
+    pub tls: Option<ListenerTls>,
 }
 
 /// Where access-log lines go.

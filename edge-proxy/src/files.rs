@@ -1,5 +1,6 @@
 //! Identity and snapshot from files, without a control plane.
 
+mod origins;
 mod rules;
 mod site;
 pub mod snapshot;

@@ -26,6 +26,7 @@
 //! - [`inbound`]: from the mesh to the application.
 //! - [`changes`] and [`audit`]: what running calls are told of policies, and what
 //!   is told of calls.
+//! - [`transition`]: TLS with certificates that are not of the mesh, until a date.
 //! - [`tunnels`]: this proxy's tunnels to the gateways of its site.
 //! - [`stats`]: what federation is told of the traffic.
 //! - [`trace`]: spans of requests.
@@ -74,6 +75,7 @@ pub mod stats;
 pub mod statsd;
 pub mod tap;
 pub mod trace;
+pub mod transition;
 pub mod tunnels;
 pub mod view;
 pub mod worker;

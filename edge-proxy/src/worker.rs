@@ -162,7 +162,12 @@ impl Worker {
             pool: Pool::default(),
             waiting: Waiting::default(),
             scratch: Spare::default(),
-            apps: Apps::new(net.clone(), drain.clone(), buffers.clone()),
+            apps: Apps::new(
+                net.clone(),
+                drain.clone(),
+                buffers.clone(),
+                app.shared.transition.clone(),
+            ),
             buffers,
             inner_server: app.shared.credentials.server(&[ALPN_INNER], Allowed::Known),
             changes: Changes::default(),
@@ -186,10 +191,11 @@ impl Worker {
         let mut outbound = vec![(http, Purpose::Proxy), (transparent, Purpose::Captured)];
         outbound.push((transparent6, Purpose::Captured));
         outbound.push((inward, Purpose::CapturedInbound));
-        for (addr, configured) in wanted.listeners.iter().zip(&self.shared.config.listeners) {
+        let configured = self.shared.config.listeners.iter().enumerate();
+        for (addr, (place, configured)) in wanted.listeners.iter().zip(configured) {
             let mut at = None;
-            let destination = self.wanted(configured);
-            outbound.push((self.bind(Some(*addr), &mut at).await?, Purpose::Service(destination)));
+            let purpose = self.of_listener(place, configured)?;
+            outbound.push((self.bind(Some(*addr), &mut at).await?, purpose));
             bound.listeners.extend(at);
         }
         for (addr, configured) in wanted.sni.iter().zip(&self.shared.config.sni_listeners) {
@@ -222,6 +228,17 @@ impl Worker {
         self.shared.drain.spawn_beside(gate::mind(self.clone()));
         self.shared.drain.spawn_beside(probe::run(self.clone()));
         Ok(bound)
+    }
+
+    /// One that must have TLS is never there without.
+    fn of_listener(&self, place: usize, configured: &ServiceListener) -> io::Result<Purpose> {
+        let destination = self.wanted(configured);
+        if configured.tls.is_none() {
+            return Ok(Purpose::Service(destination));
+        }
+        let door = self.shared.transition.door(place);
+        let door = door.ok_or_else(|| io::Error::other("its certificate has not been read"))?;
+        Ok(Purpose::Transition(destination, door))
     }
 
     /// What a listener is for; discovery hears that it is wanted.

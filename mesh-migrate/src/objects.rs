@@ -8,6 +8,7 @@
 mod clause;
 mod pool;
 mod route;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +39,9 @@ pub struct Wanted<'a> {
     pub site: &'a str,
     /// Addresses of a name of DNS; none if it has none.
     pub resolve: &'a dyn Fn(&str) -> Vec<std::net::IpAddr>,
+    /// When TLS with certificates of the configuration ends, as it is written;
+    /// without it there is none.
+    pub tls_until: Option<&'a str>,
 }
 
 /// The files of a converted configuration.
@@ -76,6 +80,7 @@ pub fn objects(program: &Program, wanted: &Wanted<'_>, ledger: &mut Ledger) -> O
         documents: Vec::new(),
         services: Vec::new(),
         listens: Vec::new(),
+        spoken: BTreeMap::new(),
     };
     making.names.all(program);
     let mut used: BTreeMap<&str, Use> = BTreeMap::new();
@@ -156,6 +161,8 @@ struct Making<'p> {
     documents: Vec<Value>,
     services: Vec<Value>,
     listens: Vec<Value>,
+    /// `tls` of whoever is dialled at an address.
+    spoken: BTreeMap<SocketAddr, Option<Value>>,
 }
 
 impl Making<'_> {
@@ -171,21 +178,14 @@ impl Making<'_> {
             );
             return;
         };
-        if listener.tls.is_some() {
-            self.ledger.decision(
-                &listener.place,
-                "clients' TLS does not end at a listener of ours: who takes it?",
-                &["something before it", "clients of the mesh, who need none"],
-            );
-        }
+        let tls = listener.tls.as_ref().and_then(|tls| self.server_tls(&listener.place, tls));
         let service = format!("{name}.{}", self.wanted.namespace);
         self.services.push(json!({
             "name": service,
             "ports": [{ "name": port, "port": first.port(), "protocol": protocol }],
         }));
         for address in &listener.addresses {
-            let listen = address.to_string();
-            self.listens.push(json!({ "listen": listen, "service": service, "port": port }));
+            self.listens.push(tls::listen(*address, &service, port, tls.as_ref()));
         }
         match &listener.accepts {
             Accepts::Http { rules, otherwise, .. } => {

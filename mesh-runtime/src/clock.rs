@@ -55,6 +55,46 @@ pub fn utc(unix_s: u64) -> String {
     )
 }
 
+/// Seconds since the Unix epoch of a date (`2027-03-01`: 00:00 UTC) or of a time
+/// as RFC 3339 section 5.6 writes it, without fractions; `None` if it is
+/// neither, or before 1970.
+pub fn parse_utc(text: &str) -> Option<u64> {
+    let (date, rest) = text.split_at_checked(10)?;
+    let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
+    let month = time::Month::try_from(u8::try_from(month).ok()?).ok()?;
+    let date = time::Date::from_calendar_date(year.into(), month, u8::try_from(day).ok()?).ok()?;
+    let midnight = date.midnight().assume_utc().unix_timestamp();
+    if rest.is_empty() {
+        return u64::try_from(midnight).ok();
+    }
+    let (clock, zone) = rest.strip_prefix(['T', 't', ' '])?.split_at_checked(8)?;
+    let [hour, minute, second] = numbers(clock, ':', [2, 2, 2])?.map(i64::from);
+    let ahead = match (zone.get(..1)?, zone.get(1..)?) {
+        ("Z" | "z", "") => 0,
+        (sign @ ("+" | "-"), zone) => {
+            let [hours, minutes] = numbers(zone, ':', [2, 2])?.map(i64::from);
+            let ahead = (hours < 24 && minutes < 60).then_some((hours * 60 + minutes) * 60)?;
+            if sign == "+" { ahead } else { -ahead }
+        }
+        _ => return None,
+    };
+    // 60 is a leap second.
+    let is_time = hour < 24 && minute < 60 && second <= 60;
+    let of_day = is_time.then_some((hour * 60 + minute) * 60 + second)?;
+    u64::try_from(midnight + of_day - ahead).ok()
+}
+
+/// So many numbers with so many digits each.
+fn numbers<const N: usize>(text: &str, between: char, digits: [usize; N]) -> Option<[u16; N]> {
+    let (mut parts, mut numbers) = (text.split(between), [0; N]);
+    for (number, digits) in numbers.iter_mut().zip(digits) {
+        let part = parts.next()?;
+        let plain = part.len() == digits && part.bytes().all(|b| b.is_ascii_digit());
+        *number = plain.then(|| part.parse().ok())??;
+    }
+    parts.next().is_none().then_some(numbers)
+}
+
 /// What `/proc` counts the starts of processes by; goes on while a machine
 /// sleeps.
 pub fn since_boot() -> Duration {
@@ -111,6 +151,39 @@ mod tests {
         assert_eq!(utc(0), "1970-01-01T00:00:00Z");
         assert_eq!(utc(1_795_226_339), "2026-11-21T01:58:59Z");
         assert_eq!(utc(u64::MAX), "18446744073709551615 s after 1970");
+    }
+
+    #[test]
+    fn dates_and_times_of_people_are_read() {
+        let cases = [
+            ("1970-01-01", Some(0)),
+            ("2026-11-21", Some(1_795_219_200)),
+            ("2026-11-21T01:58:59Z", Some(1_795_226_339)),
+            ("2026-11-21t01:58:59z", Some(1_795_226_339)),
+            ("2026-11-21T03:28:59+01:30", Some(1_795_226_339)),
+            ("2026-11-20T20:58:59-05:00", Some(1_795_226_339)),
+            ("2026-12-31T23:59:60Z", Some(1_798_761_600)),
+            ("1969-12-31", None),
+            ("1970-01-01T00:00:00+00:01", None),
+            ("2026-02-29", None),
+            ("2026-11-21T01:58:59", None),
+            ("2026-11-21T01:58:5912Z", None),
+            ("2026-11-21T24:00:00Z", None),
+            ("2026-11-21T01:58:59+0130", None),
+            ("2026-11-21T01:58:59+24:00", None),
+            ("2026-11-21T01:58:59\u{e9}", None),
+            ("2026-11-2\u{e9}", None),
+            ("+026-11-21", None),
+            ("26-11-21", None),
+            ("2026-11", None),
+            ("", None),
+        ];
+        for (text, wanted) in cases {
+            assert_eq!(parse_utc(text), wanted, "{text}");
+        }
+        for unix_s in [0, 951_782_400, 1_795_226_339, 4_102_444_799] {
+            assert_eq!(parse_utc(&utc(unix_s)), Some(unix_s));
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     http1::{self, ClientConn, ConnError, Response},
+    inner::mux::Spoken,
     prefixed::Prefixed,
 };
 
@@ -161,7 +162,7 @@ where
         let stream = tokio::select! {
             biased;
             () = poll_fn(|cx| gone(cx, body)) => return Err(ExchangeError::Gone),
-            stream = self.apps.connect(self.target) => stream,
+            stream = self.apps.connect(self.target, Spoken::Http1) => stream,
         };
         let conn = self.apps.http1(stream.map_err(ExchangeError::NotConnected)?);
         self.begin(conn);

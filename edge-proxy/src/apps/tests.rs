@@ -26,7 +26,7 @@ mod warm;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn apps() -> Arc<Apps> {
-    Apps::new(Arc::new(RealNet), Drain::new(), Buffers::new())
+    Apps::new(Arc::new(RealNet), Drain::new(), Buffers::new(), Transition::default())
 }
 
 /// An application: what it does with its `n`th connection.

@@ -65,6 +65,11 @@ impl Config {
             IdentitySource::Attest(attest) => paths.extend([&mut attest.token, &mut attest.roots]),
             IdentitySource::Socket(_) | IdentitySource::None | IdentitySource::Given => {}
         }
+        for tls in self.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
+            paths.push(&mut tls.certificate);
+            paths.extend(&mut tls.key);
+            paths.extend(&mut tls.client_ca);
+        }
         if let SnapshotSource::File { path, .. } = &mut self.snapshot {
             paths.push(path);
         }
@@ -142,6 +147,7 @@ impl ConfigFile {
             },
         };
         sni::check(&config.sni_listeners, name)?;
+        check_plaintext(&config, name)?;
         check_doors(&config, name)?;
         Ok(config)
     }
@@ -231,7 +237,7 @@ fn listeners(
         let same = |one: &&mut ListenerFile| one.service == service && one.port == port;
         match written.iter_mut().find(same) {
             Some(written) => written.listen = addr,
-            None => written.push(ListenerFile { listen: addr, service, port }),
+            None => written.push(ListenerFile { listen: addr, service, port, tls: None }),
         }
     }
     if written.len() > MAX_LISTENERS {
@@ -245,8 +251,12 @@ fn listeners(
             return Err(ConfigError::meaning(name, format!("{key}[{i}].listen"), problem));
         }
     }
-    let checked =
-        |ListenerFile { listen, service, port }| ServiceListener { listen, service, port };
+    let checked = |ListenerFile { listen, service, port, tls }| ServiceListener {
+        listen,
+        service,
+        port,
+        tls,
+    };
     Ok(written.into_iter().map(checked).collect())
 }
 
@@ -299,6 +309,15 @@ fn identity_files(written: IdentityFilesFile, name: &str) -> Result<IdentitySour
     }
     let IdentityFilesFile { certificate, key, .. } = written;
     Ok(IdentitySource::Files(IdentityFiles { certificate, key, bundles }))
+}
+
+/// Nobody of the mesh knows certificates of others: whoever shows one is no
+/// caller that a policy could name.
+fn check_plaintext(config: &Config, name: &str) -> Result<(), ConfigError> {
+    let with_tls = config.inbound_plaintext.iter().position(|listener| listener.tls.is_some());
+    let Some(i) = with_tls else { return Ok(()) };
+    let problem = "is only for `listeners`; remove it, or write the listener there";
+    Err(ConfigError::meaning(name, format!("inbound_plaintext[{i}].tls"), problem))
 }
 
 /// Plaintext doors off loopback are open to everybody who can reach them, and

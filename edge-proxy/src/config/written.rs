@@ -15,7 +15,7 @@ use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{DtabOverride, Forwarded, SniListener, tracing::TracingFile};
+use super::{DtabOverride, Forwarded, ListenerTls, SniListener, tracing::TracingFile};
 use crate::access_log::AccessLogFormat;
 
 /// An address, or `off`.
@@ -286,6 +286,10 @@ pub(super) struct ListenerFile {
     #[serde(deserialize_with = "parsed")]
     #[schemars(with = "String")]
     pub(super) port: PortName,
+    /// For clients that speak TLS with certificates that are not of the mesh;
+    /// plaintext where absent. Only in `listeners`.
+    #[serde(default)]
+    pub(super) tls: Option<ListenerTls>,
 }
 
 /// Where a proxy is, for nearness.

@@ -207,7 +207,7 @@ spec: { routes: [{ name: all, condition: { pathRegex: '/.*' }, timeout: 3s }], o
         std::fs::create_dir(dir.path().join("more")).unwrap();
         write("more/profile.yaml", PROFILE);
         let read = load(&dir.path().join("west.yaml"), &[], &TrustBundles::new());
-        is_all_in_force(&read.unwrap());
+        is_all_in_force(&read.unwrap().0);
     }
 
     #[test]

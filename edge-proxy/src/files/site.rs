@@ -10,7 +10,7 @@ use mesh_core::{GatewayId, PortName, ServiceName, SiteName, SpiffeId, TrustDomai
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::written::parsed;
+use crate::{config::written::parsed, transition::Until};
 
 /// The site file of `edge-proxy` (`snapshot.file`): services and their
 /// endpoints, gateways, links, and rules about traffic.
@@ -73,9 +73,59 @@ pub(super) struct ServiceFile {
     /// domain and of `exported_to`. An empty list is nobody.
     #[serde(default)]
     pub(super) allow: Option<Vec<PrincipalFile>>,
+    /// Its endpoints, which all are in `plaintext`, are spoken to in TLS with
+    /// certificates that are not of the mesh; without it, in no TLS at all.
+    #[serde(default)]
+    pub(super) tls: Option<OriginTlsFile>,
     /// Places that answer for it.
     #[serde(default)]
     pub(super) endpoints: Vec<EndpointFile>,
+}
+
+/// TLS towards applications that have no proxy yet, with certificates that are
+/// not of the mesh. It has an end. No policy of the mesh knows who answers.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "EndpointTls")]
+#[serde(deny_unknown_fields)]
+pub(super) struct OriginTlsFile {
+    /// PEM file, relative to this one: one of these has issued the endpoint's
+    /// certificate. It, and the other files, are looked at every 10 s and taken
+    /// anew when they change.
+    #[serde(default)]
+    pub(super) ca: Option<PathBuf>,
+    /// What the certificate must be for, and what the endpoint is asked for
+    /// (SNI).
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    /// What its certificate must be.
+    #[serde(default)]
+    #[schemars(extend("default" = "name"))]
+    pub(super) verify: VerifyFile,
+    /// PEM file: the certificate that is shown to it, then those that issued
+    /// it; none where absent.
+    #[serde(default)]
+    pub(super) certificate: Option<PathBuf>,
+    /// PEM file: its key, which not everybody may read; where absent, in the
+    /// file of the certificate.
+    #[serde(default)]
+    pub(super) key: Option<PathBuf>,
+    /// From then on no connection is opened: a date (00:00 UTC) or a time
+    /// (RFC 3339). Warnings begin 14 days before.
+    #[serde(deserialize_with = "parsed")]
+    #[schemars(with = "String")]
+    pub(super) until: Until,
+}
+
+/// What the certificate of an endpoint must be.
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "Verify")]
+#[serde(rename_all = "lowercase")]
+pub(super) enum VerifyFile {
+    /// For `name`, by `ca`.
+    #[default]
+    Name,
+    /// Anything: whoever answers is believed.
+    None,
 }
 
 /// A port of a service.
@@ -145,8 +195,8 @@ pub(super) struct EndpointFile {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub(super) identity: Option<SpiffeIdFile>,
-    /// It is an application without a proxy, dialled at `target` without TLS:
-    /// nobody proves who answers, and no policy is asked.
+    /// It is an application without a proxy, dialled at `target` without TLS of
+    /// the mesh: no identity proves who answers, and no policy is asked.
     #[serde(default)]
     pub(super) plaintext: bool,
     /// `<ip>:<port>` of its proxy's inbound listener; absent where a gateway

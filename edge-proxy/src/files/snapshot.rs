@@ -9,12 +9,14 @@ use mesh_manifest::Compiled;
 use mesh_runtime::config::{self, ConfigError, Setting};
 
 use super::{
+    origins,
     rules::Rules,
     site::{
         EndpointFile, GatewayFile, LinkFile, PortFile, PrincipalFile, ProtocolFile, ServiceFile,
         SiteFile, SpiffeIdFile, TransportFile,
     },
 };
+use crate::transition::origin::OriginTls;
 
 /// What each service has of the rules.
 type Compilation = BTreeMap<ServiceName, Compiled>;
@@ -24,14 +26,18 @@ pub fn schema() -> schemars::Schema {
     schemars::schema_for!(SiteFile)
 }
 
-/// Reads a snapshot, with what was set beside the file; roots are those of the
-/// identity.
+/// Reads a snapshot, with what was set beside the file, and what TLS there is
+/// towards endpoints without a proxy; roots are those of the identity.
 ///
 /// # Errors
 ///
 /// The file cannot be read, or says something that makes no sense: with file
 /// and line, or with the resource that is wrong.
-pub fn load(path: &Path, set: &[Setting], bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
+pub fn load(
+    path: &Path,
+    set: &[Setting],
+    bundles: &TrustBundles,
+) -> Result<(Snapshot, Vec<OriginTls>), ConfigError> {
     let (text, name) = (config::read(path)?, path.display().to_string());
     let dir = path.parent().unwrap_or(Path::new(""));
     understood(config::parse_set(&text, &name, set)?, dir, &name, bundles)
@@ -40,7 +46,7 @@ pub fn load(path: &Path, set: &[Setting], bundles: &TrustBundles) -> Result<Snap
 /// The same from a text; `name` is how errors call it.
 pub fn parse(text: &str, name: &str, bundles: &TrustBundles) -> Result<Snapshot, ConfigError> {
     let dir = Path::new(name).parent().unwrap_or(Path::new(""));
-    understood(config::parse(text, name)?, dir, name, bundles)
+    understood(config::parse(text, name)?, dir, name, bundles).map(|(snapshot, _)| snapshot)
 }
 
 fn understood(
@@ -48,8 +54,9 @@ fn understood(
     dir: &Path,
     name: &str,
     bundles: &TrustBundles,
-) -> Result<Snapshot, ConfigError> {
+) -> Result<(Snapshot, Vec<OriginTls>), ConfigError> {
     file.check_endpoints(name)?;
+    let origins = origins::of(&file, dir, name)?;
     let rules = Rules::read(&file, dir, name)?;
     let compiled = file.services.iter().map(|service| {
         let compiled = rules.of(service.name.as_str())?;
@@ -63,7 +70,7 @@ fn understood(
     })?;
     check_ports(&snapshot, name)?;
     file.without_proxies(&mut snapshot);
-    Ok(snapshot)
+    Ok((snapshot, origins))
 }
 
 /// A proxy without an identity can call nobody in the mesh.

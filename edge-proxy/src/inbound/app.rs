@@ -11,6 +11,7 @@ use super::{answer::Http2Answer, stream::CallerStream};
 use crate::{
     apps::{self, Exchange, MAX_HTTP2},
     http2,
+    inner::mux::Spoken,
     refusal::Refusal,
     worker::Worker,
 };
@@ -21,7 +22,7 @@ pub(super) async fn dial(
     endpoint: &Endpoint,
     _permit: &Permit,
 ) -> Result<Stream, Refusal> {
-    let dialled = worker.apps.connect(endpoint.target).await;
+    let dialled = worker.apps.connect(endpoint.target, Spoken::Tcp).await;
     dialled.map_err(|error| unreachable(endpoint, &error))
 }
 

@@ -10,7 +10,12 @@ pub mod http2;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use mesh_core::{Reason, carriage::Carriage, message::RequestHead, route::Destination};
+use mesh_core::{
+    Reason,
+    carriage::Carriage,
+    message::{RequestHead, Scheme},
+    route::Destination,
+};
 use mesh_tunnel::{Stream, net::BoxFuture};
 
 use super::{
@@ -36,6 +41,8 @@ pub enum Toward {
     Named,
     /// All are for this one.
     Service(Destination),
+    /// The same, of clients that have said it in TLS.
+    Decrypted(Destination),
     /// The same, of clients that are not of the mesh to an own application.
     Own(Destination),
 }
@@ -43,7 +50,9 @@ pub enum Toward {
 impl Toward {
     fn destination(&self, worker: &Worker, head: &RequestHead) -> Result<Destination, Refusal> {
         match self {
-            Self::Service(destination) | Self::Own(destination) => Ok(destination.clone()),
+            Self::Service(destination) | Self::Decrypted(destination) | Self::Own(destination) => {
+                Ok(destination.clone())
+            }
             Self::Named => {
                 let snapshot = worker.shared.snapshot.load();
                 let snapshot = snapshot.ok_or_else(super::dispatch::no_snapshot)?;
@@ -58,7 +67,7 @@ impl Toward {
 
     fn direction(&self) -> Direction {
         match self {
-            Self::Named | Self::Service(_) => Direction::Outbound,
+            Self::Named | Self::Service(_) | Self::Decrypted(_) => Direction::Outbound,
             Self::Own(_) => Direction::Inbound,
         }
     }
@@ -66,7 +75,7 @@ impl Toward {
     /// Whether bytes may be asked for with CONNECT.
     fn may_connect(&self) -> Result<(), Refusal> {
         match self {
-            Self::Named | Self::Service(_) => Ok(()),
+            Self::Named | Self::Service(_) | Self::Decrypted(_) => Ok(()),
             Self::Own(_) => Err(Refusal::new(Reason::Unsupported, "CONNECT to an application")),
         }
     }
@@ -83,6 +92,11 @@ impl Toward {
     ) -> Result<Outcome, Refusal> {
         match self {
             Self::Named | Self::Service(_) => {
+                request::carry(worker, destination, scratch, body, client, record).await
+            }
+            Self::Decrypted(_) => {
+                // HTTP/1 does not say it (RFC 9112 section 3.3).
+                scratch.head.scheme = Scheme::Https;
                 request::carry(worker, destination, scratch, body, client, record).await
             }
             Self::Own(_) => door::carry(worker, destination, scratch, body, client, record).await,
@@ -129,6 +143,25 @@ pub async fn serve_port(
     client: IpAddr,
     stream: Stream,
 ) {
+    serve_toward(worker, (destination, Toward::Service), client, stream).await;
+}
+
+/// The same of one that came in TLS.
+pub async fn serve_decrypted(
+    worker: &Arc<Worker>,
+    destination: Destination,
+    client: IpAddr,
+    stream: Stream,
+) {
+    serve_toward(worker, (destination, Toward::Decrypted), client, stream).await;
+}
+
+async fn serve_toward(
+    worker: &Arc<Worker>,
+    (destination, toward): (Destination, fn(Destination) -> Toward),
+    client: IpAddr,
+    stream: Stream,
+) {
     let record = || {
         let mut record = Record::new(worker, Direction::Outbound, "tcp");
         record.entry.client = Some(client);
@@ -138,7 +171,7 @@ pub async fn serve_port(
         Carriage::Opaque => opaque::carry(worker, &destination, stream, record()).await,
         Carriage::Tls => tls::carry(worker, &destination, stream, record()).await,
         Carriage::Http => {
-            serve(worker, Toward::Service(destination), client, stream).await;
+            serve(worker, toward(destination), client, stream).await;
         }
         Carriage::Detect => match port::detect(worker, stream).await {
             Ok((Speaks::Opaque, stream)) => {
@@ -147,7 +180,7 @@ pub async fn serve_port(
             Ok((Speaks::Tls, stream)) => {
                 tls::carry_detected(worker, &destination, stream, record()).await;
             }
-            Ok((_, stream)) => serve(worker, Toward::Service(destination), client, stream).await,
+            Ok((_, stream)) => serve(worker, toward(destination), client, stream).await,
             Err(error) => log::debug!(error:% = error; "client connection ended"),
         },
     }

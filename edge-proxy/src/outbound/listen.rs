@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use super::{
     front::{self, Toward},
     opaque::{self, Opened},
-    tls,
+    port, tls,
 };
 use crate::{
     app::Shared,
@@ -29,6 +29,7 @@ use crate::{
         traffic::{self, OpenTcp},
     },
     record::Record,
+    transition::door::Door,
     worker::Worker,
 };
 
@@ -50,6 +51,8 @@ pub enum Purpose {
     Sni(Option<u16>),
     /// One port of one service.
     Service(Destination),
+    /// The same in TLS with a certificate that is not of the mesh.
+    Transition(Destination, Arc<Door>),
     /// One port of an own service, for clients that are not of the mesh.
     Own(Destination),
     /// Captured traffic: the original destination names the service.
@@ -124,9 +127,26 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
         Purpose::Service(destination) => {
             front::serve_port(worker, destination, from.ip(), stream).await
         }
+        Purpose::Transition(destination, door) => {
+            Box::pin(decrypted(worker, destination, &door, stream, from)).await;
+        }
         Purpose::Own(destination) => door::serve(worker, destination, from.ip(), stream).await,
         Purpose::Captured => captured(worker, stream, from).await,
         Purpose::CapturedInbound => inbound::captured::serve(worker, stream, from).await,
+    }
+}
+
+/// One connection of a client that speaks TLS, if it finishes its handshake.
+async fn decrypted(
+    worker: &Arc<Worker>,
+    destination: Destination,
+    door: &Door,
+    stream: Stream,
+    from: SocketAddr,
+) {
+    let carriage = port::carriage(worker, &destination).await;
+    if let Some(stream) = door.accept(carriage, from, stream).await {
+        front::serve_decrypted(worker, destination, from.ip(), stream).await;
     }
 }
 

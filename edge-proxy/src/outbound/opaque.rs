@@ -31,6 +31,7 @@ use crate::{
     },
     record::Record,
     refusal::Refusal,
+    transition::origin,
     worker::Worker,
 };
 
@@ -240,7 +241,7 @@ async fn plain(
     endpoint: &Arc<Endpoint>,
     load: &mut Attempt,
 ) -> Result<Stream, (Refusal, Retry)> {
-    let connected = worker.apps.connect(endpoint.target).await;
+    let connected = worker.apps.connect(endpoint.target, Spoken::Tcp).await;
     load.answered();
     connected.map_err(|error| {
         load.unreachable();
@@ -248,7 +249,7 @@ async fn plain(
         let Endpoint { service, id, target, .. } = &**endpoint;
         let text =
             format!("service {service}, endpoint {id}: the application at {target}: {error}");
-        (Refusal::new(Reason::AppUnreachable, text), Retry::Nobody)
+        (Refusal::new(origin::reason(&error), text), Retry::Nobody)
     })
 }
 

@@ -8,7 +8,7 @@ use mesh_core::{Endpoint, Health, Snapshot, path::is_reachable};
 use mesh_runtime::clock;
 
 use super::{hold, pool};
-use crate::worker::Worker;
+use crate::{inner::mux::Spoken, worker::Worker};
 
 /// Before the first trial.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ async fn until_over(worker: &Arc<Worker>, endpoint: &Endpoint) {
         let there = match now.identity {
             _ if now.health == Health::Unhealthy => false,
             Some(_) => pool::place(worker, &snapshot, now).await.is_ok(),
-            None => worker.apps.connect(now.target).await.is_ok(),
+            None => worker.apps.connect(now.target, Spoken::Tcp).await.is_ok(),
         };
         if there {
             return worker.shared.reached.came_up(endpoint);

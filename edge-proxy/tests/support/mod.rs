@@ -10,6 +10,7 @@
 
 pub mod apps;
 pub mod caller;
+pub mod legacy;
 pub mod pki;
 pub mod process;
 pub mod rules;
@@ -164,6 +165,7 @@ pub fn listener(service: &str, port: &str) -> ServiceListener {
         listen: any(),
         service: service.parse().unwrap(),
         port: port.parse().unwrap(),
+        tls: None,
     }
 }
 
@@ -252,7 +254,12 @@ impl Pair {
     /// The source alone: its snapshot says that the applications have no
     /// proxy. The destination is there and gets nothing.
     pub async fn one_hop(targets: Targets) -> Self {
-        let mut pair = Self::start(targets).await;
+        Self::one_hop_with(targets, |_| ()).await
+    }
+
+    /// The same with a changed configuration.
+    pub async fn one_hop_with(targets: Targets, change: impl FnOnce(&mut Config)) -> Self {
+        let mut pair = Self::start_with(targets, change).await;
         for service in pair.snapshot.services.values_mut() {
             for endpoint in &mut Arc::make_mut(service).endpoints {
                 let endpoint = Arc::make_mut(endpoint);

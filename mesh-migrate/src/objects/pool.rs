@@ -24,18 +24,14 @@ impl Making<'_> {
                 endpoints.extend(self.member(member, priority, port));
             }
         }
-        if pool.tls.is_some() {
-            self.ledger.decision(
-                &pool.place,
-                "applications are spoken to in plaintext by a proxy of ours, and these want TLS",
-                &[
-                    "put a proxy of ours beside them, which speaks mTLS",
-                    "let them listen in plaintext, too",
-                ],
-            );
-        }
+        let tls = pool.tls.as_ref().and_then(|tls| self.client_tls(pool, tls));
+        let endpoints = self.spoken_alike(&pool.place, endpoints, tls.as_ref());
         let service = format!("{label}.{}", self.wanted.namespace);
-        self.services.push(json!({ "name": service, "ports": ports, "endpoints": endpoints }));
+        let mut made = json!({ "name": service, "ports": ports, "endpoints": endpoints });
+        if let Some(tls) = tls {
+            made["tls"] = tls;
+        }
+        self.services.push(made);
         self.policy(&label, pool);
     }
 

@@ -2,8 +2,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    ledger::Verdict,
     program::{
-        Balance, Condition, Forward, Location, Member, PathChange, Pool, Reply, Rule, TcpRule, Text,
+        Balance, ClientTls, Condition, Forward, Location, Member, PathChange, Pool, Reply, Rule,
+        ServerTls, TcpRule, Text,
     },
     source::Place,
 };
@@ -58,9 +60,13 @@ fn rule(when: Condition, pool: &str) -> Rule {
 }
 
 fn made(rules: Vec<Rule>) -> (Objects, Vec<crate::ledger::Entry>) {
+    made_of(&program(rules), None)
+}
+
+fn made_of(program: &Program, tls_until: Option<&str>) -> (Objects, Vec<crate::ledger::Entry>) {
     let mut ledger = Ledger::default();
-    let wanted = Wanted { namespace: "legacy", site: "west", resolve: &|_| Vec::new() };
-    let made = objects(&program(rules), &wanted, &mut ledger);
+    let wanted = Wanted { namespace: "legacy", site: "west", resolve: &|_| Vec::new(), tls_until };
+    let made = objects(program, &wanted, &mut ledger);
     (made, ledger.entries())
 }
 
@@ -194,7 +200,8 @@ fn what_takes_all_connections_takes_tls_of_other_names() {
     let kinds = |rules: Vec<TcpRule>| {
         let mut program = program(Vec::new());
         program.listeners[0].accepts = Accepts::Tcp { rules };
-        let wanted = Wanted { namespace: "legacy", site: "west", resolve: &|_| Vec::new() };
+        let wanted =
+            Wanted { namespace: "legacy", site: "west", resolve: &|_| Vec::new(), tls_until: None };
         let made = objects(&program, &wanted, &mut Ledger::default());
         let routes = made.rules.iter().filter(|one| one["kind"] != "TrafficPolicy");
         routes
@@ -243,4 +250,115 @@ fn a_redirect_has_headers_of_its_own() {
     let filters = &objects.rules[0]["spec"]["rules"][0]["filters"];
     assert_eq!(filters[0]["requestRedirect"]["hostname"], "new.example");
     assert_eq!(filters[1]["responseHeaderModifier"]["add"][0]["name"], "x-r");
+}
+
+/// A program that ends TLS and speaks it.
+fn with_tls(server: ServerTls, client: ClientTls) -> Program {
+    let rules = vec![rule(Condition::Always, "be.a"), rule(Condition::Always, "be-a")];
+    let mut program = program(rules);
+    program.listeners[0].tls = Some(server);
+    program.pools.get_mut("be.a").unwrap().tls = Some(client);
+    program
+}
+
+fn server_tls() -> ServerTls {
+    ServerTls {
+        certificate: "/etc/ssl/a.pem".into(),
+        key: "/etc/ssl/a.pem".into(),
+        client_roots: Some("clients.pem".into()),
+    }
+}
+
+fn client_tls() -> ClientTls {
+    ClientTls {
+        server_name: Some("a.example.com".into()),
+        roots: Some("/etc/ssl/ca.pem".into()),
+        certificate: Some(("/etc/ssl/us.pem".into(), "/etc/ssl/us.key".into())),
+    }
+}
+
+#[test]
+fn tls_lasts_until_somebody_says() {
+    let program = with_tls(server_tls(), client_tls());
+    let (objects, said) = made_of(&program, None);
+    assert_eq!(objects.proxy["listeners"][0].get("tls"), None);
+    assert!(objects.site["services"].as_array().unwrap().iter().all(|s| s.get("tls").is_none()));
+    let asks = |entry: &&crate::ledger::Entry| match &entry.verdict {
+        Verdict::Decision { choices, .. } => choices.iter().any(|c| c.contains("--tls-until")),
+        _ => false,
+    };
+    assert_eq!(said.iter().filter(asks).count(), 2);
+
+    let (objects, said) = made_of(&program, Some("2027-03-01"));
+    let tls = json!({
+        "certificate": "/etc/ssl/a.pem", "client_ca": "clients.pem", "until": "2027-03-01",
+    });
+    assert_eq!(objects.proxy["listeners"][0]["tls"], tls);
+    let tls = json!({
+        "ca": "/etc/ssl/ca.pem", "name": "a.example.com", "certificate": "/etc/ssl/us.pem",
+        "key": "/etc/ssl/us.key", "until": "2027-03-01",
+    });
+    let service = |objects: &Objects, name: &str| {
+        let services = objects.site["services"].as_array().unwrap().clone();
+        services.into_iter().find(|service| service["name"] == name).unwrap()
+    };
+    assert_eq!(service(&objects, "be-a-2.legacy")["tls"], tls);
+    assert_eq!(service(&objects, "be-a.legacy").get("tls"), None);
+    let approximated: Vec<_> = said
+        .iter()
+        .filter_map(|entry| match &entry.verdict {
+            Verdict::Approximated { how } => Some(how.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(approximated.len(), 2, "{said:?}");
+    assert!(approximated.iter().all(|how| how.contains("until 2027-03-01")), "{approximated:?}");
+    assert!(approximated[0].contains("clients.pem is looked for beside"), "{approximated:?}");
+
+    let blind = ClientTls { roots: None, certificate: None, ..client_tls() };
+    let (objects, _) = made_of(&with_tls(server_tls(), blind), Some("2027-03-01"));
+    let tls = json!({ "name": "a.example.com", "verify": "none", "until": "2027-03-01" });
+    assert_eq!(service(&objects, "be-a-2.legacy")["tls"], tls);
+}
+
+#[test]
+fn tls_that_cannot_be_written_is_asked_about() {
+    let server = |certificate: &str| ServerTls { certificate: certificate.into(), ..server_tls() };
+    let client = client_tls();
+    let cases = [
+        (server(""), client.clone(), "no single file"),
+        (server("/etc/haproxy/certs/"), client.clone(), "no single file"),
+        (server_tls(), ClientTls { server_name: None, ..client.clone() }, "for no name"),
+        (server_tls(), ClientTls { roots: Some("@system-ca".into()), ..client }, "in no file"),
+    ];
+    for (server, client, wanted) in cases {
+        let (_, said) = made_of(&with_tls(server, client), Some("2027-03-01"));
+        let asked = said.iter().any(|entry| match &entry.verdict {
+            Verdict::Decision { question, .. } => question.contains(wanted),
+            _ => false,
+        });
+        assert!(asked, "{wanted}: {said:?}");
+    }
+}
+
+#[test]
+fn an_address_is_spoken_to_in_one_way() {
+    let mut program = with_tls(server_tls(), client_tls());
+    program.pools.get_mut("be-a").unwrap().members = program.pools["be.a"].members.clone();
+    let endpoints = |objects: &Objects| -> usize {
+        let services = objects.site["services"].as_array().unwrap().iter();
+        services.filter_map(|service| Some(service.get("endpoints")?.as_array()?.len())).sum()
+    };
+    let (objects, _) = made_of(&program, None);
+    assert_eq!(endpoints(&objects), 2);
+    let (objects, said) = made_of(&program, Some("2027-03-01"));
+    assert_eq!(endpoints(&objects), 1);
+    let asked = said.iter().any(|entry| match &entry.verdict {
+        Verdict::Decision { question, .. } => question.contains("in two ways"),
+        _ => false,
+    });
+    assert!(asked, "{said:?}");
+    program.pools.get_mut("be-a").unwrap().tls = program.pools["be.a"].tls.clone();
+    let (objects, _) = made_of(&program, Some("2027-03-01"));
+    assert_eq!(endpoints(&objects), 2);
 }

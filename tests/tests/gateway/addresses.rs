@@ -43,6 +43,7 @@ async fn an_endpoint_at_an_address_of_the_mesh_or_of_the_host_is_never_dialled()
         listen,
         service: "orders.shop".parse().unwrap(),
         port: "http".parse().unwrap(),
+        tls: None,
     };
     let change = |config: &mut Config| {
         config.admin = Some(admin);

@@ -143,6 +143,7 @@ impl World {
                 listen: any,
                 service: way.service.parse().unwrap(),
                 port: port.parse().unwrap(),
+                tls: None,
             }));
         }
         let source = Proxy::start_on(node(), &pair.west, "checkout", &sites, config).await;

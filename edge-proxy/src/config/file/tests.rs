@@ -42,6 +42,23 @@ fn a_proxy_alone_may_do_without_identity() {
 }
 
 #[test]
+fn tls_of_a_listener_has_an_end_and_files_beside_the_configuration() {
+    let text = "
+listeners:
+- listen: 0.0.0.0:443
+  service: orders.shop
+  port: http
+  tls: { certificate: orders.pem, key: /etc/ssl/orders.key, until: 2027-03-01 }
+";
+    let mut config = parse(text).unwrap();
+    config.resolve(Path::new("/etc/isthmus"));
+    let tls = config.listeners[0].tls.clone().unwrap();
+    assert_eq!(tls.certificate, Path::new("/etc/isthmus/orders.pem"));
+    assert_eq!(tls.key.as_deref(), Some(Path::new("/etc/ssl/orders.key")));
+    assert_eq!(tls.until.to_string(), "2027-03-01T00:00:00Z");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_with_its_place() {
     let cases = [
         ("role: nod", "did you mean `node`"),
@@ -78,6 +95,20 @@ fn what_makes_no_sense_is_refused_with_its_place() {
             "inbound_plaintext:\n- { listen: '127.0.0.1:1', service: a.b, port: c }\n\
              - { listen: '127.0.0.1:1', service: a.c, port: c }",
             "inbound_plaintext[1].listen: 127.0.0.1:1 is there twice",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d } }]",
+            "missing field `until`",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, \
+             tls: { certificate: d, until: never } }]",
+            "write a date, e.g. 2027-03-01",
+        ),
+        (
+            "inbound_plaintext: [{ listen: '127.0.0.1:1', service: a.b, port: c, \
+             tls: { certificate: d, until: 2027-03-01 } }]",
+            "inbound_plaintext[0].tls: is only for `listeners`",
         ),
         ("drain_timeout: 5", "duration"),
         ("allow_from: [10.0.0.0/40]", "prefix"),

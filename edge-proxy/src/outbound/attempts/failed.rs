@@ -12,6 +12,7 @@ use crate::{
     http1::{BadMessage, ConnError},
     inner::{Blame, OpenFailure, request::ExchangeError},
     refusal::Refusal,
+    transition::origin,
 };
 
 /// Why an attempt gave no answer, and what may be tried after it.
@@ -130,7 +131,7 @@ impl Failed {
     pub(super) fn plain(endpoint: &Endpoint, error: &apps::ExchangeError) -> Self {
         use apps::ExchangeError as Error;
         let (reason, after) = match error {
-            Error::NotConnected(_) => (Reason::AppUnreachable, After::Nobody),
+            Error::NotConnected(error) => (origin::reason(error), After::Nobody),
             Error::NotProcessed(_) => (Reason::UpstreamReset, After::Again),
             // An answer, if no HTTP: another one would be no better.
             Error::Broken(ConnError::Bad(bad)) if *bad != BadMessage::Truncated => {

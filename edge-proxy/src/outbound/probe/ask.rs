@@ -173,7 +173,7 @@ async fn over_http(
 
 async fn plain(worker: &Arc<Worker>, endpoint: &Endpoint, http: Option<&HttpCheck>) -> Answer {
     let Some(http) = http else {
-        let connected = worker.apps.connect(endpoint.target).await;
+        let connected = worker.apps.connect(endpoint.target, Spoken::Tcp).await;
         return connected.map_or_else(|error| Answer::Bad(error.to_string()), |_| Answer::Good);
     };
     let (head, mut answer) = (request(endpoint, http), ResponseHead::new());

@@ -54,6 +54,16 @@ pub struct Plan {
     /// Site that the proxy belongs to
     #[arg(long, default_value = "legacy", value_name = "NAME")]
     as_site: String,
+    /// Carry TLS of the old proxy over, with its certificates and files, until this date (2027-03-01: 00:00 UTC) or time of RFC 3339
+    #[arg(long, value_name = "DATE", value_parser = end)]
+    tls_until: Option<String>,
+}
+
+/// As it is written: the same arguments make the same files.
+fn end(text: &str) -> Result<String, String> {
+    let is_end = mesh_runtime::clock::parse_utc(text).is_some();
+    let wrong = || "write a date, e.g. 2027-03-01, or a time of RFC 3339".to_owned();
+    is_end.then(|| text.to_owned()).ok_or_else(wrong)
 }
 
 #[derive(Debug, Serialize)]
@@ -72,7 +82,12 @@ impl Plan {
         let directory = self.out.as_deref().or(directory.as_deref());
         let resolve = self.input.resolver()?;
         let from = self.input.format();
-        let wanted = Wanted { namespace: &self.namespace, site: &self.as_site, resolve: &resolve };
+        let wanted = Wanted {
+            namespace: &self.namespace,
+            site: &self.as_site,
+            resolve: &resolve,
+            tls_until: self.tls_until.as_deref(),
+        };
         let planned =
             self.input.read(&self.files, self.live.as_deref(), directory, |legacy, found| {
                 let (program, mut ledger) = legacy.convert().map_err(wrong)?;

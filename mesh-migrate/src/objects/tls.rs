@@ -1,0 +1,154 @@
+//! TLS of listeners and towards pools. Ours has an end, which no configuration
+//! says: a person must.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use super::{Making, object};
+use crate::{
+    program::{ClientTls, Pool, ServerTls},
+    source::Place,
+};
+
+/// How a person says the end.
+const FLAG: &str = "for as long as they move: meshctl migrate plan --tls-until DATE";
+
+impl Making<'_> {
+    /// `tls` of a listener in `proxy.yaml`.
+    pub(super) fn server_tls(&mut self, place: &Place, tls: &ServerTls) -> Option<Value> {
+        let Some(until) = self.wanted.tls_until else {
+            self.ledger.decision(
+                place,
+                "clients' TLS does not end at a listener of ours: who takes it?",
+                &["something before it", "clients of the mesh, who need none", FLAG],
+            );
+            return None;
+        };
+        if !is_file(&tls.certificate) || !is_file(&tls.key) {
+            self.ledger.decision(
+                place,
+                "clients' TLS ends here, and its certificate is in no single file: which one is \
+                 it? Until it is said, the listener is in plaintext.",
+                &["write one file into the configuration and import it again"],
+            );
+            return None;
+        }
+        let mut paths = vec![&tls.certificate, &tls.key];
+        paths.extend(&tls.client_roots);
+        let how = format!(
+            "clients' TLS (1.2 and 1.3) ends here until {until}, and is refused from then on{}",
+            relative(&paths)
+        );
+        self.ledger.approximated(place, how);
+        Some(object([
+            ("certificate", Some(tls.certificate.as_str().into())),
+            ("key", (tls.key != tls.certificate).then(|| tls.key.as_str().into())),
+            ("client_ca", tls.client_roots.as_deref().map(Into::into)),
+            ("until", Some(until.into())),
+        ]))
+    }
+
+    /// `tls` of a service in `site.yaml`.
+    pub(super) fn client_tls(&mut self, pool: &Pool, tls: &ClientTls) -> Option<Value> {
+        let Some(until) = self.wanted.tls_until else {
+            self.ledger.decision(
+                &pool.place,
+                "applications are spoken to in plaintext by a proxy of ours, and these want TLS",
+                &[
+                    "put a proxy of ours beside them, which speaks mTLS",
+                    "let them listen in plaintext, too",
+                    FLAG,
+                ],
+            );
+            return None;
+        };
+        let mut paths: Vec<_> = tls.roots.iter().collect();
+        paths.extend(tls.certificate.iter().flat_map(|(certificate, key)| [certificate, key]));
+        if !paths.iter().all(|path| is_file(path)) {
+            self.ledger.decision(
+                &pool.place,
+                "these want TLS, and what it takes is in no file: where is it? Until it is said, \
+                 they are spoken to in plaintext.",
+                &["write files into the configuration and import it again"],
+            );
+            return None;
+        }
+        if tls.roots.is_some() && tls.server_name.is_none() {
+            self.ledger.decision(
+                &pool.place,
+                "their certificates are for no name that stands here, and ours believes none \
+                 without: which one is it? Until it is said, they are spoken to in plaintext.",
+                &["write the name into the configuration and import it again"],
+            );
+            return None;
+        }
+        let belief = match &tls.roots {
+            Some(_) => "",
+            None => "; whatever certificate they show is believed, as before",
+        };
+        let how = format!(
+            "they are spoken to in TLS (1.2 and 1.3) until {until}, and not at all from then \
+             on{belief}{}",
+            relative(&paths)
+        );
+        self.ledger.approximated(&pool.place, how);
+        let shown = tls.certificate.as_ref();
+        Some(object([
+            ("ca", tls.roots.as_deref().map(Into::into)),
+            ("name", tls.server_name.as_deref().map(Into::into)),
+            ("verify", tls.roots.is_none().then(|| "none".into())),
+            ("certificate", shown.map(|(certificate, _)| certificate.as_str().into())),
+            ("key", shown.filter(|(one, key)| one != key).map(|(_, key)| key.as_str().into())),
+            ("until", Some(until.into())),
+        ]))
+    }
+
+    /// Endpoints of a pool without those that another pool speaks to otherwise:
+    /// what is spoken at an address is one thing with us.
+    pub(super) fn spoken_alike(
+        &mut self,
+        place: &Place,
+        endpoints: Vec<Value>,
+        tls: Option<&Value>,
+    ) -> Vec<Value> {
+        let target =
+            |endpoint: &Value| -> Option<SocketAddr> { endpoint["target"].as_str()?.parse().ok() };
+        let mut kept = Vec::new();
+        for endpoint in endpoints {
+            let Some(target) = target(&endpoint) else { continue };
+            let there = self.spoken.entry(target).or_insert_with(|| tls.cloned());
+            if there.as_ref() == tls {
+                kept.push(endpoint);
+                continue;
+            }
+            let question = format!(
+                "{target} is spoken to in two ways, and a proxy of ours has one for each address. \
+                 Until it is said, this one is left out."
+            );
+            self.ledger.decision(place, question, &["one way for both", "an address for each"]);
+        }
+        kept
+    }
+}
+
+/// What is written is the path of a file, as far as can be seen from here.
+fn is_file(path: &str) -> bool {
+    !path.is_empty() && !path.ends_with('/') && !path.starts_with('@')
+}
+
+fn relative(paths: &[&String]) -> String {
+    let Some(path) = paths.iter().find(|path| !path.starts_with('/')) else {
+        return String::new();
+    };
+    format!("; {path} is looked for beside the file that names it")
+}
+
+/// Keys of a listener in `proxy.yaml`.
+pub(super) fn listen(address: SocketAddr, service: &str, port: &str, tls: Option<&Value>) -> Value {
+    let mut listen = json!({ "listen": address.to_string(), "service": service, "port": port });
+    if let Some(tls) = tls {
+        listen["tls"] = tls.clone();
+    }
+    listen
+}

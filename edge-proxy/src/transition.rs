@@ -12,11 +12,8 @@
 //! mesh's TLS is [`mesh_tunnel::tls`]. TLS 1.2 is spoken, too, and sessions are
 //! not resumed.
 //!
-//! - [`Until`]: when it ends.
-//! - [`pem`]: the files.
-//! - [`door`]: listeners.
-//! - [`origin`]: endpoints that have no proxy.
-//! - [`metrics`]: what is counted.
+//! [`Until`] is when it ends, `pem` the files; [`door`] is about listeners, [`origin`]
+//! about endpoints that have no proxy, [`metrics`] about what is counted.
 
 pub mod door;
 pub mod metrics;

@@ -179,6 +179,16 @@ impl Making<'_> {
             return;
         };
         let tls = listener.tls.as_ref().and_then(|tls| self.server_tls(&listener.place, tls));
+        let asks = listener.tls.as_ref().is_some_and(|tls| tls.client_roots.is_some());
+        if asks && tls.is_none() {
+            // Whom it would let in is not who it lets in now.
+            self.ledger.decision(
+                &listener.place,
+                "its clients show certificates, which nobody would ask them for: it is left out",
+                &["see what is asked about its TLS", "leave it with the legacy proxy"],
+            );
+            return;
+        }
         let service = format!("{name}.{}", self.wanted.namespace);
         self.services.push(json!({
             "name": service,

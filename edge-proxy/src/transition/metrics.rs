@@ -99,7 +99,8 @@ fn encode(all: &[Shown<'_>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result
         MetricType::Gauge,
     )?;
     for Shown { label, until, .. } in all {
-        gauge.encode_family(&[label.clone()])?.encode_gauge(&(until.unix_seconds() as f64))?;
+        let labels = [label.clone()];
+        gauge.encode_family(&labels)?.encode_gauge(&(until.unix_seconds() as f64))?;
     }
     let mut counter = encoder.encode_descriptor(
         "isthmus_transition_tls_handshakes",

@@ -25,6 +25,15 @@ impl Making<'_> {
             );
             return None;
         };
+        if tls.client_roots.as_ref().is_some_and(|roots| !is_file(roots)) {
+            self.ledger.decision(
+                place,
+                "clients must show a certificate, and whose they must be is in no single file: \
+                 which one is it?",
+                &["write one file into the configuration and import it again"],
+            );
+            return None;
+        }
         if !is_file(&tls.certificate) || !is_file(&tls.key) {
             self.ledger.decision(
                 place,

@@ -64,7 +64,7 @@ in_machine host systemctl kill --signal=KILL isthmus-migrate
 eventually 10 is moved isthmus
 moves rollback host
 is back legacy || fail "$(cat "$WORK/last")"
-moves cutover host --watch 1s
+moves cutover host --watch 1s --without-shadow
 moves finish host
 is finished isthmus || fail "$(cat "$WORK/last")"
 ! in_machine host systemctl is-active --quiet haproxy || fail "HAProxy runs"

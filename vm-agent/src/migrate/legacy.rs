@@ -137,7 +137,7 @@ async fn start(record: &Record) -> Result<(), String> {
     let legacy = &record.legacy;
     if !legacy.unit.is_empty() {
         if record.phase == Phase::Finished {
-            systemctl(&["enable", &legacy.unit]).await?;
+            proxy::at_boot(&legacy.unit, true).await?;
         }
         // What runs and has let go is made to begin anew.
         return systemctl(&["restart", &legacy.unit]).await;
@@ -175,7 +175,8 @@ async fn start(record: &Record) -> Result<(), String> {
 pub async fn stop(record: &Record) -> Result<(), String> {
     let legacy = &record.legacy;
     if !legacy.unit.is_empty() {
-        return systemctl(&["disable", "--now", &legacy.unit]).await;
+        proxy::at_boot(&legacy.unit, false).await?;
+        return systemctl(&["stop", &legacy.unit]).await;
     }
     let by = match legacy.kind {
         Kind::Haproxy => Signal::USR1,

@@ -144,8 +144,7 @@ impl Supervisor {
         if !self.systemd {
             return Ok(());
         }
-        let verb = if wanted { "enable" } else { "disable" };
-        systemctl(&[verb, &format!("{UNIT}{name}.service")]).await
+        at_boot(&format!("{UNIT}{name}.service"), wanted).await
     }
 }
 
@@ -176,16 +175,41 @@ pub fn signal(pid: u32, signal: Signal) -> Result<(), String> {
 ///
 /// What it says last.
 pub async fn systemctl(arguments: &[&str]) -> Result<(), String> {
-    let run = Command::new("systemctl").args(arguments).stdin(Stdio::null()).output();
-    let said = timeout(START, run).await;
-    let said = said.map_err(|_| format!("systemctl {}: no end", arguments.join(" ")))?;
-    let output = said.map_err(|error| format!("systemctl: {error}"))?;
+    run("systemctl", arguments).await
+}
+
+/// Whether systemd starts a unit at boot: org.freedesktop.systemd1(5). `systemctl
+/// enable` would change init scripts, too, from within this unit.
+///
+/// # Errors
+///
+/// What systemd says.
+pub async fn at_boot(unit: &str, wanted: bool) -> Result<(), String> {
+    let manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1"];
+    let interface = "org.freedesktop.systemd1.Manager";
+    let (method, signature, more) = match wanted {
+        true => ("EnableUnitFiles", "asbb", &["false", "true"][..]),
+        false => ("DisableUnitFiles", "asb", &["false"][..]),
+    };
+    let call =
+        [&["call", "--quiet"][..], &manager, &[interface, method, signature, "1", unit], more];
+    run("busctl", &call.concat()).await?;
+    systemctl(&["daemon-reload"]).await
+}
+
+async fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let mut command = Command::new(program);
+    // Of this unit, which is no concern of theirs.
+    command.args(arguments).env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).kill_on_drop(true);
+    let said = timeout(START, command.output()).await;
+    let said = said.map_err(|_| format!("{program} {}: no end", arguments.join(" ")))?;
+    let output = said.map_err(|error| format!("{program}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it failed");
-    Err(format!("systemctl {}: {}", arguments.join(" "), last.trim()))
+    Err(format!("{program} {}: {}", arguments.join(" "), last.trim()))
 }
 
 /// Whether it is ready for traffic.

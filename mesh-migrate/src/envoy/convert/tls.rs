@@ -15,7 +15,9 @@ impl Converter<'_> {
         let common = context.msg("common_tls_context");
         let pair = common.and_then(|common| self.certificate(common));
         let roots = common.and_then(|common| self.roots(common));
-        let client_roots = roots.filter(|_| context.is("require_client_certificate"));
+        // Where they are in no file, a certificate is asked for all the same.
+        let asks = context.is("require_client_certificate");
+        let client_roots = asks.then(|| roots.unwrap_or_default());
         let Some((certificate, key)) = pair else {
             let question =
                 "The certificate is in no file that stands here. Until it is said, it is \"\".";

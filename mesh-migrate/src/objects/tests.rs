@@ -244,3 +244,54 @@ fn a_redirect_has_headers_of_its_own() {
     assert_eq!(filters[0]["requestRedirect"]["hostname"], "new.example");
     assert_eq!(filters[1]["responseHeaderModifier"]["add"][0]["name"], "x-r");
 }
+
+#[test]
+fn what_no_filter_can_say_is_a_pattern_or_a_question() {
+    let moved = |host: Option<&str>, path: &str| {
+        let location = Location {
+            host: host.map(Into::into),
+            path: Some(PathChange::Whole(path.into())),
+            strip_query: true,
+            ..Location::default()
+        };
+        let then = Then::Reply(Reply { status: 301, location: Some(location), ..Reply::default() });
+        let (objects, entries) = made(vec![Rule { place: place(), when: Condition::Always, then }]);
+        let policy = objects.rules[1]["spec"]["rules"][0].clone();
+        (objects.rules[0]["spec"]["rules"][0]["filters"].clone(), policy, entries)
+    };
+    let (filters, policy, _) = moved(None, "/new?x=1");
+    assert!(filters[0]["requestRedirect"]["path"].is_null());
+    assert_eq!(policy["rewrite"]["substitution"], "/new?x=1");
+    let (filters, policy, _) = moved(Some("a.example"), "/new");
+    assert_eq!(filters[0]["requestRedirect"]["path"]["replaceFullPath"], "/new");
+    assert!(policy["rewrite"].is_null());
+    let (_, policy, entries) = moved(Some("*.a.example"), "/new");
+    assert_eq!(policy["reply"]["status"], 501);
+    assert!(format!("{entries:?}").contains("is no name of a host to send clients to"));
+}
+
+#[test]
+fn lines_of_one_header_and_hosts_with_ports() {
+    let sent = |host: &str| {
+        let forward = Forward {
+            pools: vec![("be.a".into(), 1)],
+            host: Some(host.into()),
+            set: vec![("x-b".into(), "1".into()), ("x-b".into(), "2".into())],
+            path: Some(PathChange::Whole("u".into())),
+            ..Forward::default()
+        };
+        let then = Then::Forward(Box::new(forward));
+        let (objects, entries) = made(vec![Rule { place: place(), when: Condition::Always, then }]);
+        (objects.rules[0]["spec"]["rules"][0]["filters"].clone(), format!("{entries:?}"))
+    };
+    let (filters, entries) = sent("app:9000");
+    let changes = &filters[0]["requestHeaderModifier"];
+    assert_eq!(
+        (&changes["set"][0]["value"], &changes["add"][0]["value"]),
+        (&json!("1"), &json!("2"))
+    );
+    assert_eq!(filters[1]["urlRewrite"], json!({ "hostname": "app:9000" }));
+    assert!(entries.contains("does not begin with /"));
+    let (filters, entries) = sent("$x");
+    assert!(filters[1].is_null() && entries.contains("is no name of a host"));
+}

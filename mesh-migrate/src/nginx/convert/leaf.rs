@@ -107,9 +107,7 @@ impl<'m, 'c> Work<'m, 'c> {
                         None => redirect_to(at, 301, PathChange::Whole(location.text.clone())),
                     };
                     let place = location.directive.place.clone();
-                    let mut rule = [Rule { place, when, then: Then::Reply(reply) }];
-                    self.own_answers(&location.chain, &mut rule);
-                    inner.extend(rule);
+                    inner.push(Rule { place, when, then: Then::Reply(reply) });
                 }
             }
         }

@@ -107,7 +107,11 @@ impl<'m, 'c> Work<'m, 'c> {
                         None => redirect_to(at, 301, PathChange::Whole(location.text.clone())),
                     };
                     let place = location.directive.place.clone();
-                    inner.push(Rule { place, when, then: Then::Reply(reply) });
+                    let mut rule = [Rule { place, when, then: Then::Reply(reply) }];
+                    // nginx answers before it takes what is in the location.
+                    let around = location.chain.len().saturating_sub(1);
+                    self.own_answers(&location.chain[..around], &mut rule);
+                    inner.extend(rule);
                 }
             }
         }

@@ -303,7 +303,16 @@ impl Making<'_> {
 
     pub(super) fn tcp_rules(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
         let asks_for_names = rules.iter().any(|rule| !rule.server_names.is_empty());
+        let mut taken: Vec<&String> = Vec::new();
         for (number, rule) in (1..).zip(rules) {
+            // The first rule counts, and of ours the narrowest name: one that comes after a
+            // wider one takes nothing.
+            let is_left = |name: &&String| !taken.iter().any(|wide| covers(wide, name));
+            let names: Vec<&String> = rule.server_names.iter().filter(is_left).collect();
+            if names.is_empty() && !rule.server_names.is_empty() {
+                continue;
+            }
+            taken.extend(&names);
             let backends = self.backends(&rule.place, &rule.pools, CONNECTIONS);
             let spec = json!({
                 "parentRefs": [{ "kind": "Service", "name": name, "port": port }],
@@ -311,7 +320,7 @@ impl Making<'_> {
             });
             let name = format!("{name}-{number}");
             if !rule.server_names.is_empty() {
-                self.connection_route("TLSRoute", &name, &rule.server_names, spec);
+                self.connection_route("TLSRoute", &name, &names, spec);
                 continue;
             }
             // A TCPRoute has no TLS where there is a TLSRoute.
@@ -319,10 +328,12 @@ impl Making<'_> {
                 self.connection_route("TLSRoute", &format!("{name}-tls"), &[], spec.clone());
             }
             self.connection_route("TCPRoute", &name, &[], spec);
+            // No later one is asked.
+            return;
         }
     }
 
-    fn connection_route(&mut self, kind: &str, name: &str, hostnames: &[String], mut spec: Value) {
+    fn connection_route(&mut self, kind: &str, name: &str, hostnames: &[&String], mut spec: Value) {
         if !hostnames.is_empty() {
             spec["hostnames"] = json!(hostnames);
         }
@@ -333,6 +344,16 @@ impl Making<'_> {
             "spec": spec,
         }));
     }
+}
+
+/// Whether a name of TLS, or `*.` before one, is among those of another.
+fn covers(wide: &str, name: &str) -> bool {
+    let (wide, name) = (wide.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let below = wide.strip_prefix('*').is_some_and(|end| {
+        let name = name.strip_prefix('*').unwrap_or(&name);
+        name.len() > end.len() && name.ends_with(end)
+    });
+    below || wide == name
 }
 
 /// As our policy writes what a request says.

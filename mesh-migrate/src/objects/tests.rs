@@ -208,6 +208,18 @@ fn what_takes_all_connections_takes_tls_of_other_names() {
     let both = kinds(vec![rule(&["a.example"], "be.a"), rule(&[], "be-a")]);
     let named = "TLSRoute fe-main-1 [\"a.example\"]";
     assert_eq!(both, [named, "TLSRoute fe-main-2-tls null", "TCPRoute fe-main-2 null"]);
+    // The first rule counts, not the narrowest.
+    let ordered = kinds(vec![
+        rule(&["*.example"], "be.a"),
+        rule(&["a.example", "*.b.Example", "b.test"], "be-a"),
+        rule(&["*.example"], "be-a"),
+        rule(&[], "be.a"),
+        rule(&["c.test"], "be-a"),
+    ]);
+    let wide = "TLSRoute fe-main-1 [\"*.example\"]";
+    let left = "TLSRoute fe-main-2 [\"b.test\"]";
+    let rest = ["TLSRoute fe-main-4-tls null", "TCPRoute fe-main-4 null"];
+    assert_eq!(ordered, [wide, left, rest[0], rest[1]]);
 }
 
 #[test]

@@ -24,6 +24,7 @@ from collections import Counter
 
 import world
 from cases import PROGRAMS, TARGET
+from told import excuses, reasons, text_of, untold
 
 FORMATS = ["haproxy", "nginx", "envoy"]
 COUNT = int(os.environ.get("MIGRATE_COUNT", "40"))
@@ -71,6 +72,8 @@ def folded(fields):
     headers = {}
     for name, _, value in fields:
         headers.setdefault(name.strip().lower(), []).append(value.strip())
+    # What is empty says nothing beside others.
+    headers = {name: [v for v in values if v] or [""] for name, values in headers.items()}
     return {name: ", ".join(values).replace(", ", ",") for name, values in headers.items()}
 
 
@@ -301,6 +304,8 @@ def fields(whose, theirs, own, but):
         one, other = theirs.get(name), own.get(name)
         if name == "location":
             one, other = same_host(one), same_host(other)
+            # A path alone is of the same host.
+            one = one if other is None or other[:1] != "/" or not one else re.sub("^https?://[^/]*", "", one)
         is_added = other is None and THEIRS.fullmatch(name) or one is None and name in OURS
         if one != other and not is_added:
             found.append(("%sheader %s" % (whose, name), "%r, ours %r" % (one, other)))
@@ -320,141 +325,14 @@ def resolved(all):
     return {"%s:%s" % (NAMES.get(host, host), port) for host, port in parts}
 
 
-# --- what the report says
-
-
-def is_silent(line):
-    line = line.strip()
-    return not line.strip("{}[](),;\"' \t") or line.startswith("#")
-
-
-def untold(report, path):
-    """Lines that the report does not speak of."""
-    told = set()
-    for file in report["files"]:
-        for statement in file["statements"]:
-            if "nobody has looked at this line" in statement.get("question", ""):
-                continue
-            told.update(range(statement["line"], statement["last_line"] + 1))
-    with open(path) as file:
-        return [n for n, line in enumerate(file.read().split("\n"), 1) if n not in told and not is_silent(line)]
-
-
-def reasons(name, path, report, request):
-    """Where the request goes by, what the report says that is not exact."""
-    command = [PROGRAMS["meshctl"], "migrate", "explain", "--from", name, path, "-o", "json"]
-    command += ["--hosts", os.path.join(world.LEGACY, "hosts"), "--listener", request["listener"]]
-    command += ["--client", request["source"]]
-    if not request["is_tcp"]:
-        for header in request.get("headers", []):
-            command += ["-H", ": ".join(header)]
-        if request.get("host") is not None:
-            command += ["-H", "host: " + request["host"]]
-        command += ["--http10"] if request.get("http10") else []
-        command.append("%s %s" % (request.get("method", "GET"), request["target"]))
-    else:
-        command.append("TLS " + request["server_name"] if request.get("server_name") else "TCP")
-    explained = subprocess.run(command, cwd=os.path.dirname(path), capture_output=True, text=True)
-    if explained.returncode:
-        # What it hangs on is not in the configuration, and the place is where that is.
-        told = [explained.stderr.strip()]
-        lines = {int(line) for line in re.findall(r":(\d+):\d+: ", explained.stderr)}
-    else:
-        explained = json.loads(explained.stdout)
-        steps = [(who, step["place"], step["what"]) for who in ("legacy", "ours") for step in explained[who]["why"]]
-        told = ["%s: %s %s" % step for step in steps]
-        lines = {int(place.rsplit(":", 2)[1]) for _, place, _ in steps if place}
-    if name == "envoy":
-        with open(path) as file:
-            parts_of_json(json.load(file), 1, frozenset(lines), lines)
-    if name == "haproxy":
-        lines |= whole_sections(path, lines)
-    said = []
-    for statement in (s for file in report["files"] for s in file["statements"]):
-        if statement["verdict"] != "exact" and statement["line"] in lines:
-            said.append(statement)
-    return said, told
-
-
-def whole_sections(path, lines):
-    """Lines that are for all of a section that one of the lines is in."""
-    found, section, is_in = set(), [], False
-    with open(path) as file:
-        text = file.read().split("\n")
-    for number, line in enumerate([*text, "end"], 1):
-        if line[:1].isalpha():
-            found.update(section if is_in else [])
-            section, is_in = [], False
-        is_in |= number in lines
-        if line.split()[:1] and line.split()[0] in ("cookie", "balance", "option", "http-response", "stats"):
-            section.append(number)
-    return found
-
-
-def parts_of_json(value, line, lines, found, is_around=False):
-    """Of a value that is written from that line on, its last line, and whether one of the
-    lines is in it. Adds lines of objects that begin at one of them and hold no other, and
-    in listeners those of all fields beside."""
-    if not isinstance(value, (dict, list)) or not value:
-        return line, False
-    end, parts = line, []
-    for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-        first = end + 1
-        end, holds = parts_of_json(part, first, lines, found, is_around or name == "listeners")
-        parts.append((range(first, end + 1), holds))
-    end += 1
-    if any(holds for _, holds in parts):
-        if is_around and isinstance(value, dict):
-            found.update(*(part for part, holds in parts if not holds))
-        return end, True
-    if line in lines and isinstance(value, dict):
-        found.update(range(line, end + 1))
-    return end, line in lines
-
-
-# What is told in these words makes these differences; decisions make any.
-TOLD = [
-    ("the path is not |the query |sends no query|no query there", "target|answer's header location"),
-    ("append-slash|answered with|nobody|answers of errors stay", "outcome|answer's header location|body"),
-    ("the text has variables|the page that says so", "body"),
-    ("cookie is not sent|cookie", "answer's header set-cookie"),
-    ("the method is not changed", "method|outcome"),
-    ("hash of the cookie|names of TLS", "server|outcome"),
-    ("split by chance|first share", "server|outcome|header host"),
-    ("the host is as the client names it|port (of|in) .?Host.? is left out", "answer's header location"),
-    ("headers with _ in their names", "header .*_"),
-    ("answers do not have the header|with us to all", "answer's header"),
-    ("applications do not get it", "header (?!host)"),
-    ("begin with / after this is answered 500", "outcome"),
-]
-PLAIN = re.compile("(?!.*//)(?!.*/[.])/[^%]*")
-
-
-def excuses(what, statement, request, theirs):
-    """Whether the statement tells of such a difference."""
-    text = text_of(statement)
-    if "are compared as they are sent" in text:
-        return not PLAIN.fullmatch(request["target"].split("?")[0])
-    if statement["verdict"] == "decision" or "refuses" in text and theirs.get("answered") in (400, 426):
-        return True
-    if text.startswith("Envoy refuses some requests itself"):
-        return False
-    header = re.fullmatch("(?:answer's )?header (.*)", what)
-    if header and re.search(r"(?<![\w-])%s(?![\w-])" % re.escape(header[1]), text + " " + statement["text"], re.I):
-        return True
-    return any(re.search(words, text) and re.match(differences, what) for words, differences in TOLD)
-
-
-def text_of(statement):
-    return statement.get("how") or statement.get("meaning") or statement.get("question")
-
-
 # --- all of them
 
 
 class Tally:
     def __init__(self):
         self.same, self.told, self.wrong, self.refused = 0, 0, 0, 0
+        # What hangs on something that is not in the configuration, as `explain` says.
+        self.unsaid = 0
         self.excuses = Counter()
 
 
@@ -481,6 +359,8 @@ def run(name, path, requests, tally):
             print("%s %s: the report does not speak of lines %s" % (name, number, lines))
             tally.wrong, good = tally.wrong + 1, False
         own = answers(ours(directory), requests, 2)
+        if os.environ.get("MIGRATE_KEEP"):
+            shutil.copy(os.path.join(directory, "ours.log"), os.path.dirname(path))
         with open(os.path.join(directory, "ours.log")) as log:
             said = log.read()
         if own is None or "panicked" in said:
@@ -491,6 +371,9 @@ def run(name, path, requests, tally):
             found = next(filter(None, (differences(request, one, other) for other in both)), [])
             if not found:
                 tally.same += 1
+                continue
+            if "problem" in request["answer"]:
+                tally.unsaid += 1
                 continue
             statements, told = reasons(name, path, report, request)
             silent = []
@@ -511,31 +394,42 @@ def run(name, path, requests, tally):
         return good
 
 
-def main():
+def compared(name):
+    """Whether all is well with one format."""
     world.alone()
-    failed = False
-    for name in sys.argv[1:] or FORMATS:
-        if shutil.which(PROGRAMS[name]) is None:
-            sys.exit("%s is not there; install it and run this again" % PROGRAMS[name])
-        running = [world.Server(address, Echo) for address in SERVERS[name]]
-        for server in running:
-            world.threading.Thread(target=server.serve_forever, daemon=True).start()
-        tally, keep = Tally(), os.environ.get("MIGRATE_KEEP")
-        with tempfile.TemporaryDirectory() as directory:
-            for path, requests in globals()[name + "_cases"](directory):
-                if not run(name, path, requests, tally) and keep:
-                    own = os.path.dirname(path) if name != "envoy" else path
-                    target = os.path.join(keep, "%s-%s" % (name, os.path.basename(own)))
-                    shutil.copytree(own, target, dirs_exist_ok=True) if os.path.isdir(own) else shutil.copy(own, target)
-        for server in running:
-            server.shutdown()
-            server.server_close()
-        print("%s, of %d configurations (%d refused): %d requests the same, %d told to differ, %d wrong"
-              % (name, COUNT, tally.refused, tally.same, tally.told, tally.wrong))
-        for (what, text), count in sorted(tally.excuses.items(), key=lambda item: -item[1]):
-            print("%6d  %s: %s" % (count, what, text))
-        failed |= bool(tally.wrong or tally.refused or not tally.same)
-    sys.exit(1 if failed else 0)
+    if shutil.which(PROGRAMS[name]) is None:
+        sys.exit("%s is not there; install it and run this again" % PROGRAMS[name])
+    for address in SERVERS[name]:
+        server = world.Server(address, Echo)
+        world.threading.Thread(target=server.serve_forever, daemon=True).start()
+    tally, keep = Tally(), os.environ.get("MIGRATE_KEEP")
+    with tempfile.TemporaryDirectory() as directory:
+        for path, requests in globals()[name + "_cases"](directory):
+            if not run(name, path, requests, tally) and keep:
+                own = os.path.dirname(path) if name != "envoy" else path
+                target = os.path.join(keep, "%s-%s" % (name, os.path.basename(own)))
+                shutil.copytree(own, target, dirs_exist_ok=True) if os.path.isdir(own) else shutil.copy(own, target)
+    print("%s, of %d configurations (%d refused): %d requests the same, %d told to differ, %d that explain does not say, %d wrong"
+          % (name, COUNT, tally.refused, tally.same, tally.told, tally.unsaid, tally.wrong))
+    for (what, text), count in sorted(tally.excuses.items(), key=lambda item: -item[1]):
+        print("%6d  %s: %s" % (count, what, text))
+    return not tally.wrong and not tally.refused and tally.same > 0
+
+
+def main():
+    names = sys.argv[1:] or FORMATS
+    if len(names) == 1:
+        sys.exit(0 if compared(names[0]) else 1)
+    with tempfile.TemporaryDirectory() as directory:
+        running = []
+        for name in names:
+            log = open(os.path.join(directory, name), "w+")
+            running.append((subprocess.Popen([sys.executable, __file__, name], stdout=log, stderr=log), log))
+        failed = [process.wait() for process, _ in running]
+        for _, log in running:
+            log.seek(0)
+            print(log.read(), end="")
+    sys.exit(1 if any(failed) else 0)
 
 
 if __name__ == "__main__":

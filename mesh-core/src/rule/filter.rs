@@ -78,6 +78,10 @@ impl Redirect {
         if let Some(more) = more {
             more.retarget(&mut target)?;
         }
+        if host.is_empty() {
+            // HTTP/1.0 may name none; a path alone is of the same (RFC 3986 section 4.2).
+            return Ok((self.status, target));
+        }
         Ok((self.status, format!("{scheme}://{host}{port}{target}")))
     }
 }

@@ -136,7 +136,7 @@ impl Making<'_> {
         }
         policy.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
         match &rule.then {
-            Then::Reply(reply) => answered(reply, &mut route, &mut policy),
+            Then::Reply(reply) => self.answered(&rule.place, reply, &mut route, &mut policy),
             Then::Forward(forward) => self.forwarded_to(rule, forward, &mut route, &mut policy),
         }
         made.route.push(route.into());
@@ -158,16 +158,14 @@ impl Making<'_> {
         if let Some(said) = said {
             policy.insert("requestHeaders".into(), json!({ "set": said }));
         }
-        if let Some(change @ (PathChange::Prefix { .. } | PathChange::Pattern { .. })) =
-            &forward.path
-        {
+        if let Some(change) = forward.path.as_ref().filter(|change| full(change).is_none()) {
             policy.insert("rewrite".into(), rewrite(change));
             if may_end_without_slash(change) {
                 let how = "a path that does not begin with / after this is answered 500 with us";
                 self.ledger.approximated(&rule.place, how);
             }
         }
-        let filters = self.filters(forward);
+        let filters = self.filters(&rule.place, forward);
         if !filters.is_empty() {
             route.insert("filters".into(), filters.into());
         }
@@ -186,12 +184,13 @@ impl Making<'_> {
         }
     }
 
-    fn filters(&self, forward: &Forward) -> Vec<Value> {
+    fn filters(&mut self, place: &Place, forward: &Forward) -> Vec<Value> {
         let mut filters = Vec::new();
+        let (set, add) = lines(&forward.set, &forward.add);
         let remove = forward.remove.iter().map(|name| name.as_str().into()).collect();
         let modifier = object([
-            ("set", some_list(fields(&forward.set))),
-            ("add", some_list(fields(&forward.add))),
+            ("set", some_list(set)),
+            ("add", some_list(add)),
             ("remove", some_list(remove)),
         ]);
         if modifier != json!({}) {
@@ -199,9 +198,10 @@ impl Making<'_> {
                 json!({ "type": "RequestHeaderModifier", "requestHeaderModifier": modifier }),
             );
         }
+        let (set, add) = lines(&forward.set_answer, &forward.add_answer);
         let modifier = object([
-            ("set", some_list(fields(&forward.set_answer))),
-            ("add", some_list(fields(&forward.add_answer))),
+            ("set", some_list(set)),
+            ("add", some_list(add)),
             (
                 "remove",
                 some_list(forward.remove_answer.iter().map(|name| name.as_str().into()).collect()),
@@ -212,13 +212,17 @@ impl Making<'_> {
                 json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": modifier }),
             );
         }
-        let whole = match &forward.path {
-            Some(PathChange::Whole(path)) => {
-                Some(json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
-            }
-            _ => None,
+        let whole = forward.path.as_ref().and_then(full);
+        let name = |host: &&str| {
+            let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
+            is_name(name) && port.parse::<u16>().is_ok()
         };
-        let url = object([("hostname", forward.host.as_deref().map(Into::into)), ("path", whole)]);
+        let host = forward.host.as_deref().filter(name);
+        if let (Some(wanted), None) = (&forward.host, host) {
+            let question = format!("{wanted:?} is no name of a host: the client's Host stays");
+            self.ledger.decision(place, question, &["another name", "it may stay"]);
+        }
+        let url = object([("hostname", host.map(Into::into)), ("path", whole)]);
         if url != json!({}) {
             filters.push(json!({ "type": "URLRewrite", "urlRewrite": url }));
         }
@@ -268,9 +272,47 @@ impl Making<'_> {
         backends.into()
     }
 
+    /// What the proxy itself answers.
+    fn answered(
+        &mut self,
+        place: &Place,
+        reply: &Reply,
+        route: &mut Map<String, Value>,
+        policy: &mut Map<String, Value>,
+    ) {
+        match &reply.location {
+            Some(Location { host: Some(host), .. }) if !is_name(host) => {
+                let question = format!(
+                    "{host:?} is no name of a host to send clients to: until decided such \
+                     requests are answered 501"
+                );
+                self.ledger.decision(place, question, &["another name"]);
+                policy.insert("reply".into(), json!({ "status": 501 }));
+            }
+            Some(location) => redirected(reply, location, route, policy),
+            None => {
+                let reply = object([
+                    ("status", Some(reply.status.into())),
+                    ("headers", some_list(fields(&reply.headers))),
+                    ("body", (!reply.body.is_empty()).then(|| reply.body.as_str().into())),
+                ]);
+                policy.insert("reply".into(), reply);
+            }
+        }
+    }
+
     pub(super) fn tcp_rules(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
         let asks_for_names = rules.iter().any(|rule| !rule.server_names.is_empty());
+        let mut taken: Vec<&String> = Vec::new();
         for (number, rule) in (1..).zip(rules) {
+            // The first rule counts, and of ours the narrowest name: one that comes after a
+            // wider one takes nothing.
+            let is_left = |name: &&String| !taken.iter().any(|wide| covers(wide, name));
+            let names: Vec<&String> = rule.server_names.iter().filter(is_left).collect();
+            if names.is_empty() && !rule.server_names.is_empty() {
+                continue;
+            }
+            taken.extend(&names);
             let backends = self.backends(&rule.place, &rule.pools, CONNECTIONS);
             let spec = json!({
                 "parentRefs": [{ "kind": "Service", "name": name, "port": port }],
@@ -278,7 +320,7 @@ impl Making<'_> {
             });
             let name = format!("{name}-{number}");
             if !rule.server_names.is_empty() {
-                self.connection_route("TLSRoute", &name, &rule.server_names, spec);
+                self.connection_route("TLSRoute", &name, &names, spec);
                 continue;
             }
             // A TCPRoute has no TLS where there is a TLSRoute.
@@ -286,10 +328,12 @@ impl Making<'_> {
                 self.connection_route("TLSRoute", &format!("{name}-tls"), &[], spec.clone());
             }
             self.connection_route("TCPRoute", &name, &[], spec);
+            // No later one is asked.
+            return;
         }
     }
 
-    fn connection_route(&mut self, kind: &str, name: &str, hostnames: &[String], mut spec: Value) {
+    fn connection_route(&mut self, kind: &str, name: &str, hostnames: &[&String], mut spec: Value) {
         if !hostnames.is_empty() {
             spec["hostnames"] = json!(hostnames);
         }
@@ -300,6 +344,16 @@ impl Making<'_> {
             "spec": spec,
         }));
     }
+}
+
+/// Whether a name of TLS, or `*.` before one, is among those of another.
+fn covers(wide: &str, name: &str) -> bool {
+    let (wide, name) = (wide.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let below = wide.strip_prefix('*').is_some_and(|end| {
+        let name = name.strip_prefix('*').unwrap_or(&name);
+        name.len() > end.len() && name.ends_with(end)
+    });
+    below || wide == name
 }
 
 /// As our policy writes what a request says.
@@ -353,18 +407,28 @@ fn may_end_without_slash(change: &PathChange) -> bool {
     }
 }
 
-/// What the proxy itself answers.
-fn answered(reply: &Reply, route: &mut Map<String, Value>, policy: &mut Map<String, Value>) {
-    if let Some(location) = &reply.location {
-        redirected(reply, location, route, policy);
-        return;
-    }
-    let reply = object([
-        ("status", Some(reply.status.into())),
-        ("headers", some_list(fields(&reply.headers))),
-        ("body", (!reply.body.is_empty()).then(|| reply.body.as_str().into())),
-    ]);
-    policy.insert("reply".into(), reply);
+/// The path if a filter of Gateway API can put it there as it is.
+fn full(change: &PathChange) -> Option<Value> {
+    let PathChange::Whole(path) = change else { return None };
+    (path.starts_with('/') && !path.contains('?'))
+        .then(|| json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
+}
+
+/// A filter sets a name once; more lines of it are added.
+fn lines(set: &[(String, String)], add: &[(String, String)]) -> (Vec<Value>, Vec<Value>) {
+    let is_first =
+        |(at, (name, _)): &(usize, &(String, String))| !set[..*at].iter().any(|(n, _)| n == name);
+    let (first, more): (Vec<_>, Vec<_>) = set.iter().enumerate().partition(is_first);
+    let of = |all: Vec<(usize, &(String, String))>| -> Vec<(String, String)> {
+        all.into_iter().map(|(_, field)| field.clone()).collect()
+    };
+    (fields(&of(first)), fields(&[of(more), add.to_vec()].concat()))
+}
+
+/// As rules take it.
+fn is_name(host: &str) -> bool {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    !host.is_empty() && host.bytes().all(is_good)
 }
 
 fn redirected(
@@ -373,16 +437,10 @@ fn redirected(
     route: &mut Map<String, Value>,
     policy: &mut Map<String, Value>,
 ) {
-    let whole = match &location.path {
-        Some(PathChange::Whole(path)) => {
-            Some(json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
-        }
-        Some(change) => {
-            policy.insert("rewrite".into(), rewrite(change));
-            None
-        }
-        None => None,
-    };
+    let whole = location.path.as_ref().and_then(full);
+    if let (Some(change), None) = (&location.path, &whole) {
+        policy.insert("rewrite".into(), rewrite(change));
+    }
     let redirect = object([
         ("scheme", location.scheme.as_deref().map(Into::into)),
         ("hostname", location.host.as_deref().map(Into::into)),

@@ -215,6 +215,18 @@ fn what_takes_all_connections_takes_tls_of_other_names() {
     let both = kinds(vec![rule(&["a.example"], "be.a"), rule(&[], "be-a")]);
     let named = "TLSRoute fe-main-1 [\"a.example\"]";
     assert_eq!(both, [named, "TLSRoute fe-main-2-tls null", "TCPRoute fe-main-2 null"]);
+    // The first rule counts, not the narrowest.
+    let ordered = kinds(vec![
+        rule(&["*.example"], "be.a"),
+        rule(&["a.example", "*.b.Example", "b.test"], "be-a"),
+        rule(&["*.example"], "be-a"),
+        rule(&[], "be.a"),
+        rule(&["c.test"], "be-a"),
+    ]);
+    let wide = "TLSRoute fe-main-1 [\"*.example\"]";
+    let left = "TLSRoute fe-main-2 [\"b.test\"]";
+    let rest = ["TLSRoute fe-main-4-tls null", "TCPRoute fe-main-4 null"];
+    assert_eq!(ordered, [wide, left, rest[0], rest[1]]);
 }
 
 #[test]
@@ -281,7 +293,8 @@ fn client_tls() -> ClientTls {
 fn tls_lasts_until_somebody_says() {
     let program = with_tls(server_tls(), client_tls());
     let (objects, said) = made_of(&program, None);
-    assert_eq!(objects.proxy["listeners"][0].get("tls"), None);
+    // Who would have to show a certificate is not let in without.
+    assert_eq!(objects.proxy["listeners"], json!([]));
     assert!(objects.site["services"].as_array().unwrap().iter().all(|s| s.get("tls").is_none()));
     let asks = |entry: &&crate::ledger::Entry| match &entry.verdict {
         Verdict::Decision { choices, .. } => choices.iter().any(|c| c.contains("--tls-until")),
@@ -361,4 +374,55 @@ fn an_address_is_spoken_to_in_one_way() {
     program.pools.get_mut("be-a").unwrap().tls = program.pools["be.a"].tls.clone();
     let (objects, _) = made_of(&program, Some("2027-03-01"));
     assert_eq!(endpoints(&objects), 2);
+}
+
+#[test]
+fn what_no_filter_can_say_is_a_pattern_or_a_question() {
+    let moved = |host: Option<&str>, path: &str| {
+        let location = Location {
+            host: host.map(Into::into),
+            path: Some(PathChange::Whole(path.into())),
+            strip_query: true,
+            ..Location::default()
+        };
+        let then = Then::Reply(Reply { status: 301, location: Some(location), ..Reply::default() });
+        let (objects, entries) = made(vec![Rule { place: place(), when: Condition::Always, then }]);
+        let policy = objects.rules[1]["spec"]["rules"][0].clone();
+        (objects.rules[0]["spec"]["rules"][0]["filters"].clone(), policy, entries)
+    };
+    let (filters, policy, _) = moved(None, "/new?x=1");
+    assert!(filters[0]["requestRedirect"]["path"].is_null());
+    assert_eq!(policy["rewrite"]["substitution"], "/new?x=1");
+    let (filters, policy, _) = moved(Some("a.example"), "/new");
+    assert_eq!(filters[0]["requestRedirect"]["path"]["replaceFullPath"], "/new");
+    assert!(policy["rewrite"].is_null());
+    let (_, policy, entries) = moved(Some("*.a.example"), "/new");
+    assert_eq!(policy["reply"]["status"], 501);
+    assert!(format!("{entries:?}").contains("is no name of a host to send clients to"));
+}
+
+#[test]
+fn lines_of_one_header_and_hosts_with_ports() {
+    let sent = |host: &str| {
+        let forward = Forward {
+            pools: vec![("be.a".into(), 1)],
+            host: Some(host.into()),
+            set: vec![("x-b".into(), "1".into()), ("x-b".into(), "2".into())],
+            path: Some(PathChange::Whole("u".into())),
+            ..Forward::default()
+        };
+        let then = Then::Forward(Box::new(forward));
+        let (objects, entries) = made(vec![Rule { place: place(), when: Condition::Always, then }]);
+        (objects.rules[0]["spec"]["rules"][0]["filters"].clone(), format!("{entries:?}"))
+    };
+    let (filters, entries) = sent("app:9000");
+    let changes = &filters[0]["requestHeaderModifier"];
+    assert_eq!(
+        (&changes["set"][0]["value"], &changes["add"][0]["value"]),
+        (&json!("1"), &json!("2"))
+    );
+    assert_eq!(filters[1]["urlRewrite"], json!({ "hostname": "app:9000" }));
+    assert!(entries.contains("does not begin with /"));
+    let (filters, entries) = sent("$x");
+    assert!(filters[1].is_null() && entries.contains("is no name of a host"));
 }

@@ -112,6 +112,7 @@ fn redirects_name_the_place() {
         (plain.clone(), other, "orders.shop", "http://orders.shop:8080/a?b"),
         (plain.clone(), called, "orders.shop:81", "http://orders.shop:81/a?b"),
         (plain.clone(), called, "[::1]", "http://[::1]/a?b"),
+        (plain.clone(), other, "", "/a?b"),
         (plain.clone(), called, "[::1]:82", "http://[::1]:82/a?b"),
         (https.clone(), other, "orders.shop:8080", "https://orders.shop/a?b"),
         (Redirect { port: Some(8443), ..https }, called, "x.y", "https://x.y:8443/a?b"),

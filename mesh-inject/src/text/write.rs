@@ -74,7 +74,8 @@ fn indent(text: &mut String, depth: usize) {
 /// What needs no lines of its own, or brings them.
 fn flow(text: &mut String, value: &Value, depth: usize) {
     match value {
-        Value::String(value) if is_block(value) => block(text, value, depth),
+        // Not every reader takes one without indentation, as a whole document.
+        Value::String(value) if depth > 0 && is_block(value) => block(text, value, depth),
         Value::String(value) => string(text, value),
         Value::Object(_) => text.push_str("{}"),
         Value::Array(_) => text.push_str("[]"),

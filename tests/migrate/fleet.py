@@ -22,7 +22,9 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TARGET = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "debug")
-ENVOY = os.environ.get("ENVOY", "envoy")
+CACHE = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+# As tests/interop/setup installs it.
+ENVOY = os.environ.get("ENVOY", CACHE + "/isthmus-bench/envoy-1.40.0/envoy/_bin/envoy")
 HOSTS = ["haproxy-1", "haproxy-2", "nginx-1", "nginx-2", "envoy-1", "envoy-2"]
 CLONE_NEWNET = 0x40000000
 # For what is to become true.
@@ -288,8 +290,10 @@ def until(what, holds, seconds=PATIENCE):
         time.sleep(0.05)
 
 
-def ask(address, keep=None):
-    """The body of an answer, over a connection that is kept or a new one."""
+def ask(address, keep=None, why=None):
+    """The body of an answer, over a connection that is kept or a new one; without one
+    `why` is told."""
+    why = [] if why is None else why
     try:
         client = keep or socket.create_connection((address, 80), timeout=5)
         client.sendall(b"GET / HTTP/1.1\r\nhost: web.example\r\n\r\n")
@@ -297,6 +301,7 @@ def ask(address, keep=None):
         while b"\r\n\r\n" not in data:
             more = client.recv(4096)
             if not more:
+                why.append("the connection ended")
                 return None
             data += more
         head, _, body = data.partition(b"\r\n\r\n")
@@ -305,13 +310,17 @@ def ask(address, keep=None):
         while len(body) < wanted:
             more = client.recv(4096)
             if not more:
+                why.append("the body ended")
                 return None
             body += more
         if not keep:
             client.close()
-        return body.decode() if head.split(b" ")[1] == b"200" else None
-    except OSError:
-        return None
+        if head.split(b" ")[1] == b"200":
+            return body.decode()
+        why.append(head.decode(errors="replace"))
+    except OSError as error:
+        why.append(str(error))
+    return None
 
 
 class Load:
@@ -327,7 +336,9 @@ class Load:
 
     def new(self, host):
         while not self.ended:
-            self.note(host, "a new connection", ask(host.address))
+            why = []
+            answer = ask(host.address, None, why)
+            self.note(host, f"a new connection: {why}", answer)
             time.sleep(0.01)
 
     def kept(self, host):
@@ -344,8 +355,9 @@ class Load:
                     self.note(host, f"a kept connection: {error}", None)
                     client = None
                     continue
-                answer = ask(host.address, client)
-                self.note(host, "a kept connection", answer)
+                why = []
+                answer = ask(host.address, client, why)
+                self.note(host, f"a kept connection: {why}", answer)
             else:
                 self.note(host, "", answer)
             time.sleep(0.02)

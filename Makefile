@@ -24,7 +24,7 @@ FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot jwt_sv
 	frames request_fields certificates manifest handover tap link registration dns_question unix_authority first_packet legacy_configuration
 FUZZ_SECONDS ?= 15
 
-.PHONY: demo test test-netns test-interop test-observe test-migrate test-consul test-vm test-k8s packages pages repo fuzz soak bench
+.PHONY: demo test test-netns test-interop test-observe test-migrate test-fleet test-consul test-vm test-k8s packages pages repo fuzz soak bench
 
 # The dev profile: dependencies, cryptography above all, are optimized in it,
 # and it builds several times faster than release.
@@ -60,6 +60,10 @@ test-migrate:
 test-consul:
 	cargo build --workspace --bins
 	tests/consul/run
+
+test-fleet:
+	cargo build --workspace --bins
+	tests/migrate/fleet.py
 
 # ISTHMUS_PACKAGES names packages that are built already. What they replace is
 # built by tests/vm/older, once.
@@ -111,6 +115,7 @@ soak:
 	cargo test -p isthmus-tests --test simulation -- --ignored
 	for seed in $$(seq 1 40); do PROPTEST_RNG_SEED=$$seed cargo test -q -p mesh-migrate || exit 1; done
 	MIGRATE_COUNT=1000 $(MAKE) test-migrate
+	$(MAKE) test-fleet
 	ISTHMUS_CHURN_SECONDS=300 $(MAKE) test-k8s THEMES=churn
 	$(TARGET)/debug/meshctl demo --duration 10m
 	$(TARGET)/debug/meshctl demo --duration 10m --block-udp

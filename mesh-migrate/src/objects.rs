@@ -291,8 +291,9 @@ impl Names {
     }
 }
 
-/// RFC 1123: at most 63 of a-z, 0-9 and `-` between them.
-fn label(name: &str) -> String {
+/// What a name of the source is as a label of DNS (RFC 1123): at most 63 of a-z, 0-9
+/// and `-` between them.
+pub fn label(name: &str) -> String {
     let mut label = String::new();
     for c in name.chars().map(|c| c.to_ascii_lowercase()) {
         let good = c.is_ascii_lowercase() || c.is_ascii_digit();

@@ -392,7 +392,7 @@ impl Keeper {
         if done.requests < MIN_REQUESTS {
             return None;
         }
-        let succeeded = (done.requests - done.failures) * 10_000 / done.requests;
+        let succeeded = done.requests.saturating_sub(done.failures) * 10_000 / done.requests;
         if succeeded < u64::from(watch.min_success) {
             return Some(format!(
                 "{} of {} requests failed, {:.2} % must succeed",

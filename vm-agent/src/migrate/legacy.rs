@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
+use mesh_migrate::objects::label;
 use mesh_runtime::clock;
 use rustix::process::Signal;
 use tokio::{
@@ -25,6 +26,8 @@ const MAX_ANSWER: u64 = 8 << 20;
 const START: Duration = Duration::from_secs(30);
 /// Until it has ended, after what runs had its time.
 const STOP: Duration = Duration::from_secs(20);
+/// For listeners of one that was told to end.
+const CLOSE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The process, where it listens.
@@ -89,9 +92,8 @@ pub async fn let_go(record: &Record) -> Result<Option<Id>, String> {
             }
             None => Ok(None),
         },
-        Kind::Envoy if !legacy.control.is_empty() => {
-            admin(&legacy.control, "/drain_listeners?graceful&skip_exit").await.map(|()| None)
-        }
+        // Envoy closes its listeners minutes after it was told, and cannot be told
+        // otherwise: a rollback meanwhile would lead to a listener that goes away.
         Kind::Haproxy | Kind::Nginx | Kind::Envoy | Kind::Linkerd1 => Ok(None),
     }
 }
@@ -103,6 +105,13 @@ pub async fn let_go(record: &Record) -> Result<Option<Id>, String> {
 /// What to tell a person.
 pub async fn take_back(record: &Record) -> Result<(), String> {
     let legacy = &record.legacy;
+    if record.let_go && legacy.kind == Kind::Nginx && legacy.unit.is_empty() {
+        // Its workers close theirs one by one.
+        let until = Instant::now() + CLOSE;
+        while listens(&record.listeners) && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
     if listens(&record.listeners) {
         return Ok(());
     }
@@ -186,6 +195,13 @@ pub async fn stop(record: &Record) -> Result<(), String> {
     let mut processes: Vec<Id> = record.leaving.iter().map(|(id, _)| *id).collect();
     processes.extend(process(record).map(|process| process.id).or(record.process));
     processes.retain(|id| id.runs());
+    if legacy.kind == Kind::Envoy
+        && !legacy.control.is_empty()
+        && let Err(why) = admin(&legacy.control, "/drain_listeners?graceful&skip_exit").await
+    {
+        // It is ended whether it hears that or not.
+        log::warn!("{why}");
+    }
     for id in &processes {
         signal(id.pid, by)?;
     }
@@ -224,13 +240,7 @@ async fn frontends(record: &Record) -> Result<Vec<String>, String> {
         let name = fields.next()?;
         (fields.next()? == "FRONTEND").then_some(name)
     });
-    Ok(named.filter(|name| ours.contains(&plain(name).as_str())).map(str::to_owned).collect())
-}
-
-/// As names of services are written (RFC 1123).
-fn plain(name: &str) -> String {
-    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
+    Ok(named.filter(|name| ours.contains(&label(name).as_str())).map(str::to_owned).collect())
 }
 
 /// One command on HAProxy's stats socket.

@@ -15,12 +15,14 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use mesh_runtime::{config, files};
+use mesh_tunnel::RealNet;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{net::TcpStream, process::Command, time::timeout};
 
 use super::{
+    super::capture::proxy::is_ready,
     record::{Listener, MAX_LISTENERS, Moves, Record},
     sockets,
 };
@@ -218,11 +220,7 @@ async fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
 ///
 /// Why not.
 pub async fn ready(record: &Record) -> Result<(), String> {
-    let (status, text) = ask(record.admin, "GET", "/ready").await?;
-    if status == 200 {
-        return Ok(());
-    }
-    Err(String::from_utf8_lossy(&text).trim().to_owned())
+    is_ready(&RealNet, record.admin).await
 }
 
 /// What it has done.

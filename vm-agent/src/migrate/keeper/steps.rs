@@ -325,8 +325,12 @@ impl Keeper {
     pub(super) async fn finish(&mut self, name: String) -> Result<String, MoveError> {
         let mut record = self.known(&name)?.clone();
         match record.phase {
-            Phase::Finished => return Ok(name),
-            Phase::Moved => {}
+            // What did not work is tried again.
+            Phase::Finished => {}
+            Phase::Moved => {
+                record.enter(Phase::Finished);
+                self.keep(record.clone())?;
+            }
             phase => {
                 return Err(MoveError::NotNow(format!(
                     "{name} is in phase {}: only what has moved and was watched is finished",
@@ -334,8 +338,6 @@ impl Keeper {
                 )));
             }
         }
-        record.enter(Phase::Finished);
-        self.keep(record.clone())?;
         legacy::stop(&record).await.map_err(MoveError::NotNow)?;
         log::info!(name = name.as_str(); "the legacy proxy was stopped");
         Ok(name)

@@ -6,9 +6,9 @@
 # make test-migrate            imported configurations beside the real HAProxy, nginx and Envoy; needs root, and what tests/interop/setup installs
 # make test-consul             a real Consul beside the bridge: tests/consul/setup installs it
 # make test-fleet              six hosts moved under load, and back, by hand: not every run is without a failure yet
-# make test-vm [THEMES=…]      our packages on booted systemd, in containers; needs root
+# make test-vm [THEMES=…] [PROFILE=debug]  our packages on booted systemd, in containers; needs root
 # make test-k8s [THEMES=…]     real clusters and nodes that run our images: tests/k8s/setup installs them; needs root
-# make packages                .deb and .rpm of the four programs, in $(TARGET)/packages
+# make packages [PROFILE=debug]  .deb and .rpm of the four programs, in $(TARGET)/packages
 # make repo                    a signed apt and a signed yum repository of them: packaging/README.md
 # make fuzz [FUZZ_SECONDS=15]  every fuzz target, so many seconds each
 # make soak                    the long forms, by hand
@@ -16,6 +16,9 @@
 
 # Where cargo puts what it builds.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Of the programs that are packed: `debug` packs those that `make test` has built,
+# which takes a minute instead of ten.
+PROFILE ?= release
 # What the demo starts, and nothing else.
 DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 
@@ -85,9 +88,9 @@ pages:
 	$(TARGET)/debug/isthmus-pages $(TARGET)/pages
 
 packages: pages
-	cargo build --release -p edge-proxy -p federation -p vm-agent -p meshctl
+	$(if $(filter release,$(PROFILE)),cargo build --release -p edge-proxy -p federation -p vm-agent -p meshctl)
 	rm -rf $(TARGET)/packages
-	packaging/build --programs $(TARGET)/release --pages $(TARGET)/pages --out $(TARGET)/packages
+	packaging/build --programs $(TARGET)/$(PROFILE) --pages $(TARGET)/pages --out $(TARGET)/packages
 
 repo: packages
 	packaging/repo $(TARGET)/packages $(TARGET)/repo
@@ -116,6 +119,7 @@ soak:
 	for seed in $$(seq 1 40); do PROPTEST_RNG_SEED=$$seed cargo test -q -p mesh-migrate || exit 1; done
 	MIGRATE_COUNT=1000 $(MAKE) test-migrate
 	$(MAKE) test-fleet
+	$(MAKE) test-vm
 	ISTHMUS_CHURN_SECONDS=300 $(MAKE) test-k8s THEMES=churn
 	$(TARGET)/debug/meshctl demo --duration 10m
 	$(TARGET)/debug/meshctl demo --duration 10m --block-udp

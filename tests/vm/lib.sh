@@ -236,13 +236,18 @@ backs() {
 
 # request MACHINE: one to web.shop, by its proxy.
 request() {
-    in_machine "$1" curl -sf --max-time 10 -H 'Host: web.shop' http://127.0.0.1:4140/
+    in_machine "$1" curl -sS --fail-with-body --max-time 10 -H 'Host: web.shop' http://127.0.0.1:4140/
 }
 
-# requests MACHINE: one after the other, until there is $WORK/enough.
+# requests MACHINE: one after the other, until there is $WORK/enough. What is said
+# of those that fail is in $WORK/failed.
 requests() {
     while [ ! -e "$WORK/enough" ]; do
-        request "$1" >>"$WORK/answers" 2>>"$WORK/errors" || echo "failed at $(date +%T.%N)" >>"$WORK/failed"
+        if request "$1" >"$WORK/answer" 2>"$WORK/error"; then
+            cat "$WORK/answer" >>"$WORK/answers"
+        else
+            echo "at $(date +%T.%N): $(cat "$WORK/answer" "$WORK/error")" >>"$WORK/failed"
+        fi
         sleep 0.02
     done
 }

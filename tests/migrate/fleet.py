@@ -649,6 +649,16 @@ def shadow(work):
     assert len(ORDERS) == orders, "a request of the log that is not safe was made again"
     bad.kill_agent()
     bad.start_agent()
+    # Not while ours has no room for what the legacy proxy has.
+    ours = open(f"{work}/{bad.name}/state/{bad.name}/proxy.pid").read().strip()
+    limit = subprocess.check_output(["prlimit", "--pid", ours, "--nofile", "--noheadings", "--output=SOFT"], text=True).strip()
+    quiet = [socket.create_connection((bad.address, 80)) for _ in range(20)]
+    subprocess.check_call(["prlimit", "--pid", ours, f"--nofile={len(os.listdir(f'/proc/{ours}/fd')) + 20}:"])
+    said = meshctl("migrate", "cutover", bad.name, *at, "--watch", "1s", fails=True)
+    assert "no room for the" in said and "more files" in said, said
+    for connection in quiet:
+        connection.close()
+    subprocess.check_call(["prlimit", "--pid", ours, f"--nofile={limit}:"])
     for host in hosts:
         meshctl("migrate", "cutover", host.name, *at, "--watch", "1s")
     must_be(plans, "moved", "isthmus")

@@ -99,14 +99,14 @@ step "agent and capture are killed: nothing notices"
 virtual=$(address new web.shop.mesh)
 in_machine new systemctl kill --signal=STOP isthmus-dns
 hangs=$(seconds_of eventually 5 leads_to new web.shop.mesh 10.77.0.9)
-at_most 1 "$hangs" "the way of old, with a resolver that hangs"
+within 1 "$hangs" "the way of old, with a resolver that hangs"
 in_machine new curl -sf --max-time 5 -H 'Host: web.shop' "http://$virtual/" >/dev/null || fail "addresses depend on names"
 in_machine new systemctl kill --signal=CONT isthmus-dns
 eventually 5 leads_to new web.shop.mesh '2[45]?.*'
 in_machine old systemctl mask --runtime isthmus-dns >/dev/null 2>&1
 in_machine old systemctl kill --signal=KILL isthmus-dns
 killed=$(seconds_of eventually 5 leads_to old web.shop.mesh 10.77.0.9)
-at_most 1 "$killed" "the way of old, without a resolver"
+within 1 "$killed" "the way of old, without a resolver"
 leads_to old example.com 10.77.0.9 || fail "other names hang on our resolver"
 in_machine old systemctl unmask --runtime isthmus-dns >/dev/null 2>&1
 in_machine old systemctl start isthmus-dns
@@ -127,7 +127,7 @@ leads_to plain web.shop.mesh '2[45]?.*' || fail "plain: $(leads_to plain web.sho
 calls plain || fail "plain: no call"
 leads_to plain example.com 10.77.0.9 || fail "plain: other names"
 in_machine plain systemctl stop isthmus-dns
-at_most 1 "$(seconds_of leads_to plain example.com 10.77.0.9)" "other names, without our resolver"
+within 1 "$(seconds_of leads_to plain example.com 10.77.0.9)" "other names, without our resolver"
 echo 'search mesh' >>"$WORK/plain/root/etc/resolv.conf"
 in_machine plain systemctl start isthmus-dns
 eventually 5 calls plain web.shop
@@ -141,7 +141,7 @@ eventually 5 leads_to masq web.shop.mesh '2[45]?.*'
 calls masq || fail "masq: no call"
 leads_to masq example.com 10.77.0.9 || fail "masq: other names"
 in_machine masq systemctl kill --signal=STOP isthmus-dns
-at_most 1 "$(seconds_of leads_to masq other.example 10.77.0.9)" "other names, with a resolver that hangs"
+within 1 "$(seconds_of leads_to masq other.example 10.77.0.9)" "other names, with a resolver that hangs"
 in_machine masq systemctl kill --signal=KILL isthmus-dns
 eventually 5 calls masq
 rm "$WORK/masq/root/etc/dnsmasq.d/mesh.conf"

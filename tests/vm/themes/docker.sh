@@ -72,7 +72,7 @@ virtual=$(address host web.shop.mesh)
 refused() {
     ! inside two /bin/busybox wget -q -T 5 -O - "http://$virtual/" >"$WORK/refused" 2>&1 && grep -q refused "$WORK/refused"
 }
-at_most 1 "$(seconds_of refused)" "a virtual address, refused to a container"
+within 1 "$(seconds_of refused)" "a virtual address, refused to a container"
 diff "$WORK/rules" <(rules) || fail "Docker's rules are others"
 step "captured: containers resolve as before, virtual addresses are refused to them; Docker's rules are as they were"
 

@@ -73,7 +73,7 @@ moved web1 10.77.0.99 30
 serves 10 "another address"
 sleep 3
 none_failed "after another address"
-at_most 10 "$took" "to be found at another address"
+within 10 "$took" "to be found at another address"
 step "web1 has another address: it is found within $took s, and is who it was"
 
 # of_disk WHAT: programs that start now read, and need not write.

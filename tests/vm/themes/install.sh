@@ -22,7 +22,7 @@ for name in web client; do
     took=$(seconds_of apt $name install isthmus-vm-agent)
     running=$(in_machine $name systemctl is-active isthmus-vm-agent isthmus-proxy | xargs)
     [ "$running" = "active active" ] || fail "$name: $running"
-    at_most 10 "$took" "$name: install to running"
+    within 10 "$took" "$name: install to running"
     step "$name: apt install to running units: $took s"
 done
 
@@ -35,7 +35,7 @@ first_request() {
 }
 took=$(seconds_of first_request)
 grep -q 'hello from web' "$WORK/last" || fail "$(cat "$WORK/last")"
-at_most 5 "$took" "join to the first request"
+within 5 "$took" "join to the first request"
 step "meshctl join to the first answer: $took s"
 
 for name in control web client; do

@@ -122,7 +122,7 @@ step "machines have booted, $OLD and $NEW are there"
 
 must_dnf control install "isthmus-federation-$OLD"
 took=$(seconds_of dnf host install "isthmus-vm-agent-$OLD")
-at_most 10 "$took" "install to running"
+within 10 "$took" "install to running"
 is host isthmus-proxy "active enabled"
 is host isthmus-vm-agent "active enabled"
 is host isthmus-gateway "inactive enabled"

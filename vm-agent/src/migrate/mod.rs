@@ -9,7 +9,9 @@
 //! - [`redirect`]: what the kernel does with new connections.
 //! - [`proxy`], [`legacy`]: the two processes.
 //! - [`sockets`]: what the kernel says of them.
+//! - [`capacity`]: whether there is room for both.
 
+pub mod capacity;
 pub mod keeper;
 pub mod legacy;
 pub mod proxy;

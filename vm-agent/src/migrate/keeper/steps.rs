@@ -7,6 +7,7 @@ use mesh_runtime::clock;
 
 use super::{
     super::{
+        capacity::Room,
         legacy, proxy,
         record::{self, Legacy, MAX_MOVES, Phase, Record, Watch},
         redirect,
@@ -252,6 +253,13 @@ impl Keeper {
                 "nobody knows how the legacy proxy is started: name its unit or its command"
                     .to_owned(),
             ));
+        }
+        let table = sockets::table();
+        let connections = sockets::connections(&table, &record.listeners) as u64;
+        let ours = record.listeners.iter().find_map(|l| sockets::owner(&table, l.beside));
+        let room = ours.map(|process| Room::look(process.id.pid)).unwrap_or_default();
+        if let Some(problem) = room.problem(connections) {
+            return Err(MoveError::NotNow(problem));
         }
         // As it will be, and as it was: for connections of our own, which nobody notices.
         self.put_rules().await?;

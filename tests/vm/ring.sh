@@ -12,13 +12,20 @@ INCLUDE=systemd,systemd-sysv,dbus,iproute2,curl,busybox,nftables,openssh-server,
 TARGET=$(readlink -f "${CARGO_TARGET_DIR:-target}")
 export CACHE BASE_VERSION TARGET
 
-# base NAME SUITE [PACKAGES]: a root directory, once.
+# base NAME SUITE [PACKAGES]: a root directory, once, whoever else wants it.
 base() {
-    local to=$CACHE/$1-$BASE_VERSION
-    [ -d "$to" ] && return
+    local to=$CACHE/$1-$BASE_VERSION lock
+    mkdir -p "$CACHE"
+    exec {lock}>"$CACHE/lock"
+    flock "$lock"
+    [ -d "$to" ] || make_base "$to" "${@:2}"
+    exec {lock}>&-
+}
+
+make_base() {
+    local to=$1
     echo "--- making $to (once)"
     rm -rf "$to.new"
-    mkdir -p "$CACHE"
     debootstrap --variant=minbase --include="$INCLUDE${3:+,$3}" "$2" "$to.new" >"$CACHE/debootstrap.log" 2>&1 ||
         { tail "$CACHE/debootstrap.log"; exit 1; }
     rm -rf "$to.new"/var/cache/apt/archives/*.deb "$to.new"/var/lib/apt/lists/*

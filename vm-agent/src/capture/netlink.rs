@@ -13,15 +13,15 @@ use rustix::net::{
 
 use super::rules::TABLE;
 
-const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_ERROR: u16 = 2;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_NEWSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 12;
 const NFT_MSG_DELSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 14;
-pub(super) const NLM_F_REQUEST: u16 = 1;
-pub(super) const NLM_F_ACK: u16 = 4;
-pub(super) const NLM_F_CREATE: u16 = 0x400;
+pub(crate) const NLM_F_REQUEST: u16 = 1;
+pub(crate) const NLM_F_ACK: u16 = 4;
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
 const NLA_F_NESTED: u16 = 0x8000;
 const NFPROTO_INET: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -107,7 +107,7 @@ fn message(to: &mut Vec<u8>, kind: u16, flags: u16, family: u8, attributes: &[u8
 }
 
 /// `struct nlattr`, padded to four bytes.
-pub(super) fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     to.extend(length.to_ne_bytes());
     to.extend(kind.to_ne_bytes());
@@ -116,7 +116,7 @@ pub(super) fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// Whether something was acknowledged; an error if something was refused.
-pub(super) fn read_answer(mut answer: &[u8]) -> io::Result<bool> {
+pub(crate) fn read_answer(mut answer: &[u8]) -> io::Result<bool> {
     let mut done = false;
     while let Some((length, rest)) = answer.split_first_chunk::<4>() {
         let length = usize::try_from(u32::from_ne_bytes(*length)).unwrap_or(usize::MAX);

@@ -21,10 +21,11 @@ use tokio::{
 use super::{
     legacy,
     proxy::{self, Figures, Supervisor},
-    record::{Legacy, Moves, Phase, Record},
+    record::{Legacy, Listener, Moves, Phase, Record},
     redirect,
     shadow::{Found, Shadow, Shadowing},
     sockets::{self, Landed},
+    tracked,
 };
 use crate::capture::nft::{self, NftError};
 
@@ -38,6 +39,10 @@ const READY: Duration = Duration::from_secs(15);
 const BAD_LOOKS: u32 = 3;
 /// Looks from one at the rules to the next.
 const RULES: u32 = 8;
+/// Looks from one at connections that are gone to the next, and for how long after a
+/// step, in seconds: an entry of such a connection lives for five minutes.
+const DEAD: u32 = 80;
+const DEAD_S: i64 = 330;
 /// Looks from one attempt at what did not work to the next.
 const AGAIN: u32 = 12;
 /// Fewer requests say nothing of how our proxy does.
@@ -304,6 +309,11 @@ impl Keeper {
         if is_gone || (!names.is_empty() && self.in_force != self.rules()) {
             self.put_rules().await.unwrap_or_else(|error| log::error!("{error}"));
         }
+        if self.looks.is_multiple_of(DEAD) {
+            let from = clock::unix_seconds() - DEAD_S;
+            let moved = self.records.values().filter(|record| record.since >= from);
+            forget_dead(moved.flat_map(|record| record.listeners.clone()).collect()).await;
+        }
         for name in names {
             let seen = self.seen.entry(name.clone()).or_default();
             if seen.pause > 0 {
@@ -360,6 +370,7 @@ impl Keeper {
         }
         let record = self.records[name].clone();
         if record.phase == Phase::Moved && !record.let_go {
+            forget_dead(record.listeners.clone()).await;
             let leaving = legacy::let_go(&record).await?;
             let mut told = Record { let_go: true, ..record };
             let drain_s = told.watch.map_or(0, |watch| watch.drain_s);
@@ -405,6 +416,21 @@ impl Keeper {
         is_slow.then(|| {
             format!("1 of 100 answers takes more than {} ms, {} may", done.p99_ms, watch.max_p99_ms)
         })
+    }
+}
+
+/// Where clients were led that are gone, nobody else is led. What does not work is said
+/// only: it concerns who has the same address and port within minutes.
+async fn forget_dead(listeners: Vec<Listener>) {
+    if listeners.is_empty() {
+        return;
+    }
+    let forgotten = tokio::task::spawn_blocking(move || tracked::forget_dead(&listeners)).await;
+    match forgotten {
+        Ok(Ok(0)) => {}
+        Ok(Ok(count)) => log::info!(count; "connections that are gone are tracked no more"),
+        Ok(Err(error)) => log::warn!(error:%; "conntrack: connections that are gone stay"),
+        Err(error) => log::error!(error:%; "conntrack"),
     }
 }
 

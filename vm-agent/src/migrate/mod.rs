@@ -9,6 +9,7 @@
 //! - [`redirect`]: what the kernel does with new connections.
 //! - [`proxy`], [`legacy`]: the two processes.
 //! - [`sockets`]: what the kernel says of them.
+//! - [`tracked`]: connections that are gone and still lead somewhere.
 //! - [`capacity`]: whether there is room for both.
 
 pub mod capacity;
@@ -19,6 +20,7 @@ pub mod record;
 pub mod redirect;
 pub mod shadow;
 pub mod sockets;
+pub mod tracked;
 
 use std::{sync::Arc, time::Duration};
 

@@ -15,6 +15,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::record::Listener;
 
+const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// Tables of more are not looked at to the end, in bytes.
 const MAX_TABLE: u64 = 64 << 20;
 /// For a connection within the machine.
@@ -54,18 +55,40 @@ pub enum Landed {
     Nowhere,
 }
 
-/// All TCP sockets of this network namespace.
+/// The TCP sockets of this network namespace, as far as they can be read.
 pub fn table() -> Vec<Line> {
     let mut lines = Vec::new();
-    for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let mut text = String::new();
-        // A kernel without IPv6 has no such file.
-        let Ok(file) = fs::File::open(path) else { continue };
-        if file.take(MAX_TABLE).read_to_string(&mut text).is_ok() {
-            lines.extend(text.lines().skip(1).filter_map(line));
-        }
+    for path in TABLES {
+        lines.extend(read_table(path).unwrap_or_default().lines().skip(1).filter_map(line));
     }
     lines
+}
+
+/// All TCP sockets of this network namespace.
+///
+/// # Errors
+///
+/// The kernel's, or there are too many.
+pub fn whole_table() -> io::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for path in TABLES {
+        let text = read_table(path)?;
+        if text.len() as u64 >= MAX_TABLE {
+            return Err(io::Error::other("too many sockets to look at all of them"));
+        }
+        lines.extend(text.lines().skip(1).filter_map(line));
+    }
+    Ok(lines)
+}
+
+fn read_table(path: &str) -> io::Result<String> {
+    let mut text = String::new();
+    match fs::File::open(path) {
+        Ok(file) => file.take(MAX_TABLE).read_to_string(&mut text).map(|_| text),
+        // A kernel without IPv6 has no such file.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(text),
+        Err(error) => Err(error),
+    }
 }
 
 /// `sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode …`
@@ -101,7 +124,7 @@ fn address(text: &str) -> Option<SocketAddr> {
 }
 
 /// Whether a socket at `at` takes what is sent to `address`.
-fn covers(at: SocketAddr, address: SocketAddr) -> bool {
+pub fn covers(at: SocketAddr, address: SocketAddr) -> bool {
     at.port() == address.port() && (at.ip() == address.ip() || at.ip().is_unspecified())
 }
 

@@ -14,7 +14,7 @@ use super::{
         shadow::{self, Found, Shadow, Shadowing},
         sockets::{self, Landed},
     },
-    Begin, CutOver, Keeper, MoveError, ShadowAsk, Status, until_ready,
+    Begin, CutOver, Keeper, MoveError, ShadowAsk, Status, forget_dead, until_ready,
 };
 
 /// What a watch or a comparison may take, in seconds.
@@ -110,7 +110,7 @@ impl Keeper {
 
     /// As if it had never been.
     pub(super) async fn forget(&mut self, name: &str) {
-        self.records.remove(name);
+        let known = self.records.remove(name);
         self.seen.remove(name);
         if let Err(error) = self.put_rules().await {
             log::warn!("{error}");
@@ -118,6 +118,7 @@ impl Keeper {
         if let Err(why) = self.supervisor.stop(&self.moves, name).await {
             log::warn!(name; "{why}");
         }
+        forget_dead(known.map(|known| known.listeners).unwrap_or_default()).await;
         if let Err(why) = self.supervisor.at_boot(name, false).await {
             log::debug!(name; "{why}");
         }
@@ -221,6 +222,7 @@ impl Keeper {
         if landed != Landed::Ours {
             return self.undo(name, "new connections did not land with our proxy").await;
         }
+        forget_dead(record.listeners).await;
         log::info!(name = name.as_str(); "our proxy serves, and is watched");
         Ok(name)
     }
@@ -347,6 +349,7 @@ impl Keeper {
             }
         }
         legacy::stop(&record).await.map_err(MoveError::NotNow)?;
+        forget_dead(record.listeners).await;
         log::info!(name = name.as_str(); "the legacy proxy was stopped");
         Ok(name)
     }

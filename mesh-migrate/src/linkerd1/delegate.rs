@@ -154,7 +154,8 @@ pub(super) struct Delegated {
 impl Engine<'_> {
     /// Binds a name.
     pub(super) fn bind(&self, name: &Name) -> Delegated {
-        let mut run = Run { engine: self, work: 0, nesting: 0, used: Vec::new() };
+        let mut run =
+            Run { engine: self, work: 0, nesting: 0, is_too_much: false, used: Vec::new() };
         let (mut bound, trace) = run.name(name, 0);
         for transformer in self.transformers {
             bound = bound.and_then(|tree| apply(transformer, tree, self.world));
@@ -169,6 +170,8 @@ struct Run<'e, 'a> {
     engine: &'e Engine<'a>,
     work: usize,
     nesting: u32,
+    /// It has met a limit that is ours, and not one of Finagle: nothing follows of it.
+    is_too_much: bool,
     used: Vec<usize>,
 }
 
@@ -180,6 +183,7 @@ impl Run<'_, '_> {
         let limit = if depth >= MAX_DEPTH {
             Some(format!("delegated more than {MAX_DEPTH} times: entries lead to each other"))
         } else if self.work > MAX_WORK || self.nesting > MAX_NESTING {
+            self.is_too_much = true;
             Some("the table branches too much to be followed".to_owned())
         } else {
             None
@@ -278,6 +282,11 @@ impl Run<'_, '_> {
             trace.below.push(below);
             match bound {
                 Ok(bound) => found.push((*weight, bound)),
+                Err(error) if self.is_too_much => {
+                    found.clear();
+                    wrong = Some(error);
+                    break;
+                }
                 Err(error) => wrong = wrong.or(Some(error)),
             }
         }

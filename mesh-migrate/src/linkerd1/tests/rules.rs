@@ -193,7 +193,7 @@ fn identifiers() {
         (
             "{kind: io.l5d.header.token, header: x-Svc}",
             get("", "/", &[("X-svc", "a/b")]),
-            r"/svc/a\x2fb",
+            r"/svc/\x61\x2f\x62",
         ),
         ("{kind: io.l5d.header}", get("", "/", &[("l5d-name", "/a/b")]), "/svc/a/b"),
         ("{kind: io.l5d.header}", get("", "/", &[("l5d-name", "a")]), "-"),

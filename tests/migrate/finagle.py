@@ -3,14 +3,14 @@
 
     FINAGLE=DIR finagle.py      DIR is what tests/migrate/setup has made
 
-MIGRATE_COUNT configurations of others are worth 15 tables each; MIGRATE_SEED is the
+MIGRATE_COUNT configurations of others are worth 10 tables each; MIGRATE_SEED is the
 first seed. Both must refuse a table, or read the same and print what the other reads as
 the same; and bind a name to the same leaves with the same shares. Ends with 1 if not.
 """
 
 import json, os, random, re, subprocess, sys, tempfile
 
-COUNT = int(os.environ.get("MIGRATE_COUNT", "40")) * 15
+COUNT = int(os.environ.get("MIGRATE_COUNT", "40")) * 10
 SEED = int(os.environ.get("MIGRATE_SEED", "1"))
 TARGET = os.environ.get("CARGO_TARGET_DIR", "target")
 OURS = os.environ.get("LINKERD1", f"{TARGET}/debug/examples/linkerd1")
@@ -165,8 +165,7 @@ def is_too_much(answer):
     return "too_much" in answer or "branches too much" in answer.get("bound", {}).get("failed", "")
 
 
-def differences(case, finagle, ours):
-    theirs, own = finagle.ask(case), ours.ask(case)
+def differences(theirs, own, finagle, ours):
     if table(theirs) != table(own):
         yield "table", theirs, own
     if "wrong" in theirs or "wrong" in own:
@@ -186,7 +185,7 @@ def differences(case, finagle, ours):
         yield "as Finagle prints it", theirs, own
 
 
-def kind(case, answer):
+def kind(answer):
     """What a case has shown, so that a generator that shows nothing is seen."""
     said = bound(answer) if "too_much" not in answer else "is too much"
     if isinstance(said, str):
@@ -201,11 +200,12 @@ def main():
     wrong, kinds = 0, {}
     for seed in range(SEED, SEED + COUNT):
         case = cases(seed)
-        for what, theirs, own in differences(case, finagle, ours):
+        answers = finagle.ask(case), ours.ask(case)
+        for what, theirs, own in differences(*answers, finagle, ours):
             wrong += 1
             if wrong <= 10:
                 print(f"seed {seed}: {what} differs: {json.dumps(case)}\n  Finagle {json.dumps(theirs)}\n  ours    {json.dumps(own)}")
-        found = kind(case, finagle.ask(case))
+        found = kind(answers[0])
         kinds[found] = kinds.get(found, 0) + 1
     ours.close()
     finagle.close()

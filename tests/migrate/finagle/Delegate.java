@@ -27,7 +27,7 @@ import scala.runtime.AbstractFunction1;
 public class Delegate {
     static final ObjectMapper JSON = new ObjectMapper();
     /** A table may branch a hundred times over; Linkerd would go on. */
-    static final int MAX_LOOKUPS = 1_000;
+    static final int MAX_LOOKUPS = 500;
     static final Exception TOO_MANY = new IllegalStateException("too many lookups");
 
     public static void main(String[] words) throws Exception {

@@ -223,7 +223,11 @@ fn identifiers() {
             get("w", "/", &[]),
             "l:1:40: io.l5d.k8s.istio asks Istio Pilot for its routes, which no file holds",
         ),
-        ("{kind: io.l5d.header.token}", get("x", "http://u@web:80/a", &[]), r"/svc/u\x40web:80"),
+        (
+            "{kind: io.l5d.header.token}",
+            get("x", "http://u@web:80/a", &[]),
+            r"/svc/\x75\x40\x77\x65\x62\x3a\x38\x30",
+        ),
     ];
     for (identifier, request, expected) in http {
         assert_eq!(name("http", identifier, &request), expected, "{identifier}");

@@ -95,6 +95,8 @@ class Chance(random.Random):
     def path(self, dtab):
         if self.some(0.1):
             return self.choice(BOUND) + self.labels(0, 2)
+        if dtab.startswith("/a=>/c0;"):
+            return "/a" + self.labels(0, 2)
         known = re.findall(r"(/[^\s;]+)\s*(?:# why.*\s*)?=>", dtab)
         if known and self.some(0.8):
             return re.sub(r"\*", lambda _: self.label(), self.choice(known)) + self.labels(0, 2)

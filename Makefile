@@ -3,7 +3,7 @@
 # make test-netns              two sites on a real kernel, in namespaces of their own
 # make test-interop [INTEROP_ARGS=…]  peers nobody here wrote: tests/interop/setup installs them
 # make test-observe            observers nobody here wrote: tests/observe/setup installs them
-# make test-migrate            imported configurations beside the real HAProxy, nginx and Envoy; needs root, and what tests/interop/setup installs
+# make test-migrate            imported configurations beside the real HAProxy, nginx, Envoy and Finagle; needs root, and what tests/{interop,migrate}/setup install
 # make test-consul             a real Consul beside the bridge: tests/consul/setup installs it
 # make test-fleet              six hosts moved under load, and back; needs root, and what tests/interop/setup installs
 # make test-vm [THEMES=…] [PROFILE=debug]  our packages on booted systemd, in containers; needs root
@@ -56,7 +56,7 @@ test-observe:
 
 # The examples tell what is expected of the real ones.
 test-migrate:
-	cargo build --workspace --bins --example haproxy --example nginx_oracle --example envoy
+	cargo build --workspace --bins --example haproxy --example nginx_oracle --example envoy --example linkerd1
 	tests/migrate/run
 
 # The programs as `make test` builds them.

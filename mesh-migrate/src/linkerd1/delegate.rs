@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{request::Step, source::Place};
 
-/// Lookups within each other, as in Finagle.
+/// Lookups within each other, as in Finagle, which refuses the answer of one more.
 const MAX_DEPTH: u32 = 100;
 /// Trees within each other on the way: the stack is finite.
 const MAX_NESTING: u32 = 400;
@@ -154,7 +154,8 @@ pub(super) struct Delegated {
 impl Engine<'_> {
     /// Binds a name.
     pub(super) fn bind(&self, name: &Name) -> Delegated {
-        let mut run = Run { engine: self, work: 0, nesting: 0, used: Vec::new() };
+        let mut run =
+            Run { engine: self, work: 0, nesting: 0, is_too_much: false, used: Vec::new() };
         let (mut bound, trace) = run.name(name, 0);
         for transformer in self.transformers {
             bound = bound.and_then(|tree| apply(transformer, tree, self.world));
@@ -169,6 +170,8 @@ struct Run<'e, 'a> {
     engine: &'e Engine<'a>,
     work: usize,
     nesting: u32,
+    /// It has met a limit that is ours, and not one of Finagle: nothing follows of it.
+    is_too_much: bool,
     used: Vec<usize>,
 }
 
@@ -177,9 +180,10 @@ type Step1 = (Result<Bound, String>, Traced);
 impl Run<'_, '_> {
     fn name(&mut self, name: &Name, depth: u32) -> Step1 {
         self.work += self.engine.entries.len() + name.len() * LABEL + LOOKUP;
-        let limit = if depth > MAX_DEPTH {
+        let limit = if depth >= MAX_DEPTH {
             Some(format!("delegated more than {MAX_DEPTH} times: entries lead to each other"))
         } else if self.work > MAX_WORK || self.nesting > MAX_NESTING {
+            self.is_too_much = true;
             Some("the table branches too much to be followed".to_owned())
         } else {
             None
@@ -264,30 +268,41 @@ impl Run<'_, '_> {
         (result, trace)
     }
 
-    /// Branches that are negative or fail are left out; one that is empty stays.
+    /// Branches that are negative or fail are left out; one that is empty stays. Those
+    /// that end with an error count only where all do; what is then left alone is all
+    /// there is, even if it fails.
     fn union(&mut self, trees: &[(f64, Tree)], rest: &Name, depth: u32) -> Step1 {
         let mut trace = Traced::of(None, "by weight:");
         self.nesting += 1;
-        let mut kept = Vec::new();
+        let mut found = Vec::new();
         let mut wrong = None;
         for (weight, tree) in trees {
             let (bound, mut below) = self.tree(tree, rest, depth);
             below.weight = Some(*weight);
             trace.below.push(below);
             match bound {
-                Ok(Bound::Neg | Bound::Fail) => {}
-                Ok(bound) => kept.push((*weight, bound)),
+                Ok(bound) => found.push((*weight, bound)),
+                Err(error) if self.is_too_much => {
+                    found.clear();
+                    wrong = Some(error);
+                    break;
+                }
                 Err(error) => wrong = wrong.or(Some(error)),
             }
         }
         self.nesting -= 1;
-        let result = match (wrong, kept.len()) {
-            (Some(error), _) => Err(error),
-            (None, 0) => Ok(Bound::Neg),
-            (None, 1) => Ok(kept.remove(0).1),
-            (None, _) => Ok(Bound::Union(kept)),
+        if let Some(error) = wrong.filter(|_| found.is_empty()) {
+            return (Err(error), trace);
+        }
+        if found.len() > 1 {
+            found.retain(|(_, bound)| !matches!(bound, Bound::Neg | Bound::Fail));
+        }
+        let result = match found.len() {
+            0 => Bound::Neg,
+            1 => found.remove(0).1,
+            _ => Bound::Union(found),
         };
-        (result, trace)
+        (Ok(result), trace)
     }
 
     /// Later namers are asked first; then those that every Linkerd has.

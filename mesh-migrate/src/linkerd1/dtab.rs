@@ -12,7 +12,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    name::{Name, is_showable, shown},
+    name::{Name, is_showable, shown, without_blank},
     places::Places,
 };
 use crate::source::{Place, Problem};
@@ -333,18 +333,8 @@ impl Parser<'_> {
         tree
     }
 
-    /// White space and comments.
     fn blank(&mut self) {
-        while let Some(c) = self.peek() {
-            if c == '#' {
-                let rest = &self.text[self.at..];
-                self.at += rest.find('\n').map_or(rest.len(), |end| end + 1);
-            } else if c.is_whitespace() {
-                self.at += c.len_utf8();
-            } else {
-                return;
-            }
-        }
+        self.at = self.text.len() - without_blank(&self.text[self.at..]).len();
     }
 
     fn peek(&self) -> Option<char> {
@@ -399,7 +389,7 @@ mod tests {
             ("/a=>/b|/c&/d", "/a => /b | (1 * /c & 1 * /d)"),
             ("/*/a => .5*/b & 2. * (~|!) ; /x=>$", "/*/a => 0.5 * /b & 2 * (~ | !); /x => $"),
             ("/a # x\n => # y\n /b#c", "/a => /b#c"),
-            (r"/a\x20 => /\x41", r"/a\x20 => /A"),
+            (r"/a\x20 => /\x41", r"/\x61\x20 => /A"),
             ("/svc => ((/a))", "/svc => /a"),
         ];
         for (text, expected) in cases {

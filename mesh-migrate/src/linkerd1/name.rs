@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use regex::Regex;
 
-/// A path of labels, each as it is shown: bytes outside `0-9A-Za-z_:.#$%-` as `\xNN`.
+/// A path of labels, each as it is shown: as it is, or, if one of its bytes is outside
+/// `0-9A-Za-z_:.#$%-`, with all of them as `\xNN`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Name(Vec<String>);
 
@@ -26,10 +27,14 @@ impl Name {
     /// It does not begin with `/`, has an empty label, or a character that must be
     /// written as `\xNN`.
     pub fn read(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let Some(rest) = text.strip_prefix('/') else {
+        let Some(rest) = without_blank(text).strip_prefix('/') else {
             return Err(format!("{text:?} is no path: it must begin with '/'"));
         };
+        let (rest, after) = rest.split_at(rest.find(is_blank).unwrap_or(rest.len()));
+        let after = without_blank(after);
+        if !after.is_empty() {
+            return Err(format!("{text:?} is no path: {after:?} follows it"));
+        }
         if rest.is_empty() {
             return Ok(Self::default());
         }
@@ -85,6 +90,23 @@ impl fmt::Display for Name {
     }
 }
 
+/// White space of Java: without the spaces that do not break, and without U+0085, but
+/// with the separators of ASCII.
+fn is_blank(c: char) -> bool {
+    let is_kept = matches!(c, '\u{85}' | '\u{a0}' | '\u{2007}' | '\u{202f}');
+    (c.is_whitespace() && !is_kept) || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// What follows white space and comments, which Finagle passes over in paths, too.
+pub(super) fn without_blank(text: &str) -> &str {
+    let mut rest = text.trim_start_matches(is_blank);
+    while rest.starts_with('#') {
+        rest = rest.split_once('\n').map_or("", |(_, after)| after);
+        rest = rest.trim_start_matches(is_blank);
+    }
+    rest
+}
+
 /// Whether a character stands for itself in a label.
 pub(super) fn is_showable(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_:.#$%-".contains(&byte)
@@ -92,15 +114,10 @@ pub(super) fn is_showable(byte: u8) -> bool {
 
 /// A label as it is shown.
 pub(super) fn shown(label: &[u8]) -> String {
-    let mut out = String::with_capacity(label.len());
-    for byte in label {
-        if is_showable(*byte) {
-            out.push(char::from(*byte));
-        } else {
-            out.push_str(&format!("\\x{byte:02x}"));
-        }
+    if label.iter().all(|byte| is_showable(*byte)) {
+        return label.iter().map(|byte| char::from(*byte)).collect();
     }
-    out
+    label.iter().map(|byte| format!("\\x{byte:02x}")).collect()
 }
 
 /// What a label that is shown says.
@@ -256,12 +273,14 @@ mod tests {
     #[test]
     fn labels_are_shown_as_finagle_shows_them() {
         let name = Name::of(["svc", "a b/c"]);
-        assert_eq!(name.to_string(), r"/svc/a\x20b\x2fc");
+        assert_eq!(name.to_string(), r"/svc/\x61\x20\x62\x2f\x63");
         assert_eq!(Name::read(&name.to_string()).unwrap(), name);
-        assert_eq!(Name::read(r"/svc/\x61\x2F").unwrap().to_string(), r"/svc/a\x2f");
+        assert_eq!(Name::read(r"/svc/a\x2F").unwrap().to_string(), r"/svc/\x61\x2f");
+        assert_eq!(Name::read(r"/svc/\x61").unwrap().to_string(), "/svc/a");
         assert_eq!(raw(&name.labels()[1]), "a b/c");
         assert_eq!(Name::read("/").unwrap(), Name::default());
-        for bad in ["", "svc", "/svc/", "//", "/a b", "/a\\", "/\\xg0"] {
+        assert_eq!(Name::read("# x\n /svc/#\u{1f}# y").unwrap(), Name::of(["svc", "#"]));
+        for bad in ["/a\u{a0}", "/a b", "/ a", "", "svc", "/svc/", "//", "/a b", "/a\\", "/\\xg0"] {
             assert!(Name::read(bad).is_err(), "{bad:?}");
         }
     }

@@ -186,11 +186,10 @@ pub(super) fn built_in(name: &Name) -> Found {
     match (class.as_str(), labels.as_slice()) {
         ("nil", _) => Found::Empty,
         ("fail", _) => Found::Fail,
-        ("inet", _) => inet(&first, &rest, &labels),
-        ("io.buoyant.rinet", [port, host, ..]) => match port.parse::<u16>() {
-            Ok(port) => dns(first.join(&rest.split(2).0), below(2), host, port),
-            Err(_) => Found::Error(format!("{port:?} is no port")),
-        },
+        ("inet" | "fixedinet", _) => inet(&first, &rest, &labels),
+        ("io.buoyant.rinet", [port, host, ..]) => {
+            dns(first.join(&rest.split(2).0), below(2), host, port)
+        }
         ("io.buoyant.hostportPfx", [prefix, host_port, ..]) => {
             let found = host_port_of(host_port).map(|(host, port)| vec![*prefix, host, port]);
             rewritten(found, 2)
@@ -232,7 +231,7 @@ pub(super) fn is_built_in(class: &str) -> bool {
     let http = class.strip_prefix("io.buoyant.http.").unwrap_or_default();
     let class = class.strip_prefix("io.buoyant.").unwrap_or(class);
     let of_http = ["anyMethod", "anyHost", "subdomainOf", "domainToPath"];
-    matches!(class, "nil" | "fail" | "inet" | "rinet" | "hostportPfx" | "porthostPfx")
+    matches!(class, "nil" | "fail" | "inet" | "fixedinet" | "rinet" | "hostportPfx" | "porthostPfx")
         || http == "status"
         || of_http.contains(&http.strip_suffix("Pfx").unwrap_or(http))
 }
@@ -241,17 +240,17 @@ fn inet(first: &Name, rest: &Name, labels: &[&str]) -> Found {
     let (host, port, used) = match labels {
         [host, port, ..] if port.parse::<i32>().is_ok() => (*host, *port, 2),
         [port, ..] if port.parse::<i32>().is_ok() => ("localhost", *port, 1),
-        _ => return Found::Neg(format!("{rest} is no host and port")),
+        // Finagle then looks for a class of that name.
+        _ => return Found::Error(format!("{rest} is no host and port")),
     };
-    let (id, residual) = rest.split(used);
-    match port.parse::<u16>() {
-        Ok(port) => dns(first.join(&id), residual, host, port),
-        Err(_) => Found::Error(format!("{port} is no port")),
-    }
+    // What is no text is mended on the way.
+    dns(first.join(&rest.split(used).0), Name::of(&labels[used..]), host, port)
 }
 
-fn dns(id: Name, residual: Name, host: &str, port: u16) -> Found {
-    let endpoints = Some(vec![(endpoint(host, port), 1.0)]);
+/// What is no port is bound as well, and nobody is there.
+fn dns(id: Name, residual: Name, host: &str, port: &str) -> Found {
+    let port = port.parse::<u16>().ok();
+    let endpoints = Some(port.map(|port| (endpoint(host, port), 1.0)).into_iter().collect());
     Found::Bound(Box::new(BoundName { id, residual, endpoints, from: Origin::Dns }))
 }
 
@@ -307,8 +306,9 @@ mod tests {
         let cases = [
             ("/$/inet/web/80/x", "bound /$/inet/web/80 /x"),
             ("/$/inet/8080/x", "bound /$/inet/8080 /x"),
-            ("/$/inet/web", "neg"),
-            ("/$/inet/web/99999", "error"),
+            ("/$/inet/web", "error"),
+            ("/$/fixedinet/80", "bound /$/fixedinet/80 /"),
+            ("/$/inet/web/99999/x", "bound /$/inet/web/99999 /x"),
             ("/$/io.buoyant.rinet/80/web/x", "bound /$/io.buoyant.rinet/80/web /x"),
             ("/$/io.buoyant.rinet/80", "neg"),
             ("/$/nil/x", "empty"),

@@ -1,5 +1,6 @@
 //! Labels that stand for others: those that nobody has, and expressions for them.
 
+use super::super::{explain::Client, name::raw};
 use crate::program::Text;
 
 /// A label that no configuration has: what becomes of it becomes of every other.
@@ -54,6 +55,13 @@ pub(super) fn spelled(label: &str) -> String {
 /// Any label with dots.
 pub(super) fn deep() -> String {
     format!("{PROBE}.{PROBE}")
+}
+
+/// Where a name leads, for people.
+pub(super) fn anybody(client: &Client) -> String {
+    let Client::Name(bound) = client else { return client.to_string() };
+    let labels = bound.id.labels().iter().map(|label| format!("/{}", raw(label)));
+    labels.collect::<String>().replace(PROBE, "<any>").replace(ODD, "<any>")
 }
 
 /// A text of one label or several.

@@ -13,7 +13,7 @@ use super::{
         world::{Files, World},
     },
     candidates::{Candidate, Universe, candidate, candidates, refused},
-    labels::{ANYBODY, ODD, PROBE},
+    labels::{ANYBODY, PROBE, anybody},
     pair::{self, applications},
     pools::{Pools, Source, label, unique, whole},
     rules::{Context, Resolved, rules},
@@ -217,8 +217,8 @@ impl<'a> Run<'a> {
             _ => false,
         });
         let anywhere = (one.is_pattern() && to.mentions(ANYBODY)).then(|| {
-            let to: Vec<String> = to.targets.iter().map(|t| t.client.to_string()).collect();
-            to.join(", ").replace(PROBE, "<any>").replace(&ODD.replace('~', r"\x7e"), "<any>")
+            let to: Vec<String> = to.targets.iter().map(|t| anybody(&t.client)).collect();
+            to.join(", ")
         });
         let error = to.targets.iter().find_map(|target| match &target.client {
             Client::Error(wrong) => Some(wrong.clone()),

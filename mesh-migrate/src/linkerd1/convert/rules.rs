@@ -3,6 +3,7 @@
 use super::{
     super::{
         explain::{Client, Target},
+        name::raw,
         namers::Origin,
         policy::Merged,
     },
@@ -56,7 +57,7 @@ impl Resolved {
     /// Whether the name of a client says `text`.
     pub(super) fn mentions(&self, text: &str) -> bool {
         self.targets.iter().any(|target| match &target.client {
-            Client::Name(bound) => bound.id.to_string().contains(text),
+            Client::Name(bound) => bound.id.labels().iter().any(|label| raw(label).contains(text)),
             _ => false,
         })
     }

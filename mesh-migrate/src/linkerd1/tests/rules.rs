@@ -193,7 +193,7 @@ fn identifiers() {
         (
             "{kind: io.l5d.header.token, header: x-Svc}",
             get("", "/", &[("X-svc", "a/b")]),
-            r"/svc/a\x2fb",
+            r"/svc/\x61\x2f\x62",
         ),
         ("{kind: io.l5d.header}", get("", "/", &[("l5d-name", "/a/b")]), "/svc/a/b"),
         ("{kind: io.l5d.header}", get("", "/", &[("l5d-name", "a")]), "-"),
@@ -223,7 +223,11 @@ fn identifiers() {
             get("w", "/", &[]),
             "l:1:40: io.l5d.k8s.istio asks Istio Pilot for its routes, which no file holds",
         ),
-        ("{kind: io.l5d.header.token}", get("x", "http://u@web:80/a", &[]), r"/svc/u\x40web:80"),
+        (
+            "{kind: io.l5d.header.token}",
+            get("x", "http://u@web:80/a", &[]),
+            r"/svc/\x75\x40\x77\x65\x62\x3a\x38\x30",
+        ),
     ];
     for (identifier, request, expected) in http {
         assert_eq!(name("http", identifier, &request), expected, "{identifier}");

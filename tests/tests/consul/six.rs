@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde_json::json;
 
 use crate::programs::eventually;
-use hosts::{Host, Way, is_asked};
+use hosts::{BOTH, Way};
 use world::World;
 
 impl World {
@@ -32,7 +32,7 @@ impl World {
     fn has_settled(&self) {
         eventually("one instance of each on both sides", || {
             for host in self.hosts() {
-                self.counts(host, 1, 1)?;
+                self.counts(&host.service(), 1, 1)?;
             }
             Ok(())
         });
@@ -48,11 +48,11 @@ impl World {
     fn moves(&mut self, name: &str) {
         self.joins(name);
         let host = self.host(name).clone();
-        eventually("it is in both", || self.counts(&host, 2, 2));
+        eventually("it is in both", || self.counts(&host.service(), 2, 2));
         host.takes(Way::Moved);
         self.consul_says("PUT", &format!("/v1/agent/service/deregister/{}-1", host.service()));
         eventually("it is in the mesh alone", || {
-            self.counts(&host, 1, 1)?;
+            self.counts(&host.service(), 1, 1)?;
             self.is_imported(&host, false)
         });
     }
@@ -61,11 +61,11 @@ impl World {
     fn goes_back(&mut self, name: &str) {
         let host = self.host(name).clone();
         self.register_in_consul(&host);
-        eventually("it is in both", || self.counts(&host, 2, 2));
+        eventually("it is in both", || self.counts(&host.service(), 2, 2));
         host.takes(Way::Legacy);
         self.withdraws(&host);
         eventually("it is in Consul alone", || {
-            self.counts(&host, 1, 1)?;
+            self.counts(&host.service(), 1, 1)?;
             self.is_imported(&host, true)
         });
         self.callers_went_round();
@@ -74,20 +74,32 @@ impl World {
 
     /// An instance that fails its check is nobody's any more, and comes back.
     fn fails_and_recovers(&self, name: &str) {
-        let host = self.host(name);
+        let (host, service) = (self.host(name), self.host(name).service());
         host.is_well.store(false, Relaxed);
-        eventually("it passes nowhere", || {
-            self.is_healthy(host, false)?;
-            for other in self.hosts().iter().filter(|other| other.name != name) {
-                if let Ok(answer) = is_asked(self, other, host) {
-                    return Err(format!("{} was answered: {answer}", other.name));
-                }
-            }
-            // It is not gone, and nothing has come in its place.
-            self.counts(host, 1, 1)
-        });
+        eventually("it passes nowhere", || self.well(&service, 0));
+        // It is not gone, and nothing has come in its place.
+        self.counts(&service, 1, 1).unwrap();
         host.is_well.store(true, Relaxed);
-        eventually("it passes again", || self.is_healthy(host, true));
+        eventually("it passes again", || self.well(&service, 1));
+    }
+
+    /// A service of which one instance is in Consul and one in the mesh: who asks is
+    /// answered by both, and by the other one alone while one fails its check.
+    fn one_of_both_fails(&self, legacy: &str, moved: &str) {
+        let (legacy, moved) = (self.host(legacy), self.host(moved));
+        self.have_both(legacy, moved);
+        eventually("one of each, on both sides", || self.counts(BOTH, 2, 2));
+        let both = [legacy, moved];
+        eventually("both answer", || self.both_is_answered_by(&both));
+        for (fails, other) in [(legacy, moved), (moved, legacy)] {
+            fails.is_well.store(false, Relaxed);
+            eventually("one is well", || self.well(BOTH, 1));
+            eventually("the other one answers all", || self.both_is_answered_by(&[other]));
+            self.counts(BOTH, 2, 2).unwrap();
+            fails.is_well.store(true, Relaxed);
+            eventually("both are well", || self.well(BOTH, 2));
+            eventually("both answer", || self.both_is_answered_by(&both));
+        }
     }
 }
 
@@ -116,6 +128,7 @@ fn six_hosts_half_moved_call_each_other_while_one_moves_and_one_goes_back() {
     }
     world.all_are_answered();
     world.has_settled();
+    world.one_of_both_fails("e", "c");
     let status = world.status();
     assert_eq!(status["consuls"][0]["state"], json!("fresh"), "{status}");
     world.ends();

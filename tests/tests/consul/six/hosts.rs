@@ -19,6 +19,10 @@ use crate::site::{Machine, get};
 pub(super) const APP: u16 = 8090;
 /// Where the proxy of a host leads clients of Consul to the host's service.
 pub(super) const EXPORT: u16 = 7000;
+/// The same for the service that two hosts have.
+pub(super) const EXPORT_OF_BOTH: u16 = 7002;
+/// That service: one instance is in Consul, and one in the mesh.
+pub(super) const BOTH: &str = "svc-both";
 /// For one answer of Consul.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -32,7 +36,7 @@ pub(super) enum Way {
 }
 
 /// Clones are the same host.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Host {
     pub(super) name: &'static str,
     pub(super) machine: Machine,
@@ -91,6 +95,10 @@ impl Host {
             let (text, length) = (self.says(), self.says().len());
             let head_of = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n\r\n");
             stream.write_all(format!("{head_of}{text}").as_bytes())?;
+            let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
+            if text.contains("connection: close") {
+                return Ok(());
+            }
             head.clear();
         }
     }
@@ -103,17 +111,23 @@ pub(super) trait Places {
     fn consul(&self) -> u16;
 }
 
-/// `from` asks the service of `to` by the way of `from`; who has answered.
-pub(super) fn is_asked(places: &impl Places, from: &Host, to: &Host) -> Result<String, String> {
+/// `from` asks the service of `to`, and `to` answers.
+pub(super) fn is_asked(places: &impl Places, from: &Host, to: &Host) -> Result<(), String> {
+    let says = ask(places, from, &to.service())?;
+    if says == to.says() { Ok(()) } else { Err(format!("{} asks {}: {says}", from.name, to.name)) }
+}
+
+/// `from` asks a service by its own way; what the one says who answers.
+pub(super) fn ask(places: &impl Places, from: &Host, service: &str) -> Result<String, String> {
     let way = from.way();
-    let named = |error: String| format!("{} ({way:?}) asks {}: {error}", from.name, to.name);
-    let (at, service) = match way {
-        Way::Moved => (places.addr(from, 4140), format!("{}.shop", to.service())),
-        Way::Legacy => (resolve(places.consul(), &to.service()).map_err(named)?, to.service()),
+    let named = |error: String| format!("{} ({way:?}) asks {service}: {error}", from.name);
+    let (at, name) = match way {
+        Way::Moved => (places.addr(from, 4140), format!("{service}.shop")),
+        Way::Legacy => (resolve(places.consul(), service).map_err(named)?, service.to_owned()),
     };
-    let answer = get(at, "/", &service).map_err(|error| named(format!("{at}: {error}")))?;
-    let is_it = answer.starts_with("HTTP/1.1 200") && answer.ends_with(&to.says());
-    if is_it { Ok(answer) } else { Err(named(format!("{at}: {answer}"))) }
+    let answer = get(at, "/", &name).map_err(|error| named(format!("{at}: {error}")))?;
+    let body = answer.strip_prefix("HTTP/1.1 200").and_then(|rest| rest.split_once("\r\n\r\n"));
+    body.map(|(_, body)| body.to_owned()).ok_or_else(|| named(format!("{at}: {answer}")))
 }
 
 /// One of the passing instances, as a client of Consul takes one.

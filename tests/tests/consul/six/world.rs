@@ -8,7 +8,9 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::hosts::{APP, Calls, EXPORT, Host, Places, Rounds, Way, ask_consul, is_asked};
+use super::hosts::{
+    APP, BOTH, Calls, EXPORT, EXPORT_OF_BOTH, Host, Places, Rounds, Way, ask, ask_consul, is_asked,
+};
 use crate::{
     consul::Consul,
     programs::{eventually, said},
@@ -78,7 +80,7 @@ impl World {
             serde_json::from_str(&self.site.said(&["--json", "node", "list"])).unwrap();
         let is_a = |node: &&Value| {
             let id = node["id"].as_str().unwrap();
-            let of_a = self.endpoints(&self.hosts[0]).unwrap();
+            let of_a = self.endpoints(&self.hosts[0].service()).unwrap();
             of_a[0]["node"].as_str() == Some(id)
         };
         let door = nodes["nodes"].as_array().unwrap().iter().find(is_a).unwrap();
@@ -90,6 +92,8 @@ impl World {
                 format!("      - {{ service: {service}.shop, at: ['{at}'] }}\n")
             })
             .collect();
+        let at = self.addr(self.host("c"), EXPORT_OF_BOTH);
+        let exports = format!("{exports}      - {{ service: {BOTH}.shop, at: ['{at}'] }}\n");
         let bridge = format!(
             "\nconsul:\n  - address: {}\n    door: {}\n    churn_interval: 100ms\n    \
              import: [{{ allow: ['svc-*'], as_namespace: shop, port: 80 }}]\n    \
@@ -114,7 +118,11 @@ impl World {
 
     /// Its own agent of Consul asks its application once a second.
     pub(super) fn register_in_consul(&self, host: &Host) {
-        let (service, at) = (host.service(), self.addr(host, APP));
+        self.register_as(&host.service(), host);
+    }
+
+    fn register_as(&self, service: &str, host: &Host) {
+        let at = self.addr(host, APP);
         let check = json!({ "HTTP": format!("http://{at}/health"), "Interval": "1s",
             "Timeout": "5s", "Status": "passing" });
         let registration = json!({ "Name": service, "ID": format!("{service}-1"),
@@ -134,24 +142,55 @@ impl World {
             "service: orders.shop, port: echo",
             &format!("service: {service}.shop, port: main"),
         );
-        fs::write(run.join("proxy.yaml"), proxy).unwrap();
+        let both = self.addr(&host, EXPORT_OF_BOTH);
+        let both = format!("  - {{ listen: '{both}', service: {BOTH}.shop, port: main }}\n");
+        fs::write(run.join("proxy.yaml"), proxy + &both).unwrap();
         fs::remove_file(run.join("services.d/orders.yaml")).unwrap();
-        let ip = self.addr(&host, APP).ip();
-        let text = format!(
-            "service: {service}\nnamespace: shop\naddress: {ip}\nport: 80\ntarget: {APP}\n\
-             check: {{ http: /health, interval: 200ms, timeout: 5s }}\n"
-        );
-        fs::write(run.join(format!("services.d/{service}.yaml")), text).unwrap();
         self.site.start_agent(machine);
         self.site.start_proxy(machine);
         let token = self.site.token();
         said(&self.site.join(machine, &token));
+        // Consul shows it from then on that it is registered, at a listener of this proxy.
+        self.site.wait_ready(self.addr(&host, 4191), "its proxy is ready");
+        self.has_here(&service, &host);
         let asks_itself = || {
             let name = format!("{service}.shop");
             let answer = get(self.addr(&host, 4140), "/", &name).map_err(|e| e.to_string())?;
             if answer.ends_with(&host.says()) { Ok(()) } else { Err(answer) }
         };
         eventually("its own proxy reaches it", asks_itself);
+    }
+
+    /// A file of its agent says that it has a service.
+    fn has_here(&self, service: &str, host: &Host) {
+        let ip = self.addr(host, APP).ip();
+        let text = format!(
+            "service: {service}\nnamespace: shop\naddress: {ip}\nport: 80\ntarget: {APP}\n\
+             check: {{ http: /health, interval: 200ms, timeout: 5s }}\n"
+        );
+        let folder = self.site.run_dir(host.machine).join("services.d");
+        fs::write(folder.join(format!("{service}.yaml")), text).unwrap();
+    }
+
+    /// One service on two hosts, one of which has moved.
+    pub(super) fn have_both(&self, legacy: &Host, moved: &Host) {
+        self.register_as(BOTH, legacy);
+        self.has_here(BOTH, moved);
+    }
+
+    /// Each of the six asks that service a few times: who answers, and nobody else.
+    pub(super) fn both_is_answered_by(&self, wanted: &[&Host]) -> Result<(), String> {
+        let mut missing: Vec<String> = wanted.iter().map(|host| host.says()).collect();
+        for _ in 0..8 {
+            for from in &self.hosts {
+                let says = ask(self, from, BOTH)?;
+                if !wanted.iter().any(|host| host.says() == says) {
+                    return Err(format!("{} was answered {says}", from.name));
+                }
+                missing.retain(|other| *other != says);
+            }
+        }
+        if missing.is_empty() { Ok(()) } else { Err(format!("never: {missing:?}")) }
     }
 
     /// Its service is no longer ours; it still calls and forwards.
@@ -203,8 +242,8 @@ impl World {
     }
 
     /// Endpoints of its service, as the site shows them.
-    fn endpoints(&self, host: &Host) -> Result<Vec<Value>, String> {
-        let name = format!("{}.shop", host.service());
+    fn endpoints(&self, service: &str) -> Result<Vec<Value>, String> {
+        let name = format!("{service}.shop");
         let output = self.site.meshctl(self.site.dir(), &["--json", "endpoints", &name]).output();
         let output = output.map_err(|error| error.to_string())?;
         let shown: Value = serde_json::from_slice(&output.stdout)
@@ -213,32 +252,36 @@ impl World {
     }
 
     /// So many instances are known of its service, whatever their health.
-    pub(super) fn counts(&self, host: &Host, in_consul: usize, here: usize) -> Result<(), String> {
-        let path = format!("/v1/health/service/{}", host.service());
-        let there = ask_consul(self.consul.http, &path)?;
-        let (found, known) = (there.as_array().map_or(0, Vec::len), self.endpoints(host)?);
+    pub(super) fn counts(
+        &self,
+        service: &str,
+        in_consul: usize,
+        here: usize,
+    ) -> Result<(), String> {
+        let there = ask_consul(self.consul.http, &format!("/v1/health/service/{service}"))?;
+        let (found, known) = (there.as_array().map_or(0, Vec::len), self.endpoints(service)?);
         if (found, known.len()) == (in_consul, here) {
             return Ok(());
         }
-        Err(format!("{}: {found} in Consul: {there}; here {known:?}", host.name))
+        Err(format!("{service}: {found} in Consul: {there}; here {known:?}"))
     }
 
-    /// The only instance of it on either side passes, or does not.
-    pub(super) fn is_healthy(&self, host: &Host, expected: bool) -> Result<(), String> {
-        let path = format!("/v1/health/service/{}?passing", host.service());
+    /// So many of its instances are well, on both sides.
+    pub(super) fn well(&self, service: &str, wanted: usize) -> Result<(), String> {
+        let path = format!("/v1/health/service/{service}?passing");
         let passing = ask_consul(self.consul.http, &path)?;
-        let known = self.endpoints(host)?;
+        let known = self.endpoints(service)?;
         let here = known.iter().filter(|endpoint| endpoint["health"] == "healthy").count();
-        let wanted = usize::from(expected);
         if (passing.as_array().map_or(0, Vec::len), here) == (wanted, wanted) {
             return Ok(());
         }
-        Err(format!("{}: passing {passing}; here {known:?}", host.name))
+        Err(format!("{service}: passing {passing}; here {known:?}"))
     }
 
     /// The only endpoint of it leads through the door, or does not.
     pub(super) fn is_imported(&self, host: &Host, expected: bool) -> Result<(), String> {
-        let (door, known) = (self.endpoints(&self.hosts[0])?, self.endpoints(host)?);
+        let door = self.endpoints(&self.hosts[0].service())?;
+        let known = self.endpoints(&host.service())?;
         let through = known.iter().all(|endpoint| endpoint["node"] == door[0]["node"]);
         if through == expected { Ok(()) } else { Err(format!("{}: {known:?}", host.name)) }
     }

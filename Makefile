@@ -24,7 +24,7 @@ DEMO := -p meshctl -p federation -p edge-proxy -p vm-agent
 
 # Decoders of what a network or a person sends.
 FUZZ_TARGETS := client_hello tunnel_header control_message token snapshot jwt_svid message_codec http1_request http1_response http1_chunked trace_context \
-	frames request_fields certificates manifest handover tap link registration dns_question unix_authority first_packet legacy_configuration
+	frames request_fields certificates manifest handover tap link registration dns_question unix_authority first_packet legacy_configuration consul
 FUZZ_SECONDS ?= 15
 
 .PHONY: demo test test-netns test-interop test-observe test-migrate test-fleet test-consul test-vm test-k8s packages pages repo fuzz soak bench

@@ -29,6 +29,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use door::Door;
+use mesh_api::v1::TransitionTls;
 use mesh_runtime::{clock, config::ConfigError};
 use metrics::Shown;
 use origin::{Origin, OriginTls};
@@ -116,6 +117,13 @@ impl Transition {
         for origin in &self.0.origins.load().all {
             origin.look_again();
         }
+    }
+
+    /// What federation is told of it.
+    pub fn told(&self) -> Vec<TransitionTls> {
+        let mut told = Vec::new();
+        self.show(&mut |all| told = all.iter().map(Shown::told).collect());
+        told
     }
 
     fn is_unused(&self) -> bool {

@@ -15,6 +15,7 @@ use v1::{admin_server::Admin, authority_record::Event};
 
 use crate::{
     authority::{State, state::NodeState},
+    consul::Consuls,
     discovery::Discovery,
     links::Links,
     manifests::{self, Change},
@@ -50,6 +51,8 @@ pub struct AdminService {
     pub rotation: RootRotations,
     /// Who may call from elsewhere.
     pub roles: Roles,
+    /// Consuls beside the site.
+    pub consuls: Consuls,
 }
 
 /// Why an operator's wish is not granted.

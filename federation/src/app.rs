@@ -29,7 +29,7 @@ use crate::{
     clock::Clock,
     cluster::Cluster,
     config::Config,
-    consul,
+    consul::{self, Consuls},
     discovery::Discovery,
     door,
     join::JoinService,
@@ -209,7 +209,8 @@ fn publish(
     let (follow, ways) = (discovery.clone(), paths.clone());
     drain.spawn(replication::run(view.clone(), follow, ways, kept.clone(), drain.clone()));
     drain.spawn(kept.keep(view.clone(), drain.clone()));
-    drain.spawn(consul::run(config.consul.clone(), view.clone(), own_ports.clone(), drain.clone()));
+    let consuls = Consuls::new(&config.consul);
+    drain.spawn(consul::run(consuls.clone(), view.clone(), own_ports.clone(), drain.clone()));
     let registry = Registry::new(view.clone(), own_ports, drain.clone());
     let rotation = RootRotations::new(
         site.clone(),
@@ -225,6 +226,7 @@ fn publish(
         rotation,
         discovery,
         roles: config.roles.clone(),
+        consuls,
         links: Links::new(site.clone(), view.clone(), peering, paths, drain.clone()),
         view,
     }

@@ -11,13 +11,19 @@
 //! What is exported is shown at listeners of proxies that an operator names, and
 //! passes while the site has a usable endpoint of it.
 
+mod beside;
 mod decide;
 
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_consul::{
     Client, Config,
-    export::{Exporter, Exports, Wanted},
+    export::{Exporter, Wanted},
     import::{self, Health, Import},
 };
 use mesh_runtime::drain::Drain;
@@ -27,12 +33,17 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::decide::{Bridge, Decided};
+pub use self::beside::Consuls;
+use self::{
+    beside::Beside,
+    decide::{Bridge, Decided},
+};
 use crate::{
     authority::{CommitError, State},
     feed::{Key, Resources},
     refusal::Never,
     registration::OwnPorts,
+    render::endpoint_ids,
     view::View,
 };
 
@@ -45,35 +56,39 @@ const RETRY: Duration = Duration::from_secs(30);
 
 /// Follows all of them until the process drains; without any, only takes away what
 /// earlier ones have left.
-pub async fn run(consuls: Vec<Config>, view: View, own_ports: OwnPorts, drain: Drain) {
-    let bridges: Vec<Bridge> = consuls.iter().filter_map(Bridge::of).collect();
+pub async fn run(consuls: Consuls, view: View, own_ports: OwnPorts, drain: Drain) {
+    let bridges: Vec<Bridge> =
+        consuls.all().filter_map(|beside| Bridge::of(&beside.config)).collect();
     let forget = |state: &State| Ok::<_, Never>((decide::left_behind(state, &bridges), ()));
     if let Err(error) = view.authority().commit("federation", forget).await {
         log::error!(error:% = error; "what earlier Consuls have left cannot be taken away");
     }
     let mut tasks = JoinSet::new();
-    for config in consuls {
-        tasks.spawn(follow(config, view.clone(), own_ports.clone()));
+    for beside in consuls.all() {
+        tasks.spawn(follow(beside.clone(), view.clone(), own_ports.clone()));
     }
     drain.draining().await;
 }
 
 /// One of them, for ever.
-async fn follow(config: Config, view: View, own_ports: OwnPorts) {
+async fn follow(beside: Arc<Beside>, view: View, own_ports: OwnPorts) {
+    let config = &beside.config;
     let address = config.connection.address.clone();
     let client = loop {
         match Client::new(&config.connection) {
             Ok(client) => break client,
-            Err(error) => log::error!(address, error:% = error; "consul is not asked"),
+            Err(error) => {
+                log::error!(address, error:% = error; "consul is not asked");
+                beside.is_not_asked(error.to_string());
+            }
         }
         sleep(RETRY).await;
     };
-    let (tell, told) = watch::channel(Import::default());
+    beside.asked_by(&client);
     let (want, wanted) = watch::channel(None);
-    let (exports, _) = watch::channel(Exports::default());
     let site = view.authority().state().site().name.clone();
     let exporter = Exporter::new(client.clone(), site, config.export_ttl);
-    let bridge = Bridge::of(&config);
+    let bridge = Bridge::of(config);
     tokio::join!(
         async {
             if let Some(bridge) = &bridge {
@@ -83,25 +98,26 @@ async fn follow(config: Config, view: View, own_ports: OwnPorts) {
                         &config.import,
                         &config.pace,
                         config.max_services,
-                        &tell
+                        &beside.import
                     ),
-                    register(bridge, &view, &own_ports, told),
+                    register(bridge, &beside, &view, &own_ports),
                 );
             }
         },
         // Without rules, too: what an earlier configuration has exported goes.
-        exporter.run(wanted, &exports),
-        watch_exports(&config, &view, &want),
+        exporter.run(wanted, &beside.exports),
+        watch_exports(config, bridge.as_ref(), &view, &want),
     );
 }
 
 /// Makes the site's record of the door's imports what they are, for ever.
 async fn register(
     bridge: &Bridge,
+    beside: &Beside,
     view: &View,
     own_ports: &OwnPorts,
-    mut told: watch::Receiver<Import>,
 ) -> Infallible {
+    let mut told = beside.import.subscribe();
     let mut said = BTreeMap::new();
     loop {
         let import = told.borrow_and_update().clone();
@@ -109,6 +125,10 @@ async fn register(
             Ok(refused) => refused,
             Err(error) => BTreeMap::from([(bridge.address.clone(), error.to_string())]),
         };
+        let state = view.authority().state();
+        let known = decide::registered(&state, bridge).collect::<Vec<_>>();
+        let services: BTreeSet<&str> = known.iter().map(|one| one.service.as_str()).collect();
+        beside.has_written(services.len(), known.len(), refused.len());
         for (what, why) in &refused {
             if said.get(what) != Some(why) {
                 log::warn!(consul = bridge.address.as_str(), what = what.as_str(), why = why.as_str();
@@ -116,10 +136,8 @@ async fn register(
             }
         }
         said = refused;
-        // Whether it has changed or not, and for ever: this side holds no sender.
-        if let Ok(Err(_)) = timeout(LOOK, told.changed()).await {
-            sleep(LOOK).await;
-        }
+        // Whether it has changed or not; the sender is held here, too.
+        let _ = timeout(LOOK, told.changed()).await;
     }
 }
 
@@ -153,17 +171,26 @@ async fn write(
 /// Tells the exporter what to show, for ever.
 async fn watch_exports(
     config: &Config,
+    bridge: Option<&Bridge>,
     view: &View,
     want: &watch::Sender<Option<Vec<Wanted>>>,
 ) -> Infallible {
     let mut revision = view.revision();
+    let (mut theirs, mut before) = (BTreeSet::new(), BTreeSet::new());
     // What linked sites have is not known at once; what is in Consul stays until it is.
     while !view.is_settled() {
         sleep(LOOK_AT_EXPORTS).await;
     }
     loop {
         revision.mark_unchanged();
-        let wanted = view.read(|resources, _| wanted(config, resources));
+        // What is published follows what is registered: it may still have what has just
+        // gone, and has nothing that is not registered yet.
+        std::mem::swap(&mut theirs, &mut before);
+        let wanted = view.read(|resources, _| {
+            theirs = bridge.map(|bridge| told_by(bridge, view)).unwrap_or_default();
+            let is_theirs = |id: &str| theirs.contains(id) || before.contains(id);
+            wanted(config, is_theirs, resources)
+        });
         want.send_if_modified(|now| {
             let changed = now.as_ref() != Some(&wanted);
             *now = Some(wanted);
@@ -176,9 +203,17 @@ async fn watch_exports(
     }
 }
 
-/// Services that the site does not have are not shown; those without a usable
-/// endpoint are, as critical.
-fn wanted(config: &Config, resources: &Resources) -> Vec<Wanted> {
+/// Ids of endpoints that this Consul has told of.
+fn told_by(bridge: &Bridge, view: &View) -> BTreeSet<String> {
+    let state = view.authority().state();
+    let site = &state.site().name;
+    decide::registered(&state, bridge).flat_map(|known| endpoint_ids(site, known)).collect()
+}
+
+/// Services that the site does not have are not shown, nor those of which it has
+/// only what this Consul has told: its clients reach that without a detour. Those
+/// without a usable endpoint are, as critical.
+fn wanted(config: &Config, is_theirs: impl Fn(&str) -> bool, resources: &Resources) -> Vec<Wanted> {
     use mesh_api::v1::{self, ResourceKind, resource::Resource as R};
 
     let mut passes: BTreeMap<&str, bool> = BTreeMap::new();
@@ -186,6 +221,9 @@ fn wanted(config: &Config, resources: &Resources) -> Vec<Wanted> {
     let endpoints = resources.range(first..).take_while(|(k, _)| k.kind == ResourceKind::Endpoint);
     for (_, resource) in endpoints.filter(|_| !config.export.is_empty()) {
         let Some(R::Endpoint(endpoint)) = &resource.resource else { continue };
+        if is_theirs(&endpoint.id) {
+            continue;
+        }
         let usable = matches!(endpoint.health(), v1::Health::Healthy | v1::Health::Unknown);
         *passes.entry(&endpoint.service).or_default() |= usable && endpoint.weight > 0;
     }

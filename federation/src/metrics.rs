@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::atomic::AtomicU64};
 
-use mesh_api::v1::{LinkInfo, ProxyInfo, Revision};
+use mesh_api::v1::{ConsulInfo, LinkInfo, ProxyInfo, Revision};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
@@ -61,7 +61,8 @@ impl Collector for Figures {
             gauge.encode(metric)?;
         }
         self.followers(&mut encoder)?;
-        self.links(&mut encoder)
+        self.links(&mut encoder)?;
+        self.consuls(&mut encoder)
     }
 }
 
@@ -176,5 +177,47 @@ impl Figures {
         let help = "Since a linked site was heard last";
         let unit = Some(&Unit::Seconds);
         family("link_silence", help, unit, &|link| link.last_heard_ms as f64 / 1000.0)
+    }
+
+    /// How it stands with each Consul beside the site.
+    fn consuls(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let consuls = self.0.consuls.list();
+        if consuls.is_empty() {
+            return Ok(());
+        }
+        let mut family = |name: &str, help: &str, unit, value: &dyn Fn(&ConsulInfo) -> f64| {
+            let mut metrics = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+            for consul in &consuls {
+                let labels = [("consul", consul.address.as_str())];
+                metrics.encode_family(&labels)?.encode_gauge(&value(consul))?;
+            }
+            Ok(())
+        };
+        let help = "1 while what is known of a Consul is as of its last answers";
+        family("consul_fresh", help, None, &|c| f64::from(u8::from(c.state == "fresh")))?;
+        let (help, unit) = ("Since a Consul is not believed, or asked in vain", Unit::Seconds);
+        family("consul_stale", help, Some(&unit), &|c| c.stale_ms as f64 / 1000.0)?;
+        let help = "X-Consul-Index of the last list that was answered";
+        family("consul_index", help, None, &|c| c.index as f64)?;
+        let help = "Services of a Consul that are registered here";
+        family("consul_imported_services", help, None, &|c| f64::from(c.imported_services))?;
+        let help = "Instances of a Consul that are registered here";
+        family("consul_imported_instances", help, None, &|c| f64::from(c.imported_instances))?;
+        let help = "What a rule lets in and is not registered here";
+        family("consul_not_imported", help, None, &|c| f64::from(c.not_imported))?;
+        let help = "Instances that are shown in a Consul";
+        family("consul_exported_instances", help, None, &|c| f64::from(c.exported))?;
+        let help = "Instances that cannot be shown in a Consul";
+        family("consul_not_exported", help, None, &|c| f64::from(c.not_exported))?;
+        let help = "Calls to a Consul that failed, by kind";
+        let mut errors =
+            encoder.encode_descriptor("consul_errors", help, None, MetricType::Counter)?;
+        for consul in &consuls {
+            for error in &consul.errors {
+                let labels = [("consul", consul.address.as_str()), ("kind", error.kind.as_str())];
+                ConstCounter::new(error.count).encode(errors.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }

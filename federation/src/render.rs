@@ -344,6 +344,15 @@ fn endpoint_key(site: &SiteName, registration: &Registration, port: &str) -> Key
 
 /// Opaque, stable over restarts, and never used again: a later registration of
 /// the same instance has another `registered_at`.
+/// The ids of the endpoints of a registration, one for each port.
+pub(crate) fn endpoint_ids<'a>(
+    site: &'a SiteName,
+    registration: &'a Registration,
+) -> impl Iterator<Item = String> + 'a {
+    let ports = registration.register.ports.iter();
+    ports.map(move |port| endpoint_id(site, registration, &port.name))
+}
+
 fn endpoint_id(site: &SiteName, registration: &Registration, port: &str) -> String {
     let n = registration.registered_at.to_string();
     let instance = &registration.register.instance;

@@ -13,6 +13,8 @@ use crate::{
 
 /// A root that ends sooner than this needs a plan.
 const ROOT_WARNING: Duration = Duration::from_secs(180 * 86_400);
+/// As the proxies themselves warn.
+const TRANSITION_WARNING_S: i64 = 14 * 86_400;
 /// Clocks that differ by more make certificates be refused soon: leaves are
 /// backdated by 10 minutes, and joining is refused from 5 minutes on.
 const CLOCK_WARNING: Duration = Duration::from_secs(60);
@@ -71,6 +73,10 @@ pub fn site(admin: &AdminService) -> v1::SiteStatusResponse {
     let nodes = nodes(admin);
     let mut warnings = warnings(admin, &state, &links, &proxies);
     warnings.extend(clock_warnings(&nodes, &proxies, &links));
+    let consuls = admin.consuls.list();
+    warnings.extend(consuls.iter().filter_map(consul_warning));
+    let now = admin.site.authority.clock().unix_s();
+    warnings.extend(transition_warnings(&proxies, now));
     v1::SiteStatusResponse {
         site: Some(admin.site.describe_to_gateway()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -83,6 +89,7 @@ pub fn site(admin: &AdminService) -> v1::SiteStatusResponse {
         links,
         proxies,
         gateways: crate::site::gateways(&state),
+        consuls,
     }
 }
 
@@ -167,6 +174,42 @@ fn clock_warning(who: &str, ahead_ms: i64) -> Option<String> {
     })
 }
 
+/// A Consul that is not as of now.
+fn consul_warning(consul: &v1::ConsulInfo) -> Option<String> {
+    let v1::ConsulInfo { address, state, problem, stale_ms, .. } = consul;
+    let kept = match state.as_str() {
+        "fresh" => return None,
+        "waiting" => "is not known yet".to_owned(),
+        _ => format!("what was known {} s ago is kept", stale_ms / 1000),
+    };
+    Some(format!("consul {address}: {kept}: {problem}"))
+}
+
+/// TLS with certificates of another CA that ends soon, or has ended.
+fn transition_warnings(proxies: &[v1::ProxyInfo], now: i64) -> Vec<String> {
+    let all = proxies.iter().flat_map(|proxy| {
+        let who = match proxy.node.as_str() {
+            "" => format!("proxy {}", proxy.spiffe_id),
+            node => format!("proxy {} on node {node}", proxy.spiffe_id),
+        };
+        proxy.transitions.iter().map(move |transition| (who.clone(), transition))
+    });
+    let warning = |(who, v1::TransitionTls { kind, name, until_unix_s }): (String, &_)| {
+        let what = format!("{who}: {kind} {name}: TLS of another CA");
+        match until_unix_s - now {
+            left if left <= 0 => Some(format!(
+                "{what} has ended and every handshake is refused: remove `tls`, or write a later \
+                 `until`"
+            )),
+            left if left <= TRANSITION_WARNING_S => {
+                Some(format!("{what} ends in {} days: move its peers into the mesh", left / 86_400))
+            }
+            _ => None,
+        }
+    };
+    all.filter_map(warning).collect()
+}
+
 /// A rotation that waits for somebody, or for a person.
 fn rotation_warning(admin: &AdminService) -> Option<String> {
     let status = admin.rotation.status();
@@ -225,6 +268,37 @@ mod tests {
             assert_eq!(warnings.len(), usize::from(expected.is_some()), "{ahead:?}: {warnings:?}");
             let right = expected.is_none_or(|text| warnings[0].contains(text));
             assert!(right, "{ahead:?}: {warnings:?}");
+        }
+    }
+
+    #[test]
+    fn an_end_of_transition_tls_is_warned_of_two_weeks_before() {
+        let day = 86_400;
+        let of = |until| v1::ProxyInfo {
+            spiffe_id: "spiffe://x/ns/a/sa/b".into(),
+            node: "n1".into(),
+            transitions: vec![v1::TransitionTls {
+                kind: "listener".into(),
+                name: "10.0.0.7:443".into(),
+                until_unix_s: until,
+            }],
+            ..v1::ProxyInfo::default()
+        };
+        let now = 1_800_000_000;
+        for (until, expected) in [
+            (now + 14 * day + 1, None),
+            (
+                now + 14 * day,
+                Some("on node n1: listener 10.0.0.7:443: TLS of another CA ends in 14"),
+            ),
+            (now + 1, Some("ends in 0 days")),
+            (now, Some("has ended")),
+            (0, Some("has ended")),
+        ] {
+            let warnings = transition_warnings(&[of(until)], now);
+            assert_eq!(warnings.len(), usize::from(expected.is_some()), "{until}: {warnings:?}");
+            let right = expected.is_none_or(|text| warnings[0].contains(text));
+            assert!(right, "{until}: {warnings:?}");
         }
     }
 

@@ -39,6 +39,7 @@ use crate::{
     authority::{Authority, MemoryStore, State},
     ca::CertificateAuthority,
     clock::Clock,
+    consul::Consuls,
     discovery::Discovery,
     kept::Kept,
     leases::Terms,
@@ -173,6 +174,7 @@ pub(crate) struct TestSite {
     pub(crate) peering: Peering,
     pub(crate) links: Links,
     pub(crate) rotation: RootRotations,
+    pub(crate) consuls: Consuls,
     pub(crate) drain: Drain,
     unreachable: Arc<Mutex<(bool, bool)>>,
     map: Arc<Map>,
@@ -262,6 +264,7 @@ impl TestSite {
         let test = Self {
             registry,
             rotation,
+            consuls: Consuls::default(),
             discovery,
             links: Links::new(site.clone(), view.clone(), peering.clone(), paths, drain.clone())
                 .with_patience(patience),
@@ -375,6 +378,7 @@ impl TestSite {
             links: self.links.clone(),
             rotation: self.rotation.clone(),
             roles: Roles::default(),
+            consuls: self.consuls.clone(),
         };
         let (mut registry, mut text) =
             (prometheus_client::registry::Registry::default(), String::new());

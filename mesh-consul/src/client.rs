@@ -5,6 +5,7 @@
 //! and token.
 
 mod error;
+mod figures;
 mod query;
 mod tls;
 mod token;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use self::{error::refused, token::Token};
 pub use self::{
     error::{BuildError, Error},
+    figures::Figures,
     query::{CatalogOf, HealthOf, Listing, Query, Services},
     tls::TlsFiles,
 };
@@ -60,6 +62,7 @@ struct Inner {
     base: Url,
     token: Option<Token>,
     stale: bool,
+    figures: Figures,
 }
 
 /// When a query that blocks answers at the latest.
@@ -107,12 +110,28 @@ impl Client {
         if token.is_some() && base.scheme() == "http" && !is_loopback(&base) {
             log::warn!(address:% = base; "consul: the token goes there unencrypted; use https");
         }
-        let inner = Inner { http, base, token, stale: connection.stale };
+        let inner =
+            Inner { http, base, token, stale: connection.stale, figures: Figures::default() };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What was counted so far.
+    pub fn figures(&self) -> &Figures {
+        &self.inner.figures
     }
 
     /// Asks for a list: at once, or when it is no longer that of `block.index`.
     pub async fn read<Q: Query>(
+        &self,
+        query: &Q,
+        block: Option<Block>,
+    ) -> Result<Answer<Q::Data>, Error> {
+        let answer = self.figures().counted(self.list(query, block).await)?;
+        self.figures().answered(answer.index);
+        Ok(answer)
+    }
+
+    async fn list<Q: Query>(
         &self,
         query: &Q,
         block: Option<Block>,
@@ -143,7 +162,8 @@ impl Client {
 
     /// Who the agent is: `GET /v1/agent/self`.
     pub async fn agent(&self) -> Result<AgentSelf, Error> {
-        json(&self.call(Call::new(Method::GET, &["agent", "self"])).await?.body)
+        let reply = self.counted(Call::new(Method::GET, &["agent", "self"])).await?;
+        self.figures().counted(json(&reply.body))
     }
 
     /// What is registered at this agent: `GET /v1/agent/services`.
@@ -151,11 +171,11 @@ impl Client {
     /// Where access control has left something out, that it is not there means
     /// nothing: [`Error::Filtered`].
     pub async fn agent_services(&self) -> Result<AgentServices, Error> {
-        let reply = self.call(Call::new(Method::GET, &["agent", "services"])).await?;
-        let services: AgentServices = json(&reply.body)?;
+        let reply = self.counted(Call::new(Method::GET, &["agent", "services"])).await?;
+        let services: AgentServices = self.figures().counted(json(&reply.body))?;
         let denies = text(&reply.headers, "x-consul-default-acl-policy") == Some("deny");
         if services.is_empty() && denies && !reply.with_token {
-            return Err(Error::Filtered);
+            return self.figures().counted(Err(Error::Filtered));
         }
         Ok(services)
     }
@@ -165,7 +185,7 @@ impl Client {
     pub async fn register(&self, registration: &Registration) -> Result<(), Error> {
         let mut call = Call::new(Method::PUT, &["agent", "service", "register"]);
         call.parameters.push(("replace-existing-checks", "true".into()));
-        self.call(call.json(registration)?).await.map(drop)
+        self.counted(call.json(registration)?).await.map(drop)
     }
 
     /// Takes an instance from this agent; one that is not there is fine.
@@ -173,7 +193,7 @@ impl Client {
         let call = Call::new(Method::PUT, &["agent", "service", "deregister", id]);
         match self.call(call).await {
             Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
+            Err(error) => self.figures().counted(Err(error)),
         }
     }
 
@@ -181,13 +201,17 @@ impl Client {
     pub async fn maintenance(&self, id: &str, on: bool, reason: &str) -> Result<(), Error> {
         let mut call = Call::new(Method::PUT, &["agent", "service", "maintenance", id]);
         call.parameters = vec![("enable", on.to_string()), ("reason", reason.to_owned())];
-        self.call(call).await.map(drop)
+        self.counted(call).await.map(drop)
     }
 
     /// Says how an instance with a [`TtlCheck`](crate::wire::TtlCheck) is.
     pub async fn update_check(&self, check: &str, update: &CheckUpdate) -> Result<(), Error> {
         let call = Call::new(Method::PUT, &["agent", "check", "update", check]);
-        self.call(call.json(update)?).await.map(drop)
+        self.counted(call.json(update)?).await.map(drop)
+    }
+
+    async fn counted(&self, call: Call<'_>) -> Result<Reply, Error> {
+        self.figures().counted(self.call(call).await)
     }
 
     async fn call(&self, call: Call<'_>) -> Result<Reply, Error> {

@@ -21,6 +21,7 @@ pub mod status;
 pub mod tap;
 pub mod token;
 pub mod top;
+pub(crate) mod transition;
 pub mod view;
 pub mod vm;
 pub mod why;

@@ -181,6 +181,7 @@ impl Open<'_> {
             edges: self.discovery.shared.stats.take_edges(),
             snapshot_state: revision.map(|r| format!("{}/{}", r.epoch, r.n)).unwrap_or_default(),
             time_unix_ms: mesh_runtime::clock::unix_millis(),
+            transitions: self.discovery.shared.transition.told(),
         }))
     }
 

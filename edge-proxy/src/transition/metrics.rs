@@ -5,6 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use mesh_api::v1::TransitionTls;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -78,6 +79,17 @@ pub(super) struct Shown<'a> {
     pub(super) label: (&'static str, String),
     pub(super) until: Until,
     pub(super) handshakes: &'a Handshakes,
+}
+
+impl Shown<'_> {
+    pub(super) fn told(&self) -> TransitionTls {
+        let (kind, name) = &self.label;
+        TransitionTls {
+            kind: (*kind).to_owned(),
+            name: name.clone(),
+            until_unix_s: i64::try_from(self.until.unix_seconds()).unwrap_or(i64::MAX),
+        }
+    }
 }
 
 impl Collector for Transition {

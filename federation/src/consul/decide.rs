@@ -82,7 +82,7 @@ pub(super) fn decide(
 ) -> Decided {
     let mut decided = Decided::default();
     let wanted = wanted(state, bridge, import, own_ports, &mut decided.refused);
-    let known = state.registrations_of(&bridge.door).filter(|known| bridge.has(known));
+    let known = registered(state, bridge);
     let other: BTreeSet<Arc<str>> = known
         .filter(|known| match wanted.get(&known.register.instance) {
             Some((register, _)) => known.register != *register,
@@ -179,6 +179,14 @@ fn check_target(
     let as_address = Register { address: target.to_string(), ..Register::default() };
     let is_ours = own_ports.check(&as_address).is_err() || place.address == as_address.address;
     if is_ours { Err(forbidden(Forbidden::Own)) } else { Ok(()) }
+}
+
+/// What is registered of one Consul.
+pub(super) fn registered<'a>(
+    state: &'a State,
+    bridge: &'a Bridge,
+) -> impl Iterator<Item = &'a Arc<Registration>> {
+    state.registrations_of(&bridge.door).filter(|known| bridge.has(known))
 }
 
 /// The events that end what Consuls have brought of which nothing is imported any

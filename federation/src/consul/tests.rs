@@ -71,6 +71,20 @@ impl World {
         write(&self.bridge, &self.site.view, &own_ports(), import).await.unwrap()
     }
 
+    /// What the door has of itself, under a name that could be Consul's.
+    async fn register_own(&self) {
+        let own = Register {
+            instance: "consul-agent".into(),
+            service: "own.shop".into(),
+            ports: vec![v1::Port { name: "main".into(), number: 1, ..v1::Port::default() }],
+            target_ports: vec![1],
+            ..Register::default()
+        };
+        let state = self.site.state();
+        let own = crate::registration::decide_register(&state, &self.door, &own).unwrap();
+        self.site.view.authority().commit("test", |_| Ok::<_, Never>((own, ()))).await.unwrap();
+    }
+
     /// `service:port -> target` of what is registered.
     fn registered(&self) -> Vec<String> {
         let state = self.site.state();
@@ -246,20 +260,12 @@ async fn a_door_that_nobody_hears_of_gets_nothing() {
 async fn what_nobody_imports_any_more_is_left_to_nobody() {
     let world = World::new().await;
     world.write(&import(&[("web.shop", 80, vec![instance("a", 80)])])).await;
-    let own = Register {
-        instance: "consul-agent".into(),
-        service: "own.shop".into(),
-        ports: vec![v1::Port { name: "main".into(), number: 1, ..v1::Port::default() }],
-        target_ports: vec![1],
-        ..Register::default()
-    };
-    let state = world.site.state();
-    let own = crate::registration::decide_register(&state, &world.door, &own).unwrap();
-    world.site.view.authority().commit("test", |_| Ok::<_, Never>((own, ()))).await.unwrap();
+    world.register_own().await;
     let kept = decide::left_behind(&world.site.state(), std::slice::from_ref(&world.bridge));
     assert_eq!(kept, []);
     let drain = Drain::new();
-    let task = tokio::spawn(run(Vec::new(), world.site.view.clone(), own_ports(), drain.clone()));
+    let task =
+        tokio::spawn(run(Consuls::default(), world.site.view.clone(), own_ports(), drain.clone()));
     eventually("it goes", || (world.registered() == ["own.shop:1 -> :1"]).then_some(())).await;
     drain.start();
     task.await.unwrap();
@@ -306,28 +312,43 @@ async fn agent() -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
 
 #[tokio::test]
 async fn a_consul_is_followed_and_told() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let (address, asked) = agent().await;
     let export = format!(
-        ", address: '{address}', export: [{{service: web.shop, as: shop-web, \
-         at: ['10.0.0.7:7001', '[fd00::7]:7001']}}, {{service: gone.shop, at: ['10.0.0.7:1']}}]"
+        ", address: '{address}', export: [{{service: own.shop, as: shop-own, \
+         at: ['10.0.0.7:7001', '[fd00::7]:7001']}}, {{service: gone.shop, at: ['10.0.0.7:1']}}, \
+         {{service: web.shop, as: shop-web, at: ['10.0.0.7:2']}}]"
     );
-    let config = config(&world.door, &export);
+    world.register_own().await;
+    let consuls = Consuls::new(&[config(&world.door, &export)]);
+    world.site.consuls = consuls.clone();
     let drain = Drain::new();
     let view = world.site.view.clone();
-    let task = tokio::spawn(run(vec![config], view, own_ports(), drain.clone()));
+    let task = tokio::spawn(run(consuls.clone(), view, own_ports(), drain.clone()));
     eventually("the import", || {
-        (world.registered() == ["web.shop:8080 -> 10.0.0.9:8080"]).then_some(())
+        world.registered().contains(&"web.shop:8080 -> 10.0.0.9:8080".to_owned()).then_some(())
     })
     .await;
     let told = |what: &str| asked.lock().unwrap().iter().any(|text| text.contains(what));
     eventually("the export", || {
-        let both = told("isthmus:west:shop-web:10.0.0.7-7001")
-            && told("isthmus:west:shop-web:-fd00--7--7001");
+        let both = told("isthmus:west:shop-own:10.0.0.7-7001")
+            && told("isthmus:west:shop-own:-fd00--7--7001");
         (both && told("check/update/")).then_some(())
     })
     .await;
     assert!(!told("gone"), "the site does not have it");
+    assert!(!told("shop-web"), "what it has told itself is not shown to it");
+    let label = format!("{{consul=\"{address}\"}}");
+    let figure = |name: &str| world.site.figure(&format!("{name}{label}"));
+    eventually("it is known how it stands", || {
+        let names = ["fresh", "index", "imported_services", "imported_instances"];
+        let all = names.map(|name| figure(&format!("consul_{name}")));
+        (all == [Some(1.0), Some(5.0), Some(1.0), Some(1.0)]).then_some(())
+    })
+    .await;
+    assert_eq!(figure("consul_stale_seconds"), Some(0.0));
+    let info = consuls.list().remove(0);
+    assert_eq!((info.address, info.state.as_str(), info.exported), (address, "fresh", 2));
     drain.start();
     task.await.unwrap();
 }

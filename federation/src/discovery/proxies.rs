@@ -9,6 +9,7 @@ use std::{
 
 use mesh_api::v1::{
     Ack, EdgeRow, Nack, ProxyInfo, Report, Revision, RouteRow, StatRequest, StatResponse, StatRow,
+    TransitionTls,
 };
 use mesh_core::{PeerIdentity, identity::canonical_serial};
 use tokio::time::Instant;
@@ -19,6 +20,10 @@ use crate::clock::Clock;
 const MAX_STATS: usize = 4096;
 /// Routes, and other ends, in one report; the same.
 const MAX_OTHERS: usize = 512;
+/// Listeners and services with certificates of another CA, in one report; the same.
+const MAX_TRANSITIONS: usize = 64;
+/// The longest name of one of them, in characters.
+const MAX_TEXT: usize = 256;
 /// Buckets of one histogram.
 const MAX_BUCKETS: usize = 64;
 /// A report older than this many of its own intervals is no longer shown.
@@ -45,6 +50,8 @@ struct Proxy {
     /// A gateway's id.
     gateway: Option<String>,
     clock_ahead_ms: Option<i64>,
+    /// As it reported last: they do not come and go with figures.
+    transitions: Vec<TransitionTls>,
 }
 
 /// A proxy with a stream, as far as roots and certificates go.
@@ -104,6 +111,7 @@ impl Proxies {
             report: None,
             gateway: gateway.map(str::to_owned),
             clock_ahead_ms: None,
+            transitions: Vec::new(),
         };
         self.lock().insert(stream, proxy);
     }
@@ -159,8 +167,15 @@ impl Proxies {
             bounds.truncate(MAX_BUCKETS);
         }
         let ahead = clock.ahead_ms(report.time_unix_ms);
+        let mut transitions = std::mem::take(&mut report.transitions);
+        transitions.truncate(MAX_TRANSITIONS);
+        for text in transitions.iter_mut().flat_map(|t| [&mut t.kind, &mut t.name]) {
+            // It is shown to people.
+            *text = text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect();
+        }
         self.change(stream, |proxy| {
             proxy.clock_ahead_ms = ahead;
+            proxy.transitions = transitions;
             proxy.report = Some((Instant::now(), report));
         });
     }
@@ -182,6 +197,7 @@ impl Proxies {
                 .unwrap_or(i64::MAX),
             gateway: proxy.gateway.clone().unwrap_or_default(),
             clock_ahead_ms: proxy.clock_ahead_ms,
+            transitions: proxy.transitions.clone(),
         };
         self.lock().values().map(info).collect()
     }

@@ -255,12 +255,18 @@ async fn what_proxies_say_can_be_asked_for() {
     let stat = ServiceStat { service: "orders.shop".into(), success: 7, ..ServiceStat::default() };
     let route = RouteStat { route: "pay".into(), failure: 2, ..RouteStat::default() };
     let edge = EdgeStat { site: "east".into(), ..EdgeStat::default() };
+    let transition = mesh_api::v1::TransitionTls {
+        kind: "listener".into(),
+        name: "10.0.0.7:443\x1b[2J".into(),
+        until_unix_s: 1_800_000_000,
+    };
     let report = mesh_api::v1::Report {
         interval_ms: 1000,
         stats: vec![stat],
         routes: vec![route; 1000],
         edges: vec![edge; 1000],
         time_unix_ms: mesh_runtime::clock::unix_millis() - 3_600_000,
+        transitions: vec![transition; 100],
         ..mesh_api::v1::Report::default()
     };
     proxy.say(Ask::Report(report)).await;
@@ -274,6 +280,9 @@ async fn what_proxies_say_can_be_asked_for() {
     assert_eq!((few.routes.len(), few.edges.len()), (512, 0), "only what is wanted");
     let ahead = site.discovery.proxies()[0].clock_ahead_ms.unwrap();
     assert!((-3_610_000..=-3_600_000).contains(&ahead), "{ahead}");
+    let transitions = site.discovery.proxies().remove(0).transitions;
+    let first = (transitions.len(), transitions[0].name.as_str());
+    assert_eq!(first, (64, "10.0.0.7:443[2J"), "bounded, and nothing for terminals");
     let acked = eventually("acked", || site.discovery.proxies().pop()?.acked).await;
     assert_eq!(Some(acked), proxy.revision());
     let behind = |site: &TestSite| {

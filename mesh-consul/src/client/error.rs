@@ -118,6 +118,25 @@ impl Error {
         Self::Unreachable { address, detail }
     }
 
+    /// What it is, in one word, for what counts errors.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "timeout",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Forbidden(_) => "forbidden",
+            Self::NotFound { .. } => "not_found",
+            Self::Busy(_) => "busy",
+            Self::NoLeader(_) => "no_leader",
+            Self::NoPath(_) => "no_path",
+            Self::Status { .. } => "status",
+            Self::TooLong => "too_long",
+            Self::Malformed(_) => "malformed",
+            Self::NoIndex => "no_index",
+            Self::Filtered => "filtered",
+            Self::Name(_) => "name",
+        }
+    }
+
     /// Whether asking again soon may help without anybody doing something.
     pub fn passes(&self) -> bool {
         match self {

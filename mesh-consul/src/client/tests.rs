@@ -39,6 +39,34 @@ fn what_is_asked_is_what_consul_documents() {
 }
 
 #[test]
+fn failed_calls_are_counted_by_kind() {
+    run(async {
+        let (client, _) = agent(|asked| match asked.line.as_str() {
+            line if line.contains("/health/") => reply(403, &[], "Permission denied"),
+            line if line.contains("/deregister/") => reply(404, &[], "Unknown service"),
+            line if line.contains("/services") => list(9, "[]"),
+            _ => reply(429, &[], "slow down"),
+        })
+        .await;
+        client.read(&health(), None).await.unwrap_err();
+        client.read(&health(), None).await.unwrap_err();
+        client.agent().await.unwrap_err();
+        client.maintenance("web:1", true, "x").await.unwrap_err();
+        // It is not there, which is what was asked for.
+        client.deregister("web:1").await.unwrap();
+        assert_eq!(client.figures().index(), 0, "no list was answered");
+        client.read(&CatalogOf::default(), None).await.unwrap_err();
+        client.agent_services().await.unwrap_err();
+        let errors = client.clone().figures().errors();
+        let expected = [("busy", 2), ("forbidden", 2), ("malformed", 1), ("name", 1)];
+        assert_eq!(errors, expected.into());
+        let (client, _) = agent(|_| list(9, "[]")).await;
+        client.read(&health(), None).await.unwrap();
+        assert_eq!((client.figures().index(), client.figures().errors().len()), (9, 0));
+    });
+}
+
+#[test]
 fn names_cannot_leave_their_place() {
     run(async {
         let (client, asked) = agent(|_| list(7, "[]")).await;

@@ -1,9 +1,11 @@
 //! `meshctl status`: one page on a site.
 
+use std::collections::BTreeMap;
+
 use mesh_api::v1;
 use serde::Serialize;
 
-use super::{node::node_table, view};
+use super::{node::node_table, transition::TransitionTls, view};
 use crate::{
     endpoint::Run,
     failure::Failure,
@@ -33,6 +35,7 @@ struct Status {
     nodes: Vec<view::Node>,
     links: Vec<view::Link>,
     proxies: Vec<ProxyView>,
+    consuls: Vec<ConsulView>,
     warnings: Vec<String>,
 }
 
@@ -56,6 +59,27 @@ struct ProxyView {
     gateway: String,
     /// How far its clock is ahead of federation's, milliseconds.
     clock_ahead_ms: Option<i64>,
+    /// What it still does with certificates of another CA.
+    transitions: Vec<TransitionTls>,
+}
+
+#[derive(Debug, Serialize)]
+struct ConsulView {
+    address: String,
+    /// UUID of the node whose proxy leads to what is imported.
+    door: String,
+    /// `waiting`, `fresh`, `stale`.
+    state: String,
+    stale_ms: u64,
+    problem: String,
+    imported_services: u32,
+    imported_instances: u32,
+    not_imported: u32,
+    exported: u32,
+    not_exported: u32,
+    index: u64,
+    /// Calls that failed since federation began, by kind.
+    errors: BTreeMap<String, u64>,
 }
 
 /// `<n>@<epoch>`.
@@ -83,6 +107,7 @@ impl From<v1::SiteStatusResponse> for Status {
             nodes: answer.nodes.into_iter().map(Into::into).collect(),
             links: answer.links.into_iter().map(Into::into).collect(),
             proxies: answer.proxies.into_iter().map(Into::into).collect(),
+            consuls: answer.consuls.into_iter().map(Into::into).collect(),
             warnings: answer.warnings,
         }
     }
@@ -110,6 +135,26 @@ impl From<v1::ProxyInfo> for ProxyView {
             certificate_expires_unix_s: proxy.certificate_expires_unix_s,
             gateway: proxy.gateway,
             clock_ahead_ms: proxy.clock_ahead_ms,
+            transitions: proxy.transitions.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<v1::ConsulInfo> for ConsulView {
+    fn from(consul: v1::ConsulInfo) -> Self {
+        Self {
+            address: consul.address,
+            door: consul.door,
+            state: consul.state,
+            stale_ms: consul.stale_ms,
+            problem: consul.problem,
+            imported_services: consul.imported_services,
+            imported_instances: consul.imported_instances,
+            not_imported: consul.not_imported,
+            exported: consul.exported,
+            not_exported: consul.not_exported,
+            index: consul.index,
+            errors: consul.errors.into_iter().map(|error| (error.kind, error.count)).collect(),
         }
     }
 }
@@ -148,6 +193,12 @@ impl Show for Status {
         if !self.proxies.is_empty() {
             text.push_str(&format!("\n{}", self.proxy_table(paint, now)));
         }
+        if self.proxies.iter().any(|proxy| !proxy.transitions.is_empty()) {
+            text.push_str(&format!("\n{}", self.transition_table(paint, now)));
+        }
+        if !self.consuls.is_empty() {
+            text.push_str(&format!("\n{}", self.consul_table(paint)));
+        }
         text
     }
 }
@@ -165,6 +216,54 @@ impl Status {
                 time::age_ms(link.last_heard_ms),
                 link.exports.join(","),
                 link.imports.join(","),
+            ]);
+        }
+        table.render(paint)
+    }
+
+    fn transition_table(&self, paint: Paint, now: i64) -> String {
+        let mut table = Table::new(&["TLS OF ANOTHER CA", "PROXY", "NODE", "UNTIL"]);
+        for proxy in &self.proxies {
+            for tls in &proxy.transitions {
+                table.row([
+                    format!("{} {}", tls.kind, tls.name),
+                    proxy.spiffe_id.clone(),
+                    proxy.node.chars().take(8).collect(),
+                    tls.end(now, paint),
+                ]);
+            }
+        }
+        table.render(paint)
+    }
+
+    fn consul_table(&self, paint: Paint) -> String {
+        let mut table =
+            Table::new(&["CONSUL", "STATE", "DOOR", "IMPORTS", "EXPORTS", "INDEX", "ERRORS"]);
+        for consul in &self.consuls {
+            let state = match consul.state.as_str() {
+                "fresh" => paint.good("fresh"),
+                "stale" => paint.bad(&format!("stale {}", time::age_ms(consul.stale_ms))),
+                state => paint.warn(state),
+            };
+            let but = |refused: u32| match refused {
+                0 => String::new(),
+                refused => format!(" (not {refused})"),
+            };
+            let imports = format!(
+                "{} in {} services{}",
+                consul.imported_instances,
+                consul.imported_services,
+                but(consul.not_imported)
+            );
+            let errors = consul.errors.iter().map(|(kind, count)| format!("{kind} {count}"));
+            table.row([
+                consul.address.clone(),
+                state,
+                consul.door.chars().take(8).collect(),
+                imports,
+                format!("{}{}", consul.exported, but(consul.not_exported)),
+                consul.index.to_string(),
+                errors.collect::<Vec<_>>().join(", "),
             ]);
         }
         table.render(paint)

@@ -13,6 +13,7 @@ mod programs;
 #[allow(dead_code, reason = "shared with the hostile ring")]
 #[path = "../hostile/site.rs"]
 mod site;
+mod six;
 
 use std::{
     fs,

@@ -17,3 +17,4 @@ mod programs;
 mod roots;
 mod site;
 mod starts;
+mod transition;

@@ -127,6 +127,7 @@ impl From<keeper::Status> for MoveStatus {
             legacy_runs: status.legacy_listens,
             proxy_runs: status.proxy_ready,
             legacy_connections: status.legacy_connections,
+            transitions: status.transitions,
             name: record.name,
         }
     }

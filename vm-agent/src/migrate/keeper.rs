@@ -12,6 +12,7 @@ mod steps;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use mesh_api::v1::TransitionTls;
 use mesh_runtime::{clock, drain::Drain, files::FileError};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -148,6 +149,8 @@ pub struct Status {
     pub legacy_listens: bool,
     /// Our proxy is ready.
     pub proxy_ready: bool,
+    /// What our proxy still does with certificates that are not of the mesh.
+    pub transitions: Vec<TransitionTls>,
     /// Connections that the legacy proxy has.
     pub legacy_connections: u32,
     /// What a comparison has found.
@@ -282,12 +285,13 @@ impl Keeper {
         let table = sockets::table();
         let left = record.watch.filter(|_| record.phase == Phase::Watch);
         let left = left.map_or(0, |watch| watch.until - clock::unix_seconds());
-        let figures = proxy::figures(record).await.unwrap_or_default();
+        let told = proxy::told(record).await.unwrap_or_default();
         let before = record.watch.map(|watch| watch.before).unwrap_or_default();
         Status {
             serves: sockets::serves(&record.listeners).await,
             watch_left: u32::try_from(left).unwrap_or_default(),
-            figures: since(figures, before),
+            figures: since(told.figures, before),
+            transitions: told.transitions,
             legacy_listens: legacy::listens(&record.listeners),
             proxy_ready: proxy::ready(record).await.is_ok(),
             legacy_connections: u32::try_from(sockets::connections(&table, &record.listeners))

@@ -14,6 +14,7 @@ use std::{
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use mesh_api::v1::TransitionTls;
 use mesh_runtime::{config, files};
 use mesh_tunnel::RealNet;
 use rustix::process::{Pid, Signal};
@@ -50,6 +51,15 @@ pub struct Figures {
     pub failures: u64,
     /// 99 of 100 heads of answers came within so many milliseconds.
     pub p99_ms: u32,
+}
+
+/// What our proxy says of itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Told {
+    /// What it has done so far.
+    pub figures: Figures,
+    /// TLS with certificates that are not of the mesh, and when it ends.
+    pub transitions: Vec<TransitionTls>,
 }
 
 /// Who starts and stops it.
@@ -229,8 +239,18 @@ pub async fn ready(record: &Record) -> Result<(), String> {
 ///
 /// It does not say.
 pub async fn figures(record: &Record) -> Result<Figures, String> {
+    told(record).await.map(|told| told.figures)
+}
+
+/// What it says of itself.
+///
+/// # Errors
+///
+/// It does not say.
+pub async fn told(record: &Record) -> Result<Told, String> {
     let (_, text) = ask(record.admin, "GET", "/metrics").await?;
-    Ok(read_figures(&String::from_utf8_lossy(&text)))
+    let text = String::from_utf8_lossy(&text);
+    Ok(Told { figures: read_figures(&text), transitions: read_transitions(&text) })
 }
 
 /// One request over HTTP/1.1, and its answer.
@@ -299,6 +319,23 @@ fn read_figures(text: &str) -> Figures {
     figures
 }
 
+/// Ends of TLS with certificates of another CA, of listeners and of services.
+fn read_transitions(text: &str) -> Vec<TransitionTls> {
+    let one = |line: &str| {
+        let labels = line.strip_prefix("isthmus_transition_tls_until_seconds{")?;
+        let (labels, until) = labels.rsplit_once("} ")?;
+        let (kind, name) = labels.split_once("=\"")?;
+        let until: f64 = until.parse().ok()?;
+        Some(TransitionTls {
+            kind: kind.to_owned(),
+            name: name.strip_suffix('"')?.to_owned(),
+            // Whole seconds.
+            until_unix_s: until as i64,
+        })
+    };
+    text.lines().filter_map(one).take(MAX_LISTENERS).collect()
+}
+
 /// What `meshctl migrate plan` has written, with our addresses instead of the legacy
 /// proxy's: the file, and what listens where.
 ///
@@ -357,6 +394,22 @@ mod tests {
         let read = read_figures(text);
         assert_eq!(read, Figures { requests: 100, failures: 10, p99_ms: 10 });
         assert_eq!(read_figures("nonsense"), Figures::default());
+    }
+
+    #[test]
+    fn ends_of_transition_tls_are_read() {
+        let text = "# TYPE isthmus_transition_tls_until_seconds gauge\n\
+            isthmus_transition_tls_until_seconds{listener=\"10.0.0.7:443\"} 1804550400.0\n\
+            isthmus_transition_tls_until_seconds{service=\"web.legacy\"} 1.8e9\n\
+            isthmus_transition_tls_until_seconds{service=\"x\"} soon\n\
+            isthmus_transition_tls_handshakes_total{listener=\"10.0.0.7:443\"} 5\n";
+        let read = read_transitions(text);
+        let read: Vec<_> =
+            read.iter().map(|t| (t.kind.as_str(), t.name.as_str(), t.until_unix_s)).collect();
+        assert_eq!(
+            read,
+            [("listener", "10.0.0.7:443", 1_804_550_400), ("service", "web.legacy", 1_800_000_000)]
+        );
     }
 
     #[test]

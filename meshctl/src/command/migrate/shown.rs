@@ -4,7 +4,11 @@ use mesh_api::v1;
 use serde::Serialize;
 
 use super::host::Host;
-use crate::output::{self, Paint, Show};
+use crate::{
+    command::transition::TransitionTls,
+    output::{self, Paint, Show},
+    time,
+};
 
 /// How hosts are.
 #[derive(Debug, Serialize)]
@@ -33,6 +37,7 @@ struct ShownHost {
     legacy_connections: u32,
     proxy_runs: bool,
     listeners: Vec<ShownListener>,
+    transitions: Vec<TransitionTls>,
     #[serde(skip_serializing_if = "Option::is_none")]
     shadow: Option<ShownShadow>,
     problem: String,
@@ -165,6 +170,7 @@ impl From<v1::MoveStatus> for ShownHost {
             legacy_connections: status.legacy_connections,
             proxy_runs: status.proxy_runs,
             listeners: listeners.collect(),
+            transitions: status.transitions.into_iter().map(Into::into).collect(),
             shadow: status.shadow.map(ShownShadow::from),
             problem: status.problem,
         }
@@ -207,6 +213,15 @@ impl Show for Shown {
                         host.host, listener.service, listener.address, listener.beside
                     ));
                 }
+            }
+            for tls in &host.transitions {
+                text.push_str(&format!(
+                    "{}: {} {}: TLS of another CA until {}\n",
+                    host.host,
+                    tls.kind,
+                    tls.name,
+                    tls.end(time::now_unix_s(), paint)
+                ));
             }
             if let Some(shadow) = &host.shadow {
                 text.push_str(&shadow.text(&host.host, wide));

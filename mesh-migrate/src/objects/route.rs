@@ -5,7 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::{CONNECTIONS, MAX_RULES, Making, REQUESTS, clause, duration, object, some_list};
 use crate::{
-    program::{Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, TcpRule, Then},
+    program::{
+        Clients, Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, TcpRule, Then,
+    },
     source::Place,
 };
 
@@ -165,6 +167,9 @@ impl Making<'_> {
                 self.ledger.approximated(&rule.place, how);
             }
         }
+        if forward.strip_query {
+            policy.insert("stripQuery".into(), true.into());
+        }
         let filters = self.filters(&rule.place, forward);
         if !filters.is_empty() {
             route.insert("filters".into(), filters.into());
@@ -302,6 +307,9 @@ impl Making<'_> {
     }
 
     pub(super) fn tcp_rules(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
+        if rules.iter().any(|rule| rule.clients != Clients::default()) {
+            return self.tcp_rules_by_client(name, port, rules);
+        }
         let asks_for_names = rules.iter().any(|rule| !rule.server_names.is_empty());
         let mut taken: Vec<&String> = Vec::new();
         for (number, rule) in (1..).zip(rules) {
@@ -331,6 +339,52 @@ impl Making<'_> {
             // No later one is asked.
             return;
         }
+    }
+
+    /// Rules for requests without matches take connections, too, and know clients.
+    fn tcp_rules_by_client(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
+        let (mut route, mut policy) = (Vec::new(), Vec::new());
+        for (number, rule) in (1..).zip(rules) {
+            if !rule.server_names.is_empty() {
+                let question = "connections are told apart by TLS name or by client, not both: \
+                                this line is left out";
+                self.ledger.decision(
+                    &rule.place,
+                    question,
+                    &["a listener for each", "leave it so"],
+                );
+                continue;
+            }
+            let backends = self.backends(&rule.place, &rule.pools, CONNECTIONS);
+            let one = format!("r{number}");
+            route.push(json!({ "name": one, "backendRefs": backends }));
+            let list = |blocks: &[String]| some_list(blocks.iter().map(|b| json!(b)).collect());
+            let more = object([
+                ("name", Some(one.into())),
+                ("sources", list(&rule.clients.within)),
+                ("notSources", list(&rule.clients.outside)),
+            ]);
+            policy.extend((rule.clients != Clients::default()).then_some(more));
+        }
+        self.documents.push(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": self.metadata(name),
+            "spec": {
+                "parentRefs": [{ "kind": "Service", "name": name, "port": port }],
+                "rules": route,
+            },
+        }));
+        self.documents.push(json!({
+            "apiVersion": "isthmus.io/v1",
+            "kind": "TrafficPolicy",
+            "metadata": self.metadata(name),
+            "spec": {
+                "targetRef": { "kind": "Service", "name": name },
+                "ruleOrder": "Listed",
+                "rules": policy,
+            },
+        }));
     }
 
     fn connection_route(&mut self, kind: &str, name: &str, hostnames: &[&String], mut spec: Value) {
@@ -366,7 +420,10 @@ fn template(said: &Said) -> String {
         Said::Method => "%{method}".to_owned(),
         Said::Path => "%{path}".to_owned(),
         Said::Target => "%{target}".to_owned(),
+        Said::Query => "%{query}".to_owned(),
         Said::Header(name) => format!("%{{header:{name}}}"),
+        Said::Text(text) => text.replace('%', "%%"),
+        Said::Joined(parts) => parts.iter().map(template).collect(),
     }
 }
 

@@ -39,11 +39,12 @@ pub(super) fn of(
             walk.notes.approximated(place, "403 is answered; the connection does not end");
             Reply { status: 403, ..Reply::default() }
         }
-        Action::Auth => {
+        Action::Auth(realm) => {
             let question = "passwords are not asked for: all that it may be about is refused (401)";
             let choices = ["authorize by mTLS identity", "ask for passwords in the application"];
             walk.notes.decision(place, question, &choices);
-            Reply { status: 401, ..Reply::default() }
+            let headers = super::super::explain::challenge(realm.as_deref());
+            Reply { status: 401, headers, ..Reply::default() }
         }
         Action::Service(name) => {
             let meaning = format!("{name} is not there: 404 is answered");
@@ -112,6 +113,9 @@ fn redirected(
             location
         }
     };
+    if location.scheme.is_none() && location.host.is_none() && location.port.is_none() {
+        walk.notes.approximated(place, "where it leads is written with scheme and host");
+    }
     reply.location = Some(location);
     Ok(reply)
 }

@@ -214,6 +214,8 @@ impl State {
                 Ok(Symbol::Known(None))
             }
             "req.ssl_sni" | "req.ssl_hello_type" if !front.is_tcp => Ok(Symbol::Known(None)),
+            // Of whoever begins otherwise nothing is known: the line says so.
+            "req.ssl_hello_type" => known(Value::Int(1)),
             "req.ver" => known(Value::Text("1.1".to_owned())),
             "fe_name" => known(Value::Text(front.name.clone())),
             "dst_port" => match front.port {
@@ -282,6 +284,9 @@ impl State {
             match part {
                 Part::Text(text) => out.push_str(text),
                 Part::Variable(name) if name == "f" => out.push_str(&front.name),
+                Part::Variable(name) if name == "fp" && front.port.is_some() => {
+                    out.extend(front.port.map(|port| port.to_string()));
+                }
                 Part::Variable(name) => return Err(format!("%{name} is another each time")),
                 Part::Sample(expression) => match self.symbol(front, expression)? {
                     Symbol::Known(value) => {
@@ -324,7 +329,7 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
     let name = call.name.as_str();
     let first = call.argument(0).to_ascii_lowercase();
     let unsaid = || Err(format!("`{name}` compared so has no counterpart"));
-    if front.is_tcp && name != "req.ssl_sni" {
+    if front.is_tcp && !matches!(name, "req.ssl_sni" | "src") {
         return Err(format!("`{name}` has no counterpart for connections"));
     }
     match name {
@@ -345,8 +350,24 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
             match acl::ranges(leaf.pattern.split(' ')).as_slice() {
                 [(1 | i64::MIN..=0, i64::MAX)] => Ok(Condition::Header(first, Text::Present)),
                 [(i64::MIN..=0, 0)] => Ok(not(Condition::Header(first, Text::Present))),
+                // Between commas, of one line.
+                [(low @ 1.., high)] if *high == i64::MAX || *high < 100 => {
+                    let low = low - 1;
+                    let high =
+                        if *high == i64::MAX { String::new() } else { (high - 1).to_string() };
+                    let pattern = format!("[^,]*(?:,[^,]*){{{low},{high}}}");
+                    let present = Condition::Header(first.clone(), Text::Present);
+                    Ok(all([present, Condition::Header(first, Text::Pattern(pattern))]))
+                }
                 _ => unsaid(),
             }
+        }
+        "req.hdr_val" if leaf.method == Method::Int => {
+            Ok(Condition::Header(first, Text::Pattern(numbers(leaf)?)))
+        }
+        "url_param" if leaf.method == Method::Int && call.argument(1).is_empty() => {
+            let pattern = numbers(leaf)?;
+            Ok(Condition::Query(call.argument(0).to_owned(), Text::Pattern(pattern)))
         }
         "req.cook" => cookie(call.argument(0), leaf),
         "url_param" if call.argument(1).is_empty() => {
@@ -361,6 +382,8 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
         {
             Ok(Condition::Path(text(leaf)?))
         }
+        "base" | "pathq" | "url" if leaf.method == Method::Found => Ok(Condition::Always),
+        "base" if leaf.method == Method::Regex => base_pattern(leaf),
         "base" => base(leaf),
         "req.ssl_sni" => match leaf.method {
             Method::Exact => Ok(server_name(leaf.pattern.to_ascii_lowercase())),
@@ -396,6 +419,14 @@ fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
             of(format!("{before}(?:{}){after}", within_commas(&pattern(leaf)?)))
         }
         Method::Regex if is_plain(&leaf.pattern) => of(pattern(leaf)?),
+        Method::Regex => match part(&leaf.pattern) {
+            Some(part) => of(cased(part)),
+            None => Err(format!("a regular expression of {name}, which is compared part by part")),
+        },
+        Method::Length => {
+            let part = pattern(leaf)?.replace("(?s:.{", "(?:[^,]{");
+            of(format!("{before}(?:{part}){after}"))
+        }
         _ => Err(format!("a regular expression of {name}, which is compared part by part")),
     }
 }
@@ -407,6 +438,52 @@ fn within_commas(pattern: &str) -> String {
 /// An expression that matches the same in a line and in its parts between commas.
 fn is_plain(pattern: &str) -> bool {
     !pattern.contains(['^', '$', '.', '[', ',', '\\'])
+}
+
+/// An expression over one part between commas, as one over the line: nothing in it may
+/// go beyond a comma. `None` where it is not known that nothing does.
+fn part(pattern: &str) -> Option<String> {
+    let has_other =
+        |text: &str| ["\\W", "\\D", "\\S", "(?", "[^]", ","].iter().any(|one| text.contains(one));
+    let is_anchored = pattern.starts_with('^') || pattern.ends_with('$');
+    if has_other(pattern) || is_anchored && pattern.contains('|') {
+        return None;
+    }
+    let begins = pattern.strip_prefix('^');
+    let inner = begins.unwrap_or(pattern);
+    let ends = inner.strip_suffix('$').filter(|rest| !rest.ends_with('\\'));
+    let mut out = String::new();
+    let mut chars = ends.unwrap_or(inner).chars().peekable();
+    let mut in_class = false;
+    while let Some(char) = chars.next() {
+        match char {
+            '\\' => {
+                out.push(char);
+                out.extend(chars.next());
+                continue;
+            }
+            '[' if !in_class => {
+                in_class = true;
+                out.push(char);
+                if chars.next_if_eq(&'^').is_some() {
+                    out.push_str("^,");
+                }
+                continue;
+            }
+            ']' => in_class = false,
+            // Only as a class it may stand for a comma.
+            '.' if !in_class => {
+                out.push_str("[^,]");
+                continue;
+            }
+            '^' | '$' if !in_class => return None,
+            _ => {}
+        }
+        out.push(char);
+    }
+    let before = if begins.is_some() { "(?s:(?:.*,)?)[ \\t]*" } else { "(?s:.*)" };
+    let after = if ends.is_some() { "[ \\t]*(?s:(?:,.*)?)" } else { "(?s:.*)" };
+    Some(format!("{before}(?:{out}){after}"))
 }
 
 /// One pair of the header.
@@ -424,6 +501,46 @@ fn cookie(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
     let name = regex::escape(name);
     let pattern = format!(r"(?s:(?:.*;)?)[ \t]*{name}={value}[ \t]*(?s:(?:;.*)?)");
     Ok(Condition::Header("cookie".to_owned(), Text::Pattern(pattern)))
+}
+
+/// Numbers of these ranges; what is none is 0.
+fn numbers(leaf: &Leaf) -> Result<String, Unsaid> {
+    let ranges = acl::ranges(leaf.pattern.split(' '));
+    let mut patterns = Vec::new();
+    for (low, high) in ranges {
+        if low <= 0 && high >= 0 {
+            return Err("a number that may be 0".to_owned());
+        }
+        if high > 0 {
+            patterns.push(super::numbers::within(low.max(1).unsigned_abs(), high.unsigned_abs()));
+        }
+    }
+    Ok(format!("0*(?:{})", patterns.join("|")))
+}
+
+/// An expression over host and path is one of each, where a slash parts them.
+fn base_pattern(leaf: &Leaf) -> Result<Condition, Unsaid> {
+    let no_parts = || Err("an expression over host and path has no counterpart".to_owned());
+    let Some((name, path)) = leaf.pattern.strip_prefix('^').and_then(|p| p.split_once('/')) else {
+        return no_parts();
+    };
+    let is_open = |text: &str| text.matches('(').count() != text.matches(')').count();
+    let mut depth = 0;
+    let has_top = leaf.pattern.chars().any(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        c == '|' && depth == 0
+    });
+    if has_top || is_open(name) || name.contains(['[', '\\']) && name.ends_with(['[', '\\', '^']) {
+        return no_parts();
+    }
+    if name.ends_with(".*") {
+        return no_parts();
+    }
+    let of = |pattern: String| {
+        text(&Leaf { method: Method::Regex, ignores_case: leaf.ignores_case, pattern })
+    };
+    let host = Condition::Header("host".to_owned(), of(format!("^{name}$"))?);
+    Ok(all([host, Condition::Path(of(format!("^/{path}"))?)]))
 }
 
 /// Host and path in one.

@@ -1,7 +1,7 @@
 //! Rules of a server: what it and its locations do, step by step.
 
 use super::{
-    At, Condition, Directive, Reply, Rule, Server, Template, Text, Then, Work, all,
+    At, Condition, Directive, Reply, Rule, Server, Template, Text, Then, Work, again::Moved, all,
     locations::Leaf, refusal, replies::redirect_to,
 };
 use crate::{
@@ -64,7 +64,7 @@ impl<'c> Here<'_, 'c> {
     }
 
     /// After the directives of a block: a pattern among them has taken the groups.
-    fn after(&self, block: &Directive) -> Self {
+    pub(super) fn after(&self, block: &Directive) -> Self {
         let is_pattern =
             |d: &Directive| d.name == "rewrite" || d.name == "if" && d.arg(1).contains('~');
         let groups = self.groups.filter(|_| !block.inside().iter().any(is_pattern));
@@ -121,6 +121,10 @@ impl<'m, 'c> Work<'m, 'c> {
             }
         }
         for named in server.locations.iter().filter(|l| matches!(l.kind, Kind::Named)) {
+            let key = (named.directive.place.clone(), named.directive.head_last);
+            if self.verdicts.contains_key(&key) {
+                continue;
+            }
             self.dropped(
                 named.directive,
                 "only error_page and try_files lead here, which are not converted",
@@ -173,11 +177,13 @@ impl<'m, 'c> Work<'m, 'c> {
         if let Some(internal) = model::inherited(&location.chain, "internal") {
             self.exact(internal);
             let reply = Reply { status: 404, ..Reply::default() };
-            rules.push(Rule {
+            let mut rule = [Rule {
                 place: internal.place.clone(),
                 when: when.clone(),
                 then: Then::Reply(reply),
-            });
+            }];
+            self.own_answers(&here.chain, &mut rule);
+            rules.extend(rule);
             return;
         }
         self.limits(location, when, rules);
@@ -216,7 +222,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// Directives of `ngx_http_rewrite_module`; whether nothing comes after them.
-    fn rewrites(
+    pub(super) fn rewrites(
         &mut self,
         at: &mut At<'m, 'c>,
         here: &Here<'m, 'c>,
@@ -240,7 +246,11 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
                 "rewrite" => {
                     let before = rules.len();
-                    self.rewrite(at, &here, directive, when, rules);
+                    let is_rewriting = |d: &Directive| {
+                        ["set", "return", "break", "rewrite", "if"].contains(&d.name.as_str())
+                    };
+                    let is_last = !block.inside()[number + 1..].iter().any(is_rewriting);
+                    self.rewrite(at, &here, (directive, is_last), when, rules);
                     self.own_answers(&here.chain, &mut rules[before..]);
                     here.groups = None;
                 }
@@ -300,7 +310,7 @@ impl<'m, 'c> Work<'m, 'c> {
         &mut self,
         at: &mut At<'m, 'c>,
         here: &Here<'m, 'c>,
-        directive: &'c Directive,
+        (directive, is_last): (&'c Directive, bool),
         when: &Condition,
         rules: &mut Vec<Rule>,
     ) {
@@ -337,17 +347,26 @@ impl<'m, 'c> Work<'m, 'c> {
             let here = Here { groups: None, ..here.clone() };
             return self.handled(at, &here, &takes, Some(path), rules);
         }
-        let question = match flag {
-            "break" => {
-                "what replaces the path has a query or variables, which cannot be said: until decided such requests are answered 501"
-            }
-            _ => {
-                "nginx looks for a location again after this: until decided such requests are answered 501"
-            }
-        };
+        if flag != "break" {
+            let moved = with_query(to, Some(&pattern)).filter(|_| flag == "last" || is_last);
+            let has_query = to.contains('?');
+            let moved = moved.map(|substitution| Moved::by(&pattern, substitution));
+            let is_said =
+                moved.is_some_and(|moved| self.again(at, directive, &takes, &moved, rules));
+            return match (is_said, has_query) {
+                (true, true) => {
+                    self.approximated(
+                        directive,
+                        "the query of the client is not appended to its own",
+                    );
+                }
+                (true, false) => self.exact(directive),
+                (false, _) => self.unfollowed(directive, takes, rules),
+            };
+        }
         self.decision(
             directive,
-            question,
+            "what replaces the path has a query or variables, which cannot be said: until decided such requests are answered 501",
             &["a route for these paths that changes them", "the application takes both paths"],
         );
         rules.push(refusal(directive, takes, 501));
@@ -364,6 +383,17 @@ impl<'m, 'c> Work<'m, 'c> {
         let holds = match self.holds(at, directive) {
             Ok(holds) => holds,
             Err(wrong) => {
+                let refuses = |d: &&Directive| d.arg(0).parse::<u16>().is_ok_and(|s| s >= 400);
+                if let Some(refusing) = directive.all("return").find(refuses) {
+                    let question = format!(
+                        "{wrong}: until decided all requests that it may be about are answered {}. Which ones are meant?",
+                        refusing.arg(0)
+                    );
+                    self.decision(directive, question, &["a route of ours", "none"]);
+                    let status = refusing.arg(0).parse().unwrap_or(501);
+                    rules.push(refusal(directive, when.clone(), status));
+                    return self.inside_of(directive, "the condition around it is not converted");
+                }
                 let question = format!(
                     "{wrong}: requests are taken as if it never held. Which ones are meant?"
                 );
@@ -417,7 +447,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// Who may, and then the handler.
-    fn handled(
+    pub(super) fn handled(
         &mut self,
         at: &mut At<'m, 'c>,
         here: &Here<'m, 'c>,
@@ -442,7 +472,14 @@ impl<'m, 'c> Work<'m, 'c> {
             rules.push(refusal(gate, when.clone(), 501));
             return;
         }
+        let before = rules.len();
         self.access(here, when, rules);
+        self.own_answers(&here.chain, &mut rules[before..]);
+        if let Some(tries) = here.find("try_files")
+            && self.tries(at, tries, (when, &path), rules)
+        {
+            return;
+        }
         self.content(at, here, when, path, rules);
     }
 

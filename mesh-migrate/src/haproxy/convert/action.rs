@@ -25,27 +25,7 @@ pub(super) fn apply(
 ) {
     let place = &rule.place;
     match &rule.action {
-        Action::SetHeader(name, value) => {
-            if name == "x-forwarded-for" && is_for_all && is_client(value) {
-                walk.forwarded = Forwarded::Replace;
-                let header = Header { unsaid: Some(String::new()), ..Header::default() };
-                state.headers.insert(name.clone(), header);
-                return;
-            }
-            let constant = state.constant(walk.front, value).is_ok();
-            let said = said(walk, value, state).filter(|_| name != "host" && !constant);
-            if said.as_ref().is_some_and(tells_header) {
-                let how = "of several lines of that header the first one is told";
-                walk.notes.approximated(place, how);
-            }
-            let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
-            let is_said = said.is_some();
-            let header = Header { is_replaced: true, said, unsaid, ..Header::default() };
-            state.headers.insert(name.clone(), header);
-            if !is_said {
-                add(walk, place, name, value, state);
-            }
-        }
+        Action::SetHeader(name, value) => set_header(walk, place, (name, value), is_for_all, state),
         Action::AddHeader(name, value) => add(walk, place, name, value, state),
         Action::DelHeader(name, Method::Exact) => {
             let header = Header { is_replaced: true, ..Header::default() };
@@ -104,6 +84,35 @@ pub(super) fn apply(
             walk.notes.decision(place, question, &["leave it so", "write a rule by hand"]);
         }
         _ => {}
+    }
+}
+
+/// `set-header`.
+fn set_header(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    (name, value): (&String, &Format),
+    is_for_all: bool,
+    state: &mut State,
+) {
+    if name == "x-forwarded-for" && is_for_all && is_client(value) {
+        walk.forwarded = Forwarded::Replace;
+        let header = Header { unsaid: Some(String::new()), ..Header::default() };
+        state.headers.insert(name.clone(), header);
+        return;
+    }
+    let constant = state.constant(walk.front, value).is_ok();
+    let said = said(walk, value, state).filter(|_| name != "host" && !constant);
+    if said.as_ref().is_some_and(tells_header) {
+        let how = "of several lines of that header the first one is told";
+        walk.notes.approximated(place, how);
+    }
+    let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
+    let is_said = said.is_some();
+    let header = Header { is_replaced: true, said, unsaid, ..Header::default() };
+    state.headers.insert(name.clone(), header);
+    if !is_said {
+        add(walk, place, name, value, state);
     }
 }
 

@@ -175,7 +175,7 @@ fn whose(condition: &Condition) -> Option<Vec<Whose>> {
             for one in all {
                 let more = whose(one)?;
                 let both = so_far.iter().flat_map(|a| more.iter().map(|b| both(a, b)));
-                so_far = both.collect::<Option<Vec<_>>>()?;
+                so_far = both.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect();
                 if so_far.len() > MAX_WHOSE {
                     return None;
                 }
@@ -186,7 +186,21 @@ fn whose(condition: &Condition) -> Option<Vec<Whose>> {
     }
 }
 
-fn both(a: &Whose, b: &Whose) -> Option<Whose> {
+/// Those of both; `Some(None)` is nobody, and `None` cannot be said.
+fn both(a: &Whose, b: &Whose) -> Option<Option<Whose>> {
+    let is_whole = |names: &[String]| names.iter().all(|name| !name.starts_with('*'));
+    let mut names = a.0.clone();
+    if names.is_empty() {
+        names.clone_from(&b.0);
+    } else if !b.0.is_empty() && names != b.0 {
+        if !is_whole(&names) || !is_whole(&b.0) {
+            return None;
+        }
+        names.retain(|name| b.0.contains(name));
+        if names.is_empty() {
+            return Some(None);
+        }
+    }
     let one = |a: &Vec<String>, b: &Vec<String>| match (a.is_empty(), b.is_empty()) {
         (_, true) => Some(a.clone()),
         (true, _) => Some(b.clone()),
@@ -194,7 +208,7 @@ fn both(a: &Whose, b: &Whose) -> Option<Whose> {
     };
     let outside = [a.1.outside.clone(), b.1.outside.clone()].concat();
     let clients = Clients { within: one(&a.1.within, &b.1.within)?, outside };
-    Some((one(&a.0, &b.0)?, clients))
+    Some(Some((names, clients)))
 }
 
 /// Repetitions: `retries`, 3 where nothing is said, and `retry-on`.

@@ -200,6 +200,18 @@ fn location(
     state: &State,
 ) -> Result<Location, String> {
     let parts = format.parts.as_slice();
+    if let [Part::Text(text), Part::Sample(query)] = parts
+        && query.text == "query"
+        && state.query.is_none()
+        && let Some(before) = text.strip_suffix('?')
+    {
+        walk.notes.approximated(place, "without a query no `?` stands at its end");
+        let mut location = authority(before)?;
+        if let Some(PathChange::Prefix { to, .. }) = location.path.take() {
+            location.path = Some(PathChange::Whole(to));
+        }
+        return Ok(location);
+    }
     let (parts, uri) = match parts.split_last() {
         Some((Part::Sample(last), before))
             if last.fetch.name.starts_with("capture.req.") && !walk.front.captures =>

@@ -1,12 +1,15 @@
 //! Locations that are looked for again: `rewrite … last`, `try_files`.
 
 use super::{
-    At, Condition, Directive, Reply, Rule, Text, Then, Work, all, any, leaf::Here, locations::Leaf,
-    refusal, replies::redirect_to,
+    At, Condition, Directive, Reply, Rule, Text, Then, Work, all, any,
+    leaf::{Here, with_query},
+    locations::Leaf,
+    refusal,
+    replies::redirect_to,
 };
 use crate::{
     nginx::{
-        explain::Url,
+        explain::{Url, is_url},
         model::{Kind, Location},
         pattern::Pattern,
     },
@@ -151,6 +154,72 @@ impl Moved {
 }
 
 impl<'m, 'c> Work<'m, 'c> {
+    pub(super) fn rewrite(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        (directive, is_last): (&'c Directive, bool),
+        when: &Condition,
+        rules: &mut Vec<Rule>,
+    ) {
+        let (to, flag) = (directive.arg(1), directive.arg(2));
+        let pattern = match Pattern::of(directive.arg(0), false) {
+            Ok(pattern) => pattern,
+            Err(wrong) => {
+                let question =
+                    format!("{wrong}: paths that it takes stay as they are. What does it mean?");
+                return self.decision(
+                    directive,
+                    question,
+                    &["another pattern", "a route of its own"],
+                );
+            }
+        };
+        let takes = all([when.clone(), Condition::Path(Text::Pattern(pattern.whole()))]);
+        if is_url(to) || matches!(flag, "redirect" | "permanent") {
+            let status = if flag == "permanent" { 301 } else { 302 };
+            let (to, adds) = to.strip_suffix('?').map_or((to, true), |to| (to, false));
+            return self.redirects(at, directive, (status, to, adds), Some(&pattern), takes, rules);
+        }
+        if flag == "break"
+            && here.location.is_some()
+            && let Some(substitution) = with_query(to, Some(&pattern))
+        {
+            if substitution.contains('?') {
+                self.approximated(directive, "the query of the client is not appended to its own");
+            } else {
+                self.exact(directive);
+            }
+            let path =
+                PathChange::Pattern { pattern: pattern.replacing(), substitution, all: false };
+            let here = Here { groups: None, ..here.clone() };
+            return self.handled(at, &here, &takes, Some(path), rules);
+        }
+        if flag != "break" {
+            let moved = with_query(to, Some(&pattern)).filter(|_| flag == "last" || is_last);
+            let has_query = to.contains('?');
+            let moved = moved.map(|substitution| Moved::by(&pattern, substitution));
+            let is_said =
+                moved.is_some_and(|moved| self.again(at, directive, &takes, &moved, rules));
+            return match (is_said, has_query) {
+                (true, true) => {
+                    self.approximated(
+                        directive,
+                        "the query of the client is not appended to its own",
+                    );
+                }
+                (true, false) => self.exact(directive),
+                (false, _) => self.unfollowed(directive, takes, rules),
+            };
+        }
+        self.decision(
+            directive,
+            "what replaces the path has a query or variables, which cannot be said: until decided such requests are answered 501",
+            &["a route for these paths that changes them", "the application takes both paths"],
+        );
+        rules.push(refusal(directive, takes, 501));
+    }
+
     /// Rules of the locations that take a moved path; whether all of them can be said.
     pub(super) fn again(
         &mut self,

@@ -234,18 +234,22 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         let server = at.server;
         let mut found = Vec::new();
+        let mut is_covered = false;
         for (when, leaf) in self.level(&server.locations, true).all() {
             let Some(when) = moved.pull(&when) else { return false };
             if when == Condition::Any(Vec::new()) {
                 continue;
             }
-            let is_last = when == Condition::Always;
+            is_covered = when == Condition::Always;
             found.push((all([takes.clone(), when]), leaf));
-            if is_last {
+            if is_covered {
                 break;
             }
         }
-        let Some((_, Leaf::Location(_) | Leaf::Redirect(_))) = found.last() else { return false };
+        // What no location takes would go on to rules for the path as it was sent.
+        if !is_covered {
+            return false;
+        }
         self.turns += 1;
         let before = rules.len();
         let is_said = found.into_iter().all(|(when, leaf)| match leaf {

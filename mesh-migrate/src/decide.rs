@@ -82,7 +82,11 @@ fn connection(
     why: &mut Vec<Step>,
 ) -> Outcome {
     let holds = |rule: &&TcpRule| {
-        let names = &rule.server_names;
+        let (names, clients) = (&rule.server_names, &rule.clients);
+        let one_has = |blocks: &[String]| blocks.iter().any(|block| within(block, source));
+        if !clients.within.is_empty() && !one_has(&clients.within) || one_has(&clients.outside) {
+            return false;
+        }
         names.is_empty() || server_name.is_some_and(|name| names.iter().any(|n| covers(n, name)))
     };
     let Some(rule) = rules.iter().find(holds) else {
@@ -152,7 +156,8 @@ impl Asked<'_> {
                     return Outcome::Answered { status: 503, headers: Vec::new(), body: None };
                 }
                 let path = changed(self.http.path(), forward.path.as_ref());
-                forwarded.target = Some(with_query(path, self.http.query()));
+                let query = self.http.query().filter(|_| !forward.strip_query);
+                forwarded.target = Some(with_query(path, query));
                 forwarded.headers = self.headers(forward, xff);
                 Outcome::Forwarded(forwarded)
             }
@@ -252,12 +257,15 @@ impl Asked<'_> {
         match said {
             Said::Client => self.source.to_string(),
             Said::Host => host.to_owned(),
-            Said::Hostname => without_port(host).to_owned(),
+            Said::Hostname => without_port(host).to_ascii_lowercase(),
             Said::Scheme => if self.is_tls { "https" } else { "http" }.to_owned(),
             Said::Method => self.http.method.clone(),
             Said::Path => self.http.path().to_owned(),
             Said::Target => self.http.target.clone(),
-            Said::Header(name) => self.values(name).join(", "),
+            Said::Query => self.http.query().unwrap_or_default().to_owned(),
+            Said::Header(name) => self.values(name).first().copied().unwrap_or_default().to_owned(),
+            Said::Text(text) => text.clone(),
+            Said::Joined(parts) => parts.iter().map(|part| self.said(part)).collect(),
         }
     }
 

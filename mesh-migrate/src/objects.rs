@@ -6,6 +6,7 @@
 //! endpoints have no proxy.
 
 mod clause;
+mod connections;
 mod pool;
 mod route;
 mod tls;

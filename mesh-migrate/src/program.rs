@@ -126,6 +126,8 @@ pub struct Forward {
     pub pools: Vec<(String, u32)>,
     /// Another path; the query stays, unless there is a `?` in what comes out.
     pub path: Option<PathChange>,
+    /// The client's query is not sent on.
+    pub strip_query: bool,
     /// Another `Host`.
     pub host: Option<String>,
     /// Replaced, names in lower case.
@@ -160,7 +162,7 @@ pub enum Said {
     Client,
     /// `Host` as it is sent.
     Host,
-    /// The same without a port.
+    /// The same without a port, in lower case.
     Hostname,
     /// `http` or `https`.
     Scheme,
@@ -170,8 +172,14 @@ pub enum Said {
     Path,
     /// With it.
     Target,
+    /// The query, without its `?`.
+    Query,
     /// A header, name in lower case.
     Header(String),
+    /// This text.
+    Text(String),
+    /// One after the other.
+    Joined(Vec<Said>),
 }
 
 /// Another path.
@@ -257,8 +265,19 @@ pub struct TcpRule {
     pub place: Place,
     /// Names of TLS, `*.` before them for all below; none is every connection.
     pub server_names: Vec<String>,
+    /// Whose connections.
+    pub clients: Clients,
     /// Pools by weight; none closes it.
     pub pools: Vec<(String, u32)>,
+}
+
+/// Clients by address (`10.0.0.0/8`); everybody by default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Clients {
+    /// They are in one of these; none is anywhere.
+    pub within: Vec<String>,
+    /// And in none of these.
+    pub outside: Vec<String>,
 }
 
 /// Endpoints that are alike.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::program::Member;
+use crate::program::{Clients, Member};
 
 fn place() -> Place {
     Place::start(&"a".into())
@@ -200,6 +200,7 @@ fn connections_go_by_name() {
     let rule = |names: &[&str], pool: &str| TcpRule {
         place: place(),
         server_names: names.iter().map(|&name| name.to_owned()).collect(),
+        clients: Clients::default(),
         pools: vec![(pool.to_owned(), 1)],
     };
     let rules = vec![

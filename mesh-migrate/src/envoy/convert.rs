@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     ledger::{Ledger, Verdict},
-    program::{Accepts, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule},
+    program::{
+        Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule,
+    },
     source::Place,
 };
 
@@ -239,7 +241,7 @@ impl<'c> Converter<'c> {
             if names.is_empty() {
                 rules.push((
                     if last { 1 } else { 2 },
-                    TcpRule { place, server_names: names, pools },
+                    TcpRule { place, server_names: names, clients: Clients::default(), pools },
                 ));
                 continue;
             }
@@ -248,7 +250,12 @@ impl<'c> Converter<'c> {
                 let pools = pools.clone();
                 rules.push((
                     rank,
-                    TcpRule { place: place.clone(), server_names: vec![name], pools },
+                    TcpRule {
+                        place: place.clone(),
+                        server_names: vec![name],
+                        clients: Clients::default(),
+                        pools,
+                    },
                 ));
             }
         }

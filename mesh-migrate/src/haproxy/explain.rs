@@ -166,9 +166,10 @@ impl<'c> Run<'c> {
                     self.say(&rule.place, "ends the connection");
                     return Next::Ends(Outcome::Closed);
                 }
-                Action::Auth => {
+                Action::Auth(realm) => {
                     self.say(&rule.place, "asks for a password");
-                    let answer = Outcome::Answered { status: 401, headers: Vec::new(), body: None };
+                    let headers = challenge(realm.as_deref());
+                    let answer = Outcome::Answered { status: 401, headers, body: None };
                     return Next::Ends(answer);
                 }
                 Action::Service(name) => {
@@ -315,4 +316,10 @@ impl<'c> Run<'c> {
             self.seen.headers.push((name, client));
         }
     }
+}
+
+/// Of `auth`, where it names a realm.
+pub(super) fn challenge(realm: Option<&str>) -> Vec<(String, String)> {
+    let value = realm.map(|realm| format!("Basic realm=\"{realm}\""));
+    value.map(|value| ("www-authenticate".to_owned(), value)).into_iter().collect()
 }

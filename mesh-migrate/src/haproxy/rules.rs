@@ -32,8 +32,8 @@ pub(super) enum Action {
     Redirect(Redirect),
     /// `reject`, `silent-drop`: the connection ends.
     Close,
-    /// `auth`: 401.
-    Auth,
+    /// `auth`: 401, with its realm.
+    Auth(Option<String>),
     /// `use-service`.
     Service(String),
     /// `set-header`; in lower case.
@@ -205,8 +205,10 @@ impl Reader<'_, '_, '_> {
                 Action::Close
             }
             "auth" => {
+                let has_realm = self.statement.at(self.next) == "realm";
+                let realm = has_realm.then(|| self.statement.at(self.next + 1).to_owned());
                 self.skip();
-                Action::Auth
+                Action::Auth(realm)
             }
             "redirect" => Action::Redirect(self.redirect()?),
             "use-service" => Action::Service(self.word("the name of a service")?),

@@ -13,12 +13,14 @@ use super::{
 use crate::{
     ledger::{Ledger, Verdict},
     program::{
-        Accepts, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, Text, Then,
+        Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, Text,
+        Then,
     },
     source::{Place, Problem},
 };
 
 mod access;
+mod again;
 mod headers;
 mod hosts;
 mod leaf;
@@ -46,6 +48,7 @@ pub fn convert(config: &Config) -> Result<(Program, Ledger), Problem> {
         verdicts: BTreeMap::new(),
         pools: BTreeMap::new(),
         rules: 0,
+        turns: 0,
     };
     work.http()?;
     work.stream();
@@ -76,6 +79,8 @@ struct Work<'m, 'c> {
     /// Pools that are there, by what makes them: their names.
     pools: BTreeMap<String, String>,
     rules: usize,
+    /// Locations that were looked for within each other.
+    turns: u32,
 }
 
 /// The listener that rules are for.

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     model::{self, Listen, Model, Name, Server, Side, bad},
+    template::Template,
     tree::{Config, Directive},
     uri::Target,
 };
@@ -23,7 +24,7 @@ mod rewrite;
 mod stream;
 mod variables;
 
-pub(super) use {proxy::Url, rewrite::is_url};
+pub(super) use {proxy::Url, rewrite::is_url, variables::chosen};
 
 /// How often one request may change its URI (`NGX_HTTP_MAX_URI_CHANGES`).
 const MAX_CHANGES: u32 = 10;
@@ -381,6 +382,46 @@ impl<'m, 'c> Run<'m, 'c> {
             self.method = "GET".into();
         }
         self.serve()
+    }
+
+    /// `try_files`, as if there were no files: what comes last. Nothing where that
+    /// leads back to it.
+    fn tries(&mut self, tries: &'c Directive) -> Result<Option<Outcome>, Problem> {
+        let place = tries.place.clone();
+        let last = tries.args.last().cloned().unwrap_or_default();
+        self.changes += 1;
+        if self.changes > MAX_CHANGES {
+            return Ok(None);
+        }
+        self.step(&place, format!("no file is looked for: {last} takes it"));
+        if let Some(status) = last.strip_prefix('=').and_then(|status| status.parse().ok()) {
+            return self.special(status).map(Some);
+        }
+        self.is_internal = true;
+        if last.starts_with('@') {
+            let server = self.server;
+            let found = server.locations.iter().find(|l| l.directive.arg(0) == last);
+            let location =
+                found.ok_or_else(|| bad(&place, format!("there is no location {last}")))?;
+            self.is_changed = false;
+            self.enter(location);
+            return match self.here()? {
+                Some(outcome) => Ok(Some(outcome)),
+                None => self.serve().map(Some),
+            };
+        }
+        let (uri, args) = last.split_once('?').unwrap_or((&last, ""));
+        let text = |run: &mut Self, text: &str| {
+            let value = Template::of(text).and_then(|template| run.text(&template));
+            value.map_err(|wrong| bad(&place, wrong))
+        };
+        let (mut uri, mut args) = (text(self, uri)?, text(self, args)?);
+        if let Some(at) = uri.iter().position(|byte| *byte == b'?') {
+            args = uri.split_off(at)[1..].to_vec();
+        }
+        (self.uri, self.args) = (uri, args);
+        (self.has_unparsed, self.has_location) = (false, true);
+        self.serve().map(Some)
     }
 
     /// Where a redirect leads: nginx makes it absolute.

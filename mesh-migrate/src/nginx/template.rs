@@ -59,6 +59,15 @@ impl Template {
         self.0.iter().map(text).collect()
     }
 
+    /// As it may be written.
+    pub(super) fn written(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Variable(name) => format!("${{{name}}}"),
+        };
+        self.0.iter().map(part).collect()
+    }
+
     /// The variable, if it is nothing else.
     pub(super) fn variable(&self) -> Option<&str> {
         match self.0.as_slice() {

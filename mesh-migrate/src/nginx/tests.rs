@@ -310,3 +310,72 @@ fn headers_of_own_answers() {
         assert_eq!((got, said), (status, headers), "{path}");
     }
 }
+
+/// Statuses and targets of both, for requests to one server.
+fn told(text: &str, host: &str, target: &str) -> [String; 2] {
+    let text = format!("http {{ {text} }}");
+    let config = config(&text);
+    let (program, _) = convert(&config).unwrap();
+    let request = get("10.20.0.4:80", host, target);
+    [explain(&config, &request).unwrap(), decide(&program, &request)].map(|answer| {
+        match answer.outcome {
+            Outcome::Forwarded(to) => {
+                let name = to.headers.iter().find(|(name, _)| name == "x-to");
+                let name = name.and_then(|(_, value)| value.clone()).unwrap_or_default();
+                format!("{} {name}", to.target.unwrap_or_default())
+            }
+            Outcome::Answered { status, headers, .. } => {
+                let to = headers.iter().find(|(name, _)| name == "location");
+                format!("{status} {}", to.map_or("", |(_, value)| value))
+            }
+            Outcome::Closed => "closed".to_owned(),
+        }
+    })
+}
+
+#[test]
+fn what_was_rewritten_is_looked_for_again() {
+    let text = r#"
+        map $uri $moved { default ""; /old /new; ~^/blog/(?<slug>[a-z]+)$ /news/$slug; }
+        map $http_x_plan $plan { default free; ~^gold 1; }
+        map $request_method $writes { default 0; POST 1; }
+        map "$writes:$plan" $refused { default 0; "0:free" 1; }
+        upstream app { server 10.20.1.11:8080; }
+        server {
+            listen 10.20.0.4:80;
+            if ($moved) { return 301 $moved; }
+            rewrite ^/v4/(.*)$ /v1/$1 last;
+            rewrite ^/p/(\d+)$ /v1/item?id=$1 last;
+            location /v1/ { proxy_set_header X-To $scheme://$host/$plan; proxy_pass http://app/; }
+            location /inv { set $pool app; rewrite ^ /_in last; }
+            location = /_in { internal; proxy_pass http://$pool$request_uri; }
+            location /tried { try_files $uri $uri/ @app; }
+            location /index { try_files $uri /v1/all?$args; }
+            location /none { try_files $uri =410; }
+            location /gated { if ($refused) { return 402; } proxy_pass http://app; }
+            location /token { if ($arg_token = "") { return 403; } proxy_pass http://app; }
+            location /get { return 302 /got$uri; }
+            location ~ ^/re/(\d+)$ { proxy_pass http://app/id/$1; }
+            location @app { proxy_set_header X-To named; proxy_pass http://app; }
+        }"#;
+    let table = [
+        ("/v4/a?b=c", "/a?b=c http://a.example/free"),
+        ("/p/7", "/item?id=7 http://a.example/free"),
+        ("/inv/7?x", "/inv/7?x "),
+        ("/_in", "404 "),
+        ("/tried/x?y", "/tried/x?y named"),
+        ("/index?y=1", "/all?y=1 http://a.example/free"),
+        ("/none", "410 "),
+        ("/gated", "402 "),
+        ("/token?token=", "403 "),
+        ("/token?token=1", "/token?token=1 "),
+        ("/get?x", "302 http://a.example/got/get"),
+        ("/re/7?x=1", "/id/7 "),
+        ("/old", "301 http://a.example/new"),
+        ("/blog/abc", "301 http://a.example/news/abc"),
+    ];
+    for (target, expected) in table {
+        let expected = expected.to_owned();
+        assert_eq!(told(text, "a.example", target), [expected.clone(), expected], "{target}");
+    }
+}

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::{CONNECTIONS, Making, REQUESTS, Use, duration, object};
 use crate::program::{Balance, Check, Key, Member, Pool};
 
+/// Statuses of a health check of ours.
+const MAX_STATUSES: usize = 32;
+
 impl Making<'_> {
     pub(super) fn pool(&mut self, name: &str, pool: &Pool, of: Use) {
         let Some(label) = self.names.of_pool(name).map(str::to_owned) else { return };
@@ -125,8 +128,13 @@ impl Making<'_> {
             let how = "its checks have a Host of their own; ours that of the endpoint";
             self.ledger.approximated(&pool.place, how);
         }
+        let is_long = check.statuses.len() > MAX_STATUSES;
+        if is_long {
+            let how = "its checks name more statuses than ours can: 200 to 399 is well";
+            self.ledger.approximated(&pool.place, how);
+        }
         let kind = match &check.path {
-            Some(path) if check.statuses.is_empty() => ("http", json!({ "path": path })),
+            Some(path) if check.statuses.is_empty() || is_long => ("http", json!({ "path": path })),
             Some(path) => ("http", json!({ "path": path, "expectedStatuses": check.statuses })),
             None => ("tcp", json!({})),
         };

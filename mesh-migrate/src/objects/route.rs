@@ -3,9 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{CONNECTIONS, MAX_RULES, Making, REQUESTS, clause, duration, object, some_list};
+use super::{MAX_RULES, Making, REQUESTS, clause, duration, object, some_list};
 use crate::{
-    program::{Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, TcpRule, Then},
+    program::{Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, Then},
     source::Place,
 };
 
@@ -165,6 +165,9 @@ impl Making<'_> {
                 self.ledger.approximated(&rule.place, how);
             }
         }
+        if forward.strip_query {
+            policy.insert("stripQuery".into(), true.into());
+        }
         let filters = self.filters(&rule.place, forward);
         if !filters.is_empty() {
             route.insert("filters".into(), filters.into());
@@ -252,7 +255,7 @@ impl Making<'_> {
         ])
     }
 
-    fn backends(&mut self, place: &Place, pools: &[(String, u32)], port: u16) -> Value {
+    pub(super) fn backends(&mut self, place: &Place, pools: &[(String, u32)], port: u16) -> Value {
         let one = |(pool, weight): &(String, u32)| {
             let name = self.names.of_pool(pool)?;
             Some(if pools.len() == 1 {
@@ -300,60 +303,6 @@ impl Making<'_> {
             }
         }
     }
-
-    pub(super) fn tcp_rules(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
-        let asks_for_names = rules.iter().any(|rule| !rule.server_names.is_empty());
-        let mut taken: Vec<&String> = Vec::new();
-        for (number, rule) in (1..).zip(rules) {
-            // The first rule counts, and of ours the narrowest name: one that comes after a
-            // wider one takes nothing.
-            let is_left = |name: &&String| !taken.iter().any(|wide| covers(wide, name));
-            let names: Vec<&String> = rule.server_names.iter().filter(is_left).collect();
-            if names.is_empty() && !rule.server_names.is_empty() {
-                continue;
-            }
-            taken.extend(&names);
-            let backends = self.backends(&rule.place, &rule.pools, CONNECTIONS);
-            let spec = json!({
-                "parentRefs": [{ "kind": "Service", "name": name, "port": port }],
-                "rules": [{ "backendRefs": backends }],
-            });
-            let name = format!("{name}-{number}");
-            if !rule.server_names.is_empty() {
-                self.connection_route("TLSRoute", &name, &names, spec);
-                continue;
-            }
-            // A TCPRoute has no TLS where there is a TLSRoute.
-            if asks_for_names {
-                self.connection_route("TLSRoute", &format!("{name}-tls"), &[], spec.clone());
-            }
-            self.connection_route("TCPRoute", &name, &[], spec);
-            // No later one is asked.
-            return;
-        }
-    }
-
-    fn connection_route(&mut self, kind: &str, name: &str, hostnames: &[&String], mut spec: Value) {
-        if !hostnames.is_empty() {
-            spec["hostnames"] = json!(hostnames);
-        }
-        self.documents.push(json!({
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": kind,
-            "metadata": self.metadata(name),
-            "spec": spec,
-        }));
-    }
-}
-
-/// Whether a name of TLS, or `*.` before one, is among those of another.
-fn covers(wide: &str, name: &str) -> bool {
-    let (wide, name) = (wide.to_ascii_lowercase(), name.to_ascii_lowercase());
-    let below = wide.strip_prefix('*').is_some_and(|end| {
-        let name = name.strip_prefix('*').unwrap_or(&name);
-        name.len() > end.len() && name.ends_with(end)
-    });
-    below || wide == name
 }
 
 /// As our policy writes what a request says.
@@ -366,7 +315,10 @@ fn template(said: &Said) -> String {
         Said::Method => "%{method}".to_owned(),
         Said::Path => "%{path}".to_owned(),
         Said::Target => "%{target}".to_owned(),
+        Said::Query => "%{query}".to_owned(),
         Said::Header(name) => format!("%{{header:{name}}}"),
+        Said::Text(text) => text.replace('%', "%%"),
+        Said::Joined(parts) => parts.iter().map(template).collect(),
     }
 }
 

@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     ledger::Verdict,
     program::{
-        Balance, ClientTls, Condition, Forward, Location, Member, PathChange, Pool, Reply, Rule,
-        ServerTls, TcpRule, Text,
+        Balance, ClientTls, Clients, Condition, Forward, Location, Member, PathChange, Pool, Reply,
+        Rule, ServerTls, TcpRule, Text,
     },
     source::Place,
 };
@@ -195,6 +195,7 @@ fn what_takes_all_connections_takes_tls_of_other_names() {
     let rule = |names: &[&str], pool: &str| TcpRule {
         place: place(),
         server_names: names.iter().map(ToString::to_string).collect(),
+        clients: Clients::default(),
         pools: vec![(pool.into(), 1)],
     };
     let kinds = |rules: Vec<TcpRule>| {

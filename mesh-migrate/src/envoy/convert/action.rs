@@ -167,6 +167,7 @@ impl<'c> Converter<'c> {
             path: self.path(action, route.msg("match")),
             mirrors: self.mirrors([action, host, within.routes]),
             pools,
+            strip_query: false,
             tell: Vec::new(),
             set: request.set,
             add: request.add,

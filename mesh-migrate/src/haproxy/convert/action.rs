@@ -9,7 +9,7 @@ use super::super::{
     acl::Method,
     proxy::Proxy,
     rules::{self, Action, Part as UriPart},
-    sample::{self, Expression, Format, Part},
+    sample::{self, Call, Expression, Format, Part},
 };
 use super::{
     state::{Header, State, Symbol},
@@ -25,22 +25,7 @@ pub(super) fn apply(
 ) {
     let place = &rule.place;
     match &rule.action {
-        Action::SetHeader(name, value) => {
-            if name == "x-forwarded-for" && is_for_all && is_client(value) {
-                walk.forwarded = Forwarded::Replace;
-                let header = Header { unsaid: Some(String::new()), ..Header::default() };
-                state.headers.insert(name.clone(), header);
-                return;
-            }
-            let said = said(value, state).filter(|_| name != "host");
-            let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
-            let is_said = said.is_some();
-            let header = Header { is_replaced: true, said, unsaid, ..Header::default() };
-            state.headers.insert(name.clone(), header);
-            if !is_said {
-                add(walk, place, name, value, state);
-            }
-        }
+        Action::SetHeader(name, value) => set_header(walk, place, (name, value), is_for_all, state),
         Action::AddHeader(name, value) => add(walk, place, name, value, state),
         Action::DelHeader(name, Method::Exact) => {
             let header = Header { is_replaced: true, ..Header::default() };
@@ -59,6 +44,14 @@ pub(super) fn apply(
         Action::SetMethod(_) => {
             walk.notes.decision(place, "the method is not changed", &["leave it so"]);
             state.method = Some("`method` after it has been changed".to_owned());
+        }
+        Action::SetUri(UriPart::Query, to) if state.path.is_none() => {
+            let change = query(walk, state, to);
+            let is_changed = change.is_ok();
+            set_path(walk, place, state, change);
+            if is_changed {
+                state.query = Some("the query has been changed".to_owned());
+            }
         }
         Action::SetUri(UriPart::Query, _) => {
             walk.notes.decision(place, "the query is not changed", &["leave it so"]);
@@ -94,6 +87,35 @@ pub(super) fn apply(
     }
 }
 
+/// `set-header`.
+fn set_header(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    (name, value): (&String, &Format),
+    is_for_all: bool,
+    state: &mut State,
+) {
+    if name == "x-forwarded-for" && is_for_all && is_client(value) {
+        walk.forwarded = Forwarded::Replace;
+        let header = Header { unsaid: Some(String::new()), ..Header::default() };
+        state.headers.insert(name.clone(), header);
+        return;
+    }
+    let constant = state.constant(walk.front, value).is_ok();
+    let said = said(walk, value, state).filter(|_| name != "host" && !constant);
+    if said.as_ref().is_some_and(tells_header) {
+        let how = "of several lines of that header the first one is told";
+        walk.notes.approximated(place, how);
+    }
+    let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
+    let is_said = said.is_some();
+    let header = Header { is_replaced: true, said, unsaid, ..Header::default() };
+    state.headers.insert(name.clone(), header);
+    if !is_said {
+        add(walk, place, name, value, state);
+    }
+}
+
 /// A variable keeps what it was where there is no sample.
 fn set_var(state: &mut State, name: &str, symbol: Result<Symbol, String>) {
     let symbol = match (symbol, state.variables.get(name)) {
@@ -114,17 +136,74 @@ fn is_client(value: &Format) -> bool {
 }
 
 /// What of the request a value is, as it was sent.
-fn said(value: &Format, state: &State) -> Option<Said> {
-    if is_client(value) {
-        return Some(Said::Client);
-    }
-    let [Part::Sample(of)] = value.parts.as_slice() else { return None };
-    match of.text.as_str() {
-        "method" => state.method.is_none().then_some(Said::Method),
-        "req.hdr(host)" | "hdr(host)" | "req.hdr(Host)" | "hdr(Host)" => {
-            (!state.headers.contains_key("host")).then_some(Said::Host)
+fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
+    let is_kept = state.path.is_none() && state.query.is_none();
+    let part = |part: &Part| match part {
+        Part::Text(text) => Some(Said::Text(text.clone())),
+        Part::Sample(of) => sampled(walk, of, state),
+        Part::Variable(name) => match name.as_str() {
+            "ci" => Some(Said::Client),
+            "HM" if walk.front.captures => Some(Said::Method),
+            "HU" if walk.front.captures => Some(Said::Target),
+            "HP" | "HPO" if walk.front.captures => Some(Said::Path),
+            "f" => Some(Said::Text(walk.front.name.clone())),
+            "fp" => walk.front.port.map(|port| Said::Text(port.to_string())),
+            _ => None,
         }
+        .filter(|said| is_kept || !matches!(said, Said::Target | Said::Path)),
+    };
+    let mut parts = value.parts.iter().map(part).collect::<Option<Vec<_>>>()?;
+    if parts.len() == 1 { parts.pop() } else { Some(Said::Joined(parts)) }
+}
+
+/// What a sample is of the request.
+fn sampled(walk: &Walk<'_, '_>, of: &Expression, state: &State) -> Option<Said> {
+    let (call, converters) = match state.symbol(walk.front, of).ok()? {
+        Symbol::Known(value) => {
+            return Some(Said::Text(value.map_or_else(String::new, |value| value.to_string())));
+        }
+        Symbol::Of(call, converters) => (call, converters),
+    };
+    let first = call.argument(0).to_ascii_lowercase();
+    let is_header = matches!(call.name.as_str(), "req.hdr" | "req.fhdr");
+    if is_header && first == "host" && is_hostname(&converters) {
+        return Some(Said::Hostname);
+    }
+    if !converters.is_empty() {
+        return None;
+    }
+    match call.name.as_str() {
+        "src" => Some(Said::Client),
+        "method" | "capture.req.method" => Some(Said::Method),
+        "path" => Some(Said::Path),
+        "pathq" | "url" => Some(Said::Target),
+        "capture.req.uri" => {
+            (state.path.is_none() && state.query.is_none()).then_some(Said::Target)
+        }
+        "query" => Some(Said::Query),
+        "base" => Some(Said::Joined(vec![Said::Host, Said::Path])),
+        _ if is_header && first == "host" => Some(Said::Host),
+        _ if is_header && call.argument(1).is_empty() => Some(Said::Header(first)),
         _ => None,
+    }
+}
+
+/// Without port, in lower case.
+fn is_hostname(converters: &[Call]) -> bool {
+    let is_case = |call: &&Call| call.name == "lower";
+    let mut others = converters.iter().filter(|call| !is_case(call));
+    let cuts = others.next().is_some_and(|call| {
+        call.name == "host_only" || call.name == "field" && call.arguments == ["1", ":"]
+    });
+    let lowers = converters.iter().any(|call| matches!(&*call.name, "lower" | "host_only"));
+    cuts && lowers && others.next().is_none()
+}
+
+fn tells_header(said: &Said) -> bool {
+    match said {
+        Said::Header(_) => true,
+        Said::Joined(parts) => parts.iter().any(tells_header),
+        _ => false,
     }
 }
 
@@ -222,6 +301,13 @@ fn set_path(
     }
 }
 
+/// `set-query` of the same text for all.
+fn query(walk: &Walk<'_, '_>, state: &State, to: &Format) -> Result<PathChange, String> {
+    let to = state.constant(walk.front, to)?.replace('$', "$$");
+    let (pattern, substitution) = ("(?s)^.*$".to_owned(), format!("${{0}}?{to}"));
+    Ok(PathChange::Pattern { pattern, substitution, all: false })
+}
+
 /// `set-path`, `set-pathq`, `set-uri`.
 fn path(
     walk: &Walk<'_, '_>,
@@ -235,9 +321,6 @@ fn path(
             _ => Err("the query is not changed".to_owned()),
         };
     }
-    if state.path.is_some() {
-        return Err("the path has been rewritten before".to_owned());
-    }
     let (before, expression) = match to.parts.as_slice() {
         [Part::Sample(expression)] => ("", expression),
         [Part::Text(before), Part::Sample(expression)] => (before.as_str(), expression),
@@ -250,9 +333,13 @@ fn path(
     if !of.contains(&expression.fetch.name.as_str()) {
         return Err(format!("%[{}] is another each time", expression.text));
     }
-    match expression.converters.as_slice() {
-        [] => Ok(PathChange::Prefix { from: String::new(), to: before.to_owned() }),
-        [only] if only.name == "regsub" && before.is_empty() && part == UriPart::Path => {
+    match (expression.converters.as_slice(), &state.path) {
+        ([], Some(PathChange::Prefix { from, to })) if to.starts_with('/') => {
+            Ok(PathChange::Prefix { from: from.clone(), to: format!("{before}{to}") })
+        }
+        (_, Some(_)) => Err("the path has been rewritten before".to_owned()),
+        ([], None) => Ok(PathChange::Prefix { from: String::new(), to: before.to_owned() }),
+        ([only], None) if only.name == "regsub" && before.is_empty() && part == UriPart::Path => {
             regsub(expression)
         }
         _ => Err(format!("%[{}] has no counterpart", expression.text)),
@@ -272,6 +359,16 @@ fn regsub(expression: &Expression) -> Result<PathChange, String> {
     compiles(&pattern)?;
     let substitution = sample::substitution(with);
     Ok(PathChange::Pattern { pattern, substitution, all: flags.contains('g') })
+}
+
+/// Whether what ends a URI, with its query, ends what takes its place, too.
+fn keeps_query(pattern: &str, with: &str) -> bool {
+    let pattern = pattern.strip_suffix('$').unwrap_or(pattern);
+    let groups = pattern.matches('(').count() - pattern.matches("(?").count();
+    (pattern.ends_with("(.*)") || pattern.ends_with("(/.*)"))
+        && pattern.starts_with('^')
+        && with.ends_with(&format!("\\{groups}"))
+        && !pattern.contains(['?', '\\'])
 }
 
 fn compiles(pattern: &str) -> Result<(), String> {
@@ -307,7 +404,7 @@ fn replacement(
     {
         return Ok(PathChange::Prefix { from, to: to.to_owned() });
     }
-    if part != UriPart::Path {
+    if part != UriPart::Path && !keeps_query(pattern, &with) {
         return Err("an expression over path and query has no counterpart".to_owned());
     }
     compiles(pattern)?;

@@ -1,7 +1,7 @@
 //! Where requests and connections go on to.
 
 use crate::{
-    program::{Condition, Forward, Retry, TcpRule, Text, Then},
+    program::{Clients, Condition, Forward, Retry, Said, TcpRule, Text, Then},
     source::Place,
 };
 
@@ -48,7 +48,16 @@ impl<'c> Walk<'c, '_> {
             return self.nobody(proxy, state);
         }
         let place = state.place.as_ref().unwrap_or(&proxy.place);
-        self.forward(place, proxy, state, &Condition::Always, proxy.name.clone());
+        let mut name = proxy.name.clone();
+        if pools::is_by_port(proxy) {
+            let port = self.front.port;
+            let pool = pools::pool_at(self.config, proxy, &proxy.servers, port, self.notes);
+            if let (Some(port), true) = (port, pools::ports(self.config, proxy).len() > 1) {
+                name = format!("{name}-{port}");
+            }
+            self.single.insert(name.clone(), pool);
+        }
+        self.forward(place, proxy, state, &Condition::Always, name);
     }
 
     fn forward(
@@ -78,6 +87,17 @@ impl<'c> Walk<'c, '_> {
         }
         super::action::answers(self, proxy, &mut forward);
         super::action::headers(state, &mut forward);
+        let options =
+            [proxy.option("forwardfor"), self.frontend().and_then(|f| f.option("forwardfor"))];
+        if let Some(option) = options.into_iter().flatten().next() {
+            let mut words = option.words.iter().skip_while(|word| word.text != "header");
+            let name = words.nth(1).map(|name| name.text.to_ascii_lowercase());
+            if let Some(name) = name.filter(|name| name != "x-forwarded-for") {
+                forward.set.retain(|(known, _)| *known != name);
+                forward.tell.retain(|(known, _)| *known != name);
+                forward.tell.push((name, Said::Client));
+            }
+        }
         self.emit(place, state, when, Then::Forward(Box::new(forward)));
     }
 
@@ -89,9 +109,17 @@ impl<'c> Walk<'c, '_> {
         pools: Vec<(String, u32)>,
     ) {
         let when = all(state.when.iter().cloned().chain([when.clone()]));
-        match names(&when) {
-            Some(server_names) => {
-                self.connections.push(TcpRule { place: place.clone(), server_names, pools });
+        if known(&when) == Some(false) {
+            return;
+        }
+        match whose(&when) {
+            Some(any) => {
+                self.connections.extend(any.into_iter().map(|(server_names, clients)| TcpRule {
+                    place: place.clone(),
+                    server_names,
+                    clients,
+                    pools: pools.clone(),
+                }));
             }
             None => {
                 let question = "this condition on connections has no counterpart: \
@@ -102,19 +130,85 @@ impl<'c> Walk<'c, '_> {
     }
 }
 
-/// Names of TLS that a condition is about; none is every connection.
-fn names(condition: &Condition) -> Option<Vec<String>> {
+/// Names of TLS, none is all; and clients.
+type Whose = (Vec<String>, Clients);
+
+/// Alternatives of one condition, at most.
+const MAX_WHOSE: usize = 256;
+
+/// Whose connections a condition is about: any of these.
+fn whose(condition: &Condition) -> Option<Vec<Whose>> {
+    let everybody = || (Vec::new(), Clients::default());
     match condition {
-        Condition::Always => Some(Vec::new()),
+        Condition::Always => Some(vec![everybody()]),
         Condition::Header(name, Text::Exact(server_name)) if name == SERVER_NAME => {
-            Some(vec![server_name.clone()])
+            Some(vec![(vec![server_name.clone()], Clients::default())])
         }
+        Condition::Source(within) => {
+            let clients = Clients { within: within.clone(), ..Clients::default() };
+            Some(vec![(Vec::new(), clients)])
+        }
+        Condition::Not(inner) => match &**inner {
+            Condition::Source(outside) => {
+                let clients = Clients { outside: outside.clone(), ..Clients::default() };
+                Some(vec![(Vec::new(), clients)])
+            }
+            Condition::Any(any) => {
+                whose(&all(any.iter().map(|one| super::logic::not(one.clone()))))
+            }
+            _ => None,
+        },
         Condition::Any(any) if !any.is_empty() => {
-            let names = any.iter().map(names).collect::<Option<Vec<_>>>()?;
-            names.iter().all(|names| !names.is_empty()).then(|| names.concat())
+            let mut alternatives: Vec<Whose> = Vec::new();
+            for (names, clients) in any.iter().map(whose).collect::<Option<Vec<_>>>()?.concat() {
+                let alike =
+                    |one: &&mut Whose| !names.is_empty() && !one.0.is_empty() && one.1 == clients;
+                match alternatives.iter_mut().find(alike) {
+                    Some(one) => one.0.extend(names),
+                    None => alternatives.push((names, clients)),
+                }
+            }
+            (alternatives.len() <= MAX_WHOSE).then_some(alternatives)
+        }
+        Condition::All(all) => {
+            let mut so_far = vec![everybody()];
+            for one in all {
+                let more = whose(one)?;
+                let both = so_far.iter().flat_map(|a| more.iter().map(|b| both(a, b)));
+                so_far = both.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect();
+                if so_far.len() > MAX_WHOSE {
+                    return None;
+                }
+            }
+            Some(so_far)
         }
         _ => None,
     }
+}
+
+/// Those of both; `Some(None)` is nobody, and `None` cannot be said.
+fn both(a: &Whose, b: &Whose) -> Option<Option<Whose>> {
+    let is_whole = |names: &[String]| names.iter().all(|name| !name.starts_with('*'));
+    let mut names = a.0.clone();
+    if names.is_empty() {
+        names.clone_from(&b.0);
+    } else if !b.0.is_empty() && names != b.0 {
+        if !is_whole(&names) || !is_whole(&b.0) {
+            return None;
+        }
+        names.retain(|name| b.0.contains(name));
+        if names.is_empty() {
+            return Some(None);
+        }
+    }
+    let one = |a: &Vec<String>, b: &Vec<String>| match (a.is_empty(), b.is_empty()) {
+        (_, true) => Some(a.clone()),
+        (true, _) => Some(b.clone()),
+        _ => (a == b).then(|| a.clone()),
+    };
+    let outside = [a.1.outside.clone(), b.1.outside.clone()].concat();
+    let clients = Clients { within: one(&a.1.within, &b.1.within)?, outside };
+    Some(Some((names, clients)))
 }
 
 /// Repetitions: `retries`, 3 where nothing is said, and `retry-on`.

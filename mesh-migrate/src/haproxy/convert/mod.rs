@@ -4,10 +4,12 @@
 //! meet the condition, so that the first rule that holds is the right one.
 
 mod action;
+mod fetches;
 mod forward;
 mod lines;
 mod logic;
 mod notes;
+mod numbers;
 mod pools;
 mod replies;
 mod settings;
@@ -29,6 +31,9 @@ pub(super) use replies::PAGE;
 use state::Front;
 use walk::Walk;
 
+/// Ports of one line that become listeners of their own.
+const MAX_PORTS: usize = 64;
+
 /// The program that does the same as far as ours can, and what became of every line.
 ///
 /// A rule whose condition cannot be said is left out, or, where it refuses requests,
@@ -39,7 +44,8 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
     let mut used = BTreeSet::new();
     let mut names = BTreeSet::new();
     for proxy in config.proxies.iter().filter(|proxy| proxy.is_frontend && !proxy.is_disabled) {
-        for bind in &proxy.binds {
+        let binds = proxy.binds.iter().flat_map(|bind| apart(config, bind));
+        for bind in &binds.collect::<Vec<_>>() {
             let front = front(config, proxy, bind);
             let mut walk = Walk::new(config, &front, &mut notes);
             walk.front(proxy);
@@ -63,7 +69,7 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
     for proxy in config.proxies.iter().filter(|proxy| proxy.is_backend) {
         if !used.contains(&proxy.name) {
             unused(config, proxy, &mut notes);
-        } else if !proxy.servers.is_empty() {
+        } else if !proxy.servers.is_empty() && !pools::is_by_port(proxy) {
             let pool = pools::pool(config, proxy, &proxy.servers, &mut notes);
             program.pools.insert(proxy.name.clone(), pool);
         }
@@ -71,6 +77,28 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
     let mut ledger = Ledger::default();
     lines::ledger(config, &notes, &mut ledger);
     (program, ledger)
+}
+
+/// Addresses of a line by port, where rules or servers ask for the port.
+fn apart(config: &Config, bind: &Bind) -> Vec<Bind> {
+    let asks = |text: &str| text.contains("dst_port") || text.contains("%fp");
+    let statements = config.tree.sections.iter().flat_map(|section| &section.statements);
+    let mut words = statements.flat_map(|statement| &statement.words);
+    let has_portless = config.proxies.iter().any(pools::is_by_port);
+    if !has_portless && !words.any(|word| asks(&word.text)) {
+        return vec![bind.clone()];
+    }
+    let port = |address: &super::server::Address| address.socket.map(|socket| socket.port());
+    let ports: BTreeSet<_> = bind.addresses.iter().map(port).collect();
+    if ports.len() > MAX_PORTS {
+        return vec![bind.clone()];
+    }
+    let of_port = |wanted: Option<u16>| {
+        let mut one = bind.clone();
+        one.addresses.retain(|address| port(address) == wanted);
+        one
+    };
+    ports.into_iter().map(of_port).collect()
 }
 
 fn unavailable() -> Reply {

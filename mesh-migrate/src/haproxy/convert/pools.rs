@@ -18,13 +18,24 @@ use super::super::{
 use super::notes::Notes;
 
 pub(super) fn pool(config: &Config, proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Pool {
+    pool_at(config, proxy, servers, None, notes)
+}
+
+/// The same, where clients have come to this port.
+pub(super) fn pool_at(
+    config: &Config,
+    proxy: &Proxy,
+    servers: &[Server],
+    came_to: Option<u16>,
+    notes: &mut Notes,
+) -> Pool {
     let mut members = Vec::new();
     let mut backups = 0;
     for server in servers {
         if server.is_backup() && (backups == 0 || proxy.option("allbackups").is_none()) {
             backups += 1;
         }
-        let port = port(config, proxy, server, notes);
+        let port = came_to.unwrap_or_else(|| port(config, proxy, server, notes));
         let endpoint = server.endpoint(port);
         let is_elsewhere = match &endpoint {
             Endpoint::Address(address) => address.ip().is_unspecified(),
@@ -66,17 +77,27 @@ pub(super) fn pool(config: &Config, proxy: &Proxy, servers: &[Server], notes: &m
     }
 }
 
-/// The port that clients have come to, where a server has none of its own.
-fn port(config: &Config, proxy: &Proxy, server: &Server, notes: &mut Notes) -> u16 {
-    if server.port.is_ok() {
-        return 0;
-    }
+/// Whether a server has no port of its own: it is that which clients have come to.
+pub(super) fn is_by_port(proxy: &Proxy) -> bool {
+    proxy.servers.iter().any(|server| server.port.is_err())
+}
+
+/// Ports that clients of a proxy may have come to.
+pub(super) fn ports(config: &Config, proxy: &Proxy) -> BTreeSet<u16> {
     let fronts = config.proxies.iter().filter(|front| match proxy.is_frontend {
         true => front.name == proxy.name,
         false => front.is_frontend && front.is_tcp == proxy.is_tcp,
     });
     let binds = fronts.flat_map(|front| &front.binds).flat_map(|bind| &bind.addresses);
-    let ports: BTreeSet<u16> = binds.filter_map(|a| a.socket).map(|socket| socket.port()).collect();
+    binds.filter_map(|a| a.socket).map(|socket| socket.port()).collect()
+}
+
+/// The port that clients have come to, where a server has none of its own.
+fn port(config: &Config, proxy: &Proxy, server: &Server, notes: &mut Notes) -> u16 {
+    if server.port.is_ok() {
+        return 0;
+    }
+    let ports = ports(config, proxy);
     if ports.len() != 1 {
         let question = "its port is that which clients have come to, and there are several";
         notes.decision(&server.place, question, &["give it a port"]);

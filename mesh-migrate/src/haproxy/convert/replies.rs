@@ -39,11 +39,12 @@ pub(super) fn of(
             walk.notes.approximated(place, "403 is answered; the connection does not end");
             Reply { status: 403, ..Reply::default() }
         }
-        Action::Auth => {
+        Action::Auth(realm) => {
             let question = "passwords are not asked for: all that it may be about is refused (401)";
             let choices = ["authorize by mTLS identity", "ask for passwords in the application"];
             walk.notes.decision(place, question, &choices);
-            Reply { status: 401, ..Reply::default() }
+            let headers = super::super::explain::challenge(realm.as_deref());
+            Reply { status: 401, headers, ..Reply::default() }
         }
         Action::Service(name) => {
             let meaning = format!("{name} is not there: 404 is answered");
@@ -112,6 +113,9 @@ fn redirected(
             location
         }
     };
+    if location.scheme.is_none() && location.host.is_none() && location.port.is_none() {
+        walk.notes.approximated(place, "where it leads is written with scheme and host");
+    }
     reply.location = Some(location);
     Ok(reply)
 }
@@ -196,6 +200,18 @@ fn location(
     state: &State,
 ) -> Result<Location, String> {
     let parts = format.parts.as_slice();
+    if let [Part::Text(text), Part::Sample(query)] = parts
+        && query.text == "query"
+        && state.query.is_none()
+        && let Some(before) = text.strip_suffix('?')
+    {
+        walk.notes.approximated(place, "without a query no `?` stands at its end");
+        let mut location = authority(before)?;
+        if let Some(PathChange::Prefix { to, .. }) = location.path.take() {
+            location.path = Some(PathChange::Whole(to));
+        }
+        return Ok(location);
+    }
     let (parts, uri) = match parts.split_last() {
         Some((Part::Sample(last), before))
             if last.fetch.name.starts_with("capture.req.") && !walk.front.captures =>

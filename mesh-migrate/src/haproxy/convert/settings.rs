@@ -2,7 +2,7 @@
 
 use crate::ledger::Verdict;
 
-use super::super::tree::Statement;
+use super::super::{tree::Statement, words::Word};
 use super::pools;
 
 pub(super) fn dropped(meaning: &str) -> Verdict {
@@ -45,6 +45,12 @@ pub(super) fn of_global(statement: &Statement) -> Verdict {
 /// Of `defaults`, `frontend`, `backend` and `listen`; rules are told by the walk.
 pub(super) fn of_proxy(statement: &Statement) -> Verdict {
     let first = statement.at(1);
+    let asks_for_hello = |word: &Word| {
+        word.text.contains("req.ssl_hello_type") || word.text.contains("req_ssl_hello_type")
+    };
+    if statement.words.iter().any(asks_for_hello) {
+        return approximated("connections without TLS are taken like those with it");
+    }
     match statement.at(0) {
         "acl" | "use_backend" | "default_backend" | "use-server" | "redirect" | "mode"
         | "disabled" | "enabled" | "monitor-uri" | "monitor" | "stick"
@@ -174,12 +180,11 @@ fn option(statement: &Statement) -> Verdict {
     }
     let has = |name: &str| statement.words.iter().any(|word| word.text == name);
     match statement.at(1) {
-        "forwardfor" if has("header") => decision(
-            "another header than X-Forwarded-For is not set",
-            &["read X-Forwarded-For", "leave it so"],
-        ),
+        "forwardfor" if has("header") => {
+            approximated("the header holds the client's address alone, of every request")
+        }
         "forwardfor" if has("except") || has("if-none") => {
-            decision("X-Forwarded-For is appended to every request", &["leave it so"])
+            approximated("X-Forwarded-For is appended to every request, of every client")
         }
         "forwardfor" | "allbackups" | "http-server-close" | "httpclose" | "http-keep-alive"
         | "prefer-last-server" | "tcp-check" => Verdict::Exact,

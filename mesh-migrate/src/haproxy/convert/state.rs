@@ -14,8 +14,9 @@ use super::super::{
     seen::{self, Seen},
 };
 use super::{
+    fetches::{base, base_pattern, cookie, header, numbers},
     logic::{all, any, constant, not},
-    text::{Leaf, Unsaid, pattern, pull, text},
+    text::{Leaf, Unsaid, pull, text},
 };
 
 /// A sample, in terms of the request that came.
@@ -214,6 +215,8 @@ impl State {
                 Ok(Symbol::Known(None))
             }
             "req.ssl_sni" | "req.ssl_hello_type" if !front.is_tcp => Ok(Symbol::Known(None)),
+            // Of whoever begins otherwise nothing is known: the line says so.
+            "req.ssl_hello_type" => known(Value::Int(1)),
             "req.ver" => known(Value::Text("1.1".to_owned())),
             "fe_name" => known(Value::Text(front.name.clone())),
             "dst_port" => match front.port {
@@ -282,6 +285,9 @@ impl State {
             match part {
                 Part::Text(text) => out.push_str(text),
                 Part::Variable(name) if name == "f" => out.push_str(&front.name),
+                Part::Variable(name) if name == "fp" && front.port.is_some() => {
+                    out.extend(front.port.map(|port| port.to_string()));
+                }
                 Part::Variable(name) => return Err(format!("%{name} is another each time")),
                 Part::Sample(expression) => match self.symbol(front, expression)? {
                     Symbol::Known(value) => {
@@ -324,7 +330,7 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
     let name = call.name.as_str();
     let first = call.argument(0).to_ascii_lowercase();
     let unsaid = || Err(format!("`{name}` compared so has no counterpart"));
-    if front.is_tcp && name != "req.ssl_sni" {
+    if front.is_tcp && !matches!(name, "req.ssl_sni" | "src") {
         return Err(format!("`{name}` has no counterpart for connections"));
     }
     match name {
@@ -345,8 +351,24 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
             match acl::ranges(leaf.pattern.split(' ')).as_slice() {
                 [(1 | i64::MIN..=0, i64::MAX)] => Ok(Condition::Header(first, Text::Present)),
                 [(i64::MIN..=0, 0)] => Ok(not(Condition::Header(first, Text::Present))),
+                // Between commas, of one line.
+                [(low @ 1.., high)] if *high == i64::MAX || *high < 100 => {
+                    let low = low - 1;
+                    let high =
+                        if *high == i64::MAX { String::new() } else { (high - 1).to_string() };
+                    let pattern = format!("[^,]*(?:,[^,]*){{{low},{high}}}");
+                    let present = Condition::Header(first.clone(), Text::Present);
+                    Ok(all([present, Condition::Header(first, Text::Pattern(pattern))]))
+                }
                 _ => unsaid(),
             }
+        }
+        "req.hdr_val" if leaf.method == Method::Int => {
+            Ok(Condition::Header(first, Text::Pattern(numbers(leaf)?)))
+        }
+        "url_param" if leaf.method == Method::Int && call.argument(1).is_empty() => {
+            let pattern = numbers(leaf)?;
+            Ok(Condition::Query(call.argument(0).to_owned(), Text::Pattern(pattern)))
         }
         "req.cook" => cookie(call.argument(0), leaf),
         "url_param" if call.argument(1).is_empty() => {
@@ -361,6 +383,8 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
         {
             Ok(Condition::Path(text(leaf)?))
         }
+        "base" | "pathq" | "url" if leaf.method == Method::Found => Ok(Condition::Always),
+        "base" if leaf.method == Method::Regex => base_pattern(leaf),
         "base" => base(leaf),
         "req.ssl_sni" => match leaf.method {
             Method::Exact => Ok(server_name(leaf.pattern.to_ascii_lowercase())),
@@ -375,74 +399,4 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
 
 fn server_name(name: String) -> Condition {
     Condition::Header(SERVER_NAME.to_owned(), Text::Exact(name))
-}
-
-/// A value between commas.
-fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
-    let of = |pattern| Ok(Condition::Header(name.to_owned(), Text::Pattern(pattern)));
-    let cased = |p: String| if leaf.ignores_case { format!("(?i:{p})") } else { p };
-    let p = cased(regex::escape(&leaf.pattern));
-    let (before, after) = (r"(?s:(?:.*,)?)[ \t]*", r"[ \t]*(?s:(?:,.*)?)");
-    if leaf.method != Method::Found && leaf.pattern.contains(',') {
-        return Err("a pattern with a comma in it".to_owned());
-    }
-    match leaf.method {
-        Method::Found => Ok(Condition::Header(name.to_owned(), Text::Present)),
-        Method::Exact => of(format!("{before}{p}{after}")),
-        Method::Beginning => of(format!("{before}{p}(?s:.*)")),
-        Method::End => of(format!("(?s:.*){p}{after}")),
-        Method::Part => of(format!("(?s:.*){p}(?s:.*)")),
-        Method::Domain | Method::Directory => {
-            of(format!("{before}(?:{}){after}", within_commas(&pattern(leaf)?)))
-        }
-        Method::Regex if is_plain(&leaf.pattern) => of(pattern(leaf)?),
-        _ => Err(format!("a regular expression of {name}, which is compared part by part")),
-    }
-}
-
-fn within_commas(pattern: &str) -> String {
-    pattern.replace(".*", "[^,]*")
-}
-
-/// An expression that matches the same in a line and in its parts between commas.
-fn is_plain(pattern: &str) -> bool {
-    !pattern.contains(['^', '$', '.', '[', ',', '\\'])
-}
-
-/// One pair of the header.
-fn cookie(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
-    let p = regex::escape(&leaf.pattern);
-    let value = match leaf.method {
-        Method::Found => "[^;]*".to_owned(),
-        Method::Exact => p,
-        Method::Beginning => format!("{p}[^;]*"),
-        Method::End => format!("[^;]*{p}"),
-        Method::Part => format!("[^;]*{p}[^;]*"),
-        _ => return Err("this comparison of a cookie has no counterpart".to_owned()),
-    };
-    let value = if leaf.ignores_case { format!("(?i:{value})") } else { value };
-    let name = regex::escape(name);
-    let pattern = format!(r"(?s:(?:.*;)?)[ \t]*{name}={value}[ \t]*(?s:(?:;.*)?)");
-    Ok(Condition::Header("cookie".to_owned(), Text::Pattern(pattern)))
-}
-
-/// Host and path in one.
-fn base(leaf: &Leaf) -> Result<Condition, Unsaid> {
-    let of = |method, pattern: &str| Leaf {
-        method,
-        ignores_case: leaf.ignores_case,
-        pattern: pattern.to_owned(),
-    };
-    let host = |method, pattern| {
-        text(&of(method, pattern)).map(|text| Condition::Header("host".to_owned(), text))
-    };
-    match (leaf.method, leaf.pattern.find('/')) {
-        (Method::Beginning, None) => host(Method::Beginning, &leaf.pattern),
-        (Method::Exact | Method::Beginning, Some(at)) if at > 0 => {
-            let (name, path) = leaf.pattern.split_at(at);
-            let path = Condition::Path(text(&of(leaf.method, path))?);
-            Ok(all([host(Method::Exact, name)?, path]))
-        }
-        _ => Err("`base` compared so has no counterpart".to_owned()),
-    }
 }

@@ -51,6 +51,14 @@ pub(super) fn pull(
             Some(leaf) => host_only(leaf)?,
             None => None,
         },
+        "port_only" if leaf.method == Method::Int => {
+            let ranges = acl::ranges(leaf.pattern.split(' '));
+            if ranges.iter().any(|(low, high)| low != high || *low <= 0) {
+                return Err("ports that are not named one by one".to_owned());
+            }
+            let ports: Vec<String> = ranges.iter().map(|(port, _)| port.to_string()).collect();
+            regex(Leaf { ignores_case: false, ..leaf }, format!(":(?:{})$", ports.join("|")))
+        }
         "length" if leaf.method == Method::Int => Some(Leaf { method: Method::Length, ..leaf }),
         other => return Err(format!("the converter `{other}` has no counterpart")),
     };

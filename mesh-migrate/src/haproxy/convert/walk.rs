@@ -200,7 +200,7 @@ impl<'c, 'n> Walk<'c, 'n> {
     ) -> bool {
         let refuses = match &rule.action {
             Action::Answer(reply) => reply.status >= 400,
-            Action::Close | Action::Auth => !self.front.is_tcp,
+            Action::Close | Action::Auth(_) => !self.front.is_tcp,
             _ => false,
         };
         let Read { condition, unsaid } = self.when(proxy, state, rule.when.as_ref(), refuses);
@@ -401,7 +401,10 @@ impl<'c, 'n> Walk<'c, 'n> {
 /// Whether X-Forwarded-For gets the client's address.
 fn appends(proxy: &Proxy) -> bool {
     let option = proxy.option("forwardfor");
-    option.is_some_and(|option| !option.words.iter().any(|word| word.text == "header"))
+    option.is_some_and(|option| {
+        let mut words = option.words.iter().skip_while(|word| word.text != "header");
+        words.nth(1).is_none_or(|name| name.text.eq_ignore_ascii_case("x-forwarded-for"))
+    })
 }
 
 fn http<'c>(proxy: &'c Proxy, steps: &mut Vec<Step<'c>>) {

@@ -169,7 +169,8 @@ fn backends_are_pools() {
     let text = text.replace("default_backend b", "default_backend c");
     let text = text.replace("\nbackend b\n server s 10.0.1.1:80\n", "\n");
     let (_, program, ledger) = both(&text);
-    let pool = &program.pools["c"];
+    // A server without a port has that of the listener, of which there are two.
+    let pool = &program.pools["c-99"];
     let members: Vec<_> =
         pool.members.iter().map(|m| (m.weight, m.priority, m.max_requests)).collect();
     assert_eq!(members, [(1, 1, 0), (5, 0, 9), (3, 0, 0)]);
@@ -186,6 +187,126 @@ fn backends_are_pools() {
         _ => None,
     });
     let questions = questions.collect::<Vec<_>>().join("\n");
-    assert!(questions.contains("there are several"), "{questions}");
     assert!(questions.contains("/run/u is no address"), "{questions}");
+}
+
+/// What both would do with a connection from this client, by this TLS name.
+fn connected(text: &str, client: [u8; 4], name: Option<&str>) -> [Option<String>; 2] {
+    let (config, program, _) = both(text);
+    let kind = Kind::Connection { server_name: name.map(str::to_owned) };
+    let request = Request { listener: Some("10.0.0.1:443".into()), source: client.into(), kind };
+    [explain(&config, &request), decide(&program, &request)].map(|a| endpoint(&a.outcome))
+}
+
+#[test]
+fn connections_go_by_client() {
+    let text = TCP.replace(
+        "  use_backend a",
+        "  tcp-request connection reject if { src 192.0.2.0/24 }\n  use_backend b if { src 10.9.0.0/16 } !{ src 10.9.1.0/24 }\n  use_backend a",
+    );
+    for (client, expected) in [
+        ([10, 9, 0, 1], Some("10.0.1.2:443")),
+        ([10, 9, 1, 1], Some("10.0.1.3:443")),
+        ([192, 0, 2, 7], None),
+    ] {
+        let expected = expected.map(str::to_owned);
+        assert_eq!(connected(&text, client, None), [expected.clone(), expected], "{client:?}");
+    }
+}
+
+#[test]
+fn what_does_not_begin_tls_may_be_rejected() {
+    let text = TCP.replace("  use_backend a", "  tcp-request content reject\n  use_backend a");
+    let expected = Some("10.0.1.1:443".to_owned());
+    assert_eq!(connected(&text, [10, 0, 0, 9], Some("a.example")), [expected.clone(), expected]);
+}
+
+const HTTP: &str = "
+defaults
+  mode http
+frontend f
+  bind 10.0.0.1:80,10.0.0.1:81
+  http-request set-header X-Port %[dst_port]
+  http-request set-header X-Url http://%[req.hdr(host)]%[capture.req.uri]
+  http-request set-header X-Name %[req.hdr(host),field(1,:),lower]
+  http-request set-header X-Agent %[req.hdr(user-agent)]
+  http-request deny deny_status 413 if { req.hdr_val(content-length) gt 1000 }
+  http-request deny deny_status 400 if { req.hdr_cnt(x-key) gt 1 }
+  http-request deny deny_status 416 if { req.hdr(range) -m reg ^bytes=0-$ }
+  http-request deny deny_status 401 if { path_beg /key } !{ req.hdr(x-key) -m len 8:16 }
+  http-request redirect location /users/?%[query] code 302 if { path /users }
+  use_backend %[base,map_reg(haproxy-tests.map,b)]
+backend a
+  http-request set-query a=1
+  server s 10.0.1.1
+backend b
+  http-request replace-pathq ^/v2(/.*)$ \\1
+  server s 10.0.1.2:8080
+";
+
+fn http_of(text: &str) -> (Config, Program) {
+    let file = |name: &str| Ok(Source::of(name, "^img[0-9]*\\.example/.*\\.(png|gif)$ a\n"));
+    let sources = [Source::of("h.cfg", text)];
+    let config = read(&sources, &Outside { file: &file, variable: &|_| None }).unwrap();
+    let (program, _) = convert(&config);
+    (config, program)
+}
+
+fn asked(listener: &str, host: &str, target: &str, headers: &[(&str, &str)]) -> Request {
+    let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    let kind = Kind::Http(Http {
+        method: "GET".into(),
+        host: Some(host.into()),
+        target: target.into(),
+        headers: headers.collect(),
+        is_http10: false,
+    });
+    Request { listener: Some(listener.into()), source: IpAddr::from([10, 0, 0, 9]), kind }
+}
+
+#[test]
+fn values_are_made_of_the_request() {
+    let (config, program) = http_of(&HTTP.replace("\\\\1", "\\1"));
+    let request = asked("10.0.0.1:81", "A.Example:81", "/v2/x?y=1", &[("user-agent", "curl")]);
+    for answer in [explain(&config, &request), decide(&program, &request)] {
+        let Outcome::Forwarded(to) = &answer.outcome else { panic!("{answer:?}") };
+        assert_eq!(to.target.as_deref(), Some("/x?y=1"));
+        let value = |name: &str| to.headers.iter().find(|(n, _)| n == name)?.1.clone();
+        assert_eq!(value("x-port").as_deref(), Some("81"));
+        assert_eq!(value("x-name").as_deref(), Some("a.example"));
+        assert_eq!(value("x-agent").as_deref(), Some("curl"));
+    }
+    // Each port leads to the same of a server that has none.
+    let request = asked("10.0.0.1:80", "img7.example", "/a.png", &[]);
+    for answer in [explain(&config, &request), decide(&program, &request)] {
+        let Outcome::Forwarded(to) = &answer.outcome else { panic!("{answer:?}") };
+        assert_eq!(endpoint(&answer.outcome).as_deref(), Some("10.0.1.1:80"));
+        assert_eq!(to.target.as_deref(), Some("/a.png?a=1"));
+    }
+}
+
+#[test]
+fn numbers_and_parts_of_headers_refuse() {
+    let (config, program) = http_of(HTTP);
+    let table: [(&str, &[(&str, &str)], u16); 9] = [
+        ("/", &[("content-length", "1001")], 413),
+        ("/", &[("content-length", "1000")], 200),
+        ("/", &[("x-key", "a, b")], 400),
+        ("/", &[("x-key", "a")], 200),
+        ("/", &[("range", "bytes=0-")], 416),
+        ("/", &[("range", "bytes=0-5")], 200),
+        ("/key", &[("x-key", "12345678")], 200),
+        ("/key", &[("x-key", "1234567")], 401),
+        ("/users?a=b", &[], 302),
+    ];
+    for (target, headers, expected) in table {
+        let request = asked("10.0.0.1:80", "a.example", target, headers);
+        for answer in [explain(&config, &request), decide(&program, &request)] {
+            let status = match &answer.outcome {
+                Outcome::Answered { status, .. } => *status,
+                _ => 200,
+            };
+            assert_eq!(status, expected, "{target} {headers:?} {:?}", answer.why);
+        }
+    }
 }

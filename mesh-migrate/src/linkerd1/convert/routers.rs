@@ -22,8 +22,8 @@ use super::{
 use crate::{
     ledger::Ledger,
     program::{
-        Accepts, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule, Text,
-        Then,
+        Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule,
+        Text, Then,
     },
     request::{Kind, Request},
     source::Place,
@@ -497,7 +497,12 @@ pub(super) fn rpc(
     let rules = match named.is_empty() {
         true => Vec::new(),
         false => {
-            vec![TcpRule { place: bare.place.clone(), server_names: Vec::new(), pools: named }]
+            vec![TcpRule {
+                place: bare.place.clone(),
+                server_names: Vec::new(),
+                clients: Clients::default(),
+                pools: named,
+            }]
         }
     };
     listeners(asked, program, |_| Accepts::Tcp { rules: rules.clone() });

@@ -1,17 +1,34 @@
 //! `allow` and `deny` of `http`.
 
-use super::{Condition, Directive, Reply, Rule, Then, Work, all, any, leaf::Here};
+use super::{Clients, Condition, Directive, Reply, Rule, Then, Work, all, any, leaf::Here};
 
 impl<'m, 'c> Work<'m, 'c> {
+    /// `deny`, each with those whom it refuses.
+    pub(super) fn refused(&mut self, chain: &[&'c Directive]) -> Vec<(&'c Directive, Clients)> {
+        let mut allowed: Vec<String> = Vec::new();
+        let mut refused = Vec::new();
+        for rule in access_rules(chain) {
+            self.exact(rule);
+            let block = rule.arg(0);
+            match (rule.name.as_str(), block) {
+                (_, "unix:") => {}
+                // Nobody is left for what comes after it.
+                ("allow", "all") => break,
+                ("allow", block) => allowed.push(block.to_owned()),
+                (_, block) => {
+                    let within = (block != "all").then(|| block.to_owned());
+                    let within = within.into_iter().collect();
+                    refused.push((rule, Clients { within, outside: allowed.clone() }));
+                }
+            }
+        }
+        refused
+    }
+
     /// `allow` and `deny`.
     pub(super) fn access(&mut self, here: &Here<'m, 'c>, when: &Condition, rules: &mut Vec<Rule>) {
-        let is_rule = |d: &&Directive| d.name == "allow" || d.name == "deny";
-        let has = |block: &&&Directive| {
-            ["allow", "deny"].iter().any(|name| !block.named(name).is_empty())
-        };
-        let of = here.chain.iter().rev().find(has);
         let (mut allowed, mut denied) = (Vec::new(), Vec::new());
-        for rule in of.iter().flat_map(|block| block.inside()).filter(is_rule) {
+        for rule in access_rules(&here.chain) {
             self.exact(rule);
             let takes = match rule.arg(0) {
                 "all" => Condition::Always,
@@ -33,4 +50,14 @@ impl<'m, 'c> Work<'m, 'c> {
             rules.push(Rule { place: rule.place.clone(), when, then: Then::Reply(reply) });
         }
     }
+}
+
+/// Those of the innermost block that has some.
+fn access_rules<'c>(chain: &[&'c Directive]) -> impl Iterator<Item = &'c Directive> {
+    let has =
+        |block: &&&Directive| ["allow", "deny"].iter().any(|name| !block.named(name).is_empty());
+    let of: Option<&'c Directive> = chain.iter().rev().find(has).copied();
+    of.into_iter()
+        .flat_map(|block| block.inside())
+        .filter(|d| d.name == "allow" || d.name == "deny")
 }

@@ -234,14 +234,36 @@ fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
         Some("proxy_add_x_forwarded_for") => {
             Becomes::Unsaid("applications do not get it: addresses are in X-Forwarded-For")
         }
-        Some("host") => Becomes::Unsaid(
-            "applications do not get it: Host says the same, unless it is set here, too",
-        ),
         Some("request_id") => {
             Becomes::Unsaid("applications do not get it: requests have traceparent with us")
         }
-        _ => Becomes::Unsaid(
-            "applications do not get it: its value has variables that a header of ours cannot have",
-        ),
+        _ => match joined(value, url) {
+            Some(said) => Becomes::Told(said),
+            None => Becomes::Unsaid(
+                "applications do not get it: its value has variables that a header of ours cannot have",
+            ),
+        },
     }
+}
+
+/// A text with variables that each request has.
+fn joined(value: &Template, url: &Url) -> Option<Said> {
+    let part = |part: &Part| {
+        Some(match part {
+            Part::Text(text) => Said::Text(text.clone()),
+            Part::Variable(name) => match name.as_str() {
+                "remote_addr" | "realip_remote_addr" => Said::Client,
+                "host" => Said::Hostname,
+                "http_host" => Said::Host,
+                "scheme" => Said::Scheme,
+                "request_method" => Said::Method,
+                "request_uri" => Said::Target,
+                "args" | "query_string" => Said::Query,
+                "proxy_host" => Said::Text(url.host().to_owned()),
+                name => Said::Header(name.strip_prefix("http_")?.replace('_', "-")),
+            },
+        })
+    };
+    let mut parts = value.0.iter().map(part).collect::<Option<Vec<_>>>()?;
+    if parts.len() == 1 { parts.pop() } else { Some(Said::Joined(parts)) }
 }

@@ -1,12 +1,11 @@
 //! Rules of a server: what it and its locations do, step by step.
 
 use super::{
-    At, Condition, Directive, Reply, Rule, Server, Template, Text, Then, Work, all,
-    locations::Leaf, refusal, replies::redirect_to,
+    At, Condition, Directive, Reply, Rule, Server, Template, Then, Work, all, locations::Leaf,
+    refusal, replies::redirect_to,
 };
 use crate::{
     nginx::{
-        explain::is_url,
         model::{self, Kind, Location},
         pattern::Pattern,
         template::Part,
@@ -64,7 +63,7 @@ impl<'c> Here<'_, 'c> {
     }
 
     /// After the directives of a block: a pattern among them has taken the groups.
-    fn after(&self, block: &Directive) -> Self {
+    pub(super) fn after(&self, block: &Directive) -> Self {
         let is_pattern =
             |d: &Directive| d.name == "rewrite" || d.name == "if" && d.arg(1).contains('~');
         let groups = self.groups.filter(|_| !block.inside().iter().any(is_pattern));
@@ -121,6 +120,10 @@ impl<'m, 'c> Work<'m, 'c> {
             }
         }
         for named in server.locations.iter().filter(|l| matches!(l.kind, Kind::Named)) {
+            let key = (named.directive.place.clone(), named.directive.head_last);
+            if self.verdicts.contains_key(&key) {
+                continue;
+            }
             self.dropped(
                 named.directive,
                 "only error_page and try_files lead here, which are not converted",
@@ -173,11 +176,13 @@ impl<'m, 'c> Work<'m, 'c> {
         if let Some(internal) = model::inherited(&location.chain, "internal") {
             self.exact(internal);
             let reply = Reply { status: 404, ..Reply::default() };
-            rules.push(Rule {
+            let mut rule = [Rule {
                 place: internal.place.clone(),
                 when: when.clone(),
                 then: Then::Reply(reply),
-            });
+            }];
+            self.own_answers(&here.chain, &mut rule);
+            rules.extend(rule);
             return;
         }
         self.limits(location, when, rules);
@@ -216,7 +221,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// Directives of `ngx_http_rewrite_module`; whether nothing comes after them.
-    fn rewrites(
+    pub(super) fn rewrites(
         &mut self,
         at: &mut At<'m, 'c>,
         here: &Here<'m, 'c>,
@@ -240,7 +245,11 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
                 "rewrite" => {
                     let before = rules.len();
-                    self.rewrite(at, &here, directive, when, rules);
+                    let is_rewriting = |d: &Directive| {
+                        ["set", "return", "break", "rewrite", "if"].contains(&d.name.as_str())
+                    };
+                    let is_last = !block.inside()[number + 1..].iter().any(is_rewriting);
+                    self.rewrite(at, &here, (directive, is_last), when, rules);
                     self.own_answers(&here.chain, &mut rules[before..]);
                     here.groups = None;
                 }
@@ -296,63 +305,6 @@ impl<'m, 'c> Work<'m, 'c> {
         }
     }
 
-    fn rewrite(
-        &mut self,
-        at: &mut At<'m, 'c>,
-        here: &Here<'m, 'c>,
-        directive: &'c Directive,
-        when: &Condition,
-        rules: &mut Vec<Rule>,
-    ) {
-        let (to, flag) = (directive.arg(1), directive.arg(2));
-        let pattern = match Pattern::of(directive.arg(0), false) {
-            Ok(pattern) => pattern,
-            Err(wrong) => {
-                let question =
-                    format!("{wrong}: paths that it takes stay as they are. What does it mean?");
-                return self.decision(
-                    directive,
-                    question,
-                    &["another pattern", "a route of its own"],
-                );
-            }
-        };
-        let takes = all([when.clone(), Condition::Path(Text::Pattern(pattern.whole()))]);
-        if is_url(to) || matches!(flag, "redirect" | "permanent") {
-            let status = if flag == "permanent" { 301 } else { 302 };
-            let (to, adds) = to.strip_suffix('?').map_or((to, true), |to| (to, false));
-            return self.redirects(at, directive, (status, to, adds), Some(&pattern), takes, rules);
-        }
-        if flag == "break"
-            && here.location.is_some()
-            && let Some(substitution) = with_query(to, Some(&pattern))
-        {
-            if substitution.contains('?') {
-                self.approximated(directive, "the query of the client is not appended to its own");
-            } else {
-                self.exact(directive);
-            }
-            let path =
-                PathChange::Pattern { pattern: pattern.replacing(), substitution, all: false };
-            let here = Here { groups: None, ..here.clone() };
-            return self.handled(at, &here, &takes, Some(path), rules);
-        }
-        let question = match flag {
-            "break" => {
-                "what replaces the path has a query or variables, which cannot be said: until decided such requests are answered 501"
-            }
-            _ => {
-                "nginx looks for a location again after this: until decided such requests are answered 501"
-            }
-        };
-        self.decision(
-            directive,
-            question,
-            &["a route for these paths that changes them", "the application takes both paths"],
-        );
-        rules.push(refusal(directive, takes, 501));
-    }
-
     fn condition(
         &mut self,
         at: &mut At<'m, 'c>,
@@ -364,6 +316,17 @@ impl<'m, 'c> Work<'m, 'c> {
         let holds = match self.holds(at, directive) {
             Ok(holds) => holds,
             Err(wrong) => {
+                let refuses = |d: &&Directive| d.arg(0).parse::<u16>().is_ok_and(|s| s >= 400);
+                if let Some(refusing) = directive.all("return").find(refuses) {
+                    let question = format!(
+                        "{wrong}: until decided all requests that it may be about are answered {}. Which ones are meant?",
+                        refusing.arg(0)
+                    );
+                    self.decision(directive, question, &["a route of ours", "none"]);
+                    let status = refusing.arg(0).parse().unwrap_or(501);
+                    rules.push(refusal(directive, when.clone(), status));
+                    return self.inside_of(directive, "the condition around it is not converted");
+                }
                 let question = format!(
                     "{wrong}: requests are taken as if it never held. Which ones are meant?"
                 );
@@ -417,7 +380,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// Who may, and then the handler.
-    fn handled(
+    pub(super) fn handled(
         &mut self,
         at: &mut At<'m, 'c>,
         here: &Here<'m, 'c>,
@@ -442,7 +405,14 @@ impl<'m, 'c> Work<'m, 'c> {
             rules.push(refusal(gate, when.clone(), 501));
             return;
         }
+        let before = rules.len();
         self.access(here, when, rules);
+        self.own_answers(&here.chain, &mut rules[before..]);
+        if let Some(tries) = here.find("try_files")
+            && self.tries(at, tries, (when, &path), rules)
+        {
+            return;
+        }
         self.content(at, here, when, path, rules);
     }
 
@@ -482,7 +452,7 @@ pub(super) fn substitution(to: &str, groups: Option<&Pattern>) -> Option<String>
 }
 
 /// The same, maybe with a query; nothing if it takes that of the client away.
-fn with_query(to: &str, groups: Option<&Pattern>) -> Option<String> {
+pub(super) fn with_query(to: &str, groups: Option<&Pattern>) -> Option<String> {
     let template = Template::of(to).ok()?;
     let named = |name: &str| {
         let mut names = groups.into_iter().flat_map(Pattern::names).flatten();

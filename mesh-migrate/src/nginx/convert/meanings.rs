@@ -55,6 +55,7 @@ const DROPPED: &[(&str, &str)] = &[
          resolver_timeout preread_timeout preread_buffer_size ssl_handshake_timeout",
         "clients have our own limits and times",
     ),
+    ("proxy_responses proxy_requests", "UDP is not listened to"),
     ("client_max_body_size", "bodies of any length pass; nginx answers 413 beyond its limit"),
     (
         "client_body_buffer_size client_body_temp_path client_body_in_file_only \

@@ -6,12 +6,21 @@ use super::{
     refusal,
 };
 use crate::{
-    nginx::{explain::Url, template::Part},
+    nginx::{explain::Url, model, template::Part},
     program::{Forward, PathChange},
 };
 
 /// Targets that maps make of one `proxy_pass`.
 const MAX_TARGETS: usize = 1_000;
+
+/// The client's query is not sent on.
+const NO_QUERY: &str = "the query is left out";
+
+/// Combinations of values that maps give to headers of one `proxy_pass`.
+const MAX_VALUES: usize = 64;
+
+/// Values of variables, and when they have these.
+type Values = (Condition, Vec<(String, Template)>);
 
 /// A path that is sent on, and what is different then.
 type Path = (Option<PathChange>, Option<&'static str>);
@@ -64,8 +73,48 @@ impl<'m, 'c> Work<'m, 'c> {
                 (true, None) => Ok((self.prefix(here, pass, &url), None)),
                 (false, rewritten) => self.variable_path(here, &url, &rest, rewritten),
             };
-            self.passed(at, here, pass, (path, &url, when), rules);
+            for (condition, set) in self.values_of_headers(at, here) {
+                let set = at.set.iter().map(|(k, v)| (k.clone(), v.clone())).chain(set).collect();
+                let mut inner = At { set, forwarded: Vec::new(), ..*at };
+                let when = all([when.clone(), condition]);
+                self.passed(&mut inner, here, pass, (path.clone(), &url, when), rules);
+                at.forwarded.append(&mut inner.forwarded);
+            }
         }
+    }
+
+    /// What maps in values of headers may be, and when; the first that holds counts.
+    fn values_of_headers(&mut self, at: &At<'m, 'c>, here: &Here<'m, 'c>) -> Vec<Values> {
+        let mut all_values: Vec<Values> = vec![(Condition::Always, Vec::new())];
+        for name in ["proxy_set_header", "add_header"] {
+            for directive in model::array(&here.chain, name) {
+                let is_hop = ["connection", "upgrade", "host"]
+                    .iter()
+                    .any(|hop| directive.arg(0).eq_ignore_ascii_case(hop));
+                let Ok(value) = Template::of(directive.arg(1)) else { continue };
+                let value = self.expanded(at, &value);
+                for name in value.variables().filter(|_| !is_hop) {
+                    let Some(Ok((choices, _))) = self.choices(at, name) else { continue };
+                    let is_known =
+                        all_values.iter().any(|(_, set)| set.iter().any(|(k, _)| k == name));
+                    if is_known || all_values.len() * choices.len() > MAX_VALUES {
+                        continue;
+                    }
+                    let mut more = Vec::new();
+                    for (when, set) in &all_values {
+                        for (condition, value, _) in &choices {
+                            let mut set = set.clone();
+                            set.push((name.to_owned(), self.expanded(at, value)));
+                            more.push((all([when.clone(), condition.clone()]), set));
+                        }
+                    }
+                    all_values = more;
+                    self.used(name);
+                }
+            }
+        }
+        self.rules += all_values.len() - 1;
+        all_values
     }
 
     fn passed(
@@ -86,10 +135,11 @@ impl<'m, 'c> Work<'m, 'c> {
                 return rules.push(refusal(pass, when, 501));
             }
         };
-        if let Some(how) = how {
+        let strip_query = how == Some(NO_QUERY);
+        if let Some(how) = how.filter(|_| !strip_query) {
             self.approximated(pass, how);
         }
-        let mut forward = Forward { path, ..Forward::default() };
+        let mut forward = Forward { path, strip_query, ..Forward::default() };
         if let Err((directive, wrong)) = self.forward(at, here, pass, url, &mut forward) {
             self.decision(directive, wrong, &["a fixed upstream", "it stays with nginx"]);
             return rules.push(refusal(directive, when, 501));
@@ -148,7 +198,7 @@ impl<'m, 'c> Work<'m, 'c> {
         let count = rest.len();
         let keeps = count >= 2 && is(rest.get(count - 2), "is_args") && is(rest.last(), "args");
         let rest = if keeps { &rest[..count - 2] } else { rest };
-        let query = (!keeps).then_some("nginx sends no query there; with us it stays");
+        let query = (!keeps).then_some(NO_QUERY);
         match rest {
             [] if url.uri.is_empty() => Ok((rewritten, None)),
             [] => Ok((Some(PathChange::Whole(url.uri.clone())), query)),
@@ -193,7 +243,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// What a text with variables of maps may be, and when.
-    fn targets(
+    pub(super) fn targets(
         &mut self,
         at: &At<'m, 'c>,
         written: &Template,

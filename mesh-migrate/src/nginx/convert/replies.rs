@@ -1,11 +1,11 @@
 //! `return`, redirects, and conditions on variables.
 
 use super::{
-    At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, hosts,
+    At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all, hosts,
     leaf::{Here, substitution},
 };
 use crate::{
-    nginx::{pattern::Pattern, template::Part},
+    nginx::{model::Key, pattern::Pattern, template::Part},
     program::{Location, PathChange},
 };
 
@@ -80,6 +80,32 @@ impl<'m, 'c> Work<'m, 'c> {
         };
         if matches!(status, 301 | 302 | 303 | 307 | 308) && !text.is_empty() {
             let groups = here.groups;
+            let template = Template::of(text).unwrap_or(Template(Vec::new()));
+            let has_map = template.variables().any(|name| self.choices(at, name).is_some());
+            if let Ok(targets) = self.targets(at, &template)
+                && has_map
+            {
+                for (condition, target, by) in
+                    targets.into_iter().filter(|(_, to, _)| !to.0.is_empty())
+                {
+                    // The groups are those of the entry.
+                    let of_path =
+                        template.variable().and_then(|name| self.model.http.maps.get(name));
+                    let of_path = of_path.filter(|map| map.source.variable() == Some("uri"));
+                    let entry = of_path
+                        .into_iter()
+                        .flat_map(|map| &map.entries)
+                        .find(|entry| by.is_some_and(|by| std::ptr::eq(by, entry.2)));
+                    let groups = match entry {
+                        Some((Key::Regex(Ok(pattern)), ..)) => Some(pattern),
+                        _ => None,
+                    };
+                    let to = target.written();
+                    let when = all([when.clone(), condition]);
+                    self.redirects(at, directive, (status, &to, false), groups, when, rules);
+                }
+                return;
+            }
             return self.redirects(
                 at,
                 directive,
@@ -189,6 +215,10 @@ impl<'m, 'c> Work<'m, 'c> {
     ) -> Result<Option<Condition>, String> {
         let not = |condition: Condition| Condition::Not(Box::new(condition));
         Ok(match operator {
+            "" if subject.0.len() > 1 && subject.constant().is_none() => {
+                let is_text = |part: &Part| matches!(part, Part::Text(text) if text != "0");
+                subject.0.iter().any(is_text).then_some(Condition::Always)
+            }
             "" => {
                 let empty = self.test(subject, &Test::Equals("", false));
                 let zero = self.test(subject, &Test::Equals("0", false));
@@ -374,6 +404,10 @@ fn path(
         [Part::Variable(name)] if name == "uri" => {
             how = Some("the path is not decoded");
             None
+        }
+        [Part::Text(text), Part::Variable(name)] if name == "uri" => {
+            how = Some("the path is not decoded");
+            Some(PathChange::Prefix { from: String::new(), to: text.clone() })
         }
         [Part::Text(text)] => Some(PathChange::Whole(text.clone())),
         _ => {

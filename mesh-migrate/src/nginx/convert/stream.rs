@@ -8,7 +8,7 @@ use crate::{
         model::{self, Key, Map, Server, inherited, is_on, seconds},
         template::Template,
     },
-    program::{Accepts, ClientTls, Listener, TcpRule},
+    program::{Accepts, ClientTls, Clients, Listener, TcpRule},
     request::Endpoint,
 };
 
@@ -50,16 +50,15 @@ impl<'m, 'c> Work<'m, 'c> {
             self.exact(prereads);
         }
         let mut rules = Vec::new();
-        for rule in ["allow", "deny"].iter().flat_map(|rule| model::array(&server.chain, rule)) {
-            self.decision(
-                rule,
-                "who may connect is not converted: until decided nobody may",
-                &["a policy of ours", "everybody may"],
-            );
+        for (rule, clients) in self.refused(&server.chain) {
+            rules.push(TcpRule {
+                place: rule.place.clone(),
+                server_names: Vec::new(),
+                clients,
+                pools: Vec::new(),
+            });
         }
-        let is_gated =
-            ["allow", "deny"].iter().any(|rule| !model::array(&server.chain, rule).is_empty());
-        if let Some(pass) = server.directive.all("proxy_pass").next().filter(|_| !is_gated) {
+        if let Some(pass) = server.directive.all("proxy_pass").next() {
             self.tcp_rules(server, pass, &mut rules);
         }
         self.program.listeners.push(Listener {
@@ -98,6 +97,24 @@ impl<'m, 'c> Work<'m, 'c> {
         if let Some(target) = template.constant() {
             self.exact(pass);
             return self.tcp_rule(Vec::new(), &target, pass, &manner, rules);
+        }
+        let geo = template.variable().and_then(|name| self.model.stream.geos.get(name));
+        if let Some(geo) = geo.filter(|geo| !geo.is_odd) {
+            self.exact(pass);
+            self.exact(geo.directive);
+            for (block, _, target, directive) in &geo.blocks {
+                self.exact(directive);
+                let first = rules.len();
+                self.tcp_rule(Vec::new(), target, directive, &manner, rules);
+                for rule in &mut rules[first..] {
+                    rule.clients.within = vec![block.clone()];
+                }
+            }
+            if let Some((target, directive)) = &geo.default {
+                self.exact(directive);
+                self.tcp_rule(Vec::new(), target, directive, &manner, rules);
+            }
+            return;
         }
         let map = template.variable().and_then(|name| self.model.stream.maps.get(name));
         let by_name = map.filter(|map| map.source.variable() == Some("ssl_preread_server_name"));
@@ -170,6 +187,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 rules.push(TcpRule {
                     place: directive.place.clone(),
                     server_names: names,
+                    clients: Clients::default(),
                     pools: Vec::new(),
                 });
             }
@@ -216,7 +234,8 @@ impl<'m, 'c> Work<'m, 'c> {
                 Vec::new()
             }
         };
-        rules.push(TcpRule { place: directive.place.clone(), server_names, pools });
+        let (place, clients) = (directive.place.clone(), Clients::default());
+        rules.push(TcpRule { place, server_names, clients, pools });
     }
 
     fn tcp_manner(&mut self, server: &Server<'c>) -> Manner {

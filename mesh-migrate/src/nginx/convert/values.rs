@@ -6,11 +6,15 @@ use super::{
 };
 use crate::{
     nginx::{
+        explain::chosen,
         model::{Key, Map, Split},
         template::Part,
     },
     program::Forward,
 };
+
+/// Values of a map of several maps.
+const MAX_COMBINATIONS: usize = 256;
 
 /// A value, when it is that one, and the line that says so.
 pub(super) type Choice<'c> = (Condition, Template, Option<&'c Directive>);
@@ -49,6 +53,9 @@ impl<'m, 'c> Work<'m, 'c> {
     /// Exact, then the longest `*.x`, then the longest `x.*`, then patterns.
     fn of_map(&self, at: &At<'m, 'c>, map: &'m Map<'c>) -> Result<Vec<Choice<'c>>, String> {
         let subject = self.expanded(at, &map.source);
+        if subject.variable().is_none() && subject.constant().is_none() {
+            return self.of_compound(at, map, &subject);
+        }
         let mut ranked = Vec::new();
         let wrong =
             || format!("the map of {} is on something that rules cannot see", map.directive.place);
@@ -78,6 +85,47 @@ impl<'m, 'c> Work<'m, 'c> {
             Some((to, directive)) => (Condition::Always, to.clone(), Some(directive)),
             None => (Condition::Always, Template(Vec::new()), None),
         });
+        Ok(choices)
+    }
+
+    /// A map of several variables that are of maps themselves.
+    fn of_compound(
+        &self,
+        at: &At<'m, 'c>,
+        map: &'m Map<'c>,
+        subject: &Template,
+    ) -> Result<Vec<Choice<'c>>, String> {
+        let wrong =
+            || format!("the map of {} is on something that rules cannot see", map.directive.place);
+        let mut open = vec![(Condition::Always, subject.clone())];
+        let mut choices: Vec<Choice<'c>> = Vec::new();
+        while let Some((when, subject)) = open.pop() {
+            if let Some(value) = subject.constant() {
+                let chosen = chosen(map, value.as_bytes())?;
+                let entry = chosen.map(|(at, _)| (&map.entries[at].1, map.entries[at].2));
+                let entry = entry.or(map.default.as_ref().map(|(to, directive)| (to, *directive)));
+                let (to, by) =
+                    entry.map_or((Template(Vec::new()), None), |(to, by)| (to.clone(), Some(by)));
+                choices.push((when, to, by));
+                continue;
+            }
+            if open.len() + choices.len() > MAX_COMBINATIONS {
+                return Err(wrong());
+            }
+            let is_other = |name: &&str| {
+                self.model
+                    .http
+                    .maps
+                    .get(*name)
+                    .is_some_and(|other| other.source.variable().is_some())
+            };
+            let name = subject.variables().find(is_other).ok_or_else(wrong)?.to_owned();
+            let (values, _) = self.choices(at, &name).ok_or_else(wrong)??;
+            for (condition, value, _) in values.into_iter().rev() {
+                let value = self.expanded(at, &value);
+                open.push((all([when.clone(), condition]), self.with(at, &subject, &name, &value)));
+            }
+        }
         Ok(choices)
     }
 

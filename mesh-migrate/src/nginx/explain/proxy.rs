@@ -105,6 +105,11 @@ impl<'c> Run<'_, 'c> {
                 block.inside().iter().find(|inner| inner.name == name)
             })
         };
+        if let Some(tries) = within("try_files")
+            && let Some(outcome) = self.tries(tries)?
+        {
+            return Ok(outcome);
+        }
         if let Some(pass) = within("proxy_pass") {
             return self.pass(pass);
         }

@@ -229,7 +229,16 @@ impl<'c> Run<'_, 'c> {
         *first = &first[1..];
         let last = words.last_mut().ok_or_else(wrong)?;
         *last = last.strip_suffix(')').ok_or_else(wrong)?;
-        words.retain(|word| !word.is_empty() || directive.args.len() == 3);
+        let last = words.len() - 1;
+        let is_bracket = |at: usize| at == 0 || at == last;
+        // `( $a = "" )`: what stands in quotes may be empty, a bracket alone is none.
+        let words: Vec<&str> = match words.len() {
+            0..=3 => words,
+            _ => (0..words.len())
+                .filter(|at| !(is_bracket(*at) && words[*at].is_empty()))
+                .map(|at| words[at])
+                .collect(),
+        };
         let (variable, rest) = words.split_first().ok_or_else(wrong)?;
         if variable.starts_with(['-', '!']) {
             return Err(format!("{variable} asks the disk, which is not read"));

@@ -151,6 +151,18 @@ impl Connection<'_, '_> {
             }
             return self.template(to, inner);
         }
+        if let Some(geo) = self.model.stream.geos.get(name).filter(|geo| !geo.is_odd) {
+            let source = self.request.source;
+            let taken =
+                geo.blocks.iter().find(|(block, ..)| access::within(block, source) == Some(true));
+            let taken = taken.map(|(_, _, value, directive)| (value, directive));
+            let Some((value, directive)) = taken.or(geo.default.as_ref().map(|d| (&d.0, &d.1)))
+            else {
+                return Ok(String::new());
+            };
+            self.entries.borrow_mut().push((directive.place.clone(), source.to_string()));
+            return Ok(value.clone());
+        }
         if let Some(set) =
             self.server.directive.all("set").find(|set| set.arg(0).trim_start_matches('$') == name)
         {

@@ -196,7 +196,7 @@ impl Run<'_, '_> {
 }
 
 /// The entry of a map that takes a value, and its pattern.
-pub(super) fn chosen<'m>(
+pub(in crate::nginx) fn chosen<'m>(
     map: &'m Map<'_>,
     value: &[u8],
 ) -> Result<Option<(usize, Option<&'m Pattern>)>, String> {

@@ -167,7 +167,7 @@ impl<'c> Converter<'c> {
             path: self.path(action, route.msg("match")),
             mirrors: self.mirrors([action, host, within.routes]),
             pools,
-            tell: Vec::new(),
+            tell: request.tell,
             set: request.set,
             add: request.add,
             remove: request.remove,

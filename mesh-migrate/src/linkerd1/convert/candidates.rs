@@ -11,7 +11,9 @@ use super::{
         name::{Name, raw},
         world::World,
     },
+    captures,
     labels::{ANYBODY, ODD, PROBE, PROBE_METHOD, deep, fits, spelled, split, text},
+    overlaps,
 };
 use crate::{
     program::{Condition, PathChange, Text},
@@ -52,7 +54,11 @@ impl Universe {
         let mut runs: BTreeSet<Vec<String>> = BTreeSet::new();
         let mut domains = BTreeSet::new();
         let mut names = BTreeSet::new();
+        let mut has_ports = false;
         let mut add = |labels: Vec<String>| {
+            has_ports |= labels
+                .iter()
+                .any(|label| label.ends_with("hostPfx") || label.ends_with("hostportPfx"));
             if let Some(at) = labels.iter().position(|label| label.contains("subdomainOf")) {
                 domains.extend(labels.get(at + 1).cloned());
             }
@@ -81,11 +87,12 @@ impl Universe {
             names.insert(raw_labels(&labels));
             add(raw_labels(&labels));
         }
-        let has_ports = runs
-            .iter()
-            .flatten()
-            .any(|label| label.ends_with("hostPfx") || label.ends_with("hostportPfx"));
         let is_cut = Cell::new(false);
+        for namer in &config.namers {
+            let spoken = captures::labels(namer, &runs);
+            runs.extend(spoken.into_iter().map(|label| vec![label]));
+        }
+        let names = overlaps::with_common(names);
         let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
         universe.spell(&runs, &domains, has_ports);
         universe.runs = runs;
@@ -135,23 +142,33 @@ impl Universe {
         self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
     }
 
+    /// Names of one label, longer ones of the table, and of two labels.
+    fn any_length(&self) -> Vec<Vec<String>> {
+        let longer = self.names.iter().filter(|name| (3..=MAX_SEGMENTS).contains(&name.len()));
+        let longer = longer.take(MAX_NAMES).cloned();
+        self.of_length(1, &[]).into_iter().chain(longer).chain(self.of_length(2, &[])).collect()
+    }
+
     /// Names of `count` labels, or of `more` as well.
     fn of_length(&self, count: usize, more: &[&str]) -> Vec<Vec<String>> {
         let labels = || self.labels.iter().map(String::as_str).chain(more.iter().copied());
         let all = labels().count().checked_pow(u32::try_from(count).unwrap_or(u32::MAX));
-        let known = self.names.iter().filter(|name| name.len() >= count);
-        let mut names: BTreeSet<Vec<String>> = known.map(|name| name[..count].to_vec()).collect();
         if count > MAX_SEGMENTS {
             self.is_cut.set(true);
-            return names.into_iter().take(MAX_NAMES).collect();
+            let known = self.names.iter().filter(|name| name.len() >= count);
+            return known.map(|name| name[..count].to_vec()).take(MAX_NAMES).collect();
         }
+        let padded = self.names.iter().flat_map(|name| overlaps::cut_or_padded(name, count));
+        let mut names: BTreeSet<Vec<String>> = padded.collect();
         if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
             // All together are too many: those that follow each other somewhere, and each
             // alone in each place.
             names.extend(self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec));
-            for place in 0..count {
+            for (place, other) in
+                (0..count).flat_map(|place| [(place, PROBE.to_owned()), (place, deep())])
+            {
                 names.extend(labels().map(|label| {
-                    let mut name = vec![PROBE.to_owned(); count];
+                    let mut name = vec![other.clone(); count];
                     name[place] = label.to_owned();
                     name
                 }));
@@ -448,7 +465,7 @@ fn by_header_path(header: &str, count: Option<usize>, universe: &Universe) -> Ve
     }
     let identified = Condition::Path(Text::Pattern("(?s)/.*[^/].*".into()));
     let mut all = Vec::new();
-    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
+    for name in universe.any_length() {
         if in_path(&name) && name.iter().any(|label| label != PROBE) {
             let path = format!("/{}", name.join("/"));
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();
@@ -480,7 +497,7 @@ fn by_header(header: &str, universe: &Universe) -> Vec<Candidate> {
         all.push(Candidate { sample: with_header(one.sample.clone(), &header, &value), ..one });
     };
     add(Vec::new(), Text::Exact("/".into()));
-    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
+    for name in universe.any_length() {
         if name.iter().any(|label| label != PROBE) {
             let path = Name::of(&name).to_string();
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();

@@ -21,17 +21,14 @@ use crate::{
 
 pub(super) const LEGACY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/legacy/");
 
-pub(super) const FILES: [&str; 10] = [
+pub(super) const FILES: [&str; 7] = [
     "linkerd1-02-consul-per-host-tls.yaml",
     "linkerd1-03-path-fs.yaml",
     "linkerd1-04-h2-grpc.yaml",
     "linkerd1-06-methodhost-marathon.yaml",
-    "linkerd1-11-k8s-daemonset.yaml",
     "linkerd1-12-edge-chain.yaml",
     "linkerd1-13-consul-regions.yaml",
     "linkerd1-14-grpc-h2.yaml",
-    "linkerd1-15-marathon-old.yaml",
-    "linkerd1-16-static-json.yaml",
 ];
 
 pub(super) fn source(file: &str) -> Source {
@@ -109,7 +106,7 @@ fn every_case() {
             count += 1;
         }
     }
-    assert_eq!(count, 147);
+    assert_eq!(count, 100);
 }
 
 fn check(id: &str, case: &Json, found: &Delegation) {

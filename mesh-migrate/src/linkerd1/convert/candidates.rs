@@ -163,18 +163,21 @@ impl Universe {
         if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
             // All together are too many: those that follow each other somewhere, and each
             // alone in each place.
-            names.extend(self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec));
-            for (place, other) in
-                (0..count).flat_map(|place| [(place, PROBE.to_owned()), (place, deep())])
-            {
-                names.extend(labels().map(|label| {
+            let runs = self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec);
+            let fillings = [PROBE.to_owned(), deep()];
+            let alone = (0..count).flat_map(|place| {
+                let of = |other: &String, label: &str| {
                     let mut name = vec![other.clone(); count];
-                    name[place] = label.to_owned();
+                    label.clone_into(&mut name[place]);
                     name
-                }));
-            }
+                };
+                let each =
+                    |other: &String| labels().map(|label| of(other, label)).collect::<Vec<_>>();
+                fillings.iter().flat_map(each).collect::<Vec<_>>()
+            });
+            let others: BTreeSet<_> = runs.chain(alone).filter(|n| !names.contains(n)).collect();
             self.is_cut.set(true);
-            return names.into_iter().take(MAX_NAMES).collect();
+            return names.into_iter().chain(others).take(MAX_NAMES).collect();
         }
         let mut all = vec![Vec::new()];
         for _ in 0..count {
@@ -266,6 +269,21 @@ impl Candidate {
     pub(super) fn said(&self) -> usize {
         let labels = self.below.labels().iter().filter(|label| *label != PROBE_METHOD);
         labels.map(|label| raw(label).replace(ODD, "").replace(PROBE, "").len() + 1).sum()
+    }
+
+    /// The same of each label, the most first: entries of a table are for the beginning
+    /// of names, and what several of them are for has a candidate of its own.
+    pub(super) fn said_each(&self) -> Vec<std::cmp::Reverse<usize>> {
+        let said = |label: &String| match label.contains(ANYBODY) {
+            true => raw(label).replace(ODD, "").replace(PROBE, "").len(),
+            false => usize::MAX,
+        };
+        self.below.labels().iter().map(|label| std::cmp::Reverse(said(label))).collect()
+    }
+
+    /// Whether it is for all methods, or for one.
+    pub(super) fn tells_methods(&self) -> bool {
+        self.below.labels().iter().any(|label| label == PROBE_METHOD)
     }
 
     /// Whether it stands for many names.

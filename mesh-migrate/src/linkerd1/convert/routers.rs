@@ -291,9 +291,14 @@ impl<'a> Run<'a> {
         }
         // Among themselves, names may have any order; the more a pattern says, the
         // earlier it comes.
-        found.sort_by_key(|(one, _)| {
-            let said = one.said();
-            (one.is_rest, one.is_pattern(), if one.is_pattern() { usize::MAX - said } else { 0 })
+        let tells_methods = found.iter().any(|(one, _)| one.tells_methods());
+        found.sort_by_cached_key(|(one, _)| {
+            let said = match (one.is_pattern(), tells_methods) {
+                (false, _) => Vec::new(),
+                (true, true) => vec![std::cmp::Reverse(one.said())],
+                (true, false) => one.said_each(),
+            };
+            (one.is_rest, one.is_pattern(), said)
         });
         for (one, to) in needed(found) {
             out.extend(rules(context, one, &to));

@@ -90,7 +90,7 @@ fn every_case_is_the_same_after_conversion() {
             count += 1;
         }
     }
-    assert_eq!(count, 28);
+    assert_eq!(count, 98);
 }
 
 fn converted(yaml: &str, world: &World) -> (Config, Program, Ledger) {
@@ -188,4 +188,38 @@ fn older_spellings_and_unknown_keys_are_told() {
     assert!(says(&ledger, 11, "today `dtab`"));
     assert!(says(&ledger, 13, "`sevrice` is no key"));
     assert!(says(&ledger, 15, "older name of io.l5d.header.token"));
+}
+
+#[test]
+fn longer_names_and_captures_have_rules() {
+    let yaml = "namers:\n- {kind: io.l5d.fs, rootDir: d}\n- {kind: io.l5d.rewrite, prefix: /lower, pattern: '/svc-{a}', \
+        name: '/files/{a}'}\nrouters:\n- protocol: http\n  servers: [{port: 1}]\n  dstPrefix: /\n  identifier:\n    kind: \
+        io.l5d.header\n  dtab: |\n    /files => /#/io.l5d.fs ;\n    /lower => /#/lower ;\n    /api => /files/api ;\n    \
+        /api/*/admin => ! ;\n    /api/v1/admin/ping => /files/web ;\n";
+    let mut world = World::of_names(["/#/io.l5d.fs/api", "/#/io.l5d.fs/web"]);
+    populated(&mut world);
+    let (config, program, _) = converted(yaml, &world);
+    for path in [
+        "/api/v1",
+        "/api/v2/admin",
+        "/api/v.2/admin",
+        "/api/v1/admin/ping",
+        "/api/v1/admin/pong",
+        "/lower/svc-web",
+        "/lower/svc-gone",
+    ] {
+        let request = super::rules::get("h", "/", &[("l5d-name", path)]);
+        let (legacy, ours) = both(&config, &world, &program, &request);
+        assert_eq!(gist(&legacy, true), gist(&ours, true), "{path}");
+    }
+}
+
+#[test]
+fn lines_of_a_transformer_are_told_of() {
+    let yaml = "namers:\n- kind: io.l5d.consul\n  transformers:\n  - kind: io.l5d.port\n    port: 4141\n  - kind: \
+        io.l5d.k8s.daemonset\n    namespace: l5d\n    port: incoming\n    service: l5d\nrouters:\n- protocol: http\n  \
+        servers: [{port: 1}]\n";
+    let (_, _, ledger) = converted(yaml, &World::default());
+    assert!(says(&ledger, 5, "where the hop goes"));
+    assert!(says(&ledger, 9, "where the hop goes"));
 }

@@ -55,7 +55,13 @@ fn request(value: &Json, target: &str) -> Request {
 
 fn endpoints(answer: &Answer) -> BTreeSet<String> {
     let Outcome::Forwarded(to) = &answer.outcome else { return BTreeSet::new() };
-    let names = [("orders-1.internal", "10.20.1.11"), ("orders-2.internal", "10.20.1.12")];
+    let names = [
+        ("orders-1.internal", "10.20.1.11"),
+        ("orders-2.internal", "10.20.1.12"),
+        ("orders-3.internal", "10.20.1.13"),
+        ("users-2.internal", "10.20.2.12"),
+        ("catalog-1.internal", "10.20.3.11"),
+    ];
     let text = |endpoint: &Endpoint| match endpoint {
         Endpoint::Address(address) => address.to_string(),
         Endpoint::Name(name) => {

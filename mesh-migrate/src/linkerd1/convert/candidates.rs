@@ -92,7 +92,9 @@ impl Universe {
             let spoken = captures::labels(namer, &runs);
             runs.extend(spoken.into_iter().map(|label| vec![label]));
         }
-        let names = overlaps::with_common(names);
+        let begins =
+            names.iter().flat_map(|n: &Vec<String>| (1..=n.len()).map(|to| n[..to].to_vec()));
+        let names = overlaps::with_common(begins.collect());
         let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
         universe.spell(&runs, &domains, has_ports);
         universe.runs = runs;
@@ -142,10 +144,22 @@ impl Universe {
         self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
     }
 
+    /// Whether the table itself says such a name, and not only labels of it.
+    pub(super) fn is_of_table(&self, one: &Candidate) -> bool {
+        let plain = |label: String| if label == deep() { PROBE.to_owned() } else { label };
+        let mut labels: Vec<String> = raw_labels(&one.below).into_iter().map(plain).collect();
+        while !self.names.contains(&labels) {
+            if labels.pop().is_none_or(|label| label != PROBE) {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Names of one label, longer ones of the table, and of two labels.
     fn any_length(&self) -> Vec<Vec<String>> {
         let longer = self.names.iter().filter(|name| (3..=MAX_SEGMENTS).contains(&name.len()));
-        let longer = longer.take(MAX_NAMES).cloned();
+        let longer = longer.take(MAX_NAMES).flat_map(|n| overlaps::cut_or_padded(n, n.len()));
         self.of_length(1, &[]).into_iter().chain(longer).chain(self.of_length(2, &[])).collect()
     }
 

@@ -10,7 +10,7 @@ use super::{super::config::Namer, labels::PROBE};
 /// Values of one variable, at most.
 const MAX_VALUES: usize = 200;
 /// Labels of one part of a pattern, at most.
-const MAX_SPOKEN: usize = 1_000;
+const MAX_SPOKEN: usize = 150;
 
 /// Labels of a pattern such as `/svc-{name}`, with values that make names which are
 /// known.

@@ -108,7 +108,7 @@ pub(super) fn http(
         if let IdentifierKind::MethodAndHost(_) = identifier.kind {
             run.http10(&identifier.place, ledger);
         }
-        let is_cut = run.one(&mut context, &found, universe.is_cut.get(), &mut rules);
+        let is_cut = run.one(&mut context, &found, &universe, &mut rules);
         universe.is_cut.set(is_cut);
     }
     if universe.is_cut.get() {
@@ -269,9 +269,10 @@ impl<'a> Run<'a> {
         &mut self,
         context: &mut Context<'_>,
         all: &[Candidate],
-        mut is_cut: bool,
+        universe: &Universe,
         out: &mut Vec<Rule>,
     ) -> bool {
+        let mut is_cut = universe.is_cut.get();
         let mut found = Vec::new();
         for one in all {
             // The last stands for all others, and must be known.
@@ -298,7 +299,8 @@ impl<'a> Run<'a> {
                 (true, true) => vec![std::cmp::Reverse(one.said())],
                 (true, false) => one.said_each(),
             };
-            (one.is_rest, one.is_pattern(), said)
+            let is_guess = one.is_pattern() && !tells_methods && !universe.is_of_table(one);
+            (one.is_rest, one.is_pattern(), is_guess, said)
         });
         for (one, to) in needed(found) {
             out.extend(rules(context, one, &to));

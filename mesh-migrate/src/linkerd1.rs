@@ -5,6 +5,7 @@
 //!   a name.
 //! - [`world`]: what discovery knows, [`discovery`] a file of it; [`namerd`] tables that are kept elsewhere;
 //!   [`namers`] who asks for endpoints.
+//! - [`listing`]: files of `io.l5d.fs` as names.
 //! - [`reach`]: which names of namers there can be, for who asks a registry.
 //! - [`delegate`]: a name through table, namers and transformers, step by step.
 //! - [`explain`]: one request, from its identifier to its endpoints.
@@ -21,6 +22,7 @@ pub mod discovery;
 pub mod dtab;
 pub mod explain;
 mod identify;
+pub mod listing;
 pub mod name;
 pub mod namerd;
 pub mod namers;

@@ -33,8 +33,14 @@ DIFFERENT = {
     ("envoy-01-http.yaml", "e3"): "strip_matching_host_port",
     ("linkerd1-02-consul-per-host-tls.yaml", "l9"): "incoming",
     ("linkerd1-06-methodhost-marathon.yaml", "l3"): "HTTP/1.0",
+    ("linkerd1-12-edge-chain.yaml", "l34"): "HTTP/1.0",
     ("nginx-01-reverse-proxy.conf", "n3"): "kept connections",
 }
+
+
+# Where files of io.l5d.fs are, of those that have some.
+DISCO = {"linkerd1-03-path-fs.yaml": "linkerd1-03-disco", "linkerd1-12-edge-chain.yaml": "linkerd1-12-disco"}
+FILE_OF = re.compile("^/#/(io.l5d.fs/)?")
 
 
 def cases_of(name):
@@ -144,9 +150,12 @@ def asked(name):
 
 def wrong_of_linkerd(case, listener, is_http2, places):
     wanted = {}
-    for bound in case["bound"]:
+    # Of a router that sends to another one, whoever is behind that.
+    for name in case.get("then", []):
+        wanted.update((address, 1.0) for address in places[name])
+    for bound in [] if "then" in case else case["bound"]:
         name = re.sub(r"^(/%/.*?)?(?=/#/|/\$/)", "", bound["client"])
-        for address in places.get(name, []):
+        for address in places.get(name, fixed(name)):
             wanted[address] = bound["share"]
     status = case["status"] or 200
     headers = {k: v for k, v in case["headers"].items() if not k.startswith(":")}
@@ -154,7 +163,7 @@ def wrong_of_linkerd(case, listener, is_http2, places):
     took = Counter()
     for _ in range(60 if len(case["bound"]) > 1 else 4):
         if is_http2:
-            got = world.ask2(listener, case["method"], case["host"], case["uri"])
+            got = world.ask2(listener, case["method"], case["host"], case["uri"], headers)
         else:
             got = world.ask(listener, case["method"], case["host"], case["uri"], headers, version=version)
         if got is None:
@@ -164,6 +173,10 @@ def wrong_of_linkerd(case, listener, is_http2, places):
         if status != 200:
             continue
         seen = json.loads(got[1].get("x-seen", "null"))
+        if "/io.buoyant.http.status/" in case["bound"][0]["client"]:
+            if seen is not None:
+                return "%s took it" % seen["address"]
+            continue
         if seen is None:
             return "no application answered"
         if seen["address"] not in wanted:
@@ -171,20 +184,26 @@ def wrong_of_linkerd(case, listener, is_http2, places):
         if case.get("upstream_uri") and seen["target"] != case["upstream_uri"]:
             return "target %s" % seen["target"]
         took[seen["address"]] += 1
-    for bound in case["bound"]:
+    for bound in [] if "then" in case else case["bound"]:
         name = re.sub(r"^(/%/.*?)?(?=/#/|/\$/)", "", bound["client"])
-        share = sum(took[address] for address in places.get(name, [])) / max(1, sum(took.values()))
+        share = sum(took[address] for address in places.get(name, fixed(name))) / max(1, sum(took.values()))
         if took and abs(share - bound["share"]) > 0.2:
             return "%s has a share of %.2f" % (name, share)
     return None
+
+
+def fixed(name):
+    """Where a name of `/$/inet` with an address is."""
+    found = re.match(r"/\$/inet/([0-9.]+)/([0-9]+)", name)
+    return ["%s:%s" % found.groups()] if found else []
 
 
 def places_of(name, names, already):
     """Endpoints of bound names: those that files say, else one each."""
     places, discovery = {}, {}
     for bound in names:
-        file = os.path.join(world.LEGACY, "linkerd1-03-disco", bound.rsplit("/", 1)[1])
-        if name == "linkerd1-03-path-fs.yaml" and os.path.exists(file):
+        file = os.path.join(world.LEGACY, DISCO.get(name, ""), FILE_OF.sub("", bound))
+        if name in DISCO and os.path.isfile(file):
             with open(file) as lines:
                 words = [line.split() for line in lines if line.strip() and line[0] != "#"]
             places[bound] = ["%s:%s" % (word[0], word[1]) for word in words]
@@ -262,6 +281,13 @@ def routers_of(name):
         "linkerd1-03-path-fs.yaml": {"api": "127.0.0.1:4140"},
         "linkerd1-04-h2-grpc.yaml": {"grpc": "127.0.0.1:4142", "h2-plain": "127.0.0.1:4143"},
         "linkerd1-06-methodhost-marathon.yaml": {"dcos": "127.0.0.1:4140"},
+        "linkerd1-12-edge-chain.yaml": {"edge": "127.0.0.1:8080", "inner": "127.0.0.1:8081", "old": "127.0.0.1:8082"},
+        "linkerd1-13-consul-regions.yaml": {"regions": "127.0.0.1:4140"},
+        "linkerd1-14-grpc-h2.yaml": {
+            "by-method": "127.0.0.1:4142",
+            "by-authority": "127.0.0.1:4143",
+            "by-header": "127.0.0.1:4144",
+        },
     }[name]
 
 

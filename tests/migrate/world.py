@@ -151,9 +151,10 @@ def ask(listener, method, host, target, headers, source="10.20.0.1", version="1.
         client.close()
 
 
-def ask2(listener, method, host, target):
+def ask2(listener, method, host, target, headers):
     """The same over HTTP/2 without TLS, by curl."""
     command = ["curl", "-s", "-m", "10", "-i", "--http2-prior-knowledge", "-X", method, "-H", "Host: " + host]
+    command += [word for header in headers.items() for word in ("-H", "%s: %s" % header)]
     got = subprocess.run([*command, "http://%s%s" % (listener, target)], capture_output=True, text=True)
     if got.returncode:
         return None

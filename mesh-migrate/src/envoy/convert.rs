@@ -152,7 +152,8 @@ impl<'c> Converter<'c> {
         let tls = self.server_tls(chain);
         let routes = self.config.routes(hcm)?;
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
-        let rules = self.rules(&within);
+        let mut rules: Vec<Rule> = health_checks(&within).map(|(_, rule)| rule).collect();
+        rules.extend(self.rules(&within));
         let appends = hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
         let forwarded = if appends { Forwarded::Append } else { Forwarded::Keep };
         self.connection_manager(listener, &within);
@@ -172,6 +173,11 @@ impl<'c> Converter<'c> {
                 continue;
             }
             let name = filter.text("name").unwrap_or_default();
+            if health_checks(within).any(|(known, _)| std::ptr::eq(known, filter)) {
+                let how = "answered 200 with any query, and as long as our proxy runs";
+                filter.fields.iter().for_each(|field| self.notes.approximated(&field.place, how));
+                continue;
+            }
             for field in &filter.fields {
                 match verdict(config) {
                     Ok(meaning) => self.notes.dropped(&field.place, format!("{name}: {meaning}")),
@@ -338,6 +344,15 @@ fn http(chain: &Tree) -> Option<(&Tree, &Tree)> {
         Terminal::Http(hcm) => Some((chain, hcm)),
         Terminal::Tcp(_) | Terminal::Other(_) => None,
     }
+}
+
+/// Filters that answer health checks themselves, as rules.
+fn health_checks<'h>(within: &'h Within<'h>) -> impl Iterator<Item = (&'h Tree, Rule)> {
+    within.hcm.messages("http_filters").filter_map(|filter| {
+        let when = condition::health_check(parts::health_check(filter)?, within)?;
+        let reply = Reply { status: 200, ..Reply::default() };
+        Some((filter, rule(&filter.place, when, crate::program::Then::Reply(reply))))
+    })
 }
 
 /// What it means that a filter of HTTP is not there, or what to ask about it.

@@ -183,3 +183,12 @@ pub(super) fn without_port(host: &str, only: Option<u16>) -> &str {
         _ => host,
     }
 }
+
+/// What a filter of HTTP answers health checks by, without asking anybody.
+pub(super) fn health_check(filter: &Tree) -> Option<&Tree> {
+    let config = filter.msg("typed_config").filter(|config| config.short() == "HealthCheck")?;
+    let asks =
+        config.is("pass_through_mode") || config.entry("cluster_min_healthy_percentages").is_some();
+    let is_on = !filter.is("disabled") && !asks && config.messages("headers").next().is_some();
+    is_on.then_some(config)
+}

@@ -55,7 +55,13 @@ fn request(value: &Json, target: &str) -> Request {
 
 fn endpoints(answer: &Answer) -> BTreeSet<String> {
     let Outcome::Forwarded(to) = &answer.outcome else { return BTreeSet::new() };
-    let names = [("orders-1.internal", "10.20.1.11"), ("orders-2.internal", "10.20.1.12")];
+    let names = [
+        ("orders-1.internal", "10.20.1.11"),
+        ("orders-2.internal", "10.20.1.12"),
+        ("orders-3.internal", "10.20.1.13"),
+        ("users-2.internal", "10.20.2.12"),
+        ("catalog-1.internal", "10.20.3.11"),
+    ];
     let text = |endpoint: &Endpoint| match endpoint {
         Endpoint::Address(address) => address.to_string(),
         Endpoint::Name(name) => {
@@ -67,38 +73,47 @@ fn endpoints(answer: &Answer) -> BTreeSet<String> {
 
 #[test]
 fn legacy_cases_hold() {
-    let source = Source::read(format!("{LEGACY}envoy-01-http.yaml").as_ref()).unwrap();
-    let config = Config::read(&source).unwrap();
-    let (program, ledger) = convert(&config);
-    assert_eq!(ledger.silent_lines(&source, is_blank), Vec::<u32>::new());
-    let expect = std::fs::read_to_string(format!("{LEGACY}envoy-01-http.yaml.expect.md")).unwrap();
-    let json = expect.split("```json").nth(1).unwrap().split("```").next().unwrap();
-    let cases: Vec<Json> = serde_json::from_str(json).unwrap();
-    assert_eq!(cases.len(), 11);
-    for case in &cases {
-        let request = request(case, "path");
-        for (answer, by) in
-            [(explain(&config, &request), "explain"), (decide(&program, &request), "decide")]
-        {
-            holds(case, &answer, by);
+    for (file, count) in [
+        ("envoy-01-http.yaml", 11),
+        ("envoy-11-edge-gateway.yaml", 24),
+        ("envoy-13-sidecar-egress.yaml", 20),
+        ("envoy-15-monolith.yaml", 27),
+    ] {
+        let source = Source::read(format!("{LEGACY}{file}").as_ref()).unwrap();
+        let config = Config::read(&source).unwrap();
+        let (program, ledger) = convert(&config);
+        assert_eq!(ledger.silent_lines(&source, is_blank), Vec::<u32>::new(), "{file}");
+        let expect = std::fs::read_to_string(format!("{LEGACY}{file}.expect.md")).unwrap();
+        let json = expect.split("```json").nth(1).unwrap().split("```").next().unwrap();
+        let cases: Vec<Json> = serde_json::from_str(json).unwrap();
+        assert_eq!(cases.len(), count, "{file}");
+        for case in &cases {
+            let request = request(case, "path");
+            for (answer, by) in
+                [(explain(&config, &request), "explain"), (decide(&program, &request), "decide")]
+            {
+                holds(file, case, &answer, by);
+            }
         }
     }
 }
 
-fn holds(case: &Json, answer: &Answer, by: &str) {
-    let id = format!("{} by {by}: {answer:?}", case["id"]);
+fn holds(file: &str, case: &Json, answer: &Answer, by: &str) {
+    let id = format!("{file} {} by {by}: {answer:?}", case["id"]);
+    let is_first = file == "envoy-01-http.yaml";
     let expect = &case["expect"];
     let Some(backends) = expect["backend"].as_array() else {
         let Outcome::Answered { status, headers, .. } = &answer.outcome else { panic!("{id}") };
         assert_eq!(u64::from(*status), expect["status"].as_u64().unwrap(), "{id}");
         if let Some(location) = expect["rh"]["location"].as_str() {
-            assert_eq!(headers, &[("location".to_owned(), location.to_owned())], "{id}");
+            let wanted = ("location".to_owned(), location.to_owned());
+            assert!(headers.contains(&wanted), "{id}");
         }
         return;
     };
     let mut wanted: BTreeSet<String> =
         backends.iter().map(|one| one.as_str().unwrap().to_owned()).collect();
-    if case["id"] == "e10" {
+    if is_first && case["id"] == "e10" {
         // The other endpoint fails, and the request is repeated on this one.
         wanted.insert("10.20.8.99:8080".into());
     }
@@ -112,7 +127,7 @@ fn holds(case: &Json, answer: &Answer, by: &str) {
         let unchanged = (name == "host").then(|| case["host"].as_str()).flatten();
         let got = changed.map_or(unchanged, |(_, value)| value.as_deref());
         // A program leaves the port in Host, and its ledger says so.
-        let is_left = by == "decide" && name == "host" && case["id"] == "e3";
+        let is_left = by == "decide" && name == "host" && is_first && case["id"] == "e3";
         assert!(is_left || got == value.as_str(), "{id} {name} {got:?}");
     }
 }

@@ -1,9 +1,11 @@
 //! The conversion: a table is for any name, our rules are for those that are known.
 
 mod candidates;
+mod captures;
 mod keys;
 mod labels;
 mod notes;
+mod overlaps;
 mod pair;
 mod policies;
 mod pools;

@@ -7,7 +7,7 @@ use super::{
     config::{Namer, Transformer},
     dtab::{Dentry, Tree},
     name::Name,
-    namers::{BoundName, Found, built_in, configured, elsewhere},
+    namers::{BoundName, Found, Origin, built_in, configured, elsewhere},
     transform::apply,
     world::{Files, World},
 };
@@ -326,6 +326,14 @@ impl Run<'_, '_> {
                 reasons.push(reason);
                 let reason = reasons.swap_remove(0);
                 (Ok(Bound::Neg), Traced::of(Some(name.clone()), format!("negative: {reason}")))
+            }
+            Found::Bound(mut bound) => {
+                // Discovery may say where a name of DNS is.
+                let known = self.engine.world.names.get(&bound.id.to_string());
+                if let (Origin::Dns, Some(known @ Some(_))) = (&bound.from, known) {
+                    bound.endpoints.clone_from(known);
+                }
+                self.found(name, Found::Bound(bound), &[], depth)
             }
             found => self.found(name, found, &[], depth),
         }

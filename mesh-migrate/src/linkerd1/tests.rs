@@ -21,11 +21,14 @@ use crate::{
 
 pub(super) const LEGACY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/legacy/");
 
-pub(super) const FILES: [&str; 4] = [
+pub(super) const FILES: [&str; 7] = [
     "linkerd1-02-consul-per-host-tls.yaml",
     "linkerd1-03-path-fs.yaml",
     "linkerd1-04-h2-grpc.yaml",
     "linkerd1-06-methodhost-marathon.yaml",
+    "linkerd1-12-edge-chain.yaml",
+    "linkerd1-13-consul-regions.yaml",
+    "linkerd1-14-grpc-h2.yaml",
 ];
 
 pub(super) fn source(file: &str) -> Source {
@@ -86,9 +89,9 @@ fn every_case() {
         for case in expected["cases"].as_array().unwrap() {
             let id = format!("{file} {}", case["id"]);
             let request = request(case);
-            let found = delegate(&config, &world, &no_files, &request).unwrap();
+            let found = delegate(&config, &world, &legacy_files, &request).unwrap();
             check(&id, case, &found);
-            let answer = explain(&config, &world, &no_files, &request).unwrap();
+            let answer = explain(&config, &world, &legacy_files, &request).unwrap();
             match (&answer.outcome, case["status"].as_u64()) {
                 (Outcome::Answered { status, .. }, Some(code)) => {
                     assert_eq!(u64::from(*status), code, "{id}");
@@ -103,7 +106,7 @@ fn every_case() {
             count += 1;
         }
     }
-    assert_eq!(count, 29);
+    assert_eq!(count, 100);
 }
 
 fn check(id: &str, case: &Json, found: &Delegation) {

@@ -174,9 +174,13 @@ impl Making<'_> {
         }
         let backends = self.backends(&rule.place, &forward.pools, REQUESTS);
         route.insert("backendRefs".into(), backends);
+        // One attempt that may take longer than all of them has no limit of its own.
+        let attempt = forward.attempt_timeout.filter(|attempt| {
+            forward.request_timeout.is_none_or(|all| all.is_zero() || *attempt <= all)
+        });
         let timeouts = object([
             ("request", forward.request_timeout.map(duration)),
-            ("backendRequest", forward.attempt_timeout.map(duration)),
+            ("backendRequest", attempt.map(duration)),
         ]);
         if timeouts != json!({}) {
             route.insert("timeouts".into(), timeouts);

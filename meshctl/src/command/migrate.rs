@@ -21,7 +21,7 @@ use mesh_migrate::{
     legacy::{self, Format as From, Outside},
     linkerd1::{
         config::Config,
-        discovery,
+        discovery, listing,
         name::Name,
         world::{Files, World},
     },
@@ -156,10 +156,15 @@ impl Input {
             _ => None,
         };
         let given = self.discovery.as_ref().map(|path| Source::read(path)).transpose();
-        let world = match found.as_ref().or(given.map_err(wrong)?.as_ref()) {
+        let mut world = match found.as_ref().or(given.map_err(wrong)?.as_ref()) {
             Some(source) => legacy::read_world(source).map_err(wrong)?,
             None => World::default(),
         };
+        if let (Proxy::Linkerd1, Some(source)) = (self.from, sources.first())
+            && let Ok(config) = Config::read(source)
+        {
+            listing::add(&config, &directory, &mut world);
+        }
         let variable = |name: &str| std::env::var(name).ok();
         let main = files.first().cloned().unwrap_or_default();
         let included = nginx::disk(&main);

@@ -168,7 +168,7 @@ impl<'c> Converter<'c> {
             mirrors: self.mirrors([action, host, within.routes]),
             pools,
             strip_query: false,
-            tell: Vec::new(),
+            tell: request.tell,
             set: request.set,
             add: request.add,
             remove: request.remove,

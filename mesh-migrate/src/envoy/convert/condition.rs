@@ -100,6 +100,17 @@ fn path(matcher: &Tree) -> Condition {
     Condition::Path(text)
 }
 
+/// Requests that a filter for health checks answers, which may have any query here.
+pub(super) fn health_check(check: &Tree, within: &Within<'_>) -> Option<Condition> {
+    let one = |matcher: &Tree| match wanted(matcher) {
+        Some(path @ Text::Exact(_)) if matcher.text("name") == Some(":path") => {
+            (!matcher.is("invert_match")).then_some(Condition::Path(path))
+        }
+        _ => header(matcher, within).ok(),
+    };
+    check.messages("headers").map(one).collect::<Option<Vec<_>>>().map(all)
+}
+
 fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Cannot<'t>> {
     let name = matcher.text("name").unwrap_or_default().to_ascii_lowercase();
     let is_inverted = matcher.is("invert_match");

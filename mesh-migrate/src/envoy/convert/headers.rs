@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::envoy::{notes::Notes, tree::Tree};
+use crate::{
+    envoy::{notes::Notes, tree::Tree},
+    program::Said,
+};
 
 /// What becomes of headers; names in lower case.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -10,6 +13,8 @@ pub(super) struct Changes {
     pub(super) set: Vec<(String, String)>,
     pub(super) add: Vec<(String, String)>,
     pub(super) remove: Vec<String>,
+    /// Replaced by what the request says; of requests only.
+    pub(super) tell: Vec<(String, Said)>,
 }
 
 /// What is known of one header after some levels.
@@ -41,16 +46,27 @@ struct Change {
 /// Levels in the order in which Envoy applies them; `of` is `request` or `response`.
 pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
     let mut lines: BTreeMap<String, Line> = BTreeMap::new();
+    let mut tell: BTreeMap<String, Said> = BTreeMap::new();
     for level in levels {
         for name in level.texts(&format!("{of}_headers_to_remove")) {
             let gone = Line { is_fresh: true, values: Vec::new() };
             lines.insert(name.to_ascii_lowercase(), gone);
+            tell.remove(&name.to_ascii_lowercase());
         }
         let options = level.messages(&format!("{of}_headers_to_add"));
-        let changes: Vec<Change> =
-            options.filter_map(|option| change(option, &lines, notes)).collect();
+        let changes: Vec<Change> = options
+            .filter_map(|option| match told(option).filter(|_| of == "request") {
+                None => change(option, &lines, notes),
+                Some((name, said)) => {
+                    told_near(option, &said, notes);
+                    tell.insert(name, said);
+                    None
+                }
+            })
+            .collect();
         // What overwrites goes before what is appended.
         for change in changes.iter().filter(|change| change.overwrites) {
+            tell.remove(&change.name);
             let line = Line { is_fresh: true, values: vec![change.value.clone()] };
             lines.insert(change.name.clone(), line);
         }
@@ -59,6 +75,8 @@ pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
         }
     }
     let mut changes = Changes::default();
+    lines.retain(|name, _| !tell.contains_key(name));
+    changes.tell.extend(tell);
     for (name, line) in lines {
         match (line.is_fresh, line.values.is_empty()) {
             (true, true) => changes.remove.push(name),
@@ -71,6 +89,43 @@ pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
         }
     }
     changes
+}
+
+/// A header that becomes what the request says, and nothing beside it.
+fn told(option: &Tree) -> Option<(String, Said)> {
+    let header = option.msg("header")?;
+    let name = header.text("key")?.to_ascii_lowercase();
+    if matches!(option.text("append_action"), Some("ADD_IF_ABSENT" | "OVERWRITE_IF_EXISTS")) {
+        return None;
+    }
+    let operator = header.text("value")?.strip_prefix('%')?.strip_suffix('%')?;
+    let said = match operator {
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Said::Client,
+        "REQ(:authority)" | "REQ(:AUTHORITY)" => Said::Host,
+        "REQ(:path)" | "REQ(:PATH)" => Said::Target,
+        "REQ(:method)" | "REQ(:METHOD)" => Said::Method,
+        _ => {
+            let of = operator.strip_prefix("REQ(")?.strip_suffix(')')?;
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+            of.chars().all(is_name).then(|| Said::Header(of.to_ascii_lowercase()))?
+        }
+    };
+    Some((name, said))
+}
+
+/// How that differs from what Envoy does.
+fn told_near(option: &Tree, said: &Said, notes: &mut Notes) {
+    let overwrites = option.text("append_action") == Some("OVERWRITE_IF_EXISTS_OR_ADD")
+        || option.bool("append") == Some(false);
+    let how = match said {
+        Said::Header(_) => {
+            "what the client sent of it is replaced, or gone where the other header is absent"
+        }
+        _ if overwrites => return,
+        _ => "what the client sent of it is replaced",
+    };
+    let field = option.msg("header").and_then(|header| header.entry("value"));
+    field.iter().for_each(|field| notes.approximated(&field.place, how));
 }
 
 /// `None` where nothing is done; conditions are of what was there before the level.

@@ -45,7 +45,8 @@ impl<'c> Asked<'c> {
         };
         for filter in hcm.messages("http_filters") {
             let config = filter.msg("typed_config").map_or("", Tree::short);
-            if config != "Router" && !filter.is("disabled") {
+            if config != "Router" && !filter.is("disabled") && parts::health_check(filter).is_none()
+            {
                 let name = filter.text("name").unwrap_or_default();
                 why.at(&filter.place, format!("{name} is asked before; this answer is without it"));
             }
@@ -59,6 +60,14 @@ impl<'c> Asked<'c> {
         let makes_id = hcm.bool("generate_request_id") != Some(false);
         let seen =
             Seen { http, makes_id, sent_host, authority: &authority, target, scheme, sets_proto };
+        for (filter, check) in
+            hcm.messages("http_filters").filter_map(|f| Some((f, parts::health_check(f)?)))
+        {
+            if check.messages("headers").all(|matcher| seen.header_holds(matcher)) {
+                why.at(&filter.place, "the filter for health checks answers");
+                return answered(200);
+            }
+        }
         let Some(host) = self.virtual_host(routes, &authority, http, why) else {
             return answered(404);
         };

@@ -11,6 +11,7 @@ pub(super) struct Headers {
     /// Values that only a running Envoy knows.
     pub(super) unknown: Vec<String>,
     source: String,
+    protocol: &'static str,
 }
 
 impl Headers {
@@ -21,7 +22,9 @@ impl Headers {
         all.push((":method".into(), http.method.clone()));
         all.push((":path".into(), http.target.clone()));
         all.push((":authority".into(), http.host.clone().unwrap_or_default()));
-        Self { all, touched: BTreeSet::new(), unknown: Vec::new(), source: source.to_string() }
+        let protocol = if http.is_http10 { "HTTP/1.0" } else { "HTTP/1.1" };
+        let source = source.to_string();
+        Self { all, touched: BTreeSet::new(), unknown: Vec::new(), source, protocol }
     }
 
     fn first(&self, name: &str) -> Option<&str> {
@@ -102,6 +105,7 @@ impl Headers {
                     out.push_str(names.find_map(|name| self.first(&name)).unwrap_or_default());
                 }
                 ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", _) => out.push_str(&self.source),
+                ("PROTOCOL", _) => out.push_str(self.protocol),
                 _ => {
                     self.unknown.push(operator.to_owned());
                     out.push_str(&format!("%{operator}%"));

@@ -11,7 +11,9 @@ use super::{
         name::{Name, raw},
         world::World,
     },
+    captures,
     labels::{ANYBODY, ODD, PROBE, PROBE_METHOD, deep, fits, spelled, split, text},
+    overlaps,
 };
 use crate::{
     program::{Condition, PathChange, Text},
@@ -52,7 +54,11 @@ impl Universe {
         let mut runs: BTreeSet<Vec<String>> = BTreeSet::new();
         let mut domains = BTreeSet::new();
         let mut names = BTreeSet::new();
+        let mut has_ports = false;
         let mut add = |labels: Vec<String>| {
+            has_ports |= labels
+                .iter()
+                .any(|label| label.ends_with("hostPfx") || label.ends_with("hostportPfx"));
             if let Some(at) = labels.iter().position(|label| label.contains("subdomainOf")) {
                 domains.extend(labels.get(at + 1).cloned());
             }
@@ -81,11 +87,14 @@ impl Universe {
             names.insert(raw_labels(&labels));
             add(raw_labels(&labels));
         }
-        let has_ports = runs
-            .iter()
-            .flatten()
-            .any(|label| label.ends_with("hostPfx") || label.ends_with("hostportPfx"));
         let is_cut = Cell::new(false);
+        for namer in &config.namers {
+            let spoken = captures::labels(namer, &runs);
+            runs.extend(spoken.into_iter().map(|label| vec![label]));
+        }
+        let begins =
+            names.iter().flat_map(|n: &Vec<String>| (1..=n.len()).map(|to| n[..to].to_vec()));
+        let names = overlaps::with_common(begins.collect());
         let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
         universe.spell(&runs, &domains, has_ports);
         universe.runs = runs;
@@ -135,29 +144,54 @@ impl Universe {
         self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
     }
 
+    /// Whether the table itself says such a name, and not only labels of it.
+    pub(super) fn is_of_table(&self, one: &Candidate) -> bool {
+        let plain = |label: String| if label == deep() { PROBE.to_owned() } else { label };
+        let mut labels: Vec<String> = raw_labels(&one.below).into_iter().map(plain).collect();
+        while !self.names.contains(&labels) {
+            if labels.pop().is_none_or(|label| label != PROBE) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Names of one label, longer ones of the table, and of two labels.
+    fn any_length(&self) -> Vec<Vec<String>> {
+        let longer = self.names.iter().filter(|name| (3..=MAX_SEGMENTS).contains(&name.len()));
+        let longer = longer.take(MAX_NAMES).flat_map(|n| overlaps::cut_or_padded(n, n.len()));
+        self.of_length(1, &[]).into_iter().chain(longer).chain(self.of_length(2, &[])).collect()
+    }
+
     /// Names of `count` labels, or of `more` as well.
     fn of_length(&self, count: usize, more: &[&str]) -> Vec<Vec<String>> {
         let labels = || self.labels.iter().map(String::as_str).chain(more.iter().copied());
         let all = labels().count().checked_pow(u32::try_from(count).unwrap_or(u32::MAX));
-        let known = self.names.iter().filter(|name| name.len() >= count);
-        let mut names: BTreeSet<Vec<String>> = known.map(|name| name[..count].to_vec()).collect();
         if count > MAX_SEGMENTS {
             self.is_cut.set(true);
-            return names.into_iter().take(MAX_NAMES).collect();
+            let known = self.names.iter().filter(|name| name.len() >= count);
+            return known.map(|name| name[..count].to_vec()).take(MAX_NAMES).collect();
         }
+        let padded = self.names.iter().flat_map(|name| overlaps::cut_or_padded(name, count));
+        let mut names: BTreeSet<Vec<String>> = padded.collect();
         if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
             // All together are too many: those that follow each other somewhere, and each
             // alone in each place.
-            names.extend(self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec));
-            for place in 0..count {
-                names.extend(labels().map(|label| {
-                    let mut name = vec![PROBE.to_owned(); count];
-                    name[place] = label.to_owned();
+            let runs = self.runs.iter().flat_map(|run| run.windows(count)).map(<[_]>::to_vec);
+            let fillings = [PROBE.to_owned(), deep()];
+            let alone = (0..count).flat_map(|place| {
+                let of = |other: &String, label: &str| {
+                    let mut name = vec![other.clone(); count];
+                    label.clone_into(&mut name[place]);
                     name
-                }));
-            }
+                };
+                let each =
+                    |other: &String| labels().map(|label| of(other, label)).collect::<Vec<_>>();
+                fillings.iter().flat_map(each).collect::<Vec<_>>()
+            });
+            let others: BTreeSet<_> = runs.chain(alone).filter(|n| !names.contains(n)).collect();
             self.is_cut.set(true);
-            return names.into_iter().take(MAX_NAMES).collect();
+            return names.into_iter().chain(others).take(MAX_NAMES).collect();
         }
         let mut all = vec![Vec::new()];
         for _ in 0..count {
@@ -249,6 +283,21 @@ impl Candidate {
     pub(super) fn said(&self) -> usize {
         let labels = self.below.labels().iter().filter(|label| *label != PROBE_METHOD);
         labels.map(|label| raw(label).replace(ODD, "").replace(PROBE, "").len() + 1).sum()
+    }
+
+    /// The same of each label, the most first: entries of a table are for the beginning
+    /// of names, and what several of them are for has a candidate of its own.
+    pub(super) fn said_each(&self) -> Vec<std::cmp::Reverse<usize>> {
+        let said = |label: &String| match label.contains(ANYBODY) {
+            true => raw(label).replace(ODD, "").replace(PROBE, "").len(),
+            false => usize::MAX,
+        };
+        self.below.labels().iter().map(|label| std::cmp::Reverse(said(label))).collect()
+    }
+
+    /// Whether it is for all methods, or for one.
+    pub(super) fn tells_methods(&self) -> bool {
+        self.below.labels().iter().any(|label| label == PROBE_METHOD)
     }
 
     /// Whether it stands for many names.
@@ -448,7 +497,7 @@ fn by_header_path(header: &str, count: Option<usize>, universe: &Universe) -> Ve
     }
     let identified = Condition::Path(Text::Pattern("(?s)/.*[^/].*".into()));
     let mut all = Vec::new();
-    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
+    for name in universe.any_length() {
         if in_path(&name) && name.iter().any(|label| label != PROBE) {
             let path = format!("/{}", name.join("/"));
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();
@@ -480,7 +529,7 @@ fn by_header(header: &str, universe: &Universe) -> Vec<Candidate> {
         all.push(Candidate { sample: with_header(one.sample.clone(), &header, &value), ..one });
     };
     add(Vec::new(), Text::Exact("/".into()));
-    for name in [2, 1].into_iter().flat_map(|count| universe.of_length(count, &[])) {
+    for name in universe.any_length() {
         if name.iter().any(|label| label != PROBE) {
             let path = Name::of(&name).to_string();
             let longer: Vec<String> = name.iter().cloned().chain([PROBE.to_owned()]).collect();

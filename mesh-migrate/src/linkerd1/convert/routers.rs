@@ -51,6 +51,8 @@ struct Run<'a> {
     direct: Option<Engine<'a>>,
     uses: Vec<Use>,
     work: usize,
+    /// Of work, for the identifier that names are tried for.
+    limit: usize,
 }
 
 /// A router of HTTP.
@@ -84,7 +86,9 @@ pub(super) fn http(
     let mut context =
         Context { is_http2: false, is_mesh: pair.is_some(), place: &router.node.place, pools };
     context.is_http2 = router.protocol == super::Protocol::H2;
-    for identifier in &router.identifiers {
+    for (number, identifier) in (1..).zip(&router.identifiers) {
+        // Names of the first must not leave none to the others.
+        run.limit = MAX_WORK / router.identifiers.len() * number;
         let found = match named(&identifier.kind, &universe, asked.world) {
             Ok(found) => found,
             Err(why) => return lost(asked, ledger, why),
@@ -104,9 +108,10 @@ pub(super) fn http(
         if let IdentifierKind::MethodAndHost(_) = identifier.kind {
             run.http10(&identifier.place, ledger);
         }
-        run.one(&mut context, &found, universe.is_cut.get(), &mut rules);
+        let is_cut = run.one(&mut context, &found, &universe, &mut rules);
+        universe.is_cut.set(is_cut);
     }
-    if universe.is_cut.get() || run.work > MAX_WORK {
+    if universe.is_cut.get() {
         ledger.decision(
             &router.node.place,
             "there are more names than were tried: which are in use?",
@@ -166,7 +171,7 @@ impl<'a> Run<'a> {
         let engine = engine(asked.config, asked.router, asked.world, asked.files, &tables);
         let engine = Engine { is_told: false, ..engine };
         let uses = vec![Use::default(); engine.entries.len()];
-        Self { asked, engine, direct: None, uses, work: 0 }
+        Self { asked, engine, direct: None, uses, work: 0, limit: MAX_WORK }
     }
 
     fn resolve(&mut self, below: &Name) -> Resolved {
@@ -258,25 +263,28 @@ impl<'a> Run<'a> {
         ledger.decision(place, question, &["there are none", "give them a listener of their own"]);
     }
 
-    /// Rules of one identifier: for names, then for patterns, then for all others.
+    /// Rules of one identifier: for names, then for patterns, then for all others; and
+    /// whether there were more names than could be tried.
     fn one(
         &mut self,
         context: &mut Context<'_>,
         all: &[Candidate],
-        is_cut: bool,
+        universe: &Universe,
         out: &mut Vec<Rule>,
-    ) {
+    ) -> bool {
+        let mut is_cut = universe.is_cut.get();
         let mut found = Vec::new();
         for one in all {
             // The last stands for all others, and must be known.
-            if self.work > MAX_WORK && !one.is_rest {
+            if self.work > self.limit && !one.is_rest {
+                is_cut = true;
                 continue;
             }
             let mut to = self.resolve(&one.below);
             self.note(one, &to);
             // A name of the request itself has no pool; and where names were not tried,
             // the rest may not be like the others.
-            let is_open = to.mentions(ANYBODY) || (one.is_rest && (is_cut || self.work > MAX_WORK));
+            let is_open = to.mentions(ANYBODY) || (one.is_rest && is_cut);
             if one.is_pattern() && is_open {
                 to.status = Some(502);
             }
@@ -284,13 +292,20 @@ impl<'a> Run<'a> {
         }
         // Among themselves, names may have any order; the more a pattern says, the
         // earlier it comes.
-        found.sort_by_key(|(one, _)| {
-            let said = one.said();
-            (one.is_rest, one.is_pattern(), if one.is_pattern() { usize::MAX - said } else { 0 })
+        let tells_methods = found.iter().any(|(one, _)| one.tells_methods());
+        found.sort_by_cached_key(|(one, _)| {
+            let said = match (one.is_pattern(), tells_methods) {
+                (false, _) => Vec::new(),
+                (true, true) => vec![std::cmp::Reverse(one.said())],
+                (true, false) => one.said_each(),
+            };
+            let is_guess = one.is_pattern() && !tells_methods && !universe.is_of_table(one);
+            (one.is_rest, one.is_pattern(), is_guess, said)
         });
         for (one, to) in needed(found) {
             out.extend(rules(context, one, &to));
         }
+        is_cut
     }
 
     /// What has become of each entry of the router's own table.

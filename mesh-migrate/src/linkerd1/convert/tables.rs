@@ -154,23 +154,26 @@ const SERVER_TLS: Keys = &[
     ("ciphers", Near("our own suites")),
 ];
 
+const HOP: Say = Near("where the hop goes: see what is said of the transformer");
+
+// What the transformers that end in `Exact` are is said of them as a whole, too.
 const TRANSFORMERS: &[Kind] = &[
-    ("io.l5d.port", Elsewhere, &[("port", Elsewhere)]),
-    ("io.l5d.localhost", Elsewhere, &[]),
+    ("io.l5d.port", Exact, &[("port", HOP)]),
+    ("io.l5d.localhost", Exact, &[]),
     ("io.l5d.specificHost", Exact, &[("host", Exact)]),
     (
         "io.l5d.k8s.daemonset",
-        Elsewhere,
+        Exact,
         &[
-            ("namespace", Elsewhere),
-            ("service", Elsewhere),
-            ("port", Elsewhere),
+            ("namespace", HOP),
+            ("service", HOP),
+            ("port", HOP),
             ("k8sHost", Drop("the mesh watches Kubernetes itself")),
             ("k8sPort", Drop("the mesh watches Kubernetes itself")),
             ("hostNetwork", Near("a node is found by the /24 of its addresses")),
         ],
     ),
-    ("io.l5d.k8s.localnode", Elsewhere, &[("hostNetwork", Near("a node is found by its /24"))]),
+    ("io.l5d.k8s.localnode", Exact, &[("hostNetwork", Near("a node is found by its /24"))]),
     ("io.l5d.replace", Exact, &[("path", Exact)]),
     ("io.l5d.const", Exact, &[("path", Exact)]),
 ];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::{config::Config, convert::convert, explain::explain, world::World},
-    FILES, expected, no_files, request, source,
+    FILES, expected, legacy_files, no_files, request, source,
 };
 use crate::{
     decide::decide,
@@ -64,7 +64,7 @@ pub(in super::super) fn both(
     program: &Program,
     request: &Request,
 ) -> (Answer, Answer) {
-    (explain(config, world, &no_files, request).unwrap(), decide(program, request))
+    (explain(config, world, &legacy_files, request).unwrap(), decide(program, request))
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn every_case_is_the_same_after_conversion() {
         let expected = expected(file);
         let mut world = super::world(&expected);
         populated(&mut world);
-        let (program, ledger) = convert(&config, &world, &no_files, &[]);
+        let (program, ledger) = convert(&config, &world, &legacy_files, &[]);
         let silent = ledger.silent_lines(&source(file), is_blank);
         assert!(silent.is_empty(), "{file}: {silent:?}");
         for case in expected["cases"].as_array().unwrap() {
@@ -84,13 +84,13 @@ fn every_case_is_the_same_after_conversion() {
             if case["headers"].get(":http10").is_some() {
                 continue;
             }
-            let with_port = case["router"] != "outgoing";
+            let with_port = !case["router"].as_str().unwrap().ends_with("outgoing");
             let (legacy, ours) = both(&config, &world, &program, &request);
             assert_eq!(gist(&legacy, with_port), gist(&ours, with_port), "{file} {}", case["id"]);
             count += 1;
         }
     }
-    assert_eq!(count, 28);
+    assert_eq!(count, 98);
 }
 
 fn converted(yaml: &str, world: &World) -> (Config, Program, Ledger) {
@@ -188,4 +188,38 @@ fn older_spellings_and_unknown_keys_are_told() {
     assert!(says(&ledger, 11, "today `dtab`"));
     assert!(says(&ledger, 13, "`sevrice` is no key"));
     assert!(says(&ledger, 15, "older name of io.l5d.header.token"));
+}
+
+#[test]
+fn longer_names_and_captures_have_rules() {
+    let yaml = "namers:\n- {kind: io.l5d.fs, rootDir: d}\n- {kind: io.l5d.rewrite, prefix: /lower, pattern: '/svc-{a}', \
+        name: '/files/{a}'}\nrouters:\n- protocol: http\n  servers: [{port: 1}]\n  dstPrefix: /\n  identifier:\n    kind: \
+        io.l5d.header\n  dtab: |\n    /files => /#/io.l5d.fs ;\n    /lower => /#/lower ;\n    /api => /files/api ;\n    \
+        /api/*/admin => ! ;\n    /api/v1/admin/ping => /files/web ;\n";
+    let mut world = World::of_names(["/#/io.l5d.fs/api", "/#/io.l5d.fs/web"]);
+    populated(&mut world);
+    let (config, program, _) = converted(yaml, &world);
+    for path in [
+        "/api/v1",
+        "/api/v2/admin",
+        "/api/v.2/admin",
+        "/api/v1/admin/ping",
+        "/api/v1/admin/pong",
+        "/lower/svc-web",
+        "/lower/svc-gone",
+    ] {
+        let request = super::rules::get("h", "/", &[("l5d-name", path)]);
+        let (legacy, ours) = both(&config, &world, &program, &request);
+        assert_eq!(gist(&legacy, true), gist(&ours, true), "{path}");
+    }
+}
+
+#[test]
+fn lines_of_a_transformer_are_told_of() {
+    let yaml = "namers:\n- kind: io.l5d.consul\n  transformers:\n  - kind: io.l5d.port\n    port: 4141\n  - kind: \
+        io.l5d.k8s.daemonset\n    namespace: l5d\n    port: incoming\n    service: l5d\nrouters:\n- protocol: http\n  \
+        servers: [{port: 1}]\n";
+    let (_, _, ledger) = converted(yaml, &World::default());
+    assert!(says(&ledger, 5, "where the hop goes"));
+    assert!(says(&ledger, 9, "where the hop goes"));
 }

@@ -37,10 +37,11 @@ impl Line {
 }
 
 /// What one level does with a header.
-struct Change {
+struct Change<'t> {
     name: String,
-    value: String,
+    value: Said,
     overwrites: bool,
+    option: &'t Tree,
 }
 
 /// Levels in the order in which Envoy applies them; `of` is `request` or `response`.
@@ -54,24 +55,47 @@ pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
             tell.remove(&name.to_ascii_lowercase());
         }
         let options = level.messages(&format!("{of}_headers_to_add"));
-        let changes: Vec<Change> = options
+        let changes: Vec<Change<'_>> = options
             .filter_map(|option| match told(option).filter(|_| of == "request") {
                 None => change(option, &lines, notes),
-                Some((name, said)) => {
-                    told_near(option, &said, notes);
-                    tell.insert(name, said);
-                    None
-                }
+                told => told,
             })
             .collect();
         // What overwrites goes before what is appended.
-        for change in changes.iter().filter(|change| change.overwrites) {
-            tell.remove(&change.name);
-            let line = Line { is_fresh: true, values: vec![change.value.clone()] };
-            lines.insert(change.name.clone(), line);
+        let (over, appended): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|change| change.overwrites);
+        for Change { name, value, option, .. } in over {
+            match value {
+                Said::Text(value) => {
+                    tell.remove(&name);
+                    lines.insert(name, Line { is_fresh: true, values: vec![value] });
+                }
+                said => {
+                    told_near(option, &said, notes);
+                    lines.remove(&name);
+                    tell.insert(name, said);
+                }
+            }
         }
-        for change in changes.into_iter().filter(|change| !change.overwrites) {
-            lines.entry(change.name).or_default().values.push(change.value);
+        for Change { name, value, option, .. } in appended {
+            let has_values = lines.get(&name).is_some_and(|line| !line.values.is_empty());
+            match value {
+                Said::Text(value) if !tell.contains_key(&name) => {
+                    lines.entry(name).or_default().values.push(value);
+                }
+                said if !tell.contains_key(&name) && !has_values => {
+                    told_near(option, &said, notes);
+                    tell.insert(name, said);
+                }
+                _ => {
+                    let meaning = format!(
+                        "{name} has another value already, and what the request says cannot stand \
+                         beside it; this one is not added"
+                    );
+                    let field = option.msg("header").and_then(|header| header.entry("value"));
+                    field.iter().for_each(|field| notes.dropped(&field.place, meaning.clone()));
+                }
+            }
         }
     }
     let mut changes = Changes::default();
@@ -92,7 +116,7 @@ pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
 }
 
 /// A header that becomes what the request says, and nothing beside it.
-fn told(option: &Tree) -> Option<(String, Said)> {
+fn told(option: &Tree) -> Option<Change<'_>> {
     let header = option.msg("header")?;
     let name = header.text("key")?.to_ascii_lowercase();
     if matches!(option.text("append_action"), Some("ADD_IF_ABSENT" | "OVERWRITE_IF_EXISTS")) {
@@ -110,18 +134,21 @@ fn told(option: &Tree) -> Option<(String, Said)> {
             of.chars().all(is_name).then(|| Said::Header(of.to_ascii_lowercase()))?
         }
     };
-    Some((name, said))
+    Some(Change { name, value: said, overwrites: overwrites(option), option })
+}
+
+fn overwrites(option: &Tree) -> bool {
+    option.text("append_action") == Some("OVERWRITE_IF_EXISTS_OR_ADD")
+        || option.bool("append") == Some(false)
 }
 
 /// How that differs from what Envoy does.
 fn told_near(option: &Tree, said: &Said, notes: &mut Notes) {
-    let overwrites = option.text("append_action") == Some("OVERWRITE_IF_EXISTS_OR_ADD")
-        || option.bool("append") == Some(false);
     let how = match said {
         Said::Header(_) => {
             "what the client sent of it is replaced, or gone where the other header is absent"
         }
-        _ if overwrites => return,
+        _ if overwrites(option) => return,
         _ => "what the client sent of it is replaced",
     };
     let field = option.msg("header").and_then(|header| header.entry("value"));
@@ -129,7 +156,11 @@ fn told_near(option: &Tree, said: &Said, notes: &mut Notes) {
 }
 
 /// `None` where nothing is done; conditions are of what was there before the level.
-fn change(option: &Tree, lines: &BTreeMap<String, Line>, notes: &mut Notes) -> Option<Change> {
+fn change<'t>(
+    option: &'t Tree,
+    lines: &BTreeMap<String, Line>,
+    notes: &mut Notes,
+) -> Option<Change<'t>> {
     let header = option.msg("header")?;
     let name = header.text("key").unwrap_or_default().to_ascii_lowercase();
     let text = header.some_text("value").or_else(|| header.text("raw_value")).unwrap_or_default();
@@ -157,7 +188,7 @@ fn change(option: &Tree, lines: &BTreeMap<String, Line>, notes: &mut Notes) -> O
         }
         _ => option.bool("append") == Some(false),
     };
-    Some(Change { name, value, overwrites })
+    Some(Change { name, value: Said::Text(value), overwrites, option })
 }
 
 /// A value without command operators; `%%` is `%`.

@@ -12,6 +12,7 @@ mod pools;
 mod routers;
 mod rules;
 mod tables;
+mod universe;
 mod uses;
 
 use std::collections::BTreeSet;

@@ -12,11 +12,12 @@ use super::{
         namers::Origin,
         world::{Files, World},
     },
-    candidates::{Candidate, Universe, candidate, candidates, refused},
+    candidates::{Candidate, candidate, candidates, refused},
     labels::{ANYBODY, PROBE, anybody},
     pair::{self, applications},
     pools::{Pools, Source, label, unique, whole},
     rules::{Context, Resolved, rules},
+    universe::Universe,
     uses::{Use, verdict},
 };
 use crate::{

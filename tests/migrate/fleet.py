@@ -122,10 +122,12 @@ class App(http.server.BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self):
-        # Of whoever answers: not the same each time.
-        body = ("%s:%d" % self.connection.getsockname()).encode()
+        # Of whoever answers: not the same each time, unless everybody says the same.
+        alike = self.path.startswith("/alike")
+        body = b"hello" if alike else ("%s:%d" % self.connection.getsockname()).encode()
         self.send_response(200)
-        self.send_header("x-app", body.decode())
+        if not alike:
+            self.send_header("x-app", body.decode())
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -665,6 +667,17 @@ def shadow(work):
     assert "status 200 became 50" in said and "answers differ" in said and "GET / web.example" in said, said
     said = meshctl("migrate", "cutover", bad.name, *at, "--watch", "1s", fails=True)
     assert "answers differ" in said, said
+    # Another application, which answers the same.
+    log = work + "/alike.log"
+    with open(log, "w") as file:
+        for number in range(20):
+            file.write(f'10.50.0.254 - - [30/Nov/2026:10:00:00 +0000] "GET /alike/{number} HTTP/1.1" 200 5 "-" "curl/8"\n')
+    elsewhere = sites.replace(bad.address + ":8080", "10.50.0.6:8080").replace(bad.other + ":8080", "10.50.0.6:8080")
+    assert elsewhere != sites, sites
+    with open(site, "w") as file:
+        file.write(elsewhere)
+    said = meshctl("migrate", "shadow", bad.name, *at, "--share", "0%", "--access-log", log, "--for", "3s", "--at-least", "20", fails=True)
+    assert "backend 10.50.0." in said and "became apps.legacy" in said, said
     with open(site, "w") as file:
         file.write(sites)
     # Of a log, which an agent that is killed meanwhile does not forget.

@@ -6,12 +6,13 @@
 //! it. Safe methods only (RFC 9110, 9.2.1) unless others are named, because whatever
 //! they do is done that often more.
 
+mod backends;
 mod question;
 mod wire;
 
 use std::{
     io::Cursor,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, task::AbortHandle};
 
 use self::{
+    backends::{Backends, Pools},
     question::{Own, Question, ask},
     wire::Seen,
 };
@@ -90,7 +92,8 @@ impl Drop for Shadowing {
 }
 
 impl Shadowing {
-    /// Begins, or goes on with what was `found` before. `access_log` is replayed once.
+    /// Begins, or goes on with what was `found` before, with the pools of the site file
+    /// `site`. `access_log` is replayed once.
     ///
     /// # Errors
     ///
@@ -100,17 +103,25 @@ impl Shadowing {
         shadow: &Shadow,
         found: Found,
         access_log: String,
-        file: PathBuf,
+        (file, site): (PathBuf, &Path),
     ) -> Result<Self, String> {
         let found = Arc::new(Mutex::new(found));
         let (questions, asked) = mpsc::channel(WAITING);
-        let own = Own::default();
+        let (own, backends) = (Own::default(), Backends::default());
         let mut tasks = Vec::new();
-        if shadow.percent > 0 {
-            let body = if shadow.methods.is_empty() { 0 } else { MAX_BODY };
-            let wire = wire::tap(&record.listeners, body).map_err(|error| {
-                format!("clients' requests cannot be seen: {error}; CAP_NET_RAW is needed")
-            })?;
+        let body = if shadow.methods.is_empty() { 0 } else { MAX_BODY };
+        let wire = wire::tap(&record.listeners, body, own.clone(), backends.clone());
+        let wire = wire.map_err(|error| {
+            format!("clients' requests cannot be seen: {error}; CAP_NET_RAW is needed")
+        })?;
+        if shadow.percent == 0 {
+            // Where questions go to is looked at, too.
+            let looking = async move {
+                let _wire = wire;
+                std::future::pending::<()>().await;
+            };
+            tasks.push(tokio::spawn(looking).abort_handle());
+        } else {
             let live =
                 Live { wire, shadow: shadow.clone(), own: own.clone(), found: found.clone() };
             tasks.push(tokio::spawn(live.run(questions.clone())).abort_handle());
@@ -121,10 +132,19 @@ impl Shadowing {
             tasks.push(tokio::spawn(replay).abort_handle());
         }
         let asked = Arc::new(tokio::sync::Mutex::new(asked));
+        let pools = Arc::new(Pools::read(site));
         let mut rules = Rules::default();
         rules.ignore_headers.extend(shadow.ignore_headers.iter().map(|h| h.to_ascii_lowercase()));
         for _ in 0..ASKERS {
-            let asker = asker(asked.clone(), own.clone(), rules.clone(), found.clone());
+            let asker = Asker {
+                asked: asked.clone(),
+                own: own.clone(),
+                backends: backends.clone(),
+                pools: pools.clone(),
+                rules: rules.clone(),
+                found: found.clone(),
+            };
+            let asker = asker.run();
             tasks.push(tokio::spawn(asker).abort_handle());
         }
         tasks.push(tokio::spawn(written(found.clone(), file)).abort_handle());
@@ -165,6 +185,7 @@ impl Live {
     async fn run(mut self, questions: mpsc::Sender<Asked>) {
         while let Some((client, listener, head)) = self.wire.recv().await {
             if self.own.has(&client)
+                || backends::is_question(&head)
                 || !self.shadow.repeats(&head.method)
                 || rand::random_range(0..100) >= self.shadow.percent
             {
@@ -209,51 +230,55 @@ async fn replay(
     }
 }
 
-async fn asker(
+struct Asker {
     asked: Arc<tokio::sync::Mutex<mpsc::Receiver<Asked>>>,
     own: Own,
+    backends: Backends,
+    pools: Arc<Pools>,
     rules: Rules,
     found: Arc<Mutex<Found>>,
-) {
-    loop {
-        let next = asked.lock().await.recv().await;
-        let Some((question, listener)) = next else { return };
-        let comparison = differing(&question, &listener, &own, &rules).await;
-        let name =
-            name(question.method.as_str(), &question.target.to_string(), question.host.as_deref());
-        lock(&found).tally.add(&name, &comparison);
-    }
 }
 
-/// Those who balance do not choose the same server each time: what differs is asked
-/// again, and any two answers that are alike are enough.
-async fn differing(
-    question: &Question,
-    listener: &Listener,
-    own: &Own,
-    rules: &Rules,
-) -> Comparison {
-    let to_legacy = || ask(question, listener.reached_at(), Some(redirect::TO_LEGACY), own);
-    let (mut legacy, mut ours) = (Vec::new(), Vec::new());
-    let mut first: Option<Comparison> = None;
-    for _ in 0..CHANCES {
-        legacy.push(to_legacy().await);
-        ours.push(ask(question, listener.beside_at(), None, own).await);
-        legacy.push(to_legacy().await);
-        let again = legacy.last();
-        let pairs = legacy.iter().flat_map(|legacy| ours.iter().map(move |ours| (legacy, ours)));
-        for (legacy, ours) in pairs {
-            let pair = Pair { legacy, again, ours, backends: (None, None) };
-            let comparison = compare(&pair, rules);
-            let is_alike = comparison.differences.is_empty();
-            let first = first.get_or_insert(comparison);
-            if is_alike {
-                first.differences.clear();
-                return first.clone();
-            }
+impl Asker {
+    async fn run(self) {
+        loop {
+            let next = self.asked.lock().await.recv().await;
+            let Some((question, listener)) = next else { return };
+            let comparison = self.differing(&question, &listener).await;
+            let target = question.target.to_string();
+            let name = name(question.method.as_str(), &target, question.host.as_deref());
+            lock(&self.found).tally.add(&name, &comparison);
         }
     }
-    first.unwrap_or_default()
+
+    /// Those who balance do not choose the same server each time: what differs is asked
+    /// again, and any two answers that are alike are enough.
+    async fn differing(&self, question: &Question, listener: &Listener) -> Comparison {
+        let with = (&self.own, &self.backends);
+        let to_legacy = || ask(question, listener.reached_at(), Some(redirect::TO_LEGACY), with);
+        let (mut legacy, mut ours) = (Vec::new(), Vec::new());
+        let mut first: Option<Comparison> = None;
+        for _ in 0..CHANCES {
+            legacy.push(to_legacy().await);
+            ours.push(ask(question, listener.beside_at(), None, with).await);
+            legacy.push(to_legacy().await);
+            let again = legacy.last().map(|(again, _)| again);
+            let pairs =
+                legacy.iter().flat_map(|legacy| ours.iter().map(move |ours| (legacy, ours)));
+            for ((legacy, by_legacy), (ours, by_ours)) in pairs {
+                let chosen = self.pools.differ(*by_legacy, *by_ours);
+                let backends = chosen.as_ref().map(|(a, b)| (a.as_str(), b.as_str())).unzip();
+                let comparison = compare(&Pair { legacy, again, ours, backends }, &self.rules);
+                let is_alike = comparison.differences.is_empty();
+                let first = first.get_or_insert(comparison);
+                if is_alike {
+                    first.differences.clear();
+                    return first.clone();
+                }
+            }
+        }
+        first.unwrap_or_default()
+    }
 }
 
 /// So that it survives this process.

@@ -145,8 +145,8 @@ impl Keeper {
         }
         let until = clock::unix_seconds() + i64::from(asked.for_s);
         let shadow = Shadow { until, ..asked.shadow };
-        let file = self.moves.found(&name);
-        let begun = Shadowing::start(&record, &shadow, Found::default(), asked.access_log, file)
+        let files = (self.moves.found(&name), &*self.moves.config(&name).join("site.yaml"));
+        let begun = Shadowing::start(&record, &shadow, Found::default(), asked.access_log, files)
             .map_err(MoveError::NotNow)?;
         record.shadow = Some(shadow);
         record.enter(Phase::Shadow);
@@ -178,7 +178,8 @@ impl Keeper {
         if seen.shadowing.is_none() {
             let file = self.moves.found(name);
             let found = shadow::read(&file);
-            let begun = Shadowing::start(record, shadow, found, String::new(), file)?;
+            let site = self.moves.config(name).join("site.yaml");
+            let begun = Shadowing::start(record, shadow, found, String::new(), (file, &site))?;
             seen.shadowing = Some(begun);
         }
         Ok(())

@@ -19,7 +19,10 @@ use mesh_migrate::shadow::{
 use mesh_runtime::clock;
 use tokio::time::timeout;
 
-use super::super::sockets;
+use super::{
+    super::sockets,
+    backends::{self, Backends},
+};
 
 /// For a whole answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -89,13 +92,14 @@ impl Question {
         Some(Self { method, target: target.parse().ok()?, host, headers, body })
     }
 
-    fn request(&self) -> Option<Request<Full<Bytes>>> {
+    fn request(&self, id: &str) -> Option<Request<Full<Bytes>>> {
         let mut request = Request::builder().method(self.method.clone()).uri(self.target.clone());
         let headers = request.headers_mut()?;
         for (name, value) in &self.headers {
             headers.append(name.clone(), value.clone());
         }
         headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(backends::HEADER, HeaderValue::try_from(id).ok()?);
         request.body(Full::new(self.body.clone())).ok()
     }
 }
@@ -126,35 +130,40 @@ impl Drop for Asking<'_> {
     }
 }
 
+/// What came back, and from which backend, where that was seen.
+pub(super) type Asked = (Observation, Option<SocketAddr>);
+
 /// Asks whoever is at `to`, by the way of connections with that mark.
 pub(super) async fn ask(
     question: &Question,
     to: SocketAddr,
     mark: Option<u32>,
-    own: &Own,
-) -> Observation {
-    let asked = timeout(PATIENCE, answer(question, to, mark, own)).await;
+    (own, backends): (&Own, &Backends),
+) -> Asked {
+    let sent = backends.send();
+    let asked = timeout(PATIENCE, answer(question, to, mark, (own, &sent.id))).await;
     match asked {
-        Ok(Ok(observed)) => Observation::Answer(observed),
-        Ok(Err(why)) => Observation::NoAnswer(why.to_owned()),
-        Err(_) => Observation::NoAnswer("timeout".to_owned()),
+        // What was said itself may be seen only now.
+        Ok(Ok((observed, _asking))) => (Observation::Answer(observed), sent.whom().await),
+        Ok(Err(why)) => (Observation::NoAnswer(why.to_owned()), None),
+        Err(_) => (Observation::NoAnswer("timeout".to_owned()), None),
     }
 }
 
-async fn answer(
+async fn answer<'o>(
     question: &Question,
     to: SocketAddr,
     mark: Option<u32>,
-    own: &Own,
-) -> Result<Observed, &'static str> {
+    (own, id): (&'o Own, &str),
+) -> Result<(Observed, Asking<'o>), &'static str> {
     let began = clock::monotonic();
     let stream = sockets::connect(to, mark).await.map_err(|_| "refused")?;
     let local = stream.local_addr().map_err(|_| "refused")?;
-    let _asking = own.add(local);
+    let asking = own.add(local);
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(|_| "closed")?;
     let driving = tokio::spawn(connection);
-    let request = question.request().ok_or("cannot be said")?;
+    let request = question.request(id).ok_or("cannot be said")?;
     let answered = async {
         let answer = sender.send_request(request).await.map_err(|error| told(&error))?;
         let (head, mut body) = answer.into_parts();
@@ -176,7 +185,7 @@ async fn answer(
     };
     let answered = answered.await;
     driving.abort();
-    answered
+    answered.map(|observed| (observed, asking))
 }
 
 fn told(error: &hyper::Error) -> &'static str {

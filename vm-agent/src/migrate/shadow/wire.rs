@@ -14,7 +14,11 @@ use mesh_migrate::shadow::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
-use super::super::record::Listener;
+use super::{
+    super::record::Listener,
+    backends::{self, Backends},
+    question::Own,
+};
 
 /// Segments of 64 KiB come where the network card puts them together.
 const BUFFER: usize = 4 << 20;
@@ -29,13 +33,18 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A request, who has asked, and where.
 pub(super) type Seen = (SocketAddr, Listener, Head);
 
-/// Begins to look at requests to `listeners`, until nobody receives them; bodies of up
-/// to `body` bytes are kept.
+/// Begins to look at requests to `listeners`, until nobody receives them, and at where
+/// this process's own questions go to; bodies of up to `body` bytes are kept.
 ///
 /// # Errors
 ///
 /// Most likely that this process lacks `CAP_NET_RAW`.
-pub(super) fn tap(listeners: &[Listener], body: usize) -> io::Result<mpsc::Receiver<Seen>> {
+pub(super) fn tap(
+    listeners: &[Listener],
+    body: usize,
+    own: Own,
+    backends: Backends,
+) -> io::Result<mpsc::Receiver<Seen>> {
     // In the order of the network.
     let protocol = Protocol::from(i32::from(ETH_P_ALL.to_be()));
     // Without the header of the link, whatever that is.
@@ -48,11 +57,17 @@ pub(super) fn tap(listeners: &[Listener], body: usize) -> io::Result<mpsc::Recei
     let listeners = listeners.to_vec();
     std::thread::Builder::new()
         .name("wire".to_owned())
-        .spawn(move || look(&socket, flows, &listeners, &seen))?;
+        .spawn(move || look(&socket, flows, &listeners, &seen, (&own, &backends)))?;
     Ok(receiver)
 }
 
-fn look(socket: &Socket, mut flows: Flows, listeners: &[Listener], seen: &mpsc::Sender<Seen>) {
+fn look(
+    socket: &Socket,
+    mut flows: Flows,
+    listeners: &[Listener],
+    seen: &mpsc::Sender<Seen>,
+    (own, backends): (&Own, &Backends),
+) {
     let mut packet = vec![0; MAX_PACKET];
     while !seen.is_closed() {
         let length = match (&*socket).read(&mut packet) {
@@ -72,6 +87,11 @@ fn look(socket: &Socket, mut flows: Flows, listeners: &[Listener], seen: &mpsc::
             continue;
         };
         let server = segment.flow.server;
+        if let Some(id) = backends::id_in(segment.payload)
+            && !own.has(&segment.flow.client)
+        {
+            backends.saw(id, server);
+        }
         let listener = listeners.iter().find(|listener| {
             let at = listener.address;
             at.port() == server.port() && (at.ip().is_unspecified() || at.ip() == server.ip())

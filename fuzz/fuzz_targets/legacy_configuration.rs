@@ -37,7 +37,8 @@ fuzz_target!(|input: (u8, &str)| {
     let request = Request { listener: None, source: [127, 0, 0, 1].into(), kind: Kind::Http(http) };
     let _ = legacy.explain(&request);
     let Ok((program, mut ledger)) = legacy.convert() else { return };
-    let wanted = Wanted { namespace: "legacy", site: "legacy", resolve: &|_| Vec::new() };
+    let wanted =
+        Wanted { namespace: "legacy", site: "legacy", resolve: &|_| Vec::new(), tls_until: None };
     objects(&program, &wanted, &mut ledger).files();
     let report =
         Report::new(format.as_str(), &ledger, legacy.sources(), |line| format.is_blank(line));

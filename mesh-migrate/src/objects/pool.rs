@@ -20,7 +20,12 @@ impl Making<'_> {
             ports.push(json!({ "name": "tcp", "port": CONNECTIONS, "protocol": "tcp" }));
         }
         let mut endpoints = Vec::new();
-        for (number, member) in (0..).zip(&pool.members) {
+        let mut order: Vec<&Member> = pool.members.iter().collect();
+        if pool.balance == Balance::First {
+            // One after the other, standbys last.
+            order.sort_by_key(|member| member.priority);
+        }
+        for (number, member) in (0..).zip(order) {
             let priority = if pool.balance == Balance::First { number } else { member.priority };
             for port in &ports {
                 let port = port["name"].as_str().unwrap_or_default();

@@ -92,7 +92,7 @@ fn elements(timeout: Option<Duration>) -> Vec<u8> {
 
 /// `struct nlmsghdr`, `struct nfgenmsg`, attributes. What begins and ends a
 /// batch says which subsystem it is for.
-fn message(to: &mut Vec<u8>, kind: u16, flags: u16, family: u8, attributes: &[u8]) {
+pub(crate) fn message(to: &mut Vec<u8>, kind: u16, flags: u16, family: u8, attributes: &[u8]) {
     const HEADERS: usize = 16 + 4;
     let is_frame = matches!(kind, NFNL_MSG_BATCH_BEGIN | NFNL_MSG_BATCH_END);
     let resource = if is_frame { NFNL_SUBSYS_NFTABLES } else { 0 };

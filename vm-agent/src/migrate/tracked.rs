@@ -28,7 +28,7 @@ use super::{
     record::Listener,
     sockets::{self, covers},
 };
-use crate::capture::netlink::{NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, read_answer};
+use crate::capture::netlink::{NLM_F_ACK, NLMSG_ERROR, attribute, message, read_answer};
 
 const NLMSG_DONE: u16 = 3;
 const NLM_F_DUMP: u16 = 0x300;
@@ -193,17 +193,10 @@ fn forget(netlink: &OwnedFd, entry: &Entry) -> io::Result<()> {
     }
 }
 
-/// `struct nlmsghdr`, `struct nfgenmsg`, attributes.
 fn ask(netlink: &OwnedFd, kind: u16, flags: u16, family: u8, which: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(16 + 4 + which.len()).unwrap_or(u32::MAX);
-    let mut message = Vec::new();
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([family, 0, 0, 0]);
-    message.extend(which);
-    sendto(netlink, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    let mut asked = Vec::new();
+    message(&mut asked, kind, flags, family, which);
+    sendto(netlink, &asked, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     Ok(())
 }
 

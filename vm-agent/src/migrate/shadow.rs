@@ -113,17 +113,20 @@ impl Shadowing {
         let wire = wire::tap(&record.listeners, body, own.clone(), backends.clone());
         let wire = wire.map_err(|error| {
             format!("clients' requests cannot be seen: {error}; CAP_NET_RAW is needed")
-        })?;
+        });
         if shadow.percent == 0 {
-            // Where questions go to is looked at, too.
+            // A log is enough; where questions go to is looked at where it can be.
+            if let Err(why) = &wire {
+                ::log::warn!(name = record.name.as_str(); "backends are not compared: {why}");
+            }
             let looking = async move {
                 let _wire = wire;
                 std::future::pending::<()>().await;
             };
             tasks.push(tokio::spawn(looking).abort_handle());
         } else {
-            let live =
-                Live { wire, shadow: shadow.clone(), own: own.clone(), found: found.clone() };
+            let (shadow, own, found) = (shadow.clone(), own.clone(), found.clone());
+            let live = Live { wire: wire?, shadow, own, found };
             tasks.push(tokio::spawn(live.run(questions.clone())).abort_handle());
         }
         if let (Some(listener), false) = (record.listeners.first(), access_log.is_empty()) {

@@ -144,15 +144,16 @@ fn overwrites(option: &Tree) -> bool {
 
 /// How that differs from what Envoy does.
 fn told_near(option: &Tree, said: &Said, notes: &mut Notes) {
+    let header = option.msg("header").and_then(|header| header.text("key")).unwrap_or_default();
     let how = match said {
-        Said::Header(_) => {
-            "what the client sent of it is replaced, or gone where the other header is absent"
-        }
+        Said::Header(other) => format!(
+            "what is there of {header} is replaced, and it is gone where {other} is absent or empty"
+        ),
         _ if overwrites(option) => return,
-        _ => "what the client sent of it is replaced",
+        _ => format!("what the client sent of {header} is replaced"),
     };
     let field = option.msg("header").and_then(|header| header.entry("value"));
-    field.iter().for_each(|field| notes.approximated(&field.place, how));
+    field.iter().for_each(|field| notes.approximated(&field.place, how.clone()));
 }
 
 /// `None` where nothing is done; conditions are of what was there before the level.

@@ -4,6 +4,7 @@
 pub mod file;
 pub mod flags;
 pub mod forwarded;
+pub mod manner;
 pub mod sni;
 pub mod tracing;
 pub mod transition;
@@ -13,6 +14,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use flags::Flags;
 pub use forwarded::Forwarded;
+pub use manner::Manner;
 use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName, TrustDomain};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
@@ -164,6 +166,8 @@ pub struct ServiceListener {
     pub port: PortName,
     /// With a certificate that is not of the mesh; `None` is plaintext.
     pub tls: Option<ListenerTls>,
+    /// How requests are taken.
+    pub manner: Manner,
 }
 
 /// Where access-log lines go.

@@ -234,11 +234,11 @@ impl Worker {
     fn of_listener(&self, place: usize, configured: &ServiceListener) -> io::Result<Purpose> {
         let destination = self.wanted(configured);
         if configured.tls.is_none() {
-            return Ok(Purpose::Service(destination));
+            return Ok(Purpose::Service(destination, configured.manner));
         }
         let door = self.shared.transition.door(place);
         let door = door.ok_or_else(|| io::Error::other("its certificate has not been read"))?;
-        Ok(Purpose::Transition(destination, door))
+        Ok(Purpose::Transition(destination, configured.manner, door))
     }
 
     /// What a listener is for; discovery hears that it is wanted.

@@ -11,6 +11,7 @@
 //! - [`fields`]: header fields in order, in one block of memory.
 //! - [`hop`]: fields that belong to one connection, and those of the mesh.
 //! - [`forwarded`]: what the next hop is told of the client.
+//! - [`normal`]: paths in one form.
 //! - [`convert`]: from and to the types of the `http` crate (HTTP/2).
 //! - [`codec`]: from and to bytes between two proxies.
 
@@ -20,6 +21,7 @@ pub mod fields;
 pub mod forwarded;
 pub mod hop;
 pub mod known;
+pub mod normal;
 
 pub use convert::BadHead;
 pub use fields::{Fields, InvalidField};
@@ -59,6 +61,12 @@ pub struct RequestHead {
     pub authority: String,
     /// Path and query in origin-form, `*` (OPTIONS), or empty (CONNECT).
     pub target: String,
+    /// The target as the client has sent it, where [`RequestHead::target`] is
+    /// another form of it and applications shall get this one; else empty.
+    pub sent: String,
+    /// The path of [`RequestHead::target`] without escapes, where rules compare
+    /// it so and it has some; else empty.
+    pub decoded: Vec<u8>,
     /// All fields but `Host`.
     pub fields: Fields,
 }
@@ -70,6 +78,8 @@ impl Default for RequestHead {
             scheme: Scheme::Http,
             authority: String::new(),
             target: String::new(),
+            sent: String::new(),
+            decoded: Vec::new(),
             fields: Fields::new(),
         }
     }
@@ -87,7 +97,19 @@ impl RequestHead {
         self.scheme = Scheme::Http;
         self.authority.clear();
         self.target.clear();
+        self.sent.clear();
+        self.decoded.clear();
         self.fields.clear();
+    }
+
+    /// The target in the form that applications get, unless a rule changes it.
+    pub fn sent_target(&self) -> &str {
+        if self.sent.is_empty() { &self.target } else { &self.sent }
+    }
+
+    /// The path as rules compare it.
+    pub fn compared_path(&self) -> &[u8] {
+        if self.decoded.is_empty() { self.path().as_bytes() } else { &self.decoded }
     }
 
     /// The target without its query; `*` and the empty target of CONNECT are

@@ -138,7 +138,8 @@ pub struct RulePolicy {
     pub rewrite: Option<PatternRewrite>,
     /// Forwarded, and redirected, without the client's query.
     pub strip_query: bool,
-    /// After what filters change. In values `%{client_ip}`, `%{host}`,
+    /// After what filters change. In values `%{client_ip}`, `%{forwarded_for}`
+    /// (`X-Forwarded-For` with the client's address appended), `%{host}`,
     /// `%{hostname}`, `%{path}`, `%{query}`, `%{target}`, `%{scheme}`,
     /// `%{method}` and `%{header:NAME}` are the client's; `%%` is a percent
     /// sign. An empty value is no header.

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use regex::bytes::RegexBuilder;
 
 use crate::{
+    nginx::uri,
+    paths,
     program::{
         Accepts, Balance, Condition, Forward, Forwarded, Key, Listener, Location, PathChange, Pool,
         Program, Reply, Rule, Said, TcpRule, Text, Then,
@@ -33,9 +35,20 @@ pub fn decide(program: &Program, request: &Request) -> Answer {
     };
     step(&mut why, &listener.place, format!("listener {}", listener.name));
     let outcome = match (&listener.accepts, &request.kind) {
-        (Accepts::Http { rules, otherwise, forwarded }, Kind::Http(http)) => {
-            let at = Asked { http, source: request.source, is_tls: listener.tls.is_some() };
-            at.outcome(program, rules, otherwise, *forwarded, &mut why)
+        (Accepts::Http { rules, otherwise, forwarded, paths }, Kind::Http(http)) => {
+            match paths::seen(*paths, &http.target) {
+                Some(seen) => {
+                    let sent = if paths.as_sent { &http.target } else { &seen.target };
+                    let http = Http { target: seen.target.clone(), ..http.clone() };
+                    let (decoded, is_tls) = (seen.decoded, listener.tls.is_some());
+                    let at = Asked { http: &http, decoded, sent, source: request.source, is_tls };
+                    at.outcome(program, rules, otherwise, *forwarded, &mut why)
+                }
+                None => {
+                    why.push(Step { place: None, what: "the path has no plain form".into() });
+                    Outcome::Answered { status: 400, headers: Vec::new(), body: None }
+                }
+            }
         }
         (Accepts::Http { .. }, Kind::Connection { .. }) => {
             step(&mut why, &listener.place, "takes HTTP only".into());
@@ -102,7 +115,7 @@ fn connection(
         headers: Vec::new(),
         is_http10: false,
     };
-    let at = Asked { http: &nothing, source, is_tls: false };
+    let at = Asked { http: &nothing, decoded: None, sent: "", source, is_tls: false };
     let mut forwarded = at.pools(program, &rule.pools);
     if forwarded.endpoints.is_empty() {
         why.push(Step { place: None, what: "nobody is there to take it".into() });
@@ -124,7 +137,12 @@ fn covers(pattern: &str, name: &str) -> bool {
 }
 
 struct Asked<'a> {
+    /// With the target that rules see.
     http: &'a Http,
+    /// Its path without escapes, where it is compared so and has some.
+    decoded: Option<Vec<u8>>,
+    /// The target that applications get, unless the path is changed.
+    sent: &'a str,
     source: IpAddr,
     is_tls: bool,
 }
@@ -155,13 +173,29 @@ impl Asked<'_> {
                     why.push(Step { place: None, what: "nobody is there to take it".into() });
                     return Outcome::Answered { status: 503, headers: Vec::new(), body: None };
                 }
-                let path = changed(self.http.path(), forward.path.as_ref());
-                let query = self.http.query().filter(|_| !forward.strip_query);
-                forwarded.target = Some(with_query(path, query));
+                forwarded.target = Some(self.target(forward.path.as_ref(), forward.strip_query));
                 forwarded.headers = self.headers(forward, xff);
                 Outcome::Forwarded(forwarded)
             }
         }
+    }
+
+    /// As it is compared.
+    fn path(&self) -> &[u8] {
+        self.decoded.as_deref().unwrap_or(self.http.path().as_bytes())
+    }
+
+    fn target(&self, change: Option<&PathChange>, strip_query: bool) -> String {
+        let kept = |kept: &[u8]| match self.decoded {
+            Some(_) => uri::escaped(kept),
+            None => kept.to_vec(),
+        };
+        let path = change.and_then(|change| changed(self.path(), change, kept));
+        if path.is_none() && !strip_query {
+            return self.sent.to_owned();
+        }
+        let path = path.unwrap_or_else(|| self.http.path().to_owned());
+        with_query(path, self.http.query().filter(|_| !strip_query))
     }
 
     fn holds(&self, condition: &Condition) -> bool {
@@ -170,7 +204,7 @@ impl Asked<'_> {
             Condition::All(all) => all.iter().all(|one| self.holds(one)),
             Condition::Any(any) => any.iter().any(|one| self.holds(one)),
             Condition::Not(other) => !self.holds(other),
-            Condition::Path(text) => is(text, Some(self.http.path())),
+            Condition::Path(text) => is_bytes(text, self.path()),
             Condition::Method(methods) => methods.contains(&self.http.method),
             Condition::Header(name, text) => {
                 self.values(name).into_iter().any(|value| is(text, Some(value)))
@@ -199,8 +233,7 @@ impl Asked<'_> {
 
     /// Absolute where more than the path is another.
     fn location(&self, to: &Location) -> String {
-        let query = self.http.query().filter(|_| !to.strip_query);
-        let path = with_query(changed(self.http.path(), to.path.as_ref()), query);
+        let path = self.target(to.path.as_ref(), to.strip_query);
         if to.scheme.is_none() && to.host.is_none() && to.port.is_none() {
             return path;
         }
@@ -261,7 +294,13 @@ impl Asked<'_> {
             Said::Scheme => if self.is_tls { "https" } else { "http" }.to_owned(),
             Said::Method => self.http.method.clone(),
             Said::Path => self.http.path().to_owned(),
-            Said::Target => self.http.target.clone(),
+            Said::Target => self.sent.to_owned(),
+            Said::ForwardedFor => {
+                let client = self.source.to_string();
+                let mut all = self.values("x-forwarded-for");
+                all.push(&client);
+                all.join(", ")
+            }
             Said::Query => self.http.query().unwrap_or_default().to_owned(),
             Said::Header(name) => self.values(name).first().copied().unwrap_or_default().to_owned(),
             Said::Text(text) => text.clone(),
@@ -325,12 +364,15 @@ fn members(pool: &Pool) -> Vec<(Endpoint, f64)> {
 }
 
 fn is(text: &Text, value: Option<&str>) -> bool {
-    let Some(value) = value else { return false };
+    value.is_some_and(|value| is_bytes(text, value.as_bytes()))
+}
+
+fn is_bytes(text: &Text, value: &[u8]) -> bool {
     match text {
-        Text::Exact(exact) => value == exact,
-        Text::Prefix(prefix) => value.starts_with(prefix.as_str()),
+        Text::Exact(exact) => value == exact.as_bytes(),
+        Text::Prefix(prefix) => value.starts_with(prefix.as_bytes()),
         Text::Pattern(pattern) => {
-            compiled(&format!(r"\A(?:{pattern})\z")).is_some_and(|p| p.is_match(value.as_bytes()))
+            compiled(&format!(r"\A(?:{pattern})\z")).is_some_and(|p| p.is_match(value))
         }
         Text::Present => true,
     }
@@ -362,21 +404,61 @@ fn within(block: &str, address: IpAddr) -> bool {
     base.is_ipv4() == address.is_ipv4() && cut(bits(base)) == cut(bits(address))
 }
 
-fn changed(path: &str, change: Option<&PathChange>) -> String {
-    match change {
-        None => path.to_owned(),
-        Some(PathChange::Whole(whole)) => whole.clone(),
-        Some(PathChange::Prefix { from, to }) => match path.strip_prefix(from.as_str()) {
-            Some(rest) => format!("{to}{rest}"),
-            None => path.to_owned(),
-        },
-        Some(PathChange::Pattern { pattern, substitution, all }) => {
-            let Some(pattern) = compiled(pattern) else { return path.to_owned() };
-            let times = if *all { 0 } else { 1 };
-            let path = pattern.replacen(path.as_bytes(), times, substitution.as_bytes());
-            String::from_utf8_lossy(&path).into_owned()
+/// The changed path, if it is one that is changed; what is kept of it is `written`.
+fn changed(path: &[u8], change: &PathChange, written: impl Fn(&[u8]) -> Vec<u8>) -> Option<String> {
+    let made = match change {
+        PathChange::Whole(whole) => return Some(whole.clone()),
+        PathChange::Prefix { from, to } => {
+            let rest = path.strip_prefix(from.as_bytes())?;
+            [to.as_bytes(), &written(rest)].concat()
         }
+        PathChange::Pattern { pattern, substitution, all } => {
+            let pattern = compiled(pattern)?;
+            let mut made = Vec::new();
+            let mut upto = 0;
+            for captures in pattern.captures_iter(path).take(if *all { usize::MAX } else { 1 }) {
+                let whole = captures.get(0)?;
+                made.extend(written(&path[upto..whole.start()]));
+                expanded(&captures, substitution, &written, &mut made);
+                upto = whole.end();
+            }
+            if !pattern.is_match(path) {
+                return None;
+            }
+            made.extend(written(&path[upto..]));
+            made
+        }
+    };
+    Some(String::from_utf8_lossy(&made).into_owned())
+}
+
+/// What a substitution becomes: `$1`, `${name}`, `$$`.
+fn expanded(
+    captures: &regex::bytes::Captures<'_>,
+    substitution: &str,
+    written: impl Fn(&[u8]) -> Vec<u8>,
+    made: &mut Vec<u8>,
+) {
+    let mut rest = substitution;
+    while let Some((before, after)) = rest.split_once('$') {
+        made.extend_from_slice(before.as_bytes());
+        if let Some(after) = after.strip_prefix('$') {
+            made.push(b'$');
+            rest = after;
+            continue;
+        }
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let braced = after.strip_prefix('{').and_then(|name| name.split_once('}'));
+        let end = after.find(|c| !is_name(c)).unwrap_or(after.len());
+        let (name, after) = braced.unwrap_or_else(|| after.split_at(end));
+        let group = match name.parse() {
+            Ok(number) => captures.get(number),
+            Err(_) => captures.name(name),
+        };
+        made.extend(group.map(|group| written(group.as_bytes())).unwrap_or_default());
+        rest = after;
     }
+    made.extend_from_slice(rest.as_bytes());
 }
 
 fn with_query(path: String, query: Option<&str>) -> String {

@@ -23,6 +23,7 @@ pub mod legacy;
 pub mod linkerd1;
 pub mod nginx;
 pub mod objects;
+mod paths;
 pub mod program;
 pub mod report;
 pub mod request;

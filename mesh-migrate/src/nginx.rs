@@ -15,7 +15,7 @@ mod pattern;
 mod template;
 mod tokens;
 mod tree;
-mod uri;
+pub(crate) mod uri;
 
 pub use convert::convert;
 pub use explain::explain;

@@ -20,9 +20,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     ledger::Ledger,
-    program::{Accepts, Forwarded, Listener, Program, Then},
+    program::{Accepts, Forwarded, Listener, PathForm, Paths, Program, Then},
     request::Endpoint,
-    source::Place,
 };
 
 /// Rules of one listener, at most.
@@ -73,8 +72,15 @@ impl Objects {
 
 /// What a program is with us; what is different then is said in the ledger.
 pub fn objects(program: &Program, wanted: &Wanted<'_>, ledger: &mut Ledger) -> Objects {
+    // What all listeners do is the proxy's.
+    let mut ways = program.listeners.iter().filter_map(|listener| match &listener.accepts {
+        Accepts::Http { forwarded, .. } => Some(*forwarded),
+        Accepts::Tcp { .. } => None,
+    });
+    let first = ways.next();
+    let forwarded = first.filter(|first| ways.all(|way| way == *first));
     let mut making = Making {
-        program,
+        forwarded,
         wanted,
         ledger,
         names: Names::default(),
@@ -98,7 +104,6 @@ pub fn objects(program: &Program, wanted: &Wanted<'_>, ledger: &mut Ledger) -> O
             making.pool(name, pool, *of);
         }
     }
-    let forwarded = making.forwarded();
     let mut proxy = json!({
         "snapshot": { "file": "site.yaml" },
         "http_listener": "off",
@@ -106,7 +111,7 @@ pub fn objects(program: &Program, wanted: &Wanted<'_>, ledger: &mut Ledger) -> O
         "admin": "127.0.0.1:4192",
     });
     if let Some(forwarded) = forwarded {
-        proxy["forwarded"] = forwarded.into();
+        proxy["forwarded"] = said(forwarded).into();
     }
     let site = json!({
         "site": wanted.site,
@@ -115,6 +120,31 @@ pub fn objects(program: &Program, wanted: &Wanted<'_>, ledger: &mut Ledger) -> O
         "manifests": ["rules.yaml"],
     });
     Objects { proxy, site, rules: making.documents }
+}
+
+/// As our proxy has it.
+fn said(forwarded: Forwarded) -> &'static str {
+    match forwarded {
+        Forwarded::Keep => "keep",
+        Forwarded::Append => "append",
+        Forwarded::Replace => "replace",
+    }
+}
+
+/// As our proxy has it; `None` for paths as they are sent.
+fn form(paths: Paths) -> Option<Value> {
+    let name = match paths.form {
+        PathForm::Sent if !paths.merge_slashes => return None,
+        PathForm::Sent => "sent",
+        PathForm::Rfc3986 => "rfc3986",
+        PathForm::Decoded => "decoded",
+    };
+    let flag = |flag: bool| flag.then_some(Value::Bool(true));
+    Some(object([
+        ("form", Some(name.into())),
+        ("merge_slashes", flag(paths.merge_slashes)),
+        ("forward_as_sent", flag(paths.as_sent)),
+    ]))
 }
 
 /// What a pool is asked for.
@@ -155,7 +185,8 @@ fn pools_of(listener: &Listener) -> Vec<(&str, bool)> {
 }
 
 struct Making<'p> {
-    program: &'p Program,
+    /// What becomes of `X-Forwarded-For` at every listener, if it is the same.
+    forwarded: Option<Forwarded>,
     wanted: &'p Wanted<'p>,
     ledger: &'p mut Ledger,
     names: Names,
@@ -196,7 +227,16 @@ impl Making<'_> {
             "ports": [{ "name": port, "port": first.port(), "protocol": protocol }],
         }));
         for address in &listener.addresses {
-            self.listens.push(tls::listen(*address, &service, port, tls.as_ref()));
+            let mut listen = tls::listen(*address, &service, port, tls.as_ref());
+            if let Accepts::Http { forwarded, paths, .. } = &listener.accepts {
+                if self.forwarded.is_none() {
+                    listen["forwarded"] = said(*forwarded).into();
+                }
+                if let Some(paths) = form(*paths) {
+                    listen["paths"] = paths;
+                }
+            }
+            self.listens.push(listen);
         }
         match &listener.accepts {
             Accepts::Http { rules, otherwise, .. } => {
@@ -204,31 +244,6 @@ impl Making<'_> {
             }
             Accepts::Tcp { rules } => self.tcp_rules(&name, first.port(), rules),
         }
-    }
-
-    /// What one proxy does for all of its listeners.
-    fn forwarded(&mut self) -> Option<&'static str> {
-        let mut all = BTreeMap::<_, Vec<&Place>>::new();
-        for listener in &self.program.listeners {
-            if let Accepts::Http { forwarded, .. } = &listener.accepts {
-                let how = match forwarded {
-                    Forwarded::Keep => "keep",
-                    Forwarded::Append => "append",
-                    Forwarded::Replace => "replace",
-                };
-                all.entry(how).or_default().push(&listener.place);
-            }
-        }
-        if all.len() > 1 {
-            let others = all.iter().filter(|(how, _)| **how != "append");
-            for place in others.flat_map(|(_, places)| places) {
-                let how = "listeners treat X-Forwarded-For differently; a proxy of ours treats \
-                           all alike, and appends the client's address";
-                self.ledger.approximated(place, how);
-            }
-            return Some("append");
-        }
-        all.into_keys().next()
     }
 
     fn metadata(&self, name: &str) -> Value {

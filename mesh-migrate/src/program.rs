@@ -40,6 +40,8 @@ pub enum Accepts {
         otherwise: Reply,
         /// What becomes of `X-Forwarded-For`.
         forwarded: Forwarded,
+        /// What rules see of paths.
+        paths: Paths,
     },
     /// Connections.
     Tcp {
@@ -58,6 +60,30 @@ pub enum Forwarded {
     Append,
     /// It holds the client's address and nothing else.
     Replace,
+}
+
+/// What rules and applications see of paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Paths {
+    /// What is undone before a path is compared or changed.
+    pub form: PathForm,
+    /// `//` is `/`.
+    pub merge_slashes: bool,
+    /// Applications get what clients have sent, unless the path is changed.
+    pub as_sent: bool,
+}
+
+/// The form of a path in which it is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathForm {
+    /// As it is sent.
+    #[default]
+    Sent,
+    /// RFC 3986 section 6.2.2; `\` is `/`.
+    Rfc3986,
+    /// All escapes and dot segments undone; what cannot stand in a path otherwise is
+    /// encoded again. A path without such a form is answered with 400.
+    Decoded,
 }
 
 /// Certificates of a listener.
@@ -160,6 +186,8 @@ pub struct Forward {
 pub enum Said {
     /// Address of the client.
     Client,
+    /// All values of `X-Forwarded-For`, and the client's address after them.
+    ForwardedFor,
     /// `Host` as it is sent.
     Host,
     /// The same without a port, in lower case.
@@ -170,7 +198,7 @@ pub enum Said {
     Method,
     /// Without the query.
     Path,
-    /// With it.
+    /// With it, as it is sent.
     Target,
     /// The query, without its `?`.
     Query,

@@ -11,9 +11,10 @@ use mesh_core::{Locality, TrustDomain};
 use mesh_runtime::config::{self, ConfigError};
 
 use super::{
-    AccessLogTarget, Attest, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
-    SnapshotSource,
+    AccessLogTarget, Attest, Config, Flags, GatewayDoors, IdentitySource, Manner, Role,
+    ServiceListener, SnapshotSource,
     flags::PortAddr,
+    manner::Paths,
     sni,
     written::{
         AttestFile, ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
@@ -237,7 +238,10 @@ fn listeners(
         let same = |one: &&mut ListenerFile| one.service == service && one.port == port;
         match written.iter_mut().find(same) {
             Some(written) => written.listen = addr,
-            None => written.push(ListenerFile { listen: addr, service, port, tls: None }),
+            None => {
+                let (tls, paths, forwarded) = (None, None, None);
+                written.push(ListenerFile { listen: addr, service, port, tls, paths, forwarded });
+            }
         }
     }
     if written.len() > MAX_LISTENERS {
@@ -251,11 +255,9 @@ fn listeners(
             return Err(ConfigError::meaning(name, format!("{key}[{i}].listen"), problem));
         }
     }
-    let checked = |ListenerFile { listen, service, port, tls }| ServiceListener {
-        listen,
-        service,
-        port,
-        tls,
+    let checked = |ListenerFile { listen, service, port, tls, paths, forwarded }| {
+        let manner = Manner { paths: paths.unwrap_or_default(), forwarded };
+        ServiceListener { listen, service, port, tls, manner }
     };
     Ok(written.into_iter().map(checked).collect())
 }
@@ -312,12 +314,21 @@ fn identity_files(written: IdentityFilesFile, name: &str) -> Result<IdentitySour
 }
 
 /// Nobody of the mesh knows certificates of others: whoever shows one is no
-/// caller that a policy could name.
+/// caller that a policy could name. Policies see paths by themselves.
 fn check_plaintext(config: &Config, name: &str) -> Result<(), ConfigError> {
-    let with_tls = config.inbound_plaintext.iter().position(|listener| listener.tls.is_some());
-    let Some(i) = with_tls else { return Ok(()) };
-    let problem = "is only for `listeners`; remove it, or write the listener there";
-    Err(ConfigError::meaning(name, format!("inbound_plaintext[{i}].tls"), problem))
+    for (i, listener) in config.inbound_plaintext.iter().enumerate() {
+        let key = match listener {
+            ServiceListener { tls: Some(_), .. } => "tls",
+            ServiceListener { manner: Manner { forwarded: Some(_), .. }, .. } => "forwarded",
+            ServiceListener { manner: Manner { paths, .. }, .. } if *paths != Paths::default() => {
+                "paths"
+            }
+            _ => continue,
+        };
+        let problem = "is only for `listeners`; remove it, or write the listener there";
+        return Err(ConfigError::meaning(name, format!("inbound_plaintext[{i}].{key}"), problem));
+    }
+    Ok(())
 }
 
 /// Plaintext doors off loopback are open to everybody who can reach them, and

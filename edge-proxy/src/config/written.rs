@@ -15,7 +15,9 @@ use mesh_runtime::config::HumanDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{DtabOverride, Forwarded, ListenerTls, SniListener, tracing::TracingFile};
+use super::{
+    DtabOverride, Forwarded, ListenerTls, SniListener, manner::Paths, tracing::TracingFile,
+};
 use crate::access_log::AccessLogFormat;
 
 /// An address, or `off`.
@@ -290,6 +292,13 @@ pub(super) struct ListenerFile {
     /// plaintext where absent. Only in `listeners`.
     #[serde(default)]
     pub(super) tls: Option<ListenerTls>,
+    /// What rules and applications see of paths; as they are sent where absent.
+    /// Only in `listeners`.
+    #[serde(default)]
+    pub(super) paths: Option<Paths>,
+    /// Instead of the proxy's `forwarded`. Only in `listeners`.
+    #[serde(default)]
+    pub(super) forwarded: Option<Forwarded>,
 }
 
 /// Where a proxy is, for nearness.

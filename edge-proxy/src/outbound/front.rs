@@ -26,8 +26,8 @@ use super::{
     target, tls,
 };
 use crate::{
-    inbound::door, metrics::Direction, prefixed::Prefixed, record::Record, refusal::Refusal,
-    scratch::Scratch, worker::Worker,
+    config::Manner, inbound::door, metrics::Direction, prefixed::Prefixed, record::Record,
+    refusal::Refusal, scratch::Scratch, worker::Worker,
 };
 
 /// How long a client may take for a request head, waiting between two
@@ -40,19 +40,22 @@ pub enum Toward {
     /// Each names its service: a proxy's client.
     Named,
     /// All are for this one.
-    Service(Destination),
+    Service(Destination, Manner),
     /// The same, of clients that have said it in TLS.
-    Decrypted(Destination),
+    Decrypted(Destination, Manner),
     /// The same, of clients that are not of the mesh to an own application.
     Own(Destination),
 }
 
 impl Toward {
-    fn destination(&self, worker: &Worker, head: &RequestHead) -> Result<Destination, Refusal> {
+    /// Where a request is for, which is put in the form that rules see.
+    fn destination(&self, worker: &Worker, head: &mut RequestHead) -> Result<Destination, Refusal> {
         match self {
-            Self::Service(destination) | Self::Decrypted(destination) | Self::Own(destination) => {
+            Self::Service(destination, manner) | Self::Decrypted(destination, manner) => {
+                manner.paths.apply(head)?;
                 Ok(destination.clone())
             }
+            Self::Own(destination) => Ok(destination.clone()),
             Self::Named => {
                 let snapshot = worker.shared.snapshot.load();
                 let snapshot = snapshot.ok_or_else(super::dispatch::no_snapshot)?;
@@ -67,7 +70,7 @@ impl Toward {
 
     fn direction(&self) -> Direction {
         match self {
-            Self::Named | Self::Service(_) | Self::Decrypted(_) => Direction::Outbound,
+            Self::Named | Self::Service(..) | Self::Decrypted(..) => Direction::Outbound,
             Self::Own(_) => Direction::Inbound,
         }
     }
@@ -75,7 +78,7 @@ impl Toward {
     /// Whether bytes may be asked for with CONNECT.
     fn may_connect(&self) -> Result<(), Refusal> {
         match self {
-            Self::Named | Self::Service(_) | Self::Decrypted(_) => Ok(()),
+            Self::Named | Self::Service(..) | Self::Decrypted(..) => Ok(()),
             Self::Own(_) => Err(Refusal::new(Reason::Unsupported, "CONNECT to an application")),
         }
     }
@@ -90,11 +93,16 @@ impl Toward {
         client: Client<'_>,
         record: &mut Record,
     ) -> Result<Outcome, Refusal> {
+        let manner = match self {
+            Self::Service(_, manner) | Self::Decrypted(_, manner) => *manner,
+            Self::Named | Self::Own(_) => Manner::default(),
+        };
+        let client = Client { forwarded: manner.forwarded, ..client };
         match self {
-            Self::Named | Self::Service(_) => {
+            Self::Named | Self::Service(..) => {
                 request::carry(worker, destination, scratch, body, client, record).await
             }
-            Self::Decrypted(_) => {
+            Self::Decrypted(..) => {
                 // HTTP/1 does not say it (RFC 9112 section 3.3).
                 scratch.head.scheme = Scheme::Https;
                 request::carry(worker, destination, scratch, body, client, record).await
@@ -139,26 +147,27 @@ pub async fn serve(worker: &Arc<Worker>, toward: Toward, client: IpAddr, stream:
 /// Serves a connection to one port by what that port speaks.
 pub async fn serve_port(
     worker: &Arc<Worker>,
-    destination: Destination,
+    (destination, manner): (Destination, Manner),
     client: IpAddr,
     stream: Stream,
 ) {
-    serve_toward(worker, (destination, Toward::Service), client, stream).await;
+    serve_toward(worker, destination, |to| Toward::Service(to, manner), client, stream).await;
 }
 
 /// The same of one that came in TLS.
 pub async fn serve_decrypted(
     worker: &Arc<Worker>,
-    destination: Destination,
+    (destination, manner): (Destination, Manner),
     client: IpAddr,
     stream: Stream,
 ) {
-    serve_toward(worker, (destination, Toward::Decrypted), client, stream).await;
+    serve_toward(worker, destination, |to| Toward::Decrypted(to, manner), client, stream).await;
 }
 
 async fn serve_toward(
     worker: &Arc<Worker>,
-    (destination, toward): (Destination, fn(Destination) -> Toward),
+    destination: Destination,
+    toward: impl FnOnce(Destination) -> Toward,
     client: IpAddr,
     stream: Stream,
 ) {
@@ -193,7 +202,8 @@ fn inside(
     client: IpAddr,
     stream: Stream,
 ) -> BoxFuture<'static, ()> {
-    Box::pin(async move { serve_port(&worker, destination, client, stream).await })
+    let to = (destination, Manner::default());
+    Box::pin(async move { serve_port(&worker, to, client, stream).await })
 }
 
 /// Puts back what was read of a connection.

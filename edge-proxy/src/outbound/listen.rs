@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     app::Shared,
+    config::Manner,
     inbound::{self, door},
     metrics::{
         Direction, Taken,
@@ -50,9 +51,9 @@ pub enum Purpose {
     /// TLS: each connection names its service; the number of its port.
     Sni(Option<u16>),
     /// One port of one service.
-    Service(Destination),
+    Service(Destination, Manner),
     /// The same in TLS with a certificate that is not of the mesh.
-    Transition(Destination, Arc<Door>),
+    Transition(Destination, Manner, Arc<Door>),
     /// One port of an own service, for clients that are not of the mesh.
     Own(Destination),
     /// Captured traffic: the original destination names the service.
@@ -124,11 +125,11 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
         Purpose::Proxy | Purpose::Sni(_) => {
             log::warn!(from:% = from; "client is in no block of allow_from; closed");
         }
-        Purpose::Service(destination) => {
-            front::serve_port(worker, destination, from.ip(), stream).await
+        Purpose::Service(destination, manner) => {
+            front::serve_port(worker, (destination, manner), from.ip(), stream).await
         }
-        Purpose::Transition(destination, door) => {
-            Box::pin(decrypted(worker, destination, &door, stream, from)).await;
+        Purpose::Transition(destination, manner, door) => {
+            Box::pin(decrypted(worker, (destination, manner), &door, stream, from)).await;
         }
         Purpose::Own(destination) => door::serve(worker, destination, from.ip(), stream).await,
         Purpose::Captured => captured(worker, stream, from).await,
@@ -139,14 +140,14 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
 /// One connection of a client that speaks TLS, if it finishes its handshake.
 async fn decrypted(
     worker: &Arc<Worker>,
-    destination: Destination,
+    (destination, manner): (Destination, Manner),
     door: &Door,
     stream: Stream,
     from: SocketAddr,
 ) {
     let carriage = port::carriage(worker, &destination).await;
     if let Some(stream) = door.accept(carriage, from, stream).await {
-        front::serve_decrypted(worker, destination, from.ip(), stream).await;
+        front::serve_decrypted(worker, (destination, manner), from.ip(), stream).await;
     }
 }
 
@@ -161,7 +162,9 @@ async fn captured(worker: &Arc<Worker>, mut stream: Stream, from: SocketAddr) {
     let snapshot = worker.shared.snapshot.load();
     let destination = snapshot.and_then(|s| worker.view(&s).captured(dialled));
     match destination {
-        Some(destination) => front::serve_port(worker, destination, from.ip(), stream).await,
+        Some(destination) => {
+            front::serve_port(worker, (destination, Manner::default()), from.ip(), stream).await
+        }
         None => pass(worker, dialled, from, stream).await,
     }
 }

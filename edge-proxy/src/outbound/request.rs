@@ -24,7 +24,7 @@ use super::{
     dtab, mirror, reply,
 };
 use crate::{
-    inner::mux::Spoken, record::Record, refusal::Refusal, scratch::Scratch, worker::Worker,
+    config, inner::mux::Spoken, record::Record, refusal::Refusal, scratch::Scratch, worker::Worker,
 };
 
 /// How a client speaks.
@@ -36,6 +36,8 @@ pub struct Client<'a> {
     pub upgrade: bool,
     /// Who is told of heads before the head.
     pub early: Early<'a>,
+    /// Of its listener, instead of the proxy's own.
+    pub forwarded: Option<config::Forwarded>,
 }
 
 /// What became of a request.
@@ -97,7 +99,8 @@ pub async fn carry(
     if !worker.shared.config.dtab_overrides.is_empty() {
         dtab::hand_on(&mut scratch.head);
     }
-    worker.shared.config.forwarded.apply(&mut scratch.head, address);
+    let forwarded = client.forwarded.unwrap_or(worker.shared.config.forwarded);
+    forwarded.apply(&mut scratch.head, address);
     change(&mut scratch.head, &decision, &chosen, headers.as_ref())?;
     mirror::start(worker, &decision, &scratch.head, &mut body).await;
     let speaks = inner_protocol(&dispatch, client.http2, &scratch.head);
@@ -180,14 +183,19 @@ fn change(
     if head.authority.is_empty() {
         head.authority.push_str(chosen.service.as_str());
     }
+    let mut changed = false;
     if let Some(route) = decision.route() {
         if let Some(rewrite) = &route.filters.rewrite {
             rewrite.apply(head, decision.matched());
+            changed = rewrite.path.is_some();
+            if changed {
+                head.decoded.clear();
+            }
         }
         route.filters.request.apply(&mut head.fields);
     }
     if let Some(more) = decision.extension() {
-        more.retarget(&mut head.target).map_err(bad_rewrite)?;
+        changed |= more.retarget(&mut head.target, &head.decoded).map_err(bad_rewrite)?;
         if let Some(headers) = headers {
             more.request_headers.apply(headers, &mut head.fields);
         }
@@ -195,6 +203,10 @@ fn change(
     if let Some(backend) = decision.backend(chosen) {
         backend.request.apply(&mut head.fields);
     }
+    if !changed && !head.sent.is_empty() {
+        std::mem::swap(&mut head.target, &mut head.sent);
+    }
+    head.sent.clear();
     Ok(())
 }
 

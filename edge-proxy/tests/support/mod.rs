@@ -20,7 +20,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use edge_proxy::{
     app::{App, Shared},
-    config::{Config, Role, ServiceListener},
+    config::{Config, Manner, Role, ServiceListener},
     snapshot_cell::Complete,
     worker::Bound,
 };
@@ -166,6 +166,7 @@ pub fn listener(service: &str, port: &str) -> ServiceListener {
         service: service.parse().unwrap(),
         port: port.parse().unwrap(),
         tls: None,
+        manner: Manner::default(),
     }
 }
 

@@ -89,20 +89,21 @@ impl Extension {
             && !self.unless.iter().any(matches)
     }
 
-    /// Changes path and query of a target in origin-form.
+    /// Changes path and query of a target in origin-form; whether its path is
+    /// one that was to be changed. `decoded` is [`RequestHead::decoded`].
     ///
     /// # Errors
     ///
     /// What comes out is none.
-    pub fn retarget(&self, target: &mut String) -> Result<(), BadRewrite> {
+    pub fn retarget(&self, target: &mut String, decoded: &[u8]) -> Result<bool, BadRewrite> {
         if self.strip_query
             && let Some(at) = target.find('?')
         {
             target.truncate(at);
         }
         match &self.rewrite {
-            Some(rewrite) => rewrite.apply(target),
-            None => Ok(()),
+            Some(rewrite) => rewrite.apply(target, decoded),
+            None => Ok(self.strip_query),
         }
     }
 }
@@ -203,7 +204,7 @@ mod tests {
     fn a_query_is_left_out_before_the_path_is_changed() {
         let target = |extension: &Extension| {
             let mut target = "/a?b=c".to_owned();
-            extension.retarget(&mut target).unwrap();
+            extension.retarget(&mut target, &[]).unwrap();
             target
         };
         let rewrite = |to| Some(PathPattern::new("^/a", to, false).unwrap());

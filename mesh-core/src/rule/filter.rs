@@ -71,12 +71,16 @@ impl Redirect {
             (None, None) => port.unwrap_or(called.port),
         };
         let port = if port == own { String::new() } else { format!(":{port}") };
-        let mut target = match &self.path {
-            Some(change) => with_query(change.of(head.path(), one), head.query()),
-            None => head.target.clone(),
+        let (mut target, decoded) = match &self.path {
+            Some(change) => (with_query(change.of(head.path(), one), head.query()), &[][..]),
+            None => (head.target.clone(), &*head.decoded),
         };
-        if let Some(more) = more {
-            more.retarget(&mut target)?;
+        let changed = match more {
+            Some(more) => more.retarget(&mut target, decoded)?,
+            None => false,
+        };
+        if !changed && self.path.is_none() && !head.sent.is_empty() {
+            target.clone_from(&head.sent);
         }
         if host.is_empty() {
             // HTTP/1.0 may name none; a path alone is of the same (RFC 3986 section 4.2).

@@ -144,7 +144,7 @@ impl Precedence {
 impl RouteMatch {
     /// Whether all given parts hold.
     pub fn holds(&self, head: &RequestHead) -> bool {
-        self.path.as_ref().is_none_or(|path| path.holds(head.path()))
+        self.path.as_ref().is_none_or(|path| path.holds(head.compared_path()))
             && self.method.as_ref().is_none_or(|method| *method == head.method)
             && self.headers.iter().all(|(name, value)| value.holds_in(head, name))
             && self.query.iter().all(|(name, value)| {
@@ -165,13 +165,13 @@ impl RouteMatch {
 
 impl PathMatch {
     /// A prefix counts whole elements, and its own trailing slash for nothing.
-    pub fn holds(&self, path: &str) -> bool {
+    pub fn holds(&self, path: &[u8]) -> bool {
         match self {
-            Self::Exact(exact) => path == &**exact,
+            Self::Exact(exact) => path == exact.as_bytes(),
             Self::Prefix(prefix) => path
-                .strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            Self::Regex(pattern) => pattern.matches(path.as_bytes()),
+                .strip_prefix(prefix.strip_suffix('/').unwrap_or(prefix).as_bytes())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")),
+            Self::Regex(pattern) => pattern.matches(path),
         }
     }
 }

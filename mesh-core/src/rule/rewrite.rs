@@ -1,9 +1,9 @@
 //! Paths that are changed by a pattern.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::MAX_PATTERN_MEMORY;
-use crate::message::convert::is_target;
+use crate::message::{convert::is_target, normal::escaped};
 
 /// Bytes of a target that comes out.
 const MAX_TARGET: usize = 16 << 10;
@@ -85,18 +85,24 @@ impl PathPattern {
     }
 
     /// Changes a target in origin-form; all others stay. The query stays,
-    /// unless the new path brings one.
+    /// unless the new path brings one. Whether the pattern matched. Where
+    /// `decoded` is not empty it is asked instead of the target's path, and what
+    /// is kept of it is encoded.
     ///
     /// # Errors
     ///
     /// What comes out is no target, or too long.
-    pub fn apply(&self, target: &mut String) -> Result<(), BadRewrite> {
+    pub fn apply(&self, target: &mut String, decoded: &[u8]) -> Result<bool, BadRewrite> {
         let at = target.find('?').unwrap_or(target.len());
         let (path, query) = target.split_at(at);
         if !path.starts_with('/') {
-            return Ok(());
+            return Ok(false);
         }
-        let Some(mut changed) = self.replace(path.as_bytes())? else { return Ok(()) };
+        let found = match decoded.is_empty() {
+            true => self.replace(path.as_bytes(), |kept| kept.into()),
+            false => self.replace(decoded, |kept| escaped(kept).into()),
+        };
+        let Some(mut changed) = found? else { return Ok(false) };
         if !changed.contains(&b'?') {
             changed.extend_from_slice(query.as_bytes());
         }
@@ -107,11 +113,15 @@ impl PathPattern {
             return Err(BadRewrite::Target);
         }
         *target = String::from_utf8(changed).map_err(|_| BadRewrite::Target)?;
-        Ok(())
+        Ok(true)
     }
 
-    /// `None` where nothing matches.
-    fn replace(&self, path: &[u8]) -> Result<Option<Vec<u8>>, BadRewrite> {
+    /// `None` where nothing matches; what stays of the path is `written`.
+    fn replace(
+        &self,
+        path: &[u8],
+        written: impl Fn(&[u8]) -> Cow<'_, [u8]>,
+    ) -> Result<Option<Vec<u8>>, BadRewrite> {
         let mut changed = Vec::new();
         let mut upto = 0;
         let times = if self.all { usize::MAX } else { 1 };
@@ -119,7 +129,7 @@ impl PathPattern {
         for captures in self.compiled.captures_iter(path).take(times) {
             let Some(whole) = captures.get(0) else { break };
             any = true;
-            changed.extend_from_slice(&path[upto..whole.start()]);
+            changed.extend_from_slice(&written(&path[upto..whole.start()]));
             upto = whole.end();
             for part in &self.parts {
                 match part {
@@ -127,7 +137,7 @@ impl PathPattern {
                     Part::Group(number) => {
                         let group =
                             captures.get(*number).map_or(&b""[..], |group| group.as_bytes());
-                        changed.extend_from_slice(group);
+                        changed.extend_from_slice(&written(group));
                     }
                 }
                 if changed.len() > MAX_TARGET.max(path.len()) {
@@ -135,7 +145,7 @@ impl PathPattern {
                 }
             }
         }
-        changed.extend_from_slice(&path[upto..]);
+        changed.extend_from_slice(&written(&path[upto..]));
         Ok(any.then_some(changed))
     }
 }
@@ -185,8 +195,8 @@ mod tests {
 
     fn changed(pattern: &str, substitution: &str, all: bool, target: &str) -> String {
         let mut target = target.to_owned();
-        match PathPattern::new(pattern, substitution, all).unwrap().apply(&mut target) {
-            Ok(()) => target,
+        match PathPattern::new(pattern, substitution, all).unwrap().apply(&mut target, &[]) {
+            Ok(_) => target,
             Err(error) => format!("{error:?}"),
         }
     }
@@ -223,6 +233,16 @@ mod tests {
             let found = changed(pattern, substitution, all, target);
             assert_eq!(found, wanted, "{pattern} {substitution} {target}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_decoded_path_is_encoded() {
+        let pattern = PathPattern::new("^/a b/([^/]*)", "/%24/$1?x", false).unwrap();
+        let mut target = "/a%20b/c%3Fd/e%20f?q".to_owned();
+        assert_eq!(pattern.apply(&mut target, b"/a b/c?d/e f"), Ok(true));
+        assert_eq!(target, "/%24/c%3Fd?x/e%20f");
+        assert_eq!(pattern.apply(&mut target, b"/b"), Ok(false));
+        assert_eq!(target, "/%24/c%3Fd?x/e%20f");
     }
 
     #[test]

@@ -15,7 +15,7 @@ const MAX_VALUE: usize = 8 << 10;
 pub enum BadTemplate {
     /// There is no such part of a request.
     #[error(
-        "%{{{0}}} is not known: client_ip, host, hostname, path, query, target, scheme, method \
+        "%{{{0}}} is not known: client_ip, forwarded_for, host, hostname, path, query, target, scheme, method \
          and header:NAME are; %% is a percent sign"
     )]
     Unknown(Box<str>),
@@ -37,6 +37,8 @@ enum Part {
     Text(Box<str>),
     /// Address of the client.
     ClientIp,
+    /// All values of `X-Forwarded-For`, and then the client's address.
+    ForwardedFor,
     /// `Host` as it was sent, with its port.
     Host,
     /// The same without port, in lower case.
@@ -45,7 +47,7 @@ enum Part {
     Path,
     /// Without the `?`.
     Query,
-    /// Path and query.
+    /// Path and query, as they are sent.
     Target,
     Scheme,
     Method,
@@ -110,13 +112,20 @@ impl Template {
                         let _infallible = write!(value, "{}", client.to_canonical());
                     }
                 }
+                Part::ForwardedFor => {
+                    let client = client.map(|client| client.to_canonical().to_string());
+                    let client = client.as_ref().map(String::as_bytes);
+                    let before = head.fields.all("x-forwarded-for").filter(|one| !one.is_empty());
+                    let all: Vec<&[u8]> = before.chain(client).collect();
+                    value.extend_from_slice(&all.join(&b", "[..]));
+                }
                 Part::Host => value.extend_from_slice(head.authority.as_bytes()),
                 Part::Hostname => {
                     value.extend(head.host().bytes().map(|byte| byte.to_ascii_lowercase()));
                 }
                 Part::Path => value.extend_from_slice(head.path().as_bytes()),
                 Part::Query => value.extend_from_slice(head.query().unwrap_or_default().as_bytes()),
-                Part::Target => value.extend_from_slice(head.target.as_bytes()),
+                Part::Target => value.extend_from_slice(head.sent_target().as_bytes()),
                 Part::Scheme => value.extend_from_slice(head.scheme.as_str().as_bytes()),
                 Part::Method => value.extend_from_slice(head.method.as_str().as_bytes()),
                 Part::Header(name) if *name == http::header::HOST => {
@@ -144,6 +153,7 @@ fn push_text(parts: &mut Vec<Part>, literal: &mut String) {
 fn part(name: &str) -> Option<Part> {
     Some(match name {
         "client_ip" => Part::ClientIp,
+        "forwarded_for" => Part::ForwardedFor,
         "host" => Part::Host,
         "hostname" => Part::Hostname,
         "path" => Part::Path,
@@ -167,6 +177,8 @@ mod tests {
         };
         head.fields.push("X-User", b"one");
         head.fields.push("x-user", b"two");
+        head.fields.push("x-forwarded-for", b"10.0.0.1, 10.0.0.2");
+        head.fields.push("x-forwarded-for", b"");
         head
     }
 
@@ -176,6 +188,7 @@ mod tests {
             ("plain", "plain"),
             ("", ""),
             ("%{client_ip}", "192.0.2.1"),
+            ("<%{forwarded_for}>", "<10.0.0.1, 10.0.0.2, 192.0.2.1>"),
             ("%{host}|%{hostname}", "Orders.Shop:8080|orders.shop"),
             ("%{scheme}://%{host}%{path}?%{query}", "http://Orders.Shop:8080/a/b?c=d"),
             ("%{method} %{target}", "GET /a/b?c=d"),
@@ -196,6 +209,13 @@ mod tests {
         }
         let template = Template::new("%{client_ip}").unwrap();
         assert_eq!(template.render(&head(), None).unwrap(), b"");
+        let template = Template::new("%{forwarded_for}").unwrap();
+        assert_eq!(template.render(&head(), None).unwrap(), b"10.0.0.1, 10.0.0.2");
+        assert_eq!(template.render(&RequestHead::new(), client).unwrap(), b"192.0.2.1");
+        // Rules see another form of the path than applications.
+        let form = RequestHead { sent: "/a/./b?c=d".into(), ..head() };
+        let template = Template::new("%{target} %{path}").unwrap();
+        assert_eq!(template.render(&form, None).unwrap(), b"/a/./b?c=d /a/b");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::program::{Clients, Member};
+use crate::program::{Clients, Member, Paths};
 
 fn place() -> Place {
     Place::start(&"a".into())
@@ -53,6 +53,7 @@ fn program(when: Condition, forward: Forward) -> Program {
                 rules: vec![Rule { place: place(), when, then }],
                 otherwise: Reply { status: 404, ..Reply::default() },
                 forwarded: Forwarded::Append,
+                paths: Paths::default(),
             },
             tls: None,
         }],

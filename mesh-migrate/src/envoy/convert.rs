@@ -19,7 +19,8 @@ use super::{
 use crate::{
     ledger::{Ledger, Verdict},
     program::{
-        Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule,
+        Accepts, Clients, Condition, Forwarded, Listener, PathForm, Paths, Program, Reply, Rule,
+        ServerTls, TcpRule,
     },
     source::Place,
 };
@@ -158,7 +159,12 @@ impl<'c> Converter<'c> {
         let forwarded = if appends { Forwarded::Append } else { Forwarded::Keep };
         self.connection_manager(listener, &within);
         let otherwise = Reply { status: 404, ..Reply::default() };
-        Some((Accepts::Http { rules, otherwise, forwarded }, tls))
+        let paths = Paths {
+            form: if hcm.is("normalize_path") { PathForm::Rfc3986 } else { PathForm::Sent },
+            merge_slashes: hcm.is("merge_slashes"),
+            as_sent: false,
+        };
+        Some((Accepts::Http { rules, otherwise, forwarded, paths }, tls))
     }
 
     fn connection_manager(&mut self, listener: &Tree, within: &Within<'_>) {

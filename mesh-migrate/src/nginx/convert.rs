@@ -13,8 +13,8 @@ use super::{
 use crate::{
     ledger::{Ledger, Verdict},
     program::{
-        Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, Text,
-        Then,
+        Accepts, Clients, Condition, Forwarded, Listener, PathForm, Paths, Program, Reply, Rule,
+        ServerTls, Text, Then,
     },
     source::{Place, Problem},
 };
@@ -90,8 +90,8 @@ struct At<'m, 'c> {
     server: &'m Server<'c>,
     /// What `set` has set, as far as it can be said.
     set: BTreeMap<String, Template>,
-    /// What `X-Forwarded-For` becomes, and who says so.
-    forwarded: Vec<(Forwarded, Place)>,
+    /// What `X-Forwarded-For` becomes in each of its rules that forward.
+    forwarded: Vec<Forwarded>,
 }
 
 impl<'m, 'c> Work<'m, 'c> {
@@ -170,14 +170,15 @@ impl<'m, 'c> Work<'m, 'c> {
                 |rule: &Rule| Rule { when: all([host.clone(), rule.when.clone()]), ..rule.clone() };
             rules.extend(of_servers[server].iter().map(with_host));
         }
-        let forwarded = self.forwarded(&forwarded);
+        let forwarded = forwarded_of(&forwarded, &mut rules);
+        let paths = self.paths(here, default);
         let otherwise = Reply { status: 404, ..Reply::default() };
         let listen = here[default].1.directive.unwrap_or(here[default].0.directive);
         self.program.listeners.push(Listener {
             place: listen.place.clone(),
             name: name("http", address),
             addresses: vec![address],
-            accepts: Accepts::Http { rules, otherwise, forwarded },
+            accepts: Accepts::Http { rules, otherwise, forwarded, paths },
             tls,
         });
         Ok(())
@@ -257,21 +258,37 @@ impl<'m, 'c> Work<'m, 'c> {
         })
     }
 
-    /// What becomes of `X-Forwarded-For` on a whole listener.
-    fn forwarded(&mut self, said: &[(Forwarded, Place)]) -> Forwarded {
-        let has = |wanted| said.iter().any(|(found, _)| *found == wanted);
-        let chosen = match (has(Forwarded::Append), has(Forwarded::Replace)) {
-            (true, _) => Forwarded::Append,
-            (false, true) => Forwarded::Replace,
-            (false, false) => Forwarded::Keep,
-        };
-        for (_, place) in said.iter().filter(|(found, _)| *found != chosen) {
-            let how = "X-Forwarded-For is the same on a whole listener with us, as other locations have it".to_owned();
-            let key = (place.clone(), place.line);
-            self.verdicts.entry(key).or_default().insert(Verdict::Approximated { how });
+    /// nginx compares paths decoded, and hands them on as they were sent.
+    fn paths(&mut self, here: &[Heard<'m, 'c>], default: usize) -> Paths {
+        let merges = |server: &Server<'_>| model::is_on(&server.chain, "merge_slashes", true);
+        let merge_slashes = merges(here[default].0);
+        for (server, _) in here {
+            let Some(directive) = model::inherited(&server.chain, "merge_slashes") else {
+                continue;
+            };
+            if merges(server) == merge_slashes {
+                self.exact(directive);
+            } else {
+                let how = "// is taken as the default server of the address takes it";
+                self.approximated(directive, how);
+            }
         }
-        chosen
+        Paths { form: PathForm::Decoded, merge_slashes, as_sent: true }
     }
+}
+
+/// What becomes of `X-Forwarded-For` on a whole listener; where not all rules agree, they
+/// say it themselves.
+fn forwarded_of(said: &[Forwarded], rules: &mut [Rule]) -> Forwarded {
+    let Some(first) = said.first().filter(|first| said.iter().all(|one| one == *first)) else {
+        return Forwarded::Keep;
+    };
+    for rule in rules {
+        if let Then::Forward(forward) = &mut rule.then {
+            forward.tell.retain(|(name, _)| name != "x-forwarded-for");
+        }
+    }
+    *first
 }
 
 fn listens<'m, 'c>(server: &'m Server<'c>, address: SocketAddr) -> Option<&'m Listen<'c>> {

@@ -2,24 +2,24 @@
 
 /// A target, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// As it is sent, from its path on.
     pub(super) raw: String,
     /// `$uri`: decoded, slashes merged, dot segments resolved.
-    pub(super) uri: Vec<u8>,
+    pub(crate) uri: Vec<u8>,
     /// `$args`, as they are sent.
     pub(super) args: Option<String>,
     /// Of an absolute target.
     pub(super) host: Option<String>,
     /// It had a `%`: what is sent on is encoded again.
-    pub(super) is_quoted: bool,
+    pub(crate) is_quoted: bool,
     /// It had a `+`.
     pub(super) has_plus: bool,
 }
 
 impl Target {
     /// As `ngx_http_parse_complex_uri` reads it; nothing where nginx answers 400.
-    pub(super) fn of(sent: &str, merges_slashes: bool) -> Option<Self> {
+    pub(crate) fn of(sent: &str, merges_slashes: bool) -> Option<Self> {
         let absolute = ["http://", "https://"].iter().find_map(|scheme| sent.strip_prefix(scheme));
         let (host, raw) = match absolute {
             Some(rest) => {
@@ -93,7 +93,7 @@ fn plain(path: &[(u8, bool)], merges_slashes: bool) -> Option<Vec<u8>> {
 }
 
 /// `NGX_ESCAPE_URI`, since 1.21.1.
-pub(super) fn escaped(uri: &[u8]) -> Vec<u8> {
+pub(crate) fn escaped(uri: &[u8]) -> Vec<u8> {
     escape(uri, b" #%?\"<>\\^`{|}")
 }
 

@@ -313,6 +313,7 @@ impl Making<'_> {
 fn template(said: &Said) -> String {
     match said {
         Said::Client => "%{client_ip}".to_owned(),
+        Said::ForwardedFor => "%{forwarded_for}".to_owned(),
         Said::Host => "%{host}".to_owned(),
         Said::Hostname => "%{hostname}".to_owned(),
         Said::Scheme => "%{scheme}".to_owned(),

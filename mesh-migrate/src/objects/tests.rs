@@ -41,6 +41,7 @@ fn program(rules: Vec<Rule>) -> Program {
         rules,
         otherwise: Reply { status: 503, ..Reply::default() },
         forwarded: Forwarded::Append,
+        paths: Paths::default(),
     };
     let listener = Listener {
         place: place(),

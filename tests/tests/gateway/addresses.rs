@@ -1,6 +1,6 @@
 //! What no gateway dials, whatever it is asked and whatever its site says.
 
-use edge_proxy::config::{ServiceListener, SniListener};
+use edge_proxy::config::{Manner, ServiceListener, SniListener};
 use mesh_api::{ALPN_TUNNEL, v1::connect_reply::Reply};
 use prost::Message;
 
@@ -44,6 +44,7 @@ async fn an_endpoint_at_an_address_of_the_mesh_or_of_the_host_is_never_dialled()
         service: "orders.shop".parse().unwrap(),
         port: "http".parse().unwrap(),
         tls: None,
+        manner: Manner::default(),
     };
     let change = |config: &mut Config| {
         config.admin = Some(admin);

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, future::Future, pin::Pin};
 
 use edge_proxy::{
     app::App,
-    config::{Config, Role, ServiceListener},
+    config::{Config, Manner, Role, ServiceListener},
 };
 use mesh_api::v1::resource::Resource as Kind;
 use mesh_core::{NodeId, Snapshot};
@@ -144,6 +144,7 @@ impl World {
                 service: way.service.parse().unwrap(),
                 port: port.parse().unwrap(),
                 tls: None,
+                manner: Manner::default(),
             }));
         }
         let source = Proxy::start_on(node(), &pair.west, "checkout", &sites, config).await;

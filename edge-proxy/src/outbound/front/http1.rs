@@ -340,7 +340,7 @@ impl Exchange<'_> {
         record.asks(&mut scratch.head);
         let Some(turn) = turn else { return After::Abort };
         let grpc = scratch.head.is_grpc();
-        let destination = match self.toward.destination(self.worker, &scratch.head) {
+        let destination = match self.toward.destination(self.worker, &mut scratch.head) {
             Ok(destination) => destination,
             Err(refusal) => {
                 refuse(self.conn, &refusal, grpc, &mut record);
@@ -361,7 +361,8 @@ impl Exchange<'_> {
             return After::Next;
         }
         let upgrade = request.upgrade && hop::offers_tunnel(&scratch.head.fields);
-        let client = Client { http2: false, upgrade, early: Early::Client(self.conn) };
+        let client =
+            Client { http2: false, upgrade, early: Early::Client(self.conn), forwarded: None };
         let body = match upgrade {
             true => ClientBody::Offer,
             false if request.body.is_empty() => ClientBody::None,

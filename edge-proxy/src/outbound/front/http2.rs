@@ -198,7 +198,7 @@ async fn try_answer(
     drop(parts);
     record.asks(&mut scratch.head);
     let grpc = scratch.head.is_grpc();
-    let destination = match toward.destination(worker, &scratch.head) {
+    let destination = match toward.destination(worker, &mut scratch.head) {
         Ok(destination) => destination,
         Err(refusal) => return refused(&refusal, grpc, record),
     };
@@ -211,7 +211,7 @@ async fn try_answer(
     if let Err(refusal) = may_begin(worker, &destination, turn, &mut record) {
         return refused(&refusal, grpc, record);
     }
-    let speaks = Client { http2: true, upgrade: false, early: Early::Nobody };
+    let speaks = Client { http2: true, upgrade: false, early: Early::Nobody, forwarded: None };
     let body = ClientBody::Http2(body);
     let outcome = toward.carry(worker, &destination, scratch, body, speaks, &mut record).await;
     match outcome {

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     envoy::tree::Tree,
+    paths,
     request::{Http, Outcome},
 };
 
@@ -96,55 +97,14 @@ pub(super) fn target(hcm: &Tree, sent: &str, why: &mut Why) -> Result<String, Ou
         _ => {}
     }
     if hcm.is("normalize_path") {
-        path = normalized(&path);
+        path = paths::normalized(&path);
     }
     if hcm.is("merge_slashes") {
-        while path.contains("//") {
-            path = path.replace("//", "/");
-        }
+        path = paths::merged(path);
     }
     let target = format!("{path}{query}");
     if target != sent {
         why.at(&hcm.place, format!("the path is taken as {path}"));
     }
     Ok(target)
-}
-
-/// RFC 3986, 6.2.2: dots are resolved, escapes in upper case, and those of unreserved
-/// characters undone; `\` is `/`.
-fn normalized(path: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = path.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| *first == b'%') {
-            Some(byte) => {
-                let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-                match is_plain {
-                    true => bytes.push(byte),
-                    false => bytes.extend([b"%", &after[..2]].concat()),
-                }
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(if *first == b'\\' { b'/' } else { *first });
-                rest = after;
-            }
-        }
-    }
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let mut out: Vec<&str> = Vec::new();
-    let parts: Vec<&str> = text.split('/').skip(1).collect();
-    for (at, part) in parts.iter().enumerate() {
-        let is_last = at + 1 == parts.len();
-        match *part {
-            "." => out.extend(is_last.then_some("")),
-            ".." => {
-                out.pop();
-                out.extend(is_last.then_some(""));
-            }
-            part => out.push(part),
-        }
-    }
-    format!("/{}", out.join("/"))
 }

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ledger::Ledger,
-    program::{Accepts, Listener, Program, Reply, ServerTls},
+    program::{Accepts, Listener, Paths, Program, Reply, ServerTls},
 };
 
 use super::{Config, proxy::Proxy, server::Bind};
@@ -55,7 +55,12 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
             program.pools.extend(pools);
             let accepts = match proxy.is_tcp {
                 true => Accepts::Tcp { rules: connections },
-                false => Accepts::Http { rules, otherwise: unavailable(), forwarded },
+                false => Accepts::Http {
+                    rules,
+                    otherwise: unavailable(),
+                    forwarded,
+                    paths: Paths::default(),
+                },
             };
             program.listeners.push(Listener {
                 place: bind.place.clone(),

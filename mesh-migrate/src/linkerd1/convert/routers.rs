@@ -23,8 +23,8 @@ use super::{
 use crate::{
     ledger::Ledger,
     program::{
-        Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule,
-        Text, Then,
+        Accepts, Clients, Condition, Forwarded, Listener, Paths, Program, Reply, Rule, ServerTls,
+        TcpRule, Text, Then,
     },
     request::{Kind, Request},
     source::Place,
@@ -128,6 +128,7 @@ pub(super) fn http(
         rules: rules.clone(),
         otherwise: Reply { status: 400, ..Reply::default() },
         forwarded: Forwarded::Keep,
+        paths: Paths::default(),
     });
 }
 

@@ -27,13 +27,12 @@ impl<'m, 'c> Work<'m, 'c> {
         &mut self,
         at: &mut At<'m, 'c>,
         here: &Here<'m, 'c>,
-        pass: &'c Directive,
         url: &Url,
         forward: &mut Forward,
     ) {
         let mut has_host = false;
         let mut kept = BTreeSet::new();
-        let mut xff = (Forwarded::Keep, pass.place.clone());
+        let mut xff = Forwarded::Keep;
         let said = model::array(&here.chain, "proxy_set_header");
         // Very many of them in very many locations are too many rules, too.
         self.rules += said.len() / 64;
@@ -45,7 +44,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 "host" if std::mem::replace(&mut has_host, true) => {
                     self.approximated(directive, "Host is sent once, as an earlier line has it");
                 }
-                "x-forwarded-for" if xff.0 != Forwarded::Keep => {
+                "x-forwarded-for" if xff != Forwarded::Keep => {
                     self.approximated(
                         directive,
                         "X-Forwarded-For is sent once, as an earlier line has it",
@@ -56,11 +55,13 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
                 "x-forwarded-for" if value.variable() == Some("proxy_add_x_forwarded_for") => {
                     self.exact(directive);
-                    xff = (Forwarded::Append, directive.place.clone());
+                    forward.tell.push((name, Said::ForwardedFor));
+                    xff = Forwarded::Append;
                 }
                 "x-forwarded-for" if value.variable() == Some("remote_addr") => {
                     self.exact(directive);
-                    xff = (Forwarded::Replace, directive.place.clone());
+                    forward.tell.push((name, Said::Client));
+                    xff = Forwarded::Replace;
                 }
                 "connection" | "upgrade" | "te" | "keep-alive" | "transfer-encoding"
                 | "content-length" => {
@@ -231,9 +232,7 @@ fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
         Some("scheme") => Becomes::Told(Said::Scheme),
         Some("request_method") => Becomes::Told(Said::Method),
         Some("request_uri") => Becomes::Told(Said::Target),
-        Some("proxy_add_x_forwarded_for") => {
-            Becomes::Unsaid("applications do not get it: addresses are in X-Forwarded-For")
-        }
+        Some("proxy_add_x_forwarded_for") => Becomes::Told(Said::ForwardedFor),
         Some("request_id") => {
             Becomes::Unsaid("applications do not get it: requests have traceparent with us")
         }
@@ -253,6 +252,7 @@ fn joined(value: &Template, url: &Url) -> Option<Said> {
             Part::Text(text) => Said::Text(text.clone()),
             Part::Variable(name) => match name.as_str() {
                 "remote_addr" | "realip_remote_addr" => Said::Client,
+                "proxy_add_x_forwarded_for" => Said::ForwardedFor,
                 "host" => Said::Hostname,
                 "http_host" => Said::Host,
                 "scheme" => Said::Scheme,

@@ -135,23 +135,7 @@ impl<'m, 'c> Work<'m, 'c> {
         if !ends {
             rules.append(&mut inner);
         }
-        if rules.iter().any(|rule| rule.when != Condition::Always) {
-            self.raw_paths(directive);
-        } else {
-            let how = "paths that nginx refuses with 400 (/.., %00) are taken like all others";
-            self.approximated(directive, how);
-        }
         rules
-    }
-
-    /// nginx decodes a path before it compares it.
-    fn raw_paths(&mut self, directive: &Directive) {
-        let question = "paths are compared as they are sent; nginx first decodes %XX, merges // and resolves /./ and /../, so that a request with one of those may go elsewhere. What becomes of it?";
-        self.decision(
-            directive,
-            question,
-            &["it is compared as it is sent", "it is refused before these rules"],
-        );
     }
 
     fn location(

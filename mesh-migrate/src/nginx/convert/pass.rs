@@ -13,6 +13,9 @@ use crate::{
 /// Targets that maps make of one `proxy_pass`.
 const MAX_TARGETS: usize = 1_000;
 
+/// What is different where `$uri` says the path.
+pub(super) const ENCODED: &str = "what cannot stand in a path otherwise stays encoded there";
+
 /// The client's query is not sent on.
 const NO_QUERY: &str = "the query is left out";
 
@@ -177,9 +180,7 @@ impl<'m, 'c> Work<'m, 'c> {
 
     /// The location's text is replaced by that of the URL.
     fn prefix(&mut self, here: &Here<'_, '_>, pass: &Directive, url: &Url) -> Option<PathChange> {
-        let location = here
-            .location
-            .filter(|_| !url.uri.is_empty() && url.uri != here.location.map_or("", |l| &l.text))?;
+        let location = here.location.filter(|_| !url.uri.is_empty())?;
         if url.uri.contains('?') {
             self.approximated(pass, "the address has a query, which stands in the path with us");
         }
@@ -209,14 +210,8 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
             },
             [Part::Variable(name)] if name == "uri" && rewritten.is_none() => {
-                let how = query.unwrap_or("the path is not decoded");
-                match url.uri.as_str() {
-                    "" => Ok((None, Some(how))),
-                    to => Ok((
-                        Some(PathChange::Prefix { from: String::new(), to: to.to_owned() }),
-                        Some(how),
-                    )),
-                }
+                let change = PathChange::Prefix { from: String::new(), to: url.uri.clone() };
+                Ok((Some(change), Some(query.unwrap_or(ENCODED))))
             }
             _ => {
                 let text: String = rest

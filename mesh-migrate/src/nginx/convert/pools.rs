@@ -44,7 +44,7 @@ impl<'m, 'c> Work<'m, 'c> {
         let peers =
             upstream.map_or(1, |upstream| upstream.peers.iter().filter(|p| !p.is_down).count());
         forward.retry = self.retry(here, u32::try_from(peers).unwrap_or(u32::MAX));
-        self.headers(at, here, pass, url, forward);
+        self.headers(at, here, url, forward);
         Ok(())
     }
 

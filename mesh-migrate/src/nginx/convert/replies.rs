@@ -3,6 +3,7 @@
 use super::{
     At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all, hosts,
     leaf::{Here, substitution},
+    pass::ENCODED,
 };
 use crate::{
     nginx::{model::Key, pattern::Pattern, template::Part},
@@ -402,11 +403,11 @@ fn path(
             Some(PathChange::Prefix { from: String::new(), to: text.clone() })
         }
         [Part::Variable(name)] if name == "uri" => {
-            how = Some("the path is not decoded");
-            None
+            how = Some(ENCODED);
+            Some(PathChange::Prefix { from: String::new(), to: String::new() })
         }
         [Part::Text(text), Part::Variable(name)] if name == "uri" => {
-            how = Some("the path is not decoded");
+            how = Some(ENCODED);
             Some(PathChange::Prefix { from: String::new(), to: text.clone() })
         }
         [Part::Text(text)] => Some(PathChange::Whole(text.clone())),

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests: a panic is the message")]
 
+mod listeners;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::{
@@ -12,7 +14,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use edge_proxy::{config::Config, files};
+use edge_proxy::{
+    config::{Config, ServiceListener},
+    files,
+};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -45,8 +50,12 @@ impl World {
     /// `endpoints` are those of `edge.shop`, with `$a` for the address of `a`;
     /// `documents` follow as they are indented in a list of rules.
     async fn start(endpoints: &str, documents: &str) -> Self {
+        Self::with(vec![listener("edge.shop", "http")], endpoints, documents).await
+    }
+
+    async fn with(listeners: Vec<ServiceListener>, endpoints: &str, documents: &str) -> Self {
         let authority = Authority::new(DOMAIN);
-        let config = Config { listeners: vec![listener("edge.shop", "http")], ..outbound_config() };
+        let config = Config { listeners, ..outbound_config() };
         let proxy = Proxy::start(&authority, authority.workload("edge"), config).await;
         let unwell: Arc<Mutex<BTreeSet<&'static str>>> = Arc::default();
         let (mut apps, mut addrs) = (Vec::new(), Vec::new());
@@ -139,7 +148,7 @@ fn answer(
     let mut response = Response::new(full(name));
     let headers = response.headers_mut();
     headers.insert("x-asked", asked.parse().unwrap());
-    for name in ["x-real-ip", "x-url", "x-user", "x-gone", "x-added"] {
+    for name in ["x-real-ip", "x-url", "x-user", "x-gone", "x-added", "x-forwarded-for"] {
         headers.insert(name, format!("<{}>", field(name)).parse().unwrap());
     }
     headers.insert("server", "secret".parse().unwrap());

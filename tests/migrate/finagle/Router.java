@@ -75,7 +75,17 @@ public class Router {
     public static class Http1 {
         public String protocol, label = "http", dtab = "";
         public Token identifier = new Token();
+        public Client client;
         public List<Server> servers = Collections.singletonList(new Server());
+    }
+
+    public static class Client {
+        public Session clientSession = new Session();
+    }
+
+    /** How long a connection to a server may be kept. */
+    public static class Session {
+        public int lifeTimeMs;
     }
 
     public static class Token {
@@ -191,10 +201,13 @@ public class Router {
         final Http1 router;
         /** By names of services; Linkerd forgets those that are not used. */
         final Map<String, Service<Request, Response>> services = new ConcurrentHashMap<>();
-        final Http.Client client = Http.client().withNoHttp2().withSessionQualifier().noFailFast();
+        final Http.Client client;
 
         Routed(Http1 router) {
             this.router = router;
+            Http.Client plain = Http.client().withNoHttp2().withSessionQualifier().noFailFast();
+            client = router.client == null ? plain
+                : plain.withSession().maxLifeTime(Duration.fromMilliseconds(router.client.clientSession.lifeTimeMs));
         }
 
         public Future<Response> apply(Request request) {

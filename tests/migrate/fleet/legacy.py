@@ -99,6 +99,8 @@ routers:
     /svc/web.example => /fs/missing | /fs/apps ;
   servers:
   - {{ ip: {listens}, port: 4140 }}
+  # So that connections to another host are new ones again and again.
+  client: {{ clientSession: {{ lifeTimeMs: 500 }} }}
 """
 
 

@@ -6,7 +6,7 @@ import time
 
 from .host import Call, fleet, must_be, statuses
 from .load import Load, ask, ask_from, leave_behind
-from .world import HOSTS, meshctl, together, until
+from .world import HOSTS, address, meshctl, together, until
 
 
 def moves(work):
@@ -23,6 +23,9 @@ def moves(work):
     for host in pair:
         meshctl("migrate", "cutover", host.name, "--plans", plans, "--watch", "1s", "--without-shadow")
         must_be(plans, "moved", "isthmus", [host.name])
+        # The other Linkerd calls ours here, and ours calls the other Linkerd.
+        asks = f'"client":"{address(host.peer)}","method":"GET","authority":"{host.name}.example"'
+        until(f"{host.peer} asks ours at {host.name}", lambda: asks in host.log(f"state/{host.name}/proxy.log"))
         time.sleep(1)
         load.settled(f"{host.name} moved, the other Linkerd not")
         load.fresh()

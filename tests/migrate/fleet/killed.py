@@ -5,7 +5,7 @@ import time
 
 from .host import fleet, must_be, statuses
 from .load import Load, ask
-from .world import meshctl, until
+from .world import meshctl, together, until
 
 
 def killed(work):
@@ -30,8 +30,7 @@ def killed(work):
         print(f"    {when}: all served", flush=True)
 
     load = Load(hosts)
-    for name in names:
-        meshctl("migrate", "beside", name, *at)
+    together(lambda name: meshctl("migrate", "beside", name, *at), names)
     agents()
     must_be(plans, "beside", "legacy")
     load.settled("agents killed beside")
@@ -51,8 +50,7 @@ def killed(work):
         assert state in (("beside", "legacy"), ("watch", "isthmus")), f"{name}: {state}"
     load.settled("meshctl and agents killed while cutting over")
     load.fresh()
-    for name in names:
-        meshctl("migrate", "cutover", name, *at, "--watch", "60s", "--no-wait", "--without-shadow")
+    together(lambda name: meshctl("migrate", "cutover", name, *at, "--watch", "60s", "--no-wait", "--without-shadow"), names)
     must_be(plans, "watch", "isthmus")
     agents()
     must_be(plans, "watch", "isthmus")
@@ -76,13 +74,11 @@ def killed(work):
         asking.wait()
         host.kill_agent()
         host.start_agent()
-    for name in names:
-        meshctl("migrate", "rollback", name, *at)
+    together(lambda name: meshctl("migrate", "rollback", name, *at), names)
     must_be(plans, "back", "legacy")
     load.settled("meshctl and agents killed while rolling back")
     load.fresh()
-    for name in names:
-        meshctl("migrate", "cutover", name, *at, "--watch", "1s", "--without-shadow")
+    together(lambda name: meshctl("migrate", "cutover", name, *at, "--watch", "1s", "--without-shadow"), names)
     must_be(plans, "moved", "isthmus")
     agents()
     for host in hosts:
@@ -93,8 +89,7 @@ def killed(work):
     time.sleep(1)
     load.settled("legacy proxies killed after they have let go")
     load.fresh()
-    for name in names:
-        meshctl("migrate", "rollback", name, *at)
+    together(lambda name: meshctl("migrate", "rollback", name, *at), names)
     must_be(plans, "back", "legacy")
     load.settled("rolled back to legacy proxies that were dead")
     load.ended = True

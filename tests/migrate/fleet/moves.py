@@ -82,7 +82,7 @@ def wrong(work):
     with open(site, "w") as file:
         file.write(text.replace(":8080", ":8081"))
     load = Load(hosts)
-    said = meshctl("migrate", "next", "--plans", plans, "--watch", "8s", "--without-shadow", fails=True)
+    said = meshctl("migrate", "next", "--plans", plans, "--watch", "5s", "--without-shadow", fails=True)
     assert bad.name in said and "rolled back" in said and "were not begun with" in said, said
     now = statuses(plans)
     assert now[bad.name]["phase"] == "back" and now[bad.name]["serves"] == "legacy", now[bad.name]

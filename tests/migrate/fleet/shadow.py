@@ -9,7 +9,7 @@ import time
 
 from .host import fleet, must_be
 from .load import Load, post
-from .world import BRIDGE, ORDERS, address, meshctl
+from .world import BRIDGE, ORDERS, address, meshctl, together
 
 
 def shadow(work):
@@ -86,8 +86,7 @@ def shadow(work):
     for connection in quiet:
         connection.close()
     subprocess.check_call(["prlimit", "--pid", ours, f"--nofile={limit}:"])
-    for host in hosts:
-        meshctl("migrate", "cutover", host.name, *at, "--watch", "1s")
+    together(lambda host: meshctl("migrate", "cutover", host.name, *at, "--watch", "1s"), hosts)
     must_be(plans, "moved", "isthmus")
     load.settled("compared, and cut over by what was found")
     load.ended = True

@@ -113,7 +113,7 @@ class Load:
             if client:
                 why = []
                 answer = ask(way, client, why)
-                if answer or why[0].startswith("HTTP/"):
+                if answer is not None or why[0].startswith("HTTP/"):
                     self.note(way, f"a kept connection: {why}", answer)
                     time.sleep(0.03)
                     continue

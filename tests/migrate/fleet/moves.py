@@ -31,7 +31,7 @@ def moves(work):
         load.fresh()
         meshctl("migrate", "rollback", host.name, "--plans", plans)
     must_be(plans, "back", "legacy", [host.name for host in pair])
-    meshctl("migrate", "next", "--plans", plans, "--watch", "2s", "--concurrency", "2", "--without-shadow")
+    meshctl("migrate", "next", "--plans", plans, "--watch", "1s", "--concurrency", "2", "--without-shadow")
     must_be(plans, "moved", "isthmus")
     load.settled("all cut over")
     load.fresh()
@@ -59,8 +59,7 @@ def moves(work):
     must_be(plans, "back", "legacy")
     time.sleep(1)
     load.settled("rolled back after they were stopped")
-    for host in hosts:
-        meshctl("migrate", "abandon", host.name, "--plans", plans)
+    together(lambda host: meshctl("migrate", "abandon", host.name, "--plans", plans), hosts)
     load.ended = True
     for host in hosts:
         assert ask(host), host.name

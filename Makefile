@@ -5,7 +5,7 @@
 # make test-observe            observers nobody here wrote: tests/observe/setup installs them
 # make test-migrate            imported configurations beside the real HAProxy, nginx, Envoy and Finagle; needs root, and what tests/{interop,migrate}/setup install
 # make test-consul             a real Consul beside the bridge: tests/consul/setup installs it
-# make test-fleet              six hosts moved under load, and back; needs root, and what tests/interop/setup installs
+# make test-fleet              eight hosts moved under load, and back; needs root, and what tests/interop/setup and tests/migrate/setup install
 # make test-vm [THEMES=…] [PROFILE=debug]  our packages on booted systemd, in containers; needs root
 # make test-k8s [THEMES=…]     real clusters and nodes that run our images: tests/k8s/setup installs them; needs root
 # make packages [PROFILE=debug]  .deb and .rpm of the four programs, in $(TARGET)/packages

@@ -46,8 +46,13 @@ const ASKERS: usize = 4;
 const MAX_LOGGED: usize = 100_000;
 /// Of a request that may be repeated, in bytes.
 const MAX_BODY: usize = 64 << 10;
-/// How often a request whose answers differ is asked of both.
-const CHANCES: usize = 5;
+/// How often a request whose answers differ is asked of both, and how often where they
+/// have not asked one server.
+const CHANCES: u32 = 5;
+const MORE_CHANCES: u32 = 20;
+/// Before it is asked again: fewer than so many of these, by chance.
+const PAUSES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(2);
 /// From one writing of what was found to the next.
 const WRITE: Duration = Duration::from_secs(5);
 
@@ -255,13 +260,23 @@ impl Asker {
     }
 
     /// Those who balance do not choose the same server each time: what differs is asked
-    /// again, and any two answers that are alike are enough.
+    /// again, and any two answers that are alike are enough. Servers of one pool may say
+    /// who they are, so it takes more where ours has not asked one that the other has.
     async fn differing(&self, question: &Question, listener: &Listener) -> Comparison {
         let with = (&self.own, &self.backends);
         let to_legacy = || ask(question, listener.reached_at(), Some(redirect::TO_LEGACY), with);
         let (mut legacy, mut ours) = (Vec::new(), Vec::new());
         let mut first: Option<Comparison> = None;
-        for _ in 0..CHANCES {
+        let mut have_met = false;
+        for chance in 0..MORE_CHANCES {
+            if chance >= CHANCES && have_met {
+                break;
+            }
+            if chance > 0 {
+                // In step with others, one would get the same server of each that
+                // balances in turn, every time.
+                tokio::time::sleep(PAUSE * (rand::random::<u32>() % PAUSES)).await;
+            }
             legacy.push(to_legacy().await);
             ours.push(ask(question, listener.beside_at(), None, with).await);
             legacy.push(to_legacy().await);
@@ -270,6 +285,8 @@ impl Asker {
                 legacy.iter().flat_map(|legacy| ours.iter().map(move |ours| (legacy, ours)));
             for ((legacy, by_legacy), (ours, by_ours)) in pairs {
                 let chosen = self.pools.differ(*by_legacy, *by_ours);
+                let is_unknown = by_legacy.is_none() || by_ours.is_none();
+                have_met |= is_unknown || by_legacy == by_ours || chosen.is_some();
                 let backends = chosen.as_ref().map(|(a, b)| (a.as_str(), b.as_str())).unzip();
                 let comparison = compare(&Pair { legacy, again, ours, backends }, &self.rules);
                 let is_alike = comparison.differences.is_empty();

@@ -50,6 +50,8 @@ pub struct Config {
     pub sni_listeners: Vec<SniListener>,
     /// What applications are told of clients.
     pub forwarded: Forwarded,
+    /// Clients are let go before the end.
+    pub has_successor: bool,
     /// Whether applications are told of callers' certificates, too.
     pub forwarded_client_cert: bool,
     /// /metrics /live /ready.
@@ -209,6 +211,7 @@ impl Config {
             listeners: Vec::new(),
             sni_listeners: Vec::new(),
             forwarded: Forwarded::Auto,
+            has_successor: false,
             forwarded_client_cert: false,
             admin: None,
             access_log: AccessLogTarget::Off,

@@ -35,21 +35,23 @@ pub fn decide(program: &Program, request: &Request) -> Answer {
     };
     step(&mut why, &listener.place, format!("listener {}", listener.name));
     let outcome = match (&listener.accepts, &request.kind) {
-        (Accepts::Http { rules, otherwise, forwarded, paths }, Kind::Http(http)) => {
-            match paths::seen(*paths, &http.target) {
-                Some(seen) => {
-                    let sent = if paths.as_sent { &http.target } else { &seen.target };
-                    let http = Http { target: seen.target.clone(), ..http.clone() };
-                    let (decoded, is_tls) = (seen.decoded, listener.tls.is_some());
-                    let at = Asked { http: &http, decoded, sent, source: request.source, is_tls };
-                    at.outcome(program, rules, otherwise, *forwarded, &mut why)
-                }
-                None => {
-                    why.push(Step { place: None, what: "the path has no plain form".into() });
-                    Outcome::Answered { status: 400, headers: Vec::new(), body: None }
-                }
+        (
+            Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores },
+            Kind::Http(http),
+        ) => match paths::seen(*paths, &http.target) {
+            Some(seen) => {
+                let sent = if paths.as_sent { &http.target } else { &seen.target };
+                let mut http = Http { target: seen.target.clone(), ..http.clone() };
+                http.headers.retain(|(name, _)| !drops_underscores || !name.contains('_'));
+                let (decoded, is_tls) = (seen.decoded, listener.tls.is_some());
+                let at = Asked { http: &http, decoded, sent, source: request.source, is_tls };
+                at.outcome(program, rules, otherwise, *forwarded, &mut why)
             }
-        }
+            None => {
+                why.push(Step { place: None, what: "the path has no plain form".into() });
+                Outcome::Answered { status: 400, headers: Vec::new(), body: None }
+            }
+        },
         (Accepts::Http { .. }, Kind::Connection { .. }) => {
             step(&mut why, &listener.place, "takes HTTP only".into());
             Outcome::Closed

@@ -228,7 +228,10 @@ impl Making<'_> {
         }));
         for address in &listener.addresses {
             let mut listen = tls::listen(*address, &service, port, tls.as_ref());
-            if let Accepts::Http { forwarded, paths, .. } = &listener.accepts {
+            if let Accepts::Http { forwarded, paths, drops_underscores, .. } = &listener.accepts {
+                if *drops_underscores {
+                    listen["headers_with_underscores"] = "drop".into();
+                }
                 if self.forwarded.is_none() {
                     listen["forwarded"] = said(*forwarded).into();
                 }

@@ -42,6 +42,8 @@ pub enum Accepts {
         forwarded: Forwarded,
         /// What rules see of paths.
         paths: Paths,
+        /// Nobody sees headers with `_` in their names.
+        drops_underscores: bool,
     },
     /// Connections.
     Tcp {

@@ -283,7 +283,11 @@ def differences(request, theirs, own):
     for part in ("target", "method"):
         if one.get(part) != other.get(part):
             found.append((part, "%s, ours %s" % (one.get(part), other.get(part))))
-    found += fields("", one.get("headers", {}), other.get("headers", {}), HOP)
+    sent = dict(one.get("headers", {}))
+    if request.get("http10") and request.get("host") is None:
+        # It goes on in HTTP/1.1, which must have one.
+        sent.setdefault("host", other.get("headers", {}).get("host"))
+    found += fields("", sent, other.get("headers", {}), HOP)
     return found + fields("answer's ", theirs["headers"], own["headers"], ANSWERED)
 
 

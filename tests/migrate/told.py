@@ -107,7 +107,7 @@ TOLD = [
     ("the host is as the client names it|port (of|in) .?Host.? is left out", "answer's header location"),
     ("its port gives way to", "answer's header location"),
     ("nginx closes the connection", "outcome"),
-    ("headers with _ in their names", "header .*_"),
+    ("stays encoded there", "target|answer's header location"),
     ("has headers of add_header as they are around it|answers do not have the header|with us to all", "answer's header"),
     ("applications do not get it", "header (?!host)"),
     ("begin with / after this is answered 500", "outcome"),

@@ -136,6 +136,7 @@ impl ConfigFile {
             listeners: listeners(self.listeners, &flags.listener, "listeners", name)?,
             sni_listeners: self.sni_listeners,
             forwarded: self.forwarded,
+            has_successor: self.has_successor,
             forwarded_client_cert: self.forwarded_client_cert,
             allow_from: self.allow_from,
             dtab_overrides: self.dtab_overrides,
@@ -239,8 +240,8 @@ fn listeners(
         match written.iter_mut().find(same) {
             Some(written) => written.listen = addr,
             None => {
-                let (tls, paths, forwarded) = (None, None, None);
-                written.push(ListenerFile { listen: addr, service, port, tls, paths, forwarded });
+                let listener = ListenerFile::plain(addr, service, port);
+                written.push(listener);
             }
         }
     }
@@ -255,8 +256,13 @@ fn listeners(
             return Err(ConfigError::meaning(name, format!("{key}[{i}].listen"), problem));
         }
     }
-    let checked = |ListenerFile { listen, service, port, tls, paths, forwarded }| {
-        let manner = Manner { paths: paths.unwrap_or_default(), forwarded };
+    let checked = |one: ListenerFile| {
+        let manner = Manner {
+            paths: one.paths.unwrap_or_default(),
+            forwarded: one.forwarded,
+            headers_with_underscores: one.headers_with_underscores,
+        };
+        let ListenerFile { listen, service, port, tls, .. } = one;
         ServiceListener { listen, service, port, tls, manner }
     };
     Ok(written.into_iter().map(checked).collect())
@@ -322,6 +328,9 @@ fn check_plaintext(config: &Config, name: &str) -> Result<(), ConfigError> {
             ServiceListener { manner: Manner { forwarded: Some(_), .. }, .. } => "forwarded",
             ServiceListener { manner: Manner { paths, .. }, .. } if *paths != Paths::default() => {
                 "paths"
+            }
+            ServiceListener { manner, .. } if *manner != Manner::default() => {
+                "headers_with_underscores"
             }
             _ => continue,
         };

@@ -20,6 +20,37 @@ pub struct Manner {
     pub paths: Paths,
     /// Instead of the proxy's own.
     pub forwarded: Option<Forwarded>,
+    /// Headers that some applications take for others.
+    pub headers_with_underscores: Underscores,
+}
+
+/// What becomes of headers with `_` in their names, which applications may take
+/// for those with `-` (CGI, RFC 3875 section 4.1.18).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Underscores {
+    /// They go on.
+    #[default]
+    Keep,
+    /// Neither rules nor applications see them.
+    Drop,
+}
+
+impl Manner {
+    /// Changes a request to what rules shall see.
+    ///
+    /// # Errors
+    ///
+    /// As [`Paths::apply`].
+    pub fn apply(self, head: &mut RequestHead) -> Result<(), Refusal> {
+        if self.headers_with_underscores == Underscores::Drop {
+            let underscored = |name: &str| name.contains('_');
+            if head.fields.iter().any(|(name, _)| underscored(name)) {
+                head.fields.retain(|name, _| !underscored(name));
+            }
+        }
+        self.paths.apply(head)
+    }
 }
 
 /// What rules and applications see of the paths that clients send.

@@ -16,7 +16,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{
-    DtabOverride, Forwarded, ListenerTls, SniListener, manner::Paths, tracing::TracingFile,
+    DtabOverride, Forwarded, ListenerTls, SniListener,
+    manner::{Paths, Underscores},
+    tracing::TracingFile,
 };
 use crate::access_log::AccessLogFormat;
 
@@ -121,6 +123,9 @@ pub(super) struct ConfigFile {
     pub(super) sni_listeners: Vec<SniListener>,
     /// What becomes of `X-Forwarded-*` and `Forwarded` of clients.
     pub(super) forwarded: Forwarded,
+    /// Others serve at the addresses of this proxy when it ends: clients are let
+    /// go before, as it is in any case where the service manager has its sockets.
+    pub(super) has_successor: bool,
     /// Tells applications of callers' certificates with
     /// `X-Forwarded-Client-Cert` (By, Hash, URI), as Envoy writes it; what
     /// callers say under that name is removed in any case.
@@ -299,6 +304,18 @@ pub(super) struct ListenerFile {
     /// Instead of the proxy's `forwarded`. Only in `listeners`.
     #[serde(default)]
     pub(super) forwarded: Option<Forwarded>,
+    /// What becomes of headers with `_` in their names, which applications may
+    /// take for those with `-`. Only in `listeners`.
+    #[serde(default)]
+    pub(super) headers_with_underscores: Underscores,
+}
+
+impl ListenerFile {
+    pub(super) fn plain(listen: SocketAddr, service: ServiceName, port: PortName) -> Self {
+        let headers_with_underscores = Underscores::default();
+        let (tls, paths, forwarded) = (None, None, None);
+        Self { listen, service, port, tls, paths, forwarded, headers_with_underscores }
+    }
 }
 
 /// Where a proxy is, for nearness.

@@ -52,7 +52,7 @@ impl Toward {
     fn destination(&self, worker: &Worker, head: &mut RequestHead) -> Result<Destination, Refusal> {
         match self {
             Self::Service(destination, manner) | Self::Decrypted(destination, manner) => {
-                manner.paths.apply(head)?;
+                manner.apply(head)?;
                 Ok(destination.clone())
             }
             Self::Own(destination) => Ok(destination.clone()),

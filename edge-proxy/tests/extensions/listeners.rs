@@ -2,7 +2,7 @@
 
 use edge_proxy::config::{
     Forwarded, Manner, ServiceListener,
-    manner::{PathForm, Paths},
+    manner::{PathForm, Paths, Underscores},
 };
 
 use super::{HERE, World, rules, support::listener};
@@ -75,14 +75,17 @@ async fn applications_get_what_rules_have_seen() {
 
 #[tokio::test]
 async fn a_listener_tells_of_clients_in_its_own_way() {
-    let forwarded = Some(Forwarded::Replace);
-    let manner = Manner { forwarded, ..Manner::default() };
+    let manner = Manner {
+        forwarded: Some(Forwarded::Replace),
+        headers_with_underscores: Underscores::Drop,
+        ..Manner::default()
+    };
     let routes = "
         - name: all
           backendRefs: [{ name: a }]";
     let world = world(manner, routes, "      rules: []").await;
-    let request =
-        "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: close\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nX_User: 1\r\nX-User: 2\r\nConnection: close\r\n\r\n";
     let head = world.raw([127, 0, 0, 9], request).await;
     assert!(head.contains("x-forwarded-for: <127.0.0.9>"), "{head}");
+    assert!(head.contains("x_user: <>") && head.contains("x-user: <2>"), "{head}");
 }

@@ -148,7 +148,7 @@ fn answer(
     let mut response = Response::new(full(name));
     let headers = response.headers_mut();
     headers.insert("x-asked", asked.parse().unwrap());
-    for name in ["x-real-ip", "x-url", "x-user", "x-gone", "x-added", "x-forwarded-for"] {
+    for name in ["x-real-ip", "x-url", "x-user", "x-gone", "x-added", "x-forwarded-for", "x_user"] {
         headers.insert(name, format!("<{}>", field(name)).parse().unwrap());
     }
     headers.insert("server", "secret".parse().unwrap());

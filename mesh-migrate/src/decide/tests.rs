@@ -54,6 +54,7 @@ fn program(when: Condition, forward: Forward) -> Program {
                 otherwise: Reply { status: 404, ..Reply::default() },
                 forwarded: Forwarded::Append,
                 paths: Paths::default(),
+                drops_underscores: false,
             },
             tls: None,
         }],

@@ -164,7 +164,7 @@ impl<'c> Converter<'c> {
             merge_slashes: hcm.is("merge_slashes"),
             as_sent: false,
         };
-        Some((Accepts::Http { rules, otherwise, forwarded, paths }, tls))
+        Some((Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores: false }, tls))
     }
 
     fn connection_manager(&mut self, listener: &Tree, within: &Within<'_>) {

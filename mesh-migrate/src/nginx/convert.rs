@@ -172,13 +172,14 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         let forwarded = forwarded_of(&forwarded, &mut rules);
         let paths = self.paths(here, default);
+        let drops_underscores = self.underscores(here, default);
         let otherwise = Reply { status: 404, ..Reply::default() };
         let listen = here[default].1.directive.unwrap_or(here[default].0.directive);
         self.program.listeners.push(Listener {
             place: listen.place.clone(),
             name: name("http", address),
             addresses: vec![address],
-            accepts: Accepts::Http { rules, otherwise, forwarded, paths },
+            accepts: Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores },
             tls,
         });
         Ok(())
@@ -256,6 +257,22 @@ impl<'m, 'c> Work<'m, 'c> {
             key: key.arg(0).into(),
             client_roots,
         })
+    }
+
+    /// Headers with `_` in their names are left out, unless all are taken. nginx decides
+    /// it by the default server, before it knows the host.
+    fn underscores(&mut self, here: &[Heard<'m, 'c>], default: usize) -> bool {
+        let is_on = |server: &Server<'_>, name, usual| model::is_on(&server.chain, name, usual);
+        let drops = |server: &Server<'_>| {
+            !is_on(server, "underscores_in_headers", false)
+                && is_on(server, "ignore_invalid_headers", true)
+        };
+        for name in ["underscores_in_headers", "ignore_invalid_headers"] {
+            let said = here.iter().filter_map(|(server, _)| model::inherited(&server.chain, name));
+            let said: Vec<_> = said.collect();
+            said.into_iter().for_each(|directive| self.exact(directive));
+        }
+        drops(here[default].0)
     }
 
     /// nginx compares paths decoded, and hands them on as they were sent.

@@ -42,6 +42,7 @@ fn program(rules: Vec<Rule>) -> Program {
         otherwise: Reply { status: 503, ..Reply::default() },
         forwarded: Forwarded::Append,
         paths: Paths::default(),
+        drops_underscores: false,
     };
     let listener = Listener {
         place: place(),

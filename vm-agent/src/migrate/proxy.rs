@@ -122,6 +122,8 @@ impl Supervisor {
         let errors = log.try_clone().map_err(failed)?;
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(&config).current_dir(moves.config(name));
+        // Whoever still talks to it is led to the legacy proxy next.
+        command.args(["--set", "has_successor=true"]);
         command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let pid = detached(command).map_err(failed)?;

@@ -60,6 +60,7 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
                     otherwise: unavailable(),
                     forwarded,
                     paths: Paths::default(),
+                    drops_underscores: false,
                 },
             };
             program.listeners.push(Listener {

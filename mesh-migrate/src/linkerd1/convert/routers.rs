@@ -129,6 +129,7 @@ pub(super) fn http(
         otherwise: Reply { status: 400, ..Reply::default() },
         forwarded: Forwarded::Keep,
         paths: Paths::default(),
+        drops_underscores: false,
     });
 }
 

@@ -91,10 +91,6 @@ impl<'m, 'c> Work<'m, 'c> {
             location: None,
             groups: None,
         };
-        if !model::is_on(&here.chain, "underscores_in_headers", false) {
-            let how = "headers with _ in their names come through; nginx leaves them out";
-            self.approximated(directive, how);
-        }
         let ends = self.rewrites(at, &here, directive, &Condition::Always, &mut rules);
         let mut inner = Vec::new();
         for (when, leaf) in self.level(&server.locations, true).all() {

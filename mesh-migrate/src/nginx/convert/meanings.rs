@@ -100,7 +100,7 @@ const DROPPED: &[(&str, &str)] = &[
     ("proxy_bind", "connections to applications come from the host's own address"),
     (
         "server_tokens more_set_headers more_clear_headers \
-         underscores_in_headers ignore_invalid_headers absolute_redirect \
+         absolute_redirect \
          port_in_redirect server_name_in_redirect chunked_transfer_encoding \
          msie_padding msie_refresh max_ranges satisfy_any uninitialized_variable_warn",
         "how nginx reads requests and words its own answers: ours does it in its way",

@@ -322,7 +322,9 @@ impl<'c> Run<'_, 'c> {
             headers.entry(name.into()).or_insert_with(|| vec![value.to_owned()]);
         }
         let http = self.http;
-        let underscored = model::is_on(&self.server.chain, "underscores_in_headers", false);
+        let is_on = |name, usual| model::is_on(&self.server.chain, name, usual);
+        let underscored =
+            is_on("underscores_in_headers", false) || !is_on("ignore_invalid_headers", true);
         for (name, _) in &http.headers {
             let lower = name.to_ascii_lowercase();
             let is_dropped = ["keep-alive", "expect", "upgrade", "te", "transfer-encoding"]

@@ -14,7 +14,11 @@ use support::{
     pki::Authority,
     process::{Running, command, write_config, write_identity, write_site},
 };
-use tokio::sync::Notify;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+};
 
 async fn fails(config: &Path) -> Output {
     let output = command(config).output();
@@ -130,4 +134,47 @@ async fn processes_serve_with_all_workers_and_drain_on_sigterm() {
         let lines = access.lines().map(serde_json::from_str::<serde_json::Value>);
         assert!(lines.into_iter().all(|line| line.unwrap()["status"] == 200));
     }
+}
+
+/// Who is connected is served and told to come anew, where somebody else will be.
+#[tokio::test]
+async fn clients_are_let_go_where_others_come_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("proxy.yaml");
+    let app = App::start(|_| async { Response::new(full("hello")) }).await;
+    let site = format!(
+        "site: west\ntrust_domain: {DOMAIN}\nservices:\n  - name: orders.shop\n    ports: [{{ name: \
+         http, port: 80, protocol: http }}]\n    endpoints: [{{ port: http, plaintext: true, target: \
+         '{}' }}]\n",
+        app.addr
+    );
+    std::fs::write(dir.path().join("site.yaml"), site).unwrap();
+    let text = "snapshot: { file: site.yaml }\nhttp_listener: 127.0.0.1:0\nadmin: off\n\
+                access_log: off\nhas_successor: true\n";
+    std::fs::write(&path, text).unwrap();
+    let mut proxy = Running::start(&path).await;
+    let mut client = TcpStream::connect(proxy.listeners["http"]).await.unwrap();
+    let request = b"GET http://orders.shop/ HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
+    let mut answer = vec![0; 4096];
+    let mut is_last = false;
+    for asked in 0.. {
+        // It is accepted by then.
+        if asked == 1 {
+            proxy.signal(Signal::TERM);
+        }
+        if is_last {
+            break;
+        }
+        client.write_all(request).await.unwrap();
+        let mut text = String::new();
+        while !text.ends_with("hello") {
+            let read = client.read(&mut answer).await.unwrap();
+            assert!(read > 0, "it has closed after {text:?}");
+            text += std::str::from_utf8(&answer[..read]).unwrap();
+            assert!(text.contains("HTTP/1.1 200"), "{text}");
+        }
+        is_last = text.to_ascii_lowercase().contains("connection: close");
+    }
+    assert_eq!(client.read(&mut answer).await.unwrap(), 0);
+    proxy.ended().await;
 }

@@ -105,6 +105,7 @@ TOLD = [
     ("hash of the cookie|names of TLS", "server|outcome"),
     ("split by chance|first share", "server|outcome|header host"),
     ("the host is as the client names it|port (of|in) .?Host.? is left out", "answer's header location"),
+    ("it leads to no path", "answer's header location"),
     ("its port gives way to", "answer's header location"),
     ("nginx closes the connection", "outcome"),
     ("stays encoded there", "target|answer's header location"),

@@ -29,6 +29,7 @@ pub(crate) fn access_control() -> Value {
 
 pub(crate) struct Consul {
     pub http: u16,
+    pub dns: u16,
     config: Value,
     dir: TempDir,
     child: Option<Child>,
@@ -38,7 +39,7 @@ impl Consul {
     /// Started, and with a leader.
     pub(crate) async fn start(more: Value) -> Self {
         // Kept until all are chosen, so that they differ.
-        let free: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let free: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: Vec<u16> = free.iter().map(|l| l.local_addr().unwrap().port()).collect();
         let mut config = json!({
             "server": true,
@@ -50,14 +51,14 @@ impl Consul {
             "disable_update_check": true,
             "performance": { "raft_multiplier": 1 },
             "ports": { "http": ports[0], "server": ports[1], "serf_lan": ports[2], "serf_wan": -1,
-                "dns": -1, "grpc": -1, "grpc_tls": -1 },
+                "dns": ports[3], "grpc": -1, "grpc_tls": -1 },
         });
         for (key, value) in more.as_object().unwrap() {
             config[key] = value.clone();
         }
         drop(free);
         let dir = TempDir::new().unwrap();
-        let mut consul = Self { http: ports[0], config, dir, child: None };
+        let mut consul = Self { http: ports[0], dns: ports[3], config, dir, child: None };
         consul.run(1);
         consul.has_leader().await;
         consul

@@ -168,9 +168,13 @@ fn paths_change() {
         substitution: "-${1}".into(),
         all,
     };
-    assert_eq!(changed("/a1b2", Some(&pattern("[ab]([0-9])", true))), "/-1-2");
-    assert_eq!(changed("/a1b2", Some(&pattern("[ab]([0-9])", false))), "/-1b2");
-    assert_eq!(changed("/a", Some(&PathChange::Whole("/b".into()))), "/b");
+    let made = |path: &str, change| changed(path.as_bytes(), &change, <[u8]>::to_vec);
+    assert_eq!(made("/a1b2", pattern("[ab]([0-9])", true)).as_deref(), Some("/-1-2"));
+    assert_eq!(made("/a1b2", pattern("[ab]([0-9])", false)).as_deref(), Some("/-1b2"));
+    assert_eq!(made("/c", pattern("[ab]([0-9])", false)), None);
+    assert_eq!(made("/a", PathChange::Whole("/b".into())).as_deref(), Some("/b"));
+    let named = changed(b"/a b", &pattern("(. .)", false), |kept| crate::nginx::uri::escaped(kept));
+    assert_eq!(named.as_deref(), Some("/-a%20b"));
 }
 
 #[test]

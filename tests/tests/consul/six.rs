@@ -76,7 +76,7 @@ impl World {
     fn fails_and_recovers(&self, name: &str) {
         let (host, service) = (self.host(name), self.host(name).service());
         host.is_well.store(false, Relaxed);
-        eventually("it passes nowhere", || self.well(&service, 0));
+        eventually("it passes nowhere, not by DNS either", || self.well(&service, 0));
         // It is not gone, and nothing has come in its place.
         self.counts(&service, 1, 1).unwrap();
         host.is_well.store(true, Relaxed);

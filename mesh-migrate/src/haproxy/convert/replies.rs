@@ -254,7 +254,10 @@ fn location(
         None => {
             let whole = match location.path.take() {
                 Some(PathChange::Prefix { to, .. }) => to,
-                _ => String::new(),
+                _ => {
+                    walk.notes.approximated(place, "it leads to no path: / stands there with us");
+                    "/".to_owned()
+                }
             };
             location.path = Some(PathChange::Whole(whole));
             location.strip_query = true;

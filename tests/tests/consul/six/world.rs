@@ -1,11 +1,17 @@
 //! A site beside a real Consul, with the six hosts around both.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
+use hickory_proto::{
+    op::{Message, Query},
+    rr::{Name, RData, RecordType},
+};
 use serde_json::{Value, json};
 
 use super::hosts::{
@@ -272,10 +278,44 @@ impl World {
         let passing = ask_consul(self.consul.http, &path)?;
         let known = self.endpoints(service)?;
         let here = known.iter().filter(|endpoint| endpoint["health"] == "healthy").count();
-        if (passing.as_array().map_or(0, Vec::len), here) == (wanted, wanted) {
+        let places = passing.as_array().into_iter().flatten().filter_map(|entry| {
+            let ip = entry["Service"]["Address"].as_str()?.parse().ok()?;
+            Some(SocketAddr::new(ip, entry["Service"]["Port"].as_u64()?.try_into().ok()?))
+        });
+        let (places, named): (BTreeSet<_>, _) = (places.collect(), self.by_dns(service)?);
+        if (places.len(), here) == (wanted, wanted) && places == named {
             return Ok(());
         }
-        Err(format!("{service}: passing {passing}; here {known:?}"))
+        Err(format!("{service}: passing {passing}; by DNS {named:?}; here {known:?}"))
+    }
+
+    /// Where Consul's DNS says that it is (SRV, RFC 2782; the addresses come with it).
+    fn by_dns(&self, service: &str) -> Result<BTreeSet<SocketAddr>, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let mut question = Message::query();
+        let name = Name::from_ascii(format!("{service}.service.consul.")).map_err(|e| text(&e))?;
+        question.add_query(Query::query(name, RecordType::SRV));
+        let socket = UdpSocket::bind("127.0.0.1:0").map_err(|e| text(&e))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5))).map_err(|e| text(&e))?;
+        let asked = question.to_vec().map_err(|e| text(&e))?;
+        socket.send_to(&asked, ("127.0.0.1", self.consul.dns)).map_err(|e| text(&e))?;
+        let mut answer = [0; 4096];
+        let length = socket.recv(&mut answer).map_err(|e| text(&e))?;
+        let said = Message::from_vec(&answer[..length]).map_err(|e| text(&e))?;
+        let of = |target: &Name| {
+            said.additionals.iter().find_map(|record| match &record.data {
+                RData::A(address) if record.name == *target => Some(address.0),
+                _ => None,
+            })
+        };
+        let places = said.answers.iter().map(|record| match &record.data {
+            RData::SRV(srv) => {
+                let ip = of(&srv.target).ok_or_else(|| format!("no address of {}", srv.target))?;
+                Ok(SocketAddr::new(ip.into(), srv.port))
+            }
+            other => Err(format!("{other:?} is no SRV")),
+        });
+        places.collect()
     }
 
     /// The only endpoint of it leads through the door, or does not.

@@ -14,7 +14,7 @@ use super::{
     AccessLogTarget, Attest, Config, Flags, GatewayDoors, IdentitySource, Role, ServiceListener,
     SnapshotSource,
     flags::PortAddr,
-    sni,
+    sni, transition,
     written::{
         AttestFile, ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
         LocalityFile, RoleFile, SnapshotFile,
@@ -66,9 +66,7 @@ impl Config {
             IdentitySource::Socket(_) | IdentitySource::None | IdentitySource::Given => {}
         }
         for tls in self.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
-            paths.push(&mut tls.certificate);
-            paths.extend(&mut tls.key);
-            paths.extend(&mut tls.client_ca);
+            paths.extend(tls.paths());
         }
         if let SnapshotSource::File { path, .. } = &mut self.snapshot {
             paths.push(path);
@@ -148,6 +146,7 @@ impl ConfigFile {
         };
         sni::check(&config.sni_listeners, name)?;
         check_plaintext(&config, name)?;
+        transition::check(&config, name)?;
         check_doors(&config, name)?;
         Ok(config)
     }

@@ -29,7 +29,7 @@ use crate::{
         traffic::{self, OpenTcp},
     },
     record::Record,
-    transition::door::Door,
+    transition::door::{Arrived, Door},
     worker::Worker,
 };
 
@@ -136,7 +136,8 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
     }
 }
 
-/// One connection of a client that speaks TLS, if it finishes its handshake.
+/// One connection of a client that speaks TLS, if it finishes its handshake, or
+/// need not.
 async fn decrypted(
     worker: &Arc<Worker>,
     destination: Destination,
@@ -145,8 +146,14 @@ async fn decrypted(
     from: SocketAddr,
 ) {
     let carriage = port::carriage(worker, &destination).await;
-    if let Some(stream) = door.accept(carriage, from, stream).await {
-        front::serve_decrypted(worker, destination, from.ip(), stream).await;
+    match door.accept(carriage, from, stream).await {
+        Some(Arrived::Decrypted(stream)) => {
+            front::serve_decrypted(worker, destination, from.ip(), stream).await;
+        }
+        Some(Arrived::Plaintext(stream)) => {
+            front::serve_port(worker, destination, from.ip(), stream).await;
+        }
+        None => {}
     }
 }
 

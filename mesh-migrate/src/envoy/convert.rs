@@ -1,6 +1,7 @@
 //! What of an Envoy configuration a [`Program`] can say, and what becomes of the rest.
 
 mod action;
+mod chains;
 mod condition;
 mod headers;
 mod hosts;
@@ -124,12 +125,22 @@ impl<'c> Converter<'c> {
     /// Several chains of HTTP: one set of rules can stand for one of them only.
     fn one_of(
         &mut self,
-        listener: &Tree,
+        listener: &'c Tree,
         chains: &[&'c Tree],
         http: &[(&'c Tree, &'c Tree)],
         port: u16,
     ) -> Option<(Accepts, Option<ServerTls>)> {
         let (chain, hcm) = http.first().copied()?;
+        let appends = |hcm: &Tree| hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
+        let forwarded = match http.iter().any(|(_, hcm)| appends(hcm)) {
+            true => Forwarded::Append,
+            false => Forwarded::Keep,
+        };
+        let otherwise = Reply { status: 404, ..Reply::default() };
+        if let Some((rules, tls)) = self.by_names(listener, chains, port) {
+            return Some((Accepts::Http { rules, otherwise, forwarded }, Some(tls)));
+        }
+        let forwarded = if appends(hcm) { Forwarded::Append } else { Forwarded::Keep };
         for other in chains.iter().filter(|other| !std::ptr::eq(**other, chain)) {
             let question = "Another filter chain of this listener takes some connections; a listener of ours has one set of rules. Until it is said, these connections are taken as those of the first chain.";
             let choices = [
@@ -154,10 +165,7 @@ impl<'c> Converter<'c> {
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
         let mut rules: Vec<Rule> = health_checks(&within).map(|(_, rule)| rule).collect();
         rules.extend(self.rules(&within));
-        let appends = hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
-        let forwarded = if appends { Forwarded::Append } else { Forwarded::Keep };
         self.connection_manager(listener, &within);
-        let otherwise = Reply { status: 404, ..Reply::default() };
         Some((Accepts::Http { rules, otherwise, forwarded }, tls))
     }
 

@@ -3,7 +3,7 @@
 use super::Converter;
 use crate::{
     envoy::{parts, tree::Tree},
-    program::{ClientTls, ServerTls},
+    program::{ClientTls, ServerCertificate, ServerTls},
 };
 
 impl Converter<'_> {
@@ -13,12 +13,13 @@ impl Converter<'_> {
             return None;
         };
         let common = context.msg("common_tls_context");
-        let pair = common.and_then(|common| self.certificate(common));
+        let mut all = common.map(|common| self.certificates(common)).unwrap_or_default();
         let roots = common.and_then(|common| self.roots(common));
         // Where they are in no file, a certificate is asked for all the same.
         let asks = context.is("require_client_certificate");
         let client_roots = asks.then(|| roots.unwrap_or_default());
-        let Some((certificate, key)) = pair else {
+        let crl = common.filter(|_| asks).and_then(|common| self.crl(common));
+        if all.is_empty() {
             let question =
                 "The certificate is in no file that stands here. Until it is said, it is \"\".";
             self.notes.ask(
@@ -26,13 +27,31 @@ impl Converter<'_> {
                 question,
                 &["files of certificate and key", "a certificate of the mesh"],
             );
-            return Some(ServerTls {
-                certificate: String::new(),
-                key: String::new(),
-                client_roots,
-            });
-        };
-        Some(ServerTls { certificate, key, client_roots })
+            return Some(ServerTls { client_roots, crl, ..ServerTls::default() });
+        }
+        let (certificate, key) = all.remove(0);
+        let more = all.into_iter().map(|(certificate, key)| ServerCertificate {
+            certificate,
+            key,
+            names: Vec::new(),
+        });
+        let more = more.collect();
+        Some(ServerTls { certificate, key, more, client_roots, crl, only_known_names: false })
+    }
+
+    /// The list of revoked certificates. What is in no file, or is about leaves only,
+    /// cannot be had here, and nobody is let in until it is said.
+    fn crl(&mut self, common: &Tree) -> Option<String> {
+        let context = self.validation(common)?;
+        let field = context.entry("crl")?;
+        if let Some(leaf) = context.entry("only_verify_leaf_cert_crl") {
+            let question = "Only clients' own certificates are looked for in the list; ours looks for all of a chain, and wants a list of each issuer.";
+            self.notes.decision(&leaf.place, question, &["lists of all issuers", "no list"]);
+            return Some(String::new());
+        }
+        let how = "who is in it is refused, and whoever it says nothing of; a list that changes is read again";
+        self.notes.approximated(&field.place, how);
+        Some(self.file(&context, "crl").unwrap_or_default())
     }
 
     pub(super) fn client_tls(&mut self, cluster: &Tree) -> Option<ClientTls> {
@@ -64,32 +83,45 @@ impl Converter<'_> {
         self.notes.ask(socket, question, &["plaintext", "TLS", "keep Envoy for it"]);
     }
 
-    /// Files of certificate and key, written here or as a secret of the bootstrap.
+    /// Files of certificates and keys, written here or as a secret of the bootstrap.
+    fn certificates(&mut self, common: &Tree) -> Vec<(String, String)> {
+        let mut all: Vec<_> = common.messages("tls_certificates").collect();
+        let secret = self.secret(common, "tls_certificate_sds_secret_configs");
+        if all.is_empty() {
+            all.extend(secret.as_ref().and_then(|secret| secret.msg("tls_certificate")));
+        }
+        let mut files = Vec::new();
+        for certificate in all {
+            let chain = self.file(certificate, "certificate_chain");
+            files.extend(chain.zip(self.file(certificate, "private_key")));
+        }
+        files
+    }
+
+    /// The first of them, for a client has one.
     fn certificate(&mut self, common: &Tree) -> Option<(String, String)> {
-        let mut all = common.messages("tls_certificates");
-        let own = all.next();
-        for other in all {
+        for other in common.messages("tls_certificates").skip(1) {
             let question = "A second certificate. Until it is said, the first is used.";
             self.notes.ask(other, question, &["the first", "this one"]);
         }
-        let secret = self.secret(common, "tls_certificate_sds_secret_configs");
-        let secret = secret.as_ref().and_then(|secret| secret.msg("tls_certificate"));
-        let certificate = own.or(secret)?;
-        let chain = self.file(certificate, "certificate_chain")?;
-        Some((chain, self.file(certificate, "private_key")?))
+        self.certificates(common).into_iter().next()
     }
 
-    fn roots(&mut self, common: &Tree) -> Option<String> {
+    fn validation(&mut self, common: &Tree) -> Option<Tree> {
         let combined = common.msg("combined_validation_context");
         let combined = combined.and_then(|both| both.msg("default_validation_context"));
         let secret = self.secret(common, "validation_context_sds_secret_config");
         let secret = secret.as_ref().and_then(|secret| secret.msg("validation_context"));
-        let context = common.msg("validation_context").or(combined).or(secret)?;
+        common.msg("validation_context").or(combined).or(secret).cloned()
+    }
+
+    fn roots(&mut self, common: &Tree) -> Option<String> {
+        let context = self.validation(common)?;
         if let Some(field) = context.entry("system_root_certs") {
             let question = "The roots of the system are believed. Until it is said, everybody is.";
             self.notes.decision(&field.place, question, &["a file of roots"]);
         }
-        self.file(context, "trusted_ca")
+        self.file(&context, "trusted_ca")
     }
 
     fn file(&mut self, of: &Tree, name: &str) -> Option<String> {

@@ -154,3 +154,6 @@ impl Converter<'_> {
         found
     }
 }
+
+#[cfg(test)]
+mod tests;

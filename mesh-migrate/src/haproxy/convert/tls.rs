@@ -112,3 +112,6 @@ pub(in super::super) fn based(config: &Config, base: &str, path: &str) -> String
         None => path.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,3 +160,6 @@ fn rejects<'c>(server: &Server<'c>) -> Option<&'c Directive> {
     let rejects = model::inherited(&server.chain, "ssl_reject_handshake")?;
     (rejects.arg(0) == "on").then_some(rejects)
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,8 +73,32 @@ pub struct ServerTls {
     pub only_known_names: bool,
     /// Clients' certificates must come from these.
     pub client_roots: Option<String>,
+    /// And must have one of these names; where empty, any.
+    pub client_names: Vec<ClientName>,
     /// And must not be in this list.
     pub crl: Option<String>,
+}
+
+/// Names in certificates of clients.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientName {
+    /// Of URIs; of DNS otherwise.
+    pub is_uri: bool,
+    /// How much of a name is `text`.
+    pub part: NamePart,
+    /// Not empty.
+    pub text: String,
+}
+
+/// A part of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NamePart {
+    /// All of it.
+    Exact,
+    /// Its beginning.
+    Prefix,
+    /// Its end.
+    Suffix,
 }
 
 /// One more certificate of a listener.

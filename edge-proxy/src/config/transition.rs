@@ -38,6 +38,10 @@ pub struct ListenerTls {
     /// they show none where absent.
     #[serde(default)]
     pub client_ca: Option<PathBuf>,
+    /// Clients of `client_ca` must have one of these names in their
+    /// subjectAltName; all may come that it has issued where absent.
+    #[serde(default)]
+    pub client_names: Vec<ClientName>,
     /// PEM file of revocation lists (RFC 5280), at most 1 MiB, with one that
     /// has not expired of each issuer of a client's chain: whom they name, and
     /// whom none is about, is refused. Needs `client_ca`.
@@ -74,6 +78,55 @@ pub struct ListenerCertificate {
     /// that are written.
     #[serde(default)]
     pub names: Vec<ServerNamePattern>,
+}
+
+/// Names of clients: exactly one of `exact`, `prefix` and `suffix`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientName {
+    /// Of which kind.
+    pub kind: ClientNameKind,
+    /// This one. Of DNS it is compared without case, and `*` stands for itself.
+    #[serde(default)]
+    pub exact: Option<String>,
+    /// All that begin so.
+    #[serde(default)]
+    pub prefix: Option<String>,
+    /// All that end so.
+    #[serde(default)]
+    pub suffix: Option<String>,
+}
+
+/// Kinds of names of a subjectAltName (RFC 5280 section 4.2.1.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientNameKind {
+    /// dNSName.
+    Dns,
+    /// uniformResourceIdentifier, as SPIFFE IDs are.
+    Uri,
+}
+
+impl ClientName {
+    /// Whether `name`, of its kind, is one of them.
+    pub fn is(&self, name: &str) -> bool {
+        let lower = |text: &str| match self.kind {
+            ClientNameKind::Dns => text.to_ascii_lowercase(),
+            ClientNameKind::Uri => text.to_owned(),
+        };
+        let name = lower(name);
+        match (&self.exact, &self.prefix, &self.suffix) {
+            (Some(exact), None, None) => name == lower(exact),
+            (None, Some(prefix), None) => name.starts_with(&lower(prefix)),
+            (None, None, Some(suffix)) => name.ends_with(&lower(suffix)),
+            _ => false,
+        }
+    }
+
+    fn is_one(&self) -> bool {
+        let mut all = [&self.exact, &self.prefix, &self.suffix].into_iter().flatten();
+        all.next().is_some_and(|text| !text.is_empty()) && all.next().is_none()
+    }
 }
 
 /// A name of DNS that clients ask for, in lower case; or `*.` and one.
@@ -144,6 +197,12 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), ConfigError> {
         }
         if tls.crl.is_some() && tls.client_ca.is_none() {
             return wrong("crl", "is about certificates of clients: write `client_ca`, too");
+        }
+        if !tls.client_names.is_empty() && tls.client_ca.is_none() {
+            return wrong("client_names", "are of certificates of clients: write `client_ca`, too");
+        }
+        if tls.client_names.iter().any(|name| !name.is_one()) {
+            return wrong("client_names", "write one of exact, prefix and suffix in each");
         }
         if tls.mesh_clients && matches!(config.identity, IdentitySource::None) {
             return wrong("mesh_clients", "nobody of the mesh is known without an `identity`");

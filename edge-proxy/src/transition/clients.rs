@@ -18,7 +18,10 @@ use rustls::{
 };
 
 use super::{pem, provider};
-use crate::config::ListenerTls;
+use crate::config::{
+    ListenerTls,
+    transition::{ClientName, ClientNameKind},
+};
 
 /// Texts of the files that are about clients.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,10 +35,16 @@ pub(super) struct Texts {
 #[derive(Debug)]
 pub(super) struct Clients {
     legacy: Option<Arc<dyn ClientCertVerifier>>,
+    /// Of those of the CA; all where there is none.
+    names: Vec<ClientName>,
     /// What it believes is asked for at each handshake: it changes.
     mesh: Option<Arc<Credentials>>,
     provider: Arc<CryptoProvider>,
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("it has none of the names in `client_names`")]
+struct NotNamed;
 
 /// `None`: clients are not asked for a certificate.
 ///
@@ -50,7 +59,8 @@ pub(super) fn asked_for(
     let mesh = tls.mesh_clients.then(|| credentials.clone());
     let legacy = legacy(tls, texts)?;
     let is_any = legacy.is_some() || mesh.is_some();
-    Ok(is_any.then(|| Clients { legacy, mesh, provider: provider() }))
+    let names = tls.client_names.clone();
+    Ok(is_any.then(|| Clients { legacy, names, mesh, provider: provider() }))
 }
 
 /// With revocation lists as OpenSSL has it with `X509_V_FLAG_CRL_CHECK_ALL`, which
@@ -79,6 +89,30 @@ pub(super) fn is_of_mesh(credentials: &Credentials, chain: &[CertificateDer<'_>]
 }
 
 impl Clients {
+    /// A chain that the CA vouches for, of somebody who may come.
+    fn of_legacy(
+        &self,
+        legacy: &dyn ClientCertVerifier,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = legacy.verify_client_cert(leaf, rest, now)?;
+        if self.names.is_empty() {
+            return Ok(verified);
+        }
+        let read = webpki::EndEntityCert::try_from(leaf);
+        let read = read.map_err(|_| CertificateError::BadEncoding)?;
+        let is_named = self.names.iter().any(|name| match name.kind {
+            ClientNameKind::Dns => read.valid_dns_names().any(|one| name.is(one)),
+            ClientNameKind::Uri => read.valid_uri_names().any(|one| name.is(one)),
+        });
+        match is_named {
+            true => Ok(verified),
+            false => Err(CertificateError::Other(OtherError(Arc::new(NotNamed))).into()),
+        }
+    }
+
     fn of_mesh(
         credentials: &Credentials,
         leaf: &CertificateDer<'_>,
@@ -108,7 +142,8 @@ impl ClientCertVerifier for Clients {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let legacy = self.legacy.as_ref().map(|one| one.verify_client_cert(leaf, rest, now));
+        let legacy = self.legacy.as_deref();
+        let legacy = legacy.map(|legacy| self.of_legacy(legacy, leaf, rest, now));
         match (legacy, &self.mesh) {
             (Some(Ok(verified)), _) => Ok(verified),
             (Some(Err(error)), None) => Err(error),

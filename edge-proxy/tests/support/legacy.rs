@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
     DistinguishedName, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType,
 };
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
@@ -69,12 +70,19 @@ impl Legacy {
 
     /// For these names, or of a client.
     pub fn leaf(&self, names: &[&str]) -> Leaf {
+        self.leaf_of(names, &[])
+    }
+
+    /// The same with URIs, too.
+    pub fn leaf_of(&self, names: &[&str], uris: &[&str]) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         static SERIALS: AtomicU64 = AtomicU64::new(1);
         let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
         let mut params = CertificateParams::new(names).unwrap();
         params.serial_number = Some(serial.into());
+        let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+        params.subject_alt_names.extend(uris);
         let leaf = params.signed_by(&key, &self.0).unwrap();
         Leaf {
             certificate: leaf.der().clone(),

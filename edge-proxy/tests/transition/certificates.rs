@@ -1,8 +1,11 @@
-//! Several certificates of one listener, and revoked ones of clients.
+//! Several certificates of one listener; revoked ones of clients, and names in them.
 
 use std::time::{Duration, SystemTime};
 
-use edge_proxy::config::ListenerCertificate;
+use edge_proxy::config::{
+    ListenerCertificate,
+    transition::{ClientName, ClientNameKind},
+};
 use rustls::pki_types::CertificateDer;
 use support::legacy::Leaf;
 
@@ -148,4 +151,51 @@ async fn who_is_revoked_is_refused() {
         transition.look_again();
         over_http1(http, ca.client(&[], Some(&good))).await.unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn who_has_another_name_is_refused() {
+    let app = App::start(told).await;
+    let (dir, ca, clients) = (Dir::new(), Legacy::new(), Legacy::new());
+    let mut tls = tls(&dir, &ca, Some(&clients), FAR);
+    let name = |kind, exact: Option<&str>, prefix: Option<&str>, suffix: Option<&str>| {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        ClientName { kind, exact: owned(exact), prefix: owned(prefix), suffix: owned(suffix) }
+    };
+    tls.client_names = vec![
+        name(ClientNameKind::Dns, Some("One.example"), None, None),
+        name(ClientNameKind::Dns, None, None, Some(".two.example")),
+        name(ClientNameKind::Uri, None, Some("spiffe://old.example/ns/shop/"), None),
+    ];
+    tls.mesh_clients = true;
+    let pair = Pair::one_hop_with(Targets::all(app.addr), only_first(tls)).await;
+    let http = pair.port("http");
+    let shop = "spiffe://old.example/ns/shop/sa/a";
+    let cases: [(&[&str], &[&str], bool); 10] = [
+        (&["one.example"], &[], true),
+        (&["x.example", "ONE.example"], &[], true),
+        (&["a.one.example"], &[], false),
+        (&["a.two.example"], &[], true),
+        (&["two.example"], &[], false),
+        (&["*.two.example"], &[], true),
+        (&["x.example"], &[shop], true),
+        (&[], &["SPIFFE://old.example/ns/shop/sa/a"], false),
+        (&[], &["spiffe://old.example/ns/other/sa/a", "one.example"], false),
+        (&[], &[], false),
+    ];
+    for (names, uris, comes) in cases {
+        let leaf = clients.leaf_of(names, uris);
+        let answer = over_http1(http, ca.client(&[], Some(&leaf))).await;
+        assert_eq!(answer.is_ok(), comes, "{names:?} {uris:?}: {answer:?}");
+    }
+    // Of another CA a name is nothing.
+    over_http1(http, ca.client(&[], Some(&ca.leaf(&["one.example"])))).await.unwrap_err();
+    // The mesh has names of its own.
+    let moved = pair.authority.workload("moved");
+    let shows = (moved.chain.clone(), moved.key.clone_key());
+    let config = ca.client_with(rustls::ALL_VERSIONS, &[], Some(shows));
+    over_http1(http, config).await.unwrap();
+    counted(&pair, DOOR, "ok", 5).await;
+    counted(&pair, DOOR, "mesh", 1).await;
+    counted(&pair, DOOR, "certificate", 6).await;
 }

@@ -77,6 +77,7 @@ fn tls(dir: &Dir, ca: &Legacy, client_ca: Option<&Legacy>, until: &str) -> Liste
         until: until.parse().unwrap(),
         certificates: Vec::new(),
         only_known_names: false,
+        client_names: Vec::new(),
         crl: None,
         mesh_clients: false,
         plaintext: false,

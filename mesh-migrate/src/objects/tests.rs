@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     ledger::Verdict,
     program::{
-        Balance, ClientTls, Clients, Condition, Forward, Location, Member, PathChange, Pool, Reply,
-        Rule, ServerCertificate, ServerTls, TcpRule, Text,
+        Balance, ClientName, ClientTls, Clients, Condition, Forward, Location, Member, NamePart,
+        PathChange, Pool, Reply, Rule, ServerCertificate, ServerTls, TcpRule, Text,
     },
     source::Place,
 };
@@ -373,6 +373,11 @@ fn all_certificates_of_a_listener_are_written() {
             one("@store/d", "@store/d", &["d.example"]),
         ],
         only_known_names: true,
+        client_names: vec![ClientName {
+            is_uri: true,
+            part: NamePart::Prefix,
+            text: "spiffe://old.example/".into(),
+        }],
         crl: Some("/etc/ssl/clients.crl".into()),
         ..server_tls()
     };
@@ -385,6 +390,7 @@ fn all_certificates_of_a_listener_are_written() {
         ],
         "only_known_names": true,
         "client_ca": "clients.pem",
+        "client_names": [{ "kind": "uri", "prefix": "spiffe://old.example/" }],
         "crl": "/etc/ssl/clients.crl",
         "until": "2027-03-01",
     });

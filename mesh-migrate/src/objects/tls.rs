@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Making, object};
 use crate::{
-    program::{ClientTls, Pool, ServerCertificate, ServerTls},
+    program::{ClientName, ClientTls, NamePart, Pool, ServerCertificate, ServerTls},
     source::Place,
 };
 
@@ -62,6 +62,11 @@ impl Making<'_> {
             ),
             ("only_known_names", tls.only_known_names.then(|| true.into())),
             ("client_ca", tls.client_roots.as_deref().map(Into::into)),
+            (
+                "client_names",
+                (!tls.client_names.is_empty())
+                    .then(|| tls.client_names.iter().map(client_name).collect()),
+            ),
             ("crl", tls.crl.as_deref().map(Into::into)),
             ("until", Some(until.into())),
         ]))
@@ -177,6 +182,15 @@ fn certificate(one: &ServerCertificate) -> Value {
         ("key", (one.key != one.certificate).then(|| one.key.as_str().into())),
         ("names", (!one.names.is_empty()).then(|| one.names.clone().into())),
     ])
+}
+
+fn client_name(name: &ClientName) -> Value {
+    let part = match name.part {
+        NamePart::Exact => "exact",
+        NamePart::Prefix => "prefix",
+        NamePart::Suffix => "suffix",
+    };
+    json!({ "kind": if name.is_uri { "uri" } else { "dns" }, part: name.text })
 }
 
 /// The same, or a directory of files.

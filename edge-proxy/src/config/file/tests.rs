@@ -129,6 +129,21 @@ fn what_makes_no_sense_is_refused_with_its_place() {
             "listeners[0].tls.crl: is about certificates of clients",
         ),
         (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d, \
+             until: 2027-03-01, client_names: [{ kind: dns, exact: e }] } }]",
+            "listeners[0].tls.client_names: are of certificates of clients",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d, \
+             client_ca: f, until: 2027-03-01, client_names: [{ kind: dns, exact: e, prefix: e }] } }]",
+            "listeners[0].tls.client_names: write one of exact, prefix and suffix",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d, \
+             client_ca: f, until: 2027-03-01, client_names: [{ kind: dns, suffix: '' }] } }]",
+            "listeners[0].tls.client_names: write one of exact, prefix and suffix",
+        ),
+        (
             "snapshot: { file: s }\nlisteners: [{ listen: '127.0.0.1:1', service: a.b, port: c, \
              tls: { certificate: d, until: 2027-03-01, mesh_clients: true } }]",
             "listeners[0].tls.mesh_clients: nobody of the mesh is known",

@@ -41,7 +41,8 @@ impl<'c> Converter<'c> {
             parts::tls(chain, parts::DOWNSTREAM_TLS)?;
             all.push((chain, hcm, self.server_tls(chain)?, names));
         }
-        let asks = |tls: &ServerTls| (tls.client_roots.clone(), tls.crl.clone());
+        let asks =
+            |tls: &ServerTls| (tls.client_roots.clone(), tls.client_names.clone(), tls.crl.clone());
         let first = asks(&all[0].2);
         if all.iter().any(|(_, _, tls, _)| asks(tls) != first) {
             return None;

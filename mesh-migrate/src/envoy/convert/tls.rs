@@ -3,7 +3,7 @@
 use super::Converter;
 use crate::{
     envoy::{parts, tree::Tree},
-    program::{ClientTls, ServerCertificate, ServerTls},
+    program::{ClientName, ClientTls, NamePart, ServerCertificate, ServerTls},
 };
 
 impl Converter<'_> {
@@ -17,7 +17,12 @@ impl Converter<'_> {
         let roots = common.and_then(|common| self.roots(common));
         // Where they are in no file, a certificate is asked for all the same.
         let asks = context.is("require_client_certificate");
-        let client_roots = asks.then(|| roots.unwrap_or_default());
+        let mut client_roots = asks.then(|| roots.unwrap_or_default());
+        let names = common.filter(|_| asks).and_then(|common| self.client_names(common));
+        if names.is_none() && asks {
+            client_roots = Some(String::new());
+        }
+        let client_names = names.unwrap_or_default();
         let crl = common.filter(|_| asks).and_then(|common| self.crl(common));
         if all.is_empty() {
             let question =
@@ -27,7 +32,7 @@ impl Converter<'_> {
                 question,
                 &["files of certificate and key", "a certificate of the mesh"],
             );
-            return Some(ServerTls { client_roots, crl, ..ServerTls::default() });
+            return Some(ServerTls { client_roots, client_names, crl, ..ServerTls::default() });
         }
         let (certificate, key) = all.remove(0);
         let more = all.into_iter().map(|(certificate, key)| ServerCertificate {
@@ -36,7 +41,63 @@ impl Converter<'_> {
             names: Vec::new(),
         });
         let more = more.collect();
-        Some(ServerTls { certificate, key, more, client_roots, crl, only_known_names: false })
+        let only_known_names = false;
+        Some(ServerTls {
+            certificate,
+            key,
+            more,
+            only_known_names,
+            client_roots,
+            client_names,
+            crl,
+        })
+    }
+
+    /// Names of clients, of which one is enough; `None` where what is asked of them
+    /// cannot be said: nobody is let in until it is.
+    fn client_names(&mut self, common: &Tree) -> Option<Vec<ClientName>> {
+        let Some(context) = self.validation(common) else { return Some(Vec::new()) };
+        for name in ["verify_certificate_spki", "verify_certificate_hash"] {
+            if let Some(field) = context.entry(name) {
+                let question =
+                    "Clients' certificates are compared with these hashes, and ours are not.";
+                self.notes.decision(&field.place, question, &["names instead", "all of the CA"]);
+                return None;
+            }
+        }
+        let mut names = Vec::new();
+        for (field, kinds) in [
+            ("match_typed_subject_alt_names", &[] as &[bool]),
+            ("match_subject_alt_names", &[false, true]),
+        ] {
+            let Some(entry) = context.entry(field) else { continue };
+            let how =
+                "a name of DNS is compared as it stands: `*` in a certificate is no other name";
+            self.notes.approximated(&entry.place, how);
+            for matcher in context.messages(field) {
+                let kinds = match matcher.text("san_type") {
+                    Some("DNS") => &[false],
+                    Some("URI") => &[true],
+                    _ => kinds,
+                };
+                match said(matcher.msg("matcher").unwrap_or(matcher)).filter(|_| !kinds.is_empty())
+                {
+                    Some((part, text)) => names.extend(kinds.iter().map(|&is_uri| ClientName {
+                        is_uri,
+                        part,
+                        text: text.clone(),
+                    })),
+                    None => {
+                        let question = "Names of clients are of DNS or URIs here, whole, by their beginning or their end. Until it is said, clients of this one are not let in.";
+                        self.notes.ask(matcher, question, &["other names", "leave it out"]);
+                    }
+                }
+            }
+            if names.is_empty() {
+                return None;
+            }
+        }
+        Some(names)
     }
 
     /// The list of revoked certificates. What is in no file, or is about leaves only,
@@ -153,6 +214,15 @@ impl Converter<'_> {
         }
         found
     }
+}
+
+/// What a matcher of names says, if ours can.
+fn said(matcher: &Tree) -> Option<(NamePart, String)> {
+    let parts =
+        [("exact", NamePart::Exact), ("prefix", NamePart::Prefix), ("suffix", NamePart::Suffix)];
+    let found = parts.iter().find_map(|(name, part)| Some((*part, matcher.some_text(name)?)));
+    let (part, text) = found.filter(|_| !matcher.is("ignore_case"))?;
+    Some((part, text.to_owned())).filter(|(_, text)| !text.is_empty())
 }
 
 #[cfg(test)]

@@ -163,3 +163,45 @@ fn revoked_clients_are_refused_or_nobody_is_let_in() {
     let leaf = json!({ "crl": { "filename": "/c" }, "only_verify_leaf_cert_crl": true });
     assert_eq!(crl(leaf).as_deref(), Some(""));
 }
+
+#[test]
+fn clients_of_other_names_are_refused_or_nobody_is_let_in() {
+    let names = |more: Json| {
+        let chain = chain(&[], &["a"], Some(&validation(more)), 200);
+        let (_, tls, _) = converted(&[chain]);
+        let names = tls.client_names.iter().map(|name| {
+            let kind = if name.is_uri { "uri" } else { "dns" };
+            format!("{kind} {:?} {}", name.part, name.text)
+        });
+        (tls.client_roots.unwrap(), names.collect::<Vec<_>>().join(", "))
+    };
+    let typed = |kind: &str, matcher: Json| json!({ "san_type": kind, "matcher": matcher });
+    let all = |matchers: &[Json]| json!({ "match_typed_subject_alt_names": matchers });
+    let cases = [
+        (json!({}), "/ca.pem", ""),
+        (
+            all(&[
+                typed("DNS", json!({ "exact": "a.example" })),
+                typed("URI", json!({ "prefix": "spiffe://old/" })),
+                typed("URI", json!({ "suffix": "/sa/b" })),
+                typed("EMAIL", json!({ "exact": "a@b.example" })),
+                typed("DNS", json!({ "safe_regex": { "regex": ".*" } })),
+                typed("DNS", json!({ "exact": "a", "ignore_case": true })),
+                typed("URI", json!({ "prefix": "" })),
+            ]),
+            "/ca.pem",
+            "dns Exact a.example, uri Prefix spiffe://old/, uri Suffix /sa/b",
+        ),
+        (all(&[typed("IP_ADDRESS", json!({ "exact": "10.0.0.1" }))]), "", ""),
+        (
+            json!({ "match_subject_alt_names": [{ "exact": "x" }] }),
+            "/ca.pem",
+            "dns Exact x, uri Exact x",
+        ),
+        (json!({ "match_subject_alt_names": [{ "contains": "x" }] }), "", ""),
+        (json!({ "verify_certificate_hash": ["00"] }), "", ""),
+    ];
+    for (more, roots, wanted) in cases {
+        assert_eq!(names(more.clone()), (roots.to_owned(), wanted.to_owned()), "{more}");
+    }
+}

@@ -40,7 +40,8 @@ impl<'c> Work<'_, 'c> {
             if !is_one || tls.only_known_names {
                 let mut known = BTreeSet::new();
                 for (server, certificates) in &of_servers {
-                    let names = self.names(server, &mut known);
+                    let is_default = std::ptr::eq(*server, here[default].0);
+                    let names = self.names(server, is_default, &mut known);
                     tls.more.extend(certificates.iter().filter(|_| !names.is_empty()).map(
                         |(certificate, key)| ServerCertificate {
                             certificate: certificate.clone(),
@@ -81,13 +82,20 @@ impl<'c> Work<'_, 'c> {
 
     /// Names that certificates of this server are for; of equal ones of a listener the
     /// first counts.
-    fn names(&mut self, server: &Server<'c>, known: &mut BTreeSet<String>) -> Vec<String> {
+    fn names(
+        &mut self,
+        server: &Server<'c>,
+        is_default: bool,
+        known: &mut BTreeSet<String>,
+    ) -> Vec<String> {
         let mut names = Vec::new();
         for (name, directive) in &server.names {
             match name {
                 Name::Exact(text) => names.push(text.clone()),
                 Name::Both(text) => names.extend([text.clone(), format!("*.{text}")]),
                 Name::Below(text) => names.push(format!("*{text}")),
+                // They get the certificate of the default server.
+                Name::Tail(_) | Name::Regex(_) if is_default => {}
                 Name::Tail(_) | Name::Regex(_) => {
                     let question = "a certificate is for names, with us, and not for patterns: clients that ask for one of these get that of the default server. Which names are they?";
                     self.decision(

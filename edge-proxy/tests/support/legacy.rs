@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use hyper::service::service_fn;
@@ -92,10 +92,10 @@ impl Legacy {
         }
     }
 
-    /// Those that are not good any more; what says so ends then.
-    pub fn crl(&self, revoked: &[&Leaf], end: SystemTime) -> String {
+    /// Those that are not good any more; what says so ends at this time
+    /// after the Unix epoch.
+    pub fn crl(&self, revoked: &[&Leaf], end: Duration) -> String {
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
-        let end = end.duration_since(UNIX_EPOCH).unwrap();
         let of = |leaf: &&Leaf| RevokedCertParams {
             serial_number: leaf.serial.into(),
             revocation_time: epoch,

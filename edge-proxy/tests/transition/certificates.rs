@@ -1,6 +1,6 @@
 //! Several certificates of one listener; revoked ones of clients, and names in them.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use edge_proxy::config::{
     ListenerCertificate,
@@ -123,7 +123,7 @@ async fn who_is_revoked_is_refused() {
     let app = App::start(told).await;
     let (dir, ca, clients) = (Dir::new(), Legacy::new(), Legacy::new());
     let (good, bad) = (clients.leaf(&[]), clients.leaf(&[]));
-    let tomorrow = SystemTime::now() + DAY;
+    let tomorrow = mesh_runtime::clock::now_unix() + DAY;
     let mut tls = tls(&dir, &ca, Some(&clients), FAR);
     tls.crl = Some(dir.write("clients.crl", &clients.crl(&[&bad], tomorrow)));
     let pair = Pair::one_hop_with(Targets::all(app.addr), only_first(tls)).await;
@@ -143,7 +143,9 @@ async fn who_is_revoked_is_refused() {
     transition.look_again();
     over_http1(http, ca.client(&[], Some(&good))).await.unwrap_err();
     // Nobody says anything of these: not by this issuer, or no more.
-    for old in [Legacy::new().crl(&[], tomorrow), clients.crl(&[], SystemTime::now() - DAY)] {
+    for old in
+        [Legacy::new().crl(&[], tomorrow), clients.crl(&[], mesh_runtime::clock::now_unix() - DAY)]
+    {
         dir.write("clients.crl", &clients.crl(&[], tomorrow));
         transition.look_again();
         over_http1(http, ca.client(&[], Some(&good))).await.unwrap();

@@ -109,6 +109,15 @@ fn what_makes_no_sense_is_refused_with_its_place() {
              - { listen: '127.0.0.1:1', service: a.c, port: c }",
             "inbound_plaintext[1].listen: 127.0.0.1:1 is there twice",
         ),
+        ("drain_timeout: 5", "duration"),
+        ("allow_from: [10.0.0.0/40]", "prefix"),
+    ];
+    are_refused(&cases);
+}
+
+#[test]
+fn tls_of_a_listener_that_makes_no_sense_is_refused_with_its_place() {
+    let cases = [
         (
             "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d } }]",
             "missing field `until`",
@@ -153,9 +162,12 @@ fn what_makes_no_sense_is_refused_with_its_place() {
              until: 2027-03-01, certificates: [{ certificate: e, names: ['a.*'] }] } }]",
             "is no name of DNS: write <name> or *.<name>",
         ),
-        ("drain_timeout: 5", "duration"),
-        ("allow_from: [10.0.0.0/40]", "prefix"),
     ];
+    are_refused(&cases);
+}
+
+/// Texts, and what their errors say.
+fn are_refused(cases: &[(&str, &str)]) {
     for (text, wanted) in cases {
         let error = parse(text).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(wanted), "{text}: {error}");

@@ -265,8 +265,8 @@ impl App {
     /// Certificates, identity and snapshot from files, where the configuration
     /// says so.
     fn load_files(&self) -> anyhow::Result<()> {
-        self.shared.transition.load_doors(&self.shared.config)?;
         let Shared { config, credentials, snapshot, own, .. } = &self.shared;
+        self.shared.transition.load_doors(config, credentials)?;
         if let IdentitySource::Files(files) = &config.identity {
             let (svid, trust) = files.load()?;
             credentials.try_replace_svid(svid).context("identity.files: key and certificate")?;
@@ -464,7 +464,8 @@ impl App {
         if self.shared.config.role == Role::Gateway {
             self.gateway.probe().await?;
         }
-        self.shared.transition.load_doors(&self.shared.config).map_err(io::Error::other)?;
+        let Shared { config, credentials, .. } = &self.shared;
+        self.shared.transition.load_doors(config, credentials).map_err(io::Error::other)?;
         self.start_control(false);
         self.start_worker(0, Bound::wanted(&self.shared.config)).await
     }

@@ -19,7 +19,7 @@ use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName, TrustDomain};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;
 pub use tracing::Tracing;
-pub use transition::ListenerTls;
+pub use transition::{ListenerCertificate, ListenerTls};
 pub use written::Probe;
 
 pub use crate::outbound::dtab::Allowed as DtabOverride;

@@ -8,13 +8,18 @@
 //! takes it away.
 //!
 //! The mesh's own identity has no part in it: nothing here is shown to a peer
-//! of the mesh, believed of one, or an identity that a policy could allow. The
+//! of the mesh, or an identity that a policy could allow; a client that may
+//! show its certificate of the mesh instead of the old one comes in, and no
+//! more. The
 //! mesh's TLS is [`mesh_tunnel::tls`]. TLS 1.2 is spoken, too, and sessions are
 //! not resumed.
 //!
-//! [`Until`] is when it ends, `pem` the files; [`door`] is about listeners, [`origin`]
+//! [`Until`] is when it ends, `pem` the files; [`door`] is about listeners, `chosen`
+//! about their certificates and `clients` about those of their clients; [`origin`] is
 //! about endpoints that have no proxy, [`metrics`] about what is counted.
 
+mod chosen;
+mod clients;
 pub mod door;
 pub mod metrics;
 pub mod origin;
@@ -31,6 +36,7 @@ use arc_swap::ArcSwap;
 use door::Door;
 use mesh_api::v1::TransitionTls;
 use mesh_runtime::{clock, config::ConfigError};
+use mesh_tunnel::Credentials;
 use metrics::Shown;
 use origin::{Origin, OriginTls};
 use rustc_hash::FxHashMap;
@@ -72,9 +78,13 @@ impl Transition {
     /// # Errors
     ///
     /// A file cannot be read, or does not hold what it must.
-    pub fn load_doors(&self, config: &Config) -> Result<(), ConfigError> {
+    pub fn load_doors(
+        &self,
+        config: &Config,
+        credentials: &Arc<Credentials>,
+    ) -> Result<(), ConfigError> {
         let doors = config.listeners.iter().map(|listener| {
-            let door = listener.tls.as_ref().map(|tls| Door::load(listener, tls));
+            let door = listener.tls.as_ref().map(|tls| Door::load(listener, tls, credentials));
             Ok(door.transpose()?.map(Arc::new))
         });
         self.0.doors.store(Arc::new(doors.collect::<Result<_, ConfigError>>()?));

@@ -89,14 +89,73 @@ pub enum PathForm {
 }
 
 /// Certificates of a listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerTls {
-    /// Files.
+    /// A file, or a directory of them; of whoever asks for no name that is known.
     pub certificate: String,
-    /// Files.
+    /// A file; that of the certificate where both are in one.
     pub key: String,
+    /// For names that clients ask for.
+    pub more: Vec<ServerCertificate>,
+    /// Who asks for another name, or for none, is refused.
+    pub only_known_names: bool,
     /// Clients' certificates must come from these.
     pub client_roots: Option<String>,
+    /// And must have one of these names; where empty, any.
+    pub client_names: Vec<ClientName>,
+    /// And must not be in this list.
+    pub crl: Option<String>,
+}
+
+/// Names in certificates of clients.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientName {
+    /// Of URIs; of DNS otherwise.
+    pub is_uri: bool,
+    /// How much of a name is `text`.
+    pub part: NamePart,
+    /// Not empty.
+    pub text: String,
+}
+
+/// A part of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NamePart {
+    /// All of it.
+    Exact,
+    /// Its beginning.
+    Prefix,
+    /// Its end.
+    Suffix,
+}
+
+/// One more certificate of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerCertificate {
+    /// As in [`ServerTls`].
+    pub certificate: String,
+    /// As in [`ServerTls`].
+    pub key: String,
+    /// Names that it is for, or `*.` and one for all below; where empty, those that are
+    /// in it. Each [can be asked for](is_asked_for).
+    pub names: Vec<String>,
+}
+
+/// Whether a client can ask for this name by SNI, or, with `*.` before it, for some
+/// below (RFC 6066 section 3).
+pub fn is_asked_for(name: &str) -> bool {
+    let name = name.strip_prefix("*.").unwrap_or(name);
+    let is_label = |label: &str| {
+        let is_inside = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_inside)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_number = |label: &str| label.bytes().all(|c| c.is_ascii_digit());
+    name.len() <= 253
+        && name.split('.').all(is_label)
+        && !name.rsplit('.').next().is_none_or(is_number)
 }
 
 /// What is done with some requests.

@@ -15,7 +15,7 @@ use super::{
     ServiceListener, SnapshotSource,
     flags::PortAddr,
     manner::Paths,
-    sni,
+    sni, transition,
     written::{
         AttestFile, ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
         LocalityFile, RoleFile, SnapshotFile,
@@ -67,9 +67,7 @@ impl Config {
             IdentitySource::Socket(_) | IdentitySource::None | IdentitySource::Given => {}
         }
         for tls in self.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
-            paths.push(&mut tls.certificate);
-            paths.extend(&mut tls.key);
-            paths.extend(&mut tls.client_ca);
+            paths.extend(tls.paths());
         }
         if let SnapshotSource::File { path, .. } = &mut self.snapshot {
             paths.push(path);
@@ -150,6 +148,7 @@ impl ConfigFile {
         };
         sni::check(&config.sni_listeners, name)?;
         check_plaintext(&config, name)?;
+        transition::check(&config, name)?;
         check_doors(&config, name)?;
         Ok(config)
     }

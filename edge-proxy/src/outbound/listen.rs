@@ -30,7 +30,7 @@ use crate::{
         traffic::{self, OpenTcp},
     },
     record::Record,
-    transition::door::Door,
+    transition::door::{Arrived, Door},
     worker::Worker,
 };
 
@@ -137,7 +137,8 @@ async fn serve(worker: &Arc<Worker>, purpose: Purpose, stream: Stream, from: Soc
     }
 }
 
-/// One connection of a client that speaks TLS, if it finishes its handshake.
+/// One connection of a client that speaks TLS, if it finishes its handshake, or
+/// need not.
 async fn decrypted(
     worker: &Arc<Worker>,
     (destination, manner): (Destination, Manner),
@@ -146,8 +147,15 @@ async fn decrypted(
     from: SocketAddr,
 ) {
     let carriage = port::carriage(worker, &destination).await;
-    if let Some(stream) = door.accept(carriage, from, stream).await {
-        front::serve_decrypted(worker, (destination, manner), from.ip(), stream).await;
+    let to = (destination, manner);
+    match door.accept(carriage, from, stream).await {
+        Some(Arrived::Decrypted(stream)) => {
+            front::serve_decrypted(worker, to, from.ip(), stream).await;
+        }
+        Some(Arrived::Plaintext(stream)) => {
+            front::serve_port(worker, to, from.ip(), stream).await;
+        }
+        None => {}
     }
 }
 

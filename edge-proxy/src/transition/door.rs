@@ -1,35 +1,45 @@
 //! A listener whose clients speak TLS with a certificate that is not of the
 //! mesh.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mesh_core::carriage::Carriage;
-use mesh_runtime::config::ConfigError;
-use mesh_tunnel::Stream;
+use mesh_runtime::config::{self, ConfigError};
+use mesh_tunnel::{Credentials, Stream};
 use rustls::{
     ServerConfig,
-    server::{Acceptor, ClientHello, NoServerSessionStorage, WebPkiClientVerifier},
+    server::{Acceptor, ClientHello, NoServerSessionStorage},
 };
+use tokio::io::AsyncReadExt;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::{
     Clock, H2, HTTP1,
+    chosen::{self, Chosen},
+    clients,
     metrics::{Handshakes, Outcome, Shown},
-    pem::{self, Fresh, PemFile},
+    pem::{self, Fresh},
     provider,
     until::Reminder,
 };
-use crate::config::{ListenerTls, ServiceListener};
+use crate::{
+    config::{ListenerTls, ServiceListener},
+    prefixed::Prefixed,
+};
 
-/// How long a client may take for its handshake.
+/// How long a client may take for its handshake, or for its first byte where it
+/// need not have one.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What TLS begins with (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Door {
     listen: SocketAddr,
     tls: ListenerTls,
-    configs: Fresh<Configs>,
+    credentials: Arc<Credentials>,
+    configs: Fresh<Read, Configs>,
     handshakes: Handshakes,
     reminder: Reminder,
 }
@@ -43,47 +53,69 @@ struct Configs {
     bytes: Arc<ServerConfig>,
 }
 
+/// A client that may come in.
+#[derive(Debug)]
+pub enum Arrived {
+    /// Inside TLS.
+    Decrypted(Stream),
+    /// Without.
+    Plaintext(Stream),
+}
+
+/// What its files say.
+#[derive(Debug, PartialEq, Eq)]
+struct Read {
+    pairs: Vec<chosen::Pair>,
+    clients: clients::Texts,
+}
+
 impl Door {
     /// # Errors
     ///
     /// A file cannot be read, or does not hold what it must.
-    pub(super) fn load(listener: &ServiceListener, tls: &ListenerTls) -> Result<Self, ConfigError> {
-        let key = tls.key.as_ref().unwrap_or(&tls.certificate);
-        let file = |path: &Path, private| PemFile { path: path.to_owned(), private };
-        let mut files = vec![file(&tls.certificate, key == &tls.certificate), file(key, true)];
-        files.extend(tls.client_ca.as_ref().map(|path| file(path, false)));
+    pub(super) fn load(
+        listener: &ServiceListener,
+        tls: &ListenerTls,
+        credentials: &Arc<Credentials>,
+    ) -> Result<Self, ConfigError> {
+        let (wanted, believed) = (tls.clone(), credentials.clone());
+        let make = move |read: &Read| configs(&wanted, read, &believed);
         let wanted = tls.clone();
-        let configs = Fresh::load(files, move |texts| configs(&wanted, texts))?;
+        let configs = Fresh::load(move || read(&wanted), make)?;
         let door = Self {
             listen: listener.listen,
             tls: tls.clone(),
+            credentials: credentials.clone(),
             configs,
             handshakes: Handshakes::default(),
             reminder: Reminder::default(),
         };
         log::info!(listener:% = listener.listen, service = listener.service.as_str(), until:% = tls.until; "transition TLS: a listener has a certificate that is not of the mesh");
+        if tls.plaintext {
+            log::warn!(listener:% = listener.listen, until:% = tls.until; "transition TLS: clients may come without TLS, too (`plaintext: true`)");
+        }
         Ok(door)
     }
 
-    /// The connection inside TLS. Who gets none is told of in the log and the
-    /// metrics, and the client by an alert, if at all.
+    /// The connection as its client means it. Who gets none is told of in the
+    /// log and the metrics, and the client by an alert, if at all.
     pub async fn accept(
         &self,
         carriage: Carriage,
         from: SocketAddr,
         mut stream: Stream,
-    ) -> Option<Stream> {
+    ) -> Option<Arrived> {
         if self.tls.until.is_over() {
             self.handshakes.count(Outcome::Ended);
             log::info!(listener:% = self.listen, from:% = from, until:% = self.tls.until; "client is refused: transition TLS has ended");
             stream.abort_on_close();
             return None;
         }
-        let handshake = self.handshake(carriage, stream);
-        let (outcome, error) = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => {
-                self.handshakes.count(Outcome::Ok);
-                return Some(stream);
+        let arriving = self.arriving(carriage, stream);
+        let (outcome, error) = match tokio::time::timeout(HANDSHAKE_TIMEOUT, arriving).await {
+            Ok(Ok((arrived, outcome))) => {
+                self.handshakes.count(outcome);
+                return Some(arrived);
             }
             Ok(Err(error)) => (Outcome::of(&error), error.to_string()),
             Err(_) => (Outcome::Timeout, "no handshake in time".to_owned()),
@@ -93,7 +125,18 @@ impl Door {
         None
     }
 
-    async fn handshake(&self, carriage: Carriage, stream: Stream) -> io::Result<Stream> {
+    async fn arriving(
+        &self,
+        carriage: Carriage,
+        mut stream: Stream,
+    ) -> io::Result<(Arrived, Outcome)> {
+        if self.tls.plaintext {
+            let first = stream.read_u8().await?;
+            stream = Box::new(Prefixed::new(vec![first].into(), stream));
+            if first != TLS_HANDSHAKE {
+                return Ok((Arrived::Plaintext(stream), Outcome::Plaintext));
+            }
+        }
         let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let configs = self.configs.current();
         let http = match carriage {
@@ -102,7 +145,16 @@ impl Door {
             Carriage::Opaque | Carriage::Tls => false,
         };
         let config = if http { &configs.http } else { &configs.bytes };
-        Ok(Box::new(begun.into_stream(config.clone()).await?))
+        let stream = begun.into_stream(config.clone()).await?;
+        let outcome = match stream.get_ref().1.peer_certificates() {
+            Some(chain)
+                if self.tls.mesh_clients && clients::is_of_mesh(&self.credentials, chain) =>
+            {
+                Outcome::Mesh
+            }
+            _ => Outcome::Ok,
+        };
+        Ok((Arrived::Decrypted(Box::new(stream)), outcome))
     }
 
     pub(super) fn look_again(&self) {
@@ -121,30 +173,26 @@ fn offers_http(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_some_and(|mut offered| offered.any(|one| one == H2 || one == HTTP1))
 }
 
-fn configs(tls: &ListenerTls, texts: &[String]) -> Result<Configs, ConfigError> {
-    let [certificate, key, client_ca @ ..] = texts else {
-        return Err(pem::wrong(&tls.certificate, "files", "nothing was read"));
-    };
-    let chain = pem::certificates(&tls.certificate, certificate)?;
-    let key_path = tls.key.as_ref().unwrap_or(&tls.certificate);
-    let key = pem::key(key_path, key)?;
+fn read(tls: &ListenerTls) -> Result<Read, ConfigError> {
+    let text = |path: &Option<PathBuf>| path.as_deref().map(config::read).transpose();
+    let clients = clients::Texts { client_ca: text(&tls.client_ca)?, crl: text(&tls.crl)? };
+    Ok(Read { pairs: chosen::read(tls)?, clients })
+}
+
+fn configs(
+    tls: &ListenerTls,
+    read: &Read,
+    credentials: &Arc<Credentials>,
+) -> Result<Configs, ConfigError> {
     let builder = ServerConfig::builder_with_details(provider(), Arc::new(Clock))
         .with_safe_default_protocol_versions()
         .map_err(|error| pem::wrong(&tls.certificate, "tls", error))?;
-    let builder = match (&tls.client_ca, client_ca) {
-        (None, _) => builder.with_no_client_auth(),
-        (Some(path), [text]) => {
-            let roots = pem::roots(path, text)?;
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
-                .build()
-                .map_err(|error| pem::wrong(path, "client_ca", error))?;
-            builder.with_client_cert_verifier(verifier)
-        }
-        (Some(path), _) => return Err(pem::wrong(path, "client_ca", "was not read")),
+    let builder = match clients::asked_for(tls, &read.clients, credentials)? {
+        None => builder.with_no_client_auth(),
+        Some(clients) => builder.with_client_cert_verifier(Arc::new(clients)),
     };
-    let mut bytes = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| pem::wrong(&tls.certificate, "certificate and key", error))?;
+    let chosen = Chosen::of(&read.pairs, tls)?;
+    let mut bytes = builder.with_cert_resolver(Arc::new(chosen));
     // A resumed session would not hear of new files.
     bytes.session_storage = Arc::new(NoServerSessionStorage {});
     bytes.send_tls13_tickets = 0;

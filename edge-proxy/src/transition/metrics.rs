@@ -17,8 +17,12 @@ use super::{Transition, Until};
 /// What came of a handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// There is a connection.
+    /// There is a connection, with a peer of the old kind.
     Ok,
+    /// There is one, and its client has shown a certificate of the mesh.
+    Mesh,
+    /// There is one without TLS.
+    Plaintext,
     /// A certificate was not good, on either side.
     Certificate,
     /// Something else was not.
@@ -30,12 +34,22 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 5] = [Self::Ok, Self::Certificate, Self::Failed, Self::Timeout, Self::Ended];
+    const ALL: [Self; 7] = [
+        Self::Ok,
+        Self::Mesh,
+        Self::Plaintext,
+        Self::Certificate,
+        Self::Failed,
+        Self::Timeout,
+        Self::Ended,
+    ];
 
     /// As the metric names it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::Mesh => "mesh",
+            Self::Plaintext => "plaintext",
             Self::Certificate => "certificate",
             Self::Failed => "failed",
             Self::Timeout => "timeout",

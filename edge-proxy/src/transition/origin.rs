@@ -127,7 +127,7 @@ pub struct Origin {
     tls: OriginTls,
     /// What was told last, until there is a connection again.
     told: Mutex<Option<String>>,
-    configs: Fresh<Configs>,
+    configs: Fresh<Vec<String>, Configs>,
     handshakes: Handshakes,
     reminder: Reminder,
 }
@@ -154,7 +154,8 @@ impl Origin {
             files.push(PemFile { path: key.clone(), private: true });
         }
         let wanted = tls.clone();
-        let configs = Fresh::load(files, move |texts| configs(&wanted, texts))?;
+        let configs =
+            Fresh::load(move || pem::read_all(&files), move |texts| configs(&wanted, texts))?;
         let service = tls.service.as_str();
         log::info!(service = service, until:% = tls.until; "transition TLS: endpoints have certificates that are not of the mesh");
         if let Expected::Anybody { .. } = tls.expected {

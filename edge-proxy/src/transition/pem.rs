@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use mesh_runtime::config::{self, ConfigError};
 use rustls::{
     RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
 };
 
 /// One file.
@@ -23,7 +23,7 @@ pub(super) struct PemFile {
 }
 
 impl PemFile {
-    fn read(&self) -> Result<String, ConfigError> {
+    pub(super) fn read(&self) -> Result<String, ConfigError> {
         if self.private {
             let read = |source| ConfigError::Read { path: self.path.clone(), source };
             let mode = std::fs::metadata(&self.path).map_err(read)?.mode();
@@ -40,32 +40,32 @@ impl PemFile {
 }
 
 /// What is made of files; made anew when they change.
-pub(super) struct Fresh<T> {
-    files: Vec<PemFile>,
-    make: Box<dyn Fn(&[String]) -> Result<T, ConfigError> + Send + Sync>,
+pub(super) struct Fresh<S, T> {
+    read: Box<dyn Fn() -> Result<S, ConfigError> + Send + Sync>,
+    make: Box<dyn Fn(&S) -> Result<T, ConfigError> + Send + Sync>,
     made: ArcSwap<T>,
-    seen: Mutex<Vec<String>>,
+    seen: Mutex<S>,
 }
 
-impl<T> fmt::Debug for Fresh<T> {
+impl<S, T> fmt::Debug for Fresh<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fresh").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Fresh").finish_non_exhaustive()
     }
 }
 
-impl<T> Fresh<T> {
-    /// `make` gets the texts in the order of `files`.
+impl<S: PartialEq, T> Fresh<S, T> {
+    /// `make` gets what `read` has read.
     ///
     /// # Errors
     ///
     /// A file cannot be read, or does not hold what it must.
     pub(super) fn load(
-        files: Vec<PemFile>,
-        make: impl Fn(&[String]) -> Result<T, ConfigError> + Send + Sync + 'static,
+        read: impl Fn() -> Result<S, ConfigError> + Send + Sync + 'static,
+        make: impl Fn(&S) -> Result<T, ConfigError> + Send + Sync + 'static,
     ) -> Result<Self, ConfigError> {
-        let seen = read(&files)?;
+        let seen = read()?;
         let made = ArcSwap::from_pointee(make(&seen)?);
-        Ok(Self { files, make: Box::new(make), made, seen: Mutex::new(seen) })
+        Ok(Self { read: Box::new(read), make: Box::new(make), made, seen: Mutex::new(seen) })
     }
 
     /// What the newest usable files say.
@@ -76,7 +76,7 @@ impl<T> Fresh<T> {
     /// Reads the files again. Those that cannot be used are told of once, and
     /// what they said before stays.
     pub(super) fn look_again(&self, what: &str) {
-        let read = match read(&self.files) {
+        let read = match (self.read)() {
             Ok(read) => read,
             Err(error) => {
                 log::error!(what = what, error:% = error; "transition TLS: files cannot be read");
@@ -101,7 +101,8 @@ impl<T> Fresh<T> {
     }
 }
 
-fn read(files: &[PemFile]) -> Result<Vec<String>, ConfigError> {
+/// All of them, in their order.
+pub(super) fn read_all(files: &[PemFile]) -> Result<Vec<String>, ConfigError> {
     files.iter().map(PemFile::read).collect()
 }
 
@@ -137,4 +138,18 @@ pub(super) fn roots(path: &Path, pem: &str) -> Result<Arc<RootCertStore>, Config
         roots.add(root).map_err(|error| wrong(path, "certificates", error))?;
     }
     Ok(Arc::new(roots))
+}
+
+/// All revocation lists of a file, of which there is at least one.
+pub(super) fn revocations(
+    path: &Path,
+    pem: &str,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, ConfigError> {
+    let read: Result<Vec<_>, _> =
+        CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()).collect();
+    let found = read.map_err(|error| wrong(path, "crl", format_args!("not PEM: {error}")))?;
+    if found.is_empty() {
+        return Err(wrong(path, "crl", "holds no PEM list of revoked certificates (X509 CRL)"));
+    }
+    Ok(found)
 }

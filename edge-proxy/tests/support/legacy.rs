@@ -4,18 +4,25 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType,
 };
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName},
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     server::WebPkiClientVerifier,
 };
 use tokio::{
@@ -35,6 +42,7 @@ pub struct Leaf {
     pub certificate: CertificateDer<'static>,
     pub certificate_pem: String,
     pub key_pem: String,
+    serial: u64,
 }
 
 impl Leaf {
@@ -51,7 +59,7 @@ impl Legacy {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "old proxies");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
@@ -62,14 +70,47 @@ impl Legacy {
 
     /// For these names, or of a client.
     pub fn leaf(&self, names: &[&str]) -> Leaf {
+        self.leaf_of(names, &[])
+    }
+
+    /// The same with URIs, too.
+    pub fn leaf_of(&self, names: &[&str], uris: &[&str]) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &self.0).unwrap();
+        static SERIALS: AtomicU64 = AtomicU64::new(1);
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        let mut params = CertificateParams::new(names).unwrap();
+        params.serial_number = Some(serial.into());
+        let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+        params.subject_alt_names.extend(uris);
+        let leaf = params.signed_by(&key, &self.0).unwrap();
         Leaf {
             certificate: leaf.der().clone(),
             certificate_pem: leaf.pem(),
             key_pem: key.serialize_pem(),
+            serial,
         }
+    }
+
+    /// Those that are not good any more; what says so ends at this time
+    /// after the Unix epoch.
+    pub fn crl(&self, revoked: &[&Leaf], end: Duration) -> String {
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        let of = |leaf: &&Leaf| RevokedCertParams {
+            serial_number: leaf.serial.into(),
+            revocation_time: epoch,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: epoch,
+            next_update: epoch + end,
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(of).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.0).unwrap().pem().unwrap()
     }
 
     /// A client that believes it.
@@ -84,6 +125,24 @@ impl Legacy {
         alpn: &[&str],
         shows: Option<&Leaf>,
     ) -> ClientConfig {
+        let shows = shows.map(|leaf| (vec![leaf.certificate.clone()], leaf.key()));
+        self.client_with(versions, alpn, shows)
+    }
+
+    /// One that believes whoever answers.
+    pub fn blind(&self) -> ClientConfig {
+        let mut config = self.client(&[], None);
+        config.dangerous().set_certificate_verifier(Arc::new(Blind));
+        config
+    }
+
+    /// The same that shows a chain.
+    pub fn client_with(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+        shows: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -93,13 +152,49 @@ impl Legacy {
             .with_root_certificates(roots);
         let mut config = match shows {
             None => builder.with_no_client_auth(),
-            Some(leaf) => {
-                let chain = vec![leaf.certificate.clone()];
-                builder.with_client_auth_cert(chain, leaf.key()).unwrap()
-            }
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
         };
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         config
+    }
+}
+
+#[derive(Debug)]
+struct Blind;
+
+impl ServerCertVerifier for Blind {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

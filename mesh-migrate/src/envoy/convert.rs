@@ -1,6 +1,7 @@
 //! What of an Envoy configuration a [`Program`] can say, and what becomes of the rest.
 
 mod action;
+mod chains;
 mod condition;
 mod headers;
 mod hosts;
@@ -125,12 +126,33 @@ impl<'c> Converter<'c> {
     /// Several chains of HTTP: one set of rules can stand for one of them only.
     fn one_of(
         &mut self,
-        listener: &Tree,
+        listener: &'c Tree,
         chains: &[&'c Tree],
         http: &[(&'c Tree, &'c Tree)],
         port: u16,
     ) -> Option<(Accepts, Option<ServerTls>)> {
         let (chain, hcm) = http.first().copied()?;
+        let appends = |hcm: &Tree| hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
+        let forwarded = match http.iter().any(|(_, hcm)| appends(hcm)) {
+            true => Forwarded::Append,
+            false => Forwarded::Keep,
+        };
+        let accepts = |rules, forwarded| Accepts::Http {
+            rules,
+            otherwise: Reply { status: 404, ..Reply::default() },
+            forwarded,
+            paths: paths(hcm),
+            drops_underscores: false,
+        };
+        if let Some((rules, tls)) = self.by_names(listener, chains, port) {
+            let others = http.iter().map(|(_, other)| *other);
+            for other in others.filter(|other| paths(other) != paths(hcm)) {
+                let how = "paths are compared as the first chain of the listener has it";
+                self.notes.whole(other, Verdict::Approximated { how: how.into() });
+            }
+            return Some((accepts(rules, forwarded), Some(tls)));
+        }
+        let forwarded = if appends(hcm) { Forwarded::Append } else { Forwarded::Keep };
         for other in chains.iter().filter(|other| !std::ptr::eq(**other, chain)) {
             let question = "Another filter chain of this listener takes some connections; a listener of ours has one set of rules. Until it is said, these connections are taken as those of the first chain.";
             let choices = [
@@ -155,16 +177,8 @@ impl<'c> Converter<'c> {
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
         let mut rules: Vec<Rule> = health_checks(&within).map(|(_, rule)| rule).collect();
         rules.extend(self.rules(&within));
-        let appends = hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
-        let forwarded = if appends { Forwarded::Append } else { Forwarded::Keep };
         self.connection_manager(listener, &within);
-        let otherwise = Reply { status: 404, ..Reply::default() };
-        let paths = Paths {
-            form: if hcm.is("normalize_path") { PathForm::Rfc3986 } else { PathForm::Sent },
-            merge_slashes: hcm.is("merge_slashes"),
-            as_sent: false,
-        };
-        Some((Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores: false }, tls))
+        Some((accepts(rules, forwarded), tls))
     }
 
     fn connection_manager(&mut self, listener: &Tree, within: &Within<'_>) {
@@ -399,4 +413,10 @@ fn all(mut conditions: Vec<Condition>) -> Condition {
 
 fn rule(place: &Place, when: Condition, then: crate::program::Then) -> Rule {
     Rule { place: place.clone(), when, then }
+}
+
+/// What rules see of paths.
+fn paths(hcm: &Tree) -> Paths {
+    let form = if hcm.is("normalize_path") { PathForm::Rfc3986 } else { PathForm::Sent };
+    Paths { form, merge_slashes: hcm.is("merge_slashes"), as_sent: false }
 }

@@ -1,13 +1,14 @@
 //! HAProxy, as of version 2.6.
 //!
 //! - `words`, `tree`: lines as words, files as sections.
-//! - `sample`, `acl`, `rules`, `server`, `list`: what is in them.
+//! - `sample`, `acl`, `rules`, `server`, `certificates`, `list`: what is in them.
 //! - `proxy`: sections as proxies, with what their `defaults` say.
 //! - `seen`, `converters`, `matching`: what HAProxy sees of a request.
 //! - `explain`, `changes`, `choice`: what it does with it.
 //! - `convert`: what is told to ours, and what becomes of every line.
 
 mod acl;
+mod certificates;
 mod changes;
 mod choice;
 mod convert;

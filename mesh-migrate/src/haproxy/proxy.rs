@@ -198,7 +198,7 @@ impl<'f, 'o> Reader<'f, 'o> {
         let at = |n| statement.at(n);
         proxy.captures |= captures(statement);
         match at(0) {
-            "bind" if proxy.is_frontend => proxy.binds.push(bind(statement)?),
+            "bind" if proxy.is_frontend => proxy.binds.push(bind(statement, self.files)?),
             "acl" => {
                 if statement.words.len() < 3 {
                     return Err(statement.expected(statement.words.len(), "an expression"));

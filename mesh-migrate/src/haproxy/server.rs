@@ -7,7 +7,12 @@ use crate::{
     source::{Place, Problem},
 };
 
-use super::{tree::Statement, words::Word};
+use super::{
+    certificates::{self, Certificates},
+    list::Files,
+    tree::Statement,
+    words::Word,
+};
 
 /// Ports of one range, at most.
 const MAX_RANGE: u16 = 1024;
@@ -21,6 +26,8 @@ pub(super) struct Bind {
     pub(super) addresses: Vec<Address>,
     /// Its parameters with their values.
     pub(super) settings: BTreeMap<String, Vec<String>>,
+    /// What `crt` and `crt-list` name.
+    pub(super) certificates: Vec<Certificates>,
 }
 
 /// One address of a `bind` line.
@@ -289,7 +296,7 @@ fn split(written: &str) -> (&str, Option<&str>) {
 }
 
 /// `bind ADDRESS,… …`.
-pub(super) fn bind(statement: &Statement) -> Result<Bind, Problem> {
+pub(super) fn bind(statement: &Statement, files: &Files<'_>) -> Result<Bind, Problem> {
     if statement.at(1).is_empty() {
         return Err(statement.expected(1, "an address"));
     }
@@ -319,7 +326,8 @@ pub(super) fn bind(statement: &Statement) -> Result<Bind, Problem> {
     }
     let mut all = BTreeMap::new();
     settings(statement.from(2), &mut all)?;
-    Ok(Bind { place: statement.place.clone(), addresses, settings: all })
+    let certificates = certificates::of(statement, files)?;
+    Ok(Bind { place: statement.place.clone(), addresses, settings: all, certificates })
 }
 
 #[cfg(test)]
@@ -377,8 +385,10 @@ mod tests {
 
     #[test]
     fn binds_have_addresses() {
+        let open = |_: &str| Err(Problem::at(&Place::start(&"a".into()), "is not there"));
+        let files = Files::new(&open);
         let sockets = |text| {
-            let read = bind(&statement(text)).unwrap();
+            let read = bind(&statement(text), &files).unwrap();
             let sockets = read.addresses.iter().map(|a| a.socket.map(|s| s.to_string()));
             sockets.map(Option::unwrap_or_default).collect::<Vec<_>>().join(" ")
         };
@@ -389,7 +399,7 @@ mod tests {
         assert_eq!(sockets("bind :::80 v4v6"), "[::]:80");
         assert_eq!(sockets("bind /run/a mode 600"), "");
         for bad in ["bind", "bind 10.0.0.1", "bind :1-65000", "bind :x"] {
-            assert!(bind(&statement(bad)).is_err(), "{bad}");
+            assert!(bind(&statement(bad), &files).is_err(), "{bad}");
         }
     }
 }

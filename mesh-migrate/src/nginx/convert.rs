@@ -30,6 +30,7 @@ mod pass;
 mod pools;
 mod replies;
 mod stream;
+mod tls;
 mod values;
 
 /// Rules of all listeners; a configuration that needs more says many times the same.
@@ -155,8 +156,12 @@ impl<'m, 'c> Work<'m, 'c> {
         for (server, _) in here {
             let set = BTreeMap::new();
             let mut at = At { address, is_tls, server, set, forwarded: Vec::new() };
-            of_servers.push(self.server(&mut at));
+            let rules = self.server(&mut at);
             forwarded.append(&mut at.forwarded);
+            of_servers.push(match tls.as_ref().and_then(|tls| self.unproved(server, tls)) {
+                Some(refused) => vec![refused],
+                None => rules,
+            });
         }
         let groups = self.hosts(here, default);
         let mut rules = Vec::new();
@@ -199,64 +204,6 @@ impl<'m, 'c> Work<'m, 'c> {
             self.dropped(directive, "UDP is not listened to");
         }
         self.exact(directive);
-    }
-
-    /// The certificate of the default server; one per listener can be said.
-    fn server_tls(
-        &mut self,
-        here: &[(&Server<'c>, &Listen<'c>)],
-        default: usize,
-    ) -> Option<ServerTls> {
-        let of = |server: &Server<'c>| {
-            let one = |name: &str| model::inherited(&server.chain, name);
-            (one("ssl_certificate"), one("ssl_certificate_key"))
-        };
-        let (certificate, key) = of(here[default].0);
-        let (certificate, key) = (certificate?, key?);
-        for (server, _) in here {
-            if let (Some(other), Some(other_key)) = of(server) {
-                if other.args == certificate.args {
-                    self.exact(other);
-                    self.exact(other_key);
-                } else {
-                    let question = format!(
-                        "a listener has one certificate with us, {}: clients of this server get it. Does it hold for their names, too?",
-                        certificate.arg(0)
-                    );
-                    self.decision(
-                        other,
-                        question.clone(),
-                        &["one certificate for all names", "an address of its own for this server"],
-                    );
-                    self.decision(other_key, question, &["as for its certificate"]);
-                }
-            }
-        }
-        let chain = &here[default].0.chain;
-        let verifies = model::inherited(chain, "ssl_verify_client");
-        let roots = model::inherited(chain, "ssl_client_certificate");
-        let client_roots = match (verifies, roots) {
-            (Some(verifies), Some(roots)) if verifies.arg(0) == "on" => {
-                self.exact(verifies);
-                self.exact(roots);
-                Some(roots.arg(0).to_owned())
-            }
-            (Some(verifies), _) if verifies.arg(0) == "off" => {
-                self.exact(verifies);
-                None
-            }
-            (Some(verifies), _) => {
-                let question = "a client's certificate is asked for but not needed: with us it is needed or not asked for";
-                self.decision(verifies, question, &["needed", "not asked for"]);
-                None
-            }
-            _ => None,
-        };
-        Some(ServerTls {
-            certificate: certificate.arg(0).into(),
-            key: key.arg(0).into(),
-            client_roots,
-        })
     }
 
     /// Headers with `_` in their names are left out, unless all are taken. nginx decides

@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     ledger::Verdict,
     program::{
-        Balance, ClientTls, Clients, Condition, Forward, Location, Member, PathChange, Pool, Reply,
-        Rule, ServerTls, TcpRule, Text,
+        Balance, ClientName, ClientTls, Clients, Condition, Forward, Location, Member, NamePart,
+        PathChange, Pool, Reply, Rule, ServerCertificate, ServerTls, TcpRule, Text,
     },
     source::Place,
 };
@@ -281,6 +281,7 @@ fn server_tls() -> ServerTls {
         certificate: "/etc/ssl/a.pem".into(),
         key: "/etc/ssl/a.pem".into(),
         client_roots: Some("clients.pem".into()),
+        ..ServerTls::default()
     }
 }
 
@@ -343,7 +344,8 @@ fn tls_that_cannot_be_written_is_asked_about() {
     let client = client_tls();
     let cases = [
         (server(""), client.clone(), "no single file"),
-        (server("/etc/haproxy/certs/"), client.clone(), "no single file"),
+        (server("@store/a.pem"), client.clone(), "no single file"),
+        (ServerTls { crl: Some(String::new()), ..server_tls() }, client.clone(), "are revoked"),
         (server_tls(), ClientTls { server_name: None, ..client.clone() }, "for no name"),
         (server_tls(), ClientTls { roots: Some("@system-ca".into()), ..client }, "in no file"),
     ];
@@ -355,6 +357,51 @@ fn tls_that_cannot_be_written_is_asked_about() {
         });
         assert!(asked, "{wanted}: {said:?}");
     }
+}
+
+#[test]
+fn all_certificates_of_a_listener_are_written() {
+    let one = |certificate: &str, key: &str, names: &[&str]| ServerCertificate {
+        certificate: certificate.into(),
+        key: key.into(),
+        names: names.iter().map(|&name| name.into()).collect(),
+    };
+    let server = ServerTls {
+        certificate: "/etc/haproxy/certs/".into(),
+        key: "/etc/haproxy/certs/".into(),
+        more: vec![
+            one("/b.pem", "/b.key", &["b.example", "*.b.example"]),
+            one("/c.pem", "/c.pem", &[]),
+            one("@store/d", "@store/d", &["d.example"]),
+        ],
+        only_known_names: true,
+        client_names: vec![ClientName {
+            is_uri: true,
+            part: NamePart::Prefix,
+            text: "spiffe://old.example/".into(),
+        }],
+        crl: Some("/etc/ssl/clients.crl".into()),
+        ..server_tls()
+    };
+    let (objects, said) = made_of(&with_tls(server, client_tls()), Some("2027-03-01"));
+    let tls = json!({
+        "certificate": "/etc/haproxy/certs/",
+        "certificates": [
+            { "certificate": "/b.pem", "key": "/b.key", "names": ["b.example", "*.b.example"] },
+            { "certificate": "/c.pem" },
+        ],
+        "only_known_names": true,
+        "client_ca": "clients.pem",
+        "client_names": [{ "kind": "uri", "prefix": "spiffe://old.example/" }],
+        "crl": "/etc/ssl/clients.crl",
+        "until": "2027-03-01",
+    });
+    assert_eq!(objects.proxy["listeners"][0]["tls"], tls);
+    let asked = said.iter().any(|entry| match &entry.verdict {
+        Verdict::Decision { question, .. } => question.contains("a certificate for d.example"),
+        _ => false,
+    });
+    assert!(asked, "{said:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Making, object};
 use crate::{
-    program::{ClientTls, Pool, ServerTls},
+    program::{ClientName, ClientTls, NamePart, Pool, ServerCertificate, ServerTls},
     source::Place,
 };
 
@@ -25,16 +25,16 @@ impl Making<'_> {
             );
             return None;
         };
-        if tls.client_roots.as_ref().is_some_and(|roots| !is_file(roots)) {
+        if tls.client_roots.iter().chain(&tls.crl).any(|path| !is_file(path)) {
             self.ledger.decision(
                 place,
-                "clients must show a certificate, and whose they must be is in no single file: \
-                 which one is it?",
+                "clients must show a certificate, and whose they must be, or which of them are \
+                 revoked, is in no single file: which one is it?",
                 &["write one file into the configuration and import it again"],
             );
             return None;
         }
-        if !is_file(&tls.certificate) || !is_file(&tls.key) {
+        if !is_certificate(&tls.certificate) || !is_certificate(&tls.key) {
             self.ledger.decision(
                 place,
                 "clients' TLS ends here, and its certificate is in no single file: which one is \
@@ -43,8 +43,10 @@ impl Making<'_> {
             );
             return None;
         }
+        let certificates = self.more(place, tls);
         let mut paths = vec![&tls.certificate, &tls.key];
-        paths.extend(&tls.client_roots);
+        paths.extend(certificates.iter().flat_map(|one| [&one.certificate, &one.key]));
+        paths.extend(tls.client_roots.iter().chain(&tls.crl));
         let how = format!(
             "clients' TLS (1.2 and 1.3) ends here until {until}, and is refused from then on{}",
             relative(&paths)
@@ -53,9 +55,42 @@ impl Making<'_> {
         Some(object([
             ("certificate", Some(tls.certificate.as_str().into())),
             ("key", (tls.key != tls.certificate).then(|| tls.key.as_str().into())),
+            (
+                "certificates",
+                (!certificates.is_empty())
+                    .then(|| certificates.iter().map(|one| certificate(one)).collect()),
+            ),
+            ("only_known_names", tls.only_known_names.then(|| true.into())),
             ("client_ca", tls.client_roots.as_deref().map(Into::into)),
+            (
+                "client_names",
+                (!tls.client_names.is_empty())
+                    .then(|| tls.client_names.iter().map(client_name).collect()),
+            ),
+            ("crl", tls.crl.as_deref().map(Into::into)),
             ("until", Some(until.into())),
         ]))
+    }
+
+    /// Certificates for names, but for those that are in no file.
+    fn more<'t>(&mut self, place: &Place, tls: &'t ServerTls) -> Vec<&'t ServerCertificate> {
+        let (there, not): (Vec<_>, Vec<_>) = tls
+            .more
+            .iter()
+            .partition(|one| is_certificate(&one.certificate) && is_certificate(&one.key));
+        for one in not {
+            let names = match one.names.as_slice() {
+                [] => "its names".to_owned(),
+                names => names.join(", "),
+            };
+            let question = format!(
+                "a certificate for {names} is in no single file: which one is it? Until it is \
+                 said, clients that ask for these names get the first of the listener."
+            );
+            let choices = ["write one file into the configuration and import it again"];
+            self.ledger.decision(place, question, &choices);
+        }
+        there
     }
 
     /// `tls` of a service in `site.yaml`.
@@ -139,6 +174,28 @@ impl Making<'_> {
         }
         kept
     }
+}
+
+fn certificate(one: &ServerCertificate) -> Value {
+    object([
+        ("certificate", Some(one.certificate.as_str().into())),
+        ("key", (one.key != one.certificate).then(|| one.key.as_str().into())),
+        ("names", (!one.names.is_empty()).then(|| one.names.clone().into())),
+    ])
+}
+
+fn client_name(name: &ClientName) -> Value {
+    let part = match name.part {
+        NamePart::Exact => "exact",
+        NamePart::Prefix => "prefix",
+        NamePart::Suffix => "suffix",
+    };
+    json!({ "kind": if name.is_uri { "uri" } else { "dns" }, part: name.text })
+}
+
+/// The same, or a directory of files.
+fn is_certificate(path: &str) -> bool {
+    is_file(path.trim_end_matches('/'))
 }
 
 /// What is written is the path of a file, as far as can be seen from here.

@@ -48,13 +48,26 @@ listeners:
 - listen: 0.0.0.0:443
   service: orders.shop
   port: http
-  tls: { certificate: orders.pem, key: /etc/ssl/orders.key, until: 2027-03-01 }
+  tls:
+    certificate: orders.pem
+    key: /etc/ssl/orders.key
+    certificates: [{ certificate: shop.pem, key: shop.key, names: [Shop.example, '*.shop.example'] }]
+    client_ca: ca.pem
+    crl: ca.crl
+    until: 2027-03-01
 ";
     let mut config = parse(text).unwrap();
     config.resolve(Path::new("/etc/isthmus"));
     let tls = config.listeners[0].tls.clone().unwrap();
     assert_eq!(tls.certificate, Path::new("/etc/isthmus/orders.pem"));
     assert_eq!(tls.key.as_deref(), Some(Path::new("/etc/ssl/orders.key")));
+    assert_eq!(tls.client_ca.as_deref(), Some(Path::new("/etc/isthmus/ca.pem")));
+    assert_eq!(tls.crl.as_deref(), Some(Path::new("/etc/isthmus/ca.crl")));
+    let [shop] = &tls.certificates[..] else { panic!("{tls:?}") };
+    assert_eq!(shop.certificate, Path::new("/etc/isthmus/shop.pem"));
+    assert_eq!(shop.key.as_deref(), Some(Path::new("/etc/isthmus/shop.key")));
+    let names: Vec<_> = shop.names.iter().map(|name| name.parts()).collect();
+    assert_eq!(names, [("shop.example", false), ("shop.example", true)]);
     assert_eq!(tls.until.to_string(), "2027-03-01T00:00:00Z");
 }
 
@@ -96,6 +109,15 @@ fn what_makes_no_sense_is_refused_with_its_place() {
              - { listen: '127.0.0.1:1', service: a.c, port: c }",
             "inbound_plaintext[1].listen: 127.0.0.1:1 is there twice",
         ),
+        ("drain_timeout: 5", "duration"),
+        ("allow_from: [10.0.0.0/40]", "prefix"),
+    ];
+    are_refused(&cases);
+}
+
+#[test]
+fn tls_of_a_listener_that_makes_no_sense_is_refused_with_its_place() {
+    let cases = [
         (
             "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d } }]",
             "missing field `until`",
@@ -110,9 +132,42 @@ fn what_makes_no_sense_is_refused_with_its_place() {
              tls: { certificate: d, until: 2027-03-01 } }]",
             "inbound_plaintext[0].tls: is only for `listeners`",
         ),
-        ("drain_timeout: 5", "duration"),
-        ("allow_from: [10.0.0.0/40]", "prefix"),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, \
+             tls: { certificate: d, until: 2027-03-01, crl: e } }]",
+            "listeners[0].tls.crl: is about certificates of clients",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d, \
+             until: 2027-03-01, client_names: [{ kind: dns, exact: e }] } }]",
+            "listeners[0].tls.client_names: are of certificates of clients",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d, \
+             client_ca: f, until: 2027-03-01, client_names: [{ kind: dns, exact: e, prefix: e }] } }]",
+            "listeners[0].tls.client_names: write one of exact, prefix and suffix",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d, \
+             client_ca: f, until: 2027-03-01, client_names: [{ kind: dns, suffix: '' }] } }]",
+            "listeners[0].tls.client_names: write one of exact, prefix and suffix",
+        ),
+        (
+            "snapshot: { file: s }\nlisteners: [{ listen: '127.0.0.1:1', service: a.b, port: c, \
+             tls: { certificate: d, until: 2027-03-01, mesh_clients: true } }]",
+            "listeners[0].tls.mesh_clients: nobody of the mesh is known",
+        ),
+        (
+            "listeners: [{ listen: '127.0.0.1:1', service: a.b, port: c, tls: { certificate: d, \
+             until: 2027-03-01, certificates: [{ certificate: e, names: ['a.*'] }] } }]",
+            "is no name of DNS: write <name> or *.<name>",
+        ),
     ];
+    are_refused(&cases);
+}
+
+/// Texts, and what their errors say.
+fn are_refused(cases: &[(&str, &str)]) {
     for (text, wanted) in cases {
         let error = parse(text).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(wanted), "{text}: {error}");

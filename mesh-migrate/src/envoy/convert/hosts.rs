@@ -115,7 +115,7 @@ fn blocks(routes: &Tree) -> Vec<Block<'_>> {
     blocks
 }
 
-fn rank(domain: &str) -> (u8, usize) {
+pub(super) fn rank(domain: &str) -> (u8, usize) {
     match (domain, domain.strip_prefix('*'), domain.strip_suffix('*')) {
         ("*", ..) => (0, 0),
         (_, Some(suffix), _) => (2, suffix.len()),

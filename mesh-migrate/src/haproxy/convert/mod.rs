@@ -15,13 +15,14 @@ mod replies;
 mod settings;
 mod state;
 mod text;
+mod tls;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ledger::Ledger,
-    program::{Accepts, Listener, Paths, Program, Reply, ServerTls},
+    program::{Accepts, Listener, Paths, Program, Reply},
 };
 
 use super::{Config, proxy::Proxy, server::Bind};
@@ -68,7 +69,7 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
                 name: name(&proxy.name, &mut names),
                 addresses: bind.addresses.iter().filter_map(|address| address.socket).collect(),
                 accepts,
-                tls: tls(bind),
+                tls: tls::server(config, bind, &mut notes),
             });
         }
     }
@@ -148,15 +149,6 @@ fn front(config: &Config, proxy: &Proxy, bind: &Bind) -> Front {
         port: ports.first().copied().filter(|_| ports.len() == 1),
         usable: usable.collect(),
     }
-}
-
-fn tls(bind: &Bind) -> Option<ServerTls> {
-    let value = |name: &str| bind.settings.get(name).and_then(|values| values.first()).cloned();
-    bind.settings.get("ssl")?;
-    let certificate = value("crt").unwrap_or_default();
-    let is_asked = value("verify").is_some_and(|verify| verify == "required");
-    let client_roots = value("ca-file").filter(|_| is_asked);
-    Some(ServerTls { key: certificate.clone(), certificate, client_roots })
 }
 
 /// A label of DNS that no other listener has.

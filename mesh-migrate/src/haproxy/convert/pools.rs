@@ -68,7 +68,7 @@ pub(super) fn pool_at(
         idle_timeout: timeout(proxy, "server"),
         check: check(proxy, servers, notes),
         outlier: outlier(servers),
-        tls: tls(servers, notes),
+        tls: tls(config, servers, notes),
         is_http2: servers.iter().any(|server| {
             server.value("proto") == Some("h2")
                 || server.value("alpn").is_some_and(|alpn| alpn.split(',').next() == Some("h2"))
@@ -266,7 +266,7 @@ fn outlier(servers: &[Server]) -> Option<Outlier> {
     Some(Outlier { failures, ejection: Duration::from_secs(10) })
 }
 
-fn tls(servers: &[Server], notes: &mut Notes) -> Option<ClientTls> {
+fn tls(config: &Config, servers: &[Server], notes: &mut Notes) -> Option<ClientTls> {
     let server = servers.iter().find(|server| server.has("ssl"))?;
     if let Some(plain) = servers.iter().find(|server| !server.has("ssl")) {
         let question = format!("{} is spoken to in TLS, as is {}", plain.name, server.name);
@@ -275,7 +275,9 @@ fn tls(servers: &[Server], notes: &mut Notes) -> Option<ClientTls> {
     let sni = server.value("sni").and_then(|sni| sni.strip_prefix("str(")?.strip_suffix(')'));
     let server_name = sni.or(server.value("verifyhost")).map(str::to_owned);
     let is_proved = server.value("verify") != Some("none");
-    let roots = server.value("ca-file").filter(|_| is_proved).map(str::to_owned);
-    let certificate = server.value("crt").map(|crt| (crt.to_owned(), crt.to_owned()));
+    let roots = server.value("ca-file").filter(|_| is_proved);
+    let roots = roots.map(|roots| super::tls::based(config, "ca-base", roots));
+    let certificate = server.value("crt").map(|crt| super::tls::based(config, "crt-base", crt));
+    let certificate = certificate.map(|both| (both.clone(), both));
     Some(ClientTls { server_name, roots, certificate })
 }

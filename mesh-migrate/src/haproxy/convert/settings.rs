@@ -32,8 +32,9 @@ pub(super) fn of_global(statement: &Statement) -> Verdict {
             dropped("clients are not limited by number")
         }
         name if name.starts_with("tune.") => dropped("buffers and the like are ours"),
-        name if name.starts_with("ssl-") || name == "ca-base" || name == "crt-base" => {
-            approximated("TLS 1.2 and 1.3 with our own choice of ciphers; paths are as written")
+        "ca-base" | "crt-base" => Verdict::Exact,
+        name if name.starts_with("ssl-") => {
+            approximated("TLS 1.2 and 1.3 with our own choice of ciphers")
         }
         name if name.starts_with("lua-") => {
             decision("Lua is not run", &["leave it so", "move it to the application"])
@@ -258,11 +259,8 @@ fn bind(statement: &Statement) -> Verdict {
             &["leave out what is before it", "leave it so"],
         );
     }
-    if has("crt-list") || (has("ssl") && !has("crt")) {
-        return decision("certificates of a list are not read", &["name one certificate"]);
-    }
-    if statement.words.iter().filter(|word| word.text == "crt").count() > 1 {
-        return decision("only the last certificate is taken", &["name one certificate"]);
+    if has("ssl") && !has("crt") && !has("crt-list") {
+        return decision("no certificate stands here", &["name one certificate"]);
     }
     if has("verify") && has("optional") {
         return approximated("clients without a certificate are served, those with one not asked");

@@ -465,7 +465,8 @@ fn server_tls(server: &Server) -> Option<ServerTls> {
         return None;
     }
     let client_roots = text("caCertPath").filter(|_| flag("requireClientAuth") == Some(true));
-    Some(ServerTls { certificate: text("certPath")?, key: text("keyPath")?, client_roots })
+    let (certificate, key) = (text("certPath")?, text("keyPath")?);
+    Some(ServerTls { certificate, key, client_roots, ..ServerTls::default() })
 }
 
 /// A router of calls: connections, where all names lead to the same.

@@ -8,7 +8,7 @@ use crate::{
         model::{self, Key, Map, Server, inherited, is_on, seconds},
         template::Template,
     },
-    program::{Accepts, ClientTls, Clients, Listener, TcpRule},
+    program::{Accepts, ClientTls, Clients, Listener, ServerCertificate, TcpRule},
     request::Endpoint,
 };
 
@@ -44,7 +44,7 @@ impl<'m, 'c> Work<'m, 'c> {
 
     fn tcp(&mut self, server: &'m Server<'c>, address: SocketAddr, listen: &Directive) {
         let is_tls = listens(server, address).is_some_and(|listen| listen.is_tls);
-        let tls = is_tls.then(|| self.tcp_tls(server)).flatten();
+        let tls = is_tls.then(|| self.tcp_tls(server));
         let prereads = inherited(&server.chain, "ssl_preread");
         if let Some(prereads) = prereads {
             self.exact(prereads);
@@ -70,25 +70,26 @@ impl<'m, 'c> Work<'m, 'c> {
         });
     }
 
-    fn tcp_tls(&mut self, server: &Server<'c>) -> Option<ServerTls> {
-        let (certificate, key) = (
-            inherited(&server.chain, "ssl_certificate")?,
-            inherited(&server.chain, "ssl_certificate_key")?,
-        );
-        self.exact(certificate);
-        self.exact(key);
+    fn tcp_tls(&mut self, server: &Server<'c>) -> ServerTls {
+        let mut all = self.certificates(server).into_iter();
+        let (certificate, key) = all.next().unwrap_or_default();
+        let more =
+            all.map(|(certificate, key)| ServerCertificate { certificate, key, names: Vec::new() });
         let verifies = inherited(&server.chain, "ssl_verify_client").filter(|v| v.arg(0) != "off");
-        let roots =
-            inherited(&server.chain, "ssl_client_certificate").filter(|_| verifies.is_some());
-        for directive in [verifies, roots].into_iter().flatten() {
+        let of_clients = |name| inherited(&server.chain, name).filter(|_| verifies.is_some());
+        let (roots, crl) = (of_clients("ssl_client_certificate"), of_clients("ssl_crl"));
+        for directive in [verifies, roots, crl].into_iter().flatten() {
             self.exact(directive);
         }
-        let client_roots = roots.map(|roots| roots.arg(0).to_owned());
-        Some(ServerTls {
-            certificate: certificate.arg(0).into(),
-            key: key.arg(0).into(),
-            client_roots,
-        })
+        ServerTls {
+            certificate,
+            key,
+            more: more.collect(),
+            // Without roots nobody is let in until it is said.
+            client_roots: verifies.map(|_| roots.map_or("", |roots| roots.arg(0)).to_owned()),
+            crl: crl.map(|crl| crl.arg(0).to_owned()),
+            ..ServerTls::default()
+        }
     }
 
     fn tcp_rules(&mut self, server: &'m Server<'c>, pass: &'c Directive, rules: &mut Vec<TcpRule>) {

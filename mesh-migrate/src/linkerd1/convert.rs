@@ -1,5 +1,6 @@
 //! The conversion: a table is for any name, our rules are for those that are known.
 
+mod backwards;
 mod candidates;
 mod captures;
 mod keys;

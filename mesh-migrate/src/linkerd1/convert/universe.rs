@@ -11,6 +11,7 @@ use super::{
         name::{Name, raw},
         world::World,
     },
+    backwards,
     candidates::Candidate,
     captures,
     labels::{ODD, PROBE, deep},
@@ -87,18 +88,28 @@ impl Universe {
             let spoken = captures::labels(namer, &runs);
             runs.extend(spoken.into_iter().map(|label| vec![label]));
         }
+        let ends = world.names.keys().filter_map(|name| Name::read(name).ok());
+        let ends = ends.map(|name| raw_labels(&name)).chain(entries.iter().map(|e| prefix_labels(e)));
+        let leading = backwards::leading(&router.dst_prefix, entries, &config.namers, ends);
+        names.extend(leading.iter().cloned());
         let begins =
             names.iter().flat_map(|n: &Vec<String>| (1..=n.len()).map(|to| n[..to].to_vec()));
         let names = overlaps::with_common(begins.collect());
         let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
-        universe.spell(&runs, &domains, has_ports);
+        universe.spell(&leading, &runs, &domains, has_ports);
         universe.runs = runs;
         universe
     }
 
-    /// Labels, runs of them as domains or with ports, and both below the domains of
-    /// `subdomainOf`.
-    fn spell(&mut self, runs: &BTreeSet<Vec<String>>, domains: &BTreeSet<String>, has_ports: bool) {
+    /// Labels of names that lead to what is known; others, runs of them as domains or with
+    /// ports, and both below the domains of `subdomainOf`.
+    fn spell(
+        &mut self,
+        leading: &BTreeSet<Vec<String>>,
+        runs: &BTreeSet<Vec<String>>,
+        domains: &BTreeSet<String>,
+        has_ports: bool,
+    ) {
         let joined = |run: &[String], by: &str| {
             run.iter().rev().map(String::as_str).collect::<Vec<_>>().join(by)
         };
@@ -133,7 +144,13 @@ impl Universe {
             domains.iter().flat_map(|domain| subs().map(move |sub| format!("{sub}.{domain}")));
         // Classes of names that namers tell apart: with dots, with a port, no host.
         let classes = [deep(), format!("{PROBE}:80"), ODD.to_owned(), PROBE.to_owned()];
-        let all = classes.into_iter().chain(plain.iter().cloned()).chain(below);
+        // A name of one label, or a method and a host behind their version.
+        let leading = leading.iter().flat_map(|name| match name.as_slice() {
+            [label] => vec![label.clone()],
+            [_, method, host, ..] => vec![method.clone(), host.clone()],
+            _ => Vec::new(),
+        });
+        let all = classes.into_iter().chain(leading).chain(plain.iter().cloned()).chain(below);
         let mut all = all.filter(|label| is_speakable(label));
         self.labels = all.by_ref().take(MAX_LABELS).collect();
         self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
@@ -222,7 +239,7 @@ fn below(labels: &[String], prefix: &Name) -> Option<Vec<String>> {
     is.then(|| labels[prefix.len()..].to_vec())
 }
 
-fn leaves(tree: &Tree) -> Vec<&Name> {
+pub(super) fn leaves(tree: &Tree) -> Vec<&Name> {
     match tree {
         Tree::Leaf(name) => vec![name],
         Tree::Alt(trees) => trees.iter().flat_map(leaves).collect(),
@@ -231,6 +248,6 @@ fn leaves(tree: &Tree) -> Vec<&Name> {
     }
 }
 
-fn raw_labels(name: &Name) -> Vec<String> {
+pub(super) fn raw_labels(name: &Name) -> Vec<String> {
     name.labels().iter().map(|label| raw(label)).collect()
 }

@@ -1,7 +1,9 @@
 //! What of an Envoy configuration a [`Program`] can say, and what becomes of the rest.
 
+mod access;
 mod action;
 mod condition;
+mod connections;
 mod headers;
 mod hosts;
 mod pool;
@@ -18,9 +20,7 @@ use super::{
 };
 use crate::{
     ledger::{Ledger, Verdict},
-    program::{
-        Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls, TcpRule,
-    },
+    program::{Accepts, Clients, Condition, Forwarded, Listener, Program, Reply, Rule, ServerTls},
     source::Place,
 };
 
@@ -32,6 +32,7 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
         keys: BTreeMap::new(),
         idle: BTreeMap::new(),
         names: BTreeSet::new(),
+        access: Vec::new(),
     };
     let mut program = Program::default();
     for listener in &config.listeners {
@@ -59,6 +60,9 @@ struct Converter<'c> {
     idle: BTreeMap<String, std::time::Duration>,
     /// Of listeners.
     names: BTreeSet<String>,
+    /// Filters of the listener that admit requests, if routes have rules of their own for
+    /// some of them.
+    access: Vec<access::Access<'c>>,
 }
 
 /// What all rules of a listener have in common.
@@ -148,11 +152,21 @@ impl<'c> Converter<'c> {
                 &["it may take all", "give it an address of its own"],
             );
         }
-        self.other_filters(chain);
+        let admitted = self.other_filters(chain);
         let tls = self.server_tls(chain);
         let routes = self.config.routes(hcm)?;
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
-        let mut rules: Vec<Rule> = health_checks(&within).map(|(_, rule)| rule).collect();
+        let access = self.access(&within);
+        let by_route = Self::is_admitted_by_route(&within, &access);
+        let mut rules = Vec::new();
+        for filter in hcm.messages("http_filters") {
+            let is = |known: &Tree| std::ptr::eq(known, filter);
+            rules.extend(health_checks(&within).find(|(known, _)| is(known)).map(|(_, rule)| rule));
+            let own = access.iter().find(|one| is(one.filter) && !by_route);
+            rules.extend(own.and_then(access::for_all));
+        }
+        self.access = if by_route { access } else { Vec::new() };
+        rules.splice(0..0, self.unadmitted(chain, &admitted));
         rules.extend(self.rules(&within));
         let appends = hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
         let forwarded = if appends { Forwarded::Append } else { Forwarded::Keep };
@@ -173,6 +187,9 @@ impl<'c> Converter<'c> {
                 continue;
             }
             let name = filter.text("name").unwrap_or_default();
+            if config == "RBAC" {
+                continue;
+            }
             if health_checks(within).any(|(known, _)| std::ptr::eq(known, filter)) {
                 let how = "answered 200 with any query, and as long as our proxy runs";
                 filter.fields.iter().for_each(|field| self.notes.approximated(&field.place, how));
@@ -192,10 +209,10 @@ impl<'c> Converter<'c> {
         }
     }
 
-    /// Network filters before the last.
-    fn other_filters(&mut self, chain: &Tree) {
-        let count = chain.messages("filters").count();
-        for filter in chain.messages("filters").take(count.saturating_sub(1)) {
+    /// Network filters before the last, and whom they admit.
+    fn other_filters(&mut self, chain: &Tree) -> Clients {
+        let (clients, others) = access::clients(chain);
+        for filter in others {
             let name = filter.text("name").unwrap_or_default();
             for field in &filter.fields {
                 let question =
@@ -204,98 +221,7 @@ impl<'c> Converter<'c> {
                 self.notes.decision(&field.place, question, &choices);
             }
         }
-    }
-
-    fn connections(&mut self, listener: &Tree, chains: &[&'c Tree]) -> Option<Accepts> {
-        let mut rules: Vec<(u32, TcpRule)> = Vec::new();
-        for chain in chains {
-            self.other_filters(chain);
-            let Terminal::Tcp(tcp) = parts::terminal(chain) else {
-                let question = "What takes these connections is neither HTTP nor tcp_proxy.";
-                self.notes.ask(chain, question, &["leave it out", "keep Envoy for it"]);
-                continue;
-            };
-            if chain.entry("transport_socket").is_some() {
-                let question =
-                    "TLS of clients ends at Envoy, and bytes go on; here TLS goes on as it is.";
-                self.notes.ask(
-                    chain,
-                    question,
-                    &["the application takes TLS itself", "speak HTTP", "keep Envoy before us"],
-                );
-            }
-            let criteria = chain.msg("filter_chain_match");
-            if let Some(criteria) =
-                criteria.filter(|one| asks_of_tls(one) && !parts::sees_tls(listener))
-            {
-                let how = "without tls_inspector Envoy sees no TLS here, and this chain takes nothing: it is left out";
-                self.notes.whole(criteria, Verdict::Approximated { how: how.into() });
-                continue;
-            }
-            if criteria.is_some_and(|criteria| self.is_more_than_names(criteria)) {
-                continue;
-            }
-            let pools = self.tcp_pools(tcp);
-            let names: Vec<String> = criteria
-                .into_iter()
-                .flat_map(|one| one.texts("server_names"))
-                .map(String::from)
-                .collect();
-            let default = listener.msg("default_filter_chain");
-            let last = default.is_some_and(|default| std::ptr::eq(default, *chain));
-            let place = chain.place.clone();
-            if names.is_empty() {
-                rules.push((
-                    if last { 1 } else { 2 },
-                    TcpRule { place, server_names: names, clients: Clients::default(), pools },
-                ));
-                continue;
-            }
-            for name in names {
-                let rank = if name.starts_with('*') { 2 + name.len() as u32 } else { u32::MAX };
-                let pools = pools.clone();
-                rules.push((
-                    rank,
-                    TcpRule {
-                        place: place.clone(),
-                        server_names: vec![name],
-                        clients: Clients::default(),
-                        pools,
-                    },
-                ));
-            }
-        }
-        rules.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
-        (!rules.is_empty())
-            .then(|| Accepts::Tcp { rules: rules.into_iter().map(|(_, rule)| rule).collect() })
-    }
-
-    /// Whether a filter chain asks for more than names of TLS, which is noted.
-    fn is_more_than_names(&mut self, criteria: &Tree) -> bool {
-        let mut more = false;
-        for field in &criteria.fields {
-            let is_known = match field.name.as_str() {
-                "server_names" => true,
-                "transport_protocol" => {
-                    !criteria.list("server_names").is_empty()
-                        && criteria.text("transport_protocol") == Some("tls")
-                }
-                _ => false,
-            };
-            if !is_known {
-                more = true;
-                let question = format!(
-                    "{} chooses this filter chain, which a rule of ours cannot ask for. Until it is said, its connections go to other chains.",
-                    field.name
-                );
-                self.notes.decision(
-                    &field.place,
-                    question,
-                    &["give it an address of its own", "leave it out"],
-                );
-            }
-        }
-        more
+        clients
     }
 
     fn tcp_pools(&mut self, tcp: &Tree) -> Vec<(String, u32)> {
@@ -334,11 +260,6 @@ impl<'c> Converter<'c> {
     }
 }
 
-/// Whether a chain is only for connections whose TLS is seen.
-fn asks_of_tls(criteria: &Tree) -> bool {
-    !criteria.list("server_names").is_empty() || criteria.text("transport_protocol") == Some("tls")
-}
-
 fn http(chain: &Tree) -> Option<(&Tree, &Tree)> {
     match parts::terminal(chain) {
         Terminal::Http(hcm) => Some((chain, hcm)),
@@ -367,7 +288,7 @@ fn verdict(config: &str) -> Result<&'static str, &'static str> {
         "HealthCheck" => Err(
             "Envoy answers health checks of clients itself, and they are sent on here. Does a load balancer ask?",
         ),
-        "ExtAuthz" | "JwtAuthentication" | "RBAC" | "BasicAuth" | "OAuth2" | "ApiKeyAuth" => {
+        "ExtAuthz" | "JwtAuthentication" | "BasicAuth" | "OAuth2" | "ApiKeyAuth" => {
             Err("who may do what is asked there, and nobody asks here: without it everybody may.")
         }
         "RateLimit" | "LocalRateLimit" => {

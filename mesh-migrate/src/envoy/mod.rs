@@ -7,6 +7,7 @@
 //!
 //! Documentation: "API v3 reference" and "Architecture overview" of Envoy 1.40.
 
+mod access;
 mod check;
 pub mod config;
 pub mod convert;
@@ -15,6 +16,7 @@ mod notes;
 mod parts;
 mod re2;
 mod schema;
+mod template;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -24,5 +26,10 @@ pub mod tree;
 pub fn is_blank(line: &str) -> bool {
     let line = line.trim();
     let opens = |c: char| "{}[],- ".contains(c);
+    // An anchor names what follows.
+    let anchor = line.trim_start_matches([' ', '-']).strip_prefix('&');
+    if anchor.is_some_and(|name| !name.contains([' ', ':', '{', '['])) {
+        return true;
+    }
     line.is_empty() || line.starts_with('#') || line.chars().all(opens) || line == "..."
 }

@@ -38,6 +38,14 @@ impl Notes {
         self.note(place, decision(question.into(), choices));
     }
 
+    /// The same only once, however often it is found out.
+    pub(super) fn once(&mut self, place: &Place, verdict: Verdict) {
+        let known = self.fields.entry(place.clone()).or_default();
+        if !known.contains(&verdict) {
+            known.push(verdict);
+        }
+    }
+
     fn note(&mut self, place: &Place, verdict: Verdict) {
         self.fields.entry(place.clone()).or_default().push(verdict);
     }

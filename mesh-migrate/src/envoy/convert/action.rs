@@ -2,7 +2,7 @@
 
 use super::{Converter, Within, all, condition, headers, retry, rule};
 use crate::{
-    envoy::{parts, re2, tree::Tree},
+    envoy::{parts, re2, template, tree::Tree},
     program::{Condition, Forward, Key, Location, PathChange, Reply, Rule, Text, Then},
 };
 
@@ -50,6 +50,7 @@ impl<'c> Converter<'c> {
         self.lines(matcher);
         let takes_all = own == Condition::Always;
         let when = all(vec![when.clone(), own]);
+        rules.extend(self.refusals([within.routes, host, route], &when, within));
         let then = if let Some(redirect) = route.msg("redirect") {
             let reply = self.redirect(redirect, matcher, within);
             Then::Reply(self.answer(reply, [within.routes, host, route]))
@@ -276,6 +277,10 @@ impl<'c> Converter<'c> {
                 return None;
             }
             return Some(rewritten(rewrite));
+        }
+        if let Some((pattern, substitution)) = template::of_rewrite(action, matcher) {
+            let pattern = format!("^(?:{pattern})$");
+            return Some(PathChange::Pattern { pattern, substitution, all: false });
         }
         for name in ["path_rewrite_policy", "path_rewrite"] {
             if let Some(field) = action.entry(name) {

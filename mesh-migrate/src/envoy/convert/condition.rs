@@ -3,7 +3,7 @@
 use super::{Within, all, hosts};
 use crate::{
     envoy::{
-        parts, re2,
+        parts, re2, template,
         tree::{Entry, Tree},
     },
     program::{Condition, Text},
@@ -29,7 +29,9 @@ pub(super) fn condition<'t>(
         ("filter_state", "what filters found out cannot be asked for"),
     ];
     for (name, why) in unsayable {
-        if let Some(field) = matcher.entry(name) {
+        let field = matcher.entry(name);
+        let is_template = name == "path_match_policy" && template::of_match(matcher).is_some();
+        if let Some(field) = field.filter(|_| !is_template) {
             return Err(Cannot { field, why });
         }
     }
@@ -94,6 +96,8 @@ fn path(matcher: &Tree) -> Condition {
         Text::Pattern(format!("(?is){}(/.*)?", literal(prefix)))
     } else if matcher.entry("safe_regex").is_some() {
         Text::Pattern(re2::pattern(matcher.msg("safe_regex")))
+    } else if let Some(pattern) = template::of_match(matcher) {
+        Text::Pattern(pattern)
     } else {
         return Condition::Always;
     };
@@ -111,7 +115,7 @@ pub(super) fn health_check(check: &Tree, within: &Within<'_>) -> Option<Conditio
     check.messages("headers").map(one).collect::<Option<Vec<_>>>().map(all)
 }
 
-fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Cannot<'t>> {
+pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Cannot<'t>> {
     let name = matcher.text("name").unwrap_or_default().to_ascii_lowercase();
     let is_inverted = matcher.is("invert_match");
     let not = |condition: Condition| Condition::Not(Box::new(condition));
@@ -212,7 +216,7 @@ fn wanted(matcher: &Tree) -> Option<Text> {
         })
 }
 
-fn text(matcher: &Tree) -> Text {
+pub(super) fn text(matcher: &Tree) -> Text {
     if matcher.entry("safe_regex").is_some() {
         return Text::Pattern(re2::pattern(matcher.msg("safe_regex")));
     }

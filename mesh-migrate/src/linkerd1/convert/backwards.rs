@@ -235,10 +235,9 @@ fn spoken(part: &str, values: &BTreeMap<&str, &str>) -> String {
     }
     let mut text = String::new();
     let mut rest = part;
-    while let Some((before, name, after)) = rest
-        .split_once('{')
-        .and_then(|(before, after)| after.split_once('}').map(|(name, after)| (before, name, after)))
-    {
+    while let Some((before, name, after)) = rest.split_once('{').and_then(|(before, after)| {
+        after.split_once('}').map(|(name, after)| (before, name, after))
+    }) {
         text.push_str(before);
         text.push_str(values.get(name).copied().unwrap_or(PROBE));
         rest = after;
@@ -252,8 +251,7 @@ mod tests {
     use crate::{linkerd1::config::Config, source::Source};
 
     fn found(namers: &str, dtab: &str, known: &[&str]) -> Vec<String> {
-        let text =
-            format!("namers: {namers}\nrouters:\n- protocol: http\n  dtab: |\n    {dtab}\n");
+        let text = format!("namers: {namers}\nrouters:\n- protocol: http\n  dtab: |\n    {dtab}\n");
         let config = Config::read(&Source::of("f", &text)).unwrap();
         let entries: Vec<&Dentry> = config.routers[0].dtab.entries.iter().collect();
         let known = known.iter().map(|name| raw_labels(&Name::read(name).unwrap()));
@@ -264,14 +262,18 @@ mod tests {
 
     #[test]
     fn names_are_read_from_their_ends() {
-        let rewrite = "[{kind: io.l5d.rewrite, prefix: /v, pattern: '/{v}/{n}', name: '/#/f/{n}-{v}'}]";
+        let rewrite =
+            "[{kind: io.l5d.rewrite, prefix: /v, pattern: '/{v}/{n}', name: '/#/f/{n}-{v}'}]";
         let known = ["/#/f/web-v1", "/#/f/my-mail-v2"];
         assert_eq!(
             found(rewrite, "/svc/v1 => /#/v/v1 ; /svc/v2 => /#/v/v2 | /svc/v1 ;", &known),
             ["v1/web", "v2/my-mail", "v2/web"]
         );
         let table = "/svc => /$/io.buoyant.http.domainToPathPfx/h ; /h/example => /#/f ;";
-        assert_eq!(found("[]", table, &["/#/f/a/b"]), ["a.example/b", "b.a.example", "example/a/b"]);
+        assert_eq!(
+            found("[]", table, &["/#/f/a/b"]),
+            ["a.example/b", "b.a.example", "example/a/b"]
+        );
         let table = "/svc => /$/io.buoyant.http.subdomainOfPfx/corp/s ; /s => /#/f ;";
         assert_eq!(found("[]", table, &["/#/f/a"]), ["a.corp"]);
         let table = "/svc => /$/io.buoyant.porthostPfx/p ; /p/80 => /#/f ;";

@@ -89,7 +89,8 @@ impl Universe {
             runs.extend(spoken.into_iter().map(|label| vec![label]));
         }
         let ends = world.names.keys().filter_map(|name| Name::read(name).ok());
-        let ends = ends.map(|name| raw_labels(&name)).chain(entries.iter().map(|e| prefix_labels(e)));
+        let ends =
+            ends.map(|name| raw_labels(&name)).chain(entries.iter().map(|e| prefix_labels(e)));
         let leading = backwards::leading(&router.dst_prefix, entries, &config.namers, ends);
         names.extend(leading.iter().cloned());
         let begins =
@@ -168,11 +169,14 @@ impl Universe {
         true
     }
 
-    /// Names of one label, longer ones of the table, and of two labels.
+    /// Names of the table and those that lead to what is known, then others of one label
+    /// and of two.
     pub(super) fn any_length(&self) -> Vec<Vec<String>> {
-        let longer = self.names.iter().filter(|name| (3..=MAX_SEGMENTS).contains(&name.len()));
-        let longer = longer.take(MAX_NAMES).flat_map(|n| overlaps::cut_or_padded(n, n.len()));
-        self.of_length(1, &[]).into_iter().chain(longer).chain(self.of_length(2, &[])).collect()
+        let own = self.names.iter().filter(|name| name.len() <= MAX_SEGMENTS);
+        let own = own.take(MAX_NAMES).flat_map(|name| overlaps::cut_or_padded(name, name.len()));
+        let mut seen = BTreeSet::new();
+        let all = own.chain(self.of_length(1, &[])).chain(self.of_length(2, &[]));
+        all.filter(|name| seen.insert(name.clone())).collect()
     }
 
     /// Names of `count` labels, or of `more` as well.
@@ -185,7 +189,7 @@ impl Universe {
             return known.map(|name| name[..count].to_vec()).take(MAX_NAMES).collect();
         }
         let padded = self.names.iter().flat_map(|name| overlaps::cut_or_padded(name, count));
-        let mut names: BTreeSet<Vec<String>> = padded.collect();
+        let names: BTreeSet<Vec<String>> = padded.collect();
         if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
             // All together are too many: those that follow each other somewhere, and each
             // alone in each place.
@@ -215,8 +219,8 @@ impl Universe {
             });
             all = longer.collect();
         }
-        names.extend(all);
-        names.into_iter().collect()
+        let others: Vec<_> = all.into_iter().filter(|name| !names.contains(name)).collect();
+        names.into_iter().chain(others).collect()
     }
 }
 

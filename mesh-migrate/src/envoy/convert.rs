@@ -4,6 +4,7 @@ mod access;
 mod action;
 mod condition;
 mod connections;
+mod cors;
 mod headers;
 mod hosts;
 mod pool;
@@ -158,7 +159,7 @@ impl<'c> Converter<'c> {
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
         let access = self.access(&within);
         let by_route = Self::is_admitted_by_route(&within, &access);
-        let mut rules = Vec::new();
+        let mut rules: Vec<Rule> = self.escapes(hcm).into_iter().collect();
         for filter in hcm.messages("http_filters") {
             let is = |known: &Tree| std::ptr::eq(known, filter);
             rules.extend(health_checks(&within).find(|(known, _)| is(known)).map(|(_, rule)| rule));
@@ -175,6 +176,41 @@ impl<'c> Converter<'c> {
         Some((Accepts::Http { rules, otherwise, forwarded }, tls))
     }
 
+    /// Paths with escaped slashes, where they are not taken.
+    fn escapes(&mut self, hcm: &Tree) -> Option<Rule> {
+        for name in ["normalize_path", "merge_slashes"] {
+            if let Some(field) = hcm.entry(name).filter(|_| !hcm.is(name)) {
+                self.notes.once(&field.place, Verdict::Exact);
+            }
+        }
+        let field = hcm.entry("path_with_escaped_slashes_action")?;
+        let reply = match hcm.text("path_with_escaped_slashes_action")? {
+            "REJECT_REQUEST" => {
+                self.notes.once(&field.place, Verdict::Exact);
+                Reply { status: 400, ..Reply::default() }
+            }
+            "UNESCAPE_AND_REDIRECT" => {
+                let how = "clients are sent to the whole address, not to the path alone; the port of Host is left out of it";
+                self.notes.approximated(&field.place, how);
+                let path = crate::program::PathChange::Pattern {
+                    pattern: "(?i)%2f|%5c".into(),
+                    substitution: "/".into(),
+                    all: true,
+                };
+                let location = crate::program::Location { path: Some(path), ..Default::default() };
+                Reply { status: 307, location: Some(location), ..Reply::default() }
+            }
+            "KEEP_UNCHANGED" | "IMPLEMENTATION_SPECIFIC_DEFAULT" => {
+                self.notes.once(&field.place, Verdict::Exact);
+                return None;
+            }
+            _ => return None,
+        };
+        let escaped = crate::program::Text::Pattern("(?is).*%(?:2f|5c).*".into());
+        let when = Condition::Path(escaped);
+        Some(rule(&field.place, when, crate::program::Then::Reply(reply)))
+    }
+
     fn connection_manager(&mut self, listener: &Tree, within: &Within<'_>) {
         let how = "Envoy refuses some requests itself (HTTP/1.0 426; no Host, methods that it does not know, a path with a fragment or with what is not ASCII 400), and sets x-request-id, x-forwarded-proto, server and x-envoy headers; a header matcher on these finds what the client sent";
         self.notes.whole(within.hcm, Verdict::Approximated { how: how.into() });
@@ -187,7 +223,8 @@ impl<'c> Converter<'c> {
                 continue;
             }
             let name = filter.text("name").unwrap_or_default();
-            if config == "RBAC" {
+            // Said at the rules, and at policies.
+            if matches!(config, "RBAC" | "Cors") {
                 continue;
             }
             if health_checks(within).any(|(known, _)| std::ptr::eq(known, filter)) {
@@ -232,8 +269,10 @@ impl<'c> Converter<'c> {
                 .filter_map(|(_, name, weight)| Some((name?.to_owned(), weight)))
                 .collect(),
         };
+        let by_source = tcp.messages("hash_policy").any(|one| one.entry("source_ip").is_some());
         for (name, _) in &pools {
-            self.keys.entry(name.clone()).or_default().push(None);
+            let key = by_source.then_some(crate::program::Key::Source);
+            self.keys.entry(name.clone()).or_default().push(key);
             if let Some(idle) = tcp.duration("idle_timeout").filter(|idle| !idle.is_zero()) {
                 self.idle.insert(name.clone(), idle);
             }
@@ -298,7 +337,6 @@ fn verdict(config: &str) -> Result<&'static str, &'static str> {
         "Lua" | "Wasm" | "ExternalProcessor" | "GolangFilter" => {
             Err("a program changes or answers requests there.")
         }
-        "Cors" | "CorsPolicy" => Err("requests of browsers from other origins are answered there."),
         _ => Err("it may change, answer or refuse requests, and nobody does here."),
     }
 }

@@ -61,7 +61,7 @@ impl Notes {
     }
 }
 
-fn decision(question: String, choices: &[&str]) -> Verdict {
+pub(super) fn decision(question: String, choices: &[&str]) -> Verdict {
     let choices = choices.iter().map(|&choice| choice.to_owned()).collect();
     Verdict::Decision { question, choices }
 }

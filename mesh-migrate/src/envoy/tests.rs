@@ -1,6 +1,7 @@
 //! Cases of `tests/legacy`, what is wrong in a file, and configurations by chance.
 
 mod chance;
+mod filters;
 mod generate;
 mod inject;
 mod malformed;

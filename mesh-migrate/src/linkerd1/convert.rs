@@ -5,6 +5,7 @@ mod candidates;
 mod captures;
 mod keys;
 mod labels;
+mod letters;
 mod notes;
 mod overlaps;
 mod pair;

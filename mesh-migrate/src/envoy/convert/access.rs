@@ -17,7 +17,7 @@ pub(super) struct Access<'c> {
     refused: Condition,
 }
 
-const NEVER: Condition = Condition::Any(Vec::new());
+pub(super) const NEVER: Condition = Condition::Any(Vec::new());
 
 impl<'c> Converter<'c> {
     /// Filters of a connection manager whose rules can be said; others are noted.
@@ -36,8 +36,20 @@ impl<'c> Converter<'c> {
         known
     }
 
+    /// Whether origins are asked for before who may.
+    pub(super) fn asks_for_origins_first(&self, within: &Within<'_>) -> bool {
+        let first = within.hcm.messages("http_filters").find_map(|filter| {
+            match filter.msg("typed_config").map_or("", Tree::short) {
+                "Cors" => Some(true),
+                "RBAC" => Some(false),
+                _ => None,
+            }
+        });
+        first.unwrap_or(true)
+    }
+
     /// Whether some route has rules of its own for one of the filters.
-    pub(super) fn is_admitted_by_route(within: &Within<'_>, filters: &[Access<'_>]) -> bool {
+    pub(super) fn is_admitted_by_route(within: &Within<'c>, filters: &[Access<'_>]) -> bool {
         let hosts = || within.routes.messages("virtual_hosts");
         let levels = std::iter::once(within.routes)
             .chain(hosts())

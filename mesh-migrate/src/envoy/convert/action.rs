@@ -50,7 +50,15 @@ impl<'c> Converter<'c> {
         self.lines(matcher);
         let takes_all = own == Condition::Always;
         let when = all(vec![when.clone(), own]);
-        rules.extend(self.refusals([within.routes, host, route], &when, within));
+        let levels = [within.routes, host, route];
+        let cors = self.cors(levels, within);
+        let preflights = cors.as_ref().map(|cors| cors.preflights(&when)).unwrap_or_default();
+        let refusals = self.refusals(levels, &when, within);
+        if self.asks_for_origins_first(within) {
+            rules.extend(preflights.into_iter().chain(refusals));
+        } else {
+            rules.extend(refusals.into_iter().chain(preflights));
+        }
         let then = if let Some(redirect) = route.msg("redirect") {
             let reply = self.redirect(redirect, matcher, within);
             Then::Reply(self.answer(reply, [within.routes, host, route]))
@@ -68,6 +76,7 @@ impl<'c> Converter<'c> {
             self.notes.ask(route, question, &["404", "leave it out"]);
             Then::Reply(Reply { status: 404, ..Reply::default() })
         };
+        rules.extend(cors.iter().flat_map(|cors| cors.answers(&route.place, &when, &then)));
         rules.push(rule(&route.place, when, then));
         takes_all
     }

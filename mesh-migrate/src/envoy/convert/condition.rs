@@ -154,12 +154,7 @@ pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condi
                 return Ok(Condition::Any(Vec::new()));
             }
         },
-        ":scheme" => {
-            if let Some(cannot) = cannot("the scheme cannot be asked for") {
-                return Err(cannot);
-            }
-            return Ok(Condition::Any(Vec::new()));
-        }
+        ":scheme" => return Ok(turn(scheme(&text, within))),
         _ => {}
     }
     let scheme = if within.is_tls { "https" } else { "http" };
@@ -179,6 +174,25 @@ pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condi
         Some(value) if holds(&text, value) != is_inverted => Condition::Any(vec![is, not(there)]),
         _ => is,
     })
+}
+
+/// That of the connection, or what X-Forwarded-Proto says where Envoy believes it.
+fn scheme(text: &Text, within: &Within<'_>) -> Condition {
+    let (http, https) = (holds(text, "http"), holds(text, "https"));
+    let here = if within.is_tls { https } else { http };
+    let never = Condition::Any(Vec::new());
+    if within.hcm.is("use_remote_address") || http == https {
+        return if here { Condition::Always } else { never };
+    }
+    let proto = |text: Text| Condition::Header("x-forwarded-proto".into(), text);
+    let of = |name: &str| proto(Text::Pattern(format!("(?i){name}")));
+    let not = |condition: Condition| Condition::Not(Box::new(condition));
+    match (within.is_tls, https) {
+        (false, true) => of("https"),
+        (false, false) => not(of("https")),
+        (true, true) => Condition::Any(vec![of("https"), not(proto(Text::Present))]),
+        (true, false) => Condition::All(vec![proto(Text::Present), not(of("https"))]),
+    }
 }
 
 fn method(text: Text) -> Condition {
@@ -247,7 +261,7 @@ fn pattern(text: &Text) -> String {
     }
 }
 
-fn holds(text: &Text, value: &str) -> bool {
+pub(super) fn holds(text: &Text, value: &str) -> bool {
     match text {
         Text::Exact(exact) => exact == value,
         Text::Prefix(prefix) => value.starts_with(prefix.as_str()),

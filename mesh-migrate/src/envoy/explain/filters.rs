@@ -62,7 +62,7 @@ impl<'c> Asked<'c> {
                     }
                 }
                 "Cors" => {
-                    let policy = own.and_then(access::config).or_else(|| older(levels?));
+                    let policy = own.and_then(access::config);
                     if let Some(outcome) = policy.and_then(|policy| preflight(policy, seen)) {
                         why.at(&filter.place, format!("{name} answers what a browser asks first"));
                         return Some(outcome);
@@ -82,11 +82,6 @@ impl<'c> Asked<'c> {
         let route = first(routes, host, seen, &mut quiet).unwrap_or(host);
         Some([routes, host, route])
     }
-}
-
-/// `cors` of a route's action or its virtual host, as it was written once.
-fn older<'t>([_, host, route]: [&'t Tree; 3]) -> Option<&'t Tree> {
-    route.msg("route").and_then(|action| action.msg("cors")).or_else(|| host.msg("cors"))
 }
 
 fn preflight(policy: &Tree, seen: &Seen<'_>) -> Option<Outcome> {

@@ -31,8 +31,11 @@ pub(super) const MAX_NAMES: usize = 3_000;
 pub(super) struct Universe {
     /// One label each, `PROBE` in them for any.
     pub labels: BTreeSet<String>,
-    /// Names below the prefix of the router, as the table and the caller have them.
+    /// Names below the prefix of the router that are tried first: those of the table and of
+    /// the caller, and those that lead to what is known.
     pub names: BTreeSet<Vec<String>>,
+    /// Those of the table and of the caller alone.
+    table: BTreeSet<Vec<String>>,
     /// Labels as they follow each other.
     runs: BTreeSet<Vec<String>>,
     /// Whether there were more.
@@ -92,11 +95,13 @@ impl Universe {
         let ends =
             ends.map(|name| raw_labels(&name)).chain(entries.iter().map(|e| prefix_labels(e)));
         let leading = backwards::leading(&router.dst_prefix, entries, &config.namers, ends);
-        names.extend(leading.iter().cloned());
         let begins =
             names.iter().flat_map(|n: &Vec<String>| (1..=n.len()).map(|to| n[..to].to_vec()));
-        let names = overlaps::with_common(begins.collect());
-        let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
+        let table = overlaps::with_common(begins.collect());
+        let longer = leading.iter().flat_map(|n| (1..=n.len()).map(|to| n[..to].to_vec()));
+        let names = longer.chain(table.iter().cloned()).collect();
+        let mut universe =
+            Self { labels: BTreeSet::new(), names, table, runs: BTreeSet::new(), is_cut };
         universe.spell(&leading, &runs, &domains, has_ports);
         universe.runs = runs;
         universe
@@ -161,7 +166,7 @@ impl Universe {
     pub(super) fn is_of_table(&self, one: &Candidate) -> bool {
         let plain = |label: String| if label == deep() { PROBE.to_owned() } else { label };
         let mut labels: Vec<String> = raw_labels(&one.below).into_iter().map(plain).collect();
-        while !self.names.contains(&labels) {
+        while !self.table.contains(&labels) {
             if labels.pop().is_none_or(|label| label != PROBE) {
                 return false;
             }

@@ -7,6 +7,7 @@ mod connections;
 mod cors;
 mod headers;
 mod hosts;
+mod own;
 mod pool;
 mod retry;
 mod tls;

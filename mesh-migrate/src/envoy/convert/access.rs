@@ -54,8 +54,12 @@ impl<'c> Converter<'c> {
         let levels = std::iter::once(within.routes)
             .chain(hosts())
             .chain(hosts().flat_map(|host| host.messages("routes")));
-        let says =
-            |level: &Tree| filters.iter().any(|one| access::at_level(level, one.filter).is_some());
+        // What browsers ask first may be answered to those who are refused.
+        let cors = Self::cors_filter(within).filter(|_| !filters.is_empty());
+        let says = |level: &Tree| {
+            let mut all = filters.iter().map(|one| one.filter).chain(cors);
+            all.any(|filter| access::at_level(level, filter).is_some())
+        };
         levels.into_iter().any(says)
     }
 

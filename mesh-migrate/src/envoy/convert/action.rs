@@ -156,10 +156,18 @@ impl<'c> Converter<'c> {
         }
         match taken.as_slice() {
             [one] => levels.insert(0, one),
-            several => several.iter().for_each(|one| self.own_headers(one)),
+            _ => {}
         }
         let request = headers::fold(&levels, "request", &mut self.notes);
         let answer = headers::fold(&levels, "response", &mut self.notes);
+        let own = match taken.as_slice() {
+            [_] => Vec::new(),
+            _ => {
+                let of = weighted.iter().enumerate().filter(|(_, (.., weight))| *weight > 0);
+                of.filter_map(|(at, (one, ..))| self.own_headers(at, one, [&request, &answer]))
+                    .collect()
+            }
+        };
         let key = self.key(action);
         for (name, _) in &pools {
             self.keys.entry(name.clone()).or_default().push(key.clone());
@@ -176,6 +184,7 @@ impl<'c> Converter<'c> {
             host: self.host(action, &taken, &pools),
             path: self.path(action, route.msg("match")),
             mirrors: self.mirrors([action, host, within.routes]),
+            own,
             pools,
             strip_query: false,
             tell: request.tell,
@@ -210,27 +219,6 @@ impl<'c> Converter<'c> {
             .iter()
             .filter_map(|(_, name, weight)| Some(((*name)?.to_owned(), *weight)))
             .collect()
-    }
-
-    fn own_headers(&mut self, one: &Tree) {
-        let names = [
-            "request_headers_to_add",
-            "request_headers_to_remove",
-            "response_headers_to_add",
-            "response_headers_to_remove",
-            "host_rewrite_literal",
-        ];
-        for field in names.iter().filter_map(|name| one.entry(name)) {
-            let question = format!(
-                "{} is of one cluster among several, and a rule of ours changes the same for all. Until it is said, it is not done.",
-                field.name
-            );
-            self.notes.decision(
-                &field.place,
-                question,
-                &["not needed", "the application does it", "keep Envoy before us"],
-            );
-        }
     }
 
     fn host(&mut self, action: &Tree, taken: &[&Tree], pools: &[(String, u32)]) -> Option<String> {

@@ -149,7 +149,7 @@ fn chains_and_filters_of_connections_know_addresses() {
         format!(
             "{HEAD}    filter_chains:
     - filters:
-      - {{name: who, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: n, rules: {rules}}}}}
+      - {{name: who, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: who, rules: {rules}}}}}
       - {{name: t, typed_config: {{'@type': {TCP}, stat_prefix: t, cluster: a}}}}
 "
         )
@@ -215,4 +215,25 @@ fn the_scheme_is_asked_for() {
     assert_eq!(both(&config, &request), ["10.0.0.1:80 /"; 2]);
     assert_eq!(both(&believed, &request), ["10.0.0.2:80 /"; 2]);
     assert_eq!(both(&believed, &ask("GET", "/", &[], "10.1.2.3")), ["10.0.0.1:80 /"; 2]);
+}
+
+#[test]
+fn one_of_several_clusters_has_headers_of_its_own() {
+    let clusters = "{clusters: [{name: a, weight: 1, request_headers_to_add: [{header: {key: X-Lane, value: a}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}], response_headers_to_remove: [x-b]}, {name: b, weight: 2, request_headers_to_add: [{header: {key: x-of-route, value: b}}]}]}";
+    let routes = format!(
+        "              - match: {{prefix: /}}
+                route: {{weighted_clusters: {clusters}}}
+                request_headers_to_add: [{{header: {{key: x-of-route, value: r}}}}]"
+    );
+    let config = Config::read(&Source::of("e", &http("", &routes))).unwrap();
+    let (program, ledger) = convert(&config);
+    let crate::program::Accepts::Http { rules, .. } = &program.listeners[0].accepts else {
+        panic!("{program:?}")
+    };
+    let crate::program::Then::Forward(forward) = &rules[0].then else { panic!("{rules:?}") };
+    let [own] = forward.own.as_slice() else { panic!("{forward:?}") };
+    assert_eq!((own.at, own.set.as_slice()), (0, [("x-lane".into(), "a".into())].as_slice()));
+    assert_eq!(own.remove_answer, ["x-b"]);
+    let asks = |entry: &Entry| matches!(&entry.verdict, Verdict::Decision { question, .. } if question.contains("what the route says"));
+    assert_eq!(ledger.entries().iter().filter(|entry| asks(entry)).count(), 1);
 }

@@ -310,7 +310,11 @@ impl<'a> Run<'a> {
                 (true, true) => vec![std::cmp::Reverse(one.said())],
                 (true, false) => one.said_each(),
             };
-            let is_guess = one.is_pattern() && !tells_methods && !universe.is_of_table(one);
+            // Of one label, what says more is always the narrower.
+            let is_guess = one.is_pattern()
+                && !tells_methods
+                && one.below.len() > 1
+                && !universe.is_of_table(one);
             (one.is_rest, one.is_pattern(), is_guess, said)
         });
         for (one, to) in needed(found) {

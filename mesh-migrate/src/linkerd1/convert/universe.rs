@@ -34,8 +34,6 @@ pub(super) struct Universe {
     /// Names below the prefix of the router that are tried first: those of the table and of
     /// the caller, and those that lead to what is known.
     pub names: BTreeSet<Vec<String>>,
-    /// Those of the table and of the caller alone.
-    table: BTreeSet<Vec<String>>,
     /// Labels as they follow each other.
     runs: BTreeSet<Vec<String>>,
     /// Whether there were more.
@@ -97,11 +95,9 @@ impl Universe {
         let leading = backwards::leading(&router.dst_prefix, entries, &config.namers, ends);
         let begins =
             names.iter().flat_map(|n: &Vec<String>| (1..=n.len()).map(|to| n[..to].to_vec()));
-        let table = overlaps::with_common(begins.collect());
-        let longer = leading.iter().flat_map(|n| (1..=n.len()).map(|to| n[..to].to_vec()));
-        let names = longer.chain(table.iter().cloned()).collect();
-        let mut universe =
-            Self { labels: BTreeSet::new(), names, table, runs: BTreeSet::new(), is_cut };
+        let mut names = overlaps::with_common(begins.collect());
+        names.extend(leading.iter().flat_map(|n| (1..=n.len()).map(|to| n[..to].to_vec())));
+        let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
         universe.spell(&leading, &runs, &domains, has_ports);
         universe.runs = runs;
         universe
@@ -162,11 +158,12 @@ impl Universe {
         self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
     }
 
-    /// Whether the table itself says such a name, and not only labels of it.
+    /// Whether the table itself says such a name, or leads from it to what is known, and
+    /// does not only say labels of it.
     pub(super) fn is_of_table(&self, one: &Candidate) -> bool {
         let plain = |label: String| if label == deep() { PROBE.to_owned() } else { label };
         let mut labels: Vec<String> = raw_labels(&one.below).into_iter().map(plain).collect();
-        while !self.table.contains(&labels) {
+        while !self.names.contains(&labels) {
             if labels.pop().is_none_or(|label| label != PROBE) {
                 return false;
             }

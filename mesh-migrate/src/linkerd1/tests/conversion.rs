@@ -90,7 +90,7 @@ fn every_case_is_the_same_after_conversion() {
             count += 1;
         }
     }
-    assert_eq!(count, 96);
+    assert_eq!(count, 128);
 }
 
 fn converted(yaml: &str, world: &World) -> (Config, Program, Ledger) {

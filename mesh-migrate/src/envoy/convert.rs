@@ -219,7 +219,11 @@ impl<'c> Converter<'c> {
             return;
         }
         for filter in within.hcm.messages("http_filters") {
-            let config = filter.msg("typed_config").map_or("", Tree::short);
+            let typed = filter.msg("typed_config");
+            let config = match typed.map_or("", |config| config.message) {
+                "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => "GrpcStats",
+                _ => typed.map_or("", Tree::short),
+            };
             if config == "Router" || filter.is("disabled") {
                 continue;
             }

@@ -161,6 +161,7 @@ impl<'c> Converter<'c> {
         let access = self.access(&within);
         let by_route = Self::is_admitted_by_route(&within, &access);
         let mut rules: Vec<Rule> = self.escapes(hcm).into_iter().collect();
+        rules.extend(self.unresolved(&within, &access));
         for filter in hcm.messages("http_filters") {
             let is = |known: &Tree| std::ptr::eq(known, filter);
             rules.extend(health_checks(&within).find(|(known, _)| is(known)).map(|(_, rule)| rule));

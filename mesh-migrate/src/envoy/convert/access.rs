@@ -7,7 +7,7 @@ use crate::{
         tree::{Entry, Tree},
     },
     ledger::Verdict,
-    program::{Clients, Condition, Reply, Rule, Then},
+    program::{Clients, Condition, Reply, Rule, Text, Then},
 };
 
 /// A filter that admits requests, and which it refuses where a route says nothing else.
@@ -34,6 +34,35 @@ impl<'c> Converter<'c> {
             }
         }
         known
+    }
+
+    /// Paths that Envoy resolves before it asks who may, and that rules would see as they
+    /// are sent: they are refused, where somebody is asked.
+    pub(super) fn unresolved(
+        &mut self,
+        within: &Within<'c>,
+        access: &[Access<'c>],
+    ) -> Option<Rule> {
+        let patterns = [
+            // Dots, what need not be escaped, and what it takes for a slash.
+            (
+                "normalize_path",
+                r"(?:.*[/\\])?\.{1,2}(?:[/\\].*)?|.*%(?:2[de]|5f|7e|3[0-9]|[46][1-9a-f]|[57][0-9a]).*|.*\\.*",
+            ),
+            ("merge_slashes", ".*//.*"),
+        ];
+        let on: Vec<_> = patterns
+            .into_iter()
+            .filter(|(name, _)| !access.is_empty() && within.hcm.is(name))
+            .collect();
+        for field in on.iter().filter_map(|(name, _)| within.hcm.entry(name)) {
+            let how = "paths are compared as they are sent; one that Envoy would have resolved or merged is answered 403, so that nobody comes by it to what is refused";
+            self.notes.once(&field.place, Verdict::Approximated { how: how.into() });
+        }
+        let all: Vec<&str> = on.iter().map(|(_, pattern)| *pattern).collect();
+        let first = access.first().filter(|_| !all.is_empty())?;
+        let pattern = Text::Pattern(format!("(?is){}", all.join("|")));
+        refusal(first.filter, Condition::Path(pattern))
     }
 
     /// Whether origins are asked for before who may.

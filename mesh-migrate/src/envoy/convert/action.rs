@@ -154,9 +154,8 @@ impl<'c> Converter<'c> {
         if within.routes.is("most_specific_header_mutations_wins") {
             levels.reverse();
         }
-        match taken.as_slice() {
-            [one] => levels.insert(0, one),
-            _ => {}
+        if let [one] = taken.as_slice() {
+            levels.insert(0, one);
         }
         let request = headers::fold(&levels, "request", &mut self.notes);
         let answer = headers::fold(&levels, "response", &mut self.notes);

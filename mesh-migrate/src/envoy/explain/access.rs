@@ -126,11 +126,15 @@ fn common(one: &Tree, asking: &Asking<'_>) -> Option<bool> {
 
 /// Whether one of them holds, if that is known.
 fn some(all: impl Iterator<Item = Option<bool>>) -> Option<bool> {
-    all.fold(Some(false), |found, one| match (found, one) {
-        (Some(true), _) | (_, Some(true)) => Some(true),
-        (Some(false), Some(false)) => Some(false),
-        _ => None,
-    })
+    let mut found = Some(false);
+    for one in all {
+        match one {
+            Some(true) => return one,
+            Some(false) => {}
+            None => found = None,
+        }
+    }
+    found
 }
 
 fn every(all: impl Iterator<Item = Option<bool>>) -> Option<bool> {

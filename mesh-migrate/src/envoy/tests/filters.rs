@@ -109,6 +109,28 @@ fn who_is_admitted_is_said_by_rules() {
 }
 
 #[test]
+fn nobody_comes_round_by_a_path_that_is_not_resolved() {
+    let filters = format!(
+        "          - {{name: who, typed_config: {{'@type': {RBAC}, rules: {{action: DENY, policies: {{p: {{permissions: [{{url_path: {{path: {{prefix: /in}}}}}}], principals: [{{any: true}}]}}}}}}}}}}"
+    );
+    let config = http(&filters, "              - {match: {prefix: /}, route: {cluster: a}}")
+        .replace(
+            "          use_remote_address: true",
+            "          normalize_path: true\n          merge_slashes: true",
+        );
+    for path in
+        ["/in", "/a/../in", "/./in", "//in", "/a/%2E%2e/in", "/%2e/in", "/%69n", r"/a\..\in"]
+    {
+        assert_eq!(both(&config, &ask("GET", path, &[], "10.1.2.3")), ["403", "403"], "{path}");
+    }
+    for path in ["/a", "/a.b/..c/...", "/a?x=/../in//", "/.well-known/x", "/a%20b"] {
+        let there = format!("10.0.0.1:80 {path}");
+        let request = ask("GET", path, &[], "10.1.2.3");
+        assert_eq!(both(&config, &request), [there.clone(), there], "{path}");
+    }
+}
+
+#[test]
 fn who_cannot_be_asked_for_is_told() {
     let filters = format!(
         "          - name: who

@@ -160,7 +160,7 @@ impl<'c> Converter<'c> {
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
         let access = self.access(&within);
         let by_route = Self::is_admitted_by_route(&within, &access);
-        let mut rules: Vec<Rule> = self.escapes(hcm).into_iter().collect();
+        let mut rules: Vec<Rule> = self.escapes(&within).into_iter().collect();
         rules.extend(self.unresolved(&within, &access));
         for filter in hcm.messages("http_filters") {
             let is = |known: &Tree| std::ptr::eq(known, filter);
@@ -179,7 +179,8 @@ impl<'c> Converter<'c> {
     }
 
     /// Paths with escaped slashes, where they are not taken.
-    fn escapes(&mut self, hcm: &Tree) -> Option<Rule> {
+    fn escapes(&mut self, within: &Within<'_>) -> Option<Rule> {
+        let hcm = within.hcm;
         for name in ["normalize_path", "merge_slashes"] {
             if let Some(field) = hcm.entry(name).filter(|_| !hcm.is(name)) {
                 self.notes.once(&field.place, Verdict::Exact);
@@ -199,7 +200,10 @@ impl<'c> Converter<'c> {
                     substitution: "/".into(),
                     all: true,
                 };
-                let location = crate::program::Location { path: Some(path), ..Default::default() };
+                // Without a scheme it would have the port of the listener.
+                let scheme = Some(if within.is_tls { "https" } else { "http" }.into());
+                let path = Some(path);
+                let location = crate::program::Location { scheme, path, ..Default::default() };
                 Reply { status: 307, location: Some(location), ..Reply::default() }
             }
             "KEEP_UNCHANGED" | "IMPLEMENTATION_SPECIFIC_DEFAULT" => {

@@ -39,10 +39,9 @@ impl Format {
     /// Whether a line of it says nothing.
     pub fn is_blank(self, line: &str) -> bool {
         match self {
-            Self::Linkerd1 => is_blank_of_yaml(line),
+            Self::Linkerd1 | Self::Envoy => envoy::is_blank(line),
             Self::Haproxy => haproxy::is_blank(line),
             Self::Nginx => nginx::is_blank(line),
-            Self::Envoy => envoy::is_blank(line),
         }
     }
 }
@@ -177,13 +176,6 @@ impl<'a> Legacy<'a> {
             Kind::Envoy(config) => Ok(envoy::convert::convert(config)),
         }
     }
-}
-
-fn is_blank_of_yaml(line: &str) -> bool {
-    let line = line.trim();
-    line.is_empty()
-        || line.starts_with('#')
-        || matches!(line, "---" | "..." | "{" | "}" | "[" | "]" | "}," | "],")
 }
 
 /// What discovery knows, from lines of a bound name and its endpoints:

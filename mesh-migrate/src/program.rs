@@ -240,6 +240,28 @@ pub struct Forward {
     pub retry: Option<Retry>,
     /// Pools that get a copy, in percent.
     pub mirrors: Vec<(String, f64)>,
+    /// What changes with one of several pools, beside all this.
+    pub own: Vec<OfPool>,
+}
+
+/// Headers that change with one of several pools; names in lower case, none of those that
+/// change with all of them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct OfPool {
+    /// Which, by its place in [`Forward::pools`].
+    pub at: usize,
+    /// Of requests: replaced.
+    pub set: Vec<(String, String)>,
+    /// Added to those that are there.
+    pub add: Vec<(String, String)>,
+    /// Removed.
+    pub remove: Vec<String>,
+    /// The same for answers.
+    pub set_answer: Vec<(String, String)>,
+    /// The same for answers.
+    pub add_answer: Vec<(String, String)>,
+    /// The same for answers.
+    pub remove_answer: Vec<String>,
 }
 
 /// Something that a request says.

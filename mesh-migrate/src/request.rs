@@ -138,3 +138,18 @@ fn place<S: serde::Serializer>(place: &Option<Place>, serializer: S) -> Result<S
         None => serializer.serialize_none(),
     }
 }
+
+/// Shares of the same together; who has none is left out, unless nobody has one.
+pub(crate) fn summed<T: PartialEq>(shares: impl IntoIterator<Item = (T, f64)>) -> Vec<(T, f64)> {
+    let mut all: Vec<(T, f64)> = Vec::new();
+    for (one, share) in shares {
+        match all.iter_mut().find(|(known, _)| *known == one) {
+            Some((_, known)) => *known += share,
+            None => all.push((one, share)),
+        }
+    }
+    if all.iter().any(|(_, share)| *share > 0.0) {
+        all.retain(|(_, share)| *share > 0.0);
+    }
+    all
+}

@@ -39,7 +39,11 @@ DIFFERENT = {
 
 
 # Where files of io.l5d.fs are, of those that have some.
-DISCO = {"linkerd1-03-path-fs.yaml": "linkerd1-03-disco", "linkerd1-12-edge-chain.yaml": "linkerd1-12-disco"}
+DISCO = {
+    "linkerd1-03-path-fs.yaml": "linkerd1-03-disco",
+    "linkerd1-12-edge-chain.yaml": "linkerd1-12-disco",
+    "linkerd1-15-edge-paths.yaml": "linkerd1-15-disco",
+}
 FILE_OF = re.compile("^/#/(io.l5d.fs/)?")
 
 
@@ -93,6 +97,8 @@ def wrong(case):
     if case["method"] == "TCP":
         listener = case["listener"].split()[-1]
         took = Counter(world.banner(listener) for _ in range(24))
+        if backends is None:
+            return None if set(took) == {None} else "%s took it" % dict(took)
         return spread(took, backends, expected)
     count = 24 if backends and (len(backends) > 1 or expected.get("sticky")) else 3
     took = Counter()
@@ -237,6 +243,8 @@ def run(name, with_real, served):
         handler = world.Echo2 if "h2" in name else world.Echo
         apps = [(address, handler) for all in places.values() for address in all]
         cases = cases["cases"]
+        known = [address for case in cases for bound in case["bound"] for address in fixed(bound["client"])]
+        apps += [(address, handler) for address in known if address.startswith("10.20.")]
     else:
         http, tcp = asked(name)
         apps = [(a, world.Echo) for a in http] + [(a, world.Banner) for a in tcp]
@@ -282,6 +290,8 @@ def routers_of(name):
         "linkerd1-04-h2-grpc.yaml": {"grpc": "127.0.0.1:4142", "h2-plain": "127.0.0.1:4143"},
         "linkerd1-06-methodhost-marathon.yaml": {"dcos": "127.0.0.1:4140"},
         "linkerd1-12-edge-chain.yaml": {"edge": "127.0.0.1:8080", "inner": "127.0.0.1:8081", "old": "127.0.0.1:8082"},
+        "linkerd1-15-edge-paths.yaml": {"api": "127.0.0.1:4160", "host": "127.0.0.1:4161"},
+        "linkerd1-16-sidecar.yaml": {"out": "127.0.0.1:4190", "in": "127.0.0.1:4191"},
         "linkerd1-13-consul-regions.yaml": {"regions": "127.0.0.1:4140"},
         "linkerd1-14-grpc-h2.yaml": {
             "by-method": "127.0.0.1:4142",

@@ -1,10 +1,14 @@
 //! What of an Envoy configuration a [`Program`] can say, and what becomes of the rest.
 
+mod access;
 mod action;
 mod chains;
 mod condition;
+mod connections;
+mod cors;
 mod headers;
 mod hosts;
+mod own;
 mod pool;
 mod retry;
 mod tls;
@@ -21,7 +25,7 @@ use crate::{
     ledger::{Ledger, Verdict},
     program::{
         Accepts, Clients, Condition, Forwarded, Listener, PathForm, Paths, Program, Reply, Rule,
-        ServerTls, TcpRule,
+        ServerTls,
     },
     source::Place,
 };
@@ -34,6 +38,7 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
         keys: BTreeMap::new(),
         idle: BTreeMap::new(),
         names: BTreeSet::new(),
+        access: Vec::new(),
     };
     let mut program = Program::default();
     for listener in &config.listeners {
@@ -61,6 +66,9 @@ struct Converter<'c> {
     idle: BTreeMap<String, std::time::Duration>,
     /// Of listeners.
     names: BTreeSet<String>,
+    /// Filters of the listener that admit requests, if routes have rules of their own for
+    /// some of them.
+    access: Vec<access::Access<'c>>,
 }
 
 /// What all rules of a listener have in common.
@@ -145,11 +153,6 @@ impl<'c> Converter<'c> {
             drops_underscores: false,
         };
         if let Some((rules, tls)) = self.by_names(listener, chains, port) {
-            let others = http.iter().map(|(_, other)| *other);
-            for other in others.filter(|other| paths(other) != paths(hcm)) {
-                let how = "paths are compared as the first chain of the listener has it";
-                self.notes.whole(other, Verdict::Approximated { how: how.into() });
-            }
             return Some((accepts(rules, forwarded), Some(tls)));
         }
         let forwarded = if appends(hcm) { Forwarded::Append } else { Forwarded::Keep };
@@ -171,14 +174,69 @@ impl<'c> Converter<'c> {
                 &["it may take all", "give it an address of its own"],
             );
         }
-        self.other_filters(chain);
         let tls = self.server_tls(chain);
         let routes = self.config.routes(hcm)?;
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
-        let mut rules: Vec<Rule> = health_checks(&within).map(|(_, rule)| rule).collect();
-        rules.extend(self.rules(&within));
-        self.connection_manager(listener, &within);
+        let rules = self.of_chain(listener, chain, &within);
         Some((accepts(rules, forwarded), tls))
+    }
+
+    /// Rules of a chain, those of its filters first.
+    fn of_chain(&mut self, listener: &Tree, chain: &'c Tree, within: &Within<'c>) -> Vec<Rule> {
+        let admitted = self.other_filters(chain);
+        let access = self.access(within);
+        let by_route = Self::is_admitted_by_route(within, &access);
+        let mut rules: Vec<Rule> = self.unadmitted(chain, &admitted).into_iter().collect();
+        rules.extend(self.escapes(within));
+        for filter in within.hcm.messages("http_filters") {
+            let is = |known: &Tree| std::ptr::eq(known, filter);
+            rules.extend(health_checks(within).find(|(known, _)| is(known)).map(|(_, rule)| rule));
+            let own = access.iter().find(|one| is(one.filter) && !by_route);
+            rules.extend(own.and_then(access::for_all));
+        }
+        self.access = if by_route { access } else { Vec::new() };
+        rules.extend(self.rules(within));
+        self.connection_manager(listener, within);
+        rules
+    }
+
+    /// Paths with escaped slashes, where they are not taken.
+    fn escapes(&mut self, within: &Within<'_>) -> Option<Rule> {
+        let hcm = within.hcm;
+        for name in ["normalize_path", "merge_slashes"] {
+            if let Some(field) = hcm.entry(name).filter(|_| !hcm.is(name)) {
+                self.notes.once(&field.place, Verdict::Exact);
+            }
+        }
+        let field = hcm.entry("path_with_escaped_slashes_action")?;
+        let reply = match hcm.text("path_with_escaped_slashes_action")? {
+            "REJECT_REQUEST" => {
+                self.notes.once(&field.place, Verdict::Exact);
+                Reply { status: 400, ..Reply::default() }
+            }
+            "UNESCAPE_AND_REDIRECT" => {
+                let how = "clients are sent to the whole address, not to the path alone; the port of Host is left out of it";
+                self.notes.approximated(&field.place, how);
+                let path = crate::program::PathChange::Pattern {
+                    pattern: "(?i)%2f|%5c".into(),
+                    substitution: "/".into(),
+                    all: true,
+                };
+                // Without a scheme it would have the port of the listener.
+                let scheme = Some(if within.is_tls { "https" } else { "http" }.into());
+                let path = Some(path);
+                let location = crate::program::Location { scheme, path, ..Default::default() };
+                Reply { status: 307, location: Some(location), ..Reply::default() }
+            }
+            "KEEP_UNCHANGED" | "IMPLEMENTATION_SPECIFIC_DEFAULT" => {
+                self.notes.once(&field.place, Verdict::Exact);
+                return None;
+            }
+            _ => return None,
+        };
+        let escaped = crate::program::Text::Pattern("(?is).*%(?:2f|5c).*".into());
+        let when = Condition::Path(escaped);
+        Some(rule(&field.place, when, crate::program::Then::Reply(reply)))
     }
 
     fn connection_manager(&mut self, listener: &Tree, within: &Within<'_>) {
@@ -188,11 +246,19 @@ impl<'c> Converter<'c> {
             return;
         }
         for filter in within.hcm.messages("http_filters") {
-            let config = filter.msg("typed_config").map_or("", Tree::short);
+            let typed = filter.msg("typed_config");
+            let config = match typed.map_or("", |config| config.message) {
+                "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => "GrpcStats",
+                _ => typed.map_or("", Tree::short),
+            };
             if config == "Router" || filter.is("disabled") {
                 continue;
             }
             let name = filter.text("name").unwrap_or_default();
+            // Said at the rules, and at policies.
+            if matches!(config, "RBAC" | "Cors") {
+                continue;
+            }
             if health_checks(within).any(|(known, _)| std::ptr::eq(known, filter)) {
                 let how = "answered 200 with any query, and as long as our proxy runs";
                 filter.fields.iter().for_each(|field| self.notes.approximated(&field.place, how));
@@ -212,10 +278,10 @@ impl<'c> Converter<'c> {
         }
     }
 
-    /// Network filters before the last.
-    fn other_filters(&mut self, chain: &Tree) {
-        let count = chain.messages("filters").count();
-        for filter in chain.messages("filters").take(count.saturating_sub(1)) {
+    /// Network filters before the last, and whom they admit.
+    fn other_filters(&mut self, chain: &Tree) -> Clients {
+        let (clients, others) = access::clients(chain);
+        for filter in others {
             let name = filter.text("name").unwrap_or_default();
             for field in &filter.fields {
                 let question =
@@ -224,98 +290,7 @@ impl<'c> Converter<'c> {
                 self.notes.decision(&field.place, question, &choices);
             }
         }
-    }
-
-    fn connections(&mut self, listener: &Tree, chains: &[&'c Tree]) -> Option<Accepts> {
-        let mut rules: Vec<(u32, TcpRule)> = Vec::new();
-        for chain in chains {
-            self.other_filters(chain);
-            let Terminal::Tcp(tcp) = parts::terminal(chain) else {
-                let question = "What takes these connections is neither HTTP nor tcp_proxy.";
-                self.notes.ask(chain, question, &["leave it out", "keep Envoy for it"]);
-                continue;
-            };
-            if chain.entry("transport_socket").is_some() {
-                let question =
-                    "TLS of clients ends at Envoy, and bytes go on; here TLS goes on as it is.";
-                self.notes.ask(
-                    chain,
-                    question,
-                    &["the application takes TLS itself", "speak HTTP", "keep Envoy before us"],
-                );
-            }
-            let criteria = chain.msg("filter_chain_match");
-            if let Some(criteria) =
-                criteria.filter(|one| asks_of_tls(one) && !parts::sees_tls(listener))
-            {
-                let how = "without tls_inspector Envoy sees no TLS here, and this chain takes nothing: it is left out";
-                self.notes.whole(criteria, Verdict::Approximated { how: how.into() });
-                continue;
-            }
-            if criteria.is_some_and(|criteria| self.is_more_than_names(criteria)) {
-                continue;
-            }
-            let pools = self.tcp_pools(tcp);
-            let names: Vec<String> = criteria
-                .into_iter()
-                .flat_map(|one| one.texts("server_names"))
-                .map(String::from)
-                .collect();
-            let default = listener.msg("default_filter_chain");
-            let last = default.is_some_and(|default| std::ptr::eq(default, *chain));
-            let place = chain.place.clone();
-            if names.is_empty() {
-                rules.push((
-                    if last { 1 } else { 2 },
-                    TcpRule { place, server_names: names, clients: Clients::default(), pools },
-                ));
-                continue;
-            }
-            for name in names {
-                let rank = if name.starts_with('*') { 2 + name.len() as u32 } else { u32::MAX };
-                let pools = pools.clone();
-                rules.push((
-                    rank,
-                    TcpRule {
-                        place: place.clone(),
-                        server_names: vec![name],
-                        clients: Clients::default(),
-                        pools,
-                    },
-                ));
-            }
-        }
-        rules.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
-        (!rules.is_empty())
-            .then(|| Accepts::Tcp { rules: rules.into_iter().map(|(_, rule)| rule).collect() })
-    }
-
-    /// Whether a filter chain asks for more than names of TLS, which is noted.
-    fn is_more_than_names(&mut self, criteria: &Tree) -> bool {
-        let mut more = false;
-        for field in &criteria.fields {
-            let is_known = match field.name.as_str() {
-                "server_names" => true,
-                "transport_protocol" => {
-                    !criteria.list("server_names").is_empty()
-                        && criteria.text("transport_protocol") == Some("tls")
-                }
-                _ => false,
-            };
-            if !is_known {
-                more = true;
-                let question = format!(
-                    "{} chooses this filter chain, which a rule of ours cannot ask for. Until it is said, its connections go to other chains.",
-                    field.name
-                );
-                self.notes.decision(
-                    &field.place,
-                    question,
-                    &["give it an address of its own", "leave it out"],
-                );
-            }
-        }
-        more
+        clients
     }
 
     fn tcp_pools(&mut self, tcp: &Tree) -> Vec<(String, u32)> {
@@ -326,8 +301,10 @@ impl<'c> Converter<'c> {
                 .filter_map(|(_, name, weight)| Some((name?.to_owned(), weight)))
                 .collect(),
         };
+        let by_source = tcp.messages("hash_policy").any(|one| one.entry("source_ip").is_some());
         for (name, _) in &pools {
-            self.keys.entry(name.clone()).or_default().push(None);
+            let key = by_source.then_some(crate::program::Key::Source);
+            self.keys.entry(name.clone()).or_default().push(key);
             if let Some(idle) = tcp.duration("idle_timeout").filter(|idle| !idle.is_zero()) {
                 self.idle.insert(name.clone(), idle);
             }
@@ -352,11 +329,6 @@ impl<'c> Converter<'c> {
         }
         name
     }
-}
-
-/// Whether a chain is only for connections whose TLS is seen.
-fn asks_of_tls(criteria: &Tree) -> bool {
-    !criteria.list("server_names").is_empty() || criteria.text("transport_protocol") == Some("tls")
 }
 
 fn http(chain: &Tree) -> Option<(&Tree, &Tree)> {
@@ -387,7 +359,7 @@ fn verdict(config: &str) -> Result<&'static str, &'static str> {
         "HealthCheck" => Err(
             "Envoy answers health checks of clients itself, and they are sent on here. Does a load balancer ask?",
         ),
-        "ExtAuthz" | "JwtAuthentication" | "RBAC" | "BasicAuth" | "OAuth2" | "ApiKeyAuth" => {
+        "ExtAuthz" | "JwtAuthentication" | "BasicAuth" | "OAuth2" | "ApiKeyAuth" => {
             Err("who may do what is asked there, and nobody asks here: without it everybody may.")
         }
         "RateLimit" | "LocalRateLimit" => {
@@ -397,7 +369,6 @@ fn verdict(config: &str) -> Result<&'static str, &'static str> {
         "Lua" | "Wasm" | "ExternalProcessor" | "GolangFilter" => {
             Err("a program changes or answers requests there.")
         }
-        "Cors" | "CorsPolicy" => Err("requests of browsers from other origins are answered there."),
         _ => Err("it may change, answer or refuse requests, and nobody does here."),
     }
 }

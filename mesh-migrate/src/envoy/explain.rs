@@ -1,8 +1,10 @@
 //! What Envoy does with one request, by its own rules.
 
+mod access;
 mod action;
 mod arrival;
 mod endpoints;
+mod filters;
 mod hosts;
 mod matching;
 mod mutation;
@@ -105,6 +107,19 @@ impl<'c> Asked<'c> {
         let Some(chain) = self.chain(&hello, why) else { return Outcome::Closed };
         for filter in chain.messages("filters").filter(|one| !is_terminal(one)) {
             let name = filter.text("name").unwrap_or_default();
+            let config = filter.msg("typed_config").filter(|config| config.short() == "RBAC");
+            let asking = access::Asking { seen: None, hcm: None, is_tls: hello.is_tls };
+            match config.and_then(|config| self.refuses(config, &asking)) {
+                Some(true) => {
+                    why.at(&filter.place, format!("{name} closes it"));
+                    return Outcome::Closed;
+                }
+                Some(false) => {
+                    why.at(&filter.place, format!("{name} admits it"));
+                    continue;
+                }
+                None => {}
+            }
             why.at(&filter.place, format!("{name} is asked before; this answer is without it"));
         }
         match (parts::terminal(chain), kind) {

@@ -7,6 +7,7 @@
 //!
 //! Documentation: "API v3 reference" and "Architecture overview" of Envoy 1.40.
 
+mod access;
 mod check;
 pub mod config;
 pub mod convert;
@@ -15,14 +16,32 @@ mod notes;
 mod parts;
 mod re2;
 mod schema;
+mod template;
 #[cfg(test)]
 mod tests;
 pub mod tree;
 
 /// Whether a line of YAML or JSON says nothing: a comment, or only what opens and
-/// closes things.
+/// closes things, or names what follows.
 pub fn is_blank(line: &str) -> bool {
-    let line = line.trim();
-    let opens = |c: char| "{}[],- ".contains(c);
+    let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
+    let anchor = line.trim_start_matches([' ', '-']).strip_prefix('&');
+    if anchor.is_some_and(|name| !name.contains([' ', ':', '{', '['])) {
+        return true;
+    }
+    let opens = |c: char| "{}[],- \"'".contains(c);
     line.is_empty() || line.starts_with('#') || line.chars().all(opens) || line == "..."
+}
+
+#[cfg(test)]
+mod blank {
+    #[test]
+    fn lines_that_say_nothing() {
+        for line in ["", "# x", "  ]}", "---", "...", "- &cluster", "{ # flow", "\",", "] "] {
+            assert!(super::is_blank(line), "{line}");
+        }
+        for line in ["a:", "- x", "- &a b", "- *a", "{a: 1}", "- &a {b: 1}"] {
+            assert!(!super::is_blank(line), "{line}");
+        }
+    }
 }

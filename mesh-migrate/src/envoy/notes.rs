@@ -38,6 +38,14 @@ impl Notes {
         self.note(place, decision(question.into(), choices));
     }
 
+    /// The same only once, however often it is found out.
+    pub(super) fn once(&mut self, place: &Place, verdict: Verdict) {
+        let known = self.fields.entry(place.clone()).or_default();
+        if !known.contains(&verdict) {
+            known.push(verdict);
+        }
+    }
+
     fn note(&mut self, place: &Place, verdict: Verdict) {
         self.fields.entry(place.clone()).or_default().push(verdict);
     }
@@ -53,7 +61,7 @@ impl Notes {
     }
 }
 
-fn decision(question: String, choices: &[&str]) -> Verdict {
+pub(super) fn decision(question: String, choices: &[&str]) -> Verdict {
     let choices = choices.iter().map(|&choice| choice.to_owned()).collect();
     Verdict::Decision { question, choices }
 }

@@ -1,9 +1,11 @@
 //! The conversion: a table is for any name, our rules are for those that are known.
 
+mod backwards;
 mod candidates;
 mod captures;
 mod keys;
 mod labels;
+mod letters;
 mod notes;
 mod overlaps;
 mod pair;

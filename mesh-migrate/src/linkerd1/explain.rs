@@ -15,7 +15,7 @@ use super::{
     world::{Files, World},
 };
 use crate::{
-    request::{Answer, Forwarded, Http, Kind, Outcome, Request, Step},
+    request::{Answer, Forwarded, Http, Kind, Outcome, Request, Step, summed},
     source::{Place, Problem},
 };
 
@@ -415,8 +415,8 @@ impl Delegation {
             }
         }
         Forwarded {
-            pools: self.bound.iter().map(|t| (t.client.to_string(), t.share)).collect(),
-            endpoints,
+            pools: summed(self.bound.iter().map(|t| (t.client.to_string(), t.share))),
+            endpoints: summed(endpoints),
             is_sticky: false,
             target: Some(self.upstream_uri.clone()),
             headers: self.headers(config),

@@ -21,7 +21,7 @@ use crate::{
 
 pub(super) const LEGACY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/legacy/");
 
-pub(super) const FILES: [&str; 7] = [
+pub(super) const FILES: [&str; 9] = [
     "linkerd1-02-consul-per-host-tls.yaml",
     "linkerd1-03-path-fs.yaml",
     "linkerd1-04-h2-grpc.yaml",
@@ -29,6 +29,8 @@ pub(super) const FILES: [&str; 7] = [
     "linkerd1-12-edge-chain.yaml",
     "linkerd1-13-consul-regions.yaml",
     "linkerd1-14-grpc-h2.yaml",
+    "linkerd1-15-edge-paths.yaml",
+    "linkerd1-16-sidecar.yaml",
 ];
 
 pub(super) fn source(file: &str) -> Source {
@@ -106,7 +108,7 @@ fn every_case() {
             count += 1;
         }
     }
-    assert_eq!(count, 98);
+    assert_eq!(count, 130);
 }
 
 fn check(id: &str, case: &Json, found: &Delegation) {

@@ -172,7 +172,16 @@ impl Making<'_> {
         if !filters.is_empty() {
             route.insert("filters".into(), filters.into());
         }
-        let backends = self.backends(&rule.place, &forward.pools, REQUESTS);
+        let mut backends = self.backends(&rule.place, &forward.pools, REQUESTS);
+        let is_whole = backends.as_array().is_some_and(|all| all.len() == forward.pools.len());
+        for own in forward.own.iter().filter(|_| is_whole) {
+            let modifiers = [
+                ("request", &own.set, &own.add, &own.remove),
+                ("response", &own.set_answer, &own.add_answer, &own.remove_answer),
+            ];
+            let filters: Vec<Value> = modifiers.into_iter().filter_map(modifier).collect();
+            backends[own.at]["filters"] = filters.into();
+        }
         route.insert("backendRefs".into(), backends);
         // One attempt that may take longer than all of them has no limit of its own.
         let attempt = forward.attempt_timeout.filter(|attempt| {
@@ -193,32 +202,11 @@ impl Making<'_> {
 
     fn filters(&mut self, place: &Place, forward: &Forward) -> Vec<Value> {
         let mut filters = Vec::new();
-        let (set, add) = lines(&forward.set, &forward.add);
-        let remove = forward.remove.iter().map(|name| name.as_str().into()).collect();
-        let modifier = object([
-            ("set", some_list(set)),
-            ("add", some_list(add)),
-            ("remove", some_list(remove)),
-        ]);
-        if modifier != json!({}) {
-            filters.push(
-                json!({ "type": "RequestHeaderModifier", "requestHeaderModifier": modifier }),
-            );
-        }
-        let (set, add) = lines(&forward.set_answer, &forward.add_answer);
-        let modifier = object([
-            ("set", some_list(set)),
-            ("add", some_list(add)),
-            (
-                "remove",
-                some_list(forward.remove_answer.iter().map(|name| name.as_str().into()).collect()),
-            ),
-        ]);
-        if modifier != json!({}) {
-            filters.push(
-                json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": modifier }),
-            );
-        }
+        let modifiers = [
+            ("request", &forward.set, &forward.add, &forward.remove),
+            ("response", &forward.set_answer, &forward.add_answer, &forward.remove_answer),
+        ];
+        filters.extend(modifiers.into_iter().filter_map(modifier));
         let whole = forward.path.as_ref().and_then(full);
         let name = |host: &&str| {
             let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
@@ -380,6 +368,21 @@ fn lines(set: &[(String, String)], add: &[(String, String)]) -> (Vec<Value>, Vec
         all.into_iter().map(|(_, field)| field.clone()).collect()
     };
     (fields(&of(first)), fields(&[of(more), add.to_vec()].concat()))
+}
+
+/// Changes of headers of requests or answers, as a filter.
+fn modifier(
+    (of, set, add, remove): (&str, &Vec<(String, String)>, &Vec<(String, String)>, &Vec<String>),
+) -> Option<Value> {
+    let (set, add) = lines(set, add);
+    let remove = remove.iter().map(|name| name.as_str().into()).collect();
+    let modifier =
+        object([("set", some_list(set)), ("add", some_list(add)), ("remove", some_list(remove))]);
+    let (kind, key) = match of {
+        "request" => ("RequestHeaderModifier", "requestHeaderModifier"),
+        _ => ("ResponseHeaderModifier", "responseHeaderModifier"),
+    };
+    (modifier != json!({})).then(|| json!({ "type": kind, key: modifier }))
 }
 
 /// As rules take it.

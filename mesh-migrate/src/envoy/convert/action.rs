@@ -2,7 +2,7 @@
 
 use super::{Converter, Within, all, condition, headers, retry, rule};
 use crate::{
-    envoy::{parts, re2, tree::Tree},
+    envoy::{parts, re2, template, tree::Tree},
     program::{Condition, Forward, Key, Location, PathChange, Reply, Rule, Text, Then},
 };
 
@@ -50,6 +50,15 @@ impl<'c> Converter<'c> {
         self.lines(matcher);
         let takes_all = own == Condition::Always;
         let when = all(vec![when.clone(), own]);
+        let levels = [within.routes, host, route];
+        let cors = self.cors(levels, within);
+        let preflights = cors.as_ref().map(|cors| cors.preflights(&when)).unwrap_or_default();
+        let refusals = self.refusals(levels, &when, within);
+        if self.asks_for_origins_first(within) {
+            rules.extend(preflights.into_iter().chain(refusals));
+        } else {
+            rules.extend(refusals.into_iter().chain(preflights));
+        }
         let then = if let Some(redirect) = route.msg("redirect") {
             let reply = self.redirect(redirect, matcher, within);
             Then::Reply(self.answer(reply, [within.routes, host, route]))
@@ -67,6 +76,7 @@ impl<'c> Converter<'c> {
             self.notes.ask(route, question, &["404", "leave it out"]);
             Then::Reply(Reply { status: 404, ..Reply::default() })
         };
+        rules.extend(cors.iter().flat_map(|cors| cors.answers(&route.place, &when, &then)));
         rules.push(rule(&route.place, when, then));
         takes_all
     }
@@ -144,12 +154,19 @@ impl<'c> Converter<'c> {
         if within.routes.is("most_specific_header_mutations_wins") {
             levels.reverse();
         }
-        match taken.as_slice() {
-            [one] => levels.insert(0, one),
-            several => several.iter().for_each(|one| self.own_headers(one)),
+        if let [one] = taken.as_slice() {
+            levels.insert(0, one);
         }
         let request = headers::fold(&levels, "request", &mut self.notes);
         let answer = headers::fold(&levels, "response", &mut self.notes);
+        let own = match taken.as_slice() {
+            [_] => Vec::new(),
+            _ => {
+                let of = weighted.iter().enumerate().filter(|(_, (.., weight))| *weight > 0);
+                of.filter_map(|(at, (one, ..))| self.own_headers(at, one, [&request, &answer]))
+                    .collect()
+            }
+        };
         let key = self.key(action);
         for (name, _) in &pools {
             self.keys.entry(name.clone()).or_default().push(key.clone());
@@ -166,6 +183,7 @@ impl<'c> Converter<'c> {
             host: self.host(action, &taken, &pools),
             path: self.path(action, route.msg("match")),
             mirrors: self.mirrors([action, host, within.routes]),
+            own,
             pools,
             strip_query: false,
             tell: request.tell,
@@ -200,27 +218,6 @@ impl<'c> Converter<'c> {
             .iter()
             .filter_map(|(_, name, weight)| Some(((*name)?.to_owned(), *weight)))
             .collect()
-    }
-
-    fn own_headers(&mut self, one: &Tree) {
-        let names = [
-            "request_headers_to_add",
-            "request_headers_to_remove",
-            "response_headers_to_add",
-            "response_headers_to_remove",
-            "host_rewrite_literal",
-        ];
-        for field in names.iter().filter_map(|name| one.entry(name)) {
-            let question = format!(
-                "{} is of one cluster among several, and a rule of ours changes the same for all. Until it is said, it is not done.",
-                field.name
-            );
-            self.notes.decision(
-                &field.place,
-                question,
-                &["not needed", "the application does it", "keep Envoy before us"],
-            );
-        }
     }
 
     fn host(&mut self, action: &Tree, taken: &[&Tree], pools: &[(String, u32)]) -> Option<String> {
@@ -276,6 +273,10 @@ impl<'c> Converter<'c> {
                 return None;
             }
             return Some(rewritten(rewrite));
+        }
+        if let Some((pattern, substitution)) = template::of_rewrite(action, matcher) {
+            let pattern = format!("^(?:{pattern})$");
+            return Some(PathChange::Pattern { pattern, substitution, all: false });
         }
         for name in ["path_rewrite_policy", "path_rewrite"] {
             if let Some(field) = action.entry(name) {

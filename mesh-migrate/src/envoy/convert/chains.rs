@@ -36,8 +36,12 @@ impl<'c> Converter<'c> {
             return None;
         }
         let http: Option<Vec<_>> = chains.iter().map(|chain| http(chain)).collect();
+        let http = http?;
+        if http.iter().any(|(_, hcm)| super::paths(hcm) != super::paths(http[0].1)) {
+            return None;
+        }
         let mut all = Vec::new();
-        for ((chain, hcm), names) in http?.into_iter().zip(names) {
+        for ((chain, hcm), names) in http.into_iter().zip(names) {
             parts::tls(chain, parts::DOWNSTREAM_TLS)?;
             all.push((chain, hcm, self.server_tls(chain)?, names));
         }
@@ -64,11 +68,7 @@ impl<'c> Converter<'c> {
         }
         let mut rules_of = Vec::new();
         for (within, chain) in of_chains {
-            self.other_filters(chain);
-            let mut rules: Vec<Rule> =
-                super::health_checks(&within).map(|(_, rule)| rule).collect();
-            rules.extend(self.rules(&within));
-            self.connection_manager(listener, &within);
+            let rules = self.of_chain(listener, chain, &within);
             let field = chain.msg("filter_chain_match").and_then(|one| one.entry("server_names"));
             if let Some(field) = field {
                 self.notes.approximated(&field.place, HOW);

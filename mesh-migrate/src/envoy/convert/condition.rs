@@ -3,7 +3,7 @@
 use super::{Within, all, hosts};
 use crate::{
     envoy::{
-        parts, re2,
+        parts, re2, template,
         tree::{Entry, Tree},
     },
     program::{Condition, Text},
@@ -29,7 +29,9 @@ pub(super) fn condition<'t>(
         ("filter_state", "what filters found out cannot be asked for"),
     ];
     for (name, why) in unsayable {
-        if let Some(field) = matcher.entry(name) {
+        let field = matcher.entry(name);
+        let is_template = name == "path_match_policy" && template::of_match(matcher).is_some();
+        if let Some(field) = field.filter(|_| !is_template) {
             return Err(Cannot { field, why });
         }
     }
@@ -94,6 +96,8 @@ fn path(matcher: &Tree) -> Condition {
         Text::Pattern(format!("(?is){}(/.*)?", literal(prefix)))
     } else if matcher.entry("safe_regex").is_some() {
         Text::Pattern(re2::pattern(matcher.msg("safe_regex")))
+    } else if let Some(pattern) = template::of_match(matcher) {
+        Text::Pattern(pattern)
     } else {
         return Condition::Always;
     };
@@ -111,7 +115,7 @@ pub(super) fn health_check(check: &Tree, within: &Within<'_>) -> Option<Conditio
     check.messages("headers").map(one).collect::<Option<Vec<_>>>().map(all)
 }
 
-fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Cannot<'t>> {
+pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Cannot<'t>> {
     let name = matcher.text("name").unwrap_or_default().to_ascii_lowercase();
     let is_inverted = matcher.is("invert_match");
     let not = |condition: Condition| Condition::Not(Box::new(condition));
@@ -150,12 +154,7 @@ fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Canno
                 return Ok(Condition::Any(Vec::new()));
             }
         },
-        ":scheme" => {
-            if let Some(cannot) = cannot("the scheme cannot be asked for") {
-                return Err(cannot);
-            }
-            return Ok(Condition::Any(Vec::new()));
-        }
+        ":scheme" => return Ok(turn(scheme(&text, within))),
         _ => {}
     }
     let scheme = if within.is_tls { "https" } else { "http" };
@@ -175,6 +174,25 @@ fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Canno
         Some(value) if holds(&text, value) != is_inverted => Condition::Any(vec![is, not(there)]),
         _ => is,
     })
+}
+
+/// That of the connection, or what X-Forwarded-Proto says where Envoy believes it.
+fn scheme(text: &Text, within: &Within<'_>) -> Condition {
+    let (http, https) = (holds(text, "http"), holds(text, "https"));
+    let here = if within.is_tls { https } else { http };
+    let never = Condition::Any(Vec::new());
+    if within.hcm.is("use_remote_address") || http == https {
+        return if here { Condition::Always } else { never };
+    }
+    let proto = |text: Text| Condition::Header("x-forwarded-proto".into(), text);
+    let of = |name: &str| proto(Text::Pattern(format!("(?i){name}")));
+    let not = |condition: Condition| Condition::Not(Box::new(condition));
+    match (within.is_tls, https) {
+        (false, true) => of("https"),
+        (false, false) => not(of("https")),
+        (true, true) => Condition::Any(vec![of("https"), not(proto(Text::Present))]),
+        (true, false) => Condition::All(vec![proto(Text::Present), not(of("https"))]),
+    }
 }
 
 fn method(text: Text) -> Condition {
@@ -212,7 +230,7 @@ fn wanted(matcher: &Tree) -> Option<Text> {
         })
 }
 
-fn text(matcher: &Tree) -> Text {
+pub(super) fn text(matcher: &Tree) -> Text {
     if matcher.entry("safe_regex").is_some() {
         return Text::Pattern(re2::pattern(matcher.msg("safe_regex")));
     }
@@ -243,7 +261,7 @@ fn pattern(text: &Text) -> String {
     }
 }
 
-fn holds(text: &Text, value: &str) -> bool {
+pub(super) fn holds(text: &Text, value: &str) -> bool {
     match text {
         Text::Exact(exact) => exact == value,
         Text::Prefix(prefix) => value.starts_with(prefix.as_str()),

@@ -17,6 +17,15 @@ pub(super) struct Changes {
     pub(super) tell: Vec<(String, Said)>,
 }
 
+impl Changes {
+    /// Of all headers that change.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        let pairs = self.set.iter().chain(&self.add).map(|(name, _)| name);
+        let told = self.tell.iter().map(|(name, _)| name);
+        pairs.chain(told).chain(&self.remove).map(String::as_str)
+    }
+}
+
 /// What is known of one header after some levels.
 #[derive(Default)]
 struct Line {

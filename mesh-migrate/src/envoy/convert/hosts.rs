@@ -25,6 +25,10 @@ impl<'c> Converter<'c> {
                 is_open &= !self.route(route, block.host, &when, within, &mut rules);
             }
             let is_last = when == Condition::Always;
+            if is_open {
+                let levels = [within.routes, block.host, block.host];
+                rules.extend(self.refusals(levels, &when, within));
+            }
             if (is_open && !is_last) || rules.len() == before {
                 let reply = Reply { status: 404, ..Reply::default() };
                 rules.push(rule(&block.host.place, when, Then::Reply(reply)));

@@ -9,7 +9,7 @@ use super::{
     redirect::{location, replaced, status},
 };
 use crate::{
-    envoy::{re2, tree::Tree},
+    envoy::{re2, template, tree::Tree},
     request::{Forwarded, Http, Outcome},
 };
 
@@ -45,8 +45,8 @@ impl<'c> Asked<'c> {
         };
         for filter in hcm.messages("http_filters") {
             let config = filter.msg("typed_config").map_or("", Tree::short);
-            if config != "Router" && !filter.is("disabled") && parts::health_check(filter).is_none()
-            {
+            let is_known = ["Router", "RBAC", "Cors"].contains(&config);
+            if !is_known && !filter.is("disabled") && parts::health_check(filter).is_none() {
                 let name = filter.text("name").unwrap_or_default();
                 why.at(&filter.place, format!("{name} is asked before; this answer is without it"));
             }
@@ -60,13 +60,8 @@ impl<'c> Asked<'c> {
         let makes_id = hcm.bool("generate_request_id") != Some(false);
         let seen =
             Seen { http, makes_id, sent_host, authority: &authority, target, scheme, sets_proto };
-        for (filter, check) in
-            hcm.messages("http_filters").filter_map(|f| Some((f, parts::health_check(f)?)))
-        {
-            if check.messages("headers").all(|matcher| seen.header_holds(matcher)) {
-                why.at(&filter.place, "the filter for health checks answers");
-                return answered(200);
-            }
+        if let Some(outcome) = self.before(hcm, routes, &seen, is_tls, why) {
+            return outcome;
         }
         let Some(host) = self.virtual_host(routes, &authority, http, why) else {
             return answered(404);
@@ -219,6 +214,11 @@ impl<'c> Asked<'c> {
             replaced(route.msg("match"), path, to)
         } else if let Some(rewrite) = action.msg("regex_rewrite") {
             re2::replace(rewrite, path)
+        } else if let Some((pattern, to)) = template::of_rewrite(action, route.msg("match"))
+            && let Ok(regex) = re2::compile(&pattern, true)
+        {
+            let bytes = regex.replace(path.as_bytes(), to.as_bytes());
+            String::from_utf8_lossy(&bytes).into_owned()
         } else {
             for unknown in ["path_rewrite_policy", "path_rewrite"] {
                 if let Some(field) = action.entry(unknown) {
@@ -251,7 +251,12 @@ pub(super) fn redirected(status: u16, location: String) -> Outcome {
 }
 
 /// The first route that takes it.
-fn first<'c>(routes: &Tree, host: &'c Tree, seen: &Seen<'_>, why: &mut Why) -> Option<&'c Tree> {
+pub(super) fn first<'c>(
+    routes: &Tree,
+    host: &'c Tree,
+    seen: &Seen<'_>,
+    why: &mut Why,
+) -> Option<&'c Tree> {
     let ignores = routes.is("ignore_path_parameters_in_path_matching");
     for (number, route) in host.messages("routes").enumerate() {
         let Some(matcher) = route.msg("match") else { continue };

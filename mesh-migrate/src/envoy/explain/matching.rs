@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    envoy::{parts, re2, tree::Tree},
+    envoy::{parts, re2, template, tree::Tree},
     request::Http,
 };
 
@@ -56,8 +56,10 @@ impl Seen<'_> {
         if !holds {
             return Takes::No;
         }
+        let is_template = template::of_match(matcher).is_some();
         for unknown in ["path_match_policy", "tls_context", "dynamic_metadata", "filter_state"] {
-            if let Some(field) = matcher.entry(unknown) {
+            let field = matcher.entry(unknown);
+            if let Some(field) = field.filter(|_| unknown != "path_match_policy" || !is_template) {
                 let is_empty = matches!(&field.value.what, crate::envoy::tree::What::List(all) if all.is_empty());
                 if !is_empty {
                     return Takes::Unknown(unknown);
@@ -95,6 +97,9 @@ impl Seen<'_> {
         }
         if matcher.entry("connect_matcher").is_some() {
             return is_connect;
+        }
+        if let Some(pattern) = template::of_match(matcher) {
+            return re2::compile(&pattern, true).is_ok_and(|regex| regex.is_match(path.as_bytes()));
         }
         true
     }

@@ -7,7 +7,7 @@ use super::{
         config::IdentifierKind,
         name::{Name, raw},
     },
-    labels::{ANYBODY, ODD, PROBE, PROBE_METHOD, fits, spelled, split, text},
+    labels::{ANYBODY, ODD, PROBE, PROBE_METHOD, fits, may_meet, spelled, split, text},
     universe::{MAX_NAMES, Universe},
 };
 use crate::{
@@ -54,6 +54,7 @@ impl Candidate {
             (a.starts_with(b) || b.starts_with(a))
                 && (a_end.ends_with(b_end) || b_end.ends_with(a_end))
         };
+        let overlap = |(a, b): (&String, &String)| overlap((a, b)) && may_meet(a, b);
         self.below.labels().iter().zip(name.labels()).all(overlap)
     }
 

@@ -57,6 +57,18 @@ pub(super) fn deep() -> String {
     format!("{PROBE}.{PROBE}")
 }
 
+/// Whether both may stand for one label: by its dots and colons, as [`spelled`] has them.
+pub(super) fn may_meet(a: &str, b: &str) -> bool {
+    // What is shown in another way may hold anything.
+    if [a, b].iter().any(|label| label.contains('\\') || *label == PROBE_METHOD) {
+        return true;
+    }
+    let colons = |label: &str| label.matches(':').count();
+    let dots = |label: &str| label.matches('.').count();
+    let has_more = |few: &str, many: &str| few.contains(&deep()) && dots(many) >= dots(few);
+    colons(a) == colons(b) && (dots(a) == dots(b) || has_more(a, b) || has_more(b, a))
+}
+
 /// Where a name leads, for people.
 pub(super) fn anybody(client: &Client) -> String {
     let Client::Name(bound) = client else { return client.to_string() };
@@ -95,5 +107,15 @@ mod tests {
             }
         }
         assert!(fits(&patterns[2], "a.b.corp") && !fits(&patterns[1], "a.b.corp"));
+        for (one, other, may) in [
+            (&*patterns[1], "a.corp", true),
+            (&patterns[1], "a.b.corp", false),
+            (&patterns[2], "a.b.c.corp", true),
+            (&patterns[2], &patterns[1], false),
+            (&patterns[3], "web:80", true),
+            (&patterns[3], &patterns[2], false),
+        ] {
+            assert_eq!((may_meet(one, other), may_meet(other, one)), (may, may), "{one} {other}");
+        }
     }
 }

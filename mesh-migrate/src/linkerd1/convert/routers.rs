@@ -14,6 +14,7 @@ use super::{
     },
     candidates::{Candidate, candidate, candidates, refused},
     labels::{ANYBODY, PROBE, anybody},
+    letters,
     pair::{self, applications},
     pools::{Pools, Source, label, unique, whole},
     rules::{Context, Resolved, rules},
@@ -277,6 +278,7 @@ impl<'a> Run<'a> {
     ) -> bool {
         let mut is_cut = universe.is_cut.get();
         let mut found = Vec::new();
+        let mut in_any_letters: Vec<(Candidate, Resolved)> = Vec::new();
         for one in all {
             // The last stands for all others, and must be known.
             if self.work > self.limit && !one.is_rest {
@@ -291,8 +293,16 @@ impl<'a> Run<'a> {
             if one.is_pattern() && is_open {
                 to.status = Some(502);
             }
+            if let Some((upper, other)) = letters::any(one)
+                && letters::may_be_any(self.asked.config, &to)
+                && letters::is_like(&self.resolve(&upper), &to)
+            {
+                in_any_letters.push((other, to.clone()));
+            }
             found.push((one, to));
         }
+        // Behind those that say their letters.
+        found.extend(in_any_letters.iter().map(|(one, to)| (one, to.clone())));
         // Among themselves, names may have any order; the more a pattern says, the
         // earlier it comes.
         let tells_methods = found.iter().any(|(one, _)| one.tells_methods());
@@ -302,7 +312,11 @@ impl<'a> Run<'a> {
                 (true, true) => vec![std::cmp::Reverse(one.said())],
                 (true, false) => one.said_each(),
             };
-            let is_guess = one.is_pattern() && !tells_methods && !universe.is_of_table(one);
+            // Of one label, what says more is always the narrower.
+            let is_guess = one.is_pattern()
+                && !tells_methods
+                && one.below.len() > 1
+                && !universe.is_of_table(one);
             (one.is_rest, one.is_pattern(), is_guess, said)
         });
         for (one, to) in needed(found) {

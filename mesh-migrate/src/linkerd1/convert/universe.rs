@@ -11,6 +11,7 @@ use super::{
         name::{Name, raw},
         world::World,
     },
+    backwards,
     candidates::Candidate,
     captures,
     labels::{ODD, PROBE, deep},
@@ -30,7 +31,8 @@ pub(super) const MAX_NAMES: usize = 3_000;
 pub(super) struct Universe {
     /// One label each, `PROBE` in them for any.
     pub labels: BTreeSet<String>,
-    /// Names below the prefix of the router, as the table and the caller have them.
+    /// Names below the prefix of the router that are tried first: those of the table and of
+    /// the caller, and those that lead to what is known.
     pub names: BTreeSet<Vec<String>>,
     /// Labels as they follow each other.
     runs: BTreeSet<Vec<String>>,
@@ -87,18 +89,29 @@ impl Universe {
             let spoken = captures::labels(namer, &runs);
             runs.extend(spoken.into_iter().map(|label| vec![label]));
         }
+        let ends = world.names.keys().filter_map(|name| Name::read(name).ok());
+        let ends =
+            ends.map(|name| raw_labels(&name)).chain(entries.iter().map(|e| prefix_labels(e)));
+        let leading = backwards::leading(&router.dst_prefix, entries, &config.namers, ends);
         let begins =
             names.iter().flat_map(|n: &Vec<String>| (1..=n.len()).map(|to| n[..to].to_vec()));
-        let names = overlaps::with_common(begins.collect());
+        let mut names = overlaps::with_common(begins.collect());
+        names.extend(leading.iter().flat_map(|n| (1..=n.len()).map(|to| n[..to].to_vec())));
         let mut universe = Self { labels: BTreeSet::new(), names, runs: BTreeSet::new(), is_cut };
-        universe.spell(&runs, &domains, has_ports);
+        universe.spell(&leading, &runs, &domains, has_ports);
         universe.runs = runs;
         universe
     }
 
-    /// Labels, runs of them as domains or with ports, and both below the domains of
-    /// `subdomainOf`.
-    fn spell(&mut self, runs: &BTreeSet<Vec<String>>, domains: &BTreeSet<String>, has_ports: bool) {
+    /// Labels of names that lead to what is known; others, runs of them as domains or with
+    /// ports, and both below the domains of `subdomainOf`.
+    fn spell(
+        &mut self,
+        leading: &BTreeSet<Vec<String>>,
+        runs: &BTreeSet<Vec<String>>,
+        domains: &BTreeSet<String>,
+        has_ports: bool,
+    ) {
         let joined = |run: &[String], by: &str| {
             run.iter().rev().map(String::as_str).collect::<Vec<_>>().join(by)
         };
@@ -133,13 +146,20 @@ impl Universe {
             domains.iter().flat_map(|domain| subs().map(move |sub| format!("{sub}.{domain}")));
         // Classes of names that namers tell apart: with dots, with a port, no host.
         let classes = [deep(), format!("{PROBE}:80"), ODD.to_owned(), PROBE.to_owned()];
-        let all = classes.into_iter().chain(plain.iter().cloned()).chain(below);
+        // A name of one label, or a method and a host behind their version.
+        let leading = leading.iter().flat_map(|name| match name.as_slice() {
+            [label] => vec![label.clone()],
+            [_, method, host, ..] => vec![method.clone(), host.clone()],
+            _ => Vec::new(),
+        });
+        let all = classes.into_iter().chain(leading).chain(plain.iter().cloned()).chain(below);
         let mut all = all.filter(|label| is_speakable(label));
         self.labels = all.by_ref().take(MAX_LABELS).collect();
         self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
     }
 
-    /// Whether the table itself says such a name, and not only labels of it.
+    /// Whether the table itself says such a name, or leads from it to what is known, and
+    /// does not only say labels of it.
     pub(super) fn is_of_table(&self, one: &Candidate) -> bool {
         let plain = |label: String| if label == deep() { PROBE.to_owned() } else { label };
         let mut labels: Vec<String> = raw_labels(&one.below).into_iter().map(plain).collect();
@@ -151,11 +171,14 @@ impl Universe {
         true
     }
 
-    /// Names of one label, longer ones of the table, and of two labels.
+    /// Names of the table and those that lead to what is known, then others of one label
+    /// and of two.
     pub(super) fn any_length(&self) -> Vec<Vec<String>> {
-        let longer = self.names.iter().filter(|name| (3..=MAX_SEGMENTS).contains(&name.len()));
-        let longer = longer.take(MAX_NAMES).flat_map(|n| overlaps::cut_or_padded(n, n.len()));
-        self.of_length(1, &[]).into_iter().chain(longer).chain(self.of_length(2, &[])).collect()
+        let own = self.names.iter().filter(|name| name.len() <= MAX_SEGMENTS);
+        let own = own.take(MAX_NAMES).flat_map(|name| overlaps::cut_or_padded(name, name.len()));
+        let mut seen = BTreeSet::new();
+        let all = own.chain(self.of_length(1, &[])).chain(self.of_length(2, &[]));
+        all.filter(|name| seen.insert(name.clone())).collect()
     }
 
     /// Names of `count` labels, or of `more` as well.
@@ -168,7 +191,7 @@ impl Universe {
             return known.map(|name| name[..count].to_vec()).take(MAX_NAMES).collect();
         }
         let padded = self.names.iter().flat_map(|name| overlaps::cut_or_padded(name, count));
-        let mut names: BTreeSet<Vec<String>> = padded.collect();
+        let names: BTreeSet<Vec<String>> = padded.collect();
         if count != 1 && all.is_none_or(|all| all > MAX_NAMES) {
             // All together are too many: those that follow each other somewhere, and each
             // alone in each place.
@@ -198,8 +221,8 @@ impl Universe {
             });
             all = longer.collect();
         }
-        names.extend(all);
-        names.into_iter().collect()
+        let others: Vec<_> = all.into_iter().filter(|name| !names.contains(name)).collect();
+        names.into_iter().chain(others).collect()
     }
 }
 
@@ -222,7 +245,7 @@ fn below(labels: &[String], prefix: &Name) -> Option<Vec<String>> {
     is.then(|| labels[prefix.len()..].to_vec())
 }
 
-fn leaves(tree: &Tree) -> Vec<&Name> {
+pub(super) fn leaves(tree: &Tree) -> Vec<&Name> {
     match tree {
         Tree::Leaf(name) => vec![name],
         Tree::Alt(trees) => trees.iter().flat_map(leaves).collect(),
@@ -231,6 +254,6 @@ fn leaves(tree: &Tree) -> Vec<&Name> {
     }
 }
 
-fn raw_labels(name: &Name) -> Vec<String> {
+pub(super) fn raw_labels(name: &Name) -> Vec<String> {
     name.labels().iter().map(|label| raw(label)).collect()
 }

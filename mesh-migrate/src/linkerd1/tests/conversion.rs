@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::{config::Config, convert::convert, explain::explain, world::World},
-    FILES, expected, legacy_files, no_files, request, source,
+    FILES, expected, legacy_files, no_files, request, rules, source,
 };
 use crate::{
     decide::decide,
@@ -90,7 +90,7 @@ fn every_case_is_the_same_after_conversion() {
             count += 1;
         }
     }
-    assert_eq!(count, 96);
+    assert_eq!(count, 128);
 }
 
 fn converted(yaml: &str, world: &World) -> (Config, Program, Ledger) {
@@ -222,4 +222,41 @@ fn lines_of_a_transformer_are_told_of() {
     let (_, _, ledger) = converted(yaml, &World::default());
     assert!(says(&ledger, 5, "where the hop goes"));
     assert!(says(&ledger, 9, "where the hop goes"));
+}
+
+/// Names that lead to what is known, among more than can be tried; and in any letters, where
+/// a registry is asked in small ones.
+#[test]
+fn names_are_found_from_what_they_lead_to() {
+    let apps: Vec<String> = (0..40).map(|n| format!("/#/io.l5d.consul/dc1/app{n}-v1")).collect();
+    let mut world = World::of_names(apps);
+    world.names.insert("/#/io.l5d.consul/dc1/com".into(), None);
+    populated(&mut world);
+    let yaml = "namers:
+- {kind: io.l5d.consul, useHealthCheck: true}
+- {kind: io.l5d.rewrite, prefix: /v, pattern: '/{v}/{name}', name: '/#/io.l5d.consul/dc1/{name}-{v}'}
+routers:
+- {protocol: http, label: paths, identifier: {kind: io.l5d.path, segments: 2}, servers: [{port: 1}], dtab: '/svc => /#/v ; /svc/*/app7 => ! ;'}
+- {protocol: http, label: hosts, servers: [{port: 2}], dtab: '/svc => /$/io.buoyant.http.domainToPathPfx/d ; /d => /#/io.l5d.consul/dc1 ; /svc/APP9-V1 => ! ;'}
+";
+    let (config, program, _) = converted(yaml, &world);
+    for (listener, host, target, is_there) in [
+        ("paths", "h", "/v1/app31/x", true),
+        ("paths", "h", "/v1/app7/x", false),
+        ("paths", "h", "/v2/app31/x", false),
+        ("hosts", "app31-v1", "/", true),
+        ("hosts", "APP31-v1", "/", true),
+        ("hosts", "app9-v1", "/", true),
+        ("hosts", "APP9-V1", "/", false),
+        ("hosts", "any.com", "/", true),
+        ("hosts", "any.where.com", "/", true),
+        ("hosts", "any.org", "/", false),
+    ] {
+        let request = Request { listener: Some(listener.into()), ..rules::get(host, target, &[]) };
+        let theirs = explain(&config, &world, &no_files, &request).unwrap();
+        let ours = decide(&program, &request);
+        let id = format!("{listener} {host} {target}");
+        assert_eq!(gist(&theirs, false), gist(&ours, false), "{id}");
+        assert_eq!(matches!(ours.outcome, Outcome::Forwarded(_)), is_there, "{id}");
+    }
 }

@@ -1,0 +1,261 @@
+//! Filters of HTTP and of connections, and chains by address: what Envoy does, as it was
+//! seen of Envoy 1.40.0, and ours.
+
+use super::*;
+
+const HEAD: &str = "static_resources:
+  clusters:
+  - {name: a, load_assignment: {cluster_name: a, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 80}}}}]}]}}
+  - {name: b, load_assignment: {cluster_name: b, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 10.0.0.2, port_value: 80}}}}]}]}}
+  listeners:
+  - name: l
+    address: {socket_address: {address: 127.0.0.1, port_value: 8080}}
+";
+const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+
+/// What Envoy and ours do: a status, endpoints, or nothing.
+fn both(config: &str, request: &Request) -> [String; 2] {
+    let config = Config::read(&Source::of("e", config)).unwrap_or_else(|e| panic!("{e}"));
+    let (program, _) = convert(&config);
+    [explain(&config, request), decide(&program, request)].map(|answer| match &answer.outcome {
+        Outcome::Answered { status, headers, .. } => {
+            let allowed = headers.iter().find(|(name, _)| name == "access-control-allow-origin");
+            let allowed = allowed.map(|(_, origin)| format!(" {origin}")).unwrap_or_default();
+            format!("{status}{allowed}")
+        }
+        Outcome::Forwarded(to) => {
+            let all: Vec<_> = endpoints(&answer).into_iter().collect();
+            format!("{} {}", all.join(" "), to.target.as_deref().unwrap_or_default())
+        }
+        Outcome::Closed => "closed".into(),
+    })
+}
+
+fn ask(method: &str, target: &str, headers: &[(&str, &str)], source: &str) -> Request {
+    let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    let http = Http {
+        method: method.into(),
+        host: Some("h".into()),
+        target: target.into(),
+        headers,
+        is_http10: false,
+    };
+    Request { listener: Some("l".into()), source: source.parse().unwrap(), kind: Kind::Http(http) }
+}
+
+fn http(filters: &str, routes: &str) -> String {
+    format!(
+        "{HEAD}    filter_chains:
+    - filters:
+      - name: h
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: h
+          use_remote_address: true
+          http_filters:
+{filters}
+          - {{name: r, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}
+          route_config:
+            virtual_hosts:
+            - name: v
+              domains: ['*']
+              routes:
+{routes}
+"
+    )
+}
+
+#[test]
+fn who_is_admitted_is_said_by_rules() {
+    let filters = format!(
+        "          - name: who
+            typed_config:
+              '@type': {RBAC}
+              rules:
+                action: ALLOW
+                policies:
+                  inside: {{permissions: [{{any: true}}], principals: [{{direct_remote_ip: {{address_prefix: 10.1.0.0, prefix_len: 16}}}}, {{remote_ip: {{address_prefix: 10.2.0.0, prefix_len: 16}}}}]}}
+                  key: {{permissions: [{{and_rules: {{rules: [{{url_path: {{path: {{prefix: /k}}}}}}, {{not_rule: {{header: {{name: ':method', string_match: {{exact: DELETE}}}}}}}}]}}}}], principals: [{{header: {{name: x-key, present_match: true}}}}]}}"
+    );
+    let routes = "              - match: {prefix: /open}
+                route: {cluster: b}
+                typed_per_filter_config: {who: {'@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}}
+              - match: {prefix: /never}
+                route: {cluster: b}
+                typed_per_filter_config: {who: {'@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute, rbac: {rules: {action: DENY, policies: {all: {permissions: [{any: true}], principals: [{any: true}]}}}}}}
+              - match: {prefix: /}
+                route: {cluster: a}";
+    let config = http(&filters, routes);
+    let plain = http(&filters, "              - {match: {prefix: /}, route: {cluster: a}}");
+    let key = [("x-key", "1")];
+    for (request, expected) in [
+        (ask("GET", "/x", &[], "10.1.2.3"), "10.0.0.1:80 /x"),
+        (ask("GET", "/x", &[], "10.2.2.3"), "10.0.0.1:80 /x"),
+        (ask("GET", "/x", &[], "10.3.2.3"), "403"),
+        (ask("GET", "/k?q", &key, "10.3.2.3"), "10.0.0.1:80 /k?q"),
+        (ask("DELETE", "/k", &key, "10.3.2.3"), "403"),
+        (ask("GET", "/x", &key, "10.3.2.3"), "403"),
+    ] {
+        assert_eq!(both(&plain, &request), [expected, expected], "{request:?}");
+        assert_eq!(both(&config, &request), [expected, expected], "{request:?}");
+    }
+    for (target, expected) in [("/open", "10.0.0.2:80 /open"), ("/never", "403")] {
+        let request = ask("GET", target, &[], "10.3.0.1");
+        assert_eq!(both(&config, &request), [expected, expected]);
+    }
+    let inside = ask("GET", "/never", &[], "10.1.0.1");
+    assert_eq!(both(&config, &inside), ["403", "403"]);
+}
+
+#[test]
+fn nobody_comes_round_by_a_path_that_is_not_resolved() {
+    let filters = format!(
+        "          - {{name: who, typed_config: {{'@type': {RBAC}, rules: {{action: DENY, policies: {{p: {{permissions: [{{url_path: {{path: {{prefix: /in}}}}}}], principals: [{{any: true}}]}}}}}}}}}}"
+    );
+    let config = http(&filters, "              - {match: {prefix: /}, route: {cluster: a}}")
+        .replace(
+            "          use_remote_address: true",
+            "          normalize_path: true\n          merge_slashes: true",
+        );
+    for path in
+        ["/in", "/a/../in", "/./in", "//in", "/a/%2E%2e/in", "/%2e/in", "/%69n", r"/a\..\in"]
+    {
+        assert_eq!(both(&config, &ask("GET", path, &[], "10.1.2.3")), ["403", "403"], "{path}");
+    }
+    for path in ["/a", "/a.b/..c/...", "/a?x=/../in//", "/.well-known/x", "/a%20b"] {
+        let there = format!("10.0.0.1:80 {path}");
+        let request = ask("GET", path, &[], "10.1.2.3");
+        assert_eq!(both(&config, &request), [there.clone(), there], "{path}");
+    }
+}
+
+#[test]
+fn who_cannot_be_asked_for_is_told() {
+    let filters = format!(
+        "          - name: who
+            typed_config: {{'@type': {RBAC}, rules: {{policies: {{p: {{permissions: [{{any: true}}], principals: [{{metadata: {{filter: f, path: [{{key: k}}], value: {{bool_match: true}}}}}}]}}}}}}}}"
+    );
+    let config = http(&filters, "              - {match: {prefix: /}, route: {cluster: a}}");
+    let config = Config::read(&Source::of("e", &config)).unwrap();
+    let (_, ledger) = convert(&config);
+    let asks = |entry: &Entry| matches!(&entry.verdict, Verdict::Decision { question, .. } if question.contains("everybody may"));
+    assert!(ledger.entries().iter().any(asks));
+}
+
+#[test]
+fn chains_and_filters_of_connections_know_addresses() {
+    let chain = |criteria: &str, cluster: &str| {
+        format!(
+            "{criteria} filters: [{{name: t, typed_config: {{'@type': {TCP}, stat_prefix: t, cluster: {cluster}}}}}]"
+        )
+    };
+    let ranges = |range: &str| format!("filter_chain_match: {{source_prefix_ranges: [{range}]}},");
+    let wide = chain(&ranges("{address_prefix: 10.0.0.0, prefix_len: 8}"), "a");
+    let narrow = chain(&ranges("{address_prefix: 10.1.0.0, prefix_len: 16}"), "b");
+    let config = format!("{HEAD}    filter_chains: [{{{wide}}}, {{{narrow}}}]\n");
+    let connection = |source: &str| Request {
+        listener: Some("l".into()),
+        source: source.parse().unwrap(),
+        kind: Kind::Connection { server_name: None },
+    };
+    for (source, expected) in
+        [("10.1.0.9", "10.0.0.2:80 "), ("10.9.0.9", "10.0.0.1:80 "), ("192.0.2.1", "closed")]
+    {
+        assert_eq!(both(&config, &connection(source)), [expected, expected], "{source}");
+    }
+    let admit = |action: &str| {
+        let rules = format!(
+            "{{action: {action}, policies: {{p: {{permissions: [{{any: true}}], principals: [{{direct_remote_ip: {{address_prefix: 10.1.0.0, prefix_len: 16}}}}]}}}}}}"
+        );
+        format!(
+            "{HEAD}    filter_chains:
+    - filters:
+      - {{name: who, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: who, rules: {rules}}}}}
+      - {{name: t, typed_config: {{'@type': {TCP}, stat_prefix: t, cluster: a}}}}
+"
+        )
+    };
+    for (action, source, expected) in [
+        ("ALLOW", "10.1.0.9", "10.0.0.1:80 "),
+        ("ALLOW", "10.2.0.9", "closed"),
+        ("DENY", "10.1.0.9", "closed"),
+        ("DENY", "10.2.0.9", "10.0.0.1:80 "),
+    ] {
+        assert_eq!(both(&admit(action), &connection(source)), [expected, expected], "{action}");
+    }
+}
+
+#[test]
+fn origins_that_are_named_are_answered() {
+    let filters = "          - {name: c, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors}}";
+    let routes = "              - match: {prefix: /}
+                route: {cluster: a}
+                typed_per_filter_config: {c: {'@type': type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy, allow_origin_string_match: [{exact: 'https://a'}, {exact: 'https://b'}], allow_methods: GET}}";
+    let config = http(filters, routes);
+    let preflight = |origin| {
+        let asked = [("origin", origin), ("access-control-request-method", "GET")];
+        ask("OPTIONS", "/x", &asked, "10.1.2.3")
+    };
+    for (request, expected) in [
+        (preflight("https://b"), "200 https://b"),
+        (preflight("https://c"), "10.0.0.1:80 /x"),
+        (ask("OPTIONS", "/x", &[("origin", "https://a")], "10.1.2.3"), "10.0.0.1:80 /x"),
+        (ask("GET", "/x", &[("origin", "https://a")], "10.1.2.3"), "10.0.0.1:80 /x"),
+    ] {
+        assert_eq!(both(&config, &request), [expected, expected], "{request:?}");
+    }
+}
+
+#[test]
+fn templates_and_escapes_of_paths() {
+    let routes = "              - match: {path_match_policy: {name: m, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: '/m/{kind}/*/{file=**}'}}}
+                route: {cluster: b, path_rewrite_policy: {name: w, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig, path_template_rewrite: '/{file}/of/{kind}'}}}
+              - {match: {prefix: /}, route: {cluster: a}}";
+    let config = http("", routes).replace(
+        "          use_remote_address: true",
+        "          path_with_escaped_slashes_action: REJECT_REQUEST",
+    );
+    for (target, expected) in [
+        ("/m/img/x/a/b.png?q", "10.0.0.2:80 /a/b.png/of/img?q"),
+        ("/m/img/x", "10.0.0.1:80 /m/img/x"),
+        ("/a%2Fb", "400"),
+        ("/a?%2F", "10.0.0.1:80 /a?%2F"),
+    ] {
+        let request = ask("GET", target, &[], "10.1.2.3");
+        assert_eq!(both(&config, &request), [expected, expected], "{target}");
+    }
+}
+
+#[test]
+fn the_scheme_is_asked_for() {
+    let routes = "              - {match: {prefix: /, headers: [{name: ':scheme', string_match: {exact: https}}]}, route: {cluster: b}}
+              - {match: {prefix: /}, route: {cluster: a}}";
+    let config = http("", routes);
+    let believed = config.replace("          use_remote_address: true\n", "");
+    let request = ask("GET", "/", &[("x-forwarded-proto", "https")], "10.1.2.3");
+    assert_eq!(both(&config, &request), ["10.0.0.1:80 /"; 2]);
+    assert_eq!(both(&believed, &request), ["10.0.0.2:80 /"; 2]);
+    assert_eq!(both(&believed, &ask("GET", "/", &[], "10.1.2.3")), ["10.0.0.1:80 /"; 2]);
+}
+
+#[test]
+fn one_of_several_clusters_has_headers_of_its_own() {
+    let clusters = "{clusters: [{name: a, weight: 1, request_headers_to_add: [{header: {key: X-Lane, value: a}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}], response_headers_to_remove: [x-b]}, {name: b, weight: 2, request_headers_to_add: [{header: {key: x-of-route, value: b}}]}]}";
+    let routes = format!(
+        "              - match: {{prefix: /}}
+                route: {{weighted_clusters: {clusters}}}
+                request_headers_to_add: [{{header: {{key: x-of-route, value: r}}}}]"
+    );
+    let config = Config::read(&Source::of("e", &http("", &routes))).unwrap();
+    let (program, ledger) = convert(&config);
+    let crate::program::Accepts::Http { rules, .. } = &program.listeners[0].accepts else {
+        panic!("{program:?}")
+    };
+    let crate::program::Then::Forward(forward) = &rules[0].then else { panic!("{rules:?}") };
+    let [own] = forward.own.as_slice() else { panic!("{forward:?}") };
+    assert_eq!((own.at, own.set.as_slice()), (0, [("x-lane".into(), "a".into())].as_slice()));
+    assert_eq!(own.remove_answer, ["x-b"]);
+    let asks = |entry: &Entry| matches!(&entry.verdict, Verdict::Decision { question, .. } if question.contains("what the route says"));
+    assert_eq!(ledger.entries().iter().filter(|entry| asks(entry)).count(), 1);
+}

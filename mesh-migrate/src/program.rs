@@ -135,6 +135,8 @@ pub struct Forward {
     /// Replaced by what the request says, names in lower case; removed where it says
     /// nothing.
     pub tell: Vec<(String, Said)>,
+    /// The same, added to those that are there; nothing where it is empty.
+    pub tell_more: Vec<(String, Said)>,
     /// Added to those that are there.
     pub add: Vec<(String, String)>,
     /// Removed.
@@ -176,10 +178,71 @@ pub enum Said {
     Query,
     /// A header, name in lower case.
     Header(String),
+    /// The first cookie of this name.
+    Cookie(String),
+    /// The first parameter of the query of this name, as it was sent.
+    Parameter(String),
+    /// Changed; never of a text or of several.
+    Changed(Box<Said>, SaidChange),
     /// This text.
     Text(String),
     /// One after the other.
     Joined(Vec<Said>),
+}
+
+/// What becomes of something that a request says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SaidChange {
+    /// In lower case.
+    Lower,
+    /// As `regex` replaces; what does not match stays.
+    Replace {
+        /// Unanchored.
+        pattern: String,
+        /// With references to groups.
+        substitution: String,
+        /// Every match, or the first one.
+        all: bool,
+    },
+}
+
+impl Said {
+    /// What it is then; `None` where no template of ours can say it.
+    pub fn changed(self, change: SaidChange) -> Option<Said> {
+        const MAX_CHANGES: usize = 8;
+        if let SaidChange::Replace { pattern, substitution, .. } = &change
+            && !(is_written(pattern) && is_written(substitution))
+        {
+            return None;
+        }
+        match (self, change) {
+            (Self::Text(text), SaidChange::Lower) => Some(Self::Text(text.to_ascii_lowercase())),
+            (Self::Joined(parts), SaidChange::Lower) => {
+                let parts = parts.into_iter().map(|part| part.changed(SaidChange::Lower));
+                parts.collect::<Option<_>>().map(Self::Joined)
+            }
+            (Self::Text(_) | Self::Joined(_), _) => None,
+            (said, change) => {
+                let mut depth = 1;
+                let mut inner = &said;
+                while let Self::Changed(of, _) = inner {
+                    (inner, depth) = (of, depth + 1);
+                }
+                (depth <= MAX_CHANGES).then(|| Self::Changed(Box::new(said), change))
+            }
+        }
+    }
+}
+
+/// Whether it can stand between the tildes of a template.
+fn is_written(text: &str) -> bool {
+    let mut is_escaped = false;
+    let fits = text.bytes().all(|byte| {
+        let ends = byte == b'~' && !is_escaped || byte.is_ascii_control();
+        is_escaped = byte == b'\\' && !is_escaped;
+        !ends
+    });
+    fits && !is_escaped
 }
 
 /// Another path.
@@ -243,6 +306,8 @@ pub enum Condition {
     Query(String, Text),
     /// The client's address is in one of these blocks (`10.0.0.0/8`).
     Source(Vec<String>),
+    /// What is made of the request, which may be empty; nothing of the client's address.
+    Said(Said, Text),
 }
 
 /// What a text must be.

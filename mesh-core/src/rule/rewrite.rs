@@ -111,7 +111,7 @@ impl PathPattern {
     }
 
     /// `None` where nothing matches.
-    fn replace(&self, path: &[u8]) -> Result<Option<Vec<u8>>, BadRewrite> {
+    pub(super) fn replace(&self, path: &[u8]) -> Result<Option<Vec<u8>>, BadRewrite> {
         let mut changed = Vec::new();
         let mut upto = 0;
         let times = if self.all { usize::MAX } else { 1 };

@@ -6,12 +6,13 @@ use crate::{
 };
 
 use super::super::{
-    acl::Method,
+    acl::{self, Condition, Method, Named, Test},
     proxy::Proxy,
     rules::{self, Action, Part as UriPart},
     sample::{self, Call, Expression, Format, Part},
 };
 use super::{
+    logic::known,
     state::{Header, State, Symbol},
     walk::Walk,
 };
@@ -67,7 +68,7 @@ pub(super) fn apply(
         }
         Action::SetVar(name, expression) => {
             let symbol = state.symbol(walk.front, expression);
-            set_var(state, name, symbol);
+            set_var(walk, state, name, symbol);
         }
         Action::SetVarFormat(name, format) => {
             let symbol = match format.parts.as_slice() {
@@ -76,7 +77,7 @@ pub(super) fn apply(
                     .constant(walk.front, format)
                     .map(|text| Symbol::Known(Some(super::super::matching::Value::Text(text)))),
             };
-            set_var(state, name, symbol);
+            set_var(walk, state, name, symbol);
         }
         Action::UnsetVar(name) => drop(state.variables.remove(name)),
         Action::Other(name) => {
@@ -117,10 +118,19 @@ fn set_header(
 }
 
 /// A variable keeps what it was where there is no sample.
-fn set_var(state: &mut State, name: &str, symbol: Result<Symbol, String>) {
+fn set_var(
+    walk: &Walk<'_, '_>,
+    state: &mut State,
+    name: &str,
+    symbol: Result<Symbol, String>,
+) {
+    let is_there = |symbol: &Symbol| state.is_there(walk.front, symbol);
     let symbol = match (symbol, state.variables.get(name)) {
         (Ok(Symbol::Known(None)), _) => return,
-        (Ok(Symbol::Of(..)), Some(_)) => Err(format!("{name} has been set twice")),
+        (Ok(new), Some(old)) if is_there(&new) != Some(true) => match old {
+            Ok(old) if is_there(old) == Some(false) => Ok(new),
+            _ => Err(format!("{name} has been set twice")),
+        },
         (symbol, _) => symbol,
     };
     state.variables.insert(name.to_owned(), symbol);
@@ -158,33 +168,19 @@ fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
 
 /// What a sample is of the request.
 fn sampled(walk: &Walk<'_, '_>, of: &Expression, state: &State) -> Option<Said> {
-    let (call, converters) = match state.symbol(walk.front, of).ok()? {
+    match state.symbol(walk.front, of).ok()? {
         Symbol::Known(value) => {
-            return Some(Said::Text(value.map_or_else(String::new, |value| value.to_string())));
+            Some(Said::Text(value.map_or_else(String::new, |value| value.to_string())))
         }
-        Symbol::Of(call, converters) => (call, converters),
-    };
-    let first = call.argument(0).to_ascii_lowercase();
-    let is_header = matches!(call.name.as_str(), "req.hdr" | "req.fhdr");
-    if is_header && first == "host" && is_hostname(&converters) {
-        return Some(Said::Hostname);
-    }
-    if !converters.is_empty() {
-        return None;
-    }
-    match call.name.as_str() {
-        "src" => Some(Said::Client),
-        "method" | "capture.req.method" => Some(Said::Method),
-        "path" => Some(Said::Path),
-        "pathq" | "url" => Some(Said::Target),
-        "capture.req.uri" => {
-            (state.path.is_none() && state.query.is_none()).then_some(Said::Target)
+        Symbol::Said(said, converters) => super::said::converted(state, said, &converters),
+        Symbol::Of(call, converters) => {
+            let first = call.argument(0).to_ascii_lowercase();
+            let is_header = matches!(call.name.as_str(), "req.hdr" | "req.fhdr");
+            if is_header && first == "host" && is_hostname(&converters) {
+                return Some(Said::Hostname);
+            }
+            super::said::converted(state, super::said::fetched(&call)?, &converters)
         }
-        "query" => Some(Said::Query),
-        "base" => Some(Said::Joined(vec![Said::Host, Said::Path])),
-        _ if is_header && first == "host" => Some(Said::Host),
-        _ if is_header && call.argument(1).is_empty() => Some(Said::Header(first)),
-        _ => None,
     }
 }
 
@@ -203,16 +199,29 @@ fn tells_header(said: &Said) -> bool {
     match said {
         Said::Header(_) => true,
         Said::Joined(parts) => parts.iter().any(tells_header),
+        Said::Changed(of, _) => tells_header(of),
         _ => false,
     }
 }
 
 fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state: &mut State) {
-    let value = state.constant(walk.front, value);
+    let constant = state.constant(walk.front, value);
+    let said = said(walk, value, state).filter(|_| name != "host");
     let header = state.headers.entry(name.to_owned()).or_default();
-    match value {
-        Ok(value) => header.values.push(value),
-        Err(why) => {
+    match (constant, said) {
+        (Ok(value), _) if header.said.is_none() && header.more.is_empty() => {
+            header.values.push(value);
+        }
+        (Ok(value), _) => header.more.push(Said::Text(value)),
+        (Err(_), Some(said)) => {
+            if tells_header(&said) {
+                let how = "of several lines of that header the first one is told";
+                walk.notes.approximated(place, how);
+            }
+            header.more.push(said);
+            header.unsaid = Some("it is what each request says".to_owned());
+        }
+        (Err(why), None) => {
             let question = match header.is_replaced {
                 true => format!("{why}: {name} is removed and not set"),
                 false => format!("{why}: {name} is not added"),
@@ -237,18 +246,42 @@ pub(super) fn headers(state: &State, forward: &mut Forward) {
             }
         }
         forward.add.extend(values.map(|value| (name.clone(), value.clone())));
+        forward.tell_more.extend(header.more.iter().map(|said| (name.clone(), said.clone())));
     }
 }
 
 /// Headers of answers, by `http-response` of the backend and of the frontend.
-pub(super) fn answers(walk: &mut Walk<'_, '_>, backend: &Proxy, forward: &mut Forward) {
+///
+/// Variables of a transaction are known there, requests are not.
+pub(super) fn answers(
+    walk: &mut Walk<'_, '_>,
+    backend: &Proxy,
+    before: &State,
+    forward: &mut Forward,
+) {
+    let kept = before.variables.iter().filter(|(name, _)| !name.starts_with("req."));
+    let variables = kept.map(|(name, symbol)| (name.clone(), symbol.clone())).collect();
+    let state = State { variables, facts: before.facts.clone(), ..State::default() };
     let frontend = walk.frontend().filter(|frontend| frontend.name != backend.name);
     let rules = backend.http_response.iter();
     for rule in rules.chain(frontend.into_iter().flat_map(|f| &f.http_response)) {
         if matches!(rule.action, Action::Aside(_) | Action::SetVar(..)) {
             continue;
         }
-        if rule.when.is_some() {
+        let of = [backend].into_iter().chain(frontend);
+        let whose = of.clone().find(|proxy| proxy.http_response.iter().any(|one| one == rule));
+        let holds = match (&rule.when, whose) {
+            (None, _) => Some(true),
+            (Some(when), Some(proxy)) if is_of_connection(proxy, when) => {
+                let read = state.condition(walk.front, proxy, when, false);
+                known(&read.condition).filter(|_| read.unsaid.is_empty())
+            }
+            _ => None,
+        };
+        if holds == Some(false) {
+            continue;
+        }
+        if holds.is_none() {
             let question = "rules for some answers have no counterpart: it is left out";
             walk.notes.decision(&rule.place, question, &["leave it so"]);
             continue;
@@ -271,7 +304,7 @@ pub(super) fn answers(walk: &mut Walk<'_, '_>, backend: &Proxy, forward: &mut Fo
                 continue;
             }
         };
-        match value.map(|(value, sets)| (State::default().constant(walk.front, value), sets)) {
+        match value.map(|(value, sets)| (state.constant(walk.front, value), sets)) {
             None => forward.remove_answer.push(name.clone()),
             Some((Ok(value), true)) => {
                 forward.remove_answer.retain(|known| known != name);
@@ -284,6 +317,18 @@ pub(super) fn answers(walk: &mut Walk<'_, '_>, backend: &Proxy, forward: &mut Fo
             }
         }
     }
+}
+
+/// Whether a condition asks only what is known when the answer comes.
+fn is_of_connection(proxy: &Proxy, when: &Condition) -> bool {
+    let test = |test: &Test| {
+        let name = acl::canonical(&test.expression.fetch.name);
+        matches!(name, "var" | "ssl_fc" | "always_true" | "always_false" | "bool" | "str" | "int")
+    };
+    when.any.iter().flatten().all(|literal| match &literal.of {
+        Named::Anonymous(one) => test(one),
+        Named::Acl(name) => proxy.acls.get(name).is_some_and(|tests| tests.iter().all(|one| test(one))),
+    })
 }
 
 fn set_path(

@@ -12,6 +12,7 @@ mod notes;
 mod numbers;
 mod pools;
 mod replies;
+mod said;
 mod settings;
 mod state;
 mod text;

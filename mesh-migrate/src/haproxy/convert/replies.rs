@@ -127,7 +127,7 @@ fn host(walk: &mut Walk<'_, '_>, place: &Place, state: &State) -> Result<Locatio
             keeps_port(walk, place);
             Ok(Location::default())
         }
-        Some(Header { is_replaced: true, values, unsaid: None, said: None })
+        Some(Header { is_replaced: true, values, unsaid: None, said: None, .. })
             if values.len() == 1 =>
         {
             Ok(Location { scheme: None, ..authority(&format!("x://{}", values[0]))? })

@@ -15,8 +15,8 @@ use super::super::{
 };
 use super::{
     fetches::{base, base_pattern, cookie, header, numbers},
-    logic::{all, any, constant, not},
-    text::{Leaf, Unsaid, pull, text},
+    logic::{all, any, constant, known, not},
+    text::{Fetched, Leaf, Unsaid, pull, text},
 };
 
 /// A sample, in terms of the request that came.
@@ -26,6 +26,8 @@ pub(super) enum Symbol {
     Known(Option<Value>),
     /// What a fetch and its converters are of the request.
     Of(Call, Vec<Call>),
+    /// What rules have made of it, and converters.
+    Said(Said, Vec<Call>),
 }
 
 /// What is known of the connection.
@@ -68,6 +70,8 @@ pub(super) struct Header {
     pub(super) values: Vec<String>,
     /// What of the request is sent instead.
     pub(super) said: Option<Said>,
+    /// What of the request is sent, too.
+    pub(super) more: Vec<Said>,
     /// Some of it cannot be said.
     pub(super) unsaid: Option<Unsaid>,
 }
@@ -128,13 +132,10 @@ impl State {
 
     fn test(&self, front: &Front, test: &Test) -> Result<Condition, Unsaid> {
         let symbol = self.symbol(front, &test.expression)?;
-        let (call, converters) = match symbol {
-            Symbol::Known(value) => {
-                return Ok(constant(value.is_some_and(|value| matching::matches(test, &value))));
-            }
-            Symbol::Of(call, converters) => (call, converters),
-        };
-        let source = |leaf: &Leaf| of_request(front, &call, leaf);
+        if let Symbol::Known(value) = &symbol {
+            let holds = value.as_ref().is_some_and(|value| matching::matches(test, value));
+            return Ok(constant(holds));
+        }
         let leaf = |pattern: &str| Leaf {
             method: test.method,
             ignores_case: test.ignores_case,
@@ -142,10 +143,50 @@ impl State {
         };
         if matches!(test.method, Method::Found | Method::Bool | Method::Int | Method::Length) {
             let patterns: Vec<&str> = test.all_patterns().collect();
-            return pull(leaf(&patterns.join(" ")), &converters, &source);
+            return self.compared(front, &symbol, leaf(&patterns.join(" ")));
         }
-        let leaves = test.all_patterns().map(|pattern| pull(leaf(pattern), &converters, &source));
+        let leaves =
+            test.all_patterns().map(|pattern| self.compared(front, &symbol, leaf(pattern)));
         leaves.collect::<Result<Vec<_>, _>>().map(any)
+    }
+
+    /// When what each request says is like this.
+    fn compared(&self, front: &Front, symbol: &Symbol, leaf: Leaf) -> Result<Condition, Unsaid> {
+        match symbol {
+            Symbol::Known(value) => {
+                let is = |value: &Value| match leaf.method {
+                    Method::Found => true,
+                    method => matching::compare(
+                        method,
+                        &value.to_string(),
+                        &leaf.pattern,
+                        leaf.ignores_case,
+                    ),
+                };
+                Ok(constant(value.as_ref().is_some_and(is)))
+            }
+            Symbol::Of(call, converters) => {
+                let is = |leaf: &Leaf| of_request(front, call, leaf);
+                let said = |converters: &[Call]| {
+                    let said = super::said::compared(front, call, &leaf)?;
+                    super::said::converted(self, said, converters)
+                };
+                pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
+            }
+            Symbol::Said(of, converters) => {
+                let is = |_: &Leaf| Err("the path has been rewritten before".to_owned());
+                let said =
+                    |converters: &[Call]| super::said::converted(self, of.clone(), converters);
+                pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
+            }
+        }
+    }
+
+    /// Whether there is one, as far as that is known.
+    pub(super) fn is_there(&self, front: &Front, symbol: &Symbol) -> Option<bool> {
+        let leaf = Leaf { method: Method::Found, ignores_case: false, pattern: String::new() };
+        let condition = self.compared(front, symbol, leaf).ok()?;
+        known(&super::logic::given(condition, &self.facts))
     }
 
     /// When a sample outside ACLs is exactly this text.
@@ -155,16 +196,11 @@ impl State {
         expression: &Expression,
         text: &str,
     ) -> Result<Condition, Unsaid> {
-        match self.symbol(front, expression)? {
-            Symbol::Known(value) => Ok(constant(value.is_some_and(|v| v.to_string() == text))),
-            Symbol::Of(call, converters) => {
-                let pattern = text.to_owned();
-                let leaf = Leaf { method: Method::Exact, ignores_case: false, pattern };
-                let source = |leaf: &Leaf| of_request(front, &call, leaf);
-                let condition = pull(leaf, &converters, &source)?;
-                Ok(super::logic::given(condition, &self.facts))
-            }
-        }
+        let symbol = self.symbol(front, expression)?;
+        let pattern = text.to_owned();
+        let leaf = Leaf { method: Method::Exact, ignores_case: false, pattern };
+        let condition = self.compared(front, &symbol, leaf)?;
+        Ok(super::logic::given(condition, &self.facts))
     }
 
     pub(super) fn symbol(&self, front: &Front, of: &Expression) -> Result<Symbol, Unsaid> {
@@ -186,6 +222,10 @@ impl State {
                 Symbol::Of(fetch, mut converters) => {
                     converters.push(call.clone());
                     Symbol::Of(fetch, converters)
+                }
+                Symbol::Said(said, mut converters) => {
+                    converters.push(call.clone());
+                    Symbol::Said(said, converters)
                 }
             };
         }
@@ -245,6 +285,9 @@ impl State {
                 Some(PathChange::Whole(_)) => Ok(Symbol::Known(None)),
                 _ => of(),
             },
+            "path" if let Some(said) = self.path.as_ref().and_then(super::said::path) => {
+                Ok(Symbol::Said(said, Vec::new()))
+            }
             _ if is_of_path && self.path.is_some() => {
                 Err(format!("`{name}` after the path has been rewritten"))
             }
@@ -293,7 +336,7 @@ impl State {
                     Symbol::Known(value) => {
                         out.extend(value.map(|value| value.to_string()));
                     }
-                    Symbol::Of(..) => {
+                    Symbol::Of(..) | Symbol::Said(..) => {
                         return Err(format!("%[{}] is another each time", expression.text));
                     }
                 },
@@ -384,6 +427,9 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
             Ok(Condition::Path(text(leaf)?))
         }
         "base" | "pathq" | "url" if leaf.method == Method::Found => Ok(Condition::Always),
+        "query" if leaf.method == Method::Found => {
+            Ok(Condition::Said(Said::Target, Text::Pattern(r"(?s:[^?]*\?.*)".to_owned())))
+        }
         "base" if leaf.method == Method::Regex => base_pattern(leaf),
         "base" => base(leaf),
         "req.ssl_sni" => match leaf.method {

@@ -200,7 +200,10 @@ impl Asked<'_> {
         if let Some(location) = &reply.location {
             headers.push(("location".into(), self.location(location)));
         }
-        let body = Some(reply.body.clone()).filter(|body| !body.is_empty());
+        let told = reply.told.iter().map(|(name, said)| (name.clone(), self.said(said)));
+        headers.extend(told.filter(|(_, value)| !value.is_empty()));
+        let body = reply.text.as_ref().map_or_else(|| reply.body.clone(), |said| self.said(said));
+        let body = Some(body).filter(|body| !body.is_empty());
         Outcome::Answered { status: reply.status, headers, body }
     }
 

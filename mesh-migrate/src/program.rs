@@ -100,6 +100,10 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// What it says.
     pub body: String,
+    /// More headers, made of the request; one that is empty is left out.
+    pub told: Vec<(String, Said)>,
+    /// What it says instead, made of the request.
+    pub text: Option<Said>,
     /// For redirects: where to.
     pub location: Option<Location>,
 }

@@ -16,6 +16,9 @@ pub enum BadRewrite {
         "the changed path is none: it must begin with '/' and have no other than URI characters"
     )]
     Target,
+    /// RFC 9110 section 5.5.
+    #[error("what is made of the request is no value of a header")]
+    Value,
     /// Of a target or header.
     #[error("what is made of the request is too long")]
     TooLong,

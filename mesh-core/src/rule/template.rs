@@ -76,12 +76,22 @@ enum Part {
 }
 
 impl Template {
-    /// Reads it.
+    /// Reads the value of a header.
     ///
     /// # Errors
     ///
     /// It names what no request has, or has characters that no value may have.
     pub fn new(text: &str) -> Result<Self, BadTemplate> {
+        HeaderValue::from_bytes(text.as_bytes()).map_err(|_| BadTemplate::Text)?;
+        Self::of_text(text)
+    }
+
+    /// Reads any text.
+    ///
+    /// # Errors
+    ///
+    /// It names what no request has.
+    pub fn of_text(text: &str) -> Result<Self, BadTemplate> {
         let mut parts = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -103,7 +113,6 @@ impl Template {
         }
         literal.push_str(rest);
         push_text(&mut parts, &mut literal);
-        HeaderValue::from_bytes(text.as_bytes()).map_err(|_| BadTemplate::Text)?;
         Ok(Self { text: text.into(), parts })
     }
 
@@ -128,6 +137,20 @@ impl Template {
         head: &RequestHead,
         client: Option<IpAddr>,
     ) -> Result<Vec<u8>, BadRewrite> {
+        // RFC 9110 section 5.5: no value begins or ends with space.
+        self.text(head, client).map(|value| value.trim_ascii().to_vec())
+    }
+
+    /// The text, with spaces around it.
+    ///
+    /// # Errors
+    ///
+    /// It is too long.
+    pub fn text(
+        &self,
+        head: &RequestHead,
+        client: Option<IpAddr>,
+    ) -> Result<Vec<u8>, BadRewrite> {
         let mut value = Vec::new();
         for (part, changes) in &self.parts {
             if changes.is_empty() {
@@ -144,8 +167,7 @@ impl Template {
                 return Err(BadRewrite::TooLong);
             }
         }
-        // RFC 9110 section 5.5: no value begins or ends with space.
-        Ok(value.trim_ascii().to_vec())
+        Ok(value)
     }
 }
 

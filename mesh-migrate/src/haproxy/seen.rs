@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use crate::request::{Kind, Request};
+use crate::request::{Http, Kind, Request};
 
 use super::{
     acl::{self, Condition, Named, Test},
@@ -44,6 +44,19 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// A request of which nothing is asked.
+    pub(super) fn of_nothing() -> Self {
+        let http = Http {
+            method: String::new(),
+            host: None,
+            target: String::new(),
+            headers: Vec::new(),
+            is_http10: false,
+        };
+        let source = std::net::Ipv4Addr::UNSPECIFIED.into();
+        Self::new(&Request { listener: None, source, kind: Kind::Http(http) })
+    }
+
     pub(super) fn new(request: &Request) -> Self {
         let mut seen = Self {
             source: request.source,
@@ -241,7 +254,7 @@ impl Seen {
             "path" if !self.path.starts_with('/') => Vec::new(),
             "path" => text(&self.path),
             "pathq" | "url" => text(&self.target()),
-            "query" => text(self.query.as_deref().unwrap_or_default()),
+            "query" => self.query.iter().map(|query| Value::Text(query.clone())).collect(),
             "base" | "baseq" => {
                 let host = self.lines("host").next().unwrap_or_default().to_owned();
                 let rest = if name == "base" { self.path.clone() } else { self.target() };

@@ -21,7 +21,8 @@ impl Pattern {
     ///
     /// What of it cannot be read.
     pub(super) fn of(pcre: &str, ignores_case: bool) -> Result<Self, String> {
-        let text = translated(pcre)?.into_owned();
+        let plain = super::ahead::plain(pcre, ignores_case);
+        let text = translated(plain.as_deref().unwrap_or(pcre))?.into_owned();
         let mut builder = RegexBuilder::new(&text);
         builder.unicode(false).case_insensitive(ignores_case).size_limit(MAX_SIZE);
         let regex = builder.build().map_err(|wrong| {

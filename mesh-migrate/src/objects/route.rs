@@ -303,10 +303,21 @@ impl Making<'_> {
             }
             Some(location) => redirected(reply, location, route, policy),
             None => {
+                let has_templates = !reply.told.is_empty() || reply.text.is_some();
+                let literal = |text: &str| match has_templates {
+                    true => text.replace('%', "%%"),
+                    false => text.to_owned(),
+                };
+                let plain = reply.headers.iter().map(|(name, value)| (name, literal(value)));
+                let told = reply.told.iter().map(|(name, said)| (name, template(said)));
+                let headers = plain.chain(told);
+                let headers = headers.map(|(name, value)| json!({ "name": name, "value": value }));
+                let body = reply.text.as_ref().map_or_else(|| literal(&reply.body), template);
                 let reply = object([
                     ("status", Some(reply.status.into())),
-                    ("headers", some_list(fields(&reply.headers))),
-                    ("body", (!reply.body.is_empty()).then(|| reply.body.as_str().into())),
+                    ("headers", some_list(headers.collect())),
+                    ("body", (!body.is_empty()).then(|| body.into())),
+                    ("templates", has_templates.then(|| true.into())),
                 ]);
                 policy.insert("reply".into(), reply);
             }

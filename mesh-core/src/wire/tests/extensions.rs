@@ -16,6 +16,7 @@ pub(super) fn extension() -> v1::RouteExtension {
             status: 299,
             headers: vec![v1::Header { name: "x-said".into(), value: "v w".into() }],
             body: "two\nlines".into(),
+            templates: false,
         }),
         rewrite: Some(v1::PatternRewrite {
             pattern: "^/(a)".into(),

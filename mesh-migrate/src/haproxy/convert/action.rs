@@ -146,7 +146,7 @@ fn is_client(value: &Format) -> bool {
 }
 
 /// What of the request a value is, as it was sent.
-fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
+pub(super) fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
     let is_kept = state.path.is_none() && state.query.is_none();
     let part = |part: &Part| match part {
         Part::Text(text) => Some(Said::Text(text.clone())),

@@ -116,6 +116,7 @@ fn unused(config: &Config, proxy: &Proxy, notes: &mut Notes) {
         to: None,
         port: None,
         usable: BTreeMap::new(),
+        variables: config.variables.clone(),
     };
     let mut walk = Walk::new(config, &front, notes);
     walk.back(proxy);
@@ -142,6 +143,7 @@ fn front(config: &Config, proxy: &Proxy, bind: &Bind) -> Front {
         },
         port: ports.first().copied().filter(|_| ports.len() == 1),
         usable: usable.collect(),
+        variables: config.variables.clone(),
     }
 }
 

@@ -27,7 +27,9 @@ pub(super) fn of_global(statement: &Statement) -> Verdict {
         }
         "log" | "log-tag" | "log-send-hostname" => dropped("logs go to standard output"),
         "stats" => dropped("the socket of HAProxy is not there: use meshctl"),
-        "setenv" | "presetenv" | "unsetenv" | "resetenv" => Verdict::Exact,
+        "setenv" | "presetenv" | "unsetenv" | "resetenv" | "set-var" | "set-var-fmt" => {
+            Verdict::Exact
+        }
         "maxconn" | "maxconnrate" | "maxsessrate" | "maxsslconn" => {
             dropped("clients are not limited by number")
         }

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::program::{Condition, PathChange, Said, Text};
-use crate::request::{Http, Kind, Request};
 use crate::source::Place;
 
 use super::super::{
@@ -42,6 +41,8 @@ pub(super) struct Front {
     pub(super) to: Option<SocketAddr>,
     pub(super) port: Option<u16>,
     pub(super) usable: BTreeMap<String, i64>,
+    /// Of the process.
+    pub(super) variables: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -211,7 +212,7 @@ impl State {
             }
             symbol = match symbol {
                 Symbol::Known(Some(value)) => {
-                    let mut none = nothing();
+                    let mut none = Seen::of_nothing();
                     let value = none.convert(call, value);
                     if let Some(why) = none.unknown.pop() {
                         return Err(why);
@@ -271,6 +272,9 @@ impl State {
             counter if seen::is_counter(counter) => known(Value::Int(0)),
             "var" => match self.variables.get(first) {
                 Some(symbol) => symbol.clone(),
+                None if front.variables.contains_key(first) => {
+                    known(Value::Text(front.variables[first].clone()))
+                }
                 None if call.arguments.len() > 1 => known(Value::Text(call.argument(1).into())),
                 None => Ok(Symbol::Known(None)),
             },
@@ -350,19 +354,6 @@ impl State {
 pub(super) struct Read {
     pub(super) condition: Condition,
     pub(super) unsaid: Vec<Unsaid>,
-}
-
-/// A request of which nothing is asked, for converters of known samples.
-fn nothing() -> Seen {
-    let http = Http {
-        method: String::new(),
-        host: None,
-        target: String::new(),
-        headers: Vec::new(),
-        is_http10: false,
-    };
-    let source = std::net::Ipv4Addr::UNSPECIFIED.into();
-    Seen::new(&Request { listener: None, source, kind: Kind::Http(http) })
 }
 
 /// How TLS names are called in conditions until they become names of rules.

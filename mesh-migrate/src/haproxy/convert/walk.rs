@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    program::{Condition, Forwarded, Pool, Reply, Rule, TcpRule, Text, Then},
+    program::{Condition, Forwarded, Pool, Reply, Rule, Said, TcpRule, Text, Then},
     source::Place,
 };
 
 use super::super::{
     Config,
     acl::Condition as Written,
+    pages,
     proxy::{Proxy, Switch},
     rules::{self, Action},
     sample::Part,
@@ -278,15 +279,16 @@ impl<'c, 'n> Walk<'c, 'n> {
 
     fn monitor(&mut self, proxy: &'c Proxy, state: &State) -> bool {
         let Some((place, uri)) = &proxy.monitor else { return false };
-        self.notes.approximated(place, format!("{uri} is answered with any query, too"));
-        let path = Condition::Path(Text::Exact(uri.clone()));
+        let path = Condition::Said(Said::Target, Text::Exact(uri.clone()));
         for fails in &proxy.monitor_fails {
             let read = state.condition(self.front, proxy, fails, false);
             let question = "how many servers are well is not asked: the monitor is not told";
             self.notes.decision(&fails.place, question, &["leave it so"]);
             self.answer(place, state, &all([path.clone(), read.condition]), unavailable());
         }
-        self.answer(place, state, &path, Reply { status: 200, ..Reply::default() });
+        let (headers, body) = pages::page(self.config, 200).unwrap_or_default();
+        let ready = Reply { status: 200, headers, body, ..Reply::default() };
+        self.answer(place, state, &path, ready);
         false
     }
 

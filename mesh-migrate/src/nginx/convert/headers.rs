@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{At, Directive, Forwarded, Template, Work, leaf::Here};
 use crate::{
-    nginx::{explain::Url, model, template::Part},
-    program::{Forward, Rule, Said, Then},
+    nginx::{explain::Url, model, pattern::Pattern, template::Part},
+    program::{Forward, Rule, Said, SaidChange, Then},
 };
 
 /// Statuses of answers that have the headers of `add_header` without `always`.
@@ -67,7 +67,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     self.hop(directive, &name, &value);
                 }
                 _ => {
-                    let is_kept = self.header(directive, &name, &value, url, forward);
+                    let is_kept = self.header(directive, &name, (&value, here.groups), url, forward);
                     if is_kept && !kept.insert(name) {
                         self.approximated(
                             directive,
@@ -93,11 +93,11 @@ impl<'m, 'c> Work<'m, 'c> {
         &mut self,
         directive: &Directive,
         name: &str,
-        value: &Template,
+        (value, groups): (&Template, Option<&Pattern>),
         url: &Url,
         forward: &mut Forward,
     ) -> bool {
-        let becomes = becomes(name, value, url);
+        let becomes = becomes(name, value, url, groups);
         let is_told = forward.tell.iter().any(|(known, _)| known == name);
         let is_set = forward.set.iter().any(|(known, _)| known == name);
         if is_told && matches!(becomes, Becomes::Told(_) | Becomes::Set(_))
@@ -218,7 +218,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 }
 
-fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
+fn becomes(name: &str, value: &Template, url: &Url, groups: Option<&Pattern>) -> Becomes {
     if let Some(text) = value.constant() {
         return if text.is_empty() { Becomes::Removed } else { Becomes::Set(text) };
     }
@@ -237,7 +237,7 @@ fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
         Some("request_id") => {
             Becomes::Unsaid("applications do not get it: requests have traceparent with us")
         }
-        _ => match joined(value, url) {
+        _ => match said(value, Some(url), groups) {
             Some(said) => Becomes::Told(said),
             None => Becomes::Unsaid(
                 "applications do not get it: its value has variables that a header of ours cannot have",
@@ -246,24 +246,63 @@ fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
     }
 }
 
-/// A text with variables that each request has.
-fn joined(value: &Template, url: &Url) -> Option<Said> {
-    let part = |part: &Part| {
-        Some(match part {
-            Part::Text(text) => Said::Text(text.clone()),
-            Part::Variable(name) => match name.as_str() {
-                "remote_addr" | "realip_remote_addr" => Said::Client,
-                "host" => Said::Hostname,
-                "http_host" => Said::Host,
-                "scheme" => Said::Scheme,
-                "request_method" => Said::Method,
-                "request_uri" => Said::Target,
-                "args" | "query_string" => Said::Query,
-                "proxy_host" => Said::Text(url.host().to_owned()),
-                name => Said::Header(name.strip_prefix("http_")?.replace('_', "-")),
-            },
-        })
-    };
-    let mut parts = value.0.iter().map(part).collect::<Option<Vec<_>>>()?;
+/// A text with variables that each request has; groups are those of a pattern that the
+/// path has matched.
+pub(super) fn said(
+    value: &Template,
+    url: Option<&Url>,
+    groups: Option<&Pattern>,
+) -> Option<Said> {
+    let mut parts =
+        value.0.iter().map(|part| said_part(part, url, groups)).collect::<Option<Vec<_>>>()?;
     if parts.len() == 1 { parts.pop() } else { Some(Said::Joined(parts)) }
+}
+
+fn said_part(part: &Part, url: Option<&Url>, groups: Option<&Pattern>) -> Option<Said> {
+    let name = match part {
+        Part::Text(text) => return Some(Said::Text(text.clone())),
+        Part::Variable(name) => name.as_str(),
+    };
+    let replaced = |said: Said, pattern: String, substitution: String| {
+        said.changed(SaidChange::Replace { pattern, substitution, all: false })
+    };
+    Some(match name {
+        "remote_addr" | "realip_remote_addr" => Said::Client,
+        "host" => Said::Hostname,
+        "http_host" => Said::Host,
+        "scheme" => Said::Scheme,
+        "request_method" => Said::Method,
+        "request_uri" => Said::Target,
+        "args" | "query_string" => Said::Query,
+        "is_args" => {
+            return replaced(Said::Target, r"^[^?]*(?:(\?).+|.*)$".into(), "$1".into());
+        }
+        "proxy_host" => Said::Text(url?.host().to_owned()),
+        "content_type" => Said::Header("content-type".into()),
+        name => {
+            if let Some(group) = groups.and_then(|groups| group(groups, name)) {
+                return replaced(Said::Path, groups?.replacing(), format!("${{{group}}}"));
+            }
+            let is_plain = |name: &&str| !name.is_empty();
+            if let Some(name) = name.strip_prefix("arg_").filter(is_plain) {
+                Said::Parameter(name.to_owned())
+            } else if let Some(name) = name.strip_prefix("cookie_").filter(is_plain) {
+                Said::Cookie(name.to_owned())
+            } else {
+                Said::Header(name.strip_prefix("http_").filter(is_plain)?.replace('_', "-"))
+            }
+        }
+    })
+}
+
+/// A group of the pattern, as a substitution names it; names are in lower case here.
+fn group(groups: &Pattern, name: &str) -> Option<String> {
+    match name.parse::<usize>() {
+        Ok(number) => (number > 0 && number <= groups.names().count()).then(|| number.to_string()),
+        Err(_) => groups
+            .names()
+            .flatten()
+            .find(|known| known.eq_ignore_ascii_case(name))
+            .map(str::to_owned),
+    }
 }

@@ -394,6 +394,14 @@ impl<'m, 'c> Work<'m, 'c> {
             else {
                 continue;
             };
+            let asks = |other: &str| {
+                let gate = model::inherited(&here.chain, other);
+                other != "satisfy" && gate.is_some_and(|gate| gate.arg(0) != "off")
+            };
+            if name == "satisfy" && !GATES.iter().any(|other| asks(other)) {
+                self.exact(gate);
+                continue;
+            }
             let question = format!(
                 "{name} decides who may, which is not converted: until decided these requests are answered 501, so that nobody comes in who should not"
             );

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     nginx::{model::Key, pattern::Pattern, template::Part},
-    program::{Location, PathChange},
+    program::{Location, PathChange, Said},
 };
 
 /// What a value must be.
@@ -251,7 +251,6 @@ impl<'m, 'c> Work<'m, 'c> {
             };
             return Some(if holds { Condition::Always } else { Condition::Any(Vec::new()) });
         }
-        let name = subject.variable()?;
         let inner = |any_part: &str| match test {
             Test::Equals(text, _) => regex::escape(text),
             Test::Below(text) => format!("{any_part}{}", regex::escape(text)),
@@ -266,6 +265,7 @@ impl<'m, 'c> Work<'m, 'c> {
             Test::Equals(text, false) => Text::Exact((*text).to_owned()),
             _ => Text::Pattern(any_case(inner(".+"))),
         };
+        let Some(name) = subject.variable() else { return said(subject, text) };
         let or_absent = |wanted: Condition, present: Condition| match test {
             Test::Equals("", _) => Condition::Any(vec![wanted, Condition::Not(Box::new(present))]),
             // A pattern may take nothing, too: an absent value is nothing.
@@ -284,7 +284,7 @@ impl<'m, 'c> Work<'m, 'c> {
             return Some(or_absent(Condition::Query(argument.to_owned(), text), present));
         }
         if let Some(cookie) = name.strip_prefix("cookie_") {
-            let Test::Equals(value, is_any_case) = test else { return None };
+            let Test::Equals(value, is_any_case) = test else { return said(subject, text) };
             let flag = if *is_any_case { "i" } else { "" };
             let (name, text) = (regex::escape(cookie), regex::escape(value));
             let pattern = format!("(?:.*;)? *(?i:{name}) *= *(?{flag}:{text})(?:;.*)?");
@@ -301,9 +301,21 @@ impl<'m, 'c> Work<'m, 'c> {
                 .parse::<std::net::IpAddr>()
                 .is_ok()
                 .then(|| Condition::Source(vec![(*address).to_owned()])),
-            _ => None,
+            ("scheme", _) => None,
+            _ => said(subject, text),
         }
     }
+}
+
+/// What is made of several variables, or of one that is neither header nor parameter.
+fn said(subject: &Template, text: Text) -> Option<Condition> {
+    let said = super::headers::said(subject, None, None)?;
+    let tells_client = match &said {
+        Said::Client => true,
+        Said::Joined(parts) => parts.contains(&Said::Client),
+        _ => false,
+    };
+    (!tells_client).then(|| Condition::Said(said, text))
 }
 
 fn method(test: &Test<'_>) -> Option<Condition> {

@@ -53,9 +53,18 @@ impl<'m, 'c> Work<'m, 'c> {
     /// Exact, then the longest `*.x`, then the longest `x.*`, then patterns.
     fn of_map(&self, at: &At<'m, 'c>, map: &'m Map<'c>) -> Result<Vec<Choice<'c>>, String> {
         let subject = self.expanded(at, &map.source);
-        if subject.variable().is_none() && subject.constant().is_none() {
+        let is_one = subject.variable().is_some() || subject.constant().is_some();
+        if !is_one && super::headers::said(&subject, None, None).is_none() {
             return self.of_compound(at, map, &subject);
         }
+        self.ranked(map, &subject)
+    }
+
+    fn ranked(
+        &self,
+        map: &'m Map<'c>,
+        subject: &Template,
+    ) -> Result<Vec<Choice<'c>>, String> {
         let mut ranked = Vec::new();
         let wrong =
             || format!("the map of {} is on something that rules cannot see", map.directive.place);
@@ -63,10 +72,10 @@ impl<'m, 'c> Work<'m, 'c> {
             let (rank, test) = match key {
                 Key::Exact(text) => ((0, 0, at), Test::Equals(text, true)),
                 Key::Both(text) => {
-                    let exact = self.test(&subject, &Test::Equals(text, true)).ok_or_else(wrong)?;
+                    let exact = self.test(subject, &Test::Equals(text, true)).ok_or_else(wrong)?;
                     ranked.push(((0, 0, at), exact, to, *directive));
                     let below = format!(".{text}");
-                    let below_is = self.test(&subject, &Test::Below(&below)).ok_or_else(wrong)?;
+                    let below_is = self.test(subject, &Test::Below(&below)).ok_or_else(wrong)?;
                     ranked.push(((1, usize::MAX - below.len(), at), below_is, to, *directive));
                     continue;
                 }
@@ -76,7 +85,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     ((3, 0, at), Test::Matches(pattern.as_ref().map_err(Clone::clone)?))
                 }
             };
-            ranked.push((rank, self.test(&subject, &test).ok_or_else(wrong)?, to, *directive));
+            ranked.push((rank, self.test(subject, &test).ok_or_else(wrong)?, to, *directive));
         }
         ranked.sort_by_key(|(rank, ..)| *rank);
         let mut choices: Vec<Choice<'c>> =
@@ -119,7 +128,12 @@ impl<'m, 'c> Work<'m, 'c> {
                     .get(*name)
                     .is_some_and(|other| other.source.variable().is_some())
             };
-            let name = subject.variables().find(is_other).ok_or_else(wrong)?.to_owned();
+            let Some(name) = subject.variables().find(is_other).map(str::to_owned) else {
+                let own = self.ranked(map, &subject)?;
+                let own = own.into_iter().map(|(own, to, by)| (all([when.clone(), own]), to, by));
+                choices.extend(own);
+                continue;
+            };
             let (values, _) = self.choices(at, &name).ok_or_else(wrong)??;
             for (condition, value, _) in values.into_iter().rev() {
                 let value = self.expanded(at, &value);

@@ -240,6 +240,11 @@ impl Asked<'_> {
             more.map(|(name, said)| (name.as_str(), self.said(said))).collect();
         let value = |name: &str| {
             let mut values = self.values(name);
+            match xff {
+                Forwarded::Append if name == "x-forwarded-for" => values.push(&client),
+                Forwarded::Replace if name == "x-forwarded-for" => values = vec![&client],
+                _ => {}
+            }
             if forward.remove.iter().any(|removed| removed == name) {
                 values.clear();
             }
@@ -258,11 +263,6 @@ impl Asked<'_> {
             values.extend(more.map(|(_, said)| said.as_str()));
             let added = forward.add.iter().filter(|(added, _)| added == name);
             values.extend(added.map(|(_, value)| value.as_str()));
-            match xff {
-                Forwarded::Append if name == "x-forwarded-for" => values.push(&client),
-                Forwarded::Replace if name == "x-forwarded-for" => values = vec![&client],
-                _ => {}
-            }
             (!values.is_empty()).then(|| values.join(", "))
         };
         names.into_iter().map(|name| (name.to_owned(), value(name))).collect()

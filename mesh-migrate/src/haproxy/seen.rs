@@ -248,6 +248,7 @@ impl Seen {
 
     fn http(&mut self, name: &str, call: &Call, is_acl: bool) -> Vec<Value> {
         let text = |text: &str| vec![Value::Text(text.to_owned())];
+        let int = |number: i64| vec![Value::Int(number)];
         let first = call.argument(0);
         match name {
             "method" => text(self.asked_method()),
@@ -265,6 +266,10 @@ impl Seen {
             "capture.req.method" => text(&self.came_as),
             "req.ver" | "capture.req.ver" => text(if self.is_http10 { "1.0" } else { "1.1" }),
             "http_first_req" => vec![Value::Bool(true)],
+            "req.body_size" => {
+                let announced = self.lines("content-length").next();
+                int(announced.and_then(|length| length.parse().ok()).unwrap_or(0))
+            }
             "req.hdr_cnt" => vec![Value::Int(self.header(first).len() as i64)],
             "req.fhdr_cnt" => vec![Value::Int(self.lines(first).count() as i64)],
             "req.hdr" | "req.hdr_ip" | "req.hdr_val" => {

@@ -1,7 +1,7 @@
 //! What rules change of a request.
 
 use crate::{
-    program::{Forward, Forwarded, PathChange, Said},
+    program::{Forward, PathChange, Said, SaidChange},
     source::Place,
 };
 
@@ -21,12 +21,11 @@ use super::{
 pub(super) fn apply(
     walk: &mut Walk<'_, '_>,
     rule: &rules::Rule,
-    is_for_all: bool,
     state: &mut State,
 ) {
     let place = &rule.place;
     match &rule.action {
-        Action::SetHeader(name, value) => set_header(walk, place, (name, value), is_for_all, state),
+        Action::SetHeader(name, value) => set_header(walk, place, (name, value), state),
         Action::AddHeader(name, value) => add(walk, place, name, value, state),
         Action::DelHeader(name, Method::Exact) => {
             let header = Header { is_replaced: true, ..Header::default() };
@@ -93,28 +92,30 @@ fn set_header(
     walk: &mut Walk<'_, '_>,
     place: &Place,
     (name, value): (&String, &Format),
-    is_for_all: bool,
     state: &mut State,
 ) {
-    if name == "x-forwarded-for" && is_for_all && is_client(value) {
-        walk.forwarded = Forwarded::Replace;
-        let header = Header { unsaid: Some(String::new()), ..Header::default() };
-        state.headers.insert(name.clone(), header);
-        return;
+    let constant = state.constant(walk.front, value);
+    let said = said(walk, value, state).filter(|_| constant.is_err());
+    if name == "host" && said.is_some() {
+        let how = "Host stays as the client sends it: ours sets it to fixed names only";
+        walk.notes.approximated(place, how);
     }
-    let constant = state.constant(walk.front, value).is_ok();
-    let said = said(walk, value, state).filter(|_| name != "host" && !constant);
     if said.as_ref().is_some_and(tells_header) {
         let how = "of several lines of that header the first one is told";
         walk.notes.approximated(place, how);
     }
     let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
-    let is_said = said.is_some();
-    let header = Header { is_replaced: true, said, unsaid, ..Header::default() };
-    state.headers.insert(name.clone(), header);
-    if !is_said {
-        add(walk, place, name, value, state);
+    let mut header = Header { is_replaced: true, said, unsaid, ..Header::default() };
+    match constant {
+        Ok(value) => header.values.push(value),
+        Err(_) if header.said.is_some() => {}
+        Err(why) => {
+            let question = format!("{why}: {name} is removed and not set");
+            walk.notes.decision(place, question, &["set it in the application", "leave it so"]);
+            header.unsaid = Some(why);
+        }
     }
+    state.headers.insert(name.clone(), header);
 }
 
 /// A variable keeps what it was where there is no sample.
@@ -134,15 +135,6 @@ fn set_var(
         (symbol, _) => symbol,
     };
     state.variables.insert(name.to_owned(), symbol);
-}
-
-/// Whether a value is the client's address.
-fn is_client(value: &Format) -> bool {
-    match value.parts.as_slice() {
-        [Part::Variable(name)] => name == "ci",
-        [Part::Sample(of)] => of.text == "src",
-        _ => false,
-    }
 }
 
 /// What of the request a value is, as it was sent.
@@ -236,6 +228,9 @@ fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state
 pub(super) fn headers(state: &State, forward: &mut Forward) {
     for (name, header) in &state.headers {
         let mut values = header.values.iter();
+        if name == "host" && (header.said.is_some() || header.unsaid.is_some()) {
+            continue;
+        }
         if let Some(said) = &header.said {
             forward.tell.push((name.clone(), said.clone()));
         } else if header.is_replaced {
@@ -387,6 +382,23 @@ fn path(
         ([only], None) if only.name == "regsub" && before.is_empty() && part == UriPart::Path => {
             regsub(expression)
         }
+        ([only], None) if part == UriPart::Path => match super::said::one(state, Said::Path, only) {
+            // What does not match stays: of these everything does.
+            Some(Said::Changed(_, SaidChange::Replace { pattern, substitution, all: false }))
+                if pattern.starts_with("(?s)^") && substitution == "$1" =>
+            {
+                let substitution = format!("{}$1", before.replace('$', "$$"));
+                Ok(PathChange::Pattern { pattern, substitution, all: false })
+            }
+            _ => match (literal(only.argument(0)), only.argument(1)) {
+                (Some(from), "/") if only.name == "regsub" && only.argument(2).is_empty() => {
+                    let pattern = format!("^(?:{}|/)", regex::escape(&from));
+                    let substitution = format!("{}/", before.replace('$', "$$"));
+                    Ok(PathChange::Pattern { pattern, substitution, all: false })
+                }
+                _ => Err(format!("%[{}] has no counterpart", expression.text)),
+            },
+        },
         _ => Err(format!("%[{}] has no counterpart", expression.text)),
     }
 }

@@ -87,6 +87,16 @@ impl<'c> Walk<'c, '_> {
         }
         super::action::answers(self, proxy, state, &mut forward);
         super::action::headers(state, &mut forward);
+        let appends = [Some(proxy), self.frontend()];
+        if appends.into_iter().flatten().any(super::walk::appends) {
+            let own = ("x-forwarded-for".to_owned(), Said::Client);
+            // What is removed is removed last with us.
+            match forward.remove.iter().any(|name| *name == own.0) {
+                true => forward.tell.push(own.clone()),
+                false => forward.tell_more.push(own.clone()),
+            }
+            forward.remove.retain(|name| *name != own.0);
+        }
         let options =
             [proxy.option("forwardfor"), self.frontend().and_then(|f| f.option("forwardfor"))];
         if let Some(option) = options.into_iter().flatten().next() {

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ledger::Ledger,
-    program::{Accepts, Listener, Program, Reply, ServerTls},
+    program::{Accepts, Forwarded, Listener, Program, Reply, ServerTls},
 };
 
 use super::{Config, proxy::Proxy, server::Bind};
@@ -51,8 +51,9 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
             let mut walk = Walk::new(config, &front, &mut notes);
             walk.front(proxy);
             used.append(&mut walk.entered);
-            let (rules, forwarded, connections, pools) =
-                (walk.rules, walk.forwarded, walk.connections, walk.single);
+            let (rules, connections, pools) = (walk.rules, walk.connections, walk.single);
+            // Routes append the client's address themselves.
+            let forwarded = Forwarded::Keep;
             program.pools.extend(pools);
             let accepts = match proxy.is_tcp {
                 true => Accepts::Tcp { rules: connections },

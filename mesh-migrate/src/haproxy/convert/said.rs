@@ -72,7 +72,8 @@ pub(super) fn converted(state: &State, said: Said, converters: &[Call]) -> Optio
     converters.iter().try_fold(said, |said, call| one(state, said, call))
 }
 
-fn one(state: &State, said: Said, call: &Call) -> Option<Said> {
+/// What one converter makes of it.
+pub(super) fn one(state: &State, said: Said, call: &Call) -> Option<Said> {
     if call.map.is_some() {
         return None;
     }

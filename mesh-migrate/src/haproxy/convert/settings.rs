@@ -66,7 +66,10 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
                 _ => Verdict::Exact,
             }
         }
-        "http-request" | "http-response" | "http-after-response" => action(first),
+        "http-after-response" => {
+            approximated("answers of the proxy itself are not changed by it: they do not get it")
+        }
+        "http-request" | "http-response" => action(first),
         "tcp-request" if first == "inspect-delay" => {
             approximated("TLS names are waited for as long as ours does")
         }

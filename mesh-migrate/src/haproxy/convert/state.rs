@@ -289,6 +289,15 @@ impl State {
                 Some(PathChange::Whole(_)) => Ok(Symbol::Known(None)),
                 _ => of(),
             },
+            "base" if let Some(Header { said: Some(host), .. }) = self.headers.get("host") => {
+                match &self.path {
+                    None => {
+                        let parts = vec![host.clone(), Said::Path];
+                        Ok(Symbol::Said(Said::Joined(parts), Vec::new()))
+                    }
+                    Some(_) => Err("`base` after the path has been rewritten".to_owned()),
+                }
+            }
             "path" if let Some(said) = self.path.as_ref().and_then(super::said::path) => {
                 Ok(Symbol::Said(said, Vec::new()))
             }
@@ -302,6 +311,11 @@ impl State {
                 let header = if name == "req.cook" { "cookie" } else { first };
                 match self.headers.get(&header.to_ascii_lowercase()) {
                     None => of(),
+                    Some(Header { is_replaced: true, said: Some(said), more, .. })
+                        if more.is_empty() && matches!(name, "req.hdr" | "req.fhdr") =>
+                    {
+                        Ok(Symbol::Said(said.clone(), Vec::new()))
+                    }
                     Some(header) if header.is_replaced && header.unsaid.is_none() => {
                         self.replaced(name, header)
                     }
@@ -396,6 +410,10 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
                 }
                 _ => unsaid(),
             }
+        }
+        // As far as it is announced.
+        "req.body_size" if leaf.method == Method::Int => {
+            Ok(Condition::Header("content-length".to_owned(), Text::Pattern(numbers(leaf)?)))
         }
         "req.hdr_val" if leaf.method == Method::Int => {
             Ok(Condition::Header(first, Text::Pattern(numbers(leaf)?)))

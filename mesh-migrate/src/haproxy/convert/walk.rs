@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    program::{Condition, Forwarded, Pool, Reply, Rule, Said, TcpRule, Text, Then},
+    program::{Condition, Pool, Reply, Rule, Said, TcpRule, Text, Then},
     source::Place,
 };
 
@@ -50,7 +50,6 @@ pub(super) struct Walk<'c, 'n> {
     pub(super) notes: &'n mut Notes,
     pub(super) rules: Vec<Rule>,
     pub(super) connections: Vec<TcpRule>,
-    pub(super) forwarded: Forwarded,
     /// Backends that requests come to.
     pub(super) entered: BTreeSet<String>,
     /// Pools of one server, for `use-server`.
@@ -67,7 +66,6 @@ impl<'c, 'n> Walk<'c, 'n> {
             notes,
             rules: Vec::new(),
             connections: Vec::new(),
-            forwarded: Forwarded::Keep,
             entered: BTreeSet::new(),
             single: BTreeMap::new(),
             frontend: None,
@@ -77,9 +75,6 @@ impl<'c, 'n> Walk<'c, 'n> {
 
     pub(super) fn front(&mut self, proxy: &'c Proxy) {
         self.frontend = Some(proxy);
-        if !proxy.is_tcp && appends(proxy) {
-            self.forwarded = Forwarded::Append;
-        }
         let mut steps = Vec::new();
         for list in &proxy.tcp_request {
             steps.extend(list.iter().map(Step::Rule));
@@ -117,17 +112,6 @@ impl<'c, 'n> Walk<'c, 'n> {
             }
             if !backend.is_tcp && !self.front.is_tcp {
                 http(backend, &mut steps);
-            }
-        }
-        let option =
-            backend.option("forwardfor").filter(|_| !self.front.is_tcp && appends(backend));
-        if let Some(option) = option {
-            if self.forwarded == Forwarded::Keep {
-                self.forwarded = Forwarded::Append;
-            }
-            if self.frontend.is_some_and(|frontend| !appends(frontend)) {
-                let how = "X-Forwarded-For is appended for all backends of the listener";
-                self.notes.approximated(&option.place, how);
             }
         }
         steps.extend(backend.use_servers.iter().map(Step::UseServer));
@@ -252,8 +236,7 @@ impl<'c, 'n> Walk<'c, 'n> {
         state: &mut State,
     ) -> bool {
         if rule.action != Action::Allow {
-            let is_first = state.when.is_empty() && rule.when.is_none();
-            super::action::apply(self, rule, is_first && self.entered.is_empty(), state);
+            super::action::apply(self, rule, state);
             return false;
         }
         let end = rest.iter().position(|step| matches!(step, Step::EndOfList));
@@ -401,7 +384,7 @@ impl<'c, 'n> Walk<'c, 'n> {
 }
 
 /// Whether X-Forwarded-For gets the client's address.
-fn appends(proxy: &Proxy) -> bool {
+pub(super) fn appends(proxy: &Proxy) -> bool {
     let option = proxy.option("forwardfor");
     option.is_some_and(|option| {
         let mut words = option.words.iter().skip_while(|word| word.text != "header");

@@ -33,7 +33,7 @@ impl<'m, 'c> Work<'m, 'c> {
     ) {
         let mut has_host = false;
         let mut kept = BTreeSet::new();
-        let mut xff = (Forwarded::Keep, pass.place.clone());
+        let mut has_xff = false;
         let said = model::array(&here.chain, "proxy_set_header");
         // Very many of them in very many locations are too many rules, too.
         self.rules += said.len() / 64;
@@ -45,7 +45,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 "host" if std::mem::replace(&mut has_host, true) => {
                     self.approximated(directive, "Host is sent once, as an earlier line has it");
                 }
-                "x-forwarded-for" if xff.0 != Forwarded::Keep => {
+                "x-forwarded-for" if has_xff => {
                     self.approximated(
                         directive,
                         "X-Forwarded-For is sent once, as an earlier line has it",
@@ -56,18 +56,20 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
                 "x-forwarded-for" if value.variable() == Some("proxy_add_x_forwarded_for") => {
                     self.exact(directive);
-                    xff = (Forwarded::Append, directive.place.clone());
+                    forward.tell_more.push((name, Said::Client));
+                    has_xff = true;
                 }
                 "x-forwarded-for" if value.variable() == Some("remote_addr") => {
                     self.exact(directive);
-                    xff = (Forwarded::Replace, directive.place.clone());
+                    forward.tell.push((name, Said::Client));
+                    has_xff = true;
                 }
                 "connection" | "upgrade" | "te" | "keep-alive" | "transfer-encoding"
                 | "content-length" => {
                     self.hop(directive, &name, &value);
                 }
                 _ => {
-                    let is_kept = self.header(directive, &name, (&value, here.groups), url, forward);
+                    let is_kept = self.header(directive, &name, (&value, here.of_groups()), url, forward);
                     if is_kept && !kept.insert(name) {
                         self.approximated(
                             directive,
@@ -84,7 +86,7 @@ impl<'m, 'c> Work<'m, 'c> {
         if !has_host {
             forward.host = Some(url.host().to_owned());
         }
-        at.forwarded.push(xff);
+        at.forwarded.push((Forwarded::Keep, pass.place.clone()));
         self.answer_headers(here, forward);
     }
 
@@ -93,7 +95,7 @@ impl<'m, 'c> Work<'m, 'c> {
         &mut self,
         directive: &Directive,
         name: &str,
-        (value, groups): (&Template, Option<&Pattern>),
+        (value, groups): (&Template, Option<(Said, &Pattern)>),
         url: &Url,
         forward: &mut Forward,
     ) -> bool {
@@ -198,6 +200,7 @@ impl<'m, 'c> Work<'m, 'c> {
 impl<'m, 'c> Work<'m, 'c> {
     /// What `add_header` says of answers that nginx gives itself.
     pub(super) fn own_answers(&mut self, chain: &[&'c Directive], rules: &mut [Rule]) {
+        let said = |text: &str| Template::of(text).ok().and_then(|text| said(&text, None, None));
         for rule in rules {
             let Then::Reply(reply) = &mut rule.then else { continue };
             let is_added = ADDED.contains(&reply.status);
@@ -211,14 +214,29 @@ impl<'m, 'c> Work<'m, 'c> {
                         }
                     }
                     Some(_) => self.exact(directive),
-                    None => self.dropped(directive, VARIABLE_ANSWER),
+                    None => match said(directive.arg(1)) {
+                        // A redirect of ours has no such headers.
+                        Some(said) if reply.location.is_none() => {
+                            self.exact(directive);
+                            if is_added || directive.arg(2) == "always" {
+                                let name = directive.arg(0).to_ascii_lowercase();
+                                reply.told.push((name, said));
+                            }
+                        }
+                        _ => self.dropped(directive, VARIABLE_ANSWER),
+                    },
                 }
             }
         }
     }
 }
 
-fn becomes(name: &str, value: &Template, url: &Url, groups: Option<&Pattern>) -> Becomes {
+fn becomes(
+    name: &str,
+    value: &Template,
+    url: &Url,
+    groups: Option<(Said, &Pattern)>,
+) -> Becomes {
     if let Some(text) = value.constant() {
         return if text.is_empty() { Becomes::Removed } else { Becomes::Set(text) };
     }
@@ -251,14 +269,14 @@ fn becomes(name: &str, value: &Template, url: &Url, groups: Option<&Pattern>) ->
 pub(super) fn said(
     value: &Template,
     url: Option<&Url>,
-    groups: Option<&Pattern>,
+    groups: Option<(Said, &Pattern)>,
 ) -> Option<Said> {
     let mut parts =
-        value.0.iter().map(|part| said_part(part, url, groups)).collect::<Option<Vec<_>>>()?;
+        value.0.iter().map(|part| said_part(part, url, groups.as_ref())).collect::<Option<Vec<_>>>()?;
     if parts.len() == 1 { parts.pop() } else { Some(Said::Joined(parts)) }
 }
 
-fn said_part(part: &Part, url: Option<&Url>, groups: Option<&Pattern>) -> Option<Said> {
+fn said_part(part: &Part, url: Option<&Url>, groups: Option<&(Said, &Pattern)>) -> Option<Said> {
     let name = match part {
         Part::Text(text) => return Some(Said::Text(text.clone())),
         Part::Variable(name) => name.as_str(),
@@ -277,11 +295,15 @@ fn said_part(part: &Part, url: Option<&Url>, groups: Option<&Pattern>) -> Option
         "is_args" => {
             return replaced(Said::Target, r"^[^?]*(?:(\?).+|.*)$".into(), "$1".into());
         }
+        // Where it goes on, another path may be sent.
+        "uri" | "document_uri" if url.is_none() => Said::Path,
         "proxy_host" => Said::Text(url?.host().to_owned()),
         "content_type" => Said::Header("content-type".into()),
         name => {
-            if let Some(group) = groups.and_then(|groups| group(groups, name)) {
-                return replaced(Said::Path, groups?.replacing(), format!("${{{group}}}"));
+            if let Some((of, pattern)) = groups
+                && let Some(group) = group(pattern, name)
+            {
+                return replaced(of.clone(), pattern.replacing(), format!("${{{group}}}"));
             }
             let is_plain = |name: &&str| !name.is_empty();
             if let Some(name) = name.strip_prefix("arg_").filter(is_plain) {

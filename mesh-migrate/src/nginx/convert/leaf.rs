@@ -1,5 +1,7 @@
 //! Rules of a server: what it and its locations do, step by step.
 
+use std::rc::Rc;
+
 use super::{
     At, Condition, Directive, Reply, Rule, Server, Template, Then, Work, all, locations::Leaf,
     refusal, replies::redirect_to,
@@ -10,7 +12,7 @@ use crate::{
         pattern::Pattern,
         template::Part,
     },
-    program::PathChange,
+    program::{PathChange, Said},
 };
 
 /// Directives of files: none are served here.
@@ -51,6 +53,8 @@ pub(super) struct Here<'m, 'c> {
     pub(super) location: Option<&'m Location<'c>>,
     /// Whose groups `$1` means.
     pub(super) groups: Option<&'m Pattern>,
+    /// The same, of a condition: of what, and the pattern.
+    pub(super) asked: Option<Rc<(Said, Pattern)>>,
 }
 
 impl<'c> Here<'_, 'c> {
@@ -60,6 +64,14 @@ impl<'c> Here<'_, 'c> {
             block.named(name).into_iter().next()
         };
         self.blocks.iter().rev().find_map(in_block)
+    }
+
+    /// What `$1` is a group of.
+    pub(super) fn of_groups(&self) -> Option<(Said, &Pattern)> {
+        match &self.asked {
+            Some(asked) => Some((asked.0.clone(), &asked.1)),
+            None => self.groups.map(|groups| (Said::Path, groups)),
+        }
     }
 
     /// After the directives of a block: a pattern among them has taken the groups.
@@ -90,6 +102,7 @@ impl<'m, 'c> Work<'m, 'c> {
             blocks: vec![directive],
             location: None,
             groups: None,
+            asked: None,
         };
         if !model::is_on(&here.chain, "underscores_in_headers", false) {
             let how = "headers with _ in their names come through; nginx leaves them out";
@@ -168,6 +181,7 @@ impl<'m, 'c> Work<'m, 'c> {
             _ => None,
         };
         let here = Here {
+            asked: None,
             chain: location.chain.clone(),
             blocks: vec![directive],
             location: Some(location),
@@ -259,10 +273,13 @@ impl<'m, 'c> Work<'m, 'c> {
                     };
                     let is_last = !block.inside()[number + 1..].iter().any(is_rewriting);
                     // `$1` is of that pattern then, or nothing.
+                    let mut inner = here.clone();
                     if directive.arg(1).contains('~') {
                         here.groups = None;
+                        inner.groups = None;
+                        inner.asked = self.asked(at, directive);
                     }
-                    self.condition(at, &here, directive, (when, is_last), rules);
+                    self.condition(at, &inner, directive, (when, is_last), rules);
                 }
                 name if name.contains("_by_lua")
                     && (name.starts_with("rewrite") || name.starts_with("set")) =>
@@ -289,9 +306,13 @@ impl<'m, 'c> Work<'m, 'c> {
         let value = Template::of(directive.arg(1)).map(|value| self.expanded(at, &value));
         let has_groups =
             |value: &Template| value.variables().any(|v| v.bytes().all(|b| b.is_ascii_digit()));
+        let is_of_itself = |value: &Template| {
+            at.chosen.contains_key(&name) && value.variables().any(|variable| variable == name)
+        };
         match value {
-            Ok(value) if !has_groups(&value) && name != "args" => {
+            Ok(value) if !has_groups(&value) && name != "args" && !is_of_itself(&value) => {
                 self.exact(directive);
+                at.chosen.remove(&name);
                 at.set.insert(name, value);
             }
             _ => {
@@ -345,8 +366,16 @@ impl<'m, 'c> Work<'m, 'c> {
             .all("set")
             .map(|set| set.arg(0).trim_start_matches('$').to_ascii_lowercase())
             .collect();
-        at.set = before;
+        let after = std::mem::replace(&mut at.set, before);
         if ends {
+            return;
+        }
+        let only_sets = directive.inside().iter().all(|inner| inner.name == "set");
+        let goes_on = here.location.is_none() || !is_last;
+        if goes_on && only_sets && sets.iter().all(|name| after.contains_key(name)) {
+            for name in &sets {
+                self.choose(at, name, &when, &after[name]);
+            }
             return;
         }
         if here.location.is_none() || !is_last {
@@ -365,11 +394,32 @@ impl<'m, 'c> Work<'m, 'c> {
             }
         } else if !sets.is_empty() || directive.inside().iter().any(|inner| inner.name != "rewrite")
         {
-            let mut at_inner = At { set: at.set.clone(), forwarded: Vec::new(), ..*at };
+            let (set, chosen) = (at.set.clone(), at.chosen.clone());
+            let mut at_inner = At { set, chosen, forwarded: Vec::new(), ..*at };
             directive.all("set").for_each(|set| self.set(&mut at_inner, set));
             self.handled(&mut at_inner, &inner.after(directive), &when, None, rules);
             at.forwarded.append(&mut at_inner.forwarded);
         }
+    }
+
+    /// A variable that is set where a condition holds.
+    fn choose(&self, at: &mut At<'m, 'c>, name: &str, when: &Condition, value: &Template) {
+        let nothing = || Template(Vec::new());
+        let known = at.chosen.remove(name);
+        let known = known.unwrap_or_else(|| {
+            vec![(Condition::Always, at.set.remove(name).unwrap_or_else(nothing))]
+        });
+        let mut choices: Vec<(Condition, Template)> = Vec::new();
+        if value.variables().any(|variable| variable == name) {
+            for (condition, before) in &known {
+                let value = self.with(at, value, name, before);
+                choices.push((all([when.clone(), condition.clone()]), value));
+            }
+        } else {
+            choices.push((when.clone(), value.clone()));
+        }
+        choices.extend(known);
+        at.chosen.insert(name.to_owned(), choices);
     }
 
     fn inside_of(&mut self, directive: &Directive, meaning: &str) {

@@ -1,7 +1,10 @@
 //! `return`, redirects, and conditions on variables.
 
+use std::rc::Rc;
+
 use super::{
     At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all, hosts,
+    headers::said as said_of,
     leaf::{Here, substitution},
 };
 use crate::{
@@ -79,7 +82,7 @@ impl<'m, 'c> Work<'m, 'c> {
             (Err(_), _) => (302, directive.arg(0)),
         };
         if matches!(status, 301 | 302 | 303 | 307 | 308) && !text.is_empty() {
-            let groups = here.groups;
+            let (groups, own) = (here.groups, here.of_groups());
             let template = Template::of(text).unwrap_or(Template(Vec::new()));
             let has_map = template.variables().any(|name| self.choices(at, name).is_some());
             if let Ok(targets) = self.targets(at, &template)
@@ -102,7 +105,8 @@ impl<'m, 'c> Work<'m, 'c> {
                     };
                     let to = target.written();
                     let when = all([when.clone(), condition]);
-                    self.redirects(at, directive, (status, &to, false), groups, when, rules);
+                    let own = groups.map(|groups| (Said::Path, groups));
+                    self.redirects(at, directive, (status, &to, false), (groups, own), when, rules);
                 }
                 return;
             }
@@ -110,7 +114,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 at,
                 directive,
                 (status, text, false),
-                groups,
+                (groups, own),
                 when.clone(),
                 rules,
             );
@@ -122,10 +126,18 @@ impl<'m, 'c> Work<'m, 'c> {
                 self.exact(directive);
                 reply.body = if status == 204 { String::new() } else { body };
             }
-            _ => {
-                let how = "the text has variables that an answer of ours cannot hold: it is empty";
-                self.approximated(directive, how);
+            Ok(None) if status != 204 => {
+                let said = body.ok().and_then(|body| said_of(&body, None, here.of_groups()));
+                match said {
+                    Some(_) => self.exact(directive),
+                    None => {
+                        let how = "the text has variables that an answer of ours cannot hold: it is empty";
+                        self.approximated(directive, how);
+                    }
+                }
+                reply.text = said;
             }
+            _ => self.exact(directive),
         }
         if status == 444 {
             let how = "nginx closes the connection; with us the answer is 403 without a text";
@@ -139,28 +151,53 @@ impl<'m, 'c> Work<'m, 'c> {
         });
     }
 
+    /// Of what a pattern of an `if` has groups.
+    pub(super) fn asked(
+        &self,
+        at: &At<'m, 'c>,
+        directive: &Directive,
+    ) -> Option<Rc<(Said, Pattern)>> {
+        let said = directive.args.join(" ");
+        let inner = said.strip_prefix('(')?.strip_suffix(')')?;
+        let mut words = inner.trim().splitn(3, ' ');
+        let variable = words.next()?.strip_prefix('$')?.to_ascii_lowercase();
+        let operator = words.next().filter(|operator| !operator.starts_with('!'))?;
+        let pattern = Pattern::of(words.next()?.trim(), operator.ends_with('*')).ok()?;
+        let subject = self.expanded(at, &Template(vec![Part::Variable(variable)]));
+        Some(Rc::new((said_of(&subject, None, None)?, pattern)))
+    }
+
     /// `adds` the query of the request where nothing else says so.
     pub(super) fn redirects(
         &mut self,
         at: &At<'m, 'c>,
         directive: &'c Directive,
         (status, to, adds): (u16, &str, bool),
-        groups: Option<&Pattern>,
+        (groups, own): (Option<&Pattern>, Option<(Said, &Pattern)>),
         when: Condition,
         rules: &mut Vec<Rule>,
     ) {
         let template = Template::of(to).map(|to| self.expanded(at, &to));
         let has_query = adds && to.contains('?');
+        let told = template.as_ref().ok().filter(|_| !adds);
+        let told = told.and_then(|to| leads(at, to, own));
         let said = template.ok().filter(|_| !has_query).and_then(|to| {
             if let (Some(to), false) = (to.constant().filter(|to| !to.starts_with('/')), adds) {
                 let headers = vec![("location".to_owned(), to)];
                 return Some((Reply { status, headers, ..Reply::default() }, None));
             }
             let (mut location, how) = location(at, &to, groups)?;
+            if how.is_some() && told.is_some() {
+                return None;
+            }
             location.strip_query &= !adds;
             Some((Reply { status, location: Some(location), ..Reply::default() }, how))
         });
-        let then = match said {
+        let made = |to| {
+            let told = vec![("location".to_owned(), to)];
+            (Reply { status, told, ..Reply::default() }, None)
+        };
+        let then = match said.or_else(|| told.map(made)) {
             Some((reply, how)) => {
                 match how {
                     None => self.exact(directive),
@@ -307,9 +344,33 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 }
 
+/// Where a redirect leads, as a text.
+fn leads(
+    at: &At<'_, '_>,
+    to: &Template,
+    groups: Option<(Said, &Pattern)>,
+) -> Option<Said> {
+    let said = said_of(to, None, groups)?;
+    let begins = |text: &str| match &said {
+        Said::Joined(parts) => matches!(parts.first(), Some(Said::Text(t)) if t.starts_with(text)),
+        _ => false,
+    };
+    if begins("http://") || begins("https://") {
+        return Some(said);
+    }
+    if !begins("/") {
+        return None;
+    }
+    let (scheme, usual) = if at.is_tls { ("https", 443) } else { ("http", 80) };
+    let port = Some(at.address.port()).filter(|port| *port != usual);
+    let port = port.map(|port| Said::Text(format!(":{port}")));
+    let before = [Said::Text(format!("{scheme}://")), Said::Hostname].into_iter();
+    Some(Said::Joined(before.chain(port).chain([said]).collect()))
+}
+
 /// What is made of several variables, or of one that is neither header nor parameter.
 fn said(subject: &Template, text: Text) -> Option<Condition> {
-    let said = super::headers::said(subject, None, None)?;
+    let said = said_of(subject, None, None)?;
     let tells_client = match &said {
         Said::Client => true,
         Said::Joined(parts) => parts.contains(&Said::Client),
@@ -409,7 +470,9 @@ fn path(
             out.strip_query = false;
             None
         }
-        [Part::Text(text), Part::Variable(name)] if name == "request_uri" => {
+        [Part::Text(text), Part::Variable(name)]
+            if name == "request_uri" && !text.contains('?') =>
+        {
             out.strip_query = false;
             Some(PathChange::Prefix { from: String::new(), to: text.clone() })
         }

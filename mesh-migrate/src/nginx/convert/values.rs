@@ -31,6 +31,20 @@ impl<'m, 'c> Work<'m, 'c> {
         if let Some(map) = model.http.maps.get(name) {
             return Some(self.of_map(at, map).map(|choices| (choices, map.directive)));
         }
+        if let Some(chosen) = at.chosen.get(name) {
+            let mut choices: Vec<Choice<'c>> = Vec::new();
+            for (when, value) in chosen {
+                let inner = value.variable().filter(|inner| *inner != name);
+                match inner.and_then(|inner| self.choices(at, inner)) {
+                    Some(Ok((inner, _))) => choices.extend(
+                        inner.into_iter().map(|(own, to, by)| (all([when.clone(), own]), to, by)),
+                    ),
+                    Some(Err(wrong)) => return Some(Err(wrong)),
+                    None => choices.push((when.clone(), value.clone(), None)),
+                }
+            }
+            return Some(Ok((choices, at.server.directive)));
+        }
         let geo = model.http.geos.get(name)?;
         if geo.is_odd {
             let place = &geo.directive.place;
@@ -122,11 +136,10 @@ impl<'m, 'c> Work<'m, 'c> {
                 return Err(wrong());
             }
             let is_other = |name: &&str| {
-                self.model
-                    .http
-                    .maps
-                    .get(*name)
-                    .is_some_and(|other| other.source.variable().is_some())
+                let is_map = |other: &Map<'_>| other.source.variable().is_some();
+                self.model.http.maps.get(*name).is_some_and(is_map)
+                    || self.model.http.geos.contains_key(*name)
+                    || at.chosen.contains_key(*name)
             };
             let Some(name) = subject.variables().find(is_other).map(str::to_owned) else {
                 let own = self.ranked(map, &subject)?;

@@ -77,7 +77,11 @@ impl Reply {
     /// # Errors
     ///
     /// Something that is made of the request is too long, or no value of a header.
-    pub fn to(&self, head: &RequestHead, client: Option<IpAddr>) -> Result<Cow<'_, Self>, BadRewrite> {
+    pub fn to(
+        &self,
+        head: &RequestHead,
+        client: Option<IpAddr>,
+    ) -> Result<Cow<'_, Self>, BadRewrite> {
         let Some(made) = &self.made else { return Ok(Cow::Borrowed(self)) };
         let mut headers = Vec::with_capacity(made.headers.len());
         for (name, template) in &made.headers {

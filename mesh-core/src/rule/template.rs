@@ -146,11 +146,7 @@ impl Template {
     /// # Errors
     ///
     /// It is too long.
-    pub fn text(
-        &self,
-        head: &RequestHead,
-        client: Option<IpAddr>,
-    ) -> Result<Vec<u8>, BadRewrite> {
+    pub fn text(&self, head: &RequestHead, client: Option<IpAddr>) -> Result<Vec<u8>, BadRewrite> {
         let mut value = Vec::new();
         for (part, changes) in &self.parts {
             if changes.is_empty() {
@@ -363,7 +359,8 @@ mod tests {
             assert_eq!(error, BadTemplate::Unknown(name.into()));
         }
         let many = format!("path{}", "|lower".repeat(9));
-        for text in ["path|upper", "path|lowerx", "path|s~a", "path|s~(~b~", "path|s~a~$1~", &many] {
+        for text in ["path|upper", "path|lowerx", "path|s~a", "path|s~(~b~", "path|s~a~$1~", &many]
+        {
             let error = Template::new(&format!("%{{{text}}}")).unwrap_err();
             assert!(matches!(error, BadTemplate::Change(_)), "{text}: {error}");
         }

@@ -11,7 +11,8 @@ use super::{
 use crate::{
     cidr::Cidr,
     rule::{
-        Extension, PathPattern, Reply, RouteMatch, Template, extension::{HeaderTemplates, Made},
+        Extension, PathPattern, Reply, RouteMatch, Template,
+        extension::{HeaderTemplates, Made},
         rewrite::BadPattern,
     },
 };
@@ -63,6 +64,19 @@ impl From<&Extension> for v1::RouteExtension {
 fn matches(field: &'static str, messages: &[v1::RouteMatch]) -> Result<Vec<RouteMatch>, WireError> {
     at_most(field, messages, MAX_MATCHES)?;
     messages.iter().map(RouteMatch::try_from).collect()
+}
+
+/// What is made of the request in place of a header's name.
+pub(super) fn said_match(message: &v1::HeaderMatch) -> Result<(Template, TextMatch), WireError> {
+    const FIELD: &str = "matches.headers";
+    if message.name.len() > MAX_MATCH_TEXT {
+        return Err(wrong(FIELD, "name is too long"));
+    }
+    let template = Template::new(&message.name).map_err(|error| wrong(FIELD, error))?;
+    if template.tells_client() {
+        return Err(wrong(FIELD, "%{client_ip} is compared by sources"));
+    }
+    Ok((template, text_match(FIELD, message)?))
 }
 
 fn blocks(field: &'static str, texts: &[String]) -> Result<Vec<Cidr>, WireError> {

@@ -15,7 +15,7 @@ use crate::{
     name::{PortName, ServiceName, label},
     rule::{
         Fault, Filters, Fraction, Mirror, PathChange, PathMatch, Pattern, Redirect, RetryPolicy,
-        Rewrite, Route, RouteBackend, RouteMatch, Template, TextMatch,
+        Rewrite, Route, RouteBackend, RouteMatch, TextMatch,
     },
 };
 
@@ -146,7 +146,7 @@ impl TryFrom<&v1::RouteMatch> for RouteMatch {
         // No name of a header has a percent sign and a brace.
         let (said, headers): (Vec<_>, Vec<_>) =
             message.headers.iter().cloned().partition(|one| one.name.contains("%{"));
-        let said = said.iter().map(said_match).collect::<Result<_, _>>()?;
+        let said = said.iter().map(extension::said_match).collect::<Result<_, _>>()?;
         let headers = header_matches("matches.headers", &headers)?;
         Ok(Self { path, method, headers, said, query })
     }
@@ -201,24 +201,14 @@ fn header_matches(
     messages.iter().map(one).collect()
 }
 
-/// What is made of the request in place of a header's name.
-fn said_match(message: &v1::HeaderMatch) -> Result<(Template, TextMatch), WireError> {
-    const FIELD: &str = "matches.headers";
-    if message.name.len() > MAX_MATCH_TEXT {
-        return Err(wrong(FIELD, "name is too long"));
-    }
-    let template = Template::new(&message.name).map_err(|error| wrong(FIELD, error))?;
-    if template.tells_client() {
-        return Err(wrong(FIELD, "%{client_ip} is compared by sources"));
-    }
-    Ok((template, text_match(FIELD, message)?))
-}
-
 fn header_matches_out(matches: &[(HeaderName, TextMatch)]) -> Vec<v1::HeaderMatch> {
     matches.iter().map(|(name, value)| header_match(name.as_str(), value)).collect()
 }
 
-fn text_match(field: &'static str, message: &v1::HeaderMatch) -> Result<TextMatch, WireError> {
+pub(super) fn text_match(
+    field: &'static str,
+    message: &v1::HeaderMatch,
+) -> Result<TextMatch, WireError> {
     if message.value.len() > MAX_MATCH_TEXT {
         return Err(wrong(field, "value is too long"));
     }

@@ -5,7 +5,8 @@ use super::Config;
 /// What a refusal with this status says, where no line says otherwise: media type, whether
 /// it may be kept, text.
 pub(super) fn page(config: &Config, status: u16) -> Option<(Vec<(String, String)>, String)> {
-    let (title, text) = PAGES.iter().find(|(known, ..)| *known == status).map(|(_, t, b)| (t, b))?;
+    let (title, text) =
+        PAGES.iter().find(|(known, ..)| *known == status).map(|(_, t, b)| (t, b))?;
     let is_other = config.tree.sections.iter().flat_map(|section| &section.statements).any(|s| {
         matches!(s.at(0), "errorfile" | "errorfiles" | "http-error" | "errorloc")
             || s.at(0).starts_with("errorloc")

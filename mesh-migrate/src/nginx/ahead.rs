@@ -156,8 +156,8 @@ mod tests {
         let pattern = Pattern::of("^/(?!api)(.*)$", false).unwrap();
         assert_eq!(&pattern.captures(b"/web/x").unwrap()[1], b"web/x");
         assert!(!Pattern::of(r"/\.(?!Well)", true).unwrap().is_match(b"/.WELL"));
-        for unread in [r"(?!a)b", r"[^(?!a)]", r"a(?!b.c)", r"a(?<!b)", r"a(?!b)c(?!d)"] {
-            assert!(Pattern::of(unread, false).is_err() || !unread.contains("(?!"), "{unread}");
+        for unread in [r"(?!a)b", r"a(?!b.c)", r"a(?<!b)", r"a(?!b)c(?!d)"] {
+            assert!(Pattern::of(unread, false).is_err(), "{unread}");
         }
     }
 }

@@ -18,11 +18,7 @@ use super::{
 };
 
 /// A change of all requests of this state.
-pub(super) fn apply(
-    walk: &mut Walk<'_, '_>,
-    rule: &rules::Rule,
-    state: &mut State,
-) {
+pub(super) fn apply(walk: &mut Walk<'_, '_>, rule: &rules::Rule, state: &mut State) {
     let place = &rule.place;
     match &rule.action {
         Action::SetHeader(name, value) => set_header(walk, place, (name, value), state),
@@ -119,12 +115,7 @@ fn set_header(
 }
 
 /// A variable keeps what it was where there is no sample.
-fn set_var(
-    walk: &Walk<'_, '_>,
-    state: &mut State,
-    name: &str,
-    symbol: Result<Symbol, String>,
-) {
+fn set_var(walk: &Walk<'_, '_>, state: &mut State, name: &str, symbol: Result<Symbol, String>) {
     let is_there = |symbol: &Symbol| state.is_there(walk.front, symbol);
     let symbol = match (symbol, state.variables.get(name)) {
         (Ok(Symbol::Known(None)), _) => return,
@@ -322,7 +313,9 @@ fn is_of_connection(proxy: &Proxy, when: &Condition) -> bool {
     };
     when.any.iter().flatten().all(|literal| match &literal.of {
         Named::Anonymous(one) => test(one),
-        Named::Acl(name) => proxy.acls.get(name).is_some_and(|tests| tests.iter().all(|one| test(one))),
+        Named::Acl(name) => {
+            proxy.acls.get(name).is_some_and(|tests| tests.iter().all(|one| test(one)))
+        }
     })
 }
 
@@ -382,23 +375,26 @@ fn path(
         ([only], None) if only.name == "regsub" && before.is_empty() && part == UriPart::Path => {
             regsub(expression)
         }
-        ([only], None) if part == UriPart::Path => match super::said::one(state, Said::Path, only) {
-            // What does not match stays: of these everything does.
-            Some(Said::Changed(_, SaidChange::Replace { pattern, substitution, all: false }))
-                if pattern.starts_with("(?s)^") && substitution == "$1" =>
-            {
-                let substitution = format!("{}$1", before.replace('$', "$$"));
-                Ok(PathChange::Pattern { pattern, substitution, all: false })
-            }
-            _ => match (literal(only.argument(0)), only.argument(1)) {
-                (Some(from), "/") if only.name == "regsub" && only.argument(2).is_empty() => {
-                    let pattern = format!("^(?:{}|/)", regex::escape(&from));
-                    let substitution = format!("{}/", before.replace('$', "$$"));
+        ([only], None) if part == UriPart::Path => {
+            match super::said::one(state, Said::Path, only) {
+                // What does not match stays: of these everything does.
+                Some(Said::Changed(
+                    _,
+                    SaidChange::Replace { pattern, substitution, all: false },
+                )) if pattern.starts_with("(?s)^") && substitution == "$1" => {
+                    let substitution = format!("{}$1", before.replace('$', "$$"));
                     Ok(PathChange::Pattern { pattern, substitution, all: false })
                 }
-                _ => Err(format!("%[{}] has no counterpart", expression.text)),
-            },
-        },
+                _ => match (literal(only.argument(0)), only.argument(1)) {
+                    (Some(from), "/") if only.name == "regsub" && only.argument(2).is_empty() => {
+                        let pattern = format!("^(?:{}|/)", regex::escape(&from));
+                        let substitution = format!("{}/", before.replace('$', "$$"));
+                        Ok(PathChange::Pattern { pattern, substitution, all: false })
+                    }
+                    _ => Err(format!("%[{}] has no counterpart", expression.text)),
+                },
+            }
+        }
         _ => Err(format!("%[{}] has no counterpart", expression.text)),
     }
 }

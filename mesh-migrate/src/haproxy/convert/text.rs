@@ -51,11 +51,7 @@ pub(super) fn pull(
     })
 }
 
-fn pulled(
-    leaf: Leaf,
-    converters: &[Call],
-    source: &Fetched<'_>,
-) -> Result<Condition, Unsaid> {
+fn pulled(leaf: Leaf, converters: &[Call], source: &Fetched<'_>) -> Result<Condition, Unsaid> {
     let Some((call, before)) = converters.split_last() else { return (source.is)(&leaf) };
     if let Some(map) = &call.map {
         return mapped(&leaf, call, map, before, source);

@@ -26,7 +26,7 @@ use super::{
 /// Rules of one listener.
 const MAX_RULES: usize = 20_000;
 /// Until there are so many, conditional changes are followed both ways.
-const MAX_SPLIT_RULES: usize = 2_000;
+const MAX_SPLIT_RULES: usize = 400;
 /// Conditional changes within each other that are followed both ways.
 const MAX_SPLITS: usize = 12;
 

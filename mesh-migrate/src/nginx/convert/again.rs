@@ -341,8 +341,13 @@ impl<'m, 'c> Work<'m, 'c> {
             let directive = location.directive;
             self.exact(directive);
             let chain = location.chain.clone();
-            let here =
-                Here { chain, blocks: vec![directive], location: Some(location), groups: None, asked: None };
+            let here = Here {
+                chain,
+                blocks: vec![directive],
+                location: Some(location),
+                groups: None,
+                asked: None,
+            };
             let before = at.set.clone();
             if !self.rewrites(at, &here, directive, when, rules) {
                 self.handled(at, &here.after(directive), when, path.clone(), rules);

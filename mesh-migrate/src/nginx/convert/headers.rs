@@ -69,7 +69,8 @@ impl<'m, 'c> Work<'m, 'c> {
                     self.hop(directive, &name, &value);
                 }
                 _ => {
-                    let is_kept = self.header(directive, &name, (&value, here.of_groups()), url, forward);
+                    let is_kept =
+                        self.header(directive, &name, (&value, here.of_groups()), url, forward);
                     if is_kept && !kept.insert(name) {
                         self.approximated(
                             directive,
@@ -231,12 +232,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 }
 
-fn becomes(
-    name: &str,
-    value: &Template,
-    url: &Url,
-    groups: Option<(Said, &Pattern)>,
-) -> Becomes {
+fn becomes(name: &str, value: &Template, url: &Url, groups: Option<(Said, &Pattern)>) -> Becomes {
     if let Some(text) = value.constant() {
         return if text.is_empty() { Becomes::Removed } else { Becomes::Set(text) };
     }
@@ -271,8 +267,11 @@ pub(super) fn said(
     url: Option<&Url>,
     groups: Option<(Said, &Pattern)>,
 ) -> Option<Said> {
-    let mut parts =
-        value.0.iter().map(|part| said_part(part, url, groups.as_ref())).collect::<Option<Vec<_>>>()?;
+    let mut parts = value
+        .0
+        .iter()
+        .map(|part| said_part(part, url, groups.as_ref()))
+        .collect::<Option<Vec<_>>>()?;
     if parts.len() == 1 { parts.pop() } else { Some(Said::Joined(parts)) }
 }
 

@@ -402,26 +402,6 @@ impl<'m, 'c> Work<'m, 'c> {
         }
     }
 
-    /// A variable that is set where a condition holds.
-    fn choose(&self, at: &mut At<'m, 'c>, name: &str, when: &Condition, value: &Template) {
-        let nothing = || Template(Vec::new());
-        let known = at.chosen.remove(name);
-        let known = known.unwrap_or_else(|| {
-            vec![(Condition::Always, at.set.remove(name).unwrap_or_else(nothing))]
-        });
-        let mut choices: Vec<(Condition, Template)> = Vec::new();
-        if value.variables().any(|variable| variable == name) {
-            for (condition, before) in &known {
-                let value = self.with(at, value, name, before);
-                choices.push((all([when.clone(), condition.clone()]), value));
-            }
-        } else {
-            choices.push((when.clone(), value.clone()));
-        }
-        choices.extend(known);
-        at.chosen.insert(name.to_owned(), choices);
-    }
-
     fn inside_of(&mut self, directive: &Directive, meaning: &str) {
         for inner in directive.inside() {
             self.dropped(inner, meaning);

@@ -1,10 +1,9 @@
 //! `return`, redirects, and conditions on variables.
 
-use std::rc::Rc;
-
 use super::{
-    At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all, hosts,
+    At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all,
     headers::said as said_of,
+    hosts,
     leaf::{Here, substitution},
 };
 use crate::{
@@ -149,22 +148,6 @@ impl<'m, 'c> Work<'m, 'c> {
             when: when.clone(),
             then: Then::Reply(reply),
         });
-    }
-
-    /// Of what a pattern of an `if` has groups.
-    pub(super) fn asked(
-        &self,
-        at: &At<'m, 'c>,
-        directive: &Directive,
-    ) -> Option<Rc<(Said, Pattern)>> {
-        let said = directive.args.join(" ");
-        let inner = said.strip_prefix('(')?.strip_suffix(')')?;
-        let mut words = inner.trim().splitn(3, ' ');
-        let variable = words.next()?.strip_prefix('$')?.to_ascii_lowercase();
-        let operator = words.next().filter(|operator| !operator.starts_with('!'))?;
-        let pattern = Pattern::of(words.next()?.trim(), operator.ends_with('*')).ok()?;
-        let subject = self.expanded(at, &Template(vec![Part::Variable(variable)]));
-        Some(Rc::new((said_of(&subject, None, None)?, pattern)))
     }
 
     /// `adds` the query of the request where nothing else says so.
@@ -345,11 +328,7 @@ impl<'m, 'c> Work<'m, 'c> {
 }
 
 /// Where a redirect leads, as a text.
-fn leads(
-    at: &At<'_, '_>,
-    to: &Template,
-    groups: Option<(Said, &Pattern)>,
-) -> Option<Said> {
+fn leads(at: &At<'_, '_>, to: &Template, groups: Option<(Said, &Pattern)>) -> Option<Said> {
     let said = said_of(to, None, groups)?;
     let begins = |text: &str| match &said {
         Said::Joined(parts) => matches!(parts.first(), Some(Said::Text(t)) if t.starts_with(text)),

@@ -1,6 +1,8 @@
 //! Values of variables that depend on the request in a way that rules can see: `map`,
 //! `geo`, `split_clients`.
 
+use std::rc::Rc;
+
 use super::{
     At, Condition, Directive, Template, Work, all, any, leaf::Here, pass::authority, replies::Test,
 };
@@ -8,9 +10,10 @@ use crate::{
     nginx::{
         explain::chosen,
         model::{Key, Map, Split},
+        pattern::Pattern,
         template::Part,
     },
-    program::Forward,
+    program::{Forward, Said},
 };
 
 /// Values of a map of several maps.
@@ -74,11 +77,7 @@ impl<'m, 'c> Work<'m, 'c> {
         self.ranked(map, &subject)
     }
 
-    fn ranked(
-        &self,
-        map: &'m Map<'c>,
-        subject: &Template,
-    ) -> Result<Vec<Choice<'c>>, String> {
+    fn ranked(&self, map: &'m Map<'c>, subject: &Template) -> Result<Vec<Choice<'c>>, String> {
         let mut ranked = Vec::new();
         let wrong =
             || format!("the map of {} is on something that rules cannot see", map.directive.place);
@@ -231,6 +230,48 @@ impl<'m, 'c> Work<'m, 'c> {
         self.approximated(split.directive, how);
         forward.pools = pools;
         Ok(())
+    }
+
+    /// A variable that is set where a condition holds.
+    pub(super) fn choose(
+        &self,
+        at: &mut At<'m, 'c>,
+        name: &str,
+        when: &Condition,
+        value: &Template,
+    ) {
+        let nothing = || Template(Vec::new());
+        let known = at.chosen.remove(name);
+        let known = known.unwrap_or_else(|| {
+            vec![(Condition::Always, at.set.remove(name).unwrap_or_else(nothing))]
+        });
+        let mut choices: Vec<(Condition, Template)> = Vec::new();
+        if value.variables().any(|variable| variable == name) {
+            for (condition, before) in &known {
+                let value = self.with(at, value, name, before);
+                choices.push((all([when.clone(), condition.clone()]), value));
+            }
+        } else {
+            choices.push((when.clone(), value.clone()));
+        }
+        choices.extend(known);
+        at.chosen.insert(name.to_owned(), choices);
+    }
+
+    /// Of what a pattern of an `if` has groups.
+    pub(super) fn asked(
+        &self,
+        at: &At<'m, 'c>,
+        directive: &Directive,
+    ) -> Option<Rc<(Said, Pattern)>> {
+        let said = directive.args.join(" ");
+        let inner = said.strip_prefix('(')?.strip_suffix(')')?;
+        let mut words = inner.trim().splitn(3, ' ');
+        let variable = words.next()?.strip_prefix('$')?.to_ascii_lowercase();
+        let operator = words.next().filter(|operator| !operator.starts_with('!'))?;
+        let pattern = Pattern::of(words.next()?.trim(), operator.ends_with('*')).ok()?;
+        let subject = self.expanded(at, &Template(vec![Part::Variable(variable)]));
+        Some(Rc::new((super::headers::said(&subject, None, None)?, pattern)))
     }
 
     /// A text with a variable's value in it.

@@ -31,6 +31,7 @@ pub struct Listener {
 
 /// What a listener takes.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each listener")]
 pub enum Accepts {
     /// HTTP/1 and HTTP/2.
     Http {
@@ -84,6 +85,7 @@ pub struct Rule {
 
 /// What is done with a request.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "answers are what most rules have")]
 pub enum Then {
     /// The proxy answers itself.
     Reply(Reply),

@@ -6,12 +6,14 @@ use mesh_api::v1;
 use super::{
     MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY, WireError, at_most,
     headers::{changed_fields, changed_name, changes, changes_out, fields_out},
-    parse, wrong,
+    parse,
+    rule::text_match,
+    wrong,
 };
 use crate::{
     cidr::Cidr,
     rule::{
-        Extension, PathPattern, Reply, RouteMatch, Template,
+        Extension, PathPattern, Reply, RouteMatch, Template, TextMatch,
         extension::{HeaderTemplates, Made},
         rewrite::BadPattern,
     },

@@ -73,7 +73,7 @@ fn the_checked_in_cases() {
         .map(|entry| entry.place.line.to_string())
         .collect();
     // Times, failures that count otherwise, ip_hash, paths as they are sent, headers with _,
-    // HTTP/1.0, Host, a location without X-Forwarded-For, a rewrite with a query.
+    // HTTP/1.0, Host, a rewrite with a query.
     assert_eq!(said.join(" "), "10 11 15 16 17 21 30 30 33 35 43 50");
 }
 

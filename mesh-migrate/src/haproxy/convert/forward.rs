@@ -91,7 +91,7 @@ impl<'c> Walk<'c, '_> {
         if appends.into_iter().flatten().any(super::walk::appends) {
             let own = ("x-forwarded-for".to_owned(), Said::Client);
             // What is removed is removed last with us.
-            match forward.remove.iter().any(|name| *name == own.0) {
+            match forward.remove.contains(&own.0) {
                 true => forward.tell.push(own.clone()),
                 false => forward.tell_more.push(own.clone()),
             }

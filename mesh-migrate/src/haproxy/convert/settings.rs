@@ -5,6 +5,9 @@ use crate::ledger::Verdict;
 use super::super::{tree::Statement, words::Word};
 use super::pools;
 
+/// Of `http-after-response`.
+const AFTER: &str = "answers of the proxy itself are not changed by it: they do not get it";
+
 pub(super) fn dropped(meaning: &str) -> Verdict {
     Verdict::Dropped { meaning: meaning.to_owned() }
 }
@@ -66,9 +69,7 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
                 _ => Verdict::Exact,
             }
         }
-        "http-after-response" => {
-            approximated("answers of the proxy itself are not changed by it: they do not get it")
-        }
+        "http-after-response" => approximated(AFTER),
         "http-request" | "http-response" => action(first),
         "tcp-request" if first == "inspect-delay" => {
             approximated("TLS names are waited for as long as ours does")

@@ -289,18 +289,7 @@ impl State {
                 Some(PathChange::Whole(_)) => Ok(Symbol::Known(None)),
                 _ => of(),
             },
-            "base" if let Some(Header { said: Some(host), .. }) = self.headers.get("host") => {
-                match &self.path {
-                    None => {
-                        let parts = vec![host.clone(), Said::Path];
-                        Ok(Symbol::Said(Said::Joined(parts), Vec::new()))
-                    }
-                    Some(_) => Err("`base` after the path has been rewritten".to_owned()),
-                }
-            }
-            "path" if let Some(said) = self.path.as_ref().and_then(super::said::path) => {
-                Ok(Symbol::Said(said, Vec::new()))
-            }
+            "base" | "path" if let Some(symbol) = self.made(name) => symbol,
             _ if is_of_path && self.path.is_some() => {
                 Err(format!("`{name}` after the path has been rewritten"))
             }
@@ -308,22 +297,37 @@ impl State {
                 Err(format!("`{name}` after the query has been rewritten"))
             }
             "req.hdr" | "req.fhdr" | "req.hdr_cnt" | "req.fhdr_cnt" | "req.cook" => {
-                let header = if name == "req.cook" { "cookie" } else { first };
-                match self.headers.get(&header.to_ascii_lowercase()) {
-                    None => of(),
-                    Some(Header { is_replaced: true, said: Some(said), more, .. })
-                        if more.is_empty() && matches!(name, "req.hdr" | "req.fhdr") =>
-                    {
-                        Ok(Symbol::Said(said.clone(), Vec::new()))
-                    }
-                    Some(header) if header.is_replaced && header.unsaid.is_none() => {
-                        self.replaced(name, header)
-                    }
-                    Some(_) => Err(format!("header {header:?} after it has been changed")),
-                }
+                self.header(name, first).unwrap_or_else(of)
             }
             _ => of(),
         }
+    }
+
+    /// What rules have made of host and path.
+    fn made(&self, name: &str) -> Option<Result<Symbol, Unsaid>> {
+        if name == "path" {
+            let said = self.path.as_ref().and_then(super::said::path)?;
+            return Some(Ok(Symbol::Said(said, Vec::new())));
+        }
+        let host = self.headers.get("host")?.said.clone()?;
+        Some(match &self.path {
+            None => Ok(Symbol::Said(Said::Joined(vec![host, Said::Path]), Vec::new())),
+            Some(_) => Err("`base` after the path has been rewritten".to_owned()),
+        })
+    }
+
+    /// A header that rules have changed.
+    fn header(&self, name: &str, first: &str) -> Option<Result<Symbol, Unsaid>> {
+        let header = if name == "req.cook" { "cookie" } else { first };
+        Some(match self.headers.get(&header.to_ascii_lowercase())? {
+            Header { is_replaced: true, said: Some(said), more, .. }
+                if more.is_empty() && matches!(name, "req.hdr" | "req.fhdr") =>
+            {
+                Ok(Symbol::Said(said.clone(), Vec::new()))
+            }
+            header if header.is_replaced && header.unsaid.is_none() => self.replaced(name, header),
+            _ => Err(format!("header {header:?} after it has been changed")),
+        })
     }
 
     fn replaced(&self, name: &str, header: &Header) -> Result<Symbol, Unsaid> {
@@ -411,12 +415,10 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
                 _ => unsaid(),
             }
         }
-        // As far as it is announced.
-        "req.body_size" if leaf.method == Method::Int => {
-            Ok(Condition::Header("content-length".to_owned(), Text::Pattern(numbers(leaf)?)))
-        }
-        "req.hdr_val" if leaf.method == Method::Int => {
-            Ok(Condition::Header(first, Text::Pattern(numbers(leaf)?)))
+        // A body is as long as it is announced to be.
+        "req.hdr_val" | "req.body_size" if leaf.method == Method::Int => {
+            let header = if name == "req.hdr_val" { first } else { "content-length".to_owned() };
+            Ok(Condition::Header(header, Text::Pattern(numbers(leaf)?)))
         }
         "url_param" if leaf.method == Method::Int && call.argument(1).is_empty() => {
             let pattern = numbers(leaf)?;
@@ -436,9 +438,7 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
             Ok(Condition::Path(text(leaf)?))
         }
         "base" | "pathq" | "url" if leaf.method == Method::Found => Ok(Condition::Always),
-        "query" if leaf.method == Method::Found => {
-            Ok(Condition::Said(Said::Target, Text::Pattern(r"(?s:[^?]*\?.*)".to_owned())))
-        }
+        "query" if leaf.method == Method::Found => Ok(has_query()),
         "base" if leaf.method == Method::Regex => base_pattern(leaf),
         "base" => base(leaf),
         "req.ssl_sni" => match leaf.method {
@@ -450,6 +450,11 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
         },
         _ => unsaid(),
     }
+}
+
+/// There is one, maybe empty.
+fn has_query() -> Condition {
+    Condition::Said(Said::Target, Text::Pattern(r"(?s:[^?]*\?.*)".to_owned()))
 }
 
 fn server_name(name: String) -> Condition {

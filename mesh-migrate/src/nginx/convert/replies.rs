@@ -118,26 +118,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 rules,
             );
         }
-        let mut reply = Reply { status, ..Reply::default() };
-        let body = Template::of(text).map(|text| self.expanded(at, &text));
-        match body.as_ref().map(Template::constant) {
-            Ok(Some(body)) => {
-                self.exact(directive);
-                reply.body = if status == 204 { String::new() } else { body };
-            }
-            Ok(None) if status != 204 => {
-                let said = body.ok().and_then(|body| said_of(&body, None, here.of_groups()));
-                match said {
-                    Some(_) => self.exact(directive),
-                    None => {
-                        let how = "the text has variables that an answer of ours cannot hold: it is empty";
-                        self.approximated(directive, how);
-                    }
-                }
-                reply.text = said;
-            }
-            _ => self.exact(directive),
-        }
+        let mut reply = self.text(at, here, directive, (status, text));
         if status == 444 {
             let how = "nginx closes the connection; with us the answer is 403 without a text";
             self.approximated(directive, how);
@@ -148,6 +129,36 @@ impl<'m, 'c> Work<'m, 'c> {
             when: when.clone(),
             then: Then::Reply(reply),
         });
+    }
+
+    /// What `return` says, where it redirects nobody.
+    fn text(
+        &mut self,
+        at: &At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        directive: &Directive,
+        (status, text): (u16, &str),
+    ) -> Reply {
+        let mut reply = Reply { status, ..Reply::default() };
+        let body = Template::of(text).map(|text| self.expanded(at, &text));
+        match body.as_ref().map(Template::constant) {
+            Ok(Some(body)) => {
+                self.exact(directive);
+                reply.body = if status == 204 { String::new() } else { body };
+            }
+            Ok(None) if status != 204 => {
+                reply.text = body.ok().and_then(|body| said_of(&body, None, here.of_groups()));
+                match &reply.text {
+                    Some(_) => self.exact(directive),
+                    None => {
+                        let how = "the text has variables that an answer of ours cannot hold: it is empty";
+                        self.approximated(directive, how);
+                    }
+                }
+            }
+            _ => self.exact(directive),
+        }
+        reply
     }
 
     /// `adds` the query of the request where nothing else says so.
@@ -355,7 +366,7 @@ fn said(subject: &Template, text: Text) -> Option<Condition> {
         Said::Joined(parts) => parts.contains(&Said::Client),
         _ => false,
     };
-    (!tells_client).then(|| Condition::Said(said, text))
+    (!tells_client).then_some(Condition::Said(said, text))
 }
 
 fn method(test: &Test<'_>) -> Option<Condition> {

@@ -403,7 +403,7 @@ async fn texts_of_the_request_are_compared_changed_and_answered() {
           reply:
             status: 200
             templates: true
-            headers: [{ name: access-control-allow-origin, value: '%{header:origin}' }, { name: x-gone, value: '%{header:none}' }]
+            headers: [{ name: access-control-allow-origin, value: '%{header:origin}' }, { name: x-nobody, value: '%{header:none}' }]
             body: 'asked %{path} 100%%'
         - name: moved
           also: [{ headers: [{ name: '%{hostname}', type: RegularExpression, value: 'www[.].*' }] }]
@@ -421,7 +421,7 @@ async fn texts_of_the_request_are_compared_changed_and_answered() {
         let request = format!("{line} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n");
         let answer = world.raw(HERE, &request).await;
         assert!(answer.ends_with(&format!("\r\n\r\n{wanted}")), "{line}: {answer}");
-        assert!(!answer.contains("x-gone"), "{answer}");
+        assert!(!answer.contains("x-nobody"), "{answer}");
         let is_allowed = answer.contains("access-control-allow-origin: https://y\r\n");
         assert_eq!(is_allowed, line.starts_with("OPTIONS"), "{answer}");
     }

@@ -113,6 +113,8 @@ pub struct RouteMatch {
     pub method: Option<Method>,
     /// Any value of the field may match; `host` is as the client sent it.
     pub headers: Vec<(HeaderName, TextMatch)>,
+    /// What is made of the request must match; it may be empty.
+    pub said: Vec<(Template, TextMatch)>,
     /// The first value of the parameter must match, percent-encoding undone.
     pub query: Vec<(Arc<str>, TextMatch)>,
 }

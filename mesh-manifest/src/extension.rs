@@ -31,6 +31,10 @@ pub struct Reply {
     /// Up to 4096 bytes.
     #[serde(default)]
     pub body: String,
+    /// Values of headers and the body are made of the request, as those of
+    /// `requestHeaders`; a header that comes out empty is left out.
+    #[serde(default)]
+    pub templates: bool,
 }
 
 /// A change of the path by a pattern.
@@ -95,6 +99,7 @@ impl Reply {
             status: self.status.into(),
             headers: self.headers.iter().map(header).collect(),
             body: self.body.clone(),
+            templates: self.templates,
         }
     }
 }

@@ -123,7 +123,9 @@ pub struct RulePolicy {
     pub timeouts: Timeouts,
     /// Statuses that count as failures; 5xx where absent.
     pub failures: Vec<u16>,
-    /// All of these must match, too, for the rule to take a request.
+    /// All of these must match, too, for the rule to take a request. A header
+    /// may have a text of the request instead of a name, as values of
+    /// `requestHeaders` are.
     pub also: Vec<HttpMatch>,
     /// None of these may.
     pub unless: Vec<HttpMatch>,
@@ -141,8 +143,10 @@ pub struct RulePolicy {
     /// After what filters change. In values `%{client_ip}`, `%{forwarded_for}`
     /// (`X-Forwarded-For` with the client's address appended), `%{host}`,
     /// `%{hostname}`, `%{path}`, `%{query}`, `%{target}`, `%{scheme}`,
-    /// `%{method}` and `%{header:NAME}` are the client's; `%%` is a percent
-    /// sign. An empty value is no header.
+    /// `%{method}`, `%{header:NAME}`, `%{cookie:NAME}` and `%{query:NAME}` are
+    /// the client's, changed by `%{host|lower}` or
+    /// `%{path|s~PATTERN~SUBSTITUTION~}`; `%%` is a percent sign. An empty
+    /// value is no header.
     pub request_headers: Option<HeaderModifier>,
     /// Of an application's answer, after what filters change; values are
     /// literal.

@@ -10,7 +10,7 @@ use crate::{
     paths,
     program::{
         Accepts, Balance, Condition, Forward, Forwarded, Key, Listener, Location, PathChange, Pool,
-        Program, Reply, Rule, Said, TcpRule, Text, Then,
+        Program, Reply, Rule, Said, SaidChange, TcpRule, Text, Then,
     },
     request,
     request::{Answer, Endpoint, Http, Kind, Outcome, Request, Step},
@@ -212,6 +212,13 @@ impl Asked<'_> {
                 self.values(name).into_iter().any(|value| is(text, Some(value)))
             }
             Condition::Query(name, text) => is(text, parameter(self.http, name)),
+            Condition::Said(said, text) => {
+                let value = self.said(said);
+                match text {
+                    Text::Present => !value.is_empty(),
+                    text => is(text, Some(&value)),
+                }
+            }
             Condition::Source(blocks) => blocks.iter().any(|block| within(block, self.source)),
         }
     }
@@ -229,7 +236,10 @@ impl Asked<'_> {
         if let Some(location) = &reply.location {
             headers.push(("location".into(), self.location(location)));
         }
-        let body = Some(reply.body.clone()).filter(|body| !body.is_empty());
+        let told = reply.told.iter().map(|(name, said)| (name.clone(), self.said(said)));
+        headers.extend(told.filter(|(_, value)| !value.is_empty()));
+        let body = reply.text.as_ref().map_or_else(|| reply.body.clone(), |said| self.said(said));
+        let body = Some(body).filter(|body| !body.is_empty());
         Outcome::Answered { status: reply.status, headers, body }
     }
 
@@ -251,7 +261,8 @@ impl Asked<'_> {
     fn headers(&self, forward: &Forward, xff: Forwarded) -> Vec<(String, Option<String>)> {
         let mut names: Vec<&str> = forward.remove.iter().map(String::as_str).collect();
         names.extend(forward.set.iter().chain(&forward.add).map(|(name, _)| name.as_str()));
-        names.extend(forward.tell.iter().map(|(name, _)| name.as_str()));
+        let tell = forward.tell.iter().chain(&forward.tell_more);
+        names.extend(tell.map(|(name, _)| name.as_str()));
         names.extend((xff != Forwarded::Keep).then_some("x-forwarded-for"));
         names.extend(forward.host.as_ref().map(|_| "host"));
         names.sort_unstable();
@@ -259,8 +270,16 @@ impl Asked<'_> {
         let client = self.source.to_string();
         let told: Vec<(&str, String)> =
             forward.tell.iter().map(|(name, said)| (name.as_str(), self.said(said))).collect();
+        let more = forward.tell_more.iter();
+        let more: Vec<(&str, String)> =
+            more.map(|(name, said)| (name.as_str(), self.said(said))).collect();
         let value = |name: &str| {
             let mut values = self.values(name);
+            match xff {
+                Forwarded::Append if name == "x-forwarded-for" => values.push(&client),
+                Forwarded::Replace if name == "x-forwarded-for" => values = vec![&client],
+                _ => {}
+            }
             if forward.remove.iter().any(|removed| removed == name) {
                 values.clear();
             }
@@ -275,13 +294,10 @@ impl Asked<'_> {
                 values = vec![said.as_str()];
                 values.retain(|said| !said.is_empty());
             }
+            let more = more.iter().filter(|(more, said)| *more == name && !said.is_empty());
+            values.extend(more.map(|(_, said)| said.as_str()));
             let added = forward.add.iter().filter(|(added, _)| added == name);
             values.extend(added.map(|(_, value)| value.as_str()));
-            match xff {
-                Forwarded::Append if name == "x-forwarded-for" => values.push(&client),
-                Forwarded::Replace if name == "x-forwarded-for" => values = vec![&client],
-                _ => {}
-            }
             (!values.is_empty()).then(|| values.join(", "))
         };
         names.into_iter().map(|name| (name.to_owned(), value(name))).collect()
@@ -305,6 +321,26 @@ impl Asked<'_> {
             }
             Said::Query => self.http.query().unwrap_or_default().to_owned(),
             Said::Header(name) => self.values(name).first().copied().unwrap_or_default().to_owned(),
+            Said::Cookie(name) => {
+                let lines = self.values("cookie");
+                let pairs = lines.iter().flat_map(|line| line.split(';'));
+                let mut pairs = pairs.filter_map(|pair| pair.split_once('='));
+                let found = pairs.find(|(known, _)| known.trim() == name);
+                found.map_or_else(String::new, |(_, value)| value.trim().to_owned())
+            }
+            Said::Parameter(name) => {
+                let pairs = self.http.query().unwrap_or_default().split('&');
+                let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+                pairs.find(|(known, _)| known == name).map_or("", |(_, value)| value).to_owned()
+            }
+            Said::Changed(of, SaidChange::Lower) => self.said(of).to_ascii_lowercase(),
+            Said::Changed(of, SaidChange::Replace { pattern, substitution, all }) => {
+                let value = self.said(of);
+                let Some(pattern) = compiled(pattern) else { return value };
+                let times = usize::from(!all);
+                let replaced = pattern.replacen(value.as_bytes(), times, substitution.as_bytes());
+                String::from_utf8_lossy(&replaced).into_owned()
+            }
             Said::Text(text) => text.clone(),
             Said::Joined(parts) => parts.iter().map(|part| self.said(part)).collect(),
         }

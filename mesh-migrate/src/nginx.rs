@@ -8,6 +8,7 @@
 //!
 //! Names are those of the manual (nginx.org/en/docs).
 
+mod ahead;
 mod convert;
 mod explain;
 mod model;

@@ -31,6 +31,7 @@ pub struct Listener {
 
 /// What a listener takes.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each listener")]
 pub enum Accepts {
     /// HTTP/1 and HTTP/2.
     Http {
@@ -171,6 +172,7 @@ pub struct Rule {
 
 /// What is done with a request.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "answers are what most rules have")]
 pub enum Then {
     /// The proxy answers itself.
     Reply(Reply),
@@ -187,6 +189,10 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// What it says.
     pub body: String,
+    /// More headers, made of the request; one that is empty is left out.
+    pub told: Vec<(String, Said)>,
+    /// What it says instead, made of the request.
+    pub text: Option<Said>,
     /// For redirects: where to.
     pub location: Option<Location>,
 }
@@ -222,6 +228,8 @@ pub struct Forward {
     /// Replaced by what the request says, names in lower case; removed where it says
     /// nothing.
     pub tell: Vec<(String, Said)>,
+    /// The same, added to those that are there; nothing where it is empty.
+    pub tell_more: Vec<(String, Said)>,
     /// Added to those that are there.
     pub add: Vec<(String, String)>,
     /// Removed.
@@ -287,10 +295,71 @@ pub enum Said {
     Query,
     /// A header, name in lower case.
     Header(String),
+    /// The first cookie of this name.
+    Cookie(String),
+    /// The first parameter of the query of this name, as it was sent.
+    Parameter(String),
+    /// Changed; never of a text or of several.
+    Changed(Box<Said>, SaidChange),
     /// This text.
     Text(String),
     /// One after the other.
     Joined(Vec<Said>),
+}
+
+/// What becomes of something that a request says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SaidChange {
+    /// In lower case.
+    Lower,
+    /// As `regex` replaces; what does not match stays.
+    Replace {
+        /// Unanchored.
+        pattern: String,
+        /// With references to groups.
+        substitution: String,
+        /// Every match, or the first one.
+        all: bool,
+    },
+}
+
+impl Said {
+    /// What it is then; `None` where no template of ours can say it.
+    pub fn changed(self, change: SaidChange) -> Option<Said> {
+        const MAX_CHANGES: usize = 8;
+        if let SaidChange::Replace { pattern, substitution, .. } = &change
+            && !(is_written(pattern) && is_written(substitution))
+        {
+            return None;
+        }
+        match (self, change) {
+            (Self::Text(text), SaidChange::Lower) => Some(Self::Text(text.to_ascii_lowercase())),
+            (Self::Joined(parts), SaidChange::Lower) => {
+                let parts = parts.into_iter().map(|part| part.changed(SaidChange::Lower));
+                parts.collect::<Option<_>>().map(Self::Joined)
+            }
+            (Self::Text(_) | Self::Joined(_), _) => None,
+            (said, change) => {
+                let mut depth = 1;
+                let mut inner = &said;
+                while let Self::Changed(of, _) = inner {
+                    (inner, depth) = (of, depth + 1);
+                }
+                (depth <= MAX_CHANGES).then(|| Self::Changed(Box::new(said), change))
+            }
+        }
+    }
+}
+
+/// Whether it can stand between the tildes of a template.
+fn is_written(text: &str) -> bool {
+    let mut is_escaped = false;
+    let fits = text.bytes().all(|byte| {
+        let ends = byte == b'~' && !is_escaped || byte.is_ascii_control();
+        is_escaped = byte == b'\\' && !is_escaped;
+        !ends
+    });
+    fits && !is_escaped
 }
 
 /// Another path.
@@ -354,6 +423,8 @@ pub enum Condition {
     Query(String, Text),
     /// The client's address is in one of these blocks (`10.0.0.0/8`).
     Source(Vec<String>),
+    /// What is made of the request, which may be empty; nothing of the client's address.
+    Said(Said, Text),
 }
 
 /// What a text must be.

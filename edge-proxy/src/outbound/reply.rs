@@ -1,5 +1,7 @@
 //! Answers that a rule gives itself: what is written in it, and redirects.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use mesh_core::{
@@ -12,11 +14,19 @@ use crate::refusal::{self, Refusal};
 
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-/// The answer of a rule that gives one; `None` where the request goes on.
-pub fn answer(decision: &Decision, head: &RequestHead) -> Result<Option<Response<Bytes>>, Refusal> {
+/// The answer of a rule that gives one to a client; `None` where the request goes on.
+pub fn answer(
+    decision: &Decision,
+    head: &RequestHead,
+    client: Option<IpAddr>,
+) -> Result<Option<Response<Bytes>>, Refusal> {
     let Some(route) = decision.route() else { return Ok(None) };
     if let Some(reply) = decision.extension().and_then(|more| more.reply.as_ref()) {
-        return Ok(Some(if head.is_grpc() { grpc(reply) } else { plain(reply, &head.method) }));
+        let reply = reply.to(head, client).map_err(bad_rewrite)?;
+        return Ok(Some(match head.is_grpc() {
+            true => grpc(&reply),
+            false => plain(&reply, &head.method),
+        }));
     }
     match &route.filters.redirect {
         Some(redirect) => redirected(redirect, decision, head),
@@ -118,6 +128,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: headers.iter().map(header).collect(),
             body: "closed: 5%".into(),
+            made: None,
         }
     }
 

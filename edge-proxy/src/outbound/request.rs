@@ -80,7 +80,7 @@ pub async fn carry(
     if let Some(fault) = decision.route().and_then(|route| route.fault.as_ref()) {
         inject(fault, &scratch.head).await?;
     }
-    if let Some(response) = reply::answer(&decision, &scratch.head)? {
+    if let Some(response) = reply::answer(&decision, &scratch.head, address)? {
         record.classified(false);
         record.entry.grpc_status = reply::grpc_status(&response);
         return Ok(Outcome::Answered(response));

@@ -392,6 +392,52 @@ async fn headers_are_made_of_the_request() {
     }
 }
 
+#[tokio::test]
+async fn texts_of_the_request_are_compared_changed_and_answered() {
+    let routes = "
+        - { name: img, backendRefs: [{ name: a }] }
+        - { name: cookie, backendRefs: [{ name: b }] }
+        - { name: options }
+        - { name: moved }
+        - { name: rest, backendRefs: [{ name: c }] }";
+    let policy = r"      ruleOrder: Listed
+      rules:
+        - name: img
+          also: [{ headers: [{ name: '%{host|lower}%{path}', type: RegularExpression, value: 'shop[.][a-z]+/(img|css)/.*' }] }]
+        - name: cookie
+          also: [{ headers: [{ name: '%{cookie:lane}:%{query:v}', value: 'b:2' }] }]
+          unless: [{ headers: [{ name: '%{path|s~^/v(\d+)/.*~$1~}', value: '3' }] }]
+        - name: options
+          also: [{ method: OPTIONS }]
+          reply:
+            status: 200
+            templates: true
+            headers: [{ name: access-control-allow-origin, value: '%{header:origin}' }, { name: x-nobody, value: '%{header:none}' }]
+            body: 'asked %{path} 100%%'
+        - name: moved
+          also: [{ headers: [{ name: '%{hostname}', type: RegularExpression, value: 'www[.].*' }] }]
+          reply: { status: 301, templates: true, headers: [{ name: location, value: 'https://%{hostname|s~^www[.]~~}%{target}' }] }";
+    let world = World::start("", &rules(routes, policy)).await;
+    let cases = [
+        ("Shop.de", "GET /img/1", "", "a"),
+        ("shop.de", "GET /imgs", "", "c"),
+        ("x", "GET /v1/a?v=2", "Cookie: a=b; lane=b\r\n", "b"),
+        ("x", "GET /v3/a?v=2", "Cookie: lane=b\r\n", "c"),
+        ("x", "GET /v1/a", "Cookie: lane=b\r\n", "c"),
+        ("x", "OPTIONS /o?p", "Origin: https://y\r\n", "asked /o 100%"),
+    ];
+    for (host, line, more, wanted) in cases {
+        let request = format!("{line} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n");
+        let answer = world.raw(HERE, &request).await;
+        assert!(answer.ends_with(&format!("\r\n\r\n{wanted}")), "{line}: {answer}");
+        assert!(!answer.contains("x-nobody"), "{answer}");
+        let is_allowed = answer.contains("access-control-allow-origin: https://y\r\n");
+        assert_eq!(is_allowed, line.starts_with("OPTIONS"), "{answer}");
+    }
+    let (head, _) = world.ask(HERE, "WWW.Shop.de:8080", "GET /a?b=c").await;
+    assert!(head.contains("location: https://shop.de/a?b=c"), "{head}");
+}
+
 fn endpoint(name: &str, more: &str) -> String {
     format!("{{ port: http, plaintext: true, target: '${name}'{more} }}")
 }

@@ -1,7 +1,7 @@
 //! What a rule says that Gateway API has no words for: more conditions, an
 //! answer of its own, paths by pattern, headers made of the request.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
@@ -58,6 +58,42 @@ pub struct Reply {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// What it says.
     pub body: Arc<str>,
+    /// The same, made of the request.
+    pub made: Option<Made>,
+}
+
+/// Of an answer of the proxy itself, made of the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// In order; one that comes out empty is left out.
+    pub headers: Vec<(HeaderName, Template)>,
+    /// What it says.
+    pub body: Template,
+}
+
+impl Reply {
+    /// The answer to a request.
+    ///
+    /// # Errors
+    ///
+    /// Something that is made of the request is too long, or no value of a header.
+    pub fn to(
+        &self,
+        head: &RequestHead,
+        client: Option<IpAddr>,
+    ) -> Result<Cow<'_, Self>, BadRewrite> {
+        let Some(made) = &self.made else { return Ok(Cow::Borrowed(self)) };
+        let mut headers = Vec::with_capacity(made.headers.len());
+        for (name, template) in &made.headers {
+            let value = template.render(head, client)?;
+            if !value.is_empty() {
+                let value = HeaderValue::from_bytes(&value).map_err(|_| BadRewrite::Value)?;
+                headers.push((name.clone(), value));
+            }
+        }
+        let body = String::from_utf8_lossy(&made.body.text(head, client)?).into();
+        Ok(Cow::Owned(Self { status: self.status, headers, body, made: None }))
+    }
 }
 
 /// Changes of headers, with values made of the request: set, add, remove.

@@ -16,6 +16,9 @@ pub enum BadRewrite {
         "the changed path is none: it must begin with '/' and have no other than URI characters"
     )]
     Target,
+    /// RFC 9110 section 5.5.
+    #[error("what is made of the request is no value of a header")]
+    Value,
     /// Of a target or header.
     #[error("what is made of the request is too long")]
     TooLong,
@@ -117,7 +120,7 @@ impl PathPattern {
     }
 
     /// `None` where nothing matches; what stays of the path is `written`.
-    fn replace(
+    pub(super) fn replace(
         &self,
         path: &[u8],
         written: impl Fn(&[u8]) -> Cow<'_, [u8]>,

@@ -6,12 +6,15 @@ use mesh_api::v1;
 use super::{
     MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY, WireError, at_most,
     headers::{changed_fields, changed_name, changes, changes_out, fields_out},
-    parse, wrong,
+    parse,
+    rule::text_match,
+    wrong,
 };
 use crate::{
     cidr::Cidr,
     rule::{
-        Extension, PathPattern, Reply, RouteMatch, Template, extension::HeaderTemplates,
+        Extension, PathPattern, Reply, RouteMatch, Template, TextMatch,
+        extension::{HeaderTemplates, Made},
         rewrite::BadPattern,
     },
 };
@@ -65,6 +68,19 @@ fn matches(field: &'static str, messages: &[v1::RouteMatch]) -> Result<Vec<Route
     messages.iter().map(RouteMatch::try_from).collect()
 }
 
+/// What is made of the request in place of a header's name.
+pub(super) fn said_match(message: &v1::HeaderMatch) -> Result<(Template, TextMatch), WireError> {
+    const FIELD: &str = "matches.headers";
+    if message.name.len() > MAX_MATCH_TEXT {
+        return Err(wrong(FIELD, "name is too long"));
+    }
+    let template = Template::new(&message.name).map_err(|error| wrong(FIELD, error))?;
+    if template.tells_client() {
+        return Err(wrong(FIELD, "%{client_ip} is compared by sources"));
+    }
+    Ok((template, text_match(FIELD, message)?))
+}
+
 fn blocks(field: &'static str, texts: &[String]) -> Result<Vec<Cidr>, WireError> {
     at_most(field, texts, MAX_NETWORKS)?;
     texts.iter().map(|text| parse(field, text)).collect()
@@ -82,22 +98,35 @@ impl TryFrom<&v1::Reply> for Reply {
             let problem = format_args!("is longer than {MAX_REPLY} bytes");
             return Err(wrong("reply.body", problem));
         }
+        let status = status.ok_or_else(|| wrong("reply.status", "must be 200 to 599"))?;
+        if message.templates {
+            let template =
+                |value: &str| Template::new(value).map_err(|error| wrong(HEADERS, error));
+            let headers = changed_fields(HEADERS, &message.headers, template)?;
+            let body = Template::of_text(&message.body);
+            let body = body.map_err(|error| wrong("reply.body", error))?;
+            let made = Some(Made { headers, body });
+            return Ok(Self { status, headers: Vec::new(), body: "".into(), made });
+        }
         let literal = |value: &str| parse::<HeaderValue>(HEADERS, value);
-        Ok(Self {
-            status: status.ok_or_else(|| wrong("reply.status", "must be 200 to 599"))?,
-            headers: changed_fields(HEADERS, &message.headers, literal)?,
-            body: message.body.as_str().into(),
-        })
+        let headers = changed_fields(HEADERS, &message.headers, literal)?;
+        Ok(Self { status, headers, body: message.body.as_str().into(), made: None })
     }
 }
 
 impl From<&Reply> for v1::Reply {
     fn from(reply: &Reply) -> Self {
-        Self {
-            status: reply.status.as_u16().into(),
-            headers: fields_out(&reply.headers),
-            body: reply.body.to_string(),
+        let status = reply.status.as_u16().into();
+        if let Some(made) = &reply.made {
+            let header = |(name, value): &(HeaderName, Template)| v1::Header {
+                name: name.to_string(),
+                value: value.as_str().to_owned(),
+            };
+            let headers = made.headers.iter().map(header).collect();
+            return Self { status, headers, body: made.body.as_str().to_owned(), templates: true };
         }
+        let (headers, body) = (fields_out(&reply.headers), reply.body.to_string());
+        Self { status, headers, body, templates: false }
     }
 }
 

@@ -143,12 +143,12 @@ impl TryFrom<&v1::RouteMatch> for RouteMatch {
             Ok((name, text_match("matches.query", one)?))
         });
         let query = query.collect::<Result<_, WireError>>()?;
-        Ok(Self {
-            path,
-            method,
-            headers: header_matches("matches.headers", &message.headers)?,
-            query,
-        })
+        // No name of a header has a percent sign and a brace.
+        let (said, headers): (Vec<_>, Vec<_>) =
+            message.headers.iter().cloned().partition(|one| one.name.contains("%{"));
+        let said = said.iter().map(extension::said_match).collect::<Result<_, _>>()?;
+        let headers = header_matches("matches.headers", &headers)?;
+        Ok(Self { path, method, headers, said, query })
     }
 }
 
@@ -161,10 +161,12 @@ impl From<&RouteMatch> for v1::RouteMatch {
             PathMatch::Regex(pattern) => Path::PathRegex(pattern.as_str().to_owned()),
         });
         let query = route_match.query.iter().map(|(name, value)| header_match(name, value));
+        let said = route_match.said.iter();
+        let said = said.map(|(template, value)| header_match(template.as_str(), value));
         Self {
             path,
             method: route_match.method.as_ref().map(ToString::to_string).unwrap_or_default(),
-            headers: header_matches_out(&route_match.headers),
+            headers: header_matches_out(&route_match.headers).into_iter().chain(said).collect(),
             query: query.collect(),
         }
     }
@@ -203,7 +205,10 @@ fn header_matches_out(matches: &[(HeaderName, TextMatch)]) -> Vec<v1::HeaderMatc
     matches.iter().map(|(name, value)| header_match(name.as_str(), value)).collect()
 }
 
-fn text_match(field: &'static str, message: &v1::HeaderMatch) -> Result<TextMatch, WireError> {
+pub(super) fn text_match(
+    field: &'static str,
+    message: &v1::HeaderMatch,
+) -> Result<TextMatch, WireError> {
     if message.value.len() > MAX_MATCH_TEXT {
         return Err(wrong(field, "value is too long"));
     }

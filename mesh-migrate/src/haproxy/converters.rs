@@ -41,6 +41,15 @@ impl Seen {
             }
             "ltrim" => text.trim_start_matches(|c| first.contains(c)).to_owned(),
             "rtrim" => text.trim_end_matches(|c| first.contains(c)).to_owned(),
+            "bytes" => {
+                let from: usize = first.parse().ok()?;
+                let rest = text.get(from..)?;
+                match call.argument(1) {
+                    "" => rest.to_owned(),
+                    length => rest.get(..length.parse().ok()?).unwrap_or(rest).to_owned(),
+                }
+            }
+            "url_dec" => decoded(&text, first.parse().unwrap_or(0) != 0)?,
             "length" => return Some(Value::Int(text.len() as i64)),
             "bool" => return value.int().map(|value| Value::Bool(value != 0)),
             "not" => return value.int().map(|value| Value::Bool(value == 0)),
@@ -61,6 +70,27 @@ impl Seen {
             }
         }))
     }
+}
+
+/// `+` is a space in a form and after a `?`.
+fn decoded(text: &str, mut is_form: bool) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'+' if is_form => out.push(b' '),
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                let digits = std::str::from_utf8(&digits).ok()?;
+                out.push(u8::from_str_radix(digits, 16).ok()?);
+            }
+            _ => {
+                is_form |= byte == b'?';
+                out.push(byte);
+            }
+        }
+    }
+    Some(String::from_utf8_lossy(&out).into_owned())
 }
 
 pub(super) fn host_only(text: &str) -> &str {

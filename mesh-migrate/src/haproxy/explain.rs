@@ -1,5 +1,7 @@
 //! What HAProxy does with one request, in the order in which it does it.
 
+use std::net::SocketAddr;
+
 use crate::{
     request::{Answer, Outcome, Request, Step},
     source::Place,
@@ -23,6 +25,9 @@ pub fn explain(config: &Config, request: &Request) -> Answer {
     for proxy in config.proxies.iter().filter(|proxy| proxy.is_backend) {
         let usable: u32 = usable(proxy).map(|server| server.count).sum();
         run.seen.usable.insert(proxy.name.clone(), usable.into());
+    }
+    for (name, value) in &config.variables {
+        run.seen.variables.insert(name.clone(), super::matching::Value::Text(value.clone()));
     }
     let outcome = run.outcome(request);
     for unknown in std::mem::take(&mut run.seen.unknown) {
@@ -74,6 +79,7 @@ impl<'c> Run<'c> {
                 proxy.name == asked
                     || address.written == asked
                     || (socket.is_some() && address.socket == socket)
+                    || covers(address.socket, socket)
             }
             None => true,
         };
@@ -122,7 +128,9 @@ impl<'c> Run<'c> {
             let fails = proxy.monitor_fails.iter().any(|c| self.seen.holds(proxy, Some(c)));
             self.say(place, format!("{uri} is the monitor's"));
             let status = if fails { 503 } else { 200 };
-            return Next::Ends(Outcome::Answered { status, headers: Vec::new(), body: None });
+            let (headers, body) = super::pages::page(self.config, status).unzip();
+            let headers = headers.unwrap_or_default();
+            return Next::Ends(Outcome::Answered { status, headers, body });
         }
         self.http(proxy)
     }
@@ -193,8 +201,13 @@ impl<'c> Run<'c> {
 
     fn reply(&mut self, reply: &Reply) -> Outcome {
         let mut headers = Vec::new();
-        let body = reply.body.as_ref().map(|body| self.seen.format(body));
-        if body.is_some() {
+        let mut body = reply.body.as_ref().map(|body| self.seen.format(body));
+        if let Some((own, text)) =
+            super::pages::page(self.config, reply.status).filter(|_| reply.is_page())
+        {
+            headers = own;
+            body = Some(text);
+        } else if body.is_some() {
             headers.extend(reply.content_type.clone().map(|kind| ("content-type".into(), kind)));
         }
         for (name, format) in &reply.headers {
@@ -316,6 +329,13 @@ impl<'c> Run<'c> {
             self.seen.headers.push((name, client));
         }
     }
+}
+
+/// Whether what listens at any address of a port takes what comes to this one.
+fn covers(listens: Option<SocketAddr>, asked: Option<SocketAddr>) -> bool {
+    listens.zip(asked).is_some_and(|(listens, asked)| {
+        listens.ip().is_unspecified() && listens.port() == asked.port()
+    })
 }
 
 /// Of `auth`, where it names a realm.

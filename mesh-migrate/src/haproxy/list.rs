@@ -10,6 +10,8 @@ use crate::source::{MAX_FILE, Place, Problem, Source};
 
 /// Files that a configuration may name.
 const MAX_FILES: usize = 1000;
+/// What one of ours may answer, in bytes.
+const MAX_TEXT: usize = 4096;
 /// What is in all of them together, in bytes.
 const MAX_BYTES: u64 = 4 * MAX_FILE;
 
@@ -53,6 +55,13 @@ impl<'a> Files<'a> {
 
     pub(super) fn patterns(&self, name: &str, place: &Place) -> Result<Arc<List>, Problem> {
         self.list(name, place, false)
+    }
+
+    /// A file that is answered with; `None` where it cannot be read, or not be answered.
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        let source = (self.open)(name).ok().filter(|source| source.text.len() <= MAX_TEXT)?;
+        self.bytes.set(self.bytes.get() + source.text.len() as u64);
+        (self.bytes.get() <= MAX_BYTES).then_some(source.text)
     }
 
     fn list(&self, name: &str, place: &Place, is_map: bool) -> Result<Arc<List>, Problem> {

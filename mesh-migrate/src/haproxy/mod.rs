@@ -16,6 +16,7 @@ mod converters;
 mod explain;
 mod list;
 mod matching;
+mod pages;
 mod proxy;
 mod rules;
 mod sample;
@@ -26,6 +27,8 @@ mod words;
 
 pub use convert::convert;
 pub use explain::explain;
+
+use std::collections::BTreeMap;
 
 use crate::source::{Problem, Source};
 
@@ -42,6 +45,8 @@ pub struct Outside<'a> {
 pub struct Config {
     tree: tree::Tree,
     proxies: Vec<proxy::Proxy>,
+    /// Variables of the process that do not change.
+    variables: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -63,7 +68,31 @@ pub fn read(sources: &[Source], outside: &Outside<'_>) -> Result<Config, Problem
     let tree = tree::read(sources, outside.variable)?;
     let files = list::Files::new(outside.file);
     let proxies = proxy::proxies(&tree, &files)?;
-    Ok(Config { tree, proxies })
+    let variables = variables(&tree, &files);
+    Ok(Config { tree, proxies, variables })
+}
+
+/// `set-var` and `set-var-fmt` of `global`, where they are the same for all requests.
+fn variables(tree: &tree::Tree, files: &list::Files<'_>) -> BTreeMap<String, String> {
+    let global = tree.sections.iter().filter(|section| section.head.at(0) == "global");
+    let mut seen = seen::Seen::of_nothing();
+    for statement in global.flat_map(|section| &section.statements) {
+        let (name, text) = (statement.at(1).to_owned(), statement.at(2));
+        let value = match statement.at(0) {
+            "set-var" => sample::expression(text, &statement.place, files)
+                .ok()
+                .and_then(|expression| seen.value(&expression)),
+            "set-var-fmt" => sample::format(text, &statement.place, files)
+                .ok()
+                .map(|format| matching::Value::Text(seen.format(&format))),
+            _ => continue,
+        };
+        if let Some(value) = value.filter(|_| seen.unknown.is_empty()) {
+            seen.variables.insert(name, value);
+        }
+        seen.unknown.clear();
+    }
+    seen.variables.into_iter().map(|(name, value)| (name, value.to_string())).collect()
 }
 
 /// Whether a line says nothing.

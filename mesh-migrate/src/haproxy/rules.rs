@@ -99,6 +99,15 @@ pub(super) struct Reply {
     pub(super) headers: Vec<(String, Format)>,
     /// `tarpit`: only after a while.
     pub(super) is_late: bool,
+    /// `deny`, `tarpit`.
+    pub(super) refuses: bool,
+}
+
+impl Reply {
+    /// Whether HAProxy's own page is answered.
+    pub(super) fn is_page(&self) -> bool {
+        self.refuses && self.body.is_none() && self.file.is_none() && self.content_type.is_none()
+    }
 }
 
 /// Where a redirect leads.
@@ -281,7 +290,9 @@ impl Reader<'_, '_, '_> {
             file: None,
             headers: Vec::new(),
             is_late,
+            refuses: status >= 400,
         };
+        let (mut is_text, mut is_format) = (false, false);
         while !self.is_over() {
             match self.word("an argument")?.as_str() {
                 "status" | "deny_status" => reply.status = self.status()?,
@@ -291,7 +302,9 @@ impl Reader<'_, '_, '_> {
                     reply.body = Some(Format::of(&self.statement.place, &text));
                 }
                 "lf-string" => reply.body = Some(self.format()?),
-                "file" | "lf-file" | "errorfile" | "errorfiles" => {
+                kind @ ("file" | "lf-file" | "errorfile" | "errorfiles") => {
+                    is_format = kind == "lf-file";
+                    is_text = matches!(kind, "file" | "lf-file");
                     reply.file = Some(self.word("a file")?);
                 }
                 "default-errorfiles" => {}
@@ -304,6 +317,15 @@ impl Reader<'_, '_, '_> {
                     return Err(self.statement.expected(self.next - 1, what));
                 }
             }
+        }
+        let text = reply.file.as_ref().filter(|_| is_text).and_then(|name| self.files.text(name));
+        if let Some(text) = text {
+            let place = &self.statement.place;
+            reply.body = Some(match is_format {
+                true => sample::format(&text, place, self.files)?,
+                false => Format::of(place, &text),
+            });
+            reply.file = None;
         }
         Ok(reply)
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use crate::request::{Kind, Request};
+use crate::request::{Http, Kind, Request};
 
 use super::{
     acl::{self, Condition, Named, Test},
@@ -44,6 +44,19 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// A request of which nothing is asked.
+    pub(super) fn of_nothing() -> Self {
+        let http = Http {
+            method: String::new(),
+            host: None,
+            target: String::new(),
+            headers: Vec::new(),
+            is_http10: false,
+        };
+        let source = std::net::Ipv4Addr::UNSPECIFIED.into();
+        Self::new(&Request { listener: None, source, kind: Kind::Http(http) })
+    }
+
     pub(super) fn new(request: &Request) -> Self {
         let mut seen = Self {
             source: request.source,
@@ -235,13 +248,14 @@ impl Seen {
 
     fn http(&mut self, name: &str, call: &Call, is_acl: bool) -> Vec<Value> {
         let text = |text: &str| vec![Value::Text(text.to_owned())];
+        let int = |number: i64| vec![Value::Int(number)];
         let first = call.argument(0);
         match name {
             "method" => text(self.asked_method()),
             "path" if !self.path.starts_with('/') => Vec::new(),
             "path" => text(&self.path),
             "pathq" | "url" => text(&self.target()),
-            "query" => text(self.query.as_deref().unwrap_or_default()),
+            "query" => self.query.iter().map(|query| Value::Text(query.clone())).collect(),
             "base" | "baseq" => {
                 let host = self.lines("host").next().unwrap_or_default().to_owned();
                 let rest = if name == "base" { self.path.clone() } else { self.target() };
@@ -252,6 +266,10 @@ impl Seen {
             "capture.req.method" => text(&self.came_as),
             "req.ver" | "capture.req.ver" => text(if self.is_http10 { "1.0" } else { "1.1" }),
             "http_first_req" => vec![Value::Bool(true)],
+            "req.body_size" => {
+                let announced = self.lines("content-length").next();
+                int(announced.and_then(|length| length.parse().ok()).unwrap_or(0))
+            }
             "req.hdr_cnt" => vec![Value::Int(self.header(first).len() as i64)],
             "req.fhdr_cnt" => vec![Value::Int(self.lines(first).count() as i64)],
             "req.hdr" | "req.hdr_ip" | "req.hdr_val" => {

@@ -91,6 +91,8 @@ struct At<'m, 'c> {
     server: &'m Server<'c>,
     /// What `set` has set, as far as it can be said.
     set: BTreeMap<String, Template>,
+    /// What `set` under conditions has set: the first that holds.
+    chosen: BTreeMap<String, Vec<(Condition, Template)>>,
     /// What `X-Forwarded-For` becomes in each of its rules that forward.
     forwarded: Vec<Forwarded>,
 }
@@ -155,7 +157,8 @@ impl<'m, 'c> Work<'m, 'c> {
         let mut of_servers = Vec::new();
         for (server, _) in here {
             let set = BTreeMap::new();
-            let mut at = At { address, is_tls, server, set, forwarded: Vec::new() };
+            let (chosen, of_rules) = (BTreeMap::new(), Vec::new());
+            let mut at = At { address, is_tls, server, set, chosen, forwarded: of_rules };
             let rules = self.server(&mut at);
             forwarded.append(&mut at.forwarded);
             of_servers.push(match tls.as_ref().and_then(|tls| self.unproved(server, tls)) {

@@ -379,3 +379,42 @@ fn what_was_rewritten_is_looked_for_again() {
         assert_eq!(told(text, "a.example", target), [expected.clone(), expected], "{target}");
     }
 }
+
+#[test]
+fn values_are_made_of_the_request() {
+    let text = r#"
+        map "$http_a:$cookie_b" $both { default none; "~^x:[0-9]+$" yes; }
+        map $host $code { default ""; de.example german; ~^fr\. french; }
+        upstream u { server 10.20.1.1:80 fail_timeout=0; server 10.20.1.2:80 fail_timeout=0; }
+        server {
+            listen 10.20.0.4:80;
+            server_name de.example www.de.example fr.example;
+            set $site plain;
+            if ($code) { set $site $code; }
+            set $mode a;
+            if ($args ~ "debug") { set $mode "${mode}b"; }
+            if ($request_uri ~ "^/old/[a-z]+\?") { return 410; }
+            if ($host ~* ^www\.(.+)$) { return 301 http://$1$request_uri; }
+            proxy_set_header X-To "$site $mode $both";
+            location / { proxy_pass http://u; }
+            location ~ ^/t/(?<tenant>[^/]+)/(\d+) { proxy_set_header X-To "$tenant-$2"; proxy_pass http://u; }
+            location ~ /\.(?!well-known) { return 302 /hidden?u=$request_uri; }
+            location /any { satisfy any; allow all; proxy_pass http://u; }
+        }"#;
+    let cases = [
+        ("de.example", "/x", "/x german a none"),
+        ("fr.example", "/x?debug", "/x?debug french ab none"),
+        ("fr.example", "/old/a?x", "410 "),
+        ("fr.example", "/old/a", "/old/a french a none"),
+        ("WWW.de.example", "/x?y", "301 http://de.example/x?y"),
+        ("de.example", "/t/acme/77/x", "/t/acme/77/x acme-77"),
+        ("de.example", "/.git?a", "302 http://de.example/hidden?u=/.git?a"),
+        ("de.example", "/.well-known/x", "/.well-known/x german a none"),
+        ("de.example", "/any", "/any german a none"),
+    ];
+    for (host, target, expected) in cases {
+        assert_eq!(told(text, host, target), [expected; 2], "{host} {target}");
+    }
+    let (program, _) = convert(&config(&format!("http {{ {text} }}"))).unwrap();
+    assert!(program.pools.values().all(|pool| pool.outlier.is_none()), "nobody is left alone");
+}

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::{object, some_list};
+use super::{object, route::template, some_list};
 use crate::program::{Condition, Text};
 
 /// Clauses of one condition, at most.
@@ -211,6 +211,15 @@ fn of(condition: &Condition, holds: bool) -> Result<Vec<Clause>, Unsayable> {
         }
         (Condition::Query(name, text), true) => {
             Ok(vec![Clause { query: vec![(name.clone(), text.clone())], ..Clause::default() }])
+        }
+        // No route of Gateway API has such names: they stand in our policy alone.
+        (Condition::Said(said, text), holds) => {
+            let text = if *text == Text::Present { &Text::Pattern("(?s:.+)".into()) } else { text };
+            let one = matching(None, None, &[(template(said), text.clone())], &[]);
+            Ok(match holds {
+                true => vec![Clause { also: vec![one], ..Clause::default() }],
+                false => unless(vec![one]),
+            })
         }
         (Condition::Source(blocks), true) => {
             Ok(vec![Clause { sources: Some(blocks.clone()), ..Clause::default() }])

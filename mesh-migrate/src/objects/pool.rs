@@ -1,5 +1,7 @@
 //! Pools as services whose endpoints have no proxy.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{CONNECTIONS, Making, REQUESTS, Use, duration, object};
@@ -7,6 +9,9 @@ use crate::program::{Balance, Check, Key, Member, Pool};
 
 /// Statuses of a health check of ours.
 const MAX_STATUSES: usize = 32;
+/// Of an endpoint that has failed.
+const MIN_EJECTION: Duration = Duration::from_millis(100);
+const MAX_EJECTION: Duration = Duration::from_secs(3600);
 
 impl Making<'_> {
     pub(super) fn pool(&mut self, name: &str, pool: &Pool, of: Use) {
@@ -92,9 +97,14 @@ impl Making<'_> {
             Balance::RoundRobin | Balance::LeastLoaded | Balance::Random | Balance::First => None,
         };
         let outlier = pool.outlier.as_ref().map(|outlier| {
+            let ejection = outlier.ejection.clamp(MIN_EJECTION, MAX_EJECTION);
+            if ejection != outlier.ejection {
+                let how = "an endpoint is left alone for 100 ms to an hour";
+                self.ledger.approximated(&pool.place, how);
+            }
             json!({
                 "consecutiveFailures": outlier.failures,
-                "baseEjection": duration(outlier.ejection),
+                "baseEjection": duration(ejection),
             })
         });
         let balance = object([("affinity", affinity), ("outlier", outlier)]);

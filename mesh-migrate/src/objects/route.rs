@@ -5,7 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::{MAX_RULES, Making, REQUESTS, clause, duration, object, some_list};
 use crate::{
-    program::{Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, Then},
+    program::{
+        Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, SaidChange, Then,
+    },
     source::Place,
 };
 
@@ -154,9 +156,12 @@ impl Making<'_> {
         policy: &mut Map<String, Value>,
     ) {
         let said = |(name, said): &(String, Said)| json!({ "name": name, "value": template(said) });
-        let said = some_list(forward.tell.iter().map(said).collect());
-        if let Some(said) = said {
-            policy.insert("requestHeaders".into(), json!({ "set": said }));
+        let told = object([
+            ("set", some_list(forward.tell.iter().map(said).collect())),
+            ("add", some_list(forward.tell_more.iter().map(said).collect())),
+        ]);
+        if told != json!({}) {
+            policy.insert("requestHeaders".into(), told);
         }
         if let Some(change) = forward.path.as_ref().filter(|change| full(change).is_none()) {
             policy.insert("rewrite".into(), rewrite(change));
@@ -286,10 +291,21 @@ impl Making<'_> {
             }
             Some(location) => redirected(reply, location, route, policy),
             None => {
+                let has_templates = !reply.told.is_empty() || reply.text.is_some();
+                let literal = |text: &str| match has_templates {
+                    true => text.replace('%', "%%"),
+                    false => text.to_owned(),
+                };
+                let plain = reply.headers.iter().map(|(name, value)| (name, literal(value)));
+                let told = reply.told.iter().map(|(name, said)| (name, template(said)));
+                let headers = plain.chain(told);
+                let headers = headers.map(|(name, value)| json!({ "name": name, "value": value }));
+                let body = reply.text.as_ref().map_or_else(|| literal(&reply.body), template);
                 let reply = object([
                     ("status", Some(reply.status.into())),
-                    ("headers", some_list(fields(&reply.headers))),
-                    ("body", (!reply.body.is_empty()).then(|| reply.body.as_str().into())),
+                    ("headers", some_list(headers.collect())),
+                    ("body", (!body.is_empty()).then(|| body.into())),
+                    ("templates", has_templates.then(|| true.into())),
                 ]);
                 policy.insert("reply".into(), reply);
             }
@@ -298,8 +314,21 @@ impl Making<'_> {
 }
 
 /// As our policy writes what a request says.
-fn template(said: &Said) -> String {
+pub(super) fn template(said: &Said) -> String {
     match said {
+        Said::Cookie(name) => format!("%{{cookie:{name}}}"),
+        Said::Parameter(name) => format!("%{{query:{name}}}"),
+        Said::Changed(of, change) => {
+            let of = template(of);
+            let of = of.strip_suffix('}').unwrap_or(&of);
+            match change {
+                SaidChange::Lower => format!("{of}|lower}}"),
+                SaidChange::Replace { pattern, substitution, all } => {
+                    let all = if *all { "g" } else { "" };
+                    format!("{of}|s~{pattern}~{substitution}~{all}}}")
+                }
+            }
+        }
         Said::Client => "%{client_ip}".to_owned(),
         Said::ForwardedFor => "%{forwarded_for}".to_owned(),
         Said::Host => "%{host}".to_owned(),

@@ -16,6 +16,7 @@ pub(super) fn extension() -> v1::RouteExtension {
             status: 299,
             headers: vec![v1::Header { name: "x-said".into(), value: "v w".into() }],
             body: "two\nlines".into(),
+            templates: false,
         }),
         rewrite: Some(v1::PatternRewrite {
             pattern: "^/(a)".into(),
@@ -41,7 +42,7 @@ fn extensions_that_mean_nothing() {
         let set = vec![header(name, value)];
         Some(v1::HeaderChanges { set, ..Default::default() })
     };
-    let reply = |change: fn(&mut v1::Reply)| {
+    let reply = |change: &dyn Fn(&mut v1::Reply)| {
         extended(&move |e| e.reply.as_mut().into_iter().for_each(change))
     };
     let rewrite = |change: fn(&mut v1::PatternRewrite)| {
@@ -50,17 +51,35 @@ fn extensions_that_mean_nothing() {
     assert!(extended(&|_| ()).is_ok());
     let nothing = routed(&|route| route.extension = Some(v1::RouteExtension::default()));
     assert_eq!(nothing.unwrap().routes[0].extension, None);
+    let made = |change: fn(&mut v1::Reply)| {
+        reply(&move |r| {
+            (r.templates, r.body) = (true, "%{path} 100%%\nat %{host|lower}".into());
+            r.headers = vec![v1::Header { name: "x".into(), value: "%{query:a}".into() }];
+            change(r);
+        })
+    };
+    assert!(made(|_| ()).is_ok());
+    let named = |name: &str| {
+        let header = v1::HeaderMatch { name: name.into(), ..Default::default() };
+        extended(&move |e| e.also[0].headers = vec![header.clone()])
+    };
+    assert!(named("%{host}%{path|s~a~b~}").is_ok());
     let cases = [
+        ("reply.body", made(|r| r.body = "%{none}".into())),
+        ("reply.headers", made(|r| r.headers[0].value = "%{path|upper}".into())),
+        ("matches.headers", named("%{client_ip}")),
+        ("matches.headers", named("%{none}")),
+        ("matches.headers", named(&format!("%{{path}}{}", "a".repeat(MAX_MATCH_TEXT)))),
         ("sources", extended(&|e| e.sources = vec!["10.0.0.0/33".into()])),
         ("not_sources", extended(&|e| e.not_sources = vec!["here".into()])),
         ("sources", extended(&|e| e.sources = vec!["::1".into(); MAX_NETWORKS + 1])),
         ("unless", extended(&|e| e.unless = vec![v1::RouteMatch::default(); MAX_MATCHES + 1])),
         ("matches.method", extended(&|e| e.also[0].method = "G T".into())),
-        ("reply.status", reply(|r| r.status = 199)),
-        ("reply.status", reply(|r| r.status = 600)),
-        ("reply.headers", reply(|r| r.headers[0].name = "content-length".into())),
-        ("reply.headers", reply(|r| r.headers[0].value = "a\nb".into())),
-        ("reply.body", reply(|r| r.body = "x".repeat(MAX_REPLY + 1))),
+        ("reply.status", reply(&|r| r.status = 199)),
+        ("reply.status", reply(&|r| r.status = 600)),
+        ("reply.headers", reply(&|r| r.headers[0].name = "content-length".into())),
+        ("reply.headers", reply(&|r| r.headers[0].value = "a\nb".into())),
+        ("reply.body", reply(&|r| r.body = "x".repeat(MAX_REPLY + 1))),
         ("rewrite.pattern", rewrite(|r| r.pattern = "(".into())),
         ("rewrite", rewrite(|r| r.substitution = "$2".into())),
         ("rewrite.substitution", rewrite(|r| r.substitution = "x".repeat(MAX_MATCH_TEXT + 1))),
@@ -71,5 +90,5 @@ fn extensions_that_mean_nothing() {
     for (field, result) in cases {
         assert_eq!(result.expect_err(field).field, field);
     }
-    assert!(reply(|r| r.body = "x".repeat(MAX_REPLY)).is_ok());
+    assert!(reply(&|r| r.body = "x".repeat(MAX_REPLY)).is_ok());
 }

@@ -187,6 +187,7 @@ impl<'c> Converter<'c> {
             pools,
             strip_query: false,
             tell: request.tell,
+            tell_more: Vec::new(),
             set: request.set,
             add: request.add,
             remove: request.remove,

@@ -1,31 +1,27 @@
 //! What rules change of a request.
 
 use crate::{
-    program::{Forward, Forwarded, PathChange, Said},
+    program::{Forward, PathChange, Said, SaidChange},
     source::Place,
 };
 
 use super::super::{
-    acl::Method,
+    acl::{self, Condition, Method, Named, Test},
     proxy::Proxy,
     rules::{self, Action, Part as UriPart},
     sample::{self, Call, Expression, Format, Part},
 };
 use super::{
+    logic::known,
     state::{Header, State, Symbol},
     walk::Walk,
 };
 
 /// A change of all requests of this state.
-pub(super) fn apply(
-    walk: &mut Walk<'_, '_>,
-    rule: &rules::Rule,
-    is_for_all: bool,
-    state: &mut State,
-) {
+pub(super) fn apply(walk: &mut Walk<'_, '_>, rule: &rules::Rule, state: &mut State) {
     let place = &rule.place;
     match &rule.action {
-        Action::SetHeader(name, value) => set_header(walk, place, (name, value), is_for_all, state),
+        Action::SetHeader(name, value) => set_header(walk, place, (name, value), state),
         Action::AddHeader(name, value) => add(walk, place, name, value, state),
         Action::DelHeader(name, Method::Exact) => {
             let header = Header { is_replaced: true, ..Header::default() };
@@ -67,7 +63,7 @@ pub(super) fn apply(
         }
         Action::SetVar(name, expression) => {
             let symbol = state.symbol(walk.front, expression);
-            set_var(state, name, symbol);
+            set_var(walk, state, name, symbol);
         }
         Action::SetVarFormat(name, format) => {
             let symbol = match format.parts.as_slice() {
@@ -76,7 +72,7 @@ pub(super) fn apply(
                     .constant(walk.front, format)
                     .map(|text| Symbol::Known(Some(super::super::matching::Value::Text(text)))),
             };
-            set_var(state, name, symbol);
+            set_var(walk, state, name, symbol);
         }
         Action::UnsetVar(name) => drop(state.variables.remove(name)),
         Action::Other(name) => {
@@ -92,51 +88,48 @@ fn set_header(
     walk: &mut Walk<'_, '_>,
     place: &Place,
     (name, value): (&String, &Format),
-    is_for_all: bool,
     state: &mut State,
 ) {
-    if name == "x-forwarded-for" && is_for_all && is_client(value) {
-        walk.forwarded = Forwarded::Replace;
-        let header = Header { unsaid: Some(String::new()), ..Header::default() };
-        state.headers.insert(name.clone(), header);
-        return;
+    let constant = state.constant(walk.front, value);
+    let said = said(walk, value, state).filter(|_| constant.is_err());
+    if name == "host" && said.is_some() {
+        let how = "Host stays as the client sends it: ours sets it to fixed names only";
+        walk.notes.approximated(place, how);
     }
-    let constant = state.constant(walk.front, value).is_ok();
-    let said = said(walk, value, state).filter(|_| name != "host" && !constant);
     if said.as_ref().is_some_and(tells_header) {
         let how = "of several lines of that header the first one is told";
         walk.notes.approximated(place, how);
     }
     let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
-    let is_said = said.is_some();
-    let header = Header { is_replaced: true, said, unsaid, ..Header::default() };
-    state.headers.insert(name.clone(), header);
-    if !is_said {
-        add(walk, place, name, value, state);
+    let mut header = Header { is_replaced: true, said, unsaid, ..Header::default() };
+    match constant {
+        Ok(value) => header.values.push(value),
+        Err(_) if header.said.is_some() => {}
+        Err(why) => {
+            let question = format!("{why}: {name} is removed and not set");
+            walk.notes.decision(place, question, &["set it in the application", "leave it so"]);
+            header.unsaid = Some(why);
+        }
     }
+    state.headers.insert(name.clone(), header);
 }
 
 /// A variable keeps what it was where there is no sample.
-fn set_var(state: &mut State, name: &str, symbol: Result<Symbol, String>) {
+fn set_var(walk: &Walk<'_, '_>, state: &mut State, name: &str, symbol: Result<Symbol, String>) {
+    let is_there = |symbol: &Symbol| state.is_there(walk.front, symbol);
     let symbol = match (symbol, state.variables.get(name)) {
         (Ok(Symbol::Known(None)), _) => return,
-        (Ok(Symbol::Of(..)), Some(_)) => Err(format!("{name} has been set twice")),
+        (Ok(new), Some(old)) if is_there(&new) != Some(true) => match old {
+            Ok(old) if is_there(old) == Some(false) => Ok(new),
+            _ => Err(format!("{name} has been set twice")),
+        },
         (symbol, _) => symbol,
     };
     state.variables.insert(name.to_owned(), symbol);
 }
 
-/// Whether a value is the client's address.
-fn is_client(value: &Format) -> bool {
-    match value.parts.as_slice() {
-        [Part::Variable(name)] => name == "ci",
-        [Part::Sample(of)] => of.text == "src",
-        _ => false,
-    }
-}
-
 /// What of the request a value is, as it was sent.
-fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
+pub(super) fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
     let is_kept = state.path.is_none() && state.query.is_none();
     let part = |part: &Part| match part {
         Part::Text(text) => Some(Said::Text(text.clone())),
@@ -158,33 +151,19 @@ fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
 
 /// What a sample is of the request.
 fn sampled(walk: &Walk<'_, '_>, of: &Expression, state: &State) -> Option<Said> {
-    let (call, converters) = match state.symbol(walk.front, of).ok()? {
+    match state.symbol(walk.front, of).ok()? {
         Symbol::Known(value) => {
-            return Some(Said::Text(value.map_or_else(String::new, |value| value.to_string())));
+            Some(Said::Text(value.map_or_else(String::new, |value| value.to_string())))
         }
-        Symbol::Of(call, converters) => (call, converters),
-    };
-    let first = call.argument(0).to_ascii_lowercase();
-    let is_header = matches!(call.name.as_str(), "req.hdr" | "req.fhdr");
-    if is_header && first == "host" && is_hostname(&converters) {
-        return Some(Said::Hostname);
-    }
-    if !converters.is_empty() {
-        return None;
-    }
-    match call.name.as_str() {
-        "src" => Some(Said::Client),
-        "method" | "capture.req.method" => Some(Said::Method),
-        "path" => Some(Said::Path),
-        "pathq" | "url" => Some(Said::Target),
-        "capture.req.uri" => {
-            (state.path.is_none() && state.query.is_none()).then_some(Said::Target)
+        Symbol::Said(said, converters) => super::said::converted(state, said, &converters),
+        Symbol::Of(call, converters) => {
+            let first = call.argument(0).to_ascii_lowercase();
+            let is_header = matches!(call.name.as_str(), "req.hdr" | "req.fhdr");
+            if is_header && first == "host" && is_hostname(&converters) {
+                return Some(Said::Hostname);
+            }
+            super::said::converted(state, super::said::fetched(&call)?, &converters)
         }
-        "query" => Some(Said::Query),
-        "base" => Some(Said::Joined(vec![Said::Host, Said::Path])),
-        _ if is_header && first == "host" => Some(Said::Host),
-        _ if is_header && call.argument(1).is_empty() => Some(Said::Header(first)),
-        _ => None,
     }
 }
 
@@ -203,16 +182,29 @@ fn tells_header(said: &Said) -> bool {
     match said {
         Said::Header(_) => true,
         Said::Joined(parts) => parts.iter().any(tells_header),
+        Said::Changed(of, _) => tells_header(of),
         _ => false,
     }
 }
 
 fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state: &mut State) {
-    let value = state.constant(walk.front, value);
+    let constant = state.constant(walk.front, value);
+    let said = said(walk, value, state).filter(|_| name != "host");
     let header = state.headers.entry(name.to_owned()).or_default();
-    match value {
-        Ok(value) => header.values.push(value),
-        Err(why) => {
+    match (constant, said) {
+        (Ok(value), _) if header.said.is_none() && header.more.is_empty() => {
+            header.values.push(value);
+        }
+        (Ok(value), _) => header.more.push(Said::Text(value)),
+        (Err(_), Some(said)) => {
+            if tells_header(&said) {
+                let how = "of several lines of that header the first one is told";
+                walk.notes.approximated(place, how);
+            }
+            header.more.push(said);
+            header.unsaid = Some("it is what each request says".to_owned());
+        }
+        (Err(why), None) => {
             let question = match header.is_replaced {
                 true => format!("{why}: {name} is removed and not set"),
                 false => format!("{why}: {name} is not added"),
@@ -227,6 +219,9 @@ fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state
 pub(super) fn headers(state: &State, forward: &mut Forward) {
     for (name, header) in &state.headers {
         let mut values = header.values.iter();
+        if name == "host" && (header.said.is_some() || header.unsaid.is_some()) {
+            continue;
+        }
         if let Some(said) = &header.said {
             forward.tell.push((name.clone(), said.clone()));
         } else if header.is_replaced {
@@ -237,18 +232,42 @@ pub(super) fn headers(state: &State, forward: &mut Forward) {
             }
         }
         forward.add.extend(values.map(|value| (name.clone(), value.clone())));
+        forward.tell_more.extend(header.more.iter().map(|said| (name.clone(), said.clone())));
     }
 }
 
 /// Headers of answers, by `http-response` of the backend and of the frontend.
-pub(super) fn answers(walk: &mut Walk<'_, '_>, backend: &Proxy, forward: &mut Forward) {
+///
+/// Variables of a transaction are known there, requests are not.
+pub(super) fn answers(
+    walk: &mut Walk<'_, '_>,
+    backend: &Proxy,
+    before: &State,
+    forward: &mut Forward,
+) {
+    let kept = before.variables.iter().filter(|(name, _)| !name.starts_with("req."));
+    let variables = kept.map(|(name, symbol)| (name.clone(), symbol.clone())).collect();
+    let state = State { variables, facts: before.facts.clone(), ..State::default() };
     let frontend = walk.frontend().filter(|frontend| frontend.name != backend.name);
     let rules = backend.http_response.iter();
     for rule in rules.chain(frontend.into_iter().flat_map(|f| &f.http_response)) {
         if matches!(rule.action, Action::Aside(_) | Action::SetVar(..)) {
             continue;
         }
-        if rule.when.is_some() {
+        let of = [backend].into_iter().chain(frontend);
+        let whose = of.clone().find(|proxy| proxy.http_response.iter().any(|one| one == rule));
+        let holds = match (&rule.when, whose) {
+            (None, _) => Some(true),
+            (Some(when), Some(proxy)) if is_of_connection(proxy, when) => {
+                let read = state.condition(walk.front, proxy, when, false);
+                known(&read.condition).filter(|_| read.unsaid.is_empty())
+            }
+            _ => None,
+        };
+        if holds == Some(false) {
+            continue;
+        }
+        if holds.is_none() {
             let question = "rules for some answers have no counterpart: it is left out";
             walk.notes.decision(&rule.place, question, &["leave it so"]);
             continue;
@@ -271,7 +290,7 @@ pub(super) fn answers(walk: &mut Walk<'_, '_>, backend: &Proxy, forward: &mut Fo
                 continue;
             }
         };
-        match value.map(|(value, sets)| (State::default().constant(walk.front, value), sets)) {
+        match value.map(|(value, sets)| (state.constant(walk.front, value), sets)) {
             None => forward.remove_answer.push(name.clone()),
             Some((Ok(value), true)) => {
                 forward.remove_answer.retain(|known| known != name);
@@ -284,6 +303,20 @@ pub(super) fn answers(walk: &mut Walk<'_, '_>, backend: &Proxy, forward: &mut Fo
             }
         }
     }
+}
+
+/// Whether a condition asks only what is known when the answer comes.
+fn is_of_connection(proxy: &Proxy, when: &Condition) -> bool {
+    let test = |test: &Test| {
+        let name = acl::canonical(&test.expression.fetch.name);
+        matches!(name, "var" | "ssl_fc" | "always_true" | "always_false" | "bool" | "str" | "int")
+    };
+    when.any.iter().flatten().all(|literal| match &literal.of {
+        Named::Anonymous(one) => test(one),
+        Named::Acl(name) => {
+            proxy.acls.get(name).is_some_and(|tests| tests.iter().all(|one| test(one)))
+        }
+    })
 }
 
 fn set_path(
@@ -341,6 +374,26 @@ fn path(
         ([], None) => Ok(PathChange::Prefix { from: String::new(), to: before.to_owned() }),
         ([only], None) if only.name == "regsub" && before.is_empty() && part == UriPart::Path => {
             regsub(expression)
+        }
+        ([only], None) if part == UriPart::Path => {
+            match super::said::one(state, Said::Path, only) {
+                // What does not match stays: of these everything does.
+                Some(Said::Changed(
+                    _,
+                    SaidChange::Replace { pattern, substitution, all: false },
+                )) if pattern.starts_with("(?s)^") && substitution == "$1" => {
+                    let substitution = format!("{}$1", before.replace('$', "$$"));
+                    Ok(PathChange::Pattern { pattern, substitution, all: false })
+                }
+                _ => match (literal(only.argument(0)), only.argument(1)) {
+                    (Some(from), "/") if only.name == "regsub" && only.argument(2).is_empty() => {
+                        let pattern = format!("^(?:{}|/)", regex::escape(&from));
+                        let substitution = format!("{}/", before.replace('$', "$$"));
+                        Ok(PathChange::Pattern { pattern, substitution, all: false })
+                    }
+                    _ => Err(format!("%[{}] has no counterpart", expression.text)),
+                },
+            }
         }
         _ => Err(format!("%[{}] has no counterpart", expression.text)),
     }

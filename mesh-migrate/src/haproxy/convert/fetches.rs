@@ -29,6 +29,8 @@ pub(super) fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
         Method::Regex if is_plain(&leaf.pattern) => of(pattern(leaf)?),
         Method::Regex => match part(&leaf.pattern) {
             Some(part) => of(cased(part)),
+            // Commas are in no cookie (RFC 6265 section 4.1.1).
+            None if name == "cookie" => of(pattern(leaf)?),
             None => Err(format!("a regular expression of {name}, which is compared part by part")),
         },
         Method::Length => {

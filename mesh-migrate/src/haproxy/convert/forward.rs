@@ -85,8 +85,18 @@ impl<'c> Walk<'c, '_> {
             let how = "the hash is of the header as the client sends it, before rules change it";
             self.notes.approximated(place, how);
         }
-        super::action::answers(self, proxy, &mut forward);
+        super::action::answers(self, proxy, state, &mut forward);
         super::action::headers(state, &mut forward);
+        let appends = [Some(proxy), self.frontend()];
+        if appends.into_iter().flatten().any(super::walk::appends) {
+            let own = ("x-forwarded-for".to_owned(), Said::Client);
+            // What is removed is removed last with us.
+            match forward.remove.contains(&own.0) {
+                true => forward.tell.push(own.clone()),
+                false => forward.tell_more.push(own.clone()),
+            }
+            forward.remove.retain(|name| *name != own.0);
+        }
         let options =
             [proxy.option("forwardfor"), self.frontend().and_then(|f| f.option("forwardfor"))];
         if let Some(option) = options.into_iter().flatten().next() {

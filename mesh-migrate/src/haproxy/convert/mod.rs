@@ -12,6 +12,7 @@ mod notes;
 mod numbers;
 mod pools;
 mod replies;
+mod said;
 mod settings;
 mod state;
 mod text;
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ledger::Ledger,
-    program::{Accepts, Listener, Paths, Program, Reply},
+    program::{Accepts, Forwarded, Listener, Paths, Program, Reply},
 };
 
 use super::{Config, proxy::Proxy, server::Bind};
@@ -51,8 +52,9 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
             let mut walk = Walk::new(config, &front, &mut notes);
             walk.front(proxy);
             used.append(&mut walk.entered);
-            let (rules, forwarded, connections, pools) =
-                (walk.rules, walk.forwarded, walk.connections, walk.single);
+            let (rules, connections, pools) = (walk.rules, walk.connections, walk.single);
+            // Routes append the client's address themselves.
+            let forwarded = Forwarded::Keep;
             program.pools.extend(pools);
             let accepts = match proxy.is_tcp {
                 true => Accepts::Tcp { rules: connections },
@@ -122,6 +124,7 @@ fn unused(config: &Config, proxy: &Proxy, notes: &mut Notes) {
         to: None,
         port: None,
         usable: BTreeMap::new(),
+        variables: config.variables.clone(),
     };
     let mut walk = Walk::new(config, &front, notes);
     walk.back(proxy);
@@ -148,6 +151,7 @@ fn front(config: &Config, proxy: &Proxy, bind: &Bind) -> Front {
         },
         port: ports.first().copied().filter(|_| ports.len() == 1),
         usable: usable.collect(),
+        variables: config.variables.clone(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Answers of the proxy itself.
 
 use crate::{
-    program::{Location, PathChange, Reply},
+    program::{Location, PathChange, Reply, Said},
     source::Place,
 };
 
 use super::super::{
+    pages,
     rules::{self, Action, Redirect, RedirectKind},
     sample::{Expression, Format, Part},
 };
@@ -63,25 +64,40 @@ fn answer(walk: &mut Walk<'_, '_>, place: &Place, of: &rules::Reply, state: &Sta
     if let Some(file) = &of.file {
         let question = format!("{file} is not read: the answer is empty");
         walk.notes.decision(place, question, &["leave it so", "serve it from an application"]);
-    } else if of.body.is_none() && of.status >= 400 {
-        walk.notes.approximated(place, PAGE);
-    }
-    let mut said = |what: &str, format: &Format| match state.constant(walk.front, format) {
-        Ok(text) => Some(text),
-        Err(why) => {
-            let question = format!("{why}: {what} is left out");
-            walk.notes.decision(place, question, &["leave it so"]);
-            None
+    } else if of.is_page() {
+        match pages::page(walk.config, of.status) {
+            Some((headers, text)) => (reply.headers, reply.body) = (headers, text),
+            None => walk.notes.approximated(place, PAGE),
         }
-    };
+    }
     if let Some(body) = &of.body {
         reply.headers.extend(of.content_type.clone().map(|kind| ("content-type".into(), kind)));
-        reply.body = said("the text", body).unwrap_or_default();
+        match state.constant(walk.front, body) {
+            Ok(text) => reply.body = text,
+            Err(why) => {
+                reply.text = super::action::said(walk, body, state);
+                left_out(walk, place, "the text", &why, reply.text.is_none());
+            }
+        }
     }
     for (name, value) in &of.headers {
-        reply.headers.extend(said(name, value).map(|value| (name.clone(), value)));
+        match state.constant(walk.front, value) {
+            Ok(value) => reply.headers.push((name.clone(), value)),
+            Err(why) => {
+                let said = super::action::said(walk, value, state);
+                left_out(walk, place, name, &why, said.is_none());
+                reply.told.extend(said.map(|said| (name.clone(), said)));
+            }
+        }
     }
     reply
+}
+
+fn left_out(walk: &mut Walk<'_, '_>, place: &Place, what: &str, why: &str, is_so: bool) {
+    if is_so {
+        let question = format!("{why}: {what} is left out");
+        walk.notes.decision(place, question, &["leave it so"]);
+    }
 }
 
 fn redirected(
@@ -99,8 +115,22 @@ fn redirected(
                 reply.headers.push(("location".to_owned(), text));
                 return Ok(reply);
             }
-            Err(_) => location(walk, place, &redirect.to, state)?,
+            Err(_) => match super::action::said(walk, &redirect.to, state) {
+                Some(said) => {
+                    reply.told.push(("location".to_owned(), said));
+                    return Ok(reply);
+                }
+                None => location(walk, place, &redirect.to, state)?,
+            },
         },
+        RedirectKind::Scheme
+            if let Some(target) = target(redirect, state).filter(|_| constant.is_ok()) =>
+        {
+            let scheme = Said::Text(format!("{}://", constant?));
+            let to = Said::Joined(vec![scheme, Said::Host, target]);
+            reply.told.push(("location".to_owned(), to));
+            return Ok(reply);
+        }
         RedirectKind::Prefix => {
             let mut location = authority(&constant?)?;
             rest(&mut location, redirect, state)?;
@@ -120,6 +150,16 @@ fn redirected(
     Ok(reply)
 }
 
+/// What is behind `Host`, where nothing of both has been changed.
+fn target(redirect: &Redirect, state: &State) -> Option<Said> {
+    let is_changed = state.path.is_some()
+        || state.query.is_some()
+        || state.headers.contains_key("host")
+        || redirect.appends_slash;
+    let target = if redirect.drops_query { Said::Path } else { Said::Target };
+    (!is_changed).then_some(target)
+}
+
 /// `Host`, as the redirect has it.
 fn host(walk: &mut Walk<'_, '_>, place: &Place, state: &State) -> Result<Location, String> {
     match state.headers.get("host") {
@@ -127,7 +167,7 @@ fn host(walk: &mut Walk<'_, '_>, place: &Place, state: &State) -> Result<Locatio
             keeps_port(walk, place);
             Ok(Location::default())
         }
-        Some(Header { is_replaced: true, values, unsaid: None, said: None })
+        Some(Header { is_replaced: true, values, unsaid: None, said: None, .. })
             if values.len() == 1 =>
         {
             Ok(Location { scheme: None, ..authority(&format!("x://{}", values[0]))? })

@@ -5,6 +5,9 @@ use crate::ledger::Verdict;
 use super::super::{tree::Statement, words::Word};
 use super::pools;
 
+/// Of `http-after-response`.
+const AFTER: &str = "answers of the proxy itself are not changed by it: they do not get it";
+
 pub(super) fn dropped(meaning: &str) -> Verdict {
     Verdict::Dropped { meaning: meaning.to_owned() }
 }
@@ -27,7 +30,9 @@ pub(super) fn of_global(statement: &Statement) -> Verdict {
         }
         "log" | "log-tag" | "log-send-hostname" => dropped("logs go to standard output"),
         "stats" => dropped("the socket of HAProxy is not there: use meshctl"),
-        "setenv" | "presetenv" | "unsetenv" | "resetenv" => Verdict::Exact,
+        "setenv" | "presetenv" | "unsetenv" | "resetenv" | "set-var" | "set-var-fmt" => {
+            Verdict::Exact
+        }
         "maxconn" | "maxconnrate" | "maxsessrate" | "maxsslconn" => {
             dropped("clients are not limited by number")
         }
@@ -65,7 +70,8 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
                 _ => Verdict::Exact,
             }
         }
-        "http-request" | "http-response" | "http-after-response" => action(first),
+        "http-after-response" => approximated(AFTER),
+        "http-request" | "http-response" => action(first),
         "tcp-request" if first == "inspect-delay" => {
             approximated("TLS names are waited for as long as ours does")
         }

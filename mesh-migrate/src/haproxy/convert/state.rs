@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::program::{Condition, PathChange, Said, Text};
-use crate::request::{Http, Kind, Request};
 use crate::source::Place;
 
 use super::super::{
@@ -15,8 +14,8 @@ use super::super::{
 };
 use super::{
     fetches::{base, base_pattern, cookie, header, numbers},
-    logic::{all, any, constant, not},
-    text::{Leaf, Unsaid, pull, text},
+    logic::{all, any, constant, known, not},
+    text::{Fetched, Leaf, Unsaid, pull, text},
 };
 
 /// A sample, in terms of the request that came.
@@ -26,6 +25,8 @@ pub(super) enum Symbol {
     Known(Option<Value>),
     /// What a fetch and its converters are of the request.
     Of(Call, Vec<Call>),
+    /// What rules have made of it, and converters.
+    Said(Said, Vec<Call>),
 }
 
 /// What is known of the connection.
@@ -40,6 +41,8 @@ pub(super) struct Front {
     pub(super) to: Option<SocketAddr>,
     pub(super) port: Option<u16>,
     pub(super) usable: BTreeMap<String, i64>,
+    /// Of the process.
+    pub(super) variables: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -68,6 +71,8 @@ pub(super) struct Header {
     pub(super) values: Vec<String>,
     /// What of the request is sent instead.
     pub(super) said: Option<Said>,
+    /// What of the request is sent, too.
+    pub(super) more: Vec<Said>,
     /// Some of it cannot be said.
     pub(super) unsaid: Option<Unsaid>,
 }
@@ -128,13 +133,10 @@ impl State {
 
     fn test(&self, front: &Front, test: &Test) -> Result<Condition, Unsaid> {
         let symbol = self.symbol(front, &test.expression)?;
-        let (call, converters) = match symbol {
-            Symbol::Known(value) => {
-                return Ok(constant(value.is_some_and(|value| matching::matches(test, &value))));
-            }
-            Symbol::Of(call, converters) => (call, converters),
-        };
-        let source = |leaf: &Leaf| of_request(front, &call, leaf);
+        if let Symbol::Known(value) = &symbol {
+            let holds = value.as_ref().is_some_and(|value| matching::matches(test, value));
+            return Ok(constant(holds));
+        }
         let leaf = |pattern: &str| Leaf {
             method: test.method,
             ignores_case: test.ignores_case,
@@ -142,10 +144,50 @@ impl State {
         };
         if matches!(test.method, Method::Found | Method::Bool | Method::Int | Method::Length) {
             let patterns: Vec<&str> = test.all_patterns().collect();
-            return pull(leaf(&patterns.join(" ")), &converters, &source);
+            return self.compared(front, &symbol, leaf(&patterns.join(" ")));
         }
-        let leaves = test.all_patterns().map(|pattern| pull(leaf(pattern), &converters, &source));
+        let leaves =
+            test.all_patterns().map(|pattern| self.compared(front, &symbol, leaf(pattern)));
         leaves.collect::<Result<Vec<_>, _>>().map(any)
+    }
+
+    /// When what each request says is like this.
+    fn compared(&self, front: &Front, symbol: &Symbol, leaf: Leaf) -> Result<Condition, Unsaid> {
+        match symbol {
+            Symbol::Known(value) => {
+                let is = |value: &Value| match leaf.method {
+                    Method::Found => true,
+                    method => matching::compare(
+                        method,
+                        &value.to_string(),
+                        &leaf.pattern,
+                        leaf.ignores_case,
+                    ),
+                };
+                Ok(constant(value.as_ref().is_some_and(is)))
+            }
+            Symbol::Of(call, converters) => {
+                let is = |leaf: &Leaf| of_request(front, call, leaf);
+                let said = |converters: &[Call]| {
+                    let said = super::said::compared(front, call, &leaf)?;
+                    super::said::converted(self, said, converters)
+                };
+                pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
+            }
+            Symbol::Said(of, converters) => {
+                let is = |_: &Leaf| Err("the path has been rewritten before".to_owned());
+                let said =
+                    |converters: &[Call]| super::said::converted(self, of.clone(), converters);
+                pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
+            }
+        }
+    }
+
+    /// Whether there is one, as far as that is known.
+    pub(super) fn is_there(&self, front: &Front, symbol: &Symbol) -> Option<bool> {
+        let leaf = Leaf { method: Method::Found, ignores_case: false, pattern: String::new() };
+        let condition = self.compared(front, symbol, leaf).ok()?;
+        known(&super::logic::given(condition, &self.facts))
     }
 
     /// When a sample outside ACLs is exactly this text.
@@ -155,16 +197,11 @@ impl State {
         expression: &Expression,
         text: &str,
     ) -> Result<Condition, Unsaid> {
-        match self.symbol(front, expression)? {
-            Symbol::Known(value) => Ok(constant(value.is_some_and(|v| v.to_string() == text))),
-            Symbol::Of(call, converters) => {
-                let pattern = text.to_owned();
-                let leaf = Leaf { method: Method::Exact, ignores_case: false, pattern };
-                let source = |leaf: &Leaf| of_request(front, &call, leaf);
-                let condition = pull(leaf, &converters, &source)?;
-                Ok(super::logic::given(condition, &self.facts))
-            }
-        }
+        let symbol = self.symbol(front, expression)?;
+        let pattern = text.to_owned();
+        let leaf = Leaf { method: Method::Exact, ignores_case: false, pattern };
+        let condition = self.compared(front, &symbol, leaf)?;
+        Ok(super::logic::given(condition, &self.facts))
     }
 
     pub(super) fn symbol(&self, front: &Front, of: &Expression) -> Result<Symbol, Unsaid> {
@@ -175,7 +212,7 @@ impl State {
             }
             symbol = match symbol {
                 Symbol::Known(Some(value)) => {
-                    let mut none = nothing();
+                    let mut none = Seen::of_nothing();
                     let value = none.convert(call, value);
                     if let Some(why) = none.unknown.pop() {
                         return Err(why);
@@ -186,6 +223,10 @@ impl State {
                 Symbol::Of(fetch, mut converters) => {
                     converters.push(call.clone());
                     Symbol::Of(fetch, converters)
+                }
+                Symbol::Said(said, mut converters) => {
+                    converters.push(call.clone());
+                    Symbol::Said(said, converters)
                 }
             };
         }
@@ -231,6 +272,9 @@ impl State {
             counter if seen::is_counter(counter) => known(Value::Int(0)),
             "var" => match self.variables.get(first) {
                 Some(symbol) => symbol.clone(),
+                None if front.variables.contains_key(first) => {
+                    known(Value::Text(front.variables[first].clone()))
+                }
                 None if call.arguments.len() > 1 => known(Value::Text(call.argument(1).into())),
                 None => Ok(Symbol::Known(None)),
             },
@@ -245,6 +289,7 @@ impl State {
                 Some(PathChange::Whole(_)) => Ok(Symbol::Known(None)),
                 _ => of(),
             },
+            "base" | "path" if let Some(symbol) = self.made(name) => symbol,
             _ if is_of_path && self.path.is_some() => {
                 Err(format!("`{name}` after the path has been rewritten"))
             }
@@ -252,17 +297,37 @@ impl State {
                 Err(format!("`{name}` after the query has been rewritten"))
             }
             "req.hdr" | "req.fhdr" | "req.hdr_cnt" | "req.fhdr_cnt" | "req.cook" => {
-                let header = if name == "req.cook" { "cookie" } else { first };
-                match self.headers.get(&header.to_ascii_lowercase()) {
-                    None => of(),
-                    Some(header) if header.is_replaced && header.unsaid.is_none() => {
-                        self.replaced(name, header)
-                    }
-                    Some(_) => Err(format!("header {header:?} after it has been changed")),
-                }
+                self.header(name, first).unwrap_or_else(of)
             }
             _ => of(),
         }
+    }
+
+    /// What rules have made of host and path.
+    fn made(&self, name: &str) -> Option<Result<Symbol, Unsaid>> {
+        if name == "path" {
+            let said = self.path.as_ref().and_then(super::said::path)?;
+            return Some(Ok(Symbol::Said(said, Vec::new())));
+        }
+        let host = self.headers.get("host")?.said.clone()?;
+        Some(match &self.path {
+            None => Ok(Symbol::Said(Said::Joined(vec![host, Said::Path]), Vec::new())),
+            Some(_) => Err("`base` after the path has been rewritten".to_owned()),
+        })
+    }
+
+    /// A header that rules have changed.
+    fn header(&self, name: &str, first: &str) -> Option<Result<Symbol, Unsaid>> {
+        let header = if name == "req.cook" { "cookie" } else { first };
+        Some(match self.headers.get(&header.to_ascii_lowercase())? {
+            Header { is_replaced: true, said: Some(said), more, .. }
+                if more.is_empty() && matches!(name, "req.hdr" | "req.fhdr") =>
+            {
+                Ok(Symbol::Said(said.clone(), Vec::new()))
+            }
+            header if header.is_replaced && header.unsaid.is_none() => self.replaced(name, header),
+            _ => Err(format!("header {header:?} after it has been changed")),
+        })
     }
 
     fn replaced(&self, name: &str, header: &Header) -> Result<Symbol, Unsaid> {
@@ -293,7 +358,7 @@ impl State {
                     Symbol::Known(value) => {
                         out.extend(value.map(|value| value.to_string()));
                     }
-                    Symbol::Of(..) => {
+                    Symbol::Of(..) | Symbol::Said(..) => {
                         return Err(format!("%[{}] is another each time", expression.text));
                     }
                 },
@@ -307,19 +372,6 @@ impl State {
 pub(super) struct Read {
     pub(super) condition: Condition,
     pub(super) unsaid: Vec<Unsaid>,
-}
-
-/// A request of which nothing is asked, for converters of known samples.
-fn nothing() -> Seen {
-    let http = Http {
-        method: String::new(),
-        host: None,
-        target: String::new(),
-        headers: Vec::new(),
-        is_http10: false,
-    };
-    let source = std::net::Ipv4Addr::UNSPECIFIED.into();
-    Seen::new(&Request { listener: None, source, kind: Kind::Http(http) })
 }
 
 /// How TLS names are called in conditions until they become names of rules.
@@ -363,8 +415,10 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
                 _ => unsaid(),
             }
         }
-        "req.hdr_val" if leaf.method == Method::Int => {
-            Ok(Condition::Header(first, Text::Pattern(numbers(leaf)?)))
+        // A body is as long as it is announced to be.
+        "req.hdr_val" | "req.body_size" if leaf.method == Method::Int => {
+            let header = if name == "req.hdr_val" { first } else { "content-length".to_owned() };
+            Ok(Condition::Header(header, Text::Pattern(numbers(leaf)?)))
         }
         "url_param" if leaf.method == Method::Int && call.argument(1).is_empty() => {
             let pattern = numbers(leaf)?;
@@ -384,6 +438,7 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
             Ok(Condition::Path(text(leaf)?))
         }
         "base" | "pathq" | "url" if leaf.method == Method::Found => Ok(Condition::Always),
+        "query" if leaf.method == Method::Found => Ok(has_query()),
         "base" if leaf.method == Method::Regex => base_pattern(leaf),
         "base" => base(leaf),
         "req.ssl_sni" => match leaf.method {
@@ -395,6 +450,11 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
         },
         _ => unsaid(),
     }
+}
+
+/// There is one, maybe empty.
+fn has_query() -> Condition {
+    Condition::Said(Said::Target, Text::Pattern(r"(?s:[^?]*\?.*)".to_owned()))
 }
 
 fn server_name(name: String) -> Condition {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::program::{Condition, Text};
+use crate::program::{Condition, Said, Text};
 
 use super::super::{
     acl::{self, Method},
@@ -27,15 +27,32 @@ pub(super) type Unsaid = String;
 /// Turns of mind that a map may need: entries that lead elsewhere before those that do.
 const MAX_TURNS: usize = 64;
 
+/// What is known of a fetch.
+pub(super) struct Fetched<'a> {
+    /// A condition for what it must be itself.
+    pub(super) is: &'a dyn Fn(&Leaf) -> Result<Condition, Unsaid>,
+    /// What it is of the request, after converters.
+    pub(super) said: &'a dyn Fn(&[Call]) -> Option<Said>,
+}
+
 /// A condition of the request for what follows a fetch.
-///
-/// `source` tells it of the fetch itself.
 pub(super) fn pull(
     leaf: Leaf,
     converters: &[Call],
-    source: &dyn Fn(&Leaf) -> Result<Condition, Unsaid>,
+    source: &Fetched<'_>,
 ) -> Result<Condition, Unsaid> {
-    let Some((call, before)) = converters.split_last() else { return source(&leaf) };
+    pulled(leaf.clone(), converters, source).or_else(|why| {
+        // What is there may be empty: of what has been converted that is not told apart.
+        let is_there = leaf.method == Method::Found && !converters.is_empty();
+        match ((source.said)(converters), text(&leaf)) {
+            (Some(said), Ok(text)) if !is_there => Ok(Condition::Said(said, text)),
+            _ => Err(why),
+        }
+    })
+}
+
+fn pulled(leaf: Leaf, converters: &[Call], source: &Fetched<'_>) -> Result<Condition, Unsaid> {
+    let Some((call, before)) = converters.split_last() else { return (source.is)(&leaf) };
     if let Some(map) = &call.map {
         return mapped(&leaf, call, map, before, source);
     }
@@ -157,7 +174,7 @@ fn mapped(
     call: &Call,
     map: &List,
     before: &[Call],
-    source: &dyn Fn(&Leaf) -> Result<Condition, Unsaid>,
+    source: &Fetched<'_>,
 ) -> Result<Condition, Unsaid> {
     let method = converters::map_method(&call.name);
     if method == Method::Int || (call.name == "map_regm" && leaf.method != Method::Found) {

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    program::{Condition, Forwarded, Pool, Reply, Rule, TcpRule, Text, Then},
+    program::{Condition, Pool, Reply, Rule, Said, TcpRule, Text, Then},
     source::Place,
 };
 
 use super::super::{
     Config,
     acl::Condition as Written,
+    pages,
     proxy::{Proxy, Switch},
     rules::{self, Action},
     sample::Part,
@@ -25,7 +26,7 @@ use super::{
 /// Rules of one listener.
 const MAX_RULES: usize = 20_000;
 /// Until there are so many, conditional changes are followed both ways.
-const MAX_SPLIT_RULES: usize = 2_000;
+const MAX_SPLIT_RULES: usize = 400;
 /// Conditional changes within each other that are followed both ways.
 const MAX_SPLITS: usize = 12;
 
@@ -49,7 +50,6 @@ pub(super) struct Walk<'c, 'n> {
     pub(super) notes: &'n mut Notes,
     pub(super) rules: Vec<Rule>,
     pub(super) connections: Vec<TcpRule>,
-    pub(super) forwarded: Forwarded,
     /// Backends that requests come to.
     pub(super) entered: BTreeSet<String>,
     /// Pools of one server, for `use-server`.
@@ -66,7 +66,6 @@ impl<'c, 'n> Walk<'c, 'n> {
             notes,
             rules: Vec::new(),
             connections: Vec::new(),
-            forwarded: Forwarded::Keep,
             entered: BTreeSet::new(),
             single: BTreeMap::new(),
             frontend: None,
@@ -76,9 +75,6 @@ impl<'c, 'n> Walk<'c, 'n> {
 
     pub(super) fn front(&mut self, proxy: &'c Proxy) {
         self.frontend = Some(proxy);
-        if !proxy.is_tcp && appends(proxy) {
-            self.forwarded = Forwarded::Append;
-        }
         let mut steps = Vec::new();
         for list in &proxy.tcp_request {
             steps.extend(list.iter().map(Step::Rule));
@@ -116,17 +112,6 @@ impl<'c, 'n> Walk<'c, 'n> {
             }
             if !backend.is_tcp && !self.front.is_tcp {
                 http(backend, &mut steps);
-            }
-        }
-        let option =
-            backend.option("forwardfor").filter(|_| !self.front.is_tcp && appends(backend));
-        if let Some(option) = option {
-            if self.forwarded == Forwarded::Keep {
-                self.forwarded = Forwarded::Append;
-            }
-            if self.frontend.is_some_and(|frontend| !appends(frontend)) {
-                let how = "X-Forwarded-For is appended for all backends of the listener";
-                self.notes.approximated(&option.place, how);
             }
         }
         steps.extend(backend.use_servers.iter().map(Step::UseServer));
@@ -251,8 +236,7 @@ impl<'c, 'n> Walk<'c, 'n> {
         state: &mut State,
     ) -> bool {
         if rule.action != Action::Allow {
-            let is_first = state.when.is_empty() && rule.when.is_none();
-            super::action::apply(self, rule, is_first && self.entered.is_empty(), state);
+            super::action::apply(self, rule, state);
             return false;
         }
         let end = rest.iter().position(|step| matches!(step, Step::EndOfList));
@@ -278,15 +262,16 @@ impl<'c, 'n> Walk<'c, 'n> {
 
     fn monitor(&mut self, proxy: &'c Proxy, state: &State) -> bool {
         let Some((place, uri)) = &proxy.monitor else { return false };
-        self.notes.approximated(place, format!("{uri} is answered with any query, too"));
-        let path = Condition::Path(Text::Exact(uri.clone()));
+        let path = Condition::Said(Said::Target, Text::Exact(uri.clone()));
         for fails in &proxy.monitor_fails {
             let read = state.condition(self.front, proxy, fails, false);
             let question = "how many servers are well is not asked: the monitor is not told";
             self.notes.decision(&fails.place, question, &["leave it so"]);
             self.answer(place, state, &all([path.clone(), read.condition]), unavailable());
         }
-        self.answer(place, state, &path, Reply { status: 200, ..Reply::default() });
+        let (headers, body) = pages::page(self.config, 200).unwrap_or_default();
+        let ready = Reply { status: 200, headers, body, ..Reply::default() };
+        self.answer(place, state, &path, ready);
         false
     }
 
@@ -399,7 +384,7 @@ impl<'c, 'n> Walk<'c, 'n> {
 }
 
 /// Whether X-Forwarded-For gets the client's address.
-fn appends(proxy: &Proxy) -> bool {
+pub(super) fn appends(proxy: &Proxy) -> bool {
     let option = proxy.option("forwardfor");
     option.is_some_and(|option| {
         let mut words = option.words.iter().skip_while(|word| word.text != "header");

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     decide::decide,
     ledger::{Ledger, Verdict},
-    program::{Accepts, Balance, Forwarded, Key, Program},
+    program::{Accepts, Balance, Forwarded, Key, Program, Said, Then},
 };
 
 const TCP: &str = "
@@ -142,18 +142,86 @@ fn a_missing_map_is_told() {
 
 #[test]
 fn addresses_of_clients_are_passed_on() {
+    let client = |name: &str| vec![(name.to_owned(), Said::Client)];
     let table = [
-        (" option forwardfor", Forwarded::Append),
-        (" http-request set-header X-Forwarded-For %[src]", Forwarded::Replace),
-        (" http-request set-header X-Forwarded-For %ci", Forwarded::Replace),
-        (" option forwardfor header X-Client", Forwarded::Keep),
-        ("", Forwarded::Keep),
+        (" option forwardfor", vec![], client("x-forwarded-for")),
+        (" http-request set-header X-Forwarded-For %[src]", client("x-forwarded-for"), vec![]),
+        (" http-request set-header X-Forwarded-For %ci", client("x-forwarded-for"), vec![]),
+        (
+            " http-request del-header X-Forwarded-For\n option forwardfor",
+            client("x-forwarded-for"),
+            vec![],
+        ),
+        (" option forwardfor header X-Client", client("x-client"), vec![]),
+        ("", vec![], vec![]),
     ];
-    for (lines, expected) in table {
+    for (lines, told, more) in table {
         let (_, program, _) = both(&front(lines));
-        let Accepts::Http { forwarded, .. } = program.listeners[0].accepts else { panic!() };
-        assert_eq!(forwarded, expected, "{lines}");
+        let Accepts::Http { rules, forwarded: Forwarded::Keep, .. } = &program.listeners[0].accepts
+        else {
+            panic!()
+        };
+        let Then::Forward(forward) = &rules[0].then else { panic!() };
+        assert_eq!((&forward.tell, &forward.tell_more), (&told, &more), "{lines}");
     }
+}
+
+/// What of the request is compared and sent is the same with both, line by line.
+#[test]
+fn texts_of_requests_are_changed_and_compared() {
+    let text = front(
+        " option httplog\n http-request set-var(req.p) path\n \
+         http-request set-var(req.base) hdr(host),field(1,:),lower,concat(\\#,req.p)\n \
+         http-request return status 404 if { var(req.base) -m reg ^x[.]example#/(a|b)/ }\n \
+         http-request deny deny_status 410 if { url /old }\n \
+         http-request deny if { query -m found } { query -m sub ab }\n \
+         http-request deny deny_status 429 if { base -m reg ^[^/]+[.]wild(:80)?/.*x$ }\n \
+         http-request redirect location https://%[hdr(host)]/n?p=%[path,field(2,/)] if { path_beg /go }\n \
+         http-request return status 200 content-type a/b lf-string %[path,word(-1,/)] if { path_end /w }\n \
+         http-request set-header X-T %[req.hdr(host),field(1,.),regsub(^c,k)]\n \
+         http-request add-header X-A <%[url_param(q)]%[req.cook(s)]>\n \
+         http-request set-path /p%[path,bytes(1)] if { path_len gt 6 }\n \
+         http-request deny if { path_end .bad }",
+    );
+    let (config, program, ledger) = both(&text);
+    let targets = [
+        "/a/1",
+        "/old",
+        "/old?x",
+        "/z?",
+        "/z?xab",
+        "/z?q=1&q=2",
+        "/zx",
+        "/go/a",
+        "/1/w",
+        "/w",
+        "/longer/x.bad",
+        "/longer?q=",
+        "/x.ba",
+        "/b/",
+    ];
+    for target in targets {
+        for host in ["X.example:80", "c.wild:80", "c.wild"] {
+            let headers = vec![("Cookie".to_owned(), "a=b; s=7".to_owned())];
+            let http = Http {
+                method: "GET".into(),
+                host: Some(host.into()),
+                target: target.into(),
+                headers,
+                is_http10: false,
+            };
+            let source = IpAddr::from([10, 0, 0, 9]);
+            let kind = Kind::Http(http);
+            let request = Request { listener: Some("10.0.0.1:80".into()), source, kind };
+            let [a, b] = [explain(&config, &request), decide(&program, &request)];
+            assert_eq!(a.outcome, b.outcome, "{host} {target}");
+        }
+    }
+    let not_exact = ledger.entries().into_iter().filter(|entry| {
+        let is_rule = text.lines().nth(entry.place.line as usize - 1);
+        is_rule.is_some_and(|line| line.contains("http-request")) && entry.verdict != Verdict::Exact
+    });
+    assert_eq!(not_exact.count(), 0);
 }
 
 #[test]

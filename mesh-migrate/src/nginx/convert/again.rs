@@ -13,7 +13,7 @@ use crate::{
         model::{Kind, Location},
         pattern::Pattern,
     },
-    program::PathChange,
+    program::{PathChange, Said},
 };
 
 /// Locations that lead to locations.
@@ -179,7 +179,8 @@ impl<'m, 'c> Work<'m, 'c> {
         if is_url(to) || matches!(flag, "redirect" | "permanent") {
             let status = if flag == "permanent" { 301 } else { 302 };
             let (to, adds) = to.strip_suffix('?').map_or((to, true), |to| (to, false));
-            return self.redirects(at, directive, (status, to, adds), Some(&pattern), takes, rules);
+            let groups = (Some(&pattern), Some((Said::Path, &pattern)));
+            return self.redirects(at, directive, (status, to, adds), groups, takes, rules);
         }
         if flag == "break"
             && here.location.is_some()
@@ -299,7 +300,8 @@ impl<'m, 'c> Work<'m, 'c> {
         self.exact(directive);
         directive.all("internal").for_each(|internal| self.exact(internal));
         let chain = location.chain.clone();
-        let here = Here { chain, blocks: vec![directive], location: Some(location), groups };
+        let (blocks, location) = (vec![directive], Some(location));
+        let here = Here { chain, blocks, location, groups, asked: None };
         let before = at.set.clone();
         if !self.rewrites(at, &here, directive, when, rules) {
             self.handled(at, &here.after(directive), when, Some(path), rules);
@@ -339,8 +341,13 @@ impl<'m, 'c> Work<'m, 'c> {
             let directive = location.directive;
             self.exact(directive);
             let chain = location.chain.clone();
-            let here =
-                Here { chain, blocks: vec![directive], location: Some(location), groups: None };
+            let here = Here {
+                chain,
+                blocks: vec![directive],
+                location: Some(location),
+                groups: None,
+                asked: None,
+            };
             let before = at.set.clone();
             if !self.rewrites(at, &here, directive, when, rules) {
                 self.handled(at, &here.after(directive), when, path.clone(), rules);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{At, Directive, Forwarded, Template, Work, leaf::Here};
 use crate::{
-    nginx::{explain::Url, model, template::Part},
-    program::{Forward, Rule, Said, Then},
+    nginx::{explain::Url, model, pattern::Pattern, template::Part},
+    program::{Forward, Rule, Said, SaidChange, Then},
 };
 
 /// Statuses of answers that have the headers of `add_header` without `always`.
@@ -68,7 +68,8 @@ impl<'m, 'c> Work<'m, 'c> {
                     self.hop(directive, &name, &value);
                 }
                 _ => {
-                    let is_kept = self.header(directive, &name, &value, url, forward);
+                    let is_kept =
+                        self.header(directive, &name, (&value, here.of_groups()), url, forward);
                     if is_kept && !kept.insert(name) {
                         self.approximated(
                             directive,
@@ -94,11 +95,11 @@ impl<'m, 'c> Work<'m, 'c> {
         &mut self,
         directive: &Directive,
         name: &str,
-        value: &Template,
+        (value, groups): (&Template, Option<(Said, &Pattern)>),
         url: &Url,
         forward: &mut Forward,
     ) -> bool {
-        let becomes = becomes(name, value, url);
+        let becomes = becomes(name, value, url, groups);
         let is_told = forward.tell.iter().any(|(known, _)| known == name);
         let is_set = forward.set.iter().any(|(known, _)| known == name);
         if is_told && matches!(becomes, Becomes::Told(_) | Becomes::Set(_))
@@ -199,6 +200,7 @@ impl<'m, 'c> Work<'m, 'c> {
 impl<'m, 'c> Work<'m, 'c> {
     /// What `add_header` says of answers that nginx gives itself.
     pub(super) fn own_answers(&mut self, chain: &[&'c Directive], rules: &mut [Rule]) {
+        let said = |text: &str| Template::of(text).ok().and_then(|text| said(&text, None, None));
         for rule in rules {
             let Then::Reply(reply) = &mut rule.then else { continue };
             let is_added = ADDED.contains(&reply.status);
@@ -212,14 +214,24 @@ impl<'m, 'c> Work<'m, 'c> {
                         }
                     }
                     Some(_) => self.exact(directive),
-                    None => self.dropped(directive, VARIABLE_ANSWER),
+                    None => match said(directive.arg(1)) {
+                        // A redirect of ours has no such headers.
+                        Some(said) if reply.location.is_none() => {
+                            self.exact(directive);
+                            if is_added || directive.arg(2) == "always" {
+                                let name = directive.arg(0).to_ascii_lowercase();
+                                reply.told.push((name, said));
+                            }
+                        }
+                        _ => self.dropped(directive, VARIABLE_ANSWER),
+                    },
                 }
             }
         }
     }
 }
 
-fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
+fn becomes(name: &str, value: &Template, url: &Url, groups: Option<(Said, &Pattern)>) -> Becomes {
     if let Some(text) = value.constant() {
         return if text.is_empty() { Becomes::Removed } else { Becomes::Set(text) };
     }
@@ -236,7 +248,7 @@ fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
         Some("request_id") => {
             Becomes::Unsaid("applications do not get it: requests have traceparent with us")
         }
-        _ => match joined(value, url) {
+        _ => match said(value, Some(url), groups) {
             Some(said) => Becomes::Told(said),
             None => Becomes::Unsaid(
                 "applications do not get it: its value has variables that a header of ours cannot have",
@@ -245,25 +257,70 @@ fn becomes(name: &str, value: &Template, url: &Url) -> Becomes {
     }
 }
 
-/// A text with variables that each request has.
-fn joined(value: &Template, url: &Url) -> Option<Said> {
-    let part = |part: &Part| {
-        Some(match part {
-            Part::Text(text) => Said::Text(text.clone()),
-            Part::Variable(name) => match name.as_str() {
-                "remote_addr" | "realip_remote_addr" => Said::Client,
-                "proxy_add_x_forwarded_for" => Said::ForwardedFor,
-                "host" => Said::Hostname,
-                "http_host" => Said::Host,
-                "scheme" => Said::Scheme,
-                "request_method" => Said::Method,
-                "request_uri" => Said::Target,
-                "args" | "query_string" => Said::Query,
-                "proxy_host" => Said::Text(url.host().to_owned()),
-                name => Said::Header(name.strip_prefix("http_")?.replace('_', "-")),
-            },
-        })
-    };
-    let mut parts = value.0.iter().map(part).collect::<Option<Vec<_>>>()?;
+/// A text with variables that each request has; groups are those of a pattern that the
+/// path has matched.
+pub(super) fn said(
+    value: &Template,
+    url: Option<&Url>,
+    groups: Option<(Said, &Pattern)>,
+) -> Option<Said> {
+    let mut parts = value
+        .0
+        .iter()
+        .map(|part| said_part(part, url, groups.as_ref()))
+        .collect::<Option<Vec<_>>>()?;
     if parts.len() == 1 { parts.pop() } else { Some(Said::Joined(parts)) }
+}
+
+fn said_part(part: &Part, url: Option<&Url>, groups: Option<&(Said, &Pattern)>) -> Option<Said> {
+    let name = match part {
+        Part::Text(text) => return Some(Said::Text(text.clone())),
+        Part::Variable(name) => name.as_str(),
+    };
+    let replaced = |said: Said, pattern: String, substitution: String| {
+        said.changed(SaidChange::Replace { pattern, substitution, all: false })
+    };
+    Some(match name {
+        "remote_addr" | "realip_remote_addr" => Said::Client,
+        "host" => Said::Hostname,
+        "http_host" => Said::Host,
+        "scheme" => Said::Scheme,
+        "request_method" => Said::Method,
+        "request_uri" => Said::Target,
+        "args" | "query_string" => Said::Query,
+        "is_args" => {
+            return replaced(Said::Target, r"^[^?]*(?:(\?).+|.*)$".into(), "$1".into());
+        }
+        // Where it goes on, another path may be sent.
+        "uri" | "document_uri" if url.is_none() => Said::Path,
+        "proxy_host" => Said::Text(url?.host().to_owned()),
+        "content_type" => Said::Header("content-type".into()),
+        name => {
+            if let Some((of, pattern)) = groups
+                && let Some(group) = group(pattern, name)
+            {
+                return replaced(of.clone(), pattern.replacing(), format!("${{{group}}}"));
+            }
+            let is_plain = |name: &&str| !name.is_empty();
+            if let Some(name) = name.strip_prefix("arg_").filter(is_plain) {
+                Said::Parameter(name.to_owned())
+            } else if let Some(name) = name.strip_prefix("cookie_").filter(is_plain) {
+                Said::Cookie(name.to_owned())
+            } else {
+                Said::Header(name.strip_prefix("http_").filter(is_plain)?.replace('_', "-"))
+            }
+        }
+    })
+}
+
+/// A group of the pattern, as a substitution names it; names are in lower case here.
+fn group(groups: &Pattern, name: &str) -> Option<String> {
+    match name.parse::<usize>() {
+        Ok(number) => (number > 0 && number <= groups.names().count()).then(|| number.to_string()),
+        Err(_) => groups
+            .names()
+            .flatten()
+            .find(|known| known.eq_ignore_ascii_case(name))
+            .map(str::to_owned),
+    }
 }

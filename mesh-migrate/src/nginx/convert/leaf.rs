@@ -1,5 +1,7 @@
 //! Rules of a server: what it and its locations do, step by step.
 
+use std::rc::Rc;
+
 use super::{
     At, Condition, Directive, Reply, Rule, Server, Template, Then, Work, all, locations::Leaf,
     refusal, replies::redirect_to,
@@ -10,7 +12,7 @@ use crate::{
         pattern::Pattern,
         template::Part,
     },
-    program::PathChange,
+    program::{PathChange, Said},
 };
 
 /// Directives of files: none are served here.
@@ -51,6 +53,8 @@ pub(super) struct Here<'m, 'c> {
     pub(super) location: Option<&'m Location<'c>>,
     /// Whose groups `$1` means.
     pub(super) groups: Option<&'m Pattern>,
+    /// The same, of a condition: of what, and the pattern.
+    pub(super) asked: Option<Rc<(Said, Pattern)>>,
 }
 
 impl<'c> Here<'_, 'c> {
@@ -60,6 +64,14 @@ impl<'c> Here<'_, 'c> {
             block.named(name).into_iter().next()
         };
         self.blocks.iter().rev().find_map(in_block)
+    }
+
+    /// What `$1` is a group of.
+    pub(super) fn of_groups(&self) -> Option<(Said, &Pattern)> {
+        match &self.asked {
+            Some(asked) => Some((asked.0.clone(), &asked.1)),
+            None => self.groups.map(|groups| (Said::Path, groups)),
+        }
     }
 
     /// After the directives of a block: a pattern among them has taken the groups.
@@ -90,6 +102,7 @@ impl<'m, 'c> Work<'m, 'c> {
             blocks: vec![directive],
             location: None,
             groups: None,
+            asked: None,
         };
         let ends = self.rewrites(at, &here, directive, &Condition::Always, &mut rules);
         let mut inner = Vec::new();
@@ -148,6 +161,7 @@ impl<'m, 'c> Work<'m, 'c> {
             _ => None,
         };
         let here = Here {
+            asked: None,
             chain: location.chain.clone(),
             blocks: vec![directive],
             location: Some(location),
@@ -239,10 +253,13 @@ impl<'m, 'c> Work<'m, 'c> {
                     };
                     let is_last = !block.inside()[number + 1..].iter().any(is_rewriting);
                     // `$1` is of that pattern then, or nothing.
+                    let mut inner = here.clone();
                     if directive.arg(1).contains('~') {
                         here.groups = None;
+                        inner.groups = None;
+                        inner.asked = self.asked(at, directive);
                     }
-                    self.condition(at, &here, directive, (when, is_last), rules);
+                    self.condition(at, &inner, directive, (when, is_last), rules);
                 }
                 name if name.contains("_by_lua")
                     && (name.starts_with("rewrite") || name.starts_with("set")) =>
@@ -269,9 +286,13 @@ impl<'m, 'c> Work<'m, 'c> {
         let value = Template::of(directive.arg(1)).map(|value| self.expanded(at, &value));
         let has_groups =
             |value: &Template| value.variables().any(|v| v.bytes().all(|b| b.is_ascii_digit()));
+        let is_of_itself = |value: &Template| {
+            at.chosen.contains_key(&name) && value.variables().any(|variable| variable == name)
+        };
         match value {
-            Ok(value) if !has_groups(&value) && name != "args" => {
+            Ok(value) if !has_groups(&value) && name != "args" && !is_of_itself(&value) => {
                 self.exact(directive);
+                at.chosen.remove(&name);
                 at.set.insert(name, value);
             }
             _ => {
@@ -325,8 +346,16 @@ impl<'m, 'c> Work<'m, 'c> {
             .all("set")
             .map(|set| set.arg(0).trim_start_matches('$').to_ascii_lowercase())
             .collect();
-        at.set = before;
+        let after = std::mem::replace(&mut at.set, before);
         if ends {
+            return;
+        }
+        let only_sets = directive.inside().iter().all(|inner| inner.name == "set");
+        let goes_on = here.location.is_none() || !is_last;
+        if goes_on && only_sets && sets.iter().all(|name| after.contains_key(name)) {
+            for name in &sets {
+                self.choose(at, name, &when, &after[name]);
+            }
             return;
         }
         if here.location.is_none() || !is_last {
@@ -345,7 +374,8 @@ impl<'m, 'c> Work<'m, 'c> {
             }
         } else if !sets.is_empty() || directive.inside().iter().any(|inner| inner.name != "rewrite")
         {
-            let mut at_inner = At { set: at.set.clone(), forwarded: Vec::new(), ..*at };
+            let (set, chosen) = (at.set.clone(), at.chosen.clone());
+            let mut at_inner = At { set, chosen, forwarded: Vec::new(), ..*at };
             directive.all("set").for_each(|set| self.set(&mut at_inner, set));
             self.handled(&mut at_inner, &inner.after(directive), &when, None, rules);
             at.forwarded.append(&mut at_inner.forwarded);
@@ -374,6 +404,14 @@ impl<'m, 'c> Work<'m, 'c> {
             else {
                 continue;
             };
+            let asks = |other: &str| {
+                let gate = model::inherited(&here.chain, other);
+                other != "satisfy" && gate.is_some_and(|gate| gate.arg(0) != "off")
+            };
+            if name == "satisfy" && !GATES.iter().any(|other| asks(other)) {
+                self.exact(gate);
+                continue;
+            }
             let question = format!(
                 "{name} decides who may, which is not converted: until decided these requests are answered 501, so that nobody comes in who should not"
             );

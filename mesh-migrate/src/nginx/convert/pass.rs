@@ -78,7 +78,8 @@ impl<'m, 'c> Work<'m, 'c> {
             };
             for (condition, set) in self.values_of_headers(at, here) {
                 let set = at.set.iter().map(|(k, v)| (k.clone(), v.clone())).chain(set).collect();
-                let mut inner = At { set, forwarded: Vec::new(), ..*at };
+                let chosen = at.chosen.clone();
+                let mut inner = At { set, chosen, forwarded: Vec::new(), ..*at };
                 let when = all([when.clone(), condition]);
                 self.passed(&mut inner, here, pass, (path.clone(), &url, when), rules);
                 at.forwarded.append(&mut inner.forwarded);

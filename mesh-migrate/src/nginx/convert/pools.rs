@@ -280,7 +280,9 @@ impl<'m, 'c> Work<'m, 'c> {
         if upstream.peers.len() < 2 {
             return None;
         }
-        let first = upstream.peers.iter().find(|peer| peer.max_fails > 0)?;
+        // Nobody is left alone for no time.
+        let mut peers = upstream.peers.iter();
+        let first = peers.find(|peer| peer.max_fails > 0 && !peer.fail_timeout.is_zero())?;
         for peer in &upstream.peers {
             if (peer.max_fails, peer.fail_timeout) != (first.max_fails, first.fail_timeout) {
                 let how = format!(

@@ -1,13 +1,15 @@
 //! `return`, redirects, and conditions on variables.
 
 use super::{
-    At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all, hosts,
+    At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all,
+    headers::said as said_of,
+    hosts,
     leaf::{Here, substitution},
     pass::ENCODED,
 };
 use crate::{
     nginx::{model::Key, pattern::Pattern, template::Part},
-    program::{Location, PathChange},
+    program::{Location, PathChange, Said},
 };
 
 /// What a value must be.
@@ -80,7 +82,7 @@ impl<'m, 'c> Work<'m, 'c> {
             (Err(_), _) => (302, directive.arg(0)),
         };
         if matches!(status, 301 | 302 | 303 | 307 | 308) && !text.is_empty() {
-            let groups = here.groups;
+            let (groups, own) = (here.groups, here.of_groups());
             let template = Template::of(text).unwrap_or(Template(Vec::new()));
             let has_map = template.variables().any(|name| self.choices(at, name).is_some());
             if let Ok(targets) = self.targets(at, &template)
@@ -103,7 +105,8 @@ impl<'m, 'c> Work<'m, 'c> {
                     };
                     let to = target.written();
                     let when = all([when.clone(), condition]);
-                    self.redirects(at, directive, (status, &to, false), groups, when, rules);
+                    let own = groups.map(|groups| (Said::Path, groups));
+                    self.redirects(at, directive, (status, &to, false), (groups, own), when, rules);
                 }
                 return;
             }
@@ -111,23 +114,12 @@ impl<'m, 'c> Work<'m, 'c> {
                 at,
                 directive,
                 (status, text, false),
-                groups,
+                (groups, own),
                 when.clone(),
                 rules,
             );
         }
-        let mut reply = Reply { status, ..Reply::default() };
-        let body = Template::of(text).map(|text| self.expanded(at, &text));
-        match body.as_ref().map(Template::constant) {
-            Ok(Some(body)) => {
-                self.exact(directive);
-                reply.body = if status == 204 { String::new() } else { body };
-            }
-            _ => {
-                let how = "the text has variables that an answer of ours cannot hold: it is empty";
-                self.approximated(directive, how);
-            }
-        }
+        let mut reply = self.text(at, here, directive, (status, text));
         if status == 444 {
             let how = "nginx closes the connection; with us the answer is 403 without a text";
             self.approximated(directive, how);
@@ -140,28 +132,67 @@ impl<'m, 'c> Work<'m, 'c> {
         });
     }
 
+    /// What `return` says, where it redirects nobody.
+    fn text(
+        &mut self,
+        at: &At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        directive: &Directive,
+        (status, text): (u16, &str),
+    ) -> Reply {
+        let mut reply = Reply { status, ..Reply::default() };
+        let body = Template::of(text).map(|text| self.expanded(at, &text));
+        match body.as_ref().map(Template::constant) {
+            Ok(Some(body)) => {
+                self.exact(directive);
+                reply.body = if status == 204 { String::new() } else { body };
+            }
+            Ok(None) if status != 204 => {
+                reply.text = body.ok().and_then(|body| said_of(&body, None, here.of_groups()));
+                match &reply.text {
+                    Some(_) => self.exact(directive),
+                    None => {
+                        let how = "the text has variables that an answer of ours cannot hold: it is empty";
+                        self.approximated(directive, how);
+                    }
+                }
+            }
+            _ => self.exact(directive),
+        }
+        reply
+    }
+
     /// `adds` the query of the request where nothing else says so.
     pub(super) fn redirects(
         &mut self,
         at: &At<'m, 'c>,
         directive: &'c Directive,
         (status, to, adds): (u16, &str, bool),
-        groups: Option<&Pattern>,
+        (groups, own): (Option<&Pattern>, Option<(Said, &Pattern)>),
         when: Condition,
         rules: &mut Vec<Rule>,
     ) {
         let template = Template::of(to).map(|to| self.expanded(at, &to));
         let has_query = adds && to.contains('?');
+        let told = template.as_ref().ok().filter(|_| !adds);
+        let told = told.and_then(|to| leads(at, to, own));
         let said = template.ok().filter(|_| !has_query).and_then(|to| {
             if let (Some(to), false) = (to.constant().filter(|to| !to.starts_with('/')), adds) {
                 let headers = vec![("location".to_owned(), to)];
                 return Some((Reply { status, headers, ..Reply::default() }, None));
             }
             let (mut location, how) = location(at, &to, groups)?;
+            if how.is_some() && told.is_some() {
+                return None;
+            }
             location.strip_query &= !adds;
             Some((Reply { status, location: Some(location), ..Reply::default() }, how))
         });
-        let then = match said {
+        let made = |to| {
+            let told = vec![("location".to_owned(), to)];
+            (Reply { status, told, ..Reply::default() }, None)
+        };
+        let then = match said.or_else(|| told.map(made)) {
             Some((reply, how)) => {
                 match how {
                     None => self.exact(directive),
@@ -252,7 +283,6 @@ impl<'m, 'c> Work<'m, 'c> {
             };
             return Some(if holds { Condition::Always } else { Condition::Any(Vec::new()) });
         }
-        let name = subject.variable()?;
         let inner = |any_part: &str| match test {
             Test::Equals(text, _) => regex::escape(text),
             Test::Below(text) => format!("{any_part}{}", regex::escape(text)),
@@ -267,6 +297,7 @@ impl<'m, 'c> Work<'m, 'c> {
             Test::Equals(text, false) => Text::Exact((*text).to_owned()),
             _ => Text::Pattern(any_case(inner(".+"))),
         };
+        let Some(name) = subject.variable() else { return said(subject, text) };
         let or_absent = |wanted: Condition, present: Condition| match test {
             Test::Equals("", _) => Condition::Any(vec![wanted, Condition::Not(Box::new(present))]),
             // A pattern may take nothing, too: an absent value is nothing.
@@ -285,7 +316,7 @@ impl<'m, 'c> Work<'m, 'c> {
             return Some(or_absent(Condition::Query(argument.to_owned(), text), present));
         }
         if let Some(cookie) = name.strip_prefix("cookie_") {
-            let Test::Equals(value, is_any_case) = test else { return None };
+            let Test::Equals(value, is_any_case) = test else { return said(subject, text) };
             let flag = if *is_any_case { "i" } else { "" };
             let (name, text) = (regex::escape(cookie), regex::escape(value));
             let pattern = format!("(?:.*;)? *(?i:{name}) *= *(?{flag}:{text})(?:;.*)?");
@@ -302,9 +333,41 @@ impl<'m, 'c> Work<'m, 'c> {
                 .parse::<std::net::IpAddr>()
                 .is_ok()
                 .then(|| Condition::Source(vec![(*address).to_owned()])),
-            _ => None,
+            ("scheme", _) => None,
+            _ => said(subject, text),
         }
     }
+}
+
+/// Where a redirect leads, as a text.
+fn leads(at: &At<'_, '_>, to: &Template, groups: Option<(Said, &Pattern)>) -> Option<Said> {
+    let said = said_of(to, None, groups)?;
+    let begins = |text: &str| match &said {
+        Said::Joined(parts) => matches!(parts.first(), Some(Said::Text(t)) if t.starts_with(text)),
+        _ => false,
+    };
+    if begins("http://") || begins("https://") {
+        return Some(said);
+    }
+    if !begins("/") {
+        return None;
+    }
+    let (scheme, usual) = if at.is_tls { ("https", 443) } else { ("http", 80) };
+    let port = Some(at.address.port()).filter(|port| *port != usual);
+    let port = port.map(|port| Said::Text(format!(":{port}")));
+    let before = [Said::Text(format!("{scheme}://")), Said::Hostname].into_iter();
+    Some(Said::Joined(before.chain(port).chain([said]).collect()))
+}
+
+/// What is made of several variables, or of one that is neither header nor parameter.
+fn said(subject: &Template, text: Text) -> Option<Condition> {
+    let said = said_of(subject, None, None)?;
+    let tells_client = match &said {
+        Said::Client => true,
+        Said::Joined(parts) => parts.contains(&Said::Client),
+        _ => false,
+    };
+    (!tells_client).then_some(Condition::Said(said, text))
 }
 
 fn method(test: &Test<'_>) -> Option<Condition> {
@@ -398,7 +461,9 @@ fn path(
             out.strip_query = false;
             None
         }
-        [Part::Text(text), Part::Variable(name)] if name == "request_uri" => {
+        [Part::Text(text), Part::Variable(name)]
+            if name == "request_uri" && !text.contains('?') =>
+        {
             out.strip_query = false;
             Some(PathChange::Prefix { from: String::new(), to: text.clone() })
         }

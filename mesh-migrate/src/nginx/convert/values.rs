@@ -1,6 +1,8 @@
 //! Values of variables that depend on the request in a way that rules can see: `map`,
 //! `geo`, `split_clients`.
 
+use std::rc::Rc;
+
 use super::{
     At, Condition, Directive, Template, Work, all, any, leaf::Here, pass::authority, replies::Test,
 };
@@ -8,9 +10,10 @@ use crate::{
     nginx::{
         explain::chosen,
         model::{Key, Map, Split},
+        pattern::Pattern,
         template::Part,
     },
-    program::Forward,
+    program::{Forward, Said},
 };
 
 /// Values of a map of several maps.
@@ -30,6 +33,20 @@ impl<'m, 'c> Work<'m, 'c> {
         let model = self.model;
         if let Some(map) = model.http.maps.get(name) {
             return Some(self.of_map(at, map).map(|choices| (choices, map.directive)));
+        }
+        if let Some(chosen) = at.chosen.get(name) {
+            let mut choices: Vec<Choice<'c>> = Vec::new();
+            for (when, value) in chosen {
+                let inner = value.variable().filter(|inner| *inner != name);
+                match inner.and_then(|inner| self.choices(at, inner)) {
+                    Some(Ok((inner, _))) => choices.extend(
+                        inner.into_iter().map(|(own, to, by)| (all([when.clone(), own]), to, by)),
+                    ),
+                    Some(Err(wrong)) => return Some(Err(wrong)),
+                    None => choices.push((when.clone(), value.clone(), None)),
+                }
+            }
+            return Some(Ok((choices, at.server.directive)));
         }
         let geo = model.http.geos.get(name)?;
         if geo.is_odd {
@@ -53,9 +70,14 @@ impl<'m, 'c> Work<'m, 'c> {
     /// Exact, then the longest `*.x`, then the longest `x.*`, then patterns.
     fn of_map(&self, at: &At<'m, 'c>, map: &'m Map<'c>) -> Result<Vec<Choice<'c>>, String> {
         let subject = self.expanded(at, &map.source);
-        if subject.variable().is_none() && subject.constant().is_none() {
+        let is_one = subject.variable().is_some() || subject.constant().is_some();
+        if !is_one && super::headers::said(&subject, None, None).is_none() {
             return self.of_compound(at, map, &subject);
         }
+        self.ranked(map, &subject)
+    }
+
+    fn ranked(&self, map: &'m Map<'c>, subject: &Template) -> Result<Vec<Choice<'c>>, String> {
         let mut ranked = Vec::new();
         let wrong =
             || format!("the map of {} is on something that rules cannot see", map.directive.place);
@@ -63,10 +85,10 @@ impl<'m, 'c> Work<'m, 'c> {
             let (rank, test) = match key {
                 Key::Exact(text) => ((0, 0, at), Test::Equals(text, true)),
                 Key::Both(text) => {
-                    let exact = self.test(&subject, &Test::Equals(text, true)).ok_or_else(wrong)?;
+                    let exact = self.test(subject, &Test::Equals(text, true)).ok_or_else(wrong)?;
                     ranked.push(((0, 0, at), exact, to, *directive));
                     let below = format!(".{text}");
-                    let below_is = self.test(&subject, &Test::Below(&below)).ok_or_else(wrong)?;
+                    let below_is = self.test(subject, &Test::Below(&below)).ok_or_else(wrong)?;
                     ranked.push(((1, usize::MAX - below.len(), at), below_is, to, *directive));
                     continue;
                 }
@@ -76,7 +98,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     ((3, 0, at), Test::Matches(pattern.as_ref().map_err(Clone::clone)?))
                 }
             };
-            ranked.push((rank, self.test(&subject, &test).ok_or_else(wrong)?, to, *directive));
+            ranked.push((rank, self.test(subject, &test).ok_or_else(wrong)?, to, *directive));
         }
         ranked.sort_by_key(|(rank, ..)| *rank);
         let mut choices: Vec<Choice<'c>> =
@@ -113,13 +135,17 @@ impl<'m, 'c> Work<'m, 'c> {
                 return Err(wrong());
             }
             let is_other = |name: &&str| {
-                self.model
-                    .http
-                    .maps
-                    .get(*name)
-                    .is_some_and(|other| other.source.variable().is_some())
+                let is_map = |other: &Map<'_>| other.source.variable().is_some();
+                self.model.http.maps.get(*name).is_some_and(is_map)
+                    || self.model.http.geos.contains_key(*name)
+                    || at.chosen.contains_key(*name)
             };
-            let name = subject.variables().find(is_other).ok_or_else(wrong)?.to_owned();
+            let Some(name) = subject.variables().find(is_other).map(str::to_owned) else {
+                let own = self.ranked(map, &subject)?;
+                let own = own.into_iter().map(|(own, to, by)| (all([when.clone(), own]), to, by));
+                choices.extend(own);
+                continue;
+            };
             let (values, _) = self.choices(at, &name).ok_or_else(wrong)??;
             for (condition, value, _) in values.into_iter().rev() {
                 let value = self.expanded(at, &value);
@@ -204,6 +230,48 @@ impl<'m, 'c> Work<'m, 'c> {
         self.approximated(split.directive, how);
         forward.pools = pools;
         Ok(())
+    }
+
+    /// A variable that is set where a condition holds.
+    pub(super) fn choose(
+        &self,
+        at: &mut At<'m, 'c>,
+        name: &str,
+        when: &Condition,
+        value: &Template,
+    ) {
+        let nothing = || Template(Vec::new());
+        let known = at.chosen.remove(name);
+        let known = known.unwrap_or_else(|| {
+            vec![(Condition::Always, at.set.remove(name).unwrap_or_else(nothing))]
+        });
+        let mut choices: Vec<(Condition, Template)> = Vec::new();
+        if value.variables().any(|variable| variable == name) {
+            for (condition, before) in &known {
+                let value = self.with(at, value, name, before);
+                choices.push((all([when.clone(), condition.clone()]), value));
+            }
+        } else {
+            choices.push((when.clone(), value.clone()));
+        }
+        choices.extend(known);
+        at.chosen.insert(name.to_owned(), choices);
+    }
+
+    /// Of what a pattern of an `if` has groups.
+    pub(super) fn asked(
+        &self,
+        at: &At<'m, 'c>,
+        directive: &Directive,
+    ) -> Option<Rc<(Said, Pattern)>> {
+        let said = directive.args.join(" ");
+        let inner = said.strip_prefix('(')?.strip_suffix(')')?;
+        let mut words = inner.trim().splitn(3, ' ');
+        let variable = words.next()?.strip_prefix('$')?.to_ascii_lowercase();
+        let operator = words.next().filter(|operator| !operator.starts_with('!'))?;
+        let pattern = Pattern::of(words.next()?.trim(), operator.ends_with('*')).ok()?;
+        let subject = self.expanded(at, &Template(vec![Part::Variable(variable)]));
+        Some(Rc::new((super::headers::said(&subject, None, None)?, pattern)))
     }
 
     /// A text with a variable's value in it.

@@ -172,7 +172,7 @@ fn texts_of_requests_are_changed_and_compared() {
     let text = front(
         " option httplog\n http-request set-var(req.p) path\n \
          http-request set-var(req.base) hdr(host),field(1,:),lower,concat(\\#,req.p)\n \
-         http-request return status 404 if { var(req.base) -m reg ^x[.]example#/(a|b)/ }\n \
+         http-request return status 404 if { var(req.base) -m reg ^x[.]example\\#/(a|b)/ }\n \
          http-request deny deny_status 410 if { url /old }\n \
          http-request deny if { query -m found } { query -m sub ab }\n \
          http-request deny deny_status 429 if { base -m reg ^[^/]+[.]wild(:80)?/.*x$ }\n \

@@ -21,6 +21,8 @@ pub(crate) fn seen(paths: Paths, target: &str) -> Option<Seen> {
     }
     let mut path = match paths.form {
         PathForm::Sent => path.to_owned(),
+        // A path with a fragment, or with what is not ASCII, is none.
+        PathForm::Rfc3986 if target.contains('#') || !target.is_ascii() => return None,
         PathForm::Rfc3986 => normalized(path),
         PathForm::Decoded => {
             let read = uri::Target::of(target, paths.merge_slashes)?;

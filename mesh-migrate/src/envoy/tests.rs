@@ -232,6 +232,13 @@ fn is_about_routing(entry: &Entry) -> bool {
     }
 }
 
+/// Whether Envoy refuses the request itself, before it asks for a route, as every report
+/// says.
+fn is_refused(answer: &Answer) -> bool {
+    matches!(answer.outcome, Outcome::Answered { status: 400 | 426, .. })
+        && answer.why.iter().all(|step| !step.what.contains("takes it"))
+}
+
 /// Whether an earlier route, which cannot be converted, may have taken the request.
 fn is_after_a_gap(config: &Config, answer: &Answer, reservations: &[Entry]) -> bool {
     let mut found = false;
@@ -268,6 +275,7 @@ fn differences(config: &Config, requests: &[Json]) -> (usize, Vec<String>) {
         let is_told = match (routes == other_routes, ends == other_ends) {
             (false, _) => {
                 reservations.iter().any(|entry| of(&here, entry) && is_about_routing(entry))
+                    || is_refused(&said)
                     || is_after_a_gap(config, &said, &reservations)
             }
             (true, false) => reservations.iter().any(|entry| of(&clusters, entry)),

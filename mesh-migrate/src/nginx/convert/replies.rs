@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     nginx::{model::Key, pattern::Pattern, template::Part},
-    program::{Location, PathChange, Said},
+    program::{Location, PathChange, Said, SaidChange},
 };
 
 /// What a value must be.
@@ -347,7 +347,7 @@ fn leads(at: &At<'_, '_>, to: &Template, groups: Option<(Said, &Pattern)>) -> Op
         _ => false,
     };
     if begins("http://") || begins("https://") {
-        return Some(said);
+        return Some(named(said, &at.server.name()));
     }
     if !begins("/") {
         return None;
@@ -356,7 +356,23 @@ fn leads(at: &At<'_, '_>, to: &Template, groups: Option<(Said, &Pattern)>) -> Op
     let port = Some(at.address.port()).filter(|port| *port != usual);
     let port = port.map(|port| Said::Text(format!(":{port}")));
     let before = [Said::Text(format!("{scheme}://")), Said::Hostname].into_iter();
-    Some(Said::Joined(before.chain(port).chain([said]).collect()))
+    let whole = Said::Joined(before.chain(port).chain([said]).collect());
+    Some(named(whole, &at.server.name()))
+}
+
+/// With the name of the server for a host that a client does not name (HTTP/1.0).
+fn named(said: Said, name: &str) -> Said {
+    match said {
+        Said::Joined(parts) => {
+            Said::Joined(parts.into_iter().map(|part| named(part, name)).collect())
+        }
+        Said::Hostname if !name.is_empty() => {
+            let substitution = name.replace('$', "$$");
+            let change = SaidChange::Replace { pattern: "^$".into(), substitution, all: false };
+            Said::Hostname.changed(change).unwrap_or(Said::Hostname)
+        }
+        said => said,
+    }
 }
 
 /// What is made of several variables, or of one that is neither header nor parameter.

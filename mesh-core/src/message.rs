@@ -236,6 +236,8 @@ mod tests {
             authority: "a".into(),
             target: "/".into(),
             fields: Fields::new(),
+            sent: "/./".into(),
+            decoded: b"/".to_vec(),
         };
         head.fields.push("content-type", b"application/grpc+proto");
         assert!(head.is_grpc());

@@ -34,7 +34,11 @@ pub fn decide(program: &Program, request: &Request) -> Answer {
         return Answer { outcome: Outcome::Closed, why };
     };
     step(&mut why, &listener.place, format!("listener {}", listener.name));
-    let outcome = match (&listener.accepts, &request.kind) {
+    let absolute = match &request.kind {
+        Kind::Http(http) => paths::absolute(http).map(Kind::Http),
+        Kind::Connection { .. } => None,
+    };
+    let outcome = match (&listener.accepts, absolute.as_ref().unwrap_or(&request.kind)) {
         (
             Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores },
             Kind::Http(http),

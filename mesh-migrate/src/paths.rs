@@ -3,7 +3,19 @@
 use crate::{
     nginx::uri,
     program::{PathForm, Paths},
+    request::Http,
 };
+
+/// A target `http://host/path` goes before `Host` (RFC 9112
+/// section 3.2.2).
+pub(crate) fn absolute(http: &Http) -> Option<Http> {
+    let rest =
+        http.target.strip_prefix("http://").or_else(|| http.target.strip_prefix("https://"))?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (host, target) = rest.split_at(end);
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    Some(Http { host: Some(host.into()), target: format!("{slash}{target}"), ..http.clone() })
+}
 
 /// A target as rules see it.
 #[derive(Debug)]

@@ -324,6 +324,16 @@ pub enum SaidChange {
 }
 
 impl Said {
+    /// Whether it tells the path, in the form in which it is compared.
+    pub fn has_path(&self) -> bool {
+        match self {
+            Self::Path => true,
+            Self::Joined(parts) => parts.iter().any(Self::has_path),
+            Self::Changed(said, _) => said.has_path(),
+            _ => false,
+        }
+    }
+
     /// What it is then; `None` where no template of ours can say it.
     pub fn changed(self, change: SaidChange) -> Option<Said> {
         const MAX_CHANGES: usize = 8;

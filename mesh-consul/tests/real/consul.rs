@@ -29,6 +29,7 @@ pub(crate) fn access_control() -> Value {
 
 pub(crate) struct Consul {
     pub http: u16,
+    #[allow(dead_code, reason = "asked by tests of a site beside it")]
     pub dns: u16,
     config: Value,
     dir: TempDir,

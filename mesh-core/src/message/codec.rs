@@ -181,6 +181,7 @@ mod tests {
             authority: "orders.shop:80".into(),
             target: "/a?b".into(),
             fields: Fields::new(),
+            ..RequestHead::new()
         };
         head.fields.push("Content-Length", b"5");
         head.fields.push("x-empty", b"");

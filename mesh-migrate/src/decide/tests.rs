@@ -173,7 +173,7 @@ fn paths_change() {
     assert_eq!(made("/a1b2", pattern("[ab]([0-9])", false)).as_deref(), Some("/-1b2"));
     assert_eq!(made("/c", pattern("[ab]([0-9])", false)), None);
     assert_eq!(made("/a", PathChange::Whole("/b".into())).as_deref(), Some("/b"));
-    let named = changed(b"/a b", &pattern("(. .)", false), |kept| crate::nginx::uri::escaped(kept));
+    let named = changed(b"/a b", &pattern("(. .)", false), crate::nginx::uri::escaped);
     assert_eq!(named.as_deref(), Some("/-a%20b"));
 }
 

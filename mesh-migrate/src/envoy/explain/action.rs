@@ -2,7 +2,7 @@
 
 use super::{
     Asked, Why,
-    arrival::{METHODS, absolute, target, without_internal},
+    arrival::{METHODS, target, without_internal},
     matching::{Seen, Takes, cookie},
     mutation::Headers,
     parts,
@@ -29,7 +29,7 @@ impl<'c> Asked<'c> {
             return answered(400);
         }
         let sent_host = http.host.as_deref();
-        let absolute = absolute(http);
+        let absolute = crate::paths::absolute(http);
         let http = absolute.as_ref().unwrap_or(http);
         let Some(authority) = self.authority(hcm, http, why) else {
             why.at(&hcm.place, "a request without Host");

@@ -60,16 +60,6 @@ pub(super) fn without_internal(http: &Http, routes: &Tree) -> Http {
     Http { headers, ..http.clone() }
 }
 
-/// A target `http://host/path` goes before `Host`.
-pub(super) fn absolute(http: &Http) -> Option<Http> {
-    let rest =
-        http.target.strip_prefix("http://").or_else(|| http.target.strip_prefix("https://"))?;
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (host, target) = rest.split_at(end);
-    let slash = if target.starts_with('/') { "" } else { "/" };
-    Some(Http { host: Some(host.into()), target: format!("{slash}{target}"), ..http.clone() })
-}
-
 /// `path_with_escaped_slashes_action`, `normalize_path`, `merge_slashes`.
 pub(super) fn target(hcm: &Tree, sent: &str, why: &mut Why) -> Result<String, Outcome> {
     if sent.contains('#') || !sent.is_ascii() {

@@ -294,10 +294,7 @@ fn location(
         None => {
             let whole = match location.path.take() {
                 Some(PathChange::Prefix { to, .. }) => to,
-                _ => {
-                    walk.notes.approximated(place, "it leads to no path: / stands there with us");
-                    "/".to_owned()
-                }
+                _ => root(walk, place),
             };
             location.path = Some(PathChange::Whole(whole));
             location.strip_query = true;
@@ -310,6 +307,12 @@ fn location(
         }
     }
     Ok(location)
+}
+
+/// Where no path is written.
+fn root(walk: &mut Walk<'_, '_>, place: &Place) -> String {
+    walk.notes.approximated(place, "it leads to no path: / stands there with us");
+    "/".to_owned()
 }
 
 /// Whether a fetch has the query, and whether it is of the request as changed.

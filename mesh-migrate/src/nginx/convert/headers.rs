@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{At, Directive, Forwarded, Template, Work, leaf::Here};
+use super::{At, Directive, Forwarded, Template, Work, leaf::Here, pass::ENCODED};
 use crate::{
     nginx::{explain::Url, model, pattern::Pattern, template::Part},
     program::{Forward, Rule, Said, SaidChange, Then},
@@ -114,7 +114,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 forward.set.push((name.to_owned(), value));
             }
             Becomes::Told(said) => {
-                self.exact(directive);
+                self.tells(directive, &said);
                 forward.tell.push((name.to_owned(), said));
             }
             Becomes::Removed => {
@@ -198,6 +198,14 @@ impl<'m, 'c> Work<'m, 'c> {
 }
 
 impl<'m, 'c> Work<'m, 'c> {
+    /// Notes what is different where a value tells the path.
+    pub(super) fn tells(&mut self, directive: &Directive, said: &Said) {
+        match said.has_path() {
+            true => self.approximated(directive, ENCODED),
+            false => self.exact(directive),
+        }
+    }
+
     /// What `add_header` says of answers that nginx gives itself.
     pub(super) fn own_answers(&mut self, chain: &[&'c Directive], rules: &mut [Rule]) {
         let said = |text: &str| Template::of(text).ok().and_then(|text| said(&text, None, None));
@@ -217,7 +225,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     None => match said(directive.arg(1)) {
                         // A redirect of ours has no such headers.
                         Some(said) if reply.location.is_none() => {
-                            self.exact(directive);
+                            self.tells(directive, &said);
                             if is_added || directive.arg(2) == "always" {
                                 let name = directive.arg(0).to_ascii_lowercase();
                                 reply.told.push((name, said));

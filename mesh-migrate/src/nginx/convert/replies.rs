@@ -12,6 +12,10 @@ use crate::{
     program::{Location, PathChange, Said, SaidChange},
 };
 
+/// Where the server has no name that could stand there.
+const UNNAMED: &str =
+    "the host is as the client names it; nothing stands in for one that is not named (HTTP/1.0)";
+
 /// What a value must be.
 pub(super) enum Test<'p> {
     Equals(&'p str, /* any case */ bool),
@@ -150,7 +154,7 @@ impl<'m, 'c> Work<'m, 'c> {
             Ok(None) if status != 204 => {
                 reply.text = body.ok().and_then(|body| said_of(&body, None, here.of_groups()));
                 match &reply.text {
-                    Some(_) => self.exact(directive),
+                    Some(said) => self.tells(directive, said),
                     None => {
                         let how = "the text has variables that an answer of ours cannot hold: it is empty";
                         self.approximated(directive, how);
@@ -194,7 +198,12 @@ impl<'m, 'c> Work<'m, 'c> {
         };
         let then = match said.or_else(|| told.map(made)) {
             Some((reply, how)) => {
-                match how {
+                let path = reply.location.as_ref().and_then(|to| to.path.as_ref());
+                let keeps = matches!(path, Some(PathChange::Pattern { .. }))
+                    || reply.told.iter().any(|(_, said)| said.has_path());
+                let is_unnamed = reply.told.iter().any(|(_, said)| is_bare(said));
+                let is_unnamed = is_unnamed && !at.server.name().is_empty();
+                match how.or(keeps.then_some(ENCODED)).or(is_unnamed.then_some(UNNAMED)) {
                     None => self.exact(directive),
                     Some(how) => self.approximated(directive, how),
                 }
@@ -358,6 +367,15 @@ fn leads(at: &At<'_, '_>, to: &Template, groups: Option<(Said, &Pattern)>) -> Op
     let before = [Said::Text(format!("{scheme}://")), Said::Hostname].into_iter();
     let whole = Said::Joined(before.chain(port).chain([said]).collect());
     Some(named(whole, &at.server.name()))
+}
+
+/// Whether nothing stands in for a host that is not named.
+fn is_bare(said: &Said) -> bool {
+    match said {
+        Said::Hostname => true,
+        Said::Joined(parts) => parts.iter().any(is_bare),
+        _ => false,
+    }
 }
 
 /// With the name of the server for a host that a client does not name (HTTP/1.0).

@@ -10,7 +10,7 @@ use mesh_migrate::{
     request::{Answer, Endpoint, Forwarded, Kind, Outcome, Request},
     source::{Place, Source},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 
 #[path = "nginx/generate.rs"]
 mod generate;
@@ -202,8 +202,18 @@ fn why(answer: &Answer) -> String {
     answer.why.iter().map(step).collect()
 }
 
+/// But where `PROPTEST_RNG_SEED` chooses others.
+fn same_each_time(cases: u32) -> ProptestConfig {
+    let known = ProptestConfig::default();
+    let rng_seed = match known.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(1),
+        chosen => chosen,
+    };
+    ProptestConfig { cases, failure_persistence: None, rng_seed, ..known }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 800, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(same_each_time(800))]
 
     #[test]
     fn conversions_agree_or_say_so(bytes in prop::collection::vec(any::<u8>(), 0..1500), runs: bool) {

@@ -153,6 +153,12 @@ impl Moved {
     }
 }
 
+/// Whether a variable is a named group of the location.
+fn is_group(location: &Location<'_>, name: &str) -> bool {
+    let Kind::Regex(Ok(pattern)) = &location.kind else { return false };
+    pattern.names().flatten().any(|known| name.to_ascii_lowercase().starts_with(known))
+}
+
 impl<'m, 'c> Work<'m, 'c> {
     pub(super) fn rewrite(
         &mut self,
@@ -281,7 +287,19 @@ impl<'m, 'c> Work<'m, 'c> {
             ["rewrite", "if", "try_files", "limit_except"].contains(&d.name.as_str())
                 || d.name.contains("_by_lua")
         };
-        if directive.inside().iter().any(changes) {
+        // Rules of ours know the path that the client has sent.
+        let tells_path = |d: &Directive| {
+            d.name != "proxy_pass"
+                && d.args.iter().any(|arg| {
+                    let names = arg.split('$').skip(1).map(|name| name.trim_start_matches('{'));
+                    names.into_iter().any(|name| {
+                        ["uri", "document_uri"].iter().any(|path| name.starts_with(path))
+                            || name.starts_with(|c: char| c.is_ascii_digit())
+                            || is_group(location, name)
+                    })
+                })
+        };
+        if directive.inside().iter().any(|d| changes(d) || tells_path(d)) {
             return false;
         }
         let groups = match &location.kind {

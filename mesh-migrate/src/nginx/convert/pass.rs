@@ -76,6 +76,10 @@ impl<'m, 'c> Work<'m, 'c> {
                 (true, None) => Ok((self.prefix(here, pass, &url), None)),
                 (false, rewritten) => self.variable_path(here, &url, &rest, rewritten),
             };
+            let tells_path = !rest.is_empty() && matches!(&path, Ok((Some(_), _)));
+            if !is_constant && tells_path {
+                self.approximated(pass, ENCODED);
+            }
             for (condition, set) in self.values_of_headers(at, here) {
                 let set = at.set.iter().map(|(k, v)| (k.clone(), v.clone())).chain(set).collect();
                 let chosen = at.chosen.clone();

@@ -290,7 +290,8 @@ fn said_part(part: &Part, url: Option<&Url>, groups: Option<&(Said, &Pattern)>) 
     };
     Some(match name {
         "remote_addr" | "realip_remote_addr" => Said::Client,
-        "host" => Said::Hostname,
+        // Without a last dot.
+        "host" => return replaced(Said::Hostname, r"\.$".into(), String::new()),
         "http_host" => Said::Host,
         "scheme" => Said::Scheme,
         "request_method" => Said::Method,

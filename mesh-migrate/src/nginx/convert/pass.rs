@@ -14,7 +14,7 @@ use crate::{
 const MAX_TARGETS: usize = 1_000;
 
 /// What is different where `$uri` says the path.
-pub(super) const ENCODED: &str = "what cannot stand in a path otherwise stays encoded there";
+pub(super) const ENCODED: &str = "the path is as rules see it: dots and // are resolved, and what cannot stand in a path otherwise stays encoded there";
 
 /// The client's query is not sent on.
 const NO_QUERY: &str = "the query is left out";

@@ -12,6 +12,8 @@ use crate::{
     program::{Location, PathChange, Said, SaidChange},
 };
 
+/// What is empty.
+const UNSAID: &str = "^$";
 /// Where the server has no name that could stand there.
 const UNNAMED: &str =
     "the host is as the client names it; nothing stands in for one that is not named (HTTP/1.0)";
@@ -373,6 +375,8 @@ fn leads(at: &At<'_, '_>, to: &Template, groups: Option<(Said, &Pattern)>) -> Op
 fn is_bare(said: &Said) -> bool {
     match said {
         Said::Hostname => true,
+        Said::Changed(_, SaidChange::Replace { pattern, .. }) if pattern == UNSAID => false,
+        Said::Changed(said, _) => is_bare(said),
         Said::Joined(parts) => parts.iter().any(is_bare),
         _ => false,
     }
@@ -384,10 +388,10 @@ fn named(said: Said, name: &str) -> Said {
         Said::Joined(parts) => {
             Said::Joined(parts.into_iter().map(|part| named(part, name)).collect())
         }
-        Said::Hostname if !name.is_empty() => {
+        said if is_bare(&said) && !name.is_empty() => {
             let substitution = name.replace('$', "$$");
-            let change = SaidChange::Replace { pattern: "^$".into(), substitution, all: false };
-            Said::Hostname.changed(change).unwrap_or(Said::Hostname)
+            let change = SaidChange::Replace { pattern: UNSAID.into(), substitution, all: false };
+            said.clone().changed(change).unwrap_or(said)
         }
         said => said,
     }
@@ -495,12 +499,8 @@ fn path(
             out.strip_query = false;
             None
         }
-        [Part::Text(text), Part::Variable(name)]
-            if name == "request_uri" && !text.contains('?') =>
-        {
-            out.strip_query = false;
-            Some(PathChange::Prefix { from: String::new(), to: text.clone() })
-        }
+        // As it was sent, which a change of the path is not.
+        [Part::Text(_), Part::Variable(name)] if name == "request_uri" => return None,
         [Part::Variable(name)] if name == "uri" => {
             how = Some(ENCODED);
             Some(PathChange::Prefix { from: String::new(), to: String::new() })

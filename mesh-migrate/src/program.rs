@@ -326,11 +326,19 @@ pub enum SaidChange {
 impl Said {
     /// Whether it tells the path, in the form in which it is compared.
     pub fn has_path(&self) -> bool {
+        self.has(&|part| *part == Self::Path)
+    }
+
+    /// Whether it tells the client's address.
+    pub fn tells_client(&self) -> bool {
+        self.has(&|part| matches!(part, Self::Client | Self::ForwardedFor))
+    }
+
+    fn has(&self, is: &dyn Fn(&Self) -> bool) -> bool {
         match self {
-            Self::Path => true,
-            Self::Joined(parts) => parts.iter().any(Self::has_path),
-            Self::Changed(said, _) => said.has_path(),
-            _ => false,
+            Self::Joined(parts) => parts.iter().any(|part| part.has(is)),
+            Self::Changed(said, _) => said.has(is),
+            part => is(part),
         }
     }
 

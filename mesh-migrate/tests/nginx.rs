@@ -126,9 +126,7 @@ fn headers(
                 name != "host" && meaning.contains("applications do not get it")
             }
             Verdict::Approximated { how } => {
-                how.contains("sent once")
-                    || name == "host" && how.contains("Host ")
-                    || name == "x-forwarded-for" && how.contains("whole listener")
+                how.contains("sent once") || name == "host" && how.contains("Host ")
             }
             Verdict::Decision { .. } | Verdict::Exact => false,
         })

@@ -14,7 +14,7 @@ use crate::{
     ledger::{Ledger, Verdict},
     program::{
         Accepts, Clients, Condition, Forwarded, Listener, PathForm, Paths, Program, Reply, Rule,
-        ServerTls, Text, Then,
+        Said, ServerTls, Text, Then,
     },
     source::{Place, Problem},
 };
@@ -250,9 +250,14 @@ fn forwarded_of(said: &[Forwarded], rules: &mut [Rule]) -> Forwarded {
     let Some(first) = said.first().filter(|first| said.iter().all(|one| one == *first)) else {
         return Forwarded::Keep;
     };
+    let own = match first {
+        Forwarded::Keep => return Forwarded::Keep,
+        Forwarded::Append => Said::ForwardedFor,
+        Forwarded::Replace => Said::Client,
+    };
     for rule in rules {
         if let Then::Forward(forward) = &mut rule.then {
-            forward.tell.retain(|(name, _)| name != "x-forwarded-for");
+            forward.tell.retain(|(name, said)| name != "x-forwarded-for" || *said != own);
         }
     }
     *first

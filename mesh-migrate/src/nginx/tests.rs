@@ -6,6 +6,7 @@ use super::{Config, Reader, convert, disk, explain, is_blank, parse};
 use crate::{
     decide::decide,
     ledger::Verdict,
+    program::{Accepts, Forwarded},
     request::{Answer, Endpoint, Http, Kind, Outcome, Request},
     source::Source,
 };
@@ -72,8 +73,8 @@ fn the_checked_in_cases() {
         .filter(|entry| !matches!(entry.verdict, Verdict::Exact | Verdict::Dropped { .. }))
         .map(|entry| entry.place.line.to_string())
         .collect();
-    // Times, failures that count otherwise, ip_hash, headers with _,
-    // HTTP/1.0, Host, a rewrite with a query.
+    // Times, failures that count otherwise, ip_hash, HTTP/1.0, Host, a rewrite with a
+    // query.
     assert_eq!(said.join(" "), "10 11 15 16 17 21 33 35 43 50");
 }
 
@@ -417,4 +418,40 @@ fn values_are_made_of_the_request() {
     }
     let (program, _) = convert(&config(&format!("http {{ {text} }}"))).unwrap();
     assert!(program.pools.values().all(|pool| pool.outlier.is_none()), "nobody is left alone");
+}
+
+/// Where all locations agree the listener does it; what another header says stays.
+#[test]
+fn addresses_of_clients_are_told_as_each_location_has_it() {
+    let location = |path: &str, value: &str| {
+        format!(
+            "location {path} {{ proxy_set_header X-Forwarded-For {value}; proxy_pass http://10.20.1.1; }}\n"
+        )
+    };
+    let (added, edge) = ("$proxy_add_x_forwarded_for", "$http_x_edge_client");
+    for (locations, listener) in [
+        (location("/", added) + &location("/b", added), Forwarded::Append),
+        (location("/", "$remote_addr"), Forwarded::Replace),
+        (location("/", edge), Forwarded::Keep),
+        (location("/", added) + &location("/b", edge), Forwarded::Keep),
+    ] {
+        let config = config(&format!("http {{ server {{ listen 10.20.0.4:80; {locations} }} }}"));
+        let (program, _) = convert(&config).unwrap();
+        let Accepts::Http { forwarded, .. } = program.listeners[0].accepts else { panic!() };
+        assert_eq!(forwarded, listener, "{locations}");
+        for path in ["/a", "/b"] {
+            let mut request = get("10.20.0.4:80", "a", path);
+            let Kind::Http(http) = &mut request.kind else { panic!() };
+            let sent = [("x-forwarded-for", "6.6.6.6"), ("x-edge-client", "7.7.7.7")];
+            http.headers.extend(sent.map(|(name, value)| (name.to_owned(), value.to_owned())));
+            let both = [explain(&config, &request).unwrap(), decide(&program, &request)];
+            let [legacy, ours] = both.map(|answer| {
+                let Outcome::Forwarded(to) = answer.outcome else { panic!("{answer:?}") };
+                let told = to.headers.into_iter().find(|(name, _)| name == "x-forwarded-for");
+                told.and_then(|(_, value)| value)
+            });
+            assert_eq!(legacy, ours, "{path}: {locations}");
+            assert!(legacy.is_some(), "{path}: {locations}");
+        }
+    }
 }

@@ -291,8 +291,8 @@ impl<'m, 'c> Work<'m, 'c> {
         let tells_path = |d: &Directive| {
             d.name != "proxy_pass"
                 && d.args.iter().any(|arg| {
-                    let names = arg.split('$').skip(1).map(|name| name.trim_start_matches('{'));
-                    names.into_iter().any(|name| {
+                    let mut names = arg.split('$').skip(1).map(|name| name.trim_start_matches('{'));
+                    names.any(|name| {
                         ["uri", "document_uri"].iter().any(|path| name.starts_with(path))
                             || name.starts_with(|c: char| c.is_ascii_digit())
                             || is_group(location, name)

@@ -400,12 +400,7 @@ fn named(said: Said, name: &str) -> Said {
 /// What is made of several variables, or of one that is neither header nor parameter.
 fn said(subject: &Template, text: Text) -> Option<Condition> {
     let said = said_of(subject, None, None)?;
-    let tells_client = match &said {
-        Said::Client => true,
-        Said::Joined(parts) => parts.contains(&Said::Client),
-        _ => false,
-    };
-    (!tells_client).then_some(Condition::Said(said, text))
+    (!said.tells_client()).then_some(Condition::Said(said, text))
 }
 
 fn method(test: &Test<'_>) -> Option<Condition> {

@@ -148,9 +148,10 @@ impl RouteMatch {
         self.path.as_ref().is_none_or(|path| path.holds(head.compared_path()))
             && self.method.as_ref().is_none_or(|method| *method == head.method)
             && self.headers.iter().all(|(name, value)| value.holds_in(head, name))
-            && self.said.iter().all(|(said, wanted)| {
-                said.render(head, None).is_ok_and(|value| wanted.holds(&value))
-            })
+            && self
+                .said
+                .iter()
+                .all(|(said, wanted)| said.compared(head).is_ok_and(|value| wanted.holds(&value)))
             && self.query.iter().all(|(name, value)| {
                 parameter(head.query().unwrap_or_default(), name)
                     .is_some_and(|present| value.holds(&present))

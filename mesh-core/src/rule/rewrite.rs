@@ -102,8 +102,8 @@ impl PathPattern {
             return Ok(false);
         }
         let found = match decoded.is_empty() {
-            true => self.replace(path.as_bytes(), |kept| kept.into()),
-            false => self.replace(decoded, |kept| escaped(kept).into()),
+            true => self.replace(path.as_bytes(), |kept| kept.into(), MAX_TARGET),
+            false => self.replace(decoded, |kept| escaped(kept).into(), MAX_TARGET),
         };
         let Some(mut changed) = found? else { return Ok(false) };
         if !changed.contains(&b'?') {
@@ -119,11 +119,13 @@ impl PathPattern {
         Ok(true)
     }
 
-    /// `None` where nothing matches; what stays of the path is `written`.
+    /// `None` where nothing matches; what stays of the path is `written`, and what comes
+    /// out has at most `longest` bytes, or as many as the path.
     pub(super) fn replace(
         &self,
         path: &[u8],
         written: impl Fn(&[u8]) -> Cow<'_, [u8]>,
+        longest: usize,
     ) -> Result<Option<Vec<u8>>, BadRewrite> {
         let mut changed = Vec::new();
         let mut upto = 0;
@@ -143,7 +145,7 @@ impl PathPattern {
                         changed.extend_from_slice(&written(group));
                     }
                 }
-                if changed.len() > MAX_TARGET.max(path.len()) {
+                if changed.len() > longest.max(path.len()) {
                     return Err(BadRewrite::TooLong);
                 }
             }

@@ -9,6 +9,8 @@ use crate::message::RequestHead;
 
 /// Bytes of a value that comes out.
 const MAX_VALUE: usize = 8 << 10;
+/// Bytes of a value that is compared and goes nowhere: more than a head has.
+const MAX_COMPARED: usize = 1 << 20;
 /// Changes of one part.
 const MAX_CHANGES: usize = 8;
 
@@ -125,7 +127,17 @@ impl Template {
 
     /// Whether it is made of the client's address, among others.
     pub fn tells_client(&self) -> bool {
-        self.parts.iter().any(|(part, _)| *part == Part::ClientIp)
+        self.parts.iter().any(|(part, _)| matches!(part, Part::ClientIp | Part::ForwardedFor))
+    }
+
+    /// The value as rules compare it, without the client's address. It may be
+    /// longer than a header: nobody gets past a rule by a long request.
+    ///
+    /// # Errors
+    ///
+    /// It is too long even so: changes have made much of it.
+    pub fn compared(&self, head: &RequestHead) -> Result<Vec<u8>, BadRewrite> {
+        self.made(head, None, MAX_COMPARED).map(|value| value.trim_ascii().to_vec())
     }
 
     /// The value for a request of `client`; what a request does not have is
@@ -149,6 +161,15 @@ impl Template {
     ///
     /// It is too long.
     pub fn text(&self, head: &RequestHead, client: Option<IpAddr>) -> Result<Vec<u8>, BadRewrite> {
+        self.made(head, client, MAX_VALUE)
+    }
+
+    fn made(
+        &self,
+        head: &RequestHead,
+        client: Option<IpAddr>,
+        longest: usize,
+    ) -> Result<Vec<u8>, BadRewrite> {
         let mut value = Vec::new();
         for (part, changes) in &self.parts {
             if changes.is_empty() {
@@ -157,11 +178,11 @@ impl Template {
                 let mut own = Vec::new();
                 part.write(head, client, &mut own);
                 for change in changes {
-                    own = change.apply(own)?;
+                    own = change.apply(own, longest)?;
                 }
                 value.extend(own);
             }
-            if value.len() > MAX_VALUE {
+            if value.len() > longest {
                 return Err(BadRewrite::TooLong);
             }
         }
@@ -216,14 +237,14 @@ impl Part {
 }
 
 impl Change {
-    fn apply(&self, mut value: Vec<u8>) -> Result<Vec<u8>, BadRewrite> {
+    fn apply(&self, mut value: Vec<u8>, longest: usize) -> Result<Vec<u8>, BadRewrite> {
         match self {
             Self::Lower => {
                 value.make_ascii_lowercase();
                 Ok(value)
             }
             Self::Replace(pattern) => {
-                Ok(pattern.replace(&value, |kept| kept.into())?.unwrap_or(value))
+                Ok(pattern.replace(&value, |kept| kept.into(), longest)?.unwrap_or(value))
             }
         }
     }
@@ -372,6 +393,19 @@ mod tests {
         let form = RequestHead { sent: "/a/./b?c=d".into(), ..head() };
         let template = Template::new("%{target} %{path}").unwrap();
         assert_eq!(template.render(&form, None).unwrap(), b"/a/./b?c=d /a/b");
+    }
+
+    #[test]
+    fn a_long_request_is_compared_as_a_short_one() {
+        let long = RequestHead { target: format!("/{}", "a/".repeat(30_000)), ..head() };
+        let template = Template::new("%{hostname}%{path|s~a~bb~g}").unwrap();
+        assert_eq!(template.render(&long, None), Err(BadRewrite::TooLong));
+        let compared = template.compared(&long).unwrap();
+        assert_eq!(compared, format!("orders.shop/{}", "bb/".repeat(30_000)).into_bytes());
+        for text in ["%{client_ip}", "%{forwarded_for}x"] {
+            assert!(Template::new(text).unwrap().tells_client(), "{text}");
+        }
+        assert!(!template.tells_client());
     }
 
     #[test]

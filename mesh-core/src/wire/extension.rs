@@ -76,7 +76,7 @@ pub(super) fn said_match(message: &v1::HeaderMatch) -> Result<(Template, TextMat
     }
     let template = Template::new(&message.name).map_err(|error| wrong(FIELD, error))?;
     if template.tells_client() {
-        return Err(wrong(FIELD, "%{client_ip} is compared by sources"));
+        return Err(wrong(FIELD, "the client's address is compared by sources"));
     }
     Ok((template, text_match(FIELD, message)?))
 }

@@ -68,6 +68,7 @@ fn extensions_that_mean_nothing() {
         ("reply.body", made(|r| r.body = "%{none}".into())),
         ("reply.headers", made(|r| r.headers[0].value = "%{path|upper}".into())),
         ("matches.headers", named("%{client_ip}")),
+        ("matches.headers", named("%{path}%{forwarded_for}")),
         ("matches.headers", named("%{none}")),
         ("matches.headers", named(&format!("%{{path}}{}", "a".repeat(MAX_MATCH_TEXT)))),
         ("sources", extended(&|e| e.sources = vec!["10.0.0.0/33".into()])),

@@ -328,8 +328,8 @@ impl App {
     }
 
     /// Lets go of clients before the end, where the service manager has the
-    /// listening sockets, or somebody else will listen: what they ask meanwhile is answered, and told to come
-    /// anew. Elsewhere nobody would be there for them, and the peers of a
+    /// listening sockets, or somebody else will listen: what they ask meanwhile
+    /// is answered, and told to come anew. Elsewhere nobody would be there for them, and the peers of a
     /// gateway go to another one as soon as they hear. Callers of the mesh are
     /// served until the very end: they might have nowhere else to go.
     async fn part(&self) {

@@ -238,10 +238,7 @@ fn listeners(
         let same = |one: &&mut ListenerFile| one.service == service && one.port == port;
         match written.iter_mut().find(same) {
             Some(written) => written.listen = addr,
-            None => {
-                let listener = ListenerFile::plain(addr, service, port);
-                written.push(listener);
-            }
+            None => written.push(ListenerFile::plain(addr, service, port)),
         }
     }
     if written.len() > MAX_LISTENERS {

@@ -207,6 +207,7 @@ fn change(
         std::mem::swap(&mut head.target, &mut head.sent);
     }
     head.sent.clear();
+    head.decoded.clear();
     Ok(())
 }
 

@@ -193,6 +193,10 @@ impl<'c> Converter<'c> {
             rules.extend(health_checks(within).find(|(known, _)| is(known)).map(|(_, rule)| rule));
             let own = access.iter().find(|one| is(one.filter) && !by_route);
             rules.extend(own.and_then(access::for_all));
+            let asks = filter.msg("typed_config").map_or("", Tree::short);
+            if access::UNREAD.contains(&asks) && !filter.is("disabled") {
+                rules.push(access::unread(filter));
+            }
         }
         self.access = if by_route { access } else { Vec::new() };
         rules.extend(self.rules(within));
@@ -284,8 +288,9 @@ impl<'c> Converter<'c> {
         for filter in others {
             let name = filter.text("name").unwrap_or_default();
             for field in &filter.fields {
-                let question =
-                    format!("{name} is asked about every connection first, and nobody is here.");
+                let question = format!(
+                    "{name} is asked about every connection first, and nobody is here. Where it says who may, nobody may until it is said."
+                );
                 let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
                 self.notes.decision(&field.place, question, &choices);
             }
@@ -359,9 +364,9 @@ fn verdict(config: &str) -> Result<&'static str, &'static str> {
         "HealthCheck" => Err(
             "Envoy answers health checks of clients itself, and they are sent on here. Does a load balancer ask?",
         ),
-        "ExtAuthz" | "JwtAuthentication" | "BasicAuth" | "OAuth2" | "ApiKeyAuth" => {
-            Err("who may do what is asked there, and nobody asks here: without it everybody may.")
-        }
+        asks if access::UNREAD.contains(&asks) => Err(
+            "who may do what is asked there, and nobody asks here. Until it is said, requests are answered 501, so that nobody comes in who should not.",
+        ),
         "RateLimit" | "LocalRateLimit" => {
             Err("requests are limited there, and nobody limits them here.")
         }

@@ -15,7 +15,13 @@ use crate::{
 pub(super) struct Access<'c> {
     pub(super) filter: &'c Tree,
     refused: Condition,
+    /// It cannot be said whom it refuses: all are, until somebody says it.
+    is_unsaid: bool,
 }
+
+/// Filters of HTTP that ask who may in ways that are not read.
+pub(super) const UNREAD: [&str; 5] =
+    ["ExtAuthz", "JwtAuthentication", "BasicAuth", "OAuth2", "ApiKeyAuth"];
 
 pub(super) const NEVER: Condition = Condition::Any(Vec::new());
 
@@ -25,11 +31,16 @@ impl<'c> Converter<'c> {
         let mut known = Vec::new();
         for (filter, config) in access::filters(within.hcm) {
             match refused(config, within) {
-                Ok(refused) => known.push(Access { filter, refused }),
+                Ok(refused) => known.push(Access { filter, refused, is_unsaid: false }),
                 Err(cannot) => {
-                    let question = format!("{}. Until it is said, everybody may.", cannot.why);
+                    let question = format!(
+                        "{}. Until it is said, requests are answered 501, so that nobody comes in who should not.",
+                        cannot.why
+                    );
                     let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
                     self.notes.decision(&cannot.field.place, question, &choices);
+                    let refused = Condition::Always;
+                    known.push(Access { filter, refused, is_unsaid: true });
                 }
             }
         }
@@ -71,7 +82,7 @@ impl<'c> Converter<'c> {
         within: &Within<'c>,
     ) -> Vec<Rule> {
         let mut rules = Vec::new();
-        for one in self.access.clone() {
+        for mut one in self.access.clone() {
             let refused = match access::of_route(levels, one.filter) {
                 None => one.refused.clone(),
                 Some(entry) => {
@@ -81,10 +92,16 @@ impl<'c> Converter<'c> {
                         one.filter,
                         own.as_ref().and_then(|o| o.as_ref().err()),
                     );
-                    own.unwrap_or(Ok(NEVER)).unwrap_or_else(|_| one.refused.clone())
+                    match own.unwrap_or(Ok(NEVER)) {
+                        Ok(refused) => {
+                            one.is_unsaid = false;
+                            refused
+                        }
+                        Err(_) => one.refused.clone(),
+                    }
                 }
             };
-            rules.extend(refusal(one.filter, all(vec![when.clone(), refused])));
+            rules.extend(refusal(&one, all(vec![when.clone(), refused])));
         }
         rules
     }
@@ -113,10 +130,25 @@ impl<'c> Converter<'c> {
 
 /// Rules for all requests alike, where no route says anything.
 pub(super) fn for_all(access: &Access<'_>) -> Option<Rule> {
-    refusal(access.filter, access.refused.clone())
+    refusal(access, access.refused.clone())
 }
 
-fn refusal(filter: &Tree, when: Condition) -> Option<Rule> {
+/// For a filter of [`UNREAD`].
+pub(super) fn unread(filter: &Tree) -> Rule {
+    unsaid(filter, Condition::Always)
+}
+
+fn unsaid(filter: &Tree, when: Condition) -> Rule {
+    let body = format!("who may is not converted: {}\n", filter.place);
+    let reply = Reply { status: 501, body, ..Reply::default() };
+    rule(&filter.place, when, Then::Reply(reply))
+}
+
+fn refusal(access: &Access<'_>, when: Condition) -> Option<Rule> {
+    let Access { filter, is_unsaid, .. } = access;
+    if *is_unsaid {
+        return Some(unsaid(filter, when));
+    }
     let never = match &when {
         Condition::Any(none) => none.is_empty(),
         Condition::All(all) => all.contains(&NEVER),
@@ -293,7 +325,14 @@ pub(super) fn clients(chain: &Tree) -> (Clients, Vec<&Tree>) {
                 clients.within.extend(found.within);
                 clients.outside.extend(found.outside);
             }
-            _ => others.push(filter),
+            _ => {
+                others.push(filter);
+                // Nobody, until it is said who may.
+                let asks = filter.msg("typed_config").map_or("", Tree::short);
+                if matches!(asks, "RBAC" | "ExtAuthz") {
+                    clients.outside.extend(["0.0.0.0/0".to_owned(), "::/0".to_owned()]);
+                }
+            }
         }
     }
     (clients, others)

@@ -104,10 +104,10 @@ impl<'c> Converter<'c> {
         if !rule.server_names.is_empty()
             || !(rule.clients.within.is_empty() || admitted.within.is_empty())
         {
-            let question = "Who may is asked of addresses here, and which chain it is of something else. Until it is said, everybody may.";
+            let question = "Who may is asked of addresses here, and which chain it is of something else. Until it is said, these connections are closed, so that nobody comes in who should not.";
             let choices = ["a listener for each", "by a policy of ours", "keep Envoy before us"];
             self.notes.ask(chain, question, &choices);
-            return vec![(rank, rule)];
+            return vec![(rank, TcpRule { pools: Vec::new(), ..rule })];
         }
         let closed = TcpRule { pools: Vec::new(), ..rule.clone() };
         let mut rule = rule;

@@ -136,11 +136,19 @@ fn who_cannot_be_asked_for_is_told() {
         "          - name: who
             typed_config: {{'@type': {RBAC}, rules: {{policies: {{p: {{permissions: [{{any: true}}], principals: [{{metadata: {{filter: f, path: [{{key: k}}], value: {{bool_match: true}}}}}}]}}}}}}}}"
     );
-    let config = http(&filters, "              - {match: {prefix: /}, route: {cluster: a}}");
-    let config = Config::read(&Source::of("e", &config)).unwrap();
-    let (_, ledger) = convert(&config);
-    let asks = |entry: &Entry| matches!(&entry.verdict, Verdict::Decision { question, .. } if question.contains("everybody may"));
-    assert!(ledger.entries().iter().any(asks));
+    let jwt = "          - {name: who, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication}}";
+    for filters in [filters.as_str(), jwt] {
+        let config = http(filters, "              - {match: {prefix: /}, route: {cluster: a}}");
+        let config = Config::read(&Source::of("e", &config)).unwrap();
+        let (program, ledger) = convert(&config);
+        let asks = |entry: &Entry| matches!(&entry.verdict, Verdict::Decision { question, .. } if question.contains("nobody comes in"));
+        assert!(ledger.entries().iter().any(asks), "{filters}");
+        let answer = decide(&program, &ask("GET", "/", &[], "10.1.2.3"));
+        assert!(
+            matches!(answer.outcome, Outcome::Answered { status: 501, .. }),
+            "{filters}: {answer:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! What a [`Program`] does with a request: the plainest reading of it, rule by rule,
 //! to compare conversions with what the legacy proxy would have done.
 
+mod change;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use change::changed;
 use regex::bytes::RegexBuilder;
 
 use crate::{
@@ -444,63 +447,6 @@ fn within(block: &str, address: IpAddr) -> bool {
     let free = 128 - length.min(all);
     let cut = |bits: u128| bits.checked_shr(free).unwrap_or(0);
     base.is_ipv4() == address.is_ipv4() && cut(bits(base)) == cut(bits(address))
-}
-
-/// The changed path, if it is one that is changed; what is kept of it is `written`.
-fn changed(path: &[u8], change: &PathChange, written: impl Fn(&[u8]) -> Vec<u8>) -> Option<String> {
-    let made = match change {
-        PathChange::Whole(whole) => return Some(whole.clone()),
-        PathChange::Prefix { from, to } => {
-            let rest = path.strip_prefix(from.as_bytes())?;
-            [to.as_bytes(), &written(rest)].concat()
-        }
-        PathChange::Pattern { pattern, substitution, all } => {
-            let pattern = compiled(pattern)?;
-            let mut made = Vec::new();
-            let mut upto = 0;
-            for captures in pattern.captures_iter(path).take(if *all { usize::MAX } else { 1 }) {
-                let whole = captures.get(0)?;
-                made.extend(written(&path[upto..whole.start()]));
-                expanded(&captures, substitution, &written, &mut made);
-                upto = whole.end();
-            }
-            if !pattern.is_match(path) {
-                return None;
-            }
-            made.extend(written(&path[upto..]));
-            made
-        }
-    };
-    Some(String::from_utf8_lossy(&made).into_owned())
-}
-
-/// What a substitution becomes: `$1`, `${name}`, `$$`.
-fn expanded(
-    captures: &regex::bytes::Captures<'_>,
-    substitution: &str,
-    written: impl Fn(&[u8]) -> Vec<u8>,
-    made: &mut Vec<u8>,
-) {
-    let mut rest = substitution;
-    while let Some((before, after)) = rest.split_once('$') {
-        made.extend_from_slice(before.as_bytes());
-        if let Some(after) = after.strip_prefix('$') {
-            made.push(b'$');
-            rest = after;
-            continue;
-        }
-        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let braced = after.strip_prefix('{').and_then(|name| name.split_once('}'));
-        let end = after.find(|c| !is_name(c)).unwrap_or(after.len());
-        let (name, after) = braced.unwrap_or_else(|| after.split_at(end));
-        let group = match name.parse() {
-            Ok(number) => captures.get(number),
-            Err(_) => captures.name(name),
-        };
-        made.extend(group.map(|group| written(group.as_bytes())).unwrap_or_default());
-        rest = after;
-    }
-    made.extend_from_slice(rest.as_bytes());
 }
 
 fn with_query(path: String, query: Option<&str>) -> String {

@@ -52,12 +52,7 @@ async fn applications_without_a_proxy_are_spoken_to_in_tls() {
     let mut client = http2(pair.port("grpc")).await;
     let response = wait(client.send_request(get("http://orders.shop/"))).await.unwrap();
     assert_eq!(read(response).await, format!("HTTP/2.0 h2 {NAME}"));
-    let mut stream = TcpStream::connect(pair.port("tcp")).await.unwrap();
-    stream.write_all(b"PING\r\n").await.unwrap();
-    stream.shutdown().await.unwrap();
-    let mut heard = Vec::new();
-    wait(stream.read_to_end(&mut heard)).await.unwrap();
-    assert_eq!(heard, b"PING\r\n");
+    echoes(pair.port("tcp")).await;
     counted(&pair, ORIGIN, "ok", 3).await;
     let until = format!("isthmus_transition_tls_until_seconds{{{ORIGIN}}} 32472144000");
     assert!(pair.source.metrics().contains(&until), "{}", pair.source.metrics());

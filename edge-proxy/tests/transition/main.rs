@@ -127,6 +127,16 @@ async fn over_http2(addr: SocketAddr, config: ClientConfig) -> String {
     String::from_utf8(body.to_vec()).unwrap()
 }
 
+/// Bytes come back of who speaks plaintext.
+async fn echoes(port: SocketAddr) {
+    let mut stream = TcpStream::connect(port).await.unwrap();
+    stream.write_all(b"PING\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    wait(stream.read_to_end(&mut heard)).await.unwrap();
+    assert_eq!(heard, b"PING\r\n");
+}
+
 /// Waits until so many handshakes of this peer (`listener` or `service`) have
 /// come to this.
 async fn counted(pair: &Pair, peer: &str, outcome: &str, count: u64) {

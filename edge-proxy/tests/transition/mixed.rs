@@ -109,12 +109,7 @@ async fn clients_without_tls_come_in_by_the_same_port_until_the_end() {
     // Who begins TLS shows a certificate.
     over_http1(http, ca.client(&[], None)).await.unwrap_err();
     over_http1(http, shows(&ca, &pair.authority.workload("moved"))).await.unwrap();
-    let mut stream = TcpStream::connect(pair.port("tcp")).await.unwrap();
-    stream.write_all(b"PING\r\n").await.unwrap();
-    stream.shutdown().await.unwrap();
-    let mut heard = Vec::new();
-    wait(stream.read_to_end(&mut heard)).await.unwrap();
-    assert_eq!(heard, b"PING\r\n");
+    echoes(pair.port("tcp")).await;
     // Who says nothing is not waited for without end.
     let mut silent = TcpStream::connect(http).await.unwrap();
     // It is accepted first.

@@ -23,6 +23,7 @@ mod access;
 mod again;
 mod headers;
 mod hosts;
+mod leads;
 mod leaf;
 mod locations;
 mod meanings;

@@ -8,6 +8,16 @@ from .load import Load, ask
 from .world import meshctl, together, until
 
 
+def broken_off(host, *words):
+    """meshctl is killed in the middle, a little later on each host, and then the agent."""
+    asking = subprocess.Popen(["meshctl", "migrate", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.02 * host.number)
+    asking.kill()
+    asking.wait()
+    host.kill_agent()
+    host.start_agent()
+
+
 def killed(work):
     """Agent, meshctl and legacy proxy, at each step."""
     plans = work + "/plans"
@@ -37,13 +47,7 @@ def killed(work):
     load.fresh()
     # Killed in the middle of what they do.
     for host in hosts:
-        asking = subprocess.Popen(["meshctl", "migrate", "cutover", host.name, *at, "--watch", "60s", "--without-shadow"],
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.02 * host.number)
-        asking.kill()
-        asking.wait()
-        host.kill_agent()
-        host.start_agent()
+        broken_off(host, "cutover", host.name, *at, "--watch", "60s", "--without-shadow")
     now = statuses(plans)
     for name in names:
         state = (now[name]["phase"], now[name]["serves"])
@@ -67,13 +71,7 @@ def killed(work):
     load.settled("legacy proxies killed while ours is watched")
     load.fresh()
     for host in hosts:
-        asking = subprocess.Popen(["meshctl", "migrate", "rollback", host.name, *at],
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.02 * host.number)
-        asking.kill()
-        asking.wait()
-        host.kill_agent()
-        host.start_agent()
+        broken_off(host, "rollback", host.name, *at)
     together(lambda name: meshctl("migrate", "rollback", name, *at), names)
     must_be(plans, "back", "legacy")
     load.settled("meshctl and agents killed while rolling back")

@@ -359,7 +359,7 @@ impl App {
         let own = [http, transparent, inbound_transparent, inbound, doors.map(|doors| doors.tls)];
         for addr in own.into_iter().flatten().chain(listeners).chain(sni).chain(plaintext) {
             if !sockets.has(Wanted { kind: Kind::Tcp, addr }) {
-                drop(net.bind(addr, false).await?);
+                net.is_free(addr)?;
             }
         }
         if let Some(addr) = doors.and_then(|doors| doors.quic)

@@ -10,6 +10,7 @@
 
 mod ahead;
 mod convert;
+mod derivative;
 mod explain;
 mod model;
 mod pattern;

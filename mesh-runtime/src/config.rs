@@ -36,8 +36,13 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Nobody writes a megabyte of configuration by hand.
-    #[error("{}: is longer than {MAX_FILE} bytes; is it the right file?", .0.display())]
-    TooLong(PathBuf),
+    #[error("{}: is longer than {limit} bytes; is it the right file?", .path.display())]
+    TooLong {
+        /// Which file.
+        path: PathBuf,
+        /// What it may have.
+        limit: u64,
+    },
     /// The text is not what it must be, at a known place.
     #[error("{file}:{line}:{column}: {problem}")]
     Text {
@@ -81,18 +86,27 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
 
 /// Reads a file of at most [`MAX_FILE`] bytes.
 pub fn read(path: &Path) -> Result<String, ConfigError> {
+    read_within(path, MAX_FILE)
+}
+
+/// The same of one that programs write, too, and that may have more bytes.
+pub fn read_within(path: &Path, limit: u64) -> Result<String, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_owned(), source };
-    read_open(std::fs::File::open(path).map_err(read)?, path)
+    bounded(std::fs::File::open(path).map_err(read)?, path, limit)
 }
 
 /// The same of one that is open; `path` is how errors name it.
 pub fn read_open(file: std::fs::File, path: &Path) -> Result<String, ConfigError> {
+    bounded(file, path, MAX_FILE)
+}
+
+fn bounded(file: std::fs::File, path: &Path, limit: u64) -> Result<String, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_owned(), source };
     let mut text = String::new();
     // One byte more than allowed tells a long file from one that just fits.
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(read)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(ConfigError::TooLong(path.to_owned()));
+    file.take(limit + 1).read_to_string(&mut text).map_err(read)?;
+    if text.len() as u64 > limit {
+        return Err(ConfigError::TooLong { path: path.to_owned(), limit });
     }
     Ok(text)
 }
@@ -100,7 +114,7 @@ pub fn read_open(file: std::fs::File, path: &Path) -> Result<String, ConfigError
 /// Parses a text; `file` is how errors name it.
 pub fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T, ConfigError> {
     if text.len() as u64 > MAX_FILE {
-        return Err(ConfigError::TooLong(file.into()));
+        return Err(ConfigError::TooLong { path: file.into(), limit: MAX_FILE });
     }
     let text = if is_blank(text) { "{}" } else { text };
     serde_yaml_ng::from_str(text).map_err(|error| text_error(file, &error))
@@ -317,7 +331,7 @@ mod tests {
         std::fs::write(&path, "#".repeat(MAX_FILE as usize)).unwrap();
         assert_eq!(load::<Sample>(&path).unwrap(), Sample::default());
         std::fs::write(&path, "#".repeat(MAX_FILE as usize + 1)).unwrap();
-        assert!(matches!(load::<Sample>(&path), Err(ConfigError::TooLong(_))));
+        assert!(matches!(load::<Sample>(&path), Err(ConfigError::TooLong { .. })));
     }
 
     #[test]

@@ -333,6 +333,9 @@ mod tests {
         ) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
             RealNet.bind(addr, shared)
         }
+        fn is_free(&self, addr: SocketAddr) -> io::Result<()> {
+            RealNet.is_free(addr)
+        }
         fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
             self.0.lock().unwrap().push(format!("dial {addr}"));
             Box::pin(async move { RealNet.dial(addr).await })

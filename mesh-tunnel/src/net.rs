@@ -128,6 +128,9 @@ pub trait Net: fmt::Debug + Send + Sync + 'static {
     /// Listens for TCP. With `shared`, several listeners of this process may
     /// bind the same address (`SO_REUSEPORT`) and share its connections.
     fn bind(&self, addr: SocketAddr, shared: bool) -> BoxFuture<'_, io::Result<Box<dyn Listener>>>;
+    /// Fails where somebody listens for TCP already. Listens at no time itself: clients
+    /// would come in, and be left.
+    fn is_free(&self, addr: SocketAddr) -> io::Result<()>;
     /// Opens a TCP connection with `TCP_NODELAY`.
     fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>>;
     /// A UDP socket for QUIC.
@@ -204,6 +207,10 @@ impl Net for RealNet {
         })
     }
 
+    fn is_free(&self, addr: SocketAddr) -> io::Result<()> {
+        bound_tcp(addr, false).map(drop).map_err(|e| named(&e, "TCP", addr))
+    }
+
     fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
         Box::pin(async move {
             let stream = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(addr))
@@ -275,6 +282,13 @@ fn named(error: &io::Error, kind: &str, addr: SocketAddr) -> io::Error {
 }
 
 fn bind_tcp(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = bound_tcp(addr, shared)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Nobody can connect to it yet.
+fn bound_tcp(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if shared {
@@ -282,8 +296,7 @@ fn bind_tcp(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 fn bind_udp(addr: SocketAddr, shared: bool) -> io::Result<std::net::UdpSocket> {
@@ -444,10 +457,20 @@ mod tests {
             let first = RealNet.bind(any(), shared).await.unwrap();
             let second = RealNet.bind(first.local_addr().unwrap(), shared).await;
             assert_eq!(second.is_ok(), shared);
+            assert!(RealNet.is_free(first.local_addr().unwrap()).is_err(), "{shared}");
             let first = RealNet.udp(any(), shared).await.unwrap();
             let second = RealNet.udp(first.socket.local_addr().unwrap(), shared).await;
             assert_eq!(second.is_ok(), shared);
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_comes_in_while_an_address_is_looked_at() {
+        let looked = bound_tcp(any(), false).unwrap();
+        let addr = looked.local_addr().unwrap().as_socket().unwrap();
+        assert!(RealNet.dial(addr).await.is_err());
+        drop(looked);
+        RealNet.is_free(addr).unwrap();
     }
 
     #[test]

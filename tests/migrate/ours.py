@@ -156,7 +156,7 @@ def ours(directory):
 
 
 def answers(process, requests, times):
-    """What came of every request, so many times each; None if nobody is there."""
+    """What came of every request, as often as `times` says of it; None if nobody is there."""
     try:
         # Some ask where nobody listens.
         listeners = sorted({request["listener"] for request in requests})
@@ -165,7 +165,7 @@ def answers(process, requests, times):
             return None
         for listener in set(listeners) - set(opened):
             world.until_open(listener, process, 0.3)
-        got = [[ask(request) for _ in range(times)] for request in requests]
+        got = [[ask(request) for _ in range(times(request))] for request in requests]
         return got if process.poll() is None else None
     finally:
         process.terminate()
@@ -251,6 +251,11 @@ def endpoints(request):
     if not isinstance(outcome, dict) or "forwarded" not in outcome:
         return None
     return {endpoint for endpoint, _ in outcome["forwarded"]["endpoints"]}
+
+
+def is_by_chance(request):
+    """Whether clusters with shares stand behind it, which may change different headers."""
+    return any(re.search(r", \d+ of \d+$", step["what"]) for step in request["answer"].get("why", []))
 
 
 def outcome(answer):
@@ -346,7 +351,7 @@ def run(name, path, requests, tally):
         plan = [PROGRAMS["meshctl"], "migrate", "plan", "--from", name, path, "--out", directory]
         plan += ["--hosts", os.path.join(world.LEGACY, "hosts")]
         planned = subprocess.run(plan, cwd=os.path.dirname(path), capture_output=True, text=True)
-        theirs = answers(real(name, path, directory), requests, 1)
+        theirs = answers(real(name, path, directory), requests, lambda request: 12 if is_by_chance(request) else 1)
         if theirs is None:
             with open(os.path.join(directory, "real.log")) as log:
                 print("%s %s: the real one does not take it: %s" % (name, number, log.read()[-500:]))
@@ -362,7 +367,7 @@ def run(name, path, requests, tally):
         if lines := untold(report, path):
             print("%s %s: the report does not speak of lines %s" % (name, number, lines))
             tally.wrong, good = tally.wrong + 1, False
-        own = answers(ours(directory), requests, 2)
+        own = answers(ours(directory), requests, lambda _: 2)
         if os.environ.get("MIGRATE_KEEP"):
             shutil.copy(os.path.join(directory, "ours.log"), os.path.dirname(path))
         with open(os.path.join(directory, "ours.log")) as log:
@@ -371,8 +376,10 @@ def run(name, path, requests, tally):
             print("%s %s: ours does not run: %s" % (name, number, said[-1000:]))
             tally.wrong += 1
             return False
-        for request, [one], both in zip(requests, theirs, own):
-            found = next(filter(None, (differences(request, one, other) for other in both)), [])
+        for request, real_ones, both in zip(requests, theirs, own):
+            # What is nearest of the real one's answers, where chance has several.
+            found = max((min((differences(request, one, other) for one in real_ones), key=len) for other in both), key=len)
+            one = real_ones[0]
             if not found:
                 tally.same += 1
                 continue
@@ -395,6 +402,8 @@ def run(name, path, requests, tally):
             print("  ", json.dumps({k: v for k, v in request.items() if k != "answer"}))
             for line in told:
                 print("  ", line)
+            for line in said.splitlines()[-3:]:
+                print("   ours says:", line)
         return good
 
 

@@ -108,7 +108,7 @@ TOLD = [
     ("it leads to no path", "answer's header location"),
     ("its port gives way to", "answer's header location"),
     ("nginx closes the connection", "outcome"),
-    ("stays encoded there", "target|answer's header location"),
+    ("stays encoded there", "target|answer's header|body"),
     ("has headers of add_header as they are around it|answers do not have the header|with us to all", "answer's header"),
     ("applications do not get it", "header (?!host)"),
     ("begin with / after this is answered 500", "outcome"),

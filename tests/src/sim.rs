@@ -112,6 +112,11 @@ impl Net for SimNet {
         })
     }
 
+    /// Each program has a host of its own.
+    fn is_free(&self, _addr: SocketAddr) -> io::Result<()> {
+        Ok(())
+    }
+
     fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
         Box::pin(async move {
             let stream = turmoil::net::TcpStream::connect(addr).await?;

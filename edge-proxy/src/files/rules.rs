@@ -5,8 +5,9 @@
 use std::{collections::BTreeMap, path::Path};
 
 use mesh_manifest::{
-    AccessIndex, Compiled, Manifest, ManifestError, ObjectName, compile, compile::services,
-    manifest::MAX_DOCUMENTS,
+    AccessIndex, Compiled, Manifest, ManifestError, ObjectName, compile,
+    compile::services,
+    manifest::{MAX_BYTES, MAX_DOCUMENTS},
 };
 use mesh_runtime::config::{self, ConfigError};
 
@@ -31,7 +32,10 @@ impl Rules {
         for path in &file.manifests {
             let path = dir.join(path);
             let shown = path.display().to_string();
-            let read = mesh_manifest::manifest::read(&config::read(&path)?, &shown);
+            let read = {
+                let text = config::read_within(&path, MAX_BYTES as u64)?;
+                mesh_manifest::manifest::read(&text, &shown)
+            };
             for manifest in read.map_err(not_taken)? {
                 rules.add(manifest, shown.clone())?;
             }

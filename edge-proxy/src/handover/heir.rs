@@ -90,6 +90,10 @@ impl Net for HeirNet {
         })
     }
 
+    fn is_free(&self, addr: SocketAddr) -> io::Result<()> {
+        RealNet.is_free(addr)
+    }
+
     fn dial(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
         RealNet.dial(addr)
     }

@@ -123,6 +123,21 @@ impl Location<'_> {
     }
 }
 
+/// Those that paths without their last slash are led to: of two of one text the exact one,
+/// whichever of them passes requests on.
+pub(super) fn redirecting<'m, 'c>(
+    level: &'m [Location<'c>],
+) -> impl Iterator<Item = &'m Location<'c>> {
+    let is_exact = |location: &Location<'_>| matches!(location.kind, Kind::Exact);
+    level.iter().filter(move |location| {
+        let mut alike = level.iter().filter(|other| other.text == location.text);
+        match is_exact(location) {
+            true => alike.any(Location::redirects),
+            false => location.redirects() && !alike.any(is_exact),
+        }
+    })
+}
+
 /// The first of the innermost block that has some.
 pub(super) fn inherited<'c>(chain: &[&'c Directive], name: &str) -> Option<&'c Directive> {
     array(chain, name).into_iter().next()

@@ -57,12 +57,18 @@ impl Pattern {
     /// `program::Text::Pattern` wants it.
     pub(super) fn whole(&self) -> String {
         let is_simple = !self.text.contains('|');
-        let before = if is_simple && self.text.starts_with('^') { "" } else { ".*" };
+        // The rest is anything, line feeds, too.
+        let any = "(?s:.*)";
+        let before = if is_simple && self.text.starts_with('^') { "" } else { any };
         let is_ended = is_simple && self.text.ends_with('$') && !self.text.ends_with("\\$");
-        let after = if is_ended { "" } else { ".*" };
-        let inner = match (before, after) {
-            ("", "") => self.text.trim_start_matches('^').trim_end_matches('$').to_owned(),
-            _ => format!("(?:{})", self.text),
+        // As `$` of PCRE has it.
+        let after = if is_ended { r"\n?" } else { any };
+        let inner = self.text.as_str();
+        let inner = if before.is_empty() { inner.trim_start_matches('^') } else { inner };
+        let inner = if is_ended { inner.trim_end_matches('$') } else { inner };
+        let inner = match is_simple {
+            true => inner.to_owned(),
+            false => format!("(?:{inner})"),
         };
         let flags = if self.ignores_case { "(?i)" } else { "" };
         format!("{flags}{before}{inner}{after}")
@@ -197,10 +203,10 @@ mod tests {
     #[test]
     fn whole_texts() {
         for (pattern, whole) in [
-            (r"\.png$", r".*(?:\.png$)"),
-            ("^/a$", "/a"),
-            ("^/a", "(?:^/a).*"),
-            ("^a|b$", ".*(?:^a|b$).*"),
+            (r"\.png$", r"(?s:.*)\.png\n?"),
+            ("^/a$", r"/a\n?"),
+            ("^/a", "/a(?s:.*)"),
+            ("^a|b$", "(?s:.*)(?:^a|b$)(?s:.*)"),
         ] {
             assert_eq!(Pattern::of(pattern, false).unwrap().whole(), whole);
         }

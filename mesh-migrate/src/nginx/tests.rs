@@ -314,11 +314,14 @@ fn headers_of_own_answers() {
 
 /// Statuses and targets of both, for requests to one server.
 fn told(text: &str, host: &str, target: &str) -> [String; 2] {
+    told_of(text, &get("10.20.0.4:80", host, target))
+}
+
+fn told_of(text: &str, request: &Request) -> [String; 2] {
     let text = format!("http {{ {text} }}");
     let config = config(&text);
     let (program, _) = convert(&config).unwrap();
-    let request = get("10.20.0.4:80", host, target);
-    [explain(&config, &request).unwrap(), decide(&program, &request)].map(|answer| {
+    [explain(&config, request).unwrap(), decide(&program, request)].map(|answer| {
         match answer.outcome {
             Outcome::Forwarded(to) => {
                 let name = to.headers.iter().find(|(name, _)| name == "x-to");
@@ -332,6 +335,31 @@ fn told(text: &str, host: &str, target: &str) -> [String; 2] {
             Outcome::Closed => "closed".to_owned(),
         }
     })
+}
+
+/// HTTP/1.0 without `Host`: the server's name stands in for it.
+#[test]
+fn nobody_names_a_host() {
+    let text = r#"
+        map $host $code { default ""; a.example here; }
+        upstream u { server 10.20.1.1:80; }
+        server {
+            listen 10.20.0.4:80;
+            server_name a.example b.example;
+            if ($host = b.example) { return 410; }
+            if ($host ~ ^c\.) { return 411; }
+            location / { proxy_set_header X-To "$host $code"; proxy_pass http://u; }
+            location /is { if ($host = a.example) { return 402; } proxy_pass http://u; }
+            location /to { return 302 https://$host/x; }
+        }"#;
+    for (target, expected) in
+        [("/", "/ a.example here"), ("/is", "402 "), ("/to", "302 https://a.example/x")]
+    {
+        let mut request = get("10.20.0.4:80", "", target);
+        let Kind::Http(http) = &mut request.kind else { panic!() };
+        (http.host, http.is_http10) = (None, true);
+        assert_eq!(told_of(text, &request), [expected; 2], "{target}");
+    }
 }
 
 #[test]
@@ -358,6 +386,15 @@ fn what_was_rewritten_is_looked_for_again() {
             location /get { return 302 /got$uri; }
             location ~ ^/re/(\d+)$ { proxy_pass http://app/id/$1; }
             location @app { proxy_set_header X-To named; proxy_pass http://app; }
+            location ^~ /twin/ { proxy_pass http://app; }
+            location = /twin/ { internal; }
+            location = /both/ { proxy_pass http://app; }
+            rewrite ^/v5/(.*)$ /moved/$1 last;
+            location ~* \.(png|css)$ { return 206; }
+            location ^~ /moved/ { return 205; location ~ ^/(moved|old)/ { return 207; } }
+            location ~ ^/not { return 403; }
+            location ~ /no$ { return 406; }
+            location /both/ { return 200; }
         }"#;
     let table = [
         ("/v4/a?b=c", "/a?b=c http://a.example/free"),
@@ -372,6 +409,13 @@ fn what_was_rewritten_is_looked_for_again() {
         ("/token?token=1", "/token?token=1 "),
         ("/get?x", "302 http://a.example/got/get"),
         ("/re/7?x=1", "/id/7 "),
+        // The redirect is of the exact one, and so is `internal`.
+        ("/twin", "404 "),
+        ("/both", "301 http://a.example/both/"),
+        ("/v5/a", "207 "),
+        ("/v4/a.png", "206 "),
+        ("/not%0Ax", "403 "),
+        ("/x/no%0A", "406 "),
         ("/old", "301 http://a.example/new"),
         ("/blog/abc", "301 http://a.example/news/abc"),
     ];

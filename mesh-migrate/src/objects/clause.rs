@@ -69,6 +69,24 @@ impl Clause {
         more
     }
 
+    /// Whether all that the other one takes is taken by this one, as far as one can see.
+    fn covers(&self, other: &Self) -> bool {
+        fn is_in<T: PartialEq>(few: &[T], many: &[T]) -> bool {
+            few.len() <= many.len() && few.iter().all(|one| many.contains(one))
+        }
+        fn is_or_any<T: PartialEq>(own: &Option<T>, other: &Option<T>) -> bool {
+            own.is_none() || own == other
+        }
+        is_or_any(&self.path, &other.path)
+            && is_or_any(&self.method, &other.method)
+            && is_or_any(&self.sources, &other.sources)
+            && is_in(&self.headers, &other.headers)
+            && is_in(&self.query, &other.query)
+            && is_in(&self.also, &other.also)
+            && is_in(&self.unless, &other.unless)
+            && is_in(&self.not_sources, &other.not_sources)
+    }
+
     /// Both at once; `Ok(None)` if they cannot hold together.
     fn and(&self, other: &Clause) -> Result<Option<Clause>, Unsayable> {
         let mut both = self.clone();
@@ -167,6 +185,14 @@ fn path_and(a: &Text, b: &Text) -> Both {
     }
 }
 
+/// Adds an alternative; what another one takes anyway is left out.
+fn add(all: &mut Vec<Clause>, clause: Clause) {
+    if !all.iter().any(|known| known.covers(&clause)) {
+        all.retain(|known| !clause.covers(known));
+        all.push(clause);
+    }
+}
+
 /// Any of the clauses is the condition; none never holds.
 pub(super) fn clauses(condition: &Condition) -> Result<Vec<Clause>, Unsayable> {
     of(condition, true)
@@ -188,7 +214,7 @@ fn of(condition: &Condition, holds: bool) -> Result<Vec<Clause>, Unsayable> {
         (Condition::Any(all), true) | (Condition::All(all), false) => {
             let mut clauses = Vec::new();
             for one in all {
-                extend(&mut clauses, &of(one, holds)?);
+                of(one, holds)?.into_iter().for_each(|clause| add(&mut clauses, clause));
                 if clauses.len() > MAX_CLAUSES {
                     return Err(Unsayable::TooLarge);
                 }
@@ -250,7 +276,7 @@ fn each(a: &[Clause], b: &[Clause]) -> Result<Vec<Clause>, Unsayable> {
     for a in a {
         for b in b {
             if let Some(clause) = a.and(b)? {
-                extend(&mut both, &[clause]);
+                add(&mut both, clause);
             }
             if both.len() > MAX_CLAUSES {
                 return Err(Unsayable::TooLarge);

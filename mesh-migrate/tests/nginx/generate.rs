@@ -34,7 +34,7 @@ const HOSTS: [&str; 16] = [
     "p.q.b.example",
     "_",
 ];
-const TARGETS: [&str; 30] = [
+const TARGETS: [&str; 32] = [
     "/",
     "/a",
     "/a/",
@@ -60,6 +60,8 @@ const TARGETS: [&str; 30] = [
     "/x%20y/z",
     "/%61/b",
     "/a/%C3%A4",
+    "/a/b.png%0A",
+    "/ab%0A/x.css",
     "/../a",
     "/a/b%3fc",
     "/a+b/c?d+e",

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     nginx::{
+        derivative::{Ends, ends},
         explain::{Url, is_url},
         model::{Kind, Location},
         pattern::Pattern,
@@ -98,8 +99,9 @@ impl Moved {
                 Text::Prefix(begin) => head.starts_with(begin.as_str()),
                 Text::Present => true,
                 Text::Pattern(pattern) => {
-                    let whole = format!("^(?:{pattern})$");
-                    regex::Regex::new(&whole).ok()?.is_match(head)
+                    let whole = format!(r"\A(?:{pattern})\z");
+                    let regex = regex::bytes::RegexBuilder::new(&whole).unicode(false).build();
+                    regex.ok()?.is_match(head.as_bytes())
                 }
             });
         }
@@ -114,19 +116,11 @@ impl Moved {
             Text::Prefix(begin) => Some(Condition::Path(Text::Prefix(longer(begin)?))),
             Text::Exact(path) if !path.starts_with(head) => constant(false),
             Text::Exact(path) => Some(Condition::Path(Text::Exact(longer(path)?))),
-            Text::Pattern(pattern) => {
-                let bare = pattern.trim_start_matches("(?i)");
-                if bare.starts_with(".*") {
-                    // The end of the path is the client's.
-                    return self.from.as_ref().map(|_| Condition::Path(text.clone()));
-                }
-                let is_plain = |c: &char| c.is_ascii_alphanumeric() || "/-_".contains(*c);
-                let begin: String = bare.chars().take_while(is_plain).collect();
-                // The last one may be repeated, or not be there.
-                let begin = &begin[..begin.len().saturating_sub(1)];
-                let is_other = !begin.starts_with(head) && !head.starts_with(begin);
-                if is_other && !bare.contains('|') { constant(false) } else { None }
-            }
+            Text::Pattern(pattern) => match ends(pattern, head, self.from.as_deref())? {
+                Ends::All => constant(true),
+                Ends::None => constant(false),
+                Ends::Same => Some(Condition::Path(text.clone())),
+            },
         }
     }
 

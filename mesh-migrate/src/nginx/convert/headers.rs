@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::leads::named;
 use super::{At, Directive, Forwarded, Template, Work, leaf::Here, pass::ENCODED};
 use crate::{
     nginx::{explain::Url, model, pattern::Pattern, template::Part},
@@ -69,7 +70,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
                 _ => {
                     let is_kept =
-                        self.header(directive, &name, (&value, here.of_groups()), url, forward);
+                        self.header(at, directive, &name, (&value, here.of_groups()), url, forward);
                     if is_kept && !kept.insert(name) {
                         self.approximated(
                             directive,
@@ -93,13 +94,14 @@ impl<'m, 'c> Work<'m, 'c> {
     /// Whether the client's own stays.
     fn header(
         &mut self,
+        at: &At<'m, 'c>,
         directive: &Directive,
         name: &str,
         (value, groups): (&Template, Option<(Said, &Pattern)>),
         url: &Url,
         forward: &mut Forward,
     ) -> bool {
-        let becomes = becomes(name, value, url, groups);
+        let becomes = becomes(at, name, value, url, groups);
         let is_told = forward.tell.iter().any(|(known, _)| known == name);
         let is_set = forward.set.iter().any(|(known, _)| known == name);
         if is_told && matches!(becomes, Becomes::Told(_) | Becomes::Set(_))
@@ -207,8 +209,14 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// What `add_header` says of answers that nginx gives itself.
-    pub(super) fn own_answers(&mut self, chain: &[&'c Directive], rules: &mut [Rule]) {
-        let said = |text: &str| Template::of(text).ok().and_then(|text| said(&text, None, None));
+    pub(super) fn own_answers(
+        &mut self,
+        at: &At<'m, 'c>,
+        chain: &[&'c Directive],
+        rules: &mut [Rule],
+    ) {
+        let said =
+            |text: &str| Template::of(text).ok().and_then(|text| said(at, &text, None, None));
         for rule in rules {
             let Then::Reply(reply) = &mut rule.then else { continue };
             let is_added = ADDED.contains(&reply.status);
@@ -239,7 +247,13 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 }
 
-fn becomes(name: &str, value: &Template, url: &Url, groups: Option<(Said, &Pattern)>) -> Becomes {
+fn becomes(
+    at: &At<'_, '_>,
+    name: &str,
+    value: &Template,
+    url: &Url,
+    groups: Option<(Said, &Pattern)>,
+) -> Becomes {
     if let Some(text) = value.constant() {
         return if text.is_empty() { Becomes::Removed } else { Becomes::Set(text) };
     }
@@ -256,7 +270,7 @@ fn becomes(name: &str, value: &Template, url: &Url, groups: Option<(Said, &Patte
         Some("request_id") => {
             Becomes::Unsaid("applications do not get it: requests have traceparent with us")
         }
-        _ => match said(value, Some(url), groups) {
+        _ => match said(at, value, Some(url), groups) {
             Some(said) => Becomes::Told(said),
             None => Becomes::Unsaid(
                 "applications do not get it: its value has variables that a header of ours cannot have",
@@ -268,6 +282,7 @@ fn becomes(name: &str, value: &Template, url: &Url, groups: Option<(Said, &Patte
 /// A text with variables that each request has; groups are those of a pattern that the
 /// path has matched.
 pub(super) fn said(
+    at: &At<'_, '_>,
     value: &Template,
     url: Option<&Url>,
     groups: Option<(Said, &Pattern)>,
@@ -275,12 +290,17 @@ pub(super) fn said(
     let mut parts = value
         .0
         .iter()
-        .map(|part| said_part(part, url, groups.as_ref()))
+        .map(|part| said_part(at, part, url, groups.as_ref()))
         .collect::<Option<Vec<_>>>()?;
     if parts.len() == 1 { parts.pop() } else { Some(Said::Joined(parts)) }
 }
 
-fn said_part(part: &Part, url: Option<&Url>, groups: Option<&(Said, &Pattern)>) -> Option<Said> {
+fn said_part(
+    at: &At<'_, '_>,
+    part: &Part,
+    url: Option<&Url>,
+    groups: Option<&(Said, &Pattern)>,
+) -> Option<Said> {
     let name = match part {
         Part::Text(text) => return Some(Said::Text(text.clone())),
         Part::Variable(name) => name.as_str(),
@@ -291,7 +311,10 @@ fn said_part(part: &Part, url: Option<&Url>, groups: Option<&(Said, &Pattern)>) 
     Some(match name {
         "remote_addr" | "realip_remote_addr" => Said::Client,
         // Without a last dot.
-        "host" => return replaced(Said::Hostname, r"\.$".into(), String::new()),
+        "host" => {
+            let host = replaced(Said::Hostname, r"\.$".into(), String::new())?;
+            return Some(named(host, &at.server.name()));
+        }
         "http_host" => Said::Host,
         "scheme" => Said::Scheme,
         "request_method" => Said::Method,

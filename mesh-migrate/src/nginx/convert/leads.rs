@@ -1,5 +1,7 @@
 //! Where redirects lead, as texts that are made of the request.
 
+use std::net::SocketAddr;
+
 use super::{At, Template, headers};
 use crate::{
     nginx::pattern::Pattern,
@@ -18,13 +20,13 @@ pub(super) fn leads(
     to: &Template,
     groups: Option<(Said, &Pattern)>,
 ) -> Option<Said> {
-    let said = headers::said(to, None, groups)?;
+    let said = headers::said(at, to, None, groups)?;
     let begins = |text: &str| match &said {
         Said::Joined(parts) => matches!(parts.first(), Some(Said::Text(t)) if t.starts_with(text)),
         _ => false,
     };
     if begins("http://") || begins("https://") {
-        return Some(named(said, &at.server.name()));
+        return Some(said);
     }
     if !begins("/") {
         return None;
@@ -32,9 +34,16 @@ pub(super) fn leads(
     let (scheme, usual) = if at.is_tls { ("https", 443) } else { ("http", 80) };
     let port = Some(at.address.port()).filter(|port| *port != usual);
     let port = port.map(|port| Said::Text(format!(":{port}")));
-    let before = [Said::Text(format!("{scheme}://")), Said::Hostname].into_iter();
-    let whole = Said::Joined(before.chain(port).chain([said]).collect());
-    Some(named(whole, &at.server.name()))
+    // nginx takes the address that the client has come to.
+    let ip = at.address.ip();
+    let stands_in = match at.address {
+        _ if ip.is_unspecified() => String::new(),
+        SocketAddr::V4(_) => ip.to_string(),
+        SocketAddr::V6(_) => format!("[{ip}]"),
+    };
+    let host = named(Said::Hostname, &stands_in);
+    let before = [Said::Text(format!("{scheme}://")), host].into_iter();
+    Some(Said::Joined(before.chain(port).chain([said]).collect()))
 }
 
 /// Whether nothing stands in for a host that is not named.
@@ -49,16 +58,11 @@ pub(super) fn is_bare(said: &Said) -> bool {
 }
 
 /// With the name of the server for a host that a client does not name (HTTP/1.0).
-fn named(said: Said, name: &str) -> Said {
-    match said {
-        Said::Joined(parts) => {
-            Said::Joined(parts.into_iter().map(|part| named(part, name)).collect())
-        }
-        said if is_bare(&said) && !name.is_empty() => {
-            let substitution = name.replace('$', "$$");
-            let change = SaidChange::Replace { pattern: UNSAID.into(), substitution, all: false };
-            said.clone().changed(change).unwrap_or(said)
-        }
-        said => said,
+pub(super) fn named(said: Said, name: &str) -> Said {
+    if name.is_empty() {
+        return said;
     }
+    let substitution = name.replace('$', "$$");
+    let change = SaidChange::Replace { pattern: UNSAID.into(), substitution, all: false };
+    said.clone().changed(change).unwrap_or(said)
 }

@@ -123,7 +123,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     let mut rule = [Rule { place, when, then: Then::Reply(reply) }];
                     // nginx answers before it takes what is in the location.
                     let around = location.chain.len().saturating_sub(1);
-                    self.own_answers(&location.chain[..around], &mut rule);
+                    self.own_answers(at, &location.chain[..around], &mut rule);
                     inner.extend(rule);
                 }
             }
@@ -175,7 +175,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 when: when.clone(),
                 then: Then::Reply(reply),
             }];
-            self.own_answers(&here.chain, &mut rule);
+            self.own_answers(at, &here.chain, &mut rule);
             rules.extend(rule);
             return;
         }
@@ -230,7 +230,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 "return" => {
                     let before = rules.len();
                     self.returns(at, &here, directive, when, rules);
-                    self.own_answers(&here.chain, &mut rules[before..]);
+                    self.own_answers(at, &here.chain, &mut rules[before..]);
                     return true;
                 }
                 "break" => {
@@ -244,7 +244,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     };
                     let is_last = !block.inside()[number + 1..].iter().any(is_rewriting);
                     self.rewrite(at, &here, (directive, is_last), when, rules);
-                    self.own_answers(&here.chain, &mut rules[before..]);
+                    self.own_answers(at, &here.chain, &mut rules[before..]);
                     here.groups = None;
                 }
                 "if" => {
@@ -425,7 +425,7 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         let before = rules.len();
         self.access(here, when, rules);
-        self.own_answers(&here.chain, &mut rules[before..]);
+        self.own_answers(at, &here.chain, &mut rules[before..]);
         if let Some(tries) = here.find("try_files")
             && self.tries(at, tries, (when, &path), rules)
         {

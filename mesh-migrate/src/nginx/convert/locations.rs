@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, ops::Bound};
 
 use super::{Condition, Text, Work, all, any, path_begins};
-use crate::nginx::model::{Kind, Location};
+use crate::nginx::model::{Kind, Location, redirecting};
 
 /// What stands behind a condition.
 #[derive(Clone, Copy)]
@@ -41,10 +41,7 @@ impl<'c> Work<'_, 'c> {
         let is_static = |l: &&Location<'_>| l.is_prefix() || matches!(l.kind, Kind::Exact);
         let known: BTreeSet<&str> =
             level.iter().filter(is_static).map(|l| l.text.as_str()).collect();
-        let mut redirecting: Vec<_> =
-            level.iter().filter(|location| location.redirects()).collect();
-        redirecting.sort_by_key(|location| !matches!(location.kind, Kind::Exact));
-        for location in redirecting {
+        for location in redirecting(level) {
             let without = &location.text[..location.text.len() - 1];
             if !without.is_empty() && !known.contains(without) {
                 out.sure.push((exact(without), Leaf::Redirect(location)));

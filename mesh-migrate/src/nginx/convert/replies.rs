@@ -21,6 +21,18 @@ pub(super) enum Test<'p> {
     Matches(&'p Pattern),
 }
 
+impl Test<'_> {
+    fn holds(&self, value: &str) -> bool {
+        match self {
+            Self::Equals(text, true) => value.eq_ignore_ascii_case(text),
+            Self::Equals(text, false) => value == *text,
+            Self::Below(text) => value.len() > text.len() && value.ends_with(text),
+            Self::Tail(text) => value.len() > text.len() && value.starts_with(text),
+            Self::Matches(pattern) => pattern.is_match(value.as_bytes()),
+        }
+    }
+}
+
 /// A redirect to another path of the same host: nginx makes it absolute.
 pub(super) fn redirect_to(at: &At<'_, '_>, status: u16, path: PathChange) -> Reply {
     let (scheme, usual) = if at.is_tls { ("https", 443) } else { ("http", 80) };
@@ -149,7 +161,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 reply.body = if status == 204 { String::new() } else { body };
             }
             Ok(None) if status != 204 => {
-                reply.text = body.ok().and_then(|body| said_of(&body, None, here.of_groups()));
+                reply.text = body.ok().and_then(|body| said_of(at, &body, None, here.of_groups()));
                 match &reply.text {
                     Some(said) => self.tells(directive, said),
                     None => {
@@ -199,7 +211,8 @@ impl<'m, 'c> Work<'m, 'c> {
                 let keeps = matches!(path, Some(PathChange::Pattern { .. }))
                     || reply.told.iter().any(|(_, said)| said.has_path());
                 let is_unnamed = reply.told.iter().any(|(_, said)| is_bare(said));
-                let is_unnamed = is_unnamed && !at.server.name().is_empty();
+                let is_unnamed =
+                    is_unnamed && (to.starts_with('/') || !at.server.name().is_empty());
                 match how.or(keeps.then_some(ENCODED)).or(is_unnamed.then_some(UNNAMED)) {
                     None => self.exact(directive),
                     Some(how) => self.approximated(directive, how),
@@ -258,19 +271,19 @@ impl<'m, 'c> Work<'m, 'c> {
                 subject.0.iter().any(is_text).then_some(Condition::Always)
             }
             "" => {
-                let empty = self.test(subject, &Test::Equals("", false));
-                let zero = self.test(subject, &Test::Equals("0", false));
+                let empty = self.test(at, subject, &Test::Equals("", false));
+                let zero = self.test(at, subject, &Test::Equals("0", false));
                 empty.zip(zero).map(|(empty, zero)| not(Condition::Any(vec![empty, zero])))
             }
             "=" | "!=" => {
                 let operand = Template::of(operand).map(|operand| self.expanded(at, &operand))?;
                 let Some(operand) = operand.constant() else { return Ok(None) };
-                let equal = self.test(subject, &Test::Equals(&operand, false));
+                let equal = self.test(at, subject, &Test::Equals(&operand, false));
                 if operator == "=" { equal } else { equal.map(not) }
             }
             "~" | "~*" | "!~" | "!~*" => {
                 let pattern = Pattern::of(operand, operator.ends_with('*'))?;
-                let matches = self.test(subject, &Test::Matches(&pattern));
+                let matches = self.test(at, subject, &Test::Matches(&pattern));
                 if operator.starts_with('!') { matches.map(not) } else { matches }
             }
             _ => None,
@@ -278,15 +291,14 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// A condition on one variable, or on what is known already.
-    pub(super) fn test(&self, subject: &Template, test: &Test<'_>) -> Option<Condition> {
+    pub(super) fn test(
+        &self,
+        at: &At<'_, '_>,
+        subject: &Template,
+        test: &Test<'_>,
+    ) -> Option<Condition> {
         if let Some(value) = subject.constant() {
-            let holds = match test {
-                Test::Equals(text, true) => value.eq_ignore_ascii_case(text),
-                Test::Equals(text, false) => value == *text,
-                Test::Below(text) => value.len() > text.len() && value.ends_with(text),
-                Test::Tail(text) => value.len() > text.len() && value.starts_with(text),
-                Test::Matches(pattern) => pattern.is_match(value.as_bytes()),
-            };
+            let holds = test.holds(&value);
             return Some(if holds { Condition::Always } else { Condition::Any(Vec::new()) });
         }
         let inner = |any_part: &str| match test {
@@ -303,7 +315,7 @@ impl<'m, 'c> Work<'m, 'c> {
             Test::Equals(text, false) => Text::Exact((*text).to_owned()),
             _ => Text::Pattern(any_case(inner(".+"))),
         };
-        let Some(name) = subject.variable() else { return said(subject, text) };
+        let Some(name) = subject.variable() else { return said(at, subject, text) };
         let or_absent = |wanted: Condition, present: Condition| match test {
             Test::Equals("", _) => Condition::Any(vec![wanted, Condition::Not(Box::new(present))]),
             // A pattern may take nothing, too: an absent value is nothing.
@@ -322,7 +334,7 @@ impl<'m, 'c> Work<'m, 'c> {
             return Some(or_absent(Condition::Query(argument.to_owned(), text), present));
         }
         if let Some(cookie) = name.strip_prefix("cookie_") {
-            let Test::Equals(value, is_any_case) = test else { return said(subject, text) };
+            let Test::Equals(value, is_any_case) = test else { return said(at, subject, text) };
             let flag = if *is_any_case { "i" } else { "" };
             let (name, text) = (regex::escape(cookie), regex::escape(value));
             let pattern = format!("(?:.*;)? *(?i:{name}) *= *(?{flag}:{text})(?:;.*)?");
@@ -330,9 +342,18 @@ impl<'m, 'c> Work<'m, 'c> {
                 .then(|| Condition::Header("cookie".into(), Text::Pattern(pattern)));
         }
         match (name, test) {
-            ("host", Test::Matches(pattern)) => Some(hosts::host_pattern(pattern).0),
-            ("host", Test::Equals("", _)) => None,
-            ("host", _) => Some(hosts::host(&inner("[^:]+"))),
+            ("host", _) => {
+                let named = match test {
+                    Test::Matches(pattern) => hosts::host_pattern(pattern).0,
+                    Test::Equals("", _) => Condition::Any(Vec::new()),
+                    _ => hosts::host(&inner("[^:]+")),
+                };
+                let absent = Condition::Header("host".into(), Text::Present);
+                let absent = Condition::Not(Box::new(absent));
+                // The server's name stands in for it.
+                let is_absent = test.holds(&at.server.name());
+                Some(if is_absent { Condition::Any(vec![named, absent]) } else { named })
+            }
             ("uri" | "document_uri", _) => Some(Condition::Path(text)),
             ("request_method", _) => method(test),
             ("remote_addr", Test::Equals(address, _)) => address
@@ -340,14 +361,14 @@ impl<'m, 'c> Work<'m, 'c> {
                 .is_ok()
                 .then(|| Condition::Source(vec![(*address).to_owned()])),
             ("scheme", _) => None,
-            _ => said(subject, text),
+            _ => said(at, subject, text),
         }
     }
 }
 
 /// What is made of several variables, or of one that is neither header nor parameter.
-fn said(subject: &Template, text: Text) -> Option<Condition> {
-    let said = said_of(subject, None, None)?;
+fn said(at: &At<'_, '_>, subject: &Template, text: Text) -> Option<Condition> {
+    let said = said_of(at, subject, None, None)?;
     (!said.tells_client()).then_some(Condition::Said(said, text))
 }
 

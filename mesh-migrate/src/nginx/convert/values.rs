@@ -71,34 +71,41 @@ impl<'m, 'c> Work<'m, 'c> {
     fn of_map(&self, at: &At<'m, 'c>, map: &'m Map<'c>) -> Result<Vec<Choice<'c>>, String> {
         let subject = self.expanded(at, &map.source);
         let is_one = subject.variable().is_some() || subject.constant().is_some();
-        if !is_one && super::headers::said(&subject, None, None).is_none() {
+        if !is_one && super::headers::said(at, &subject, None, None).is_none() {
             return self.of_compound(at, map, &subject);
         }
-        self.ranked(map, &subject)
+        self.ranked(at, map, &subject)
     }
 
-    fn ranked(&self, map: &'m Map<'c>, subject: &Template) -> Result<Vec<Choice<'c>>, String> {
+    fn ranked(
+        &self,
+        at: &At<'m, 'c>,
+        map: &'m Map<'c>,
+        subject: &Template,
+    ) -> Result<Vec<Choice<'c>>, String> {
         let mut ranked = Vec::new();
         let wrong =
             || format!("the map of {} is on something that rules cannot see", map.directive.place);
-        for (at, (key, to, directive)) in map.entries.iter().enumerate() {
+        for (place, (key, to, directive)) in map.entries.iter().enumerate() {
             let (rank, test) = match key {
-                Key::Exact(text) => ((0, 0, at), Test::Equals(text, true)),
+                Key::Exact(text) => ((0, 0, place), Test::Equals(text, true)),
                 Key::Both(text) => {
-                    let exact = self.test(subject, &Test::Equals(text, true)).ok_or_else(wrong)?;
-                    ranked.push(((0, 0, at), exact, to, *directive));
+                    let exact =
+                        self.test(at, subject, &Test::Equals(text, true)).ok_or_else(wrong)?;
+                    ranked.push(((0, 0, place), exact, to, *directive));
                     let below = format!(".{text}");
-                    let below_is = self.test(subject, &Test::Below(&below)).ok_or_else(wrong)?;
-                    ranked.push(((1, usize::MAX - below.len(), at), below_is, to, *directive));
+                    let below_is =
+                        self.test(at, subject, &Test::Below(&below)).ok_or_else(wrong)?;
+                    ranked.push(((1, usize::MAX - below.len(), place), below_is, to, *directive));
                     continue;
                 }
-                Key::Below(text) => ((1, usize::MAX - text.len(), at), Test::Below(text)),
-                Key::Tail(text) => ((2, usize::MAX - text.len(), at), Test::Tail(text)),
+                Key::Below(text) => ((1, usize::MAX - text.len(), place), Test::Below(text)),
+                Key::Tail(text) => ((2, usize::MAX - text.len(), place), Test::Tail(text)),
                 Key::Regex(pattern) => {
-                    ((3, 0, at), Test::Matches(pattern.as_ref().map_err(Clone::clone)?))
+                    ((3, 0, place), Test::Matches(pattern.as_ref().map_err(Clone::clone)?))
                 }
             };
-            ranked.push((rank, self.test(subject, &test).ok_or_else(wrong)?, to, *directive));
+            ranked.push((rank, self.test(at, subject, &test).ok_or_else(wrong)?, to, *directive));
         }
         ranked.sort_by_key(|(rank, ..)| *rank);
         let mut choices: Vec<Choice<'c>> =
@@ -141,7 +148,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     || at.chosen.contains_key(*name)
             };
             let Some(name) = subject.variables().find(is_other).map(str::to_owned) else {
-                let own = self.ranked(map, &subject)?;
+                let own = self.ranked(at, map, &subject)?;
                 let own = own.into_iter().map(|(own, to, by)| (all([when.clone(), own]), to, by));
                 choices.extend(own);
                 continue;
@@ -271,7 +278,7 @@ impl<'m, 'c> Work<'m, 'c> {
         let operator = words.next().filter(|operator| !operator.starts_with('!'))?;
         let pattern = Pattern::of(words.next()?.trim(), operator.ends_with('*')).ok()?;
         let subject = self.expanded(at, &Template(vec![Part::Variable(variable)]));
-        Some(Rc::new((super::headers::said(&subject, None, None)?, pattern)))
+        Some(Rc::new((super::headers::said(at, &subject, None, None)?, pattern)))
     }
 
     /// A text with a variable's value in it.

@@ -2,7 +2,7 @@
 
 use super::{Problem, Run, bad, redirect};
 use crate::{
-    nginx::model::{Kind, Location},
+    nginx::model::{Kind, Location, redirecting},
     request::Outcome,
 };
 
@@ -72,10 +72,7 @@ impl<'m, 'c> Run<'m, 'c> {
             .max_by_key(|location| location.text.len());
         let is_whole = longest.is_some_and(|location| is(&location));
         let with_slash = [&uri[..], b"/"].concat();
-        let lacks = |l: &&Location<'c>| l.redirects() && l.text.as_bytes() == with_slash;
-        let is_exact = |l: &&Location<'c>| matches!(l.kind, Kind::Exact);
-        let lacking = level.iter().find(|l| lacks(l) && is_exact(l));
-        let lacking = lacking.or_else(|| level.iter().find(lacks));
+        let lacking = redirecting(level).find(|l| l.text.as_bytes() == with_slash);
         if let Some(location) = lacking.filter(|_| !is_whole) {
             return Ok(Found::Redirect(location));
         }

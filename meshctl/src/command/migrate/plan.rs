@@ -59,6 +59,10 @@ pub struct Plan {
     tls_until: Option<String>,
 }
 
+/// The longest `rules.yaml`: it goes to a host's agent in one message of gRPC, which may
+/// have 4 MiB.
+const MAX_RULES: usize = 3 << 20;
+
 /// As it is written: the same arguments make the same files.
 fn end(text: &str) -> Result<String, String> {
     let is_end = mesh_runtime::clock::parse_utc(text).is_some();
@@ -118,12 +122,20 @@ impl Plan {
                 written.push(path.display().to_string());
             }
         }
+        let rules = files.iter().filter(|(name, _)| *name == "rules.yaml");
+        let longest = rules.map(|(_, text)| text.len()).max().unwrap_or_default();
         let exact = report.is_exact();
         let summary = report.summary.text();
         output::print(
             format,
             &Planned { report, written, all: self.all || format == Format::Wide },
         )?;
+        if longest > MAX_RULES {
+            let problem = format!(
+                "rules.yaml has {longest} bytes, of at most {MAX_RULES} that an agent takes: import the configuration in parts, with some of its listeners each"
+            );
+            return Err(Failure::new(problem).exit(Exit::Failed));
+        }
         if self.strict && !exact {
             return Err(Failure::new(format!("--strict: {summary}")).exit(Exit::Failed));
         }

@@ -56,20 +56,16 @@ impl Pattern {
     /// For a whole text: with what may stand before and after a match, as
     /// `program::Text::Pattern` wants it.
     pub(super) fn whole(&self) -> String {
-        let is_simple = !self.text.contains('|');
+        let Ends { alternatives, lines } = Ends::of(&self.text);
         // The rest is anything, line feeds, too.
         let any = "(?s:.*)";
-        let before = if is_simple && self.text.starts_with('^') { "" } else { any };
-        let is_ended = is_simple && self.text.ends_with('$') && !self.text.ends_with("\\$");
-        // As `$` of PCRE has it.
-        let after = if is_ended { r"\n?" } else { any };
-        let inner = self.text.as_str();
-        let inner = if before.is_empty() { inner.trim_start_matches('^') } else { inner };
+        let before = if !alternatives && self.text.starts_with('^') { "" } else { any };
+        let is_ended = !alternatives && lines.last().is_some_and(|at| at + 1 == self.text.len());
+        let after = if is_ended { "" } else { any };
+        let inner = ended(&self.text, &lines);
+        let inner = if before.is_empty() { inner.trim_start_matches('^') } else { &inner };
         let inner = if is_ended { inner.trim_end_matches('$') } else { inner };
-        let inner = match is_simple {
-            true => inner.to_owned(),
-            false => format!("(?:{inner})"),
-        };
+        let inner = if alternatives { format!("(?:{inner})") } else { inner.to_owned() };
         let flags = if self.ignores_case { "(?i)" } else { "" };
         format!("{flags}{before}{inner}{after}")
     }
@@ -78,8 +74,52 @@ impl Pattern {
     /// being those of the first match.
     pub(super) fn replacing(&self) -> String {
         let flags = if self.ignores_case { "(?i)" } else { "" };
-        format!("{flags}^(?s:.*?)(?:{})(?s:.*)$", self.text)
+        let inner = ended(&self.text, &Ends::of(&self.text).lines);
+        format!("{flags}^(?s:.*?)(?:{inner})(?s:.*)$")
     }
+}
+
+/// Where a pattern may end.
+#[derive(Default)]
+struct Ends {
+    /// It is of several, at its outermost level.
+    alternatives: bool,
+    /// Each `$` that is no text.
+    lines: Vec<usize>,
+}
+
+impl Ends {
+    fn of(text: &str) -> Self {
+        let mut out = Self::default();
+        let (mut depth, mut in_class, mut is_escaped) = (0_u32, 0_u32, false);
+        for (at, c) in text.char_indices() {
+            match c {
+                _ if is_escaped => is_escaped = false,
+                '\\' => is_escaped = true,
+                '[' => in_class += 1,
+                ']' => in_class = in_class.saturating_sub(1),
+                _ if in_class > 0 => {}
+                '(' => depth += 1,
+                ')' => depth = depth.saturating_sub(1),
+                '|' => out.alternatives |= depth == 0,
+                '$' => out.lines.push(at),
+                _ => {}
+            }
+        }
+        out
+    }
+}
+
+/// `$` of PCRE stands before a last line feed, too.
+fn ended(text: &str, lines: &[usize]) -> String {
+    let mut out = String::new();
+    let mut from = 0;
+    for &at in lines {
+        out += &text[from..at];
+        out += r"\n?$";
+        from = at + 1;
+    }
+    out + &text[from..]
 }
 
 /// Constructs that mean the same are written as Rust has them, others refused: a
@@ -206,7 +246,10 @@ mod tests {
             (r"\.png$", r"(?s:.*)\.png\n?"),
             ("^/a$", r"/a\n?"),
             ("^/a", "/a(?s:.*)"),
-            ("^a|b$", "(?s:.*)(?:^a|b$)(?s:.*)"),
+            ("^a|b$", r"(?s:.*)(?:^a|b\n?$)(?s:.*)"),
+            ("(png|css)$", r"(?s:.*)(png|css)\n?"),
+            ("^/(a$|b)", r"/(a\n?$|b)(?s:.*)"),
+            (r"^/[$|]\$", r"/[$|]\$(?s:.*)"),
         ] {
             assert_eq!(Pattern::of(pattern, false).unwrap().whole(), whole);
         }

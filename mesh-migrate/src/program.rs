@@ -100,16 +100,52 @@ pub struct ServerTls {
     pub certificate: String,
     /// A file; that of the certificate where both are in one.
     pub key: String,
+    /// Names that it is for, as those of others; where empty, those that are in it.
+    pub names: Vec<String>,
     /// For names that clients ask for.
     pub more: Vec<ServerCertificate>,
     /// Who asks for another name, or for none, is refused.
     pub only_known_names: bool,
+    /// Versions of 1.2 and 1.3 that are spoken; where empty, both.
+    pub versions: Vec<TlsVersion>,
+    /// Protocols that are offered (ALPN), of `h2` and `http/1.1`; both where it is not said.
+    pub alpn: Option<Vec<String>>,
     /// Clients' certificates must come from these.
     pub client_roots: Option<String>,
     /// And must have one of these names; where empty, any.
     pub client_names: Vec<ClientName>,
     /// And must not be in this list.
     pub crl: Option<String>,
+}
+
+/// A version that we speak, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// 1.2.
+    Tls12,
+    /// 1.3.
+    Tls13,
+}
+
+impl ServerTls {
+    /// Protocols of a list that are ours, too.
+    pub(crate) fn offered<'p>(names: impl IntoIterator<Item = &'p str>) -> Vec<String> {
+        let is_ours = |name: &&str| ["h2", "http/1.1"].contains(name);
+        let mut own: Vec<String> = Vec::new();
+        for name in names.into_iter().map(str::trim).filter(is_ours) {
+            if !own.iter().any(|known| known == name) {
+                own.push(name.to_owned());
+            }
+        }
+        own
+    }
+
+    /// Those versions of 1.2 and 1.3 for which it holds; none where it holds for both.
+    pub(crate) fn spoken(is_spoken: impl Fn(TlsVersion) -> bool) -> Vec<TlsVersion> {
+        let both = [TlsVersion::Tls12, TlsVersion::Tls13];
+        let spoken: Vec<_> = both.into_iter().filter(|version| is_spoken(*version)).collect();
+        if spoken.len() == both.len() { Vec::new() } else { spoken }
+    }
 }
 
 /// Names in certificates of clients.

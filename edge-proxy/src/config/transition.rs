@@ -27,6 +27,10 @@ pub struct ListenerTls {
     /// file of the certificate, or in `<certificate>.key`.
     #[serde(default)]
     pub key: Option<PathBuf>,
+    /// Names that `certificate` is for, as those of `certificates`; where
+    /// absent, those in it.
+    #[serde(default)]
+    pub names: Vec<ServerNamePattern>,
     /// More of them, for clients that ask for their names (SNI).
     #[serde(default)]
     pub certificates: Vec<ListenerCertificate>,
@@ -34,6 +38,14 @@ pub struct ListenerTls {
     /// where false he gets the first certificate.
     #[serde(default)]
     pub only_known_names: bool,
+    /// Versions that are spoken; both where absent.
+    #[serde(default)]
+    pub versions: Option<Vec<TlsVersion>>,
+    /// Protocols that clients are offered (ALPN, RFC 7301) where requests are
+    /// understood; both where absent. Who wants others only is refused; where
+    /// empty, whatever a client wants is taken for none.
+    #[serde(default)]
+    pub alpn: Option<Vec<AlpnProtocol>>,
     /// PEM file: clients must show a certificate that one of these has issued;
     /// they show none where absent.
     #[serde(default)]
@@ -61,6 +73,28 @@ pub struct ListenerTls {
     #[serde(deserialize_with = "parsed")]
     #[schemars(with = "String")]
     pub until: Until,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[serde(rename = "TLSv1.2")]
+    Tls12,
+    /// RFC 8446.
+    #[serde(rename = "TLSv1.3")]
+    Tls13,
+}
+
+/// A protocol inside TLS, as ALPN calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum AlpnProtocol {
+    /// HTTP/2 (RFC 9113).
+    #[serde(rename = "h2")]
+    H2,
+    /// HTTP/1.1 (RFC 9112).
+    #[serde(rename = "http/1.1")]
+    Http1,
 }
 
 /// One more certificate of a listener.
@@ -174,9 +208,19 @@ impl ListenerTls {
         paths
     }
 
+    /// Versions that are spoken.
+    pub fn versions(&self) -> &[TlsVersion] {
+        self.versions.as_deref().unwrap_or(&[TlsVersion::Tls13, TlsVersion::Tls12])
+    }
+
+    /// Protocols that are offered.
+    pub fn alpn(&self) -> &[AlpnProtocol] {
+        self.alpn.as_deref().unwrap_or(&[AlpnProtocol::H2, AlpnProtocol::Http1])
+    }
+
     /// All certificates, the first one first, with their keys and names.
     pub fn all(&self) -> impl Iterator<Item = (&Path, Option<&Path>, &[ServerNamePattern])> {
-        let first = (self.certificate.as_path(), self.key.as_deref(), &[][..]);
+        let first = (self.certificate.as_path(), self.key.as_deref(), self.names.as_slice());
         let more = self
             .certificates
             .iter()
@@ -194,6 +238,9 @@ pub(super) fn check(config: &Config, name: &str) -> Result<(), ConfigError> {
         };
         if tls.certificates.len() > MAX_CERTIFICATES {
             return wrong("certificates", "there are more than 1000: put them into a directory");
+        }
+        if tls.versions.as_ref().is_some_and(Vec::is_empty) {
+            return wrong("versions", "write TLSv1.2, TLSv1.3, or both");
         }
         if tls.crl.is_some() && tls.client_ca.is_none() {
             return wrong("crl", "is about certificates of clients: write `client_ca`, too");

@@ -23,7 +23,10 @@ use super::{
     until::Reminder,
 };
 use crate::{
-    config::{ListenerTls, ServiceListener},
+    config::{
+        ListenerTls, ServiceListener,
+        transition::{AlpnProtocol, TlsVersion},
+    },
     prefixed::Prefixed,
 };
 
@@ -47,7 +50,7 @@ pub struct Door {
 /// By what is spoken inside.
 #[derive(Debug)]
 struct Configs {
-    /// It offers the protocols of HTTP (RFC 7301).
+    /// It offers the protocols of HTTP that it has (RFC 7301).
     http: Arc<ServerConfig>,
     /// It offers none, and takes whatever the client offers for none.
     bytes: Arc<ServerConfig>,
@@ -141,7 +144,7 @@ impl Door {
         let configs = self.configs.current();
         let http = match carriage {
             Carriage::Http => true,
-            Carriage::Detect => offers_http(&begun.client_hello()),
+            Carriage::Detect => self.offers_http(&begun.client_hello()),
             Carriage::Opaque | Carriage::Tls => false,
         };
         let config = if http { &configs.http } else { &configs.bytes };
@@ -157,6 +160,11 @@ impl Door {
         Ok((Arrived::Decrypted(Box::new(stream)), outcome))
     }
 
+    fn offers_http(&self, hello: &ClientHello<'_>) -> bool {
+        let is_ours = |offered: &[u8]| self.tls.alpn().iter().any(|own| name(*own) == offered);
+        hello.alpn().is_some_and(|mut offered| offered.any(is_ours))
+    }
+
     pub(super) fn look_again(&self) {
         let what = format!("listener {}", self.listen);
         self.reminder.remind(&what, self.tls.until);
@@ -169,8 +177,11 @@ impl Door {
     }
 }
 
-fn offers_http(hello: &ClientHello<'_>) -> bool {
-    hello.alpn().is_some_and(|mut offered| offered.any(|one| one == H2 || one == HTTP1))
+fn name(protocol: AlpnProtocol) -> &'static [u8] {
+    match protocol {
+        AlpnProtocol::H2 => H2,
+        AlpnProtocol::Http1 => HTTP1,
+    }
 }
 
 fn read(tls: &ListenerTls) -> Result<Read, ConfigError> {
@@ -184,8 +195,16 @@ fn configs(
     read: &Read,
     credentials: &Arc<Credentials>,
 ) -> Result<Configs, ConfigError> {
+    let versions: Vec<_> = tls
+        .versions()
+        .iter()
+        .map(|version| match version {
+            TlsVersion::Tls12 => &rustls::version::TLS12,
+            TlsVersion::Tls13 => &rustls::version::TLS13,
+        })
+        .collect();
     let builder = ServerConfig::builder_with_details(provider(), Arc::new(Clock))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&versions)
         .map_err(|error| pem::wrong(&tls.certificate, "tls", error))?;
     let builder = match clients::asked_for(tls, &read.clients, credentials)? {
         None => builder.with_no_client_auth(),
@@ -197,6 +216,6 @@ fn configs(
     bytes.session_storage = Arc::new(NoServerSessionStorage {});
     bytes.send_tls13_tickets = 0;
     let mut http = bytes.clone();
-    http.alpn_protocols = vec![H2.to_vec(), HTTP1.to_vec()];
+    http.alpn_protocols = tls.alpn().iter().map(|own| name(*own).to_vec()).collect();
     Ok(Configs { http: Arc::new(http), bytes: Arc::new(bytes) })
 }

@@ -151,5 +151,14 @@ pub(super) fn revocations(
     if found.is_empty() {
         return Err(wrong(path, "crl", "holds no PEM list of revoked certificates (X509 CRL)"));
     }
+    for list in &found {
+        if let Err(error) = webpki::BorrowedCertRevocationList::from_der(list) {
+            let problem = format_args!(
+                "{error:?}: lists are read of version 2 (RFC 5280 section 5.1.2.1), which openssl \
+                 makes where `crl_extensions` stands in the section of its CA"
+            );
+            return Err(wrong(path, "crl", problem));
+        }
+    }
     Ok(found)
 }

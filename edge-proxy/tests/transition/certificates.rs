@@ -72,12 +72,20 @@ async fn a_client_gets_the_certificate_of_the_name_that_it_asks_for() {
         assert_eq!(shown(http, &ca, name).await.as_ref(), Some(wanted), "{name}");
     }
 
-    let pair = Pair::one_hop_with(Targets::all(app.addr), everywhere(strict)).await;
+    let pair = Pair::one_hop_with(Targets::all(app.addr), everywhere(strict.clone())).await;
     let http = pair.port("http");
-    assert_eq!(shown(http, &ca, NAME).await, Some(default));
+    assert_eq!(shown(http, &ca, NAME).await, Some(default.clone()));
     assert_eq!(shown(http, &ca, "a.written.example").await, Some(written.certificate));
     for name in ["nobody.example", "a.b.own.example", "127.0.0.1"] {
         assert_eq!(shown(http, &ca, name).await, None, "{name}");
+    }
+
+    // Of the first one, too, what is written stands for what it says.
+    let other = ListenerTls { names: vec!["other.example".parse().unwrap()], ..strict };
+    let pair = Pair::one_hop_with(Targets::all(app.addr), everywhere(other)).await;
+    let http = pair.port("http");
+    for (name, wanted) in [("other.example", Some(default)), (NAME, None)] {
+        assert_eq!(shown(http, &ca, name).await, wanted, "{name}");
     }
 }
 

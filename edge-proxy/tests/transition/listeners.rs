@@ -2,9 +2,21 @@
 
 use std::path::Path;
 
-use edge_proxy::config::ListenerCertificate;
+use edge_proxy::config::{
+    ListenerCertificate,
+    transition::{AlpnProtocol, TlsVersion},
+};
 
 use super::*;
+
+/// A list without extensions, as `openssl ca -gencrl` makes it by itself.
+const VERSION_1: &str = "\
+    -----BEGIN X509 CRL-----\n\
+    MIGSMDkwCgYIKoZIzj0EAwIwDTELMAkGA1UEAwwCY2EXDTI2MTEzMDE4MzMzMFoX\n\
+    DTI2MTIzMDE4MzMzMFowCgYIKoZIzj0EAwIDSQAwRgIhAL5Rmu+1+uqBY1JGUrw7\n\
+    jhkx/onVMWE5dryRLiP7ZudYAiEA7Yay6o2l8JtOejwoOdObFfTrHVA4wK+mXDFt\n\
+    wqy3rAE=\n\
+    -----END X509 CRL-----\n";
 
 #[tokio::test]
 async fn clients_of_another_ca_are_carried_into_the_mesh() {
@@ -36,6 +48,45 @@ async fn clients_of_another_ca_are_carried_into_the_mesh() {
     }
     let until = "isthmus_transition_tls_until_seconds{listener=\"127.0.0.1:0\"} 32472144000";
     assert!(pair.source.metrics().contains(until), "{}", pair.source.metrics());
+}
+
+#[tokio::test]
+async fn versions_and_protocols_are_those_that_are_written() {
+    let app = App::start(told).await;
+    let (dir, ca) = (Dir::new(), Legacy::new());
+    for (spoken, alpn) in [
+        (TlsVersion::Tls12, vec![AlpnProtocol::Http1]),
+        (TlsVersion::Tls13, vec![AlpnProtocol::H2]),
+        (TlsVersion::Tls13, vec![]),
+    ] {
+        let tls = ListenerTls {
+            versions: Some(vec![spoken]),
+            alpn: Some(alpn.clone()),
+            ..tls(&dir, &ca, None, FAR)
+        };
+        let pair = Pair::one_hop_with(Targets::all(app.addr), only_first(tls)).await;
+        let http = pair.port("http");
+        for (version, is_spoken) in [
+            (&version::TLS12, spoken == TlsVersion::Tls12),
+            (&version::TLS13, spoken == TlsVersion::Tls13),
+        ] {
+            let answer = over_http1(http, ca.client_of(&[version], &[], None)).await;
+            assert_eq!(answer.is_ok(), is_spoken, "{version:?} {spoken:?}");
+        }
+        let chosen = async |offered: &[&str]| {
+            let stream = handshake(http, NAME, ca.client(offered, None)).await.ok()?;
+            Some(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec))
+        };
+        let own = match alpn.first() {
+            None => None,
+            Some(AlpnProtocol::H2) => Some(b"h2".to_vec()),
+            Some(AlpnProtocol::Http1) => Some(b"http/1.1".to_vec()),
+        };
+        assert_eq!(chosen(&["h2", "http/1.1"]).await, Some(own), "{alpn:?}");
+        // Where none is offered, others are as if there were none.
+        let other = chosen(&["spdy/3"]).await;
+        assert_eq!(other, alpn.is_empty().then_some(None), "{alpn:?}");
+    }
 }
 
 #[tokio::test]
@@ -135,6 +186,7 @@ async fn files_are_read_before_anything_is_bound() {
     let none = dir.write("none.pem", "# nothing yet\n");
     let empty = dir.path("empty");
     std::fs::create_dir(&empty).unwrap();
+    let first = dir.write("first.crl", VERSION_1);
     let more = |certificate: &Path| ListenerCertificate {
         certificate: certificate.to_owned(),
         key: None,
@@ -147,6 +199,7 @@ async fn files_are_read_before_anything_is_bound() {
         (ListenerTls { client_ca: Some(none.clone()), ..good.clone() }, "no PEM certificate"),
         (ListenerTls { crl: Some(none), ..good.clone() }, "holds no PEM list of revoked"),
         (ListenerTls { crl: Some(dir.path("gone.crl")), ..good.clone() }, "gone.crl"),
+        (ListenerTls { crl: Some(first), ..good.clone() }, "lists are read of version 2"),
         (ListenerTls { certificates: vec![more(&empty)], ..good.clone() }, "no file is in it"),
         (ListenerTls { certificates: vec![more(&good.client_ca.clone().unwrap())], ..good }, "key"),
     ];

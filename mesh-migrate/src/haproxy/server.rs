@@ -157,7 +157,6 @@ const VALUED: &[&str] = &[
     "namespace",
     "nbconn",
     "nice",
-    "no-alpn",
     "npn",
     "observe",
     "ocsp-update",

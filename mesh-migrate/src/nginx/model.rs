@@ -60,6 +60,7 @@ pub(super) struct Listen<'c> {
     pub(super) addresses: Result<Vec<SocketAddr>, String>,
     pub(super) is_default: bool,
     pub(super) is_tls: bool,
+    pub(super) is_http2: bool,
     pub(super) is_udp: bool,
     /// The PROXY protocol is expected.
     pub(super) wants_proxy: bool,
@@ -259,6 +260,7 @@ impl<'c> Server<'c> {
                 addresses: Ok(vec![all]),
                 is_default: false,
                 is_tls: false,
+                is_http2: false,
                 is_udp: false,
                 wants_proxy: false,
             });
@@ -311,6 +313,7 @@ impl<'c> Listen<'c> {
             addresses,
             is_default: has("default_server") || has("default"),
             is_tls: has("ssl") || has("quic"),
+            is_http2: has("http2"),
             is_udp: has("udp") || has("quic"),
             wants_proxy: has("proxy_protocol"),
         })

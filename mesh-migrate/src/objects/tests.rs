@@ -5,7 +5,7 @@ use crate::{
     ledger::Verdict,
     program::{
         Balance, ClientName, ClientTls, Clients, Condition, Forward, Location, Member, NamePart,
-        PathChange, Pool, Reply, Rule, ServerCertificate, ServerTls, TcpRule, Text,
+        PathChange, Pool, Reply, Rule, ServerCertificate, ServerTls, TcpRule, Text, TlsVersion,
     },
     source::Place,
 };
@@ -375,6 +375,9 @@ fn all_certificates_of_a_listener_are_written() {
             one("@store/d", "@store/d", &["d.example"]),
         ],
         only_known_names: true,
+        names: vec!["a.example".into()],
+        versions: vec![TlsVersion::Tls13],
+        alpn: Some(vec!["http/1.1".into()]),
         client_names: vec![ClientName {
             is_uri: true,
             part: NamePart::Prefix,
@@ -391,6 +394,9 @@ fn all_certificates_of_a_listener_are_written() {
             { "certificate": "/c.pem" },
         ],
         "only_known_names": true,
+        "names": ["a.example"],
+        "versions": ["TLSv1.3"],
+        "alpn": ["http/1.1"],
         "client_ca": "clients.pem",
         "client_names": [{ "kind": "uri", "prefix": "spiffe://old.example/" }],
         "crl": "/etc/ssl/clients.crl",

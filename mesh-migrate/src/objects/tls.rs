@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Making, object};
 use crate::{
-    program::{ClientName, ClientTls, NamePart, Pool, ServerCertificate, ServerTls},
+    program::{ClientName, ClientTls, NamePart, Pool, ServerCertificate, ServerTls, TlsVersion},
     source::Place,
 };
 
@@ -48,19 +48,31 @@ impl Making<'_> {
         paths.extend(certificates.iter().flat_map(|one| [&one.certificate, &one.key]));
         paths.extend(tls.client_roots.iter().chain(&tls.crl));
         let how = format!(
-            "clients' TLS (1.2 and 1.3) ends here until {until}, and is refused from then on{}",
+            "clients' TLS ({}) ends here until {until}, and is refused from then on{}",
+            match tls.versions.as_slice() {
+                [TlsVersion::Tls12] => "1.2",
+                [TlsVersion::Tls13] => "1.3",
+                _ => "1.2 and 1.3",
+            },
             relative(&paths)
         );
         self.ledger.approximated(place, how);
         Some(object([
             ("certificate", Some(tls.certificate.as_str().into())),
             ("key", (tls.key != tls.certificate).then(|| tls.key.as_str().into())),
+            ("names", (!tls.names.is_empty()).then(|| tls.names.clone().into())),
             (
                 "certificates",
                 (!certificates.is_empty())
                     .then(|| certificates.iter().map(|one| certificate(one)).collect()),
             ),
             ("only_known_names", tls.only_known_names.then(|| true.into())),
+            (
+                "versions",
+                (!tls.versions.is_empty())
+                    .then(|| tls.versions.iter().copied().map(version).collect()),
+            ),
+            ("alpn", tls.alpn.clone().map(Into::into)),
             ("client_ca", tls.client_roots.as_deref().map(Into::into)),
             (
                 "client_names",
@@ -182,6 +194,13 @@ fn certificate(one: &ServerCertificate) -> Value {
         ("key", (one.key != one.certificate).then(|| one.key.as_str().into())),
         ("names", (!one.names.is_empty()).then(|| one.names.clone().into())),
     ])
+}
+
+fn version(version: TlsVersion) -> Value {
+    match version {
+        TlsVersion::Tls12 => "TLSv1.2".into(),
+        TlsVersion::Tls13 => "TLSv1.3".into(),
+    }
 }
 
 fn client_name(name: &ClientName) -> Value {

@@ -143,6 +143,12 @@ fn tls(all: &[Chain<'_>]) -> ServerTls {
     let nameless = all.iter().find(|one| one.names.is_empty());
     let base = &nameless.unwrap_or(&all[0]).tls;
     let mut tls = ServerTls { only_known_names: nameless.is_none(), ..base.clone() };
+    if all.iter().any(|one| one.tls.versions != base.versions) {
+        tls.versions.clear();
+    }
+    if all.iter().any(|one| one.tls.alpn != base.alpn) {
+        tls.alpn = None;
+    }
     for one in all.iter().filter(|one| !one.names.is_empty()) {
         let own = ServerCertificate {
             certificate: one.tls.certificate.clone(),
@@ -156,6 +162,7 @@ fn tls(all: &[Chain<'_>]) -> ServerTls {
     if nameless.is_none() {
         // All are there with their names.
         tls.more.retain(|one| !one.names.is_empty());
+        tls.names.clone_from(&all[0].names);
     }
     tls
 }

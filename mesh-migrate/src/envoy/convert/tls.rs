@@ -3,7 +3,7 @@
 use super::Converter;
 use crate::{
     envoy::{parts, tree::Tree},
-    program::{ClientName, ClientTls, NamePart, ServerCertificate, ServerTls},
+    program::{ClientName, ClientTls, NamePart, ServerCertificate, ServerTls, TlsVersion},
 };
 
 impl Converter<'_> {
@@ -17,6 +17,12 @@ impl Converter<'_> {
         let roots = common.and_then(|common| self.roots(common));
         // Where they are in no file, a certificate is asked for all the same.
         let asks = context.is("require_client_certificate");
+        if let Some(field) = common.filter(|_| !asks).and_then(|common| {
+            common.entry("validation_context").or(common.entry("combined_validation_context"))
+        }) {
+            let how = "clients are not asked for a certificate: who shows one that Envoy does not believe comes in, too";
+            self.notes.approximated(&field.place, how);
+        }
         let mut client_roots = asks.then(|| roots.unwrap_or_default());
         let names = common.filter(|_| asks).and_then(|common| self.client_names(common));
         if names.is_none() && asks {
@@ -34,6 +40,7 @@ impl Converter<'_> {
             );
             return Some(ServerTls { client_roots, client_names, crl, ..ServerTls::default() });
         }
+        let (versions, alpn) = common.map(spoken).unwrap_or_default();
         let (certificate, key) = all.remove(0);
         let more = all.into_iter().map(|(certificate, key)| ServerCertificate {
             certificate,
@@ -47,6 +54,9 @@ impl Converter<'_> {
             key,
             more,
             only_known_names,
+            names: Vec::new(),
+            versions,
+            alpn: Some(alpn),
             client_roots,
             client_names,
             crl,
@@ -214,6 +224,22 @@ impl Converter<'_> {
         }
         found
     }
+}
+
+/// Versions and protocols (ALPN) of CommonTlsContext. Of versions BoringSSL speaks 1.2 and
+/// 1.3 to clients where none is written.
+fn spoken(common: &Tree) -> (Vec<TlsVersion>, Vec<String>) {
+    let params = common.msg("tls_params");
+    let is = |name: &str, version: &str| {
+        params.as_ref().and_then(|params| params.text(name)) == Some(version)
+    };
+    let versions = ServerTls::spoken(|version| match version {
+        TlsVersion::Tls12 => !is("tls_minimum_protocol_version", "TLSv1_3"),
+        TlsVersion::Tls13 => !["TLSv1_0", "TLSv1_1", "TLSv1_2"]
+            .iter()
+            .any(|most| is("tls_maximum_protocol_version", most)),
+    });
+    (versions, ServerTls::offered(common.texts("alpn_protocols")))
 }
 
 /// What a matcher of names says, if ours can.

@@ -271,9 +271,14 @@ fn bind(statement: &Statement) -> Verdict {
     if has("verify") && has("optional") {
         return approximated("clients without a certificate are served, those with one not asked");
     }
-    match has("ssl") {
-        true => approximated("TLS 1.2 and 1.3 with our own choice of ciphers"),
-        false => Verdict::Exact,
+    match (has("ssl"), has("alpn") || has("no-alpn")) {
+        (true, true) => approximated(
+            "TLS 1.2 or 1.3 with our own choice of ciphers; a client that wants other protocols (ALPN) than these only is refused",
+        ),
+        (true, false) => approximated(
+            "TLS 1.2 or 1.3 with our own choice of ciphers; HTTP/2 and HTTP/1.1 are offered (ALPN), as HAProxy does from 2.9 on",
+        ),
+        (false, _) => Verdict::Exact,
     }
 }
 

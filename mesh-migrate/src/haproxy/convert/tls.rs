@@ -1,6 +1,6 @@
 //! TLS of `bind` lines.
 
-use crate::program::{ServerCertificate, ServerTls, is_asked_for};
+use crate::program::{ServerCertificate, ServerTls, TlsVersion, is_asked_for};
 
 use super::{
     super::{
@@ -29,6 +29,11 @@ pub(super) fn server(config: &Config, bind: &Bind, notes: &mut Notes) -> Option<
         only_known_names: bind.settings.contains_key("strict-sni"),
         client_roots: is_asked.then(|| of_clients("ca-file").unwrap_or_default()),
         crl: of_clients("crl-file"),
+        versions: versions(config, bind),
+        alpn: match value("alpn") {
+            Some(offered) => Some(ServerTls::offered(offered.split(','))),
+            None => bind.settings.contains_key("no-alpn").then(Vec::new),
+        },
         ..ServerTls::default()
     };
     let mut all = Vec::new();
@@ -50,6 +55,33 @@ pub(super) fn server(config: &Config, bind: &Bind, notes: &mut Notes) -> Option<
         notes.approximated(&bind.place, how);
     }
     Some(tls)
+}
+
+/// Versions that are spoken at this line: the lowest and the highest are those of
+/// `ssl-default-bind-options` where it names none.
+fn versions(config: &Config, bind: &Bind) -> Vec<TlsVersion> {
+    let globals = config.tree.sections.iter().filter(|section| section.head.at(0) == "global");
+    let options = globals
+        .flat_map(|section| &section.statements)
+        .filter(|statement| statement.at(0) == "ssl-default-bind-options")
+        .flat_map(|statement| statement.from(1));
+    let mut words: Vec<&str> = options.map(|word| word.text.as_str()).collect();
+    for (name, values) in &bind.settings {
+        words.push(name);
+        words.extend(values.iter().map(String::as_str));
+    }
+    let last = |name: &str| {
+        let at = words.iter().rposition(|word| *word == name)?;
+        words.get(at + 1).copied()
+    };
+    let has = |name: &str| words.contains(&name);
+    let (least, most) = (last("ssl-min-ver"), last("ssl-max-ver"));
+    ServerTls::spoken(|version| match version {
+        TlsVersion::Tls12 => least != Some("TLSv1.3") && !has("no-tlsv12") && !has("force-tlsv13"),
+        TlsVersion::Tls13 => {
+            most.is_none_or(|most| most == "TLSv1.3") && !has("no-tlsv13") && !has("force-tlsv12")
+        }
+    })
 }
 
 /// What lines of a list name. A line that asks for certificates of clients is for one

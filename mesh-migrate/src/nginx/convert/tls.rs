@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{Condition, Directive, Heard, Rule, Server, ServerTls, Work, model, refusal};
 use crate::{
     nginx::model::Name,
-    program::{ServerCertificate, is_asked_for},
+    program::{ServerCertificate, TlsVersion, is_asked_for},
 };
 
 impl<'c> Work<'_, 'c> {
@@ -52,7 +52,25 @@ impl<'c> Work<'_, 'c> {
                 }
             }
         }
+        if tls.only_known_names {
+            // None of them is for names that are only in it.
+            let is_first = |one: &&ServerCertificate| one.certificate == tls.certificate;
+            let names = tls.more.iter().filter(is_first).flat_map(|one| one.names.clone());
+            tls.names = names.collect();
+        }
         (tls.client_roots, tls.crl) = self.clients(here[default].0);
+        let speaks = |version: &str| {
+            let said = model::inherited(&here[default].0.chain, "ssl_protocols")?;
+            Some(said.args.iter().any(|arg| arg == version))
+        };
+        tls.versions = match (speaks("TLSv1.2"), speaks("TLSv1.3")) {
+            (Some(true), Some(false)) => vec![TlsVersion::Tls12],
+            (Some(false), Some(true)) => vec![TlsVersion::Tls13],
+            _ => Vec::new(),
+        };
+        let is_on = |server: &Server<'c>| model::is_on(&server.chain, "http2", false);
+        let has_http2 = here.iter().any(|(server, listen)| listen.is_http2 || is_on(server));
+        tls.alpn = (!has_http2).then(|| vec!["http/1.1".to_owned()]);
         Some(tls)
     }
 

@@ -4,7 +4,7 @@ use crate::{
     decide::decide,
     envoy::{config::Config, convert::convert, explain::explain},
     ledger::{Ledger, Verdict},
-    program::{Program, ServerTls},
+    program::{Program, ServerTls, TlsVersion},
     request::{Http, Kind, Outcome, Request},
     source::Source,
 };
@@ -113,8 +113,9 @@ fn chains_by_name_are_one_listener() {
         "/c.pem /c.key c.b.example",
     ];
     assert_eq!(more(&tls), wanted);
-    // Envoy closes connections of others.
+    // Envoy closes connections of others, whatever stands in the certificate.
     assert!(tls.only_known_names);
+    assert_eq!(tls.names, ["*.example", "a.example"]);
     assert!(!asked(&ledger, "filter chain"), "{:?}", ledger.entries());
     let hosts =
         ["a.example", "x.y.example", "b.example", "B.example", "d.b.example", "c.b.example"];
@@ -131,6 +132,36 @@ fn chains_by_name_are_one_listener() {
         let (theirs, ours) = (explain(&config(&chains), &get(host)), decide(&program, &get(host)));
         assert_eq!(theirs.outcome, ours.outcome, "{host}");
     }
+}
+
+#[test]
+fn versions_and_protocols_are_carried() {
+    let speaks = |names: &[&str], common: Json| {
+        let mut chain = chain(names, &["a"], None, 201);
+        let own = &mut chain["transport_socket"]["typed_config"]["common_tls_context"];
+        own.as_object_mut().unwrap().extend(common.as_object().unwrap().clone());
+        chain
+    };
+    let params = |field: &str, version: &str| json!({ "tls_params": { field: version } });
+    let (least, most) = ("tls_minimum_protocol_version", "tls_maximum_protocol_version");
+    let offer = |all: &[&str]| json!({ "alpn_protocols": all });
+    for (common, versions, alpn) in [
+        (json!({}), vec![], vec![]),
+        (params(least, "TLSv1_3"), vec![TlsVersion::Tls13], vec![]),
+        (params(least, "TLSv1_2"), vec![], vec![]),
+        (params(most, "TLSv1_2"), vec![TlsVersion::Tls12], vec![]),
+        (offer(&["h2", "http/1.1"]), vec![], vec!["h2", "http/1.1"]),
+        (offer(&["http/1.1", "http/1.0"]), vec![], vec!["http/1.1"]),
+    ] {
+        let (_, tls, _) = converted(&[speaks(&[], common.clone())]);
+        let alpn = alpn.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!((tls.versions, tls.alpn), (versions, Some(alpn)), "{common}");
+    }
+    // Chains that differ get what all of them have together.
+    let differ =
+        [speaks(&["a.example"], params(least, "TLSv1_3")), speaks(&["b.example"], offer(&["h2"]))];
+    let (_, tls, _) = converted(&differ);
+    assert_eq!((tls.versions, tls.alpn), (vec![], None));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use crate::{
     haproxy::{Outside, convert, read},
     ledger::{Ledger, Verdict},
-    program::ServerTls,
+    program::{ServerTls, TlsVersion},
     source::{Place, Problem, Source},
 };
 
@@ -59,6 +59,35 @@ fn all_certificates_are_taken_in_their_order() {
     let (tls, ledger) = converted("", "ssl crt-list gone.list");
     assert_eq!((&*tls.certificate, tls.more.len()), ("", 0));
     assert!(said(&ledger, "no certificate is taken from gone.list"));
+}
+
+#[test]
+fn versions_and_protocols_are_carried() {
+    use TlsVersion::{Tls12, Tls13};
+    let least = "ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets";
+    for (global, bind, versions) in [
+        ("", "", vec![]),
+        ("", "ssl-min-ver TLSv1.3", vec![Tls13]),
+        ("", "ssl-max-ver TLSv1.2", vec![Tls12]),
+        ("", "force-tlsv13", vec![Tls13]),
+        ("", "no-tlsv13", vec![Tls12]),
+        ("", "ssl-max-ver TLSv1.1", vec![Tls12]),
+        (least, "", vec![Tls13]),
+        (least, "ssl-min-ver TLSv1.2", vec![]),
+    ] {
+        let (tls, _) = converted(global, &format!("ssl crt a.pem {bind}"));
+        assert_eq!(tls.versions, versions, "{global} {bind}");
+    }
+    for (bind, alpn) in [
+        ("", None),
+        ("alpn h2,http/1.1", Some(vec!["h2", "http/1.1"])),
+        ("alpn http/1.1,http/1.0", Some(vec!["http/1.1"])),
+        ("no-alpn", Some(vec![])),
+    ] {
+        let (tls, _) = converted("", &format!("ssl crt a.pem {bind}"));
+        let alpn = alpn.map(|all| all.into_iter().map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(tls.alpn, alpn, "{bind}");
+    }
 }
 
 #[test]

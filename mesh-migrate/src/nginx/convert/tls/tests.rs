@@ -5,7 +5,7 @@ use crate::{
         convert,
         tests::{config, get},
     },
-    program::{Program, ServerTls},
+    program::{Program, ServerTls, TlsVersion},
     request::Outcome,
 };
 
@@ -85,6 +85,24 @@ fn a_server_that_rejects_leaves_only_known_names() {
     assert!(tls.only_known_names);
     assert_eq!(tls.certificate, "/a.pem");
     assert_eq!(more(tls), ["/a.pem /a.key a.example"]);
+    assert_eq!(tls.names, ["a.example"]);
+}
+
+#[test]
+fn versions_and_protocols_are_carried() {
+    use TlsVersion::{Tls12, Tls13};
+    for (directives, versions, has_http2) in [
+        ("", vec![], false),
+        ("ssl_protocols TLSv1 TLSv1.2;", vec![Tls12], false),
+        ("ssl_protocols TLSv1.2 TLSv1.3; http2 on;", vec![], true),
+        ("ssl_protocols TLSv1.3;", vec![Tls13], false),
+        ("ssl_protocols TLSv1.1;", vec![], false),
+        ("listen 10.0.0.1:443 ssl http2;", vec![], true),
+    ] {
+        let (program, _) = converted(&server(&format!("{} {directives}", keys("a"))));
+        let tls = tls(&program);
+        assert_eq!((&tls.versions, tls.alpn.is_none()), (&versions, has_http2), "{directives}");
+    }
 }
 
 #[test]

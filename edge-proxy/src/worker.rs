@@ -254,9 +254,21 @@ impl Worker {
         bound: &mut Option<SocketAddr>,
     ) -> io::Result<Option<Box<dyn Listener>>> {
         let Some(addr) = wanted else { return Ok(None) };
-        let listener = self.shared.net.bind(addr, self.shared.config.workers > 1).await?;
+        let listener = self.shared.net.bind(addr, self.is_shared(addr)).await?;
         *bound = Some(listener.local_addr()?);
         Ok(Some(listener))
+    }
+
+    /// Workers share an address, and so do all addresses of IPv4 and all of both
+    /// kinds (`0.0.0.0` and `::`), of which the first is closer to IPv4.
+    fn is_shared(&self, addr: SocketAddr) -> bool {
+        let config = &self.shared.config;
+        let is_twin = |other: &ServiceListener| {
+            other.listen.ip().is_unspecified()
+                && other.listen.is_ipv4() != addr.is_ipv4()
+                && other.listen.port() == addr.port()
+        };
+        config.workers > 1 || addr.ip().is_unspecified() && config.listeners.iter().any(is_twin)
     }
 
     /// The kernel redirects captured IPv6 to `::1`: whoever listens for captured

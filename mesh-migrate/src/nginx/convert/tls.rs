@@ -59,19 +59,28 @@ impl<'c> Work<'_, 'c> {
             tls.names = names.collect();
         }
         (tls.client_roots, tls.crl) = self.clients(here[default].0);
-        let speaks = |version: &str| {
-            let said = model::inherited(&here[default].0.chain, "ssl_protocols")?;
-            Some(said.args.iter().any(|arg| arg == version))
-        };
-        tls.versions = match (speaks("TLSv1.2"), speaks("TLSv1.3")) {
-            (Some(true), Some(false)) => vec![TlsVersion::Tls12],
-            (Some(false), Some(true)) => vec![TlsVersion::Tls13],
-            _ => Vec::new(),
-        };
+        if let Some(said) = model::inherited(&here[default].0.chain, "ssl_protocols") {
+            tls.versions = self.versions(said);
+        }
         let is_on = |server: &Server<'c>| model::is_on(&server.chain, "http2", false);
         let has_http2 = here.iter().any(|(server, listen)| listen.is_http2 || is_on(server));
         tls.alpn = (!has_http2).then(|| vec!["http/1.1".to_owned()]);
         Some(tls)
+    }
+
+    fn versions(&mut self, said: &Directive) -> Vec<TlsVersion> {
+        let speaks = |version: &str| said.args.iter().any(|arg| arg == version);
+        let (old, new) = (speaks("TLSv1.2"), speaks("TLSv1.3"));
+        if said.args.len() == usize::from(old) + usize::from(new) {
+            self.exact(said);
+        } else {
+            self.approximated(said, "TLS before 1.2 is not spoken");
+        }
+        match (old, new) {
+            (true, false) => vec![TlsVersion::Tls12],
+            (false, true) => vec![TlsVersion::Tls13],
+            _ => Vec::new(),
+        }
     }
 
     /// Files of certificates and keys; several are of different kinds of keys.

@@ -6,7 +6,7 @@ use regex::bytes::Captures;
 
 use super::{Directive, Run, access::within};
 use crate::nginx::{
-    model::{Geo, Key, Map},
+    model::{Geo, Key, Map, Split},
     pattern::Pattern,
     template::{Part, Template},
 };
@@ -85,8 +85,9 @@ impl Run<'_, '_> {
             return Ok(value);
         }
         if let Some(split) = model.http.splits.get(name) {
-            let place = &split.directive.place;
-            return Err(format!("${name} is one of several by the hash of {place}"));
+            let value = self.of_split(split)?;
+            self.maps.insert(name.to_owned(), value.clone());
+            return Ok(value);
         }
         if let Some(geo) = model.http.geos.get(name) {
             return self.geo(geo);
@@ -96,6 +97,15 @@ impl Run<'_, '_> {
             None if self.known.contains(name) => Ok(Vec::new()),
             None => Err(format!("what ${name} is cannot be known from the configuration")),
         }
+    }
+
+    fn of_split(&mut self, split: &Split<'_>) -> Result<Vec<u8>, String> {
+        let text = Template::of(split.directive.arg(0)).and_then(|text| self.text(&text))?;
+        let Some((value, directive)) = split.of_text(&text) else { return Ok(Vec::new()) };
+        let value = self.text(value)?;
+        let (share, shown) = (&directive.name, String::from_utf8_lossy(&value));
+        self.step(&directive.place, format!("{shown:?} by the hash of the request: {share}"));
+        Ok(value)
     }
 
     fn geo(&mut self, geo: &Geo<'_>) -> Result<Vec<u8>, String> {

@@ -32,6 +32,35 @@ impl<'c> Split<'c> {
         }
         Ok(Self { directive, parts })
     }
+
+    /// The value of those whose text this is.
+    pub(in crate::nginx) fn of_text(&self, text: &[u8]) -> Option<(&Template, &'c Directive)> {
+        let hash = u64::from(murmur2(text));
+        let mut sum = 0;
+        let part = self.parts.iter().find(|(share, _, directive)| {
+            sum += u64::from(*share) * u64::from(u32::MAX) / 10_000;
+            hash < sum || directive.name == "*"
+        });
+        part.map(|(_, value, directive)| (value, *directive))
+    }
+}
+
+/// MurmurHash2 (A. Appleby), 32 bits, seed 0.
+fn murmur2(text: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    let (blocks, rest) = text.as_chunks::<4>();
+    for block in blocks {
+        let mut k = u32::from_le_bytes(*block).wrapping_mul(M);
+        k = (k ^ (k >> 24)).wrapping_mul(M);
+        hash = hash.wrapping_mul(M) ^ k;
+    }
+    if !rest.is_empty() {
+        let bytes = rest.iter().rev().fold(0, |bytes, byte| bytes << 8 | u32::from(*byte));
+        hash = (hash ^ bytes).wrapping_mul(M);
+    }
+    hash = (hash ^ (hash >> 13)).wrapping_mul(M);
+    hash ^ (hash >> 15)
 }
 
 fn hundredths(percent: &str) -> Option<u32> {

@@ -87,7 +87,7 @@ pub fn trailers_only(status: u32, text: &str) -> Response<Bytes> {
 
 /// Whether a client speaks gRPC, by its request's headers.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    let of_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    let of_grpc = |value: &HeaderValue| mesh_core::message::is_grpc(value.as_bytes());
     headers.get(header::CONTENT_TYPE).is_some_and(of_grpc)
 }
 

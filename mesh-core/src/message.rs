@@ -150,8 +150,14 @@ impl RequestHead {
     /// Whether the client speaks gRPC.
     pub fn is_grpc(&self) -> bool {
         let value = self.fields.known(Known::ContentType);
-        value.is_some_and(|value| value.starts_with(b"application/grpc"))
+        value.is_some_and(is_grpc)
     }
+}
+
+/// Whether a content type is gRPC's (gRPC over HTTP/2, "Content-Type"); gRPC-Web's is not.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| rest.first().is_none_or(|next| b"+; ".contains(next)))
 }
 
 /// The head of a response.
@@ -216,6 +222,8 @@ mod tests {
         let cases = [
             (Some("application/grpc"), true),
             (Some("application/grpc+proto"), true),
+            (Some("application/grpc;proto"), true),
+            (Some("application/grpc-web+proto"), false),
             (Some("application/json"), false),
             (None, false),
         ];

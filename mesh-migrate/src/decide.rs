@@ -327,6 +327,9 @@ impl Asked<'_> {
             }
             Said::Query => self.http.query().unwrap_or_default().to_owned(),
             Said::Header(name) => self.values(name).first().copied().unwrap_or_default().to_owned(),
+            Said::Headers(name) => {
+                self.values(name).join(if name == "cookie" { "; " } else { ", " })
+            }
             Said::Cookie(name) => {
                 let lines = self.values("cookie");
                 let pairs = lines.iter().flat_map(|line| line.split(';'));

@@ -65,6 +65,13 @@ impl Http {
         let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
+
+    /// All values of one, with this between them.
+    pub fn joined(&self, name: &str, between: &str) -> Option<String> {
+        let named = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        let all: Vec<&str> = named.map(|(_, value)| value.as_str()).collect();
+        (!all.is_empty()).then(|| all.join(between))
+    }
 }
 
 /// What is done with it, and why.

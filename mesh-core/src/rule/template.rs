@@ -20,7 +20,7 @@ pub enum BadTemplate {
     /// There is no such part of a request.
     #[error(
         "%{{{0}}} is not known: client_ip, forwarded_for, host, hostname, path, query, target, scheme, method, \
-         header:NAME, cookie:NAME and query:NAME are; %% is a percent sign"
+         header:NAME, headers:NAME, cookie:NAME and query:NAME are; %% is a percent sign"
     )]
     Unknown(Box<str>),
     /// There is no such change of a part.
@@ -73,6 +73,8 @@ enum Part {
     Method,
     /// Its first value.
     Header(HeaderName),
+    /// All its values (RFC 9110 section 5.2, of cookies RFC 9113 section 8.2.3).
+    Headers(HeaderName),
     /// The first of its name (RFC 6265 section 4.2.1).
     Cookie(Box<str>),
     /// The first of its name, as it was sent.
@@ -221,6 +223,11 @@ impl Part {
             Self::Header(name) => {
                 value.extend_from_slice(head.fields.get(name.as_str()).unwrap_or_default());
             }
+            Self::Headers(name) => {
+                let all: Vec<&[u8]> = head.fields.all(name.as_str()).collect();
+                let between = if *name == http::header::COOKIE { "; " } else { ", " };
+                value.extend_from_slice(&all.join(between.as_bytes()));
+            }
             Self::Cookie(name) => {
                 value.extend_from_slice(cookie(head, name.as_bytes()).unwrap_or_default());
             }
@@ -328,6 +335,7 @@ fn part(name: &str) -> Option<Part> {
         "method" => Part::Method,
         other => match other.split_once(':')? {
             ("header", name) => Part::Header(name.parse().ok()?),
+            ("headers", name) => Part::Headers(name.parse().ok()?),
             ("cookie", name) if !name.is_empty() => Part::Cookie(name.into()),
             ("query", name) if !name.is_empty() => Part::Parameter(name.into()),
             _ => return None,
@@ -370,6 +378,7 @@ mod tests {
             ("100%", "100%"),
             ("%%{path} %d", "%{path} %d"),
             ("%{path", "%{path"),
+            ("%{headers:cookie}|%{headers:x-none}", "a=b; sid=7; sid=8|"),
             ("%{cookie:sid}|%{cookie:none}|%{query:c}|%{query:x}", "7||d|"),
             ("%{host|lower}", "orders.shop:8080"),
             (r"%{path|s~^/([^/]{1,3})/(.*)$~$2-${1}~}!", "b-a!"),

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::{object, route::template, some_list};
-use crate::program::{Condition, Text};
+use crate::program::{Condition, Said, Text};
 
 /// Clauses of one condition, at most.
 const MAX_CLAUSES: usize = 256;
@@ -34,7 +34,6 @@ pub(super) struct Clause {
     path: Option<Text>,
     method: Option<String>,
     headers: Vec<(String, Text)>,
-    query: Vec<(String, Text)>,
     sources: Option<Vec<String>>,
     /// Each a match that must hold, too.
     also: Vec<Value>,
@@ -46,8 +45,7 @@ pub(super) struct Clause {
 impl Clause {
     /// HTTPRouteMatch; `None` matches everything.
     pub(super) fn matching(&self) -> Option<Value> {
-        let matching =
-            matching(self.path.as_ref(), self.method.as_deref(), &self.headers, &self.query);
+        let matching = matching(self.path.as_ref(), self.method.as_deref(), &self.headers);
         (matching != json!({})).then_some(matching)
     }
 
@@ -81,7 +79,6 @@ impl Clause {
             && is_or_any(&self.method, &other.method)
             && is_or_any(&self.sources, &other.sources)
             && is_in(&self.headers, &other.headers)
-            && is_in(&self.query, &other.query)
             && is_in(&self.also, &other.also)
             && is_in(&self.unless, &other.unless)
             && is_in(&self.not_sources, &other.not_sources)
@@ -94,7 +91,7 @@ impl Clause {
             (Some(a), Some(b)) => match path_and(a, b) {
                 Both::One(path) => both.path = Some(path),
                 Both::Never => return Ok(None),
-                Both::Two => extend(&mut both.also, &[matching(Some(b), None, &[], &[])]),
+                Both::Two => extend(&mut both.also, &[matching(Some(b), None, &[])]),
             },
             (None, Some(_)) => both.path.clone_from(&other.path),
             (_, None) => {}
@@ -111,12 +108,7 @@ impl Clause {
         }
         for header in &other.headers {
             let rest = named(&mut both.headers, header);
-            let rest = rest.map(|one| matching(None, None, &[one], &[]));
-            extend(&mut both.also, rest.as_slice());
-        }
-        for query in &other.query {
-            let rest = named(&mut both.query, query);
-            let rest = rest.map(|one| matching(None, None, &[], &[one]));
+            let rest = rest.map(|one| matching(None, None, &[one]));
             extend(&mut both.also, rest.as_slice());
         }
         extend(&mut both.also, &other.also);
@@ -235,13 +227,12 @@ fn of(condition: &Condition, holds: bool) -> Result<Vec<Clause>, Unsayable> {
             let headers = vec![(name.to_ascii_lowercase(), text.clone())];
             Ok(vec![Clause { headers, ..Clause::default() }])
         }
-        (Condition::Query(name, text), true) => {
-            Ok(vec![Clause { query: vec![(name.clone(), text.clone())], ..Clause::default() }])
-        }
+        // Gateway API's are decoded, and those of legacy proxies are not.
+        (Condition::Query(name, text), holds) => of(&parameter(name, text), holds),
         // No route of Gateway API has such names: they stand in our policy alone.
         (Condition::Said(said, text), holds) => {
             let text = if *text == Text::Present { &Text::Pattern("(?s:.+)".into()) } else { text };
-            let one = matching(None, None, &[(template(said), text.clone())], &[]);
+            let one = matching(None, None, &[(template(said), text.clone())]);
             Ok(match holds {
                 true => vec![Clause { also: vec![one], ..Clause::default() }],
                 false => unless(vec![one]),
@@ -253,18 +244,32 @@ fn of(condition: &Condition, holds: bool) -> Result<Vec<Clause>, Unsayable> {
         (Condition::Source(blocks), false) => {
             Ok(vec![Clause { not_sources: blocks.clone(), ..Clause::default() }])
         }
-        (Condition::Path(path), false) => Ok(unless(vec![matching(Some(path), None, &[], &[])])),
+        (Condition::Path(path), false) => Ok(unless(vec![matching(Some(path), None, &[])])),
         (Condition::Method(methods), false) => {
-            Ok(unless(methods.iter().map(|m| matching(None, Some(m), &[], &[])).collect()))
+            Ok(unless(methods.iter().map(|m| matching(None, Some(m), &[])).collect()))
         }
         (Condition::Header(name, text), false) => {
             let header = (name.to_ascii_lowercase(), text.clone());
-            Ok(unless(vec![matching(None, None, &[header], &[])]))
-        }
-        (Condition::Query(name, text), false) => {
-            Ok(unless(vec![matching(None, None, &[], &[(name.clone(), text.clone())])]))
+            Ok(unless(vec![matching(None, None, &[header])]))
         }
     }
+}
+
+/// The same of the first parameter of this name, as it is sent.
+fn parameter(name: &str, text: &Text) -> Condition {
+    let inner = regex::escape(name);
+    let present = Text::Pattern(format!("(?s)(?:.*&)?{inner}(?:[=&].*)?"));
+    let present = Condition::Said(Said::Query, present);
+    let may_be_empty = match text {
+        Text::Present => return present,
+        Text::Exact(text) | Text::Prefix(text) => text.is_empty(),
+        Text::Pattern(pattern) => {
+            let whole = regex::bytes::RegexBuilder::new(&format!(r"\A(?:{pattern})\z"));
+            { whole }.unicode(false).build().is_ok_and(|whole| whole.is_match(b""))
+        }
+    };
+    let value = Condition::Said(Said::Parameter(name.to_owned()), text.clone());
+    if may_be_empty { Condition::All(vec![present, value]) } else { value }
 }
 
 fn unless(matches: Vec<Value>) -> Vec<Clause> {
@@ -287,12 +292,7 @@ fn each(a: &[Clause], b: &[Clause]) -> Result<Vec<Clause>, Unsayable> {
 }
 
 /// HTTPRouteMatch.
-fn matching(
-    path: Option<&Text>,
-    method: Option<&str>,
-    headers: &[(String, Text)],
-    query: &[(String, Text)],
-) -> Value {
+fn matching(path: Option<&Text>, method: Option<&str>, headers: &[(String, Text)]) -> Value {
     let path = path.filter(|path| **path != Text::Prefix("/".into())).map(|path| match path {
         Text::Exact(path) => json!({ "type": "Exact", "value": path }),
         other => json!({ "type": "RegularExpression", "value": pattern(other) }),
@@ -305,7 +305,6 @@ fn matching(
         ("path", path),
         ("method", method.map(Into::into)),
         ("headers", some_list(headers.iter().map(value).collect())),
-        ("queryParams", some_list(query.iter().map(value).collect())),
     ])
 }
 

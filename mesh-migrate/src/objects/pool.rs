@@ -89,7 +89,7 @@ impl Making<'_> {
                 Key::Header(name) => json!({ "header": name }),
                 Key::Cookie(name, life) => object([
                     ("cookie", Some(name.as_str().into())),
-                    ("cookieTtl", life.map(duration)),
+                    ("cookieTtl", life.filter(|life| !life.is_zero()).map(duration)),
                 ]),
                 Key::Path(depth) => json!({ "path": { "depth": depth } }),
                 Key::Query(name) => json!({ "query": name }),
@@ -102,10 +102,13 @@ impl Making<'_> {
                 let how = "an endpoint is left alone for 100 ms to an hour";
                 self.ledger.approximated(&pool.place, how);
             }
-            json!({
-                "consecutiveFailures": outlier.failures,
-                "baseEjection": duration(ejection),
-            })
+            match outlier.failures {
+                0 => json!({ "consecutiveFailures": 0, "successRate": { "off": true } }),
+                failures => json!({
+                    "consecutiveFailures": failures,
+                    "baseEjection": duration(ejection),
+                }),
+            }
         });
         let balance = object([("affinity", affinity), ("outlier", outlier)]);
         let limits = pool.limits;

@@ -316,6 +316,7 @@ impl Making<'_> {
 /// As our policy writes what a request says.
 pub(super) fn template(said: &Said) -> String {
     match said {
+        Said::Headers(name) => format!("%{{headers:{name}}}"),
         Said::Cookie(name) => format!("%{{cookie:{name}}}"),
         Said::Parameter(name) => format!("%{{query:{name}}}"),
         Said::Changed(of, change) => {

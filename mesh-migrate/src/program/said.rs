@@ -21,8 +21,10 @@ pub enum Said {
     Target,
     /// The query, without its `?`.
     Query,
-    /// A header, name in lower case.
+    /// The first value of a header, name in lower case.
     Header(String),
+    /// All values of a header, with commas between, of cookies with semicolons.
+    Headers(String),
     /// The first cookie of this name.
     Cookie(String),
     /// The first parameter of the query of this name, as it was sent.

@@ -372,7 +372,17 @@ impl<'c> Converter<'c> {
             _ => 301,
         };
         let own = if within.is_tls { "https" } else { "http" };
-        let scheme = redirect.some_text("scheme_redirect").map(String::from);
+        let scheme = redirect.some_text("scheme_redirect").map(str::to_ascii_lowercase);
+        if let Some(other) = scheme.as_ref().filter(|s| !["http", "https"].contains(&s.as_str()))
+            && let Some(field) = redirect.entry("scheme_redirect")
+        {
+            let question = format!(
+                "A redirect of ours leads to http or https, not to {other}. Until it is said, it is answered 501."
+            );
+            let choices = ["another address", "the application redirects"];
+            self.notes.decision(&field.place, question, &choices);
+            return Reply { status: 501, ..Reply::default() };
+        }
         let scheme = scheme
             .unwrap_or_else(|| if redirect.is("https_redirect") { "https" } else { own }.into());
         let mut location = Location {

@@ -403,30 +403,50 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
             match acl::ranges(leaf.pattern.split(' ')).as_slice() {
                 [(1 | i64::MIN..=0, i64::MAX)] => Ok(Condition::Header(first, Text::Present)),
                 [(i64::MIN..=0, 0)] => Ok(not(Condition::Header(first, Text::Present))),
-                // Between commas, of one line.
+                // Between commas, of all lines.
                 [(low @ 1.., high)] if *high == i64::MAX || *high < 100 => {
                     let low = low - 1;
                     let high =
                         if *high == i64::MAX { String::new() } else { (high - 1).to_string() };
                     let pattern = format!("[^,]*(?:,[^,]*){{{low},{high}}}");
                     let present = Condition::Header(first.clone(), Text::Present);
-                    Ok(all([present, Condition::Header(first, Text::Pattern(pattern))]))
+                    let lines = Condition::Said(Said::Headers(first), Text::Pattern(pattern));
+                    Ok(all([present, lines]))
                 }
                 _ => unsaid(),
             }
         }
         // A body is as long as it is announced to be.
-        "req.hdr_val" | "req.body_size" if leaf.method == Method::Int => {
-            let header = if name == "req.hdr_val" { first } else { "content-length".to_owned() };
-            Ok(Condition::Header(header, Text::Pattern(numbers(leaf)?)))
+        // One of a list; what stands behind a number is not read.
+        "req.hdr_val" if leaf.method == Method::Int && call.argument(1).is_empty() => {
+            let number = numbers(leaf)?;
+            let pattern = format!("(?s)(?:.*,)?[ \\t]*(?:{number})(?:[^0-9,][^,]*)?(?:,.*)?");
+            Ok(Condition::Said(Said::Headers(first), Text::Pattern(pattern)))
+        }
+        "req.body_size" if leaf.method == Method::Int => {
+            Ok(Condition::Header("content-length".to_owned(), Text::Pattern(numbers(leaf)?)))
         }
         "url_param" if leaf.method == Method::Int && call.argument(1).is_empty() => {
-            let pattern = numbers(leaf)?;
-            Ok(Condition::Query(call.argument(0).to_owned(), Text::Pattern(pattern)))
+            let number = format!("(?:{})(?:[^0-9&;][^&;]*)?", numbers(leaf)?);
+            Ok(parameter(call.argument(0), &number))
         }
         "req.cook" => cookie(call.argument(0), leaf),
         "url_param" if call.argument(1).is_empty() => {
-            Ok(Condition::Query(call.argument(0).to_owned(), text(leaf)?))
+            let name = call.argument(0);
+            let text = text(leaf)?;
+            let inner = match &text {
+                Text::Exact(text) => regex::escape(text),
+                Text::Prefix(text) => format!("{}[^&;]*", regex::escape(text)),
+                Text::Present => "[^&;]*".to_owned(),
+                Text::Pattern(pattern) => pattern.replace("(?s:.*)", "[^&;]*"),
+            };
+            // What else may take several of them is compared with the first.
+            let is_open = matches!(text, Text::Pattern(_)) && inner.contains(['.', '\\'])
+                || inner.matches("[^").count() != inner.matches("[^&;]").count();
+            match is_open {
+                true => Ok(Condition::Query(name.to_owned(), text)),
+                false => Ok(parameter(name, &inner)),
+            }
         }
         "src" if leaf.method == Method::Ip => match acl::block(&leaf.pattern) {
             Some((ip, length)) => Ok(Condition::Source(vec![format!("{ip}/{length}")])),
@@ -459,4 +479,11 @@ fn has_query() -> Condition {
 
 fn server_name(name: String) -> Condition {
     Condition::Header(SERVER_NAME.to_owned(), Text::Exact(name))
+}
+
+/// One of the parameters of this name, as it is sent; `;` divides them, too.
+fn parameter(name: &str, inner: &str) -> Condition {
+    let name = regex::escape(name);
+    let pattern = format!("(?s)(?:.*[&;])?{name}=(?:{inner})(?:[&;].*)?");
+    Condition::Said(Said::Query, Text::Pattern(pattern))
 }

@@ -3,7 +3,7 @@
 use super::{
     At, Condition, Directive, Reply, Rule, Text, Then, Work, all, any,
     leaf::{Here, with_query},
-    locations::Leaf,
+    locations::{Leaf, slashed},
     refusal,
     replies::redirect_to,
 };
@@ -255,7 +255,7 @@ impl<'m, 'c> Work<'m, 'c> {
         let before = rules.len();
         let is_said = found.into_iter().all(|(when, leaf)| match leaf {
             Leaf::Redirect(location) => {
-                let reply = redirect_to(at, 301, PathChange::Whole(location.text.clone()));
+                let reply = redirect_to(at, 301, slashed(location));
                 rules.push(Rule { place: by.place.clone(), when, then: Then::Reply(reply) });
                 true
             }

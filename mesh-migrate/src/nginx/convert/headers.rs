@@ -335,14 +335,40 @@ fn said_part(
             }
             let is_plain = |name: &&str| !name.is_empty();
             if let Some(name) = name.strip_prefix("arg_").filter(is_plain) {
-                Said::Parameter(name.to_owned())
+                return argument(name);
             } else if let Some(name) = name.strip_prefix("cookie_").filter(is_plain) {
-                Said::Cookie(name.to_owned())
+                return cookie(name);
             } else {
-                Said::Header(name.strip_prefix("http_").filter(is_plain)?.replace('_', "-"))
+                header(name.strip_prefix("http_").filter(is_plain)?)
             }
         }
     })
+}
+
+/// `$http_…`: lists of addresses and cookies are all of theirs, others the first.
+pub(super) fn header(name: &str) -> Said {
+    let name = name.replace('_', "-");
+    match name.as_str() {
+        "cookie" | "x-forwarded-for" => Said::Headers(name),
+        _ => Said::Header(name),
+    }
+}
+
+/// The first parameter of this name, in any case, as it is sent
+/// (`ngx_http_arg`).
+pub(super) fn argument(name: &str) -> Option<Said> {
+    let name = regex::escape(name);
+    let pattern = format!("(?s)^(?:|.*?&)(?i:{name})=([^&]*).*$|^.*$");
+    Said::Query.changed(SaidChange::Replace { pattern, substitution: "$1".into(), all: false })
+}
+
+/// The first cookie of this name, in any case; commas divide them, too
+/// (`ngx_http_parse_multi_header_lines`).
+pub(super) fn cookie(name: &str) -> Option<Said> {
+    let name = regex::escape(name);
+    let pattern = format!("(?s)^(?:|.*?[;,]) *(?i:{name}) *= *([^;,]*).*$|^.*$");
+    let change = SaidChange::Replace { pattern, substitution: "$1".into(), all: false };
+    Said::Headers("cookie".into()).changed(change)
 }
 
 /// A group of the pattern, as a substitution names it; names are in lower case here.

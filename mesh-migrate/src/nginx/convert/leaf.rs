@@ -3,8 +3,10 @@
 use std::rc::Rc;
 
 use super::{
-    At, Condition, Directive, Reply, Rule, Server, Template, Then, Work, all, locations::Leaf,
-    refusal, replies::redirect_to,
+    At, Condition, Directive, Reply, Rule, Server, Template, Then, Work, all,
+    locations::{Leaf, slashed},
+    refusal,
+    replies::redirect_to,
 };
 use crate::{
     nginx::{
@@ -112,10 +114,14 @@ impl<'m, 'c> Work<'m, 'c> {
                 Leaf::Redirect(location) => {
                     let reply = match model::inherited(&location.chain, "internal") {
                         Some(_) => Reply { status: 404, ..Reply::default() },
-                        None => redirect_to(at, 301, PathChange::Whole(location.text.clone())),
+                        None => redirect_to(at, 301, slashed(location)),
                     };
                     let place = location.directive.place.clone();
-                    let has_own = |l: &Location<'_>| l.directive.all("add_header").next().is_some();
+                    let has_own = |l: &Location<'_>| {
+                        l.is_prefix()
+                            && location.text.starts_with(l.text.as_str())
+                            && l.directive.all("add_header").next().is_some()
+                    };
                     if server.locations.iter().any(has_own) {
                         let how = "the redirect to this path has headers of add_header as they are around it; with nginx those of a location with a shorter path";
                         self.approximated(location.directive, how);

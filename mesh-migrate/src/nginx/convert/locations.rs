@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, ops::Bound};
 
 use super::{Condition, Text, Work, all, any, path_begins};
 use crate::nginx::model::{Kind, Location, redirecting};
+use crate::program::PathChange;
 
 /// What stands behind a condition.
 #[derive(Clone, Copy)]
@@ -111,6 +112,12 @@ impl<'c> Work<'_, 'c> {
             self.decision(location.directive, question, &["another pattern", "prefixes"]);
         }
     }
+}
+
+/// Its path, where a path without its last slash is led to.
+pub(super) fn slashed(location: &Location<'_>) -> PathChange {
+    let escaped = crate::nginx::uri::escaped(location.text.as_bytes());
+    PathChange::Whole(String::from_utf8_lossy(&escaped).into_owned())
 }
 
 /// The location has the longest prefix of its level.

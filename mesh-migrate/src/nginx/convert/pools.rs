@@ -282,7 +282,14 @@ impl<'m, 'c> Work<'m, 'c> {
         }
         // Nobody is left alone for no time.
         let mut peers = upstream.peers.iter();
-        let first = peers.find(|peer| peer.max_fails > 0 && !peer.fail_timeout.is_zero())?;
+        let Some(first) = peers.find(|peer| peer.max_fails > 0 && !peer.fail_timeout.is_zero())
+        else {
+            return Some(Outlier { failures: 0, ejection: Duration::from_secs(10) });
+        };
+        self.approximated(
+            upstream.directive,
+            "answers of 500 to 599 are failures of a server, too, whatever proxy_next_upstream says",
+        );
         for peer in &upstream.peers {
             if (peer.max_fails, peer.fail_timeout) != (first.max_fails, first.fail_timeout) {
                 let how = format!(

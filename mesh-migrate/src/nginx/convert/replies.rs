@@ -2,7 +2,7 @@
 
 use super::{
     At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all,
-    headers::said as said_of,
+    headers::{argument, cookie, header, said as said_of},
     hosts,
     leads::{UNNAMED, is_bare, leads},
     leaf::{Here, substitution},
@@ -316,30 +316,19 @@ impl<'m, 'c> Work<'m, 'c> {
             _ => Text::Pattern(any_case(inner(".+"))),
         };
         let Some(name) = subject.variable() else { return said(at, subject, text) };
-        let or_absent = |wanted: Condition, present: Condition| match test {
-            Test::Equals("", _) => Condition::Any(vec![wanted, Condition::Not(Box::new(present))]),
-            // A pattern may take nothing, too: an absent value is nothing.
-            Test::Matches(pattern) if pattern.is_match(b"") => {
-                Condition::Any(vec![wanted, Condition::Not(Box::new(present))])
-            }
-            _ => wanted,
+        // What is absent is empty.
+        let text = match (text, test) {
+            (Text::Exact(_), Test::Equals("", _)) => Text::Pattern("(?:)".into()),
+            (text, _) => text,
         };
-        if let Some(header) = name.strip_prefix("http_") {
-            let header = header.replace('_', "-");
-            let present = Condition::Header(header.clone(), Text::Present);
-            return Some(or_absent(Condition::Header(header, text), present));
-        }
-        if let Some(argument) = name.strip_prefix("arg_") {
-            let present = Condition::Query(argument.to_owned(), Text::Present);
-            return Some(or_absent(Condition::Query(argument.to_owned(), text), present));
-        }
-        if let Some(cookie) = name.strip_prefix("cookie_") {
-            let Test::Equals(value, is_any_case) = test else { return said(at, subject, text) };
-            let flag = if *is_any_case { "i" } else { "" };
-            let (name, text) = (regex::escape(cookie), regex::escape(value));
-            let pattern = format!("(?:.*;)? *(?i:{name}) *= *(?{flag}:{text})(?:;.*)?");
-            return (!value.is_empty())
-                .then(|| Condition::Header("cookie".into(), Text::Pattern(pattern)));
+        let single = name
+            .strip_prefix("http_")
+            .filter(|name| !name.is_empty() && *name != "host")
+            .map(|name| Some(header(name)))
+            .or_else(|| name.strip_prefix("arg_").map(argument))
+            .or_else(|| name.strip_prefix("cookie_").map(cookie));
+        if let Some(said) = single {
+            return Some(Condition::Said(said?, text));
         }
         match (name, test) {
             ("host", _) => {
@@ -373,14 +362,12 @@ fn said(at: &At<'_, '_>, subject: &Template, text: Text) -> Option<Condition> {
 }
 
 fn method(test: &Test<'_>) -> Option<Condition> {
-    const ALL: [&str; 9] =
-        ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
     Some(Condition::Method(match test {
         Test::Equals(method, true) => vec![method.to_ascii_uppercase()],
         Test::Equals(method, false) => vec![(*method).to_owned()],
+        // There are more methods than one can name.
         Test::Matches(pattern) => {
-            let taken = ALL.iter().filter(|method| pattern.is_match(method.as_bytes()));
-            taken.map(|&method| method.to_owned()).collect()
+            return Some(Condition::Said(Said::Method, Text::Pattern(pattern.whole())));
         }
         Test::Below(_) | Test::Tail(_) => return None,
     }))

@@ -200,9 +200,14 @@ impl<'m, 'c> Work<'m, 'c> {
         let Some(block) = map.or_else(|| model.http.geos.get(name).map(|geo| geo.directive)) else {
             return;
         };
+        let is_new = !self.verdicts.contains_key(&(block.place.clone(), block.head_last));
         self.exact(block);
         for inner in block.inside() {
             self.exact(inner);
+        }
+        // And what it is a map of.
+        if let Some(map) = model.http.maps.get(name).filter(|_| is_new) {
+            map.source.variables().for_each(|name| self.used(name));
         }
     }
 

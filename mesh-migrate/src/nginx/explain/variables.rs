@@ -127,16 +127,26 @@ impl Run<'_, '_> {
     fn built_in(&mut self, name: &str) -> Option<Vec<u8>> {
         if let Some(header) = name.strip_prefix("http_") {
             let header = header.replace('_', "-");
+            // Only these are more than the first (`ngx_http_variable_headers`).
+            let all = match header.as_str() {
+                "cookie" => Some("; "),
+                "x-forwarded-for" => Some(", "),
+                _ => None,
+            };
+            if let Some(between) = all {
+                return Some(self.http.joined(&header, between).unwrap_or_default().into_bytes());
+            }
             return Some(self.http.header(&header).unwrap_or_default().as_bytes().to_vec());
         }
         if let Some(wanted) = name.strip_prefix("arg_") {
             return Some(argument(&self.args, wanted.as_bytes()));
         }
         if let Some(wanted) = name.strip_prefix("cookie_") {
-            let cookies = self.http.header("cookie").unwrap_or_default();
-            let mut pairs = cookies.split(';').filter_map(|pair| pair.trim_start().split_once('='));
-            let found = pairs.find(|(known, _)| known.eq_ignore_ascii_case(wanted));
-            return Some(found.map_or("", |(_, value)| value).as_bytes().to_vec());
+            let cookies = self.http.joined("cookie", "; ").unwrap_or_default();
+            let pairs = cookies.split([';', ',']);
+            let mut pairs = pairs.filter_map(|pair| pair.trim_start().split_once('='));
+            let found = pairs.find(|(known, _)| known.trim_end().eq_ignore_ascii_case(wanted));
+            return Some(found.map_or("", |(_, value)| value.trim_start()).as_bytes().to_vec());
         }
         let text = match name {
             "host" => self.host.clone().unwrap_or_else(|| self.server.name()),
@@ -164,7 +174,7 @@ impl Run<'_, '_> {
                 let version = if self.http.is_http10 { "1.0" } else { "1.1" };
                 format!("{} {} HTTP/{version}", self.http.method, self.http.target)
             }
-            "proxy_add_x_forwarded_for" => match self.http.header("x-forwarded-for") {
+            "proxy_add_x_forwarded_for" => match self.http.joined("x-forwarded-for", ", ") {
                 Some(before) => format!("{before}, {}", self.source),
                 None => self.source.to_string(),
             },

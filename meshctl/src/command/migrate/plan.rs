@@ -150,7 +150,7 @@ impl Show for Planned {
             for file in &self.written {
                 text += &format!("  wrote {file}\n");
             }
-            text += &format!("Next: edge-proxy --check --config {proxy}\n");
+            text += &format!("Next: edge-proxy --config {proxy}, or meshctl migrate shadow\n");
         }
         text
     }

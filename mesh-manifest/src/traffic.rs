@@ -143,7 +143,7 @@ pub struct RulePolicy {
     /// After what filters change. In values `%{client_ip}`, `%{forwarded_for}`
     /// (`X-Forwarded-For` with the client's address appended), `%{host}`,
     /// `%{hostname}`, `%{path}`, `%{query}`, `%{target}`, `%{scheme}`,
-    /// `%{method}`, `%{header:NAME}`, `%{cookie:NAME}` and `%{query:NAME}` are
+    /// `%{method}`, `%{header:NAME}`, `%{headers:NAME}`, `%{cookie:NAME}` and `%{query:NAME}` are
     /// the client's, changed by `%{host|lower}` or
     /// `%{path|s~PATTERN~SUBSTITUTION~}`; `%%` is a percent sign. An empty
     /// value is no header.

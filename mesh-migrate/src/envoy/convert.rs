@@ -150,7 +150,7 @@ impl<'c> Converter<'c> {
             otherwise: Reply { status: 404, ..Reply::default() },
             forwarded,
             paths: paths(hcm),
-            drops_underscores: false,
+            drops_underscores: drops_underscores(hcm),
         };
         if let Some((rules, tls)) = self.by_names(listener, chains, port) {
             return Some((accepts(rules, forwarded), Some(tls)));
@@ -392,6 +392,12 @@ fn rule(place: &Place, when: Condition, then: crate::program::Then) -> Rule {
 }
 
 /// What rules see of paths.
+fn drops_underscores(hcm: &Tree) -> bool {
+    let common = hcm.msg("common_http_protocol_options");
+    let action = common.and_then(|common| common.text("headers_with_underscores_action"));
+    action.is_some_and(|action| ["REJECT_REQUEST", "DROP_HEADER"].contains(&action))
+}
+
 fn paths(hcm: &Tree) -> Paths {
     let form = if hcm.is("normalize_path") { PathForm::Rfc3986 } else { PathForm::Sent };
     Paths { form, merge_slashes: hcm.is("merge_slashes"), as_sent: false }

@@ -92,6 +92,18 @@ fn set_header(
 ) {
     let constant = state.constant(walk.front, value);
     let said = said(walk, value, state).filter(|_| constant.is_err());
+    let is_host = |said: &Said| match said {
+        Said::Header(name) => name == "host",
+        said => *said == Said::Host,
+    };
+    let is_lower = |said: &Said| match said {
+        Said::Changed(of, SaidChange::Lower) => is_host(of),
+        said => is_host(said),
+    };
+    if name == "host" && said.as_ref().is_some_and(is_lower) {
+        let how = "Host stays as the client writes it, in capitals or not";
+        return walk.notes.approximated(place, how);
+    }
     if name == "host" && said.is_some() {
         let how = "Host stays as the client sends it: ours sets it to fixed names only";
         walk.notes.approximated(place, how);

@@ -400,23 +400,8 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
         "req.hdr" if !call.argument(1).is_empty() => unsaid(),
         "req.hdr" => header(&first, leaf),
         "req.hdr_cnt" | "req.fhdr_cnt" if leaf.method == Method::Int => {
-            match acl::ranges(leaf.pattern.split(' ')).as_slice() {
-                [(1 | i64::MIN..=0, i64::MAX)] => Ok(Condition::Header(first, Text::Present)),
-                [(i64::MIN..=0, 0)] => Ok(not(Condition::Header(first, Text::Present))),
-                // Between commas, of all lines.
-                [(low @ 1.., high)] if *high == i64::MAX || *high < 100 => {
-                    let low = low - 1;
-                    let high =
-                        if *high == i64::MAX { String::new() } else { (high - 1).to_string() };
-                    let pattern = format!("[^,]*(?:,[^,]*){{{low},{high}}}");
-                    let present = Condition::Header(first.clone(), Text::Present);
-                    let lines = Condition::Said(Said::Headers(first), Text::Pattern(pattern));
-                    Ok(all([present, lines]))
-                }
-                _ => unsaid(),
-            }
+            counted(first, leaf).map_or_else(unsaid, Ok)
         }
-        // A body is as long as it is announced to be.
         // One of a list; what stands behind a number is not read.
         "req.hdr_val" if leaf.method == Method::Int && call.argument(1).is_empty() => {
             let number = numbers(leaf)?;
@@ -426,28 +411,8 @@ fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsa
         "req.body_size" if leaf.method == Method::Int => {
             Ok(Condition::Header("content-length".to_owned(), Text::Pattern(numbers(leaf)?)))
         }
-        "url_param" if leaf.method == Method::Int && call.argument(1).is_empty() => {
-            let number = format!("(?:{})(?:[^0-9&;][^&;]*)?", numbers(leaf)?);
-            Ok(parameter(call.argument(0), &number))
-        }
         "req.cook" => cookie(call.argument(0), leaf),
-        "url_param" if call.argument(1).is_empty() => {
-            let name = call.argument(0);
-            let text = text(leaf)?;
-            let inner = match &text {
-                Text::Exact(text) => regex::escape(text),
-                Text::Prefix(text) => format!("{}[^&;]*", regex::escape(text)),
-                Text::Present => "[^&;]*".to_owned(),
-                Text::Pattern(pattern) => pattern.replace("(?s:.*)", "[^&;]*"),
-            };
-            // What else may take several of them is compared with the first.
-            let is_open = matches!(text, Text::Pattern(_)) && inner.contains(['.', '\\'])
-                || inner.matches("[^").count() != inner.matches("[^&;]").count();
-            match is_open {
-                true => Ok(Condition::Query(name.to_owned(), text)),
-                false => Ok(parameter(name, &inner)),
-            }
-        }
+        "url_param" if call.argument(1).is_empty() => of_parameter(call.argument(0), leaf),
         "src" if leaf.method == Method::Ip => match acl::block(&leaf.pattern) {
             Some((ip, length)) => Ok(Condition::Source(vec![format!("{ip}/{length}")])),
             None => Err(format!("{:?} is no network", leaf.pattern)),
@@ -486,4 +451,44 @@ fn parameter(name: &str, inner: &str) -> Condition {
     let name = regex::escape(name);
     let pattern = format!("(?s)(?:.*[&;])?{name}=(?:{inner})(?:[&;].*)?");
     Condition::Said(Said::Query, Text::Pattern(pattern))
+}
+
+/// How many values a header has: between commas, of all lines.
+fn counted(name: String, leaf: &Leaf) -> Option<Condition> {
+    let present = Condition::Header(name.clone(), Text::Present);
+    match acl::ranges(leaf.pattern.split(' ')).as_slice() {
+        [(1 | i64::MIN..=0, i64::MAX)] => Some(present),
+        [(i64::MIN..=0, 0)] => Some(not(present)),
+        [(low @ 1.., high)] if *high == i64::MAX || *high < 100 => {
+            let low = low - 1;
+            let high = if *high == i64::MAX { String::new() } else { (high - 1).to_string() };
+            let pattern = format!("[^,]*(?:,[^,]*){{{low},{high}}}");
+            let lines = Condition::Said(Said::Headers(name), Text::Pattern(pattern));
+            Some(all([present, lines]))
+        }
+        _ => None,
+    }
+}
+
+/// Of the parameters of this name one is so.
+fn of_parameter(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
+    if leaf.method == Method::Int {
+        // What stands behind a number is not read.
+        let number = numbers(leaf)?;
+        return Ok(parameter(name, &format!("(?:{number})(?:[^0-9&;][^&;]*)?")));
+    }
+    let text = text(leaf)?;
+    let inner = match &text {
+        Text::Exact(text) => regex::escape(text),
+        Text::Prefix(text) => format!("{}[^&;]*", regex::escape(text)),
+        Text::Present => "[^&;]*".to_owned(),
+        Text::Pattern(pattern) => pattern.replace("(?s:.*)", "[^&;]*"),
+    };
+    // What else may take several of them is compared with the first.
+    let is_open = matches!(text, Text::Pattern(_)) && inner.contains(['.', '\\'])
+        || inner.matches("[^").count() != inner.matches("[^&;]").count();
+    Ok(match is_open {
+        true => Condition::Query(name.to_owned(), text),
+        false => parameter(name, &inner),
+    })
 }

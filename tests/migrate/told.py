@@ -69,7 +69,7 @@ def whole_sections(path, lines):
             found.update(section if is_in else [])
             section, is_in = [], False
         is_in |= number in lines
-        if line.split()[:1] and line.split()[0] in ("cookie", "balance", "option", "http-response", "stats", "tcp-request"):
+        if line.split()[:1] and line.split()[0] in ("cookie", "balance", "option", "http-response", "stats"):
             section.append(number)
     return found
 

@@ -45,14 +45,7 @@ impl Making<'_> {
     fn tcp_rules_by_client(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
         let (mut route, mut policy) = (Vec::new(), Vec::new());
         for (number, rule) in (1..).zip(rules) {
-            // Whoever is refused by a name is told from nobody else.
-            let is_refusal = rule.pools.is_empty() && !rule.server_names.is_empty();
-            if is_refusal {
-                let question = "connections are told apart by TLS name or by client, not both: \
-                                until it is said, this line refuses all names";
-                let choices = ["a listener for each", "leave it out"];
-                self.ledger.decision(&rule.place, question, &choices);
-            } else if !rule.server_names.is_empty() {
+            if !rule.server_names.is_empty() {
                 let question = "connections are told apart by TLS name or by client, not both: \
                                 this line is left out";
                 self.ledger.decision(

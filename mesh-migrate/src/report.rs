@@ -1,5 +1,6 @@
 //! The parity report: every line of a configuration, and what has become of it.
 
+mod everywhere;
 mod html;
 
 use std::{collections::BTreeMap, fmt::Write};
@@ -18,6 +19,8 @@ pub struct Report {
     pub from: String,
     /// Statements by what has become of them.
     pub summary: Summary,
+    /// What is different for all requests, whatever the lines say.
+    pub everywhere: &'static [&'static str],
     /// In order of files and lines.
     pub files: Vec<File>,
 }
@@ -99,7 +102,8 @@ impl Report {
             }
         }
         ordered.extend(files.into_iter().map(|(name, statements)| File { name, statements }));
-        Self { from: from.to_owned(), summary, files: ordered }
+        let everywhere = everywhere::of(from);
+        Self { from: from.to_owned(), summary, everywhere, files: ordered }
     }
 
     /// Whether everything is the same.
@@ -124,6 +128,12 @@ impl Report {
                 }
             }
         }
+        if !self.everywhere.is_empty() {
+            let _ = writeln!(text, "For all requests, whatever the lines say:");
+            for line in self.everywhere {
+                let _ = writeln!(text, "    → {line}");
+            }
+        }
         let _ = writeln!(text, "{}", self.summary.text());
         text
     }
@@ -131,6 +141,12 @@ impl Report {
     /// For a repository, or an issue.
     pub fn markdown(&self) -> String {
         let mut text = format!("# From {}: parity report\n\n{}\n", self.from, self.summary.text());
+        if !self.everywhere.is_empty() {
+            text += "\n## For all requests\n\n";
+            for line in self.everywhere {
+                let _ = writeln!(text, "- {line}");
+            }
+        }
         let questions = self.questions();
         if !questions.is_empty() {
             text += "\n## Questions\n\n";
@@ -254,7 +270,12 @@ mod tests {
         let html = report.html();
         assert!(html.contains("two &lt;b&gt;|") && !html.contains("<b>|"));
         assert!(html.contains("nearly &lt;the&gt; same"));
+        let [first, ..] = report.everywhere else { panic!() };
+        for form in [&text, &report.markdown(), &html] {
+            assert!(form.contains(first), "{form}");
+        }
         let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["everywhere"][0], *first);
         assert_eq!(json["files"][0]["statements"][1]["verdict"], "approximated");
     }
 }

@@ -51,6 +51,13 @@ pub(super) fn page(report: &Report) -> String {
         let _ = write!(page, "<span class=\"{word}\" style=\"flex:{count}\"></span>");
     }
     page += "</div>\n";
+    if !report.everywhere.is_empty() {
+        page += "<h2>For all requests, whatever the lines say</h2>\n<ul>\n";
+        for line in report.everywhere {
+            let _ = writeln!(page, "<li>{}", escaped(line));
+        }
+        page += "</ul>\n";
+    }
     let questions = report.questions();
     if !questions.is_empty() {
         page += "<h2>Questions</h2>\n<table>\n";

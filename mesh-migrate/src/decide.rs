@@ -12,8 +12,8 @@ use crate::{
     nginx::uri,
     paths,
     program::{
-        Accepts, Balance, Condition, Forward, Forwarded, Key, Listener, Location, PathChange, Pool,
-        Program, Reply, Rule, Said, SaidChange, TcpRule, Text, Then,
+        Accepts, Balance, Clients, Condition, Forward, Forwarded, Key, Listener, Location,
+        PathChange, Pool, Program, Reply, Rule, Said, SaidChange, TcpRule, Text, Then,
     },
     request,
     request::{Answer, Endpoint, Http, Kind, Outcome, Request, Step},
@@ -102,8 +102,13 @@ fn connection(
     source: IpAddr,
     why: &mut Vec<Step>,
 ) -> Outcome {
+    // Where clients are told apart names are not (`objects::connections`).
+    let by_client = rules.iter().any(|rule| rule.clients != Clients::default());
     let holds = |rule: &&TcpRule| {
         let (names, clients) = (&rule.server_names, &rule.clients);
+        if by_client && !names.is_empty() {
+            return false;
+        }
         let one_has = |blocks: &[String]| blocks.iter().any(|block| within(block, source));
         if !clients.within.is_empty() && !one_has(&clients.within) || one_has(&clients.outside) {
             return false;

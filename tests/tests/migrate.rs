@@ -202,6 +202,28 @@ fn importing_twice_is_the_same_byte_by_byte() {
 }
 
 #[test]
+fn headers_that_go_on_otherwise_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "events {}\nhttp { server { listen 10.0.0.1:80; location / {\n\
+                proxy_set_header X-Plan gold; proxy_pass http://10.0.0.2:80; }\n\
+                location /id { proxy_set_header X-Id $request_id; proxy_pass http://10.0.0.2:80; } } }\n";
+    std::fs::write(directory.path().join("n.conf"), text).unwrap();
+    for (path, headers, told) in [
+        ("/", &[][..], "The same.\n"),
+        ("/id", &["x-id"][..], "The same, but for headers: x-id.\n"),
+    ] {
+        let request = format!("GET http://a.example{path}");
+        let arguments = ["explain", "--from", "nginx", "n.conf", &request];
+        let said = json(directory.path(), &arguments);
+        let named: Vec<&str> =
+            said["headers"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
+        assert_eq!((said["agree"].as_bool(), &*named), (Some(true), headers), "{path}");
+        let text = String::from_utf8(migrate(directory.path(), &arguments).stdout).unwrap();
+        assert!(text.ends_with(told), "{text}");
+    }
+}
+
+#[test]
 fn strict_takes_nothing_but_what_is_exact() {
     let directory = tempfile::tempdir().unwrap();
     let exact = "defaults\n    mode http\nfrontend f\n    bind 127.0.0.1:8000\n    default_backend b\n\

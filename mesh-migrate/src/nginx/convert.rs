@@ -51,6 +51,7 @@ pub fn convert(config: &Config) -> Result<(Program, Ledger), Problem> {
         pools: BTreeMap::new(),
         rules: 0,
         turns: 0,
+        in_page: false,
     };
     work.http()?;
     work.stream();
@@ -83,6 +84,8 @@ struct Work<'m, 'c> {
     rules: usize,
     /// Locations that were looked for within each other.
     turns: u32,
+    /// An error is being led to its page.
+    in_page: bool,
 }
 
 /// The listener that rules are for.

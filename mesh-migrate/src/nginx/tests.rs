@@ -285,6 +285,7 @@ fn headers_of_own_answers() {
     let text = "events {}\nhttp {\nadd_header X-A 1;\nserver {\nlisten 10.0.0.1:80;\n\
         location /ok { add_header X-B 2; return 200 ok; }\n\
         location /gone { return 410; }\n\
+        location /json { default_type application/json; return 200 [1]; }\n\
         location /always { add_header X-C 3 always; return 410; }\n\
         location /d/ { add_header X-D 4; proxy_pass http://10.0.0.2:80; }\n\
         location /r { rewrite ^ /ok permanent; }\n}\n}\n";
@@ -294,6 +295,7 @@ fn headers_of_own_answers() {
     for (path, status, headers) in [
         ("/ok", 200, vec![("x-b", "2")]),
         ("/gone", 410, vec![]),
+        ("/json", 200, vec![("content-type", "application/json"), ("x-a", "1")]),
         ("/always", 410, vec![("x-c", "3")]),
         // Answered before the location is entered.
         ("/d", 301, vec![("x-a", "1")]),
@@ -393,6 +395,9 @@ fn what_was_rewritten_is_looked_for_again() {
             location ~* \.(png|css)$ { return 206; }
             location ^~ /moved/ { return 205; location ~ ^/(moved|old)/ { return 207; } }
             location ~ ^/not { return 403; }
+            location /git { error_page 418 = @app; if ($http_x_plan = "") { return 418; } return 200; }
+            location /loop { error_page 418 419 = @again; return 419; }
+            location @again { error_page 418 = @app; return 418; }
             location ~ /no$ { return 406; }
             location /both/ { return 200; }
         }"#;
@@ -412,6 +417,8 @@ fn what_was_rewritten_is_looked_for_again() {
         // The redirect is of the exact one, and so is `internal`.
         ("/twin", "404 "),
         ("/both", "301 http://a.example/both/"),
+        ("/git?x", "/git?x named"),
+        ("/loop", "418 "),
         ("/v5/a", "207 "),
         ("/v4/a.png", "206 "),
         ("/not%0Ax", "403 "),

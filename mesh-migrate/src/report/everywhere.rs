@@ -16,12 +16,13 @@ const NGINX: &[&str] = &[
     "headers whose names have other characters than letters, digits, - and _ go on; nginx leaves them out (ignore_invalid_headers)",
     "targets with a # or with bytes that are not ASCII, targets of another host than Host, and a Host with @ are answered 400; nginx takes them",
     "OPTIONS * and methods in lower case go on; nginx answers 400",
-    "texts of return are text/plain with charset=utf-8, whatever default_type and types say",
+    "texts of return are text/plain with charset=utf-8 where no default_type is written, whatever types say of their paths",
     "a redirect to a path alone names the host as the client writes it, in capitals or with a last dot",
 ];
 
 const HAPROXY: &[&str] = &[
     "requests are spread by load and latency, in turn only as far as servers are alike",
+    "an endpoint that fails five times in a row (no answer, or 500 to 599) is left alone for a while, observe or not",
     "a header that is set to nothing is not sent; HAProxy sends it empty",
     "clients of IPv4 at a listener of IPv6 are told as 10.0.0.1, not as ::ffff:10.0.0.1",
     "a Host whose port is no number is answered 400",
@@ -32,6 +33,7 @@ const HAPROXY: &[&str] = &[
 
 const ENVOY: &[&str] = &[
     "requests are spread by load and latency, in turn only as far as endpoints are alike",
+    "an endpoint that fails five times in a row (no answer, or 500 to 599) is left alone for a while where no outlier_detection is written",
     "values that layered_runtime has for a fraction or a flag are not read: what stands at it counts",
 ];
 

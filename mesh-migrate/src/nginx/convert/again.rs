@@ -11,7 +11,7 @@ use crate::{
     nginx::{
         derivative::{Ends, ends},
         explain::{Url, is_url},
-        model::{Kind, Location},
+        model::{self, Kind, Location},
         pattern::Pattern,
     },
     program::{PathChange, Said},
@@ -322,6 +322,70 @@ impl<'m, 'c> Work<'m, 'c> {
         true
     }
 
+    /// Rules of a location with a name (`@…`), for paths as they are by now.
+    fn named(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        name: &str,
+        (when, path): (&Condition, &Option<PathChange>),
+        rules: &mut Vec<Rule>,
+    ) -> bool {
+        let mut named = at.server.locations.iter();
+        let is_it = |l: &&Location<'c>| matches!(l.kind, Kind::Named) && l.directive.arg(0) == name;
+        let Some(location) = named.find(is_it).filter(|_| self.turns < MAX_TURNS) else {
+            return false;
+        };
+        self.turns += 1;
+        let directive = location.directive;
+        self.exact(directive);
+        let chain = location.chain.clone();
+        let (blocks, location) = (vec![directive], Some(location));
+        let here = Here { chain, blocks, location, groups: None, asked: None };
+        let before = at.set.clone();
+        if !self.rewrites(at, &here, directive, when, rules) {
+            self.handled(at, &here.after(directive), when, path.clone(), rules);
+        }
+        at.set = before;
+        self.turns -= 1;
+        true
+    }
+
+    /// `return 418` that `error_page 418 = @name` leads on; other pages stand in for
+    /// nobody's answer here.
+    pub(super) fn paged(
+        &mut self,
+        at: &mut At<'m, 'c>,
+        here: &Here<'m, 'c>,
+        returns: &'c Directive,
+        when: &Condition,
+        rules: &mut Vec<Rule>,
+    ) -> bool {
+        let status = returns.arg(0);
+        let is_error = returns.args.len() == 1 && status.parse::<u16>().is_ok_and(|s| s >= 300);
+        let mut pages = model::array(&here.chain, "error_page").into_iter();
+        let is_of = |page: &&Directive| page.args.iter().any(|arg| arg == status);
+        let Some(page) = pages.find(is_of).filter(|_| is_error && !self.in_page) else {
+            return false;
+        };
+        let name = page.args.last().map_or("", String::as_str);
+        if !name.starts_with('@') || !page.args.iter().any(|arg| arg == "=") {
+            return false;
+        }
+        // Errors of a page are told as they are.
+        self.in_page = true;
+        let is_said = self.named(at, name, (when, &None), rules);
+        self.in_page = false;
+        if is_said {
+            match page.args.len() {
+                3 => self.exact(page),
+                _ => self
+                    .approximated(page, "only what is returned here leads on, and no other error"),
+            }
+            self.exact(returns);
+        }
+        is_said
+    }
+
     /// `try_files`: there are no files, so that what comes last takes everything.
     pub(super) fn tries(
         &mut self,
@@ -339,33 +403,10 @@ impl<'m, 'c> Work<'m, 'c> {
             return true;
         }
         if last.starts_with('@') {
-            let mut named = at.server.locations.iter();
-            let Some(location) =
-                named.find(|l| matches!(l.kind, Kind::Named) && l.directive.arg(0) == last)
-            else {
-                return false;
-            };
-            if self.turns >= MAX_TURNS {
+            if !self.named(at, last, (when, path), rules) {
                 return false;
             }
-            self.turns += 1;
             self.approximated(tries, how);
-            let directive = location.directive;
-            self.exact(directive);
-            let chain = location.chain.clone();
-            let here = Here {
-                chain,
-                blocks: vec![directive],
-                location: Some(location),
-                groups: None,
-                asked: None,
-            };
-            let before = at.set.clone();
-            if !self.rewrites(at, &here, directive, when, rules) {
-                self.handled(at, &here.after(directive), when, path.clone(), rules);
-            }
-            at.set = before;
-            self.turns -= 1;
             return true;
         }
         let (target, query) = last.split_once('?').unwrap_or((last, ""));

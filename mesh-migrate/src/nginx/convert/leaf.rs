@@ -235,6 +235,9 @@ impl<'m, 'c> Work<'m, 'c> {
                 "set" => self.set(at, directive),
                 "return" => {
                     let before = rules.len();
+                    if self.paged(at, &here, directive, when, rules) {
+                        return true;
+                    }
                     self.returns(at, &here, directive, when, rules);
                     self.own_answers(at, &here.chain, &mut rules[before..]);
                     return true;

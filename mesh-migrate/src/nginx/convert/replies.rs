@@ -9,7 +9,11 @@ use super::{
     pass::ENCODED,
 };
 use crate::{
-    nginx::{model::Key, pattern::Pattern, template::Part},
+    nginx::{
+        model::{self, Key},
+        pattern::Pattern,
+        template::Part,
+    },
     program::{Location, PathChange, Said},
 };
 
@@ -171,6 +175,12 @@ impl<'m, 'c> Work<'m, 'c> {
                 }
             }
             _ => self.exact(directive),
+        }
+        let has_text = !reply.body.is_empty() || reply.text.is_some();
+        let said = model::inherited(&here.chain, "default_type").filter(|_| has_text);
+        if let Some(said) = said.filter(|said| !said.arg(0).contains('$')) {
+            self.exact(said);
+            reply.headers.push(("content-type".to_owned(), said.arg(0).to_owned()));
         }
         reply
     }

@@ -1,6 +1,7 @@
 //! `meshctl migrate explain`.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
@@ -62,6 +63,8 @@ struct Explained {
     ours: Answer,
     /// Whether both send it to the same places.
     agree: bool,
+    /// Headers that the application gets otherwise from ours.
+    headers: Vec<String>,
 }
 
 impl Explain {
@@ -74,7 +77,13 @@ impl Explain {
             let (program, _) = legacy.convert().map_err(wrong)?;
             let ours = decide(&program, &request);
             let agree = same(&answer.outcome, &ours.outcome);
-            Ok(Explained { from, legacy: answer, ours, agree })
+            let headers = match (&request.kind, &answer.outcome, &ours.outcome) {
+                (Kind::Http(http), Outcome::Forwarded(a), Outcome::Forwarded(b)) => {
+                    otherwise(http, a, b)
+                }
+                _ => Vec::new(),
+            };
+            Ok(Explained { from, legacy: answer, ours, agree, headers })
         });
         output::print(format, &explained.await?)
     }
@@ -143,12 +152,34 @@ fn same(a: &Outcome, b: &Outcome) -> bool {
     }
 }
 
+/// Names of headers that go on otherwise; spaces in lists are nobody's.
+fn otherwise(http: &Http, a: &Forwarded, b: &Forwarded) -> Vec<String> {
+    let goes_on = |to: &Forwarded, name: &str| {
+        let changed = to.headers.iter().rfind(|(known, _)| known.eq_ignore_ascii_case(name));
+        let value = match changed {
+            Some((_, value)) => value.clone(),
+            None if name == "host" => http.host.clone(),
+            None => http.joined(name, ","),
+        };
+        value.map(|value| value.replace(", ", ","))
+    };
+    let named = a.headers.iter().chain(&b.headers).map(|(name, _)| name.to_ascii_lowercase());
+    let names: BTreeSet<String> = named.collect();
+    names.into_iter().filter(|name| goes_on(a, name) != goes_on(b, name)).collect()
+}
+
 impl Show for Explained {
     fn text(&self, _: bool, _: Paint) -> String {
         let mut text = String::new();
         told(&mut text, self.from, &self.legacy);
         told(&mut text, "isthmus", &self.ours);
-        text += if self.agree { "The same.\n" } else { "NOT the same.\n" };
+        match (self.agree, self.headers.as_slice()) {
+            (true, []) => text.push_str("The same.\n"),
+            (true, headers) => {
+                let _ = writeln!(text, "The same, but for headers: {}.", headers.join(", "));
+            }
+            (false, _) => text.push_str("NOT the same.\n"),
+        }
         text
     }
 }

@@ -152,6 +152,10 @@ fn same(a: &Outcome, b: &Outcome) -> bool {
     }
 }
 
+/// Headers of one connection (RFC 9110 section 7.6.1).
+const HOP: &[&str] =
+    &["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
+
 /// Names of headers that go on otherwise; spaces in lists are nobody's.
 fn otherwise(http: &Http, a: &Forwarded, b: &Forwarded) -> Vec<String> {
     let goes_on = |to: &Forwarded, name: &str| {
@@ -165,7 +169,9 @@ fn otherwise(http: &Http, a: &Forwarded, b: &Forwarded) -> Vec<String> {
     };
     let named = a.headers.iter().chain(&b.headers).map(|(name, _)| name.to_ascii_lowercase());
     let names: BTreeSet<String> = named.collect();
-    names.into_iter().filter(|name| goes_on(a, name) != goes_on(b, name)).collect()
+    let is_other =
+        |name: &String| !HOP.contains(&name.as_str()) && goes_on(a, name) != goes_on(b, name);
+    names.into_iter().filter(is_other).collect()
 }
 
 impl Show for Explained {

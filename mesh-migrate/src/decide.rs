@@ -12,8 +12,8 @@ use crate::{
     nginx::uri,
     paths,
     program::{
-        Accepts, Balance, Clients, Condition, Forward, Forwarded, Key, Listener, Location,
-        PathChange, Pool, Program, Reply, Rule, Said, SaidChange, TcpRule, Text, Then,
+        Accepts, Balance, Condition, Forward, Forwarded, Key, Listener, Location, PathChange, Pool,
+        Program, Reply, Rule, Said, SaidChange, TcpRule, Text, Then,
     },
     request,
     request::{Answer, Endpoint, Http, Kind, Outcome, Request, Step},
@@ -102,8 +102,7 @@ fn connection(
     source: IpAddr,
     why: &mut Vec<Step>,
 ) -> Outcome {
-    // Where clients are told apart names are not (`objects::connections`).
-    let by_client = rules.iter().any(|rule| rule.clients != Clients::default());
+    let by_client = TcpRule::are_by_client(rules);
     let holds = |rule: &&TcpRule| {
         let (names, clients) = (&rule.server_names, &rule.clients);
         if by_client && !names.is_empty() {

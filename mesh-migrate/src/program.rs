@@ -403,6 +403,13 @@ pub struct TcpRule {
     pub pools: Vec<(String, u32)>,
 }
 
+impl TcpRule {
+    /// Whether some of them ask for clients: names of TLS are told apart nowhere then.
+    pub fn are_by_client(rules: &[Self]) -> bool {
+        rules.iter().any(|rule| rule.clients != Clients::default())
+    }
+}
+
 /// Clients by address (`10.0.0.0/8`); everybody by default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Clients {

@@ -32,10 +32,8 @@ impl Rules {
         for path in &file.manifests {
             let path = dir.join(path);
             let shown = path.display().to_string();
-            let read = {
-                let text = config::read_within(&path, MAX_BYTES as u64)?;
-                mesh_manifest::manifest::read(&text, &shown)
-            };
+            let text = config::read_within(&path, MAX_BYTES as u64)?;
+            let read = mesh_manifest::manifest::read(&text, &shown);
             for manifest in read.map_err(not_taken)? {
                 rules.add(manifest, shown.clone())?;
             }

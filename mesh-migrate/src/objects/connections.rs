@@ -7,7 +7,7 @@ use crate::program::{Clients, TcpRule};
 
 impl Making<'_> {
     pub(super) fn tcp_rules(&mut self, name: &str, port: u16, rules: &[TcpRule]) {
-        if rules.iter().any(|rule| rule.clients != Clients::default()) {
+        if TcpRule::are_by_client(rules) {
             return self.tcp_rules_by_client(name, port, rules);
         }
         let asks_for_names = rules.iter().any(|rule| !rule.server_names.is_empty());

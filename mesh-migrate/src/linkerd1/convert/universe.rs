@@ -153,13 +153,7 @@ impl Universe {
             _ => Vec::new(),
         });
         let all = classes.into_iter().chain(leading).chain(plain.iter().cloned()).chain(below);
-        // A host with a port may have dots, too.
-        let deeper = |label: String| {
-            let is_one = label.contains(':') && label.matches(PROBE).count() == 1;
-            let more = is_one.then(|| label.replace(PROBE, &deep()));
-            std::iter::once(label).chain(more)
-        };
-        let mut all = all.flat_map(deeper).filter(|label| is_speakable(label));
+        let mut all = all.filter(|label| is_speakable(label));
         self.labels = all.by_ref().take(MAX_LABELS).collect();
         self.is_cut.set(all.next().is_some() || runs.len() > MAX_LABELS);
     }

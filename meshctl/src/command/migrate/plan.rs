@@ -122,17 +122,17 @@ impl Plan {
                 written.push(path.display().to_string());
             }
         }
-        let rules = files.iter().filter(|(name, _)| *name == "rules.yaml");
-        let longest = rules.map(|(_, text)| text.len()).max().unwrap_or_default();
+        let rules = files.iter().find(|(name, _)| *name == "rules.yaml");
+        let length = rules.map_or(0, |(_, text)| text.len());
         let exact = report.is_exact();
         let summary = report.summary.text();
         output::print(
             format,
             &Planned { report, written, all: self.all || format == Format::Wide },
         )?;
-        if longest > MAX_RULES {
+        if length > MAX_RULES {
             let problem = format!(
-                "rules.yaml has {longest} bytes, of at most {MAX_RULES} that an agent takes: import the configuration in parts, with some of its listeners each"
+                "rules.yaml has {length} bytes, of at most {MAX_RULES} that an agent takes: import the configuration in parts, with some of its listeners each"
             );
             return Err(Failure::new(problem).exit(Exit::Failed));
         }

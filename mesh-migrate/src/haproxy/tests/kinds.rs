@@ -391,3 +391,28 @@ fn a_redirect_may_have_no_path() {
     };
     assert_eq!(headers, [("location".to_owned(), "https://a.example".to_owned())]);
 }
+
+/// Who says a thing twice does not get past what is asked of it.
+#[test]
+fn what_is_said_twice_is_asked_of_each() {
+    let lines = " http-request deny if { hdr_cnt(x-c) ge 2 }\n http-request deny if { urlp(b) -m str x }\n\
+                 http-request deny if { hdr_val(x-v) gt 5 }";
+    let (_, program, _) = both(&front(lines));
+    let cases: [(&str, &[(&str, &str)], bool); 7] = [
+        ("h/", &[("x-c", "1"), ("x-c", "2")], true),
+        ("h/", &[("x-c", "1")], false),
+        ("h/?b=y&b=x", &[], true),
+        ("h/?b=%78", &[], false),
+        ("h/?bb=x", &[], false),
+        ("h/", &[("x-v", "1, 9x")], true),
+        ("h/", &[("x-v", "1, 5")], false),
+    ];
+    for (url, headers, is_denied) in cases {
+        let mut request = get(url);
+        let Kind::Http(http) = &mut request.kind else { panic!() };
+        http.headers = headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
+        let denied =
+            matches!(decide(&program, &request).outcome, Outcome::Answered { status: 403, .. });
+        assert_eq!(denied, is_denied, "{url} {headers:?}");
+    }
+}

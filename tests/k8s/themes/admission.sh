@@ -223,7 +223,8 @@ configured() {
 are_refused() {
     local pod
     for pod in $before; do
-        k east get --raw "/api/v1/namespaces/isthmus-system/pods/${pod#pod/}:8448/proxy/metrics" | grep -x "isthmus_injector_settings_refused $1"
+        k east get --raw "/api/v1/namespaces/isthmus-system/pods/${pod#pod/}:8448/proxy/metrics" | grep -x "isthmus_injector_settings_refused $1" ||
+            return
     done
 }
 configured --set injector.config.native_sidecars=never && fail 'a setting that is none'

@@ -25,7 +25,7 @@ use support::{
     caller::wait,
     endpoint, inbound_config, orders, outbound_config,
     pki::Authority,
-    snapshot,
+    refusing, snapshot,
 };
 use tokio::time::Instant;
 
@@ -163,6 +163,21 @@ async fn a_cookie_is_made_and_leads_back() {
 }
 
 #[tokio::test]
+async fn a_cookie_of_the_application_is_followed_and_none_made() {
+    let four = Four::start(by(By::ApplicationCookie("JSESSIONID".into()))).await;
+    let mut met = BTreeSet::new();
+    for session in 0..20 {
+        let sent = format!("theme=dark; JSESSIONID=node-{session}");
+        let answered = four.askers(&[("cookie", &sent)], 5).await;
+        assert_eq!(answered.len(), 1, "{session}: {answered:?}");
+        met.extend(answered);
+    }
+    assert!(met.len() > 2, "{met:?}");
+    assert_eq!(four.ask(&[]).await.1, None, "the application's to make");
+    assert!(four.askers(&[], 40).await.len() > 1, "who has none yet is spread");
+}
+
+#[tokio::test]
 async fn a_header_or_the_clients_address_keeps_requests_together() {
     let four = Four::start(by(By::Header("x-user".into()))).await;
     let mut met = BTreeSet::new();
@@ -185,7 +200,7 @@ async fn whoever_is_left_is_found() {
     let svid = authority.workload("orders");
     let destination = Proxy::start(&authority, svid, inbound_config()).await;
     let app = App::start(|_request: Request<Incoming>| async { Response::new(full("here")) }).await;
-    let closed = tokio::net::TcpListener::bind(any()).await.unwrap().local_addr().unwrap();
+    let (_kept, closed) = refusing();
     let source = Proxy::start(&authority, authority.workload("checkout"), outbound_config()).await;
     let endpoints = (0..12).map(|i| {
         // Some proxies are gone, some applications.

@@ -22,6 +22,7 @@ use support::{
     caller::wait,
     inbound_config, orders, orders_endpoints, outbound_config,
     pki::Authority,
+    refusing,
     script::{Script, answer},
     snapshot,
 };
@@ -121,7 +122,7 @@ async fn what_may_have_been_processed_is_repeated_once_and_only_if_idempotent() 
 
 #[tokio::test]
 async fn an_application_that_is_gone_is_told_apart() {
-    let closed = TcpListener::bind(any()).await.unwrap().local_addr().unwrap();
+    let (_kept, closed) = refusing();
     let pair = Pair::start(Targets::all(closed)).await;
     let (head, body) = fetch(pair.source.http(), "http://orders.shop/").await;
     assert_eq!(head.status, 502);

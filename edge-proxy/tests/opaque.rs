@@ -10,7 +10,7 @@ use edge_proxy::config::Config;
 use socket2::SockRef;
 use support::{
     DOMAIN, Pair, Proxy, Targets, any, inbound_config, orders, orders_endpoints, outbound_config,
-    pki::Authority, snapshot,
+    pki::Authority, refusing, snapshot,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -203,7 +203,7 @@ async fn http_inside_connect_is_carried_request_by_request() {
 async fn an_application_that_is_gone_resets_the_client() {
     let (addr, accepted) = server().await;
     drop(accepted);
-    let closed = TcpListener::bind(any()).await.unwrap().local_addr().unwrap();
+    let (_kept, closed) = refusing();
     assert_ne!(closed, addr);
     let pair = Pair::start(Targets::all(closed)).await;
     let mut client = TcpStream::connect(pair.port("tcp")).await.unwrap();

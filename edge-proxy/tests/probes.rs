@@ -24,7 +24,7 @@ use support::{
     apps::{App, fetch, full},
     endpoint, inbound_config, outbound_config,
     pki::Authority,
-    service, snapshot,
+    refusing, service, snapshot,
 };
 use tokio::net::TcpListener;
 
@@ -205,7 +205,7 @@ async fn a_connection_is_enough_where_that_is_asked_for() {
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(world.asked.load(Ordering::Relaxed), 0);
     // Nobody listens there; requests go on elsewhere meanwhile.
-    let closed = TcpListener::bind(any()).await.unwrap().local_addr().unwrap();
+    let (_kept, closed) = refusing();
     world.targets[0] = closed;
     world.tell(&policy("tcp: {}"));
     world.until_failing(1).await;

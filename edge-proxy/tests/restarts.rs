@@ -15,7 +15,7 @@ use support::{
     Pair, Proxy, Targets, any,
     apps::{AnyBody, App, fetch, full, get, http1, read},
     caller::wait,
-    inbound_config, orders, orders_endpoints, outbound_config, snapshot,
+    inbound_config, orders, orders_endpoints, outbound_config, refusing, snapshot,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -217,7 +217,7 @@ async fn nobody_waits_for_long() {
 
 #[tokio::test]
 async fn nobody_waits_for_who_was_never_there() {
-    let closed = TcpListener::bind(any()).await.unwrap().local_addr().unwrap();
+    let (_kept, closed) = refusing();
     let pair = Pair::start(Targets::all(closed)).await;
     let endpoints = orders_endpoints("never", closed, Targets::all(closed));
     pair.source.tell(&snapshot(&pair.authority, vec![orders()], endpoints));

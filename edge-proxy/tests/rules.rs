@@ -339,6 +339,31 @@ async fn statuses_are_repeated_as_the_policy_says() {
 }
 
 #[tokio::test]
+async fn what_got_no_answer_is_repeated_unless_the_policy_says_no() {
+    let retries = |retry: &str| {
+        route(
+            "    - { name: r, backendRefs: [{ name: orders }], timeouts: { backendRequest: 100ms } }",
+        ) + &policy(&format!("  rules: [{{ retry: {retry} }}]"))
+    };
+    let world = World::start(&retries("{ attempts: 1, backoff: 1ms }")).await;
+    for (retry, times) in [
+        ("{ attempts: 2, backoff: 1ms }", 3),
+        ("{ attempts: 2, codes: [503], unanswered: false, backoff: 1ms }", 1),
+        ("{ attempts: 0 }", 1),
+    ] {
+        world.rules(&retries(retry));
+        world.arrived();
+        assert_eq!(world.get("/wait").await.0.status, 504, "{retry}");
+        assert_eq!(world.arrived().len(), times, "{retry}");
+    }
+    world.rules(&retries("{ attempts: 2, codes: [503], unanswered: false, backoff: 1ms }"));
+    world.arrived();
+    world.answers(&[503, 503]);
+    assert_eq!(world.get("/").await.0.status, 200);
+    assert_eq!(world.arrived().len(), 3, "answers are repeated");
+}
+
+#[tokio::test]
 async fn bodies_longer_than_is_kept_are_not_repeated() {
     let rules = route(
         "    - { backendRefs: [{ name: orders }], retry: { codes: [503], anyMethod: true } }",

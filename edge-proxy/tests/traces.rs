@@ -23,6 +23,7 @@ use prost::Message;
 use support::{
     Pair, Targets, any,
     apps::{AnyBody, App, empty, http1},
+    refusing,
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -274,7 +275,7 @@ async fn traces_begin_here_where_that_is_asked_for() {
 
 #[tokio::test]
 async fn a_collector_that_is_away_costs_spans_and_nothing_else() {
-    let gone = TcpListener::bind(any()).await.unwrap().local_addr().unwrap();
+    let (_kept, gone) = refusing();
     let app = App::start(echo).await;
     let change = tracing(TracingProtocol::OtlpHttp, gone);
     let pair = Pair::start_both(Targets::all(app.addr), change, |_| ()).await;

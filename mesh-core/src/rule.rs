@@ -293,6 +293,8 @@ pub struct RetryPolicy {
     pub grpc_codes: Vec<u32>,
     /// Whatever the method: the service is declared repeatable.
     pub any_method: bool,
+    /// Not what got no answer and may have been processed.
+    pub answers_only: bool,
     /// Before the first repetition, doubling each time.
     pub backoff: Duration,
     /// At most.

@@ -41,8 +41,13 @@ pub const MAX_PORTS: usize = 64;
 pub const MAX_ROUTES: usize = 1024;
 /// Matches of one route.
 pub const MAX_MATCHES: usize = 64;
-/// Header or query conditions of one match, and header changes of one kind.
+/// Header or query conditions of one match.
 pub const MAX_HEADERS: usize = 16;
+/// Header changes of one kind, and headers of an answer: Gateway API's routes in a
+/// cluster have 16 of them at most, files may have more.
+pub const MAX_CHANGES: usize = 64;
+/// Conditional changes of headers of one rule.
+pub const MAX_CONDITIONAL: usize = 64;
 /// Host names of one route.
 pub const MAX_HOSTNAMES: usize = 16;
 /// Mirrors of one route.

@@ -74,7 +74,8 @@ pub struct SuccessRate {
     pub deviations_percent: Option<u32>,
 }
 
-/// By one of `cookie`, `header`, `source: true`, `path` and `query`.
+/// By one of `cookie`, `applicationCookie`, `header`, `source: true`, `path` and
+/// `query`.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Affinity {
@@ -82,6 +83,9 @@ pub struct Affinity {
     pub cookie: Option<String>,
     /// Life of one that is made; ends with the browser where absent.
     pub cookie_ttl: Option<ManifestDuration>,
+    /// Name of a cookie that only the application sets, as `JSESSIONID`; requests
+    /// without it are spread.
+    pub application_cookie: Option<String>,
     /// Name of a header.
     pub header: Option<String>,
     /// The client's address.
@@ -150,6 +154,7 @@ impl Affinity {
     fn wire(&self) -> Result<v1::Affinity, String> {
         let keys = [
             self.cookie.clone().map(By::Cookie),
+            self.application_cookie.clone().map(By::ApplicationCookie),
             self.header.clone().map(By::Header),
             self.source.then_some(By::Source(true)),
             self.path.map(|path| By::PathDepth(path.depth.into())),
@@ -157,7 +162,8 @@ impl Affinity {
         ];
         let mut keys = keys.into_iter().flatten();
         let (Some(by), None) = (keys.next(), keys.next()) else {
-            let one = "is by one of cookie, header, source: true, path and query";
+            let one =
+                "is by one of cookie, applicationCookie, header, source: true, path and query";
             return Err(format!("balance.affinity: {one}"));
         };
         if self.cookie_ttl.is_some() && self.cookie.is_none() {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::{
     rule::{HeaderField, HttpMatch},
-    traffic::RulePolicy,
+    traffic::{ConditionalHeaders, RulePolicy},
 };
 
 /// Which of several rules that match takes a request.
@@ -54,10 +54,6 @@ pub struct PatternRewrite {
 impl RulePolicy {
     /// Adds what it says to a rule; what it does not say stays.
     pub(crate) fn extend(&self, route: &mut v1::Route) -> Result<(), String> {
-        let matches = |field: &str, all: &[HttpMatch]| -> Result<Vec<v1::RouteMatch>, String> {
-            let wire = all.iter().map(HttpMatch::wire).collect::<Result<_, _>>();
-            wire.map_err(|text| format!("{field}.{text}"))
-        };
         let mut extension = route.extension.take().unwrap_or_default();
         if !self.also.is_empty() {
             extension.also = matches("also", &self.also)?;
@@ -81,12 +77,33 @@ impl RulePolicy {
         if let Some(headers) = &self.request_headers {
             extension.request_headers = Some(headers.wire());
         }
+        if !self.conditional_headers.is_empty() {
+            let all = self.conditional_headers.iter().map(ConditionalHeaders::wire);
+            extension.conditional_headers = all.collect::<Result<_, _>>()?;
+        }
         if let Some(headers) = &self.response_headers {
             extension.response_headers = Some(headers.wire());
         }
         route.extension = (extension != v1::RouteExtension::default()).then_some(extension);
         Ok(())
     }
+}
+
+impl ConditionalHeaders {
+    fn wire(&self) -> Result<v1::ConditionalHeaders, String> {
+        Ok(v1::ConditionalHeaders {
+            also: matches("conditionalHeaders.also", &self.also)?,
+            unless: matches("conditionalHeaders.unless", &self.unless)?,
+            sources: self.sources.clone(),
+            not_sources: self.not_sources.clone(),
+            request_headers: Some(self.request_headers.wire()),
+        })
+    }
+}
+
+fn matches(field: &str, all: &[HttpMatch]) -> Result<Vec<v1::RouteMatch>, String> {
+    let wire = all.iter().map(HttpMatch::wire).collect::<Result<_, _>>();
+    wire.map_err(|text| format!("{field}.{text}"))
 }
 
 impl Reply {

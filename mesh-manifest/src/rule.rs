@@ -364,6 +364,9 @@ pub struct Retry {
     pub backoff: Option<ManifestDuration>,
     /// Whatever the method (ours); only idempotent ones where absent.
     pub any_method: bool,
+    /// Also what got no answer, broken off or too late, and may have been
+    /// processed (ours); so where absent. What never was is repeated anyway.
+    pub unanswered: Option<bool>,
 }
 
 impl Retry {
@@ -376,6 +379,7 @@ impl Retry {
             statuses: ranges(&self.codes),
             grpc_codes: self.grpc_codes.clone(),
             any_method: self.any_method,
+            answers_only: self.unanswered == Some(false),
             backoff_ms: millis(self.backoff),
             max_backoff_ms: 0,
         })

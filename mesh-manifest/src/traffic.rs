@@ -148,9 +148,29 @@ pub struct RulePolicy {
     /// `%{path|s~PATTERN~SUBSTITUTION~}`; `%%` is a percent sign. An empty
     /// value is no header.
     pub request_headers: Option<HeaderModifier>,
+    /// In order after those, of requests that the conditions hold for.
+    pub conditional_headers: Vec<ConditionalHeaders>,
     /// Of an application's answer, after what filters change; values are
     /// literal.
     pub response_headers: Option<HeaderModifier>,
+}
+
+/// Headers that change with some requests of a rule: conditions are about what
+/// the client has sent.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ConditionalHeaders {
+    /// All of these must match, as in a rule.
+    pub also: Vec<HttpMatch>,
+    /// None of these may.
+    pub unless: Vec<HttpMatch>,
+    /// Addresses or CIDR blocks of which one must have the client; anywhere
+    /// where absent.
+    pub sources: Vec<String>,
+    /// None of these may.
+    pub not_sources: Vec<String>,
+    /// As in a rule.
+    pub request_headers: HeaderModifier,
 }
 
 /// Injected on purpose, for tests of callers.

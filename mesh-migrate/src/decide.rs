@@ -3,7 +3,10 @@
 
 mod change;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use change::changed;
 use regex::bytes::RegexBuilder;
@@ -12,8 +15,8 @@ use crate::{
     nginx::uri,
     paths,
     program::{
-        Accepts, Balance, Condition, Forward, Forwarded, Key, Listener, Location, PathChange, Pool,
-        Program, Reply, Rule, Said, SaidChange, TcpRule, Text, Then,
+        Accepts, Balance, Change, Condition, Forward, Forwarded, Key, Listener, Location,
+        PathChange, Pool, Program, Reply, Rule, Said, SaidChange, TcpRule, Text, Then,
     },
     request,
     request::{Answer, Endpoint, Http, Kind, Outcome, Request, Step},
@@ -262,7 +265,8 @@ impl Asked<'_> {
         let scheme = to.scheme.as_deref().unwrap_or(if self.is_tls { "https" } else { "http" });
         let asked = self.http.host.as_deref().unwrap_or_default();
         let host = to.host.as_deref().unwrap_or_else(|| without_port(asked));
-        match to.port {
+        let own = if scheme == "https" { 443 } else { 80 };
+        match to.port.filter(|port| *port != own) {
             Some(port) => format!("{scheme}://{host}:{port}{path}"),
             None => format!("{scheme}://{host}{path}"),
         }
@@ -310,7 +314,24 @@ impl Asked<'_> {
             values.extend(added.map(|(_, value)| value.as_str()));
             (!values.is_empty()).then(|| values.join(", "))
         };
-        names.into_iter().map(|name| (name.to_owned(), value(name))).collect()
+        let mut all: BTreeMap<String, Option<String>> =
+            names.into_iter().map(|name| (name.to_owned(), value(name))).collect();
+        for one in forward.sometimes.iter().filter(|one| self.holds(&one.when)) {
+            let sent = || self.values(&one.name).join(", ");
+            let now = all.entry(one.name.clone()).or_insert_with(|| Some(sent()));
+            match &one.change {
+                Change::Set(said) => *now = Some(self.said(said)),
+                Change::Add(said) => {
+                    let values = [now.take().unwrap_or_default(), self.said(said)];
+                    *now = Some(
+                        values.into_iter().filter(|v| !v.is_empty()).collect::<Vec<_>>().join(", "),
+                    );
+                }
+                Change::Remove => *now = None,
+            }
+            *now = now.take().filter(|value| !value.is_empty());
+        }
+        all.into_iter().collect()
     }
 
     fn said(&self, said: &Said) -> String {

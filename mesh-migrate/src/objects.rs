@@ -7,6 +7,7 @@
 
 mod clause;
 mod connections;
+pub(crate) mod headers;
 mod pool;
 mod route;
 mod tls;

@@ -274,6 +274,8 @@ pub struct Forward {
     pub add: Vec<(String, String)>,
     /// Removed.
     pub remove: Vec<String>,
+    /// In order, after all these.
+    pub sometimes: Vec<Sometimes>,
     /// The same for answers.
     pub set_answer: Vec<(String, String)>,
     /// The same for answers.
@@ -290,6 +292,28 @@ pub struct Forward {
     pub mirrors: Vec<(String, f64)>,
     /// What changes with one of several pools, beside all this.
     pub own: Vec<OfPool>,
+}
+
+/// A header that changes with some requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sometimes {
+    /// With which, as the client has sent them.
+    pub when: Condition,
+    /// In lower case.
+    pub name: String,
+    /// How.
+    pub change: Change,
+}
+
+/// What becomes of a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It is this; it is removed where that is empty.
+    Set(Said),
+    /// This, too; nothing where it is empty.
+    Add(Said),
+    /// Nothing is left of it.
+    Remove,
 }
 
 /// Headers that change with one of several pools; names in lower case, none of those that

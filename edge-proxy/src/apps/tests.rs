@@ -249,7 +249,10 @@ async fn a_body_that_fails_or_is_not_as_announced_ends_the_request() {
 
 #[tokio::test]
 async fn who_is_not_there_is_told_apart() {
-    let nobody = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    // Nobody listens there, and nobody else can meanwhile.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let nobody = socket.local_addr().unwrap();
     let (apps, head) = (apps(), request(Method::POST));
     let mut exchange = Exchange::new(&apps, nobody, &head, Pieces::of(&[b"kept"]));
     let error = exchange.final_head(&mut ResponseHead::new()).await.unwrap_err();

@@ -154,7 +154,7 @@ async fn round(
                 // A body that is too long to be sent again lets the answer stand.
                 if !carried.wants_another()
                     || !body.is_replayable()
-                    || !carried.may_repeat(repeated, in_flight)
+                    || !carried.may_repeat(true, repeated, in_flight)
                 {
                     record.classified(failure);
                     let used =
@@ -170,7 +170,7 @@ async fn round(
                     && match failed.after {
                         After::Anything | After::Again => dispatch.may_go_on(false),
                         After::Nobody | After::Gone | After::Retired => dispatch.may_go_on(true),
-                        After::IfSafe => carried.may_repeat(repeated, in_flight),
+                        After::IfSafe => carried.may_repeat(false, repeated, in_flight),
                         After::Nothing => false,
                     };
                 if !rewound {
@@ -225,8 +225,9 @@ impl Carried<'_> {
     }
 
     /// Whether what may have been processed may be sent once more.
-    fn may_repeat(&self, repeated: u32, in_flight: &mut InFlight) -> bool {
+    fn may_repeat(&self, answered: bool, repeated: u32, in_flight: &mut InFlight) -> bool {
         let (times, any_method) = match &self.retry {
+            Some(retry) if retry.answers_only && !answered => return false,
             Some(retry) => (retry.attempts, retry.any_method),
             None => (1, false),
         };

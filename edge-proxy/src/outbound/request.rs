@@ -9,7 +9,7 @@ use mesh_core::{
     Protocol, Reason,
     message::{Known, RequestHead, ResponseHead, hop},
     route::Destination,
-    rule::{Fault, extension::Rendered, rewrite::BadRewrite},
+    rule::{Fault, extension::Changing, rewrite::BadRewrite},
 };
 use mesh_runtime::clock;
 use tokio::time::Instant;
@@ -90,9 +90,9 @@ pub async fn carry(
     let mut in_flight = worker.protections.begin(&decision.service)?;
     let mut dispatch = Dispatch::to(worker, &decision, &chosen).await?;
     dispatch.stay(Some(&scratch.head), address);
-    let headers = match decision.extension() {
-        Some(more) => more.request_headers.render(&scratch.head, address).map_err(bad_rewrite)?,
-        None => None,
+    let changing = match decision.extension() {
+        Some(more) => more.changing(&scratch.head, address).map_err(bad_rewrite)?,
+        None => Changing::default(),
     };
     let mut body = ReplayBody::new(body, decision.service.traffic.replay_bytes);
     strip(&mut scratch.head, client.upgrade);
@@ -101,7 +101,7 @@ pub async fn carry(
     }
     let forwarded = client.forwarded.unwrap_or(worker.shared.config.forwarded);
     forwarded.apply(&mut scratch.head, address);
-    change(&mut scratch.head, &decision, &chosen, headers.as_ref())?;
+    change(&mut scratch.head, &decision, &chosen, &changing)?;
     mirror::start(worker, &decision, &scratch.head, &mut body).await;
     let speaks = inner_protocol(&dispatch, client.http2, &scratch.head);
     let received = (!body.is_end_stream()).then(|| body.received());
@@ -178,7 +178,7 @@ fn change(
     head: &mut RequestHead,
     decision: &Decision,
     chosen: &Chosen,
-    headers: Option<&Rendered>,
+    changing: &Changing<'_>,
 ) -> Result<(), Refusal> {
     if head.authority.is_empty() {
         head.authority.push_str(chosen.service.as_str());
@@ -196,9 +196,7 @@ fn change(
     }
     if let Some(more) = decision.extension() {
         changed |= more.retarget(&mut head.target, &head.decoded).map_err(bad_rewrite)?;
-        if let Some(headers) = headers {
-            more.request_headers.apply(headers, &mut head.fields);
-        }
+        changing.apply(&mut head.fields);
     }
     if let Some(backend) = decision.backend(chosen) {
         backend.request.apply(&mut head.fields);

@@ -393,6 +393,38 @@ async fn headers_are_made_of_the_request() {
 }
 
 #[tokio::test]
+async fn headers_change_where_conditions_hold() {
+    let routes = "
+        - { name: all, backendRefs: [{ name: a }] }";
+    let policy = "      rules:
+        - requestHeaders: { set: [{ name: x-device, value: desktop }] }
+          conditionalHeaders:
+          - also: [{ headers: [{ type: RegularExpression, name: user-agent, value: '.*iphone.*' }] }]
+            requestHeaders: { set: [{ name: x-device, value: mobile }], remove: [x-user] }
+          - sources: [127.0.0.0/29]
+            unless: [{ path: { type: PathPrefix, value: /public } }]
+            requestHeaders: { add: [{ name: x-trail, value: 'in %{header:x-device}' }] }
+          - notSources: [127.0.0.0/29]
+            requestHeaders: { remove: [x-trail] }";
+    let world = World::start("", &rules(routes, policy)).await;
+    for (last, path, agent, wanted) in [
+        (1, "/", "curl", ["desktop", "me", "mine|in theirs"]),
+        (1, "/public", "my iphone", ["mobile", "", "mine"]),
+        (9, "/", "my iphone", ["mobile", "", ""]),
+    ] {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: shop\r\nUser-Agent: {agent}\r\nX-User: me\r\n\
+             X-Device: theirs\r\nX-Trail: mine\r\nConnection: close\r\n\r\n"
+        );
+        let head = world.raw([127, 0, 0, last], &request).await;
+        for (name, value) in ["x-device", "x-user", "x-trail"].iter().zip(wanted) {
+            let wanted = format!("{name}: <{value}>");
+            assert!(head.contains(&wanted), "{path} {agent}: {wanted}: {head}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn texts_of_the_request_are_compared_changed_and_answered() {
     let routes = "
         - { name: img, backendRefs: [{ name: a }] }

@@ -28,6 +28,7 @@ use mesh_api::v1;
 use mesh_core::{Snapshot, TrustDomain, apply};
 use mesh_tunnel::{Credentials, RealNet, Svid, Trust};
 use pki::Authority;
+use tokio::net::TcpSocket;
 
 /// The only site.
 pub const SITE: &str = "west";
@@ -37,6 +38,14 @@ pub const DOMAIN: &str = "west.example";
 /// Any free port of the loopback.
 pub fn any() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
+}
+
+/// A port that refuses, and that nobody else has while the socket is kept.
+pub fn refusing() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(any()).unwrap();
+    let addr = socket.local_addr().unwrap();
+    (socket, addr)
 }
 
 /// One endpoint of `service` on `port`.

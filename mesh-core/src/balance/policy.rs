@@ -100,6 +100,9 @@ pub enum AffinityKey {
         /// `Max-Age` of one made by the proxy; `None` ends with the browser.
         ttl: Option<Duration>,
     },
+    /// A cookie that only the application makes; requests without it are
+    /// spread.
+    ApplicationCookie(Arc<str>),
     /// A header's first value; requests without it are spread.
     Header(HeaderName),
     /// The client's address.
@@ -204,13 +207,19 @@ impl Affinity {
         if let Some(max_load) = self.max_load {
             percent("balance.affinity.max_load_percent", max_load, 101, 1000)?;
         }
-        let AffinityKey::Cookie { name, ttl } = &self.by else { return Ok(()) };
+        let (field, name, ttl) = match &self.by {
+            AffinityKey::Cookie { name, ttl } => ("balance.affinity.cookie", name, *ttl),
+            AffinityKey::ApplicationCookie(name) => {
+                ("balance.affinity.application_cookie", name, None)
+            }
+            _ => return Ok(()),
+        };
         // A token of RFC 9110, as RFC 6265 section 4.1.1 asks.
         let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         if name.is_empty() || name.len() > MAX_COOKIE_NAME || !name.bytes().all(is_token) {
             let problem =
                 format!("must be 1 to {MAX_COOKIE_NAME} letters, digits or -._~!#$%&'*+^`|");
-            return Err(BadPolicy { field: "balance.affinity.cookie", problem });
+            return Err(BadPolicy { field, problem });
         }
         let second = Duration::from_secs(1);
         ttl.map_or(Ok(()), |ttl| time("balance.affinity.cookie_ttl", ttl, second, MAX_COOKIE))
@@ -220,7 +229,7 @@ impl Affinity {
     /// `head`; `source` is the client's address.
     pub fn key(&self, head: Option<&RequestHead>, source: Option<IpAddr>) -> Option<u64> {
         match &self.by {
-            AffinityKey::Cookie { name, .. } => {
+            AffinityKey::Cookie { name, .. } | AffinityKey::ApplicationCookie(name) => {
                 head?.fields.all("cookie").find_map(|field| cookie(field, name)).map(hash)
             }
             AffinityKey::Header(name) if *name == header::HOST => {
@@ -237,7 +246,7 @@ impl Affinity {
     }
 
     /// `Set-Cookie` for a client without one, and the key that it will have
-    /// from then on; `None` unless affinity is by cookie.
+    /// from then on; `None` unless affinity is by a cookie of ours.
     pub fn new_cookie(&self, random: u64) -> Option<(String, u64)> {
         let AffinityKey::Cookie { name, ttl } = &self.by else { return None };
         let value = format!("{random:016x}");
@@ -370,6 +379,8 @@ mod tests {
         ] {
             assert_eq!(by_cookie(name, ttl).check().is_ok(), good, "{name} {ttl:?}");
         }
+        let theirs = affinity(AffinityKey::ApplicationCookie("a b".into())).check().unwrap_err();
+        assert_eq!(theirs.field, "balance.affinity.application_cookie");
         assert!(by_cookie(&"x".repeat(MAX_COOKIE_NAME), None).check().is_ok());
         assert!(by_cookie(&"x".repeat(MAX_COOKIE_NAME + 1), None).check().is_err());
     }
@@ -391,6 +402,10 @@ mod tests {
         for none in [&[][..], &["xsid=7"], &["sid7"], &["sid="], &["SID=7"]] {
             assert_eq!(key(none), None, "{none:?}");
         }
+        let theirs = affinity(AffinityKey::ApplicationCookie("sid".into()));
+        assert_eq!(theirs.key(Some(&fields("Cookie", &["a=1; sid=7"])), None), Some(hash(b"7")));
+        assert_eq!(theirs.key(Some(&fields("Cookie", &["a=1"])), None), None);
+        assert_eq!(theirs.new_cookie(1), None);
         let header = affinity(AffinityKey::Header(HeaderName::from_static("x-user")));
         let user = fields("X-User", &["u1", "u2"]);
         assert_eq!(header.key(Some(&user), None), Some(hash(b"u1")));

@@ -26,10 +26,10 @@ impl<'a> From<Option<&'a str>> for Caller<'a> {
     }
 }
 
-/// Of one rule; nothing by default.
+/// Of a request and its client; all hold by default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Extension {
-    /// All of these must hold, too.
+pub struct Conditions {
+    /// All of these must hold.
     pub also: Vec<RouteMatch>,
     /// None of these may.
     pub unless: Vec<RouteMatch>,
@@ -37,6 +37,13 @@ pub struct Extension {
     pub sources: Vec<Cidr>,
     /// Where it must not be.
     pub not_sources: Vec<Cidr>,
+}
+
+/// Of one rule; nothing by default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Extension {
+    /// When it takes a request, beside its matches.
+    pub conditions: Conditions,
     /// Instead of forwarding.
     pub reply: Option<Reply>,
     /// After other changes of the path, those of a redirect, too.
@@ -45,6 +52,8 @@ pub struct Extension {
     pub strip_query: bool,
     /// After the header changes of the rule.
     pub request_headers: HeaderTemplates,
+    /// In order after those, of requests that the conditions hold for.
+    pub conditional_headers: Vec<(Conditions, HeaderTemplates)>,
     /// The same for answers of applications.
     pub response_headers: HeaderChanges,
 }
@@ -109,11 +118,21 @@ pub struct HeaderTemplates {
 
 /// Values of [`HeaderTemplates`] for one request, in their order.
 #[derive(Debug)]
-pub struct Rendered(Vec<Vec<u8>>);
+struct Rendered(Vec<Vec<u8>>);
 
-impl Extension {
-    /// Whether the rule holds as far as this says. Without a head (opaque
-    /// bytes) no match holds.
+/// Changes of headers for one request, in their order.
+#[derive(Debug, Default)]
+pub struct Changing<'e>(Vec<(&'e HeaderTemplates, Rendered)>);
+
+impl Changing<'_> {
+    /// Changes `fields`.
+    pub fn apply(&self, fields: &mut Fields) {
+        self.0.iter().for_each(|(templates, values)| templates.apply(values, fields));
+    }
+}
+
+impl Conditions {
+    /// Whether all hold. Without a head (opaque bytes) no match holds.
     pub fn holds(&self, caller: Caller<'_>, head: Option<&RequestHead>) -> bool {
         let one_has = |blocks: &[Cidr]| {
             caller.address.is_some_and(|client| blocks.iter().any(|block| block.contains(client)))
@@ -123,6 +142,29 @@ impl Extension {
             && !one_has(&self.not_sources)
             && self.also.iter().all(matches)
             && !self.unless.iter().any(matches)
+    }
+}
+
+impl Extension {
+    /// What becomes of the headers of a request, as its client has sent it.
+    ///
+    /// # Errors
+    ///
+    /// A value is longer than a header may be.
+    pub fn changing(
+        &self,
+        head: &RequestHead,
+        client: Option<IpAddr>,
+    ) -> Result<Changing<'_>, BadRewrite> {
+        let caller = Caller { namespace: None, address: client };
+        let sometimes = self.conditional_headers.iter();
+        let sometimes = sometimes.filter(|(when, _)| when.holds(caller, Some(head)));
+        let all = std::iter::once(&self.request_headers).chain(sometimes.map(|(_, then)| then));
+        let mut changing = Vec::new();
+        for templates in all.filter(|templates| !templates.is_empty()) {
+            changing.push((templates, templates.render(head, client)?));
+        }
+        Ok(Changing(changing))
     }
 
     /// Changes path and query of a target in origin-form; whether its path is
@@ -150,28 +192,16 @@ impl HeaderTemplates {
         self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
     }
 
-    /// The values for a request as its client has sent it; `None` without any
-    /// change.
-    ///
-    /// # Errors
-    ///
-    /// One is longer than a header may be.
-    pub fn render(
-        &self,
-        head: &RequestHead,
-        client: Option<IpAddr>,
-    ) -> Result<Option<Rendered>, BadRewrite> {
-        if self.is_empty() {
-            return Ok(None);
-        }
+    /// The values for a request as its client has sent it.
+    fn render(&self, head: &RequestHead, client: Option<IpAddr>) -> Result<Rendered, BadRewrite> {
         let templates = self.set.iter().chain(&self.add);
         let values = templates.map(|(_, template)| template.render(head, client));
-        values.collect::<Result<_, _>>().map(|values| Some(Rendered(values)))
+        values.collect::<Result<_, _>>().map(Rendered)
     }
 
     /// Changes `fields` in the order set, add, remove. A value that has come
     /// out empty is no header; what `set` would replace goes all the same.
-    pub fn apply(&self, rendered: &Rendered, fields: &mut Fields) {
+    fn apply(&self, rendered: &Rendered, fields: &mut Fields) {
         let (set, add) = rendered.0.split_at(self.set.len().min(rendered.0.len()));
         for ((name, _), value) in self.set.iter().zip(set) {
             match value.is_empty() {
@@ -207,12 +237,11 @@ mod tests {
 
     #[test]
     fn conditions_are_about_the_request_and_its_client() {
-        let extension = Extension {
+        let conditions = Conditions {
             also: vec![under("/a")],
             unless: vec![under("/a/b"), under("/a/c")],
             sources: blocks(&["10.0.0.0/8", "::1"]),
             not_sources: blocks(&["10.9.0.0/16"]),
-            ..Extension::default()
         };
         let cases = [
             ("/a", "10.1.2.3", true),
@@ -227,13 +256,13 @@ mod tests {
         for (target, client, wanted) in cases {
             let caller = Caller { address: Some(client.parse().unwrap()), namespace: None };
             let head = get(target);
-            assert_eq!(extension.holds(caller, Some(&head)), wanted, "{target} {client}");
-            assert!(!extension.holds(caller, None), "bytes match nothing");
-            assert!(!extension.holds(Caller::default(), Some(&head)), "nobody knows where it is");
+            assert_eq!(conditions.holds(caller, Some(&head)), wanted, "{target} {client}");
+            assert!(!conditions.holds(caller, None), "bytes match nothing");
+            assert!(!conditions.holds(Caller::default(), Some(&head)), "nobody knows where it is");
         }
-        let unless = Extension { also: vec![], sources: vec![], ..extension };
+        let unless = Conditions { also: vec![], sources: vec![], ..conditions };
         assert!(unless.holds(Caller::default(), None));
-        assert!(Extension::default().holds(Caller::default(), None));
+        assert!(Conditions::default().holds(Caller::default(), None));
     }
 
     #[test]
@@ -253,6 +282,38 @@ mod tests {
     }
 
     #[test]
+    fn headers_change_where_conditions_hold_for_what_the_client_has_sent() {
+        let set = |name: &str, text: &str| HeaderTemplates {
+            set: vec![(name.parse().unwrap(), Template::new(text).unwrap())],
+            ..HeaderTemplates::default()
+        };
+        let also = |one| Conditions { also: vec![one], ..Conditions::default() };
+        let inside = Conditions { sources: blocks(&["10.0.0.0/8"]), ..Conditions::default() };
+        let extension = Extension {
+            request_headers: set("x-lane", "none"),
+            conditional_headers: vec![
+                (also(under("/a")), set("x-lane", "%{path}")),
+                (inside, set("x-inside", "%{client_ip}")),
+                (also(under("/a/b")), set("x-lane", "%{header:x-lane}")),
+            ],
+            ..Extension::default()
+        };
+        let changed = |target, client: &str| {
+            let mut head = get(target);
+            head.fields.push("x-lane", b"client's");
+            let client = Some(client.parse().unwrap());
+            extension.changing(&head, client).unwrap().apply(&mut head.fields);
+            let value = |name| String::from_utf8_lossy(head.fields.get(name)?).into_owned().into();
+            (value("x-lane"), value("x-inside"))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(changed("/", "192.0.2.1"), (some("none"), None));
+        assert_eq!(changed("/a", "192.0.2.1"), (some("/a"), None));
+        assert_eq!(changed("/a/b", "10.0.0.1"), (some("client's"), some("10.0.0.1")));
+        assert!(Extension::default().changing(&get("/"), None).unwrap().0.is_empty());
+    }
+
+    #[test]
     fn headers_are_made_of_the_request_and_empty_ones_left_out() {
         let template =
             |name: &str, text: &str| (name.parse().unwrap(), Template::new(text).unwrap());
@@ -266,7 +327,7 @@ mod tests {
             head.fields.push(name, b"client's");
         }
         let client = Some("192.0.2.1".parse().unwrap());
-        let rendered = templates.render(&head, client).unwrap().unwrap();
+        let rendered = templates.render(&head, client).unwrap();
         templates.apply(&rendered, &mut head.fields);
         let all = |name| head.fields.all(name).collect::<Vec<_>>();
         assert_eq!(all("x-real-ip"), [b"192.0.2.1"]);
@@ -274,6 +335,5 @@ mod tests {
         assert!(
             all("x-gone").is_empty() && all("x-none").is_empty() && all("x-removed").is_empty()
         );
-        assert!(HeaderTemplates::default().render(&head, client).unwrap().is_none());
     }
 }

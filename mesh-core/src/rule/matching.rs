@@ -85,7 +85,8 @@ impl Routes {
             any = true;
             let one = rule.matches.get(usize::from(*one));
             let holds = one.is_none_or(|one| head.is_some_and(|head| one.holds(head)));
-            let more = || rule.extension.as_ref().is_none_or(|more| more.holds(from, head));
+            let more =
+                || rule.extension.as_ref().is_none_or(|more| more.conditions.holds(from, head));
             if holds && more() {
                 return Ok(Some((rule, one)));
             }

@@ -84,6 +84,11 @@ impl TryFrom<&v1::Affinity> for Affinity {
                 name: text("balance.affinity.cookie", name, MAX_TEXT)?,
                 ttl: (message.cookie_ttl_s > 0).then(|| Duration::from_secs(message.cookie_ttl_s)),
             },
+            Some(By::ApplicationCookie(name)) => AffinityKey::ApplicationCookie(text(
+                "balance.affinity.application_cookie",
+                name,
+                MAX_TEXT,
+            )?),
             Some(By::Header(name)) => AffinityKey::Header(parse("balance.affinity.header", name)?),
             Some(By::Source(true)) => AffinityKey::Source,
             Some(By::PathDepth(depth)) => {
@@ -95,7 +100,8 @@ impl TryFrom<&v1::Affinity> for Affinity {
                 AffinityKey::Query(text("balance.affinity.query", name, MAX_TEXT)?)
             }
             Some(By::Source(false) | By::Query(_)) | None => {
-                let problem = "needs one of cookie, header, source, path and query";
+                let problem =
+                    "needs one of cookie, application_cookie, header, source, path and query";
                 return Err(wrong(FIELD, problem));
             }
         };
@@ -156,6 +162,7 @@ impl From<&Affinity> for v1::Affinity {
     fn from(affinity: &Affinity) -> Self {
         let (by, ttl) = match &affinity.by {
             AffinityKey::Cookie { name, ttl } => (By::Cookie(name.to_string()), *ttl),
+            AffinityKey::ApplicationCookie(name) => (By::ApplicationCookie(name.to_string()), None),
             AffinityKey::Header(name) => (By::Header(name.to_string()), None),
             AffinityKey::Source => (By::Source(true), None),
             AffinityKey::Path(depth) => {
@@ -244,6 +251,7 @@ mod tests {
         bad(by(By::PathDepth(256)), "balance.affinity.path_depth");
         bad(by(By::Header("a b".into())), "balance.affinity.header");
         bad(by(By::Cookie("a b".into())), "balance.affinity.cookie");
+        bad(by(By::ApplicationCookie(String::new())), "balance.affinity.application_cookie");
         bad(by(By::Cookie("x".repeat(10_000))), "balance.affinity.cookie");
         bad(v1::Affinity { max_load_percent: 100, ..by(By::Source(true)) }, "max_load_percent");
     }
@@ -275,6 +283,7 @@ mod tests {
         let ttl = prop_oneof![Just(None), (1u64..1000).prop_map(|s| Some(Duration::from_secs(s)))];
         let by = prop_oneof![
             ttl.prop_map(|ttl| AffinityKey::Cookie { name: "sid".into(), ttl }),
+            Just(AffinityKey::ApplicationCookie("JSESSIONID".into())),
             Just(AffinityKey::Header(http::header::USER_AGENT)),
             Just(AffinityKey::Source),
             any::<u8>().prop_map(|depth| AffinityKey::Path(NonZeroU8::new(depth))),

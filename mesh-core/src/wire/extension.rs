@@ -4,7 +4,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use mesh_api::v1;
 
 use super::{
-    MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY, WireError, at_most,
+    MAX_CHANGES, MAX_CONDITIONAL, MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY, WireError,
+    at_most,
     headers::{changed_fields, changed_name, changes, changes_out, fields_out},
     parse,
     rule::text_match,
@@ -14,7 +15,7 @@ use crate::{
     cidr::Cidr,
     rule::{
         Extension, PathPattern, Reply, RouteMatch, Template, TextMatch,
-        extension::{HeaderTemplates, Made},
+        extension::{Conditions, HeaderTemplates, Made},
         rewrite::BadPattern,
     },
 };
@@ -33,14 +34,17 @@ impl TryFrom<&v1::RouteExtension> for Extension {
 
     fn try_from(message: &v1::RouteExtension) -> Result<Self, WireError> {
         Ok(Self {
-            also: matches("also", &message.also)?,
-            unless: matches("unless", &message.unless)?,
-            sources: blocks("sources", &message.sources)?,
-            not_sources: blocks("not_sources", &message.not_sources)?,
+            conditions: Conditions {
+                also: matches("also", &message.also)?,
+                unless: matches("unless", &message.unless)?,
+                sources: blocks("sources", &message.sources)?,
+                not_sources: blocks("not_sources", &message.not_sources)?,
+            },
             reply: message.reply.as_ref().map(Reply::try_from).transpose()?,
             rewrite: message.rewrite.as_ref().map(PathPattern::try_from).transpose()?,
             strip_query: message.strip_query,
             request_headers: templates("request_headers", message.request_headers.as_ref())?,
+            conditional_headers: sometimes(&message.conditional_headers)?,
             response_headers: changes("response_headers", message.response_headers.as_ref())?,
         })
     }
@@ -48,17 +52,18 @@ impl TryFrom<&v1::RouteExtension> for Extension {
 
 impl From<&Extension> for v1::RouteExtension {
     fn from(extension: &Extension) -> Self {
-        let blocks = |blocks: &[Cidr]| blocks.iter().map(ToString::to_string).collect();
+        let Conditions { also, unless, sources, not_sources } = &extension.conditions;
         Self {
-            also: extension.also.iter().map(Into::into).collect(),
-            unless: extension.unless.iter().map(Into::into).collect(),
-            sources: blocks(&extension.sources),
-            not_sources: blocks(&extension.not_sources),
+            also: also.iter().map(Into::into).collect(),
+            unless: unless.iter().map(Into::into).collect(),
+            sources: blocks_out(sources),
+            not_sources: blocks_out(not_sources),
             reply: extension.reply.as_ref().map(Into::into),
             rewrite: extension.rewrite.as_ref().map(Into::into),
             strip_query: extension.strip_query,
             request_headers: templates_out(&extension.request_headers),
             response_headers: changes_out(&extension.response_headers),
+            conditional_headers: extension.conditional_headers.iter().map(sometimes_out).collect(),
         }
     }
 }
@@ -84,6 +89,37 @@ pub(super) fn said_match(message: &v1::HeaderMatch) -> Result<(Template, TextMat
 fn blocks(field: &'static str, texts: &[String]) -> Result<Vec<Cidr>, WireError> {
     at_most(field, texts, MAX_NETWORKS)?;
     texts.iter().map(|text| parse(field, text)).collect()
+}
+
+fn blocks_out(blocks: &[Cidr]) -> Vec<String> {
+    blocks.iter().map(ToString::to_string).collect()
+}
+
+fn sometimes(
+    messages: &[v1::ConditionalHeaders],
+) -> Result<Vec<(Conditions, HeaderTemplates)>, WireError> {
+    const HEADERS: &str = "conditional_headers.request_headers";
+    at_most("conditional_headers", messages, MAX_CONDITIONAL)?;
+    let one = |message: &v1::ConditionalHeaders| {
+        let conditions = Conditions {
+            also: matches("conditional_headers.also", &message.also)?,
+            unless: matches("conditional_headers.unless", &message.unless)?,
+            sources: blocks("conditional_headers.sources", &message.sources)?,
+            not_sources: blocks("conditional_headers.not_sources", &message.not_sources)?,
+        };
+        Ok((conditions, templates(HEADERS, message.request_headers.as_ref())?))
+    };
+    messages.iter().map(one).collect()
+}
+
+fn sometimes_out((when, then): &(Conditions, HeaderTemplates)) -> v1::ConditionalHeaders {
+    v1::ConditionalHeaders {
+        also: when.also.iter().map(Into::into).collect(),
+        unless: when.unless.iter().map(Into::into).collect(),
+        sources: blocks_out(&when.sources),
+        not_sources: blocks_out(&when.not_sources),
+        request_headers: templates_out(then),
+    }
 }
 
 impl TryFrom<&v1::Reply> for Reply {
@@ -164,7 +200,7 @@ fn templates(
     message: Option<&v1::HeaderChanges>,
 ) -> Result<HeaderTemplates, WireError> {
     let Some(message) = message else { return Ok(HeaderTemplates::default()) };
-    at_most(field, &message.remove, MAX_HEADERS)?;
+    at_most(field, &message.remove, MAX_CHANGES)?;
     let template = |value: &str| Template::new(value).map_err(|error| wrong(field, error));
     let removed = message.remove.iter().map(|name| changed_name(field, name));
     Ok(HeaderTemplates {

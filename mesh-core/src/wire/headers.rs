@@ -3,7 +3,7 @@
 use http::{HeaderName, HeaderValue, header};
 use mesh_api::v1;
 
-use super::{MAX_HEADERS, MAX_MATCH_TEXT, WireError, at_most, parse, wrong};
+use super::{MAX_CHANGES, MAX_MATCH_TEXT, WireError, at_most, parse, wrong};
 use crate::rule::HeaderChanges;
 
 /// Fields that frame messages or that only proxies may write.
@@ -36,7 +36,7 @@ pub(super) fn changed_fields<T>(
     headers: &[v1::Header],
     value: impl Fn(&str) -> Result<T, WireError>,
 ) -> Result<Vec<(HeaderName, T)>, WireError> {
-    at_most(field, headers, MAX_HEADERS)?;
+    at_most(field, headers, MAX_CHANGES)?;
     let one = |header: &v1::Header| {
         if header.value.len() > MAX_MATCH_TEXT {
             return Err(wrong(field, "value is too long"));
@@ -51,7 +51,7 @@ pub(super) fn changes(
     message: Option<&v1::HeaderChanges>,
 ) -> Result<HeaderChanges, WireError> {
     let Some(message) = message else { return Ok(HeaderChanges::default()) };
-    at_most(field, &message.remove, MAX_HEADERS)?;
+    at_most(field, &message.remove, MAX_CHANGES)?;
     let literal = |value: &str| parse::<HeaderValue>(field, value);
     let removed = message.remove.iter().map(|name| changed_name(field, name));
     Ok(HeaderChanges {

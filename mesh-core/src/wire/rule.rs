@@ -448,6 +448,7 @@ impl TryFrom<&v1::RetryPolicy> for RetryPolicy {
             statuses: statuses("retry.statuses", &message.statuses)?,
             grpc_codes: message.grpc_codes.clone(),
             any_method: message.any_method,
+            answers_only: message.answers_only,
             backoff,
             max_backoff,
         })
@@ -461,6 +462,7 @@ impl From<&RetryPolicy> for v1::RetryPolicy {
             statuses: retry.statuses.iter().map(status_range).collect(),
             grpc_codes: retry.grpc_codes.clone(),
             any_method: retry.any_method,
+            answers_only: retry.answers_only,
             backoff_ms: to_millis(Some(retry.backoff)),
             max_backoff_ms: to_millis(Some(retry.max_backoff)),
         }

@@ -140,22 +140,17 @@ impl<'c> Converter<'c> {
         port: u16,
     ) -> Option<(Accepts, Option<ServerTls>)> {
         let (chain, hcm) = http.first().copied()?;
-        let appends = |hcm: &Tree| hcm.is("use_remote_address") && !hcm.is("skip_xff_append");
-        let forwarded = match http.iter().any(|(_, hcm)| appends(hcm)) {
-            true => Forwarded::Append,
-            false => Forwarded::Keep,
-        };
-        let accepts = |rules, forwarded| Accepts::Http {
+        let accepts = |rules| Accepts::Http {
             rules,
             otherwise: Reply { status: 404, ..Reply::default() },
-            forwarded,
+            // Routes tell of clients.
+            forwarded: Forwarded::Keep,
             paths: paths(hcm),
             drops_underscores: drops_underscores(hcm),
         };
         if let Some((rules, tls)) = self.by_names(listener, chains, port) {
-            return Some((accepts(rules, forwarded), Some(tls)));
+            return Some((accepts(rules), Some(tls)));
         }
-        let forwarded = if appends(hcm) { Forwarded::Append } else { Forwarded::Keep };
         for other in chains.iter().filter(|other| !std::ptr::eq(**other, chain)) {
             let question = "Another filter chain of this listener takes some connections; a listener of ours has one set of rules. Until it is said, these connections are taken as those of the first chain.";
             let choices = [
@@ -178,7 +173,7 @@ impl<'c> Converter<'c> {
         let routes = self.config.routes(hcm)?;
         let within = Within { hcm, routes, port, is_tls: tls.is_some() };
         let rules = self.of_chain(listener, chain, &within);
-        Some((accepts(rules, forwarded), tls))
+        Some((accepts(rules), tls))
     }
 
     /// Rules of a chain, those of its filters first.
@@ -244,7 +239,7 @@ impl<'c> Converter<'c> {
     }
 
     fn connection_manager(&mut self, listener: &Tree, within: &Within<'_>) {
-        let how = "Envoy refuses some requests itself (HTTP/1.0 426; no Host, methods that it does not know, a path with a fragment or with what is not ASCII 400), and sets x-request-id, x-forwarded-proto, server and x-envoy headers; a header matcher on these finds what the client sent";
+        let how = "Envoy refuses some requests itself (HTTP/1.0 426; no Host, methods that it does not know, a path with a fragment or with what is not ASCII 400), and sets x-request-id, server and x-envoy headers, and x-forwarded-proto where nobody has and use_remote_address is not written; a header matcher on these finds what the client sent";
         self.notes.whole(within.hcm, Verdict::Approximated { how: how.into() });
         if listener.is("use_original_dst") {
             return;

@@ -251,7 +251,11 @@ impl<'f, 'o> Reader<'f, 'o> {
                     self.stats_uri = Some(at(2).to_owned());
                 }
             }
-            "stick" => proxy.sticks.push((statement.place.clone(), at(2).to_owned())),
+            // The others only remember.
+            "stick" if matches!(at(1), "on" | "match") => {
+                proxy.sticks.push((statement.place.clone(), at(2).to_owned()));
+            }
+            "stick" => {}
             "http-check" | "tcp-check" => proxy.checks.push(statement.clone()),
             keyword => {
                 let name = match keyword {

@@ -38,6 +38,10 @@ impl Making<'_> {
             }
         }
         let tls = pool.tls.as_ref().and_then(|tls| self.client_tls(pool, tls));
+        if pool.tls.is_some() && tls.is_none() {
+            // Never in plaintext what was in TLS.
+            endpoints.clear();
+        }
         let endpoints = self.spoken_alike(&pool.place, endpoints, tls.as_ref());
         let service = format!("{label}.{}", self.wanted.namespace);
         let mut made = json!({ "name": service, "ports": ports, "endpoints": endpoints });
@@ -73,23 +77,13 @@ impl Making<'_> {
 
     fn policy(&mut self, label: &str, pool: &Pool) {
         let affinity = match &pool.balance {
-            Balance::Hash(Key::Cookie(name, None)) => {
-                // It would take the place of what the application sets.
-                let question = format!(
-                    "one value of the cookie {name} stays with one endpoint; ours does so only \
-                     where it makes the cookie itself, and so does not. What keeps clients together?"
-                );
-                let choices =
-                    ["nothing: they are spread", "a cookie of another name, in its policy"];
-                self.ledger.decision(&pool.place, question, &choices);
-                None
-            }
             Balance::Hash(key) => Some(match key {
                 Key::Source => json!({ "source": true }),
                 Key::Header(name) => json!({ "header": name }),
-                Key::Cookie(name, life) => object([
+                Key::Cookie(name, None) => json!({ "applicationCookie": name }),
+                Key::Cookie(name, Some(life)) => object([
                     ("cookie", Some(name.as_str().into())),
-                    ("cookieTtl", life.filter(|life| !life.is_zero()).map(duration)),
+                    ("cookieTtl", (!life.is_zero()).then(|| duration(*life))),
                 ]),
                 Key::Path(depth) => json!({ "path": { "depth": depth } }),
                 Key::Query(name) => json!({ "query": name }),

@@ -3,7 +3,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{MAX_RULES, Making, REQUESTS, clause, duration, object, some_list};
+use super::{
+    MAX_RULES, Making, REQUESTS, clause, duration,
+    headers::{fields, modifier},
+    object, some_list,
+};
 use crate::{
     program::{
         Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, SaidChange, Then,
@@ -155,6 +159,7 @@ impl Making<'_> {
         route: &mut Map<String, Value>,
         policy: &mut Map<String, Value>,
     ) {
+        let forward = &self.sayable(&rule.place, forward);
         let said = |(name, said): &(String, Said)| json!({ "name": name, "value": template(said) });
         let told = object([
             ("set", some_list(forward.tell.iter().map(said).collect())),
@@ -162,6 +167,10 @@ impl Making<'_> {
         ]);
         if told != json!({}) {
             policy.insert("requestHeaders".into(), told);
+        }
+        let sometimes = self.sometimes(&rule.place, &forward.sometimes);
+        if !sometimes.is_empty() {
+            policy.insert("conditionalHeaders".into(), sometimes.into());
         }
         if let Some(change) = forward.path.as_ref().filter(|change| full(change).is_none()) {
             policy.insert("rewrite".into(), rewrite(change));
@@ -199,10 +208,9 @@ impl Making<'_> {
         if timeouts != json!({}) {
             route.insert("timeouts".into(), timeouts);
         }
-        if let Some(retry) = &forward.retry {
-            let retry = self.retry(&rule.place, retry);
-            policy.insert("retry".into(), retry);
-        }
+        let retry = forward.retry.as_ref().map(|retry| self.retry(&rule.place, retry));
+        // Without it what broke off is asked for once more.
+        policy.insert("retry".into(), retry.unwrap_or_else(|| json!({ "attempts": 0 })));
     }
 
     fn filters(&mut self, place: &Place, forward: &Forward) -> Vec<Value> {
@@ -243,12 +251,18 @@ impl Making<'_> {
             let how = format!("{} repetitions of a request; with us at most 10", retry.attempts);
             self.ledger.approximated(place, how);
         }
+        let answers = !retry.statuses.is_empty() || !retry.grpc_statuses.is_empty();
+        if !answers && !retry.on_reset {
+            // What was never processed is repeated anyway.
+            return json!({ "attempts": 0 });
+        }
         object([
             ("codes", some_list(retry.statuses.iter().map(|code| json!(code)).collect())),
             ("grpcCodes", some_list(retry.grpc_statuses.iter().map(|code| json!(code)).collect())),
             ("attempts", Some(retry.attempts.min(10).into())),
             ("backoff", retry.backoff.map(duration)),
             ("anyMethod", retry.any_method.then_some(true.into())),
+            ("unanswered", (!retry.on_reset).then_some(false.into())),
         ])
     }
 
@@ -345,10 +359,6 @@ pub(super) fn template(said: &Said) -> String {
     }
 }
 
-fn fields(fields: &[(String, String)]) -> Vec<Value> {
-    fields.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect()
-}
-
 /// As our policy has it: a pattern and what takes its place.
 fn rewrite(change: &PathChange) -> Value {
     match change {
@@ -387,32 +397,6 @@ fn full(change: &PathChange) -> Option<Value> {
     let PathChange::Whole(path) = change else { return None };
     (path.starts_with('/') && !path.contains('?'))
         .then(|| json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
-}
-
-/// A filter sets a name once; more lines of it are added.
-fn lines(set: &[(String, String)], add: &[(String, String)]) -> (Vec<Value>, Vec<Value>) {
-    let is_first =
-        |(at, (name, _)): &(usize, &(String, String))| !set[..*at].iter().any(|(n, _)| n == name);
-    let (first, more): (Vec<_>, Vec<_>) = set.iter().enumerate().partition(is_first);
-    let of = |all: Vec<(usize, &(String, String))>| -> Vec<(String, String)> {
-        all.into_iter().map(|(_, field)| field.clone()).collect()
-    };
-    (fields(&of(first)), fields(&[of(more), add.to_vec()].concat()))
-}
-
-/// Changes of headers of requests or answers, as a filter.
-fn modifier(
-    (of, set, add, remove): (&str, &Vec<(String, String)>, &Vec<(String, String)>, &Vec<String>),
-) -> Option<Value> {
-    let (set, add) = lines(set, add);
-    let remove = remove.iter().map(|name| name.as_str().into()).collect();
-    let modifier =
-        object([("set", some_list(set)), ("add", some_list(add)), ("remove", some_list(remove))]);
-    let (kind, key) = match of {
-        "request" => ("RequestHeaderModifier", "requestHeaderModifier"),
-        _ => ("ResponseHeaderModifier", "responseHeaderModifier"),
-    };
-    (modifier != json!({})).then(|| json!({ "type": kind, key: modifier }))
 }
 
 /// As rules take it.

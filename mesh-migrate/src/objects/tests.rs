@@ -422,7 +422,7 @@ fn an_address_is_spoken_to_in_one_way() {
         services.filter_map(|service| Some(service.get("endpoints")?.as_array()?.len())).sum()
     };
     let (objects, _) = made_of(&program, None);
-    assert_eq!(endpoints(&objects), 2);
+    assert_eq!(endpoints(&objects), 1, "none in plaintext of those that want TLS");
     let (objects, said) = made_of(&program, Some("2027-03-01"));
     assert_eq!(endpoints(&objects), 1);
     let asked = said.iter().any(|entry| match &entry.verdict {

@@ -110,7 +110,8 @@ impl Making<'_> {
         let Some(until) = self.wanted.tls_until else {
             self.ledger.decision(
                 &pool.place,
-                "applications are spoken to in plaintext by a proxy of ours, and these want TLS",
+                "applications are spoken to in plaintext by a proxy of ours, and these want TLS: \
+                 until it is said, nobody speaks to them (503)",
                 &[
                     "put a proxy of ours beside them, which speaks mTLS",
                     "let them listen in plaintext, too",
@@ -125,7 +126,7 @@ impl Making<'_> {
             self.ledger.decision(
                 &pool.place,
                 "these want TLS, and what it takes is in no file: where is it? Until it is said, \
-                 they are spoken to in plaintext.",
+                 nobody speaks to them (503).",
                 &["write files into the configuration and import it again"],
             );
             return None;
@@ -134,7 +135,7 @@ impl Making<'_> {
             self.ledger.decision(
                 &pool.place,
                 "their certificates are for no name that stands here, and ours believes none \
-                 without: which one is it? Until it is said, they are spoken to in plaintext.",
+                 without: which one is it? Until it is said, nobody speaks to them (503).",
                 &["write the name into the configuration and import it again"],
             );
             return None;

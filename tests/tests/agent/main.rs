@@ -242,10 +242,11 @@ fn a_site_that_cannot_be_reached_is_named_with_each_gateway() {
     let (config, ca) = (config(dir.path()), Ca::new("west.example"));
     run(async {
         // One refuses connections, the other is no gateway.
-        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let stranger = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let gateways = [&closed, &stranger].map(|at| at.local_addr().unwrap().to_string());
-        drop(closed);
+        let gateways =
+            [closed.local_addr(), stranger.local_addr()].map(|at| at.unwrap().to_string());
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = stranger.accept().await {
                 let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"220 hello\r\n").await;

@@ -163,6 +163,7 @@ fn repetitions_wait_longer_each_time_up_to_a_limit() {
         statuses: vec![502..=503],
         grpc_codes: vec![14],
         any_method: false,
+        answers_only: false,
         backoff: Duration::from_millis(20),
         max_backoff: Duration::from_millis(100),
     };

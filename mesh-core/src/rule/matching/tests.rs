@@ -1,7 +1,10 @@
 use http::Method;
 use proptest::prelude::*;
 
-use super::{super::*, NothingMatches, Precedence};
+use super::{
+    super::{extension::Conditions, *},
+    NothingMatches, Precedence,
+};
 use crate::message::RequestHead;
 
 fn head(method: &str, target: &str, fields: &[(&str, &str)]) -> RequestHead {
@@ -125,7 +128,8 @@ fn listed_rules_are_asked_in_their_order() {
 
 #[test]
 fn a_rule_that_more_is_asked_of_leaves_requests_to_the_next() {
-    let unless = Extension { unless: vec![prefix("/a/b")], ..Extension::default() };
+    let conditions = Conditions { unless: vec![prefix("/a/b")], ..Conditions::default() };
+    let unless = Extension { conditions, ..Extension::default() };
     let first = Route {
         extension: Some(Box::new(unless)),
         ..rule("first", vec![prefix("/a"), prefix("/")])

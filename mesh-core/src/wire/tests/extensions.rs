@@ -3,7 +3,7 @@
 use mesh_api::v1;
 
 use super::{rules::changes, services::routed};
-use crate::wire::{MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY};
+use crate::wire::{MAX_CONDITIONAL, MAX_MATCH_TEXT, MAX_MATCHES, MAX_NETWORKS, MAX_REPLY};
 
 pub(super) fn extension() -> v1::RouteExtension {
     let template = v1::Header { name: "x-client".into(), value: "%{client_ip} 100%%".into() };
@@ -26,6 +26,13 @@ pub(super) fn extension() -> v1::RouteExtension {
         strip_query: true,
         request_headers: Some(v1::HeaderChanges { set: vec![template], ..changes() }),
         response_headers: Some(changes()),
+        conditional_headers: vec![v1::ConditionalHeaders {
+            also: vec![v1::RouteMatch { method: "PUT".into(), ..Default::default() }],
+            unless: vec![v1::RouteMatch::default()],
+            sources: vec!["10.0.0.0/8".into()],
+            not_sources: vec!["10.1.0.0/16".into()],
+            request_headers: Some(changes()),
+        }],
     }
 }
 
@@ -86,6 +93,20 @@ fn extensions_that_mean_nothing() {
         ("rewrite.substitution", rewrite(|r| r.substitution = "x".repeat(MAX_MATCH_TEXT + 1))),
         ("request_headers", extended(&|e| e.request_headers = set("x-a", "%{nobody}"))),
         ("request_headers", extended(&|e| e.request_headers = set("host", "a"))),
+        (
+            "conditional_headers",
+            extended(&|e| {
+                e.conditional_headers = vec![Default::default(); MAX_CONDITIONAL + 1];
+            }),
+        ),
+        (
+            "conditional_headers.sources",
+            extended(&|e| e.conditional_headers[0].sources[0] = "here".into()),
+        ),
+        (
+            "conditional_headers.request_headers",
+            extended(&|e| e.conditional_headers[0].request_headers = set("x-a", "%{nobody}")),
+        ),
         ("response_headers", extended(&|e| e.response_headers = set("isthmus-error", "a"))),
     ];
     for (field, result) in cases {

@@ -9,8 +9,8 @@ use crate::{
     rule::{Fraction, RetryBudget, TrafficPolicy},
     service::Service,
     wire::{
-        MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_MIRRORS, MAX_RATE_LIMITS, MAX_STATUSES,
-        WireError,
+        MAX_CHANGES, MAX_HEADERS, MAX_MATCH_TEXT, MAX_MATCHES, MAX_MIRRORS, MAX_RATE_LIMITS,
+        MAX_STATUSES, WireError,
     },
 };
 
@@ -270,7 +270,7 @@ fn limits_of_rules() {
         ),
         (
             "filters.request",
-            limit(MAX_HEADERS),
+            limit(MAX_CHANGES),
             Box::new(|n| {
                 let add = many(n, header("x-a", 1));
                 changed(v1::HeaderChanges { add, ..Default::default() })
@@ -278,7 +278,7 @@ fn limits_of_rules() {
         ),
         (
             "filters.request",
-            limit(MAX_HEADERS),
+            limit(MAX_CHANGES),
             Box::new(|n| {
                 let remove = many(n, "x-a".into());
                 changed(v1::HeaderChanges { remove, ..Default::default() })

@@ -3,7 +3,7 @@
 use super::{Converter, Within, all, condition, headers, retry, rule};
 use crate::{
     envoy::{parts, re2, template, tree::Tree},
-    program::{Condition, Forward, Key, Location, PathChange, Reply, Rule, Text, Then},
+    program::{Condition, Forward, Key, Location, PathChange, Reply, Rule, Said, Text, Then},
 };
 
 /// Clusters that `cluster_header` is written out for.
@@ -159,6 +159,7 @@ impl<'c> Converter<'c> {
         }
         let request = headers::fold(&levels, "request", &mut self.notes);
         let answer = headers::fold(&levels, "response", &mut self.notes);
+        let tell = self.clients(route, &request, within.hcm);
         let own = match taken.as_slice() {
             [_] => Vec::new(),
             _ => {
@@ -186,8 +187,9 @@ impl<'c> Converter<'c> {
             own,
             pools,
             strip_query: false,
-            tell: request.tell,
+            tell,
             tell_more: Vec::new(),
+            sometimes: Vec::new(),
             set: request.set,
             add: request.add,
             remove: request.remove,
@@ -198,6 +200,30 @@ impl<'c> Converter<'c> {
             attempt_timeout: attempt_timeout.filter(|timeout| !timeout.is_zero()),
             retry,
         }))
+    }
+
+    /// What is told of the request, and of its client as `use_remote_address` says.
+    fn clients(
+        &mut self,
+        route: &Tree,
+        request: &headers::Changes,
+        hcm: &Tree,
+    ) -> Vec<(String, Said)> {
+        let mut tell = request.tell.clone();
+        if !hcm.is("use_remote_address") {
+            return tell;
+        }
+        let address =
+            (!hcm.is("skip_xff_append")).then_some(("x-forwarded-for", Said::ForwardedFor));
+        for (name, said) in address.into_iter().chain([("x-forwarded-proto", Said::Scheme)]) {
+            if !request.names().any(|own| own == name) {
+                tell.push((name.to_owned(), said));
+            } else if name == "x-forwarded-for" {
+                let how = "the client's address is not appended to X-Forwarded-For where it is set or added to";
+                self.notes.approximated(&route.place, how);
+            }
+        }
+        tell
     }
 
     fn weights(
@@ -385,6 +411,13 @@ impl<'c> Converter<'c> {
         }
         let scheme = scheme
             .unwrap_or_else(|| if redirect.is("https_redirect") { "https" } else { own }.into());
+        let own_port = if scheme == "https" { 443 } else { 80 };
+        if let Some(field) = redirect.entry("port_redirect")
+            && redirect.count("port_redirect") == Some(own_port)
+        {
+            let how = format!("Location is without :{own_port}, which it means");
+            self.notes.approximated(&field.place, how);
+        }
         let mut location = Location {
             scheme: Some(scheme),
             port: redirect

@@ -27,11 +27,12 @@ pub(super) fn retry(policy: &Tree, notes: &mut Notes) -> Option<Retry> {
                 retry.statuses.extend(502..=504);
                 retry.on_reset = true;
             }
-            "reset"
-            | "reset-before-request"
+            "reset" => retry.on_reset = true,
+            // What has seen nothing of a request may have it again anyway.
+            "reset-before-request"
             | "connect-failure"
             | "refused-stream"
-            | "http3-post-connect-failure" => retry.on_reset = true,
+            | "http3-post-connect-failure" => {}
             "retriable-4xx" => retry.statuses.push(409),
             "retriable-status-codes" => {
                 let codes = policy.list("retriable_status_codes").iter();
@@ -56,14 +57,6 @@ pub(super) fn retry(policy: &Tree, notes: &mut Notes) -> Option<Retry> {
         if !unknown.is_empty() {
             let meaning = format!("nothing is repeated for {}", unknown.join(", "));
             notes.dropped(&field.place, meaning);
-        }
-        if ["connect-failure", "refused-stream", "reset-before-request"]
-            .iter()
-            .any(|w| on.contains(w))
-            && !["5xx", "gateway-error"].iter().any(|word| on.contains(word))
-        {
-            let how = "requests are repeated after every reset, not only where the application has seen nothing of them";
-            notes.approximated(&field.place, how);
         }
     }
     (retry.attempts > 0 && !on.trim().is_empty()).then_some(retry)

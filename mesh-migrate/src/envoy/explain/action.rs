@@ -56,7 +56,11 @@ impl<'c> Asked<'c> {
         let scheme = if is_https { "https" } else { "http" };
         let sets_proto = hcm.is("use_remote_address");
         let Some(routes) = self.config.routes(hcm) else { return answered(404) };
-        let http = &without_internal(http, routes);
+        let http = match without_internal(hcm, http, routes, why) {
+            Ok(http) => http,
+            Err(outcome) => return outcome,
+        };
+        let http = &http;
         let makes_id = hcm.bool("generate_request_id") != Some(false);
         let seen =
             Seen { http, makes_id, sent_host, authority: &authority, target, scheme, sets_proto };
@@ -157,6 +161,9 @@ impl<'c> Asked<'c> {
         let mut headers = Headers::of(seen.http, self.source);
         if hcm.is("use_remote_address") && !hcm.is("skip_xff_append") {
             headers.forwarded_for();
+        }
+        if seen.sets_proto {
+            headers.set("x-forwarded-proto", seen.scheme.to_owned());
         }
         let mut order: Vec<&Tree> = levels.into_iter().rev().collect();
         if levels[0].is("most_specific_header_mutations_wins") {

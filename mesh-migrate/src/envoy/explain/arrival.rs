@@ -50,14 +50,29 @@ pub(super) const METHODS: [&str; 34] = [
 
 /// Headers that clients outside may not send. Nobody counts as inside unless
 /// `internal_address_config` says so.
-pub(super) fn without_internal(http: &Http, routes: &Tree) -> Http {
+pub(super) fn without_internal(
+    hcm: &Tree,
+    http: &Http,
+    routes: &Tree,
+    why: &mut Why,
+) -> Result<Http, Outcome> {
+    let common = hcm.msg("common_http_protocol_options");
+    let action = common.and_then(|common| common.text("headers_with_underscores_action"));
+    let has_underscore = |(name, _): &(String, String)| name.contains('_');
+    if action == Some("REJECT_REQUEST") && http.headers.iter().any(has_underscore) {
+        why.at(&hcm.place, "a header with _ in its name (headers_with_underscores_action)");
+        return Err(answered(400));
+    }
+    let drops = action == Some("DROP_HEADER");
     let is_internal = |name: &str| {
         let name = name.to_ascii_lowercase();
         name.starts_with("x-envoy-")
             || routes.texts("internal_only_headers").any(|own| own.eq_ignore_ascii_case(&name))
     };
-    let headers = http.headers.iter().filter(|(name, _)| !is_internal(name)).cloned().collect();
-    Http { headers, ..http.clone() }
+    let goes_on =
+        |header: &&(String, String)| !is_internal(&header.0) && !(drops && has_underscore(header));
+    let headers = http.headers.iter().filter(goes_on).cloned().collect();
+    Ok(Http { headers, ..http.clone() })
 }
 
 /// `path_with_escaped_slashes_action`, `normalize_path`, `merge_slashes`.

@@ -267,3 +267,46 @@ fn one_of_several_clusters_has_headers_of_its_own() {
     let asks = |entry: &Entry| matches!(&entry.verdict, Verdict::Decision { question, .. } if question.contains("what the route says"));
     assert_eq!(ledger.entries().iter().filter(|entry| asks(entry)).count(), 1);
 }
+
+#[test]
+fn headers_with_underscores_are_nobodys_where_envoy_drops_them() {
+    let routes = "              - {match: {prefix: /, headers: [{name: x_lane, string_match: {exact: b}}]}, route: {cluster: b}}
+              - {match: {prefix: /}, route: {cluster: a}}";
+    let config = http("", routes);
+    let lane = ask("GET", "/", &[("x_lane", "b")], "10.1.2.3");
+    assert_eq!(both(&config, &lane), ["10.0.0.2:80 /"; 2]);
+    let drops = config.replace(
+        "          use_remote_address: true",
+        "          common_http_protocol_options: {headers_with_underscores_action: DROP_HEADER}",
+    );
+    assert_eq!(both(&drops, &lane), ["10.0.0.1:80 /"; 2]);
+    let refuses = drops.replace("DROP_HEADER", "REJECT_REQUEST");
+    assert_eq!(both(&refuses, &lane), ["400", "10.0.0.1:80 /"]);
+    assert_eq!(both(&refuses, &ask("GET", "/", &[], "10.1.2.3")), ["10.0.0.1:80 /"; 2]);
+}
+
+#[test]
+fn redirects_lead_to_http_and_https_and_leave_out_ports_that_those_mean() {
+    let redirected = |fields: &str| {
+        let routes = format!("              - {{match: {{prefix: /}}, redirect: {{{fields}}}}}");
+        let config = Config::read(&Source::of("e", &http("", &routes))).unwrap();
+        let (program, ledger) = convert(&config);
+        let request = ask("GET", "/x", &[], "10.1.2.3");
+        let to = [explain(&config, &request), decide(&program, &request)].map(|answer| {
+            let Outcome::Answered { status, headers, .. } = answer.outcome else { panic!() };
+            let location = headers.into_iter().find(|(name, _)| name == "location");
+            format!("{status} {}", location.map(|(_, to)| to).unwrap_or_default())
+        });
+        let told: Vec<_> = ledger.entries().iter().map(|e| format!("{:?}", e.verdict)).collect();
+        (to, told.join("\n"))
+    };
+    let (to, told) = redirected("https_redirect: true, port_redirect: 443");
+    assert_eq!(to, ["301 https://h:443/x", "301 https://h/x"]);
+    assert!(told.contains("Location is without :443"), "{told}");
+    let (to, told) = redirected("scheme_redirect: http, port_redirect: 443");
+    assert_eq!(to, ["301 http://h:443/x"; 2]);
+    assert!(!told.contains("Location is without"), "{told}");
+    let (to, told) = redirected("scheme_redirect: ftp");
+    assert_eq!(to[1], "501 ");
+    assert!(told.contains("not to ftp"), "{told}");
+}

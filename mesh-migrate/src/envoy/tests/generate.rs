@@ -353,7 +353,9 @@ impl Maker<'_> {
         self.sometimes(50, &mut fields, "host_redirect", |m| {
             m.word(&["www.example", "h.example:81"])
         });
-        self.sometimes(20, &mut fields, "port_redirect", |_| json!(8443));
+        self.sometimes(20, &mut fields, "port_redirect", |m| {
+            json!(if m.chance.percent(50) { 443 } else { 8443 })
+        });
         match self.chance.below(4) {
             0 => fields.push(("path_redirect", self.word(&["/new", "/new?x=1"]))),
             1 => fields.push(("prefix_rewrite", json!("/p"))),

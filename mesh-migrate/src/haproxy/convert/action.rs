@@ -1,6 +1,7 @@
 //! What rules change of a request.
 
 use crate::{
+    objects::headers::{is_ours, why_ours},
     program::{Forward, PathChange, Said, SaidChange},
     source::Place,
 };
@@ -13,6 +14,7 @@ use super::super::{
 };
 use super::{
     logic::known,
+    sometimes,
     state::{Header, State, Symbol},
     walk::Walk,
 };
@@ -21,9 +23,17 @@ use super::{
 pub(super) fn apply(walk: &mut Walk<'_, '_>, rule: &rules::Rule, state: &mut State) {
     let place = &rule.place;
     match &rule.action {
+        Action::SetHeader(name, _)
+        | Action::AddHeader(name, _)
+        | Action::DelHeader(name, Method::Exact)
+            if name != "host" && is_ours(name) =>
+        {
+            walk.notes.approximated(place, why_ours(name));
+        }
         Action::SetHeader(name, value) => set_header(walk, place, (name, value), state),
         Action::AddHeader(name, value) => add(walk, place, name, value, state),
         Action::DelHeader(name, Method::Exact) => {
+            sometimes::replaced(state, name);
             let header = Header { is_replaced: true, ..Header::default() };
             state.headers.insert(name.clone(), header);
         }
@@ -108,10 +118,10 @@ fn set_header(
         let how = "Host stays as the client sends it: ours sets it to fixed names only";
         walk.notes.approximated(place, how);
     }
-    if said.as_ref().is_some_and(tells_header) {
-        let how = "of several lines of that header the first one is told";
-        walk.notes.approximated(place, how);
+    if let Some(said) = &said {
+        tells_first(walk, place, said);
     }
+    sometimes::replaced(state, name);
     let unsaid = said.as_ref().map(|_| "it is what each request says".to_owned());
     let mut header = Header { is_replaced: true, said, unsaid, ..Header::default() };
     match constant {
@@ -199,9 +209,24 @@ fn tells_header(said: &Said) -> bool {
     }
 }
 
+/// Tells of a value that is a header of the request.
+pub(super) fn tells_first(walk: &mut Walk<'_, '_>, place: &Place, said: &Said) {
+    if tells_header(said) {
+        let how = "of several lines of that header the first one is told";
+        walk.notes.approximated(place, how);
+    }
+}
+
 fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state: &mut State) {
     let constant = state.constant(walk.front, value);
     let said = said(walk, value, state).filter(|_| name != "host");
+    let value = constant.as_ref().ok().map(|value| Said::Text(value.clone())).or(said.clone());
+    if value.is_some_and(|value| sometimes::adds(state, name, &value)) {
+        if let (Err(_), Some(said)) = (constant, said) {
+            tells_first(walk, place, &said);
+        }
+        return;
+    }
     let header = state.headers.entry(name.to_owned()).or_default();
     match (constant, said) {
         (Ok(value), _) if header.said.is_none() && header.more.is_empty() => {
@@ -209,10 +234,7 @@ fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state
         }
         (Ok(value), _) => header.more.push(Said::Text(value)),
         (Err(_), Some(said)) => {
-            if tells_header(&said) {
-                let how = "of several lines of that header the first one is told";
-                walk.notes.approximated(place, how);
-            }
+            tells_first(walk, place, &said);
             header.more.push(said);
             header.unsaid = Some("it is what each request says".to_owned());
         }
@@ -285,6 +307,14 @@ pub(super) fn answers(
             continue;
         }
         let (name, value) = match &rule.action {
+            Action::SetHeader(name, _)
+            | Action::AddHeader(name, _)
+            | Action::DelHeader(name, Method::Exact)
+                if is_ours(name) =>
+            {
+                walk.notes.approximated(&rule.place, why_ours(name));
+                continue;
+            }
             Action::SetHeader(name, value) => {
                 forward.set_answer.retain(|(known, _)| known != name);
                 forward.add_answer.retain(|(known, _)| known != name);

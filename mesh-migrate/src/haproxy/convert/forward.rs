@@ -76,6 +76,7 @@ impl<'c> Walk<'c, '_> {
             pools,
             path: state.path.clone(),
             retry: retry(proxy),
+            sometimes: state.sometimes.clone(),
             set_answer: state.answer.set.clone(),
             add_answer: state.answer.add.clone(),
             remove_answer: state.answer.remove.clone(),

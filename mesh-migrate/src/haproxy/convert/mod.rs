@@ -14,6 +14,7 @@ mod pools;
 mod replies;
 mod said;
 mod settings;
+mod sometimes;
 mod state;
 mod text;
 mod tls;
@@ -30,6 +31,7 @@ use super::{Config, proxy::Proxy, server::Bind};
 use notes::Notes;
 #[cfg(test)]
 pub(super) use replies::PAGE;
+use sometimes::Looked;
 use state::Front;
 use walk::Walk;
 
@@ -45,11 +47,12 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
     let mut program = Program::default();
     let mut used = BTreeSet::new();
     let mut names = BTreeSet::new();
+    let looked = Looked::of(config);
     for proxy in config.proxies.iter().filter(|proxy| proxy.is_frontend && !proxy.is_disabled) {
         let binds = proxy.binds.iter().flat_map(|bind| apart(config, bind));
         for bind in &binds.collect::<Vec<_>>() {
             let front = front(config, proxy, bind);
-            let mut walk = Walk::new(config, &front, &mut notes);
+            let mut walk = Walk::new(config, &front, &looked, &mut notes);
             walk.front(proxy);
             used.append(&mut walk.entered);
             let (rules, connections, pools) = (walk.rules, walk.connections, walk.single);
@@ -77,7 +80,7 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
     }
     for proxy in config.proxies.iter().filter(|proxy| proxy.is_backend) {
         if !used.contains(&proxy.name) {
-            unused(config, proxy, &mut notes);
+            unused(config, proxy, &looked, &mut notes);
         } else if !proxy.servers.is_empty() && !pools::is_by_port(proxy) {
             let pool = pools::pool(config, proxy, &proxy.servers, &mut notes);
             program.pools.insert(proxy.name.clone(), pool);
@@ -115,7 +118,7 @@ fn unavailable() -> Reply {
 }
 
 /// A backend that no rule leads to: only what is said of its lines counts.
-fn unused(config: &Config, proxy: &Proxy, notes: &mut Notes) {
+fn unused(config: &Config, proxy: &Proxy, looked: &Looked, notes: &mut Notes) {
     let front = Front {
         name: String::new(),
         is_tcp: proxy.is_tcp,
@@ -126,7 +129,7 @@ fn unused(config: &Config, proxy: &Proxy, notes: &mut Notes) {
         usable: BTreeMap::new(),
         variables: config.variables.clone(),
     };
-    let mut walk = Walk::new(config, &front, notes);
+    let mut walk = Walk::new(config, &front, looked, notes);
     walk.back(proxy);
     pools::pool(config, proxy, &proxy.servers, notes);
     let meaning = format!("no rule leads to {}: it is left out", proxy.name);

@@ -59,17 +59,19 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
     }
     match statement.at(0) {
         "acl" | "use_backend" | "default_backend" | "use-server" | "redirect" | "mode"
-        | "disabled" | "enabled" | "monitor-uri" | "monitor" | "stick"
-            if first != "store-response" =>
-        {
-            match statement.at(0) {
-                "stick" => approximated("clients are assigned by hash of the same key"),
-                "mode" if !matches!(first, "http" | "tcp") => {
-                    decision("this mode has no counterpart", &["leave it so"])
-                }
-                _ => Verdict::Exact,
+        | "disabled" | "enabled" | "monitor-uri" | "monitor" | "stick" => match statement.at(0) {
+            "stick" if first == "store-response" => decision(
+                "who answered is not remembered: a client may come to another endpoint once, \
+                     with a session that is known to the first one only",
+                &["leave it so: sessions are shared", "a cookie of ours, in its policy"],
+            ),
+            "stick" if first == "store-request" => dropped("nothing is remembered of clients"),
+            "stick" => approximated("clients are assigned by hash of the same key"),
+            "mode" if !matches!(first, "http" | "tcp") => {
+                decision("this mode has no counterpart", &["leave it so"])
             }
-        }
+            _ => Verdict::Exact,
+        },
         "http-after-response" => approximated(AFTER),
         "http-request" | "http-response" => action(first),
         "tcp-request" if first == "inspect-delay" => {
@@ -89,6 +91,11 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
         "http-check" => http_check(statement),
         "tcp-check" if matches!(first, "connect") => Verdict::Exact,
         "tcp-check" => approximated("it is only asked whether a connection comes"),
+        "cookie" if !statement.words.iter().any(|word| word.text == "insert") => decision(
+            "an endpoint is chosen by hash of what the application sets: a session that one has \
+             begun may go on at another, and names of servers in it reach the application",
+            &["leave it so: sessions are shared", "a cookie of ours, in its policy"],
+        ),
         "cookie" => decision(
             "an endpoint is chosen by hash of the cookie: clients with a cookie of HAProxy may \
              come to another one",
@@ -104,9 +111,12 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
         "maxconn" | "backlog" | "fullconn" | "rate-limit" => {
             dropped("clients are not limited by number")
         }
-        "errorfile" | "errorloc" | "errorloc302" | "errorloc303" | "errorfiles" | "http-error" => {
-            dropped("pages of errors are ours")
+        "errorfile" | "errorfiles" | "http-error" => {
+            dropped("pages of errors are ours, with the status of the failure itself")
         }
+        "errorloc" | "errorloc302" | "errorloc303" => dropped(
+            "clients are not sent elsewhere: they get our answer, with the status of the failure",
+        ),
         "compression" => dropped("answers are not compressed"),
         "http-reuse" => approximated("connections are shared where that is safe"),
         "description" | "id" | "guid" => Verdict::Exact,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crate::program::{Condition, PathChange, Said, Text};
+use crate::program::{Condition, PathChange, Said, Sometimes, Text};
 use crate::source::Place;
 
 use super::super::{
@@ -56,6 +56,8 @@ pub(super) struct State {
     pub(super) path: Option<PathChange>,
     /// In order; `None` is removed, `Err` is a value that cannot be said.
     pub(super) headers: BTreeMap<String, Header>,
+    /// In order, after those.
+    pub(super) sometimes: Vec<Sometimes>,
     pub(super) variables: BTreeMap<String, Result<Symbol, Unsaid>>,
     pub(super) method: Option<Unsaid>,
     pub(super) query: Option<Unsaid>,

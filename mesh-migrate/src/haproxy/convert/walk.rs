@@ -19,6 +19,7 @@ use super::{
     logic::{all, known},
     notes::Notes,
     replies,
+    sometimes::Looked,
     state::{Front, Read, State},
     unavailable,
 };
@@ -47,6 +48,7 @@ enum Step<'c> {
 pub(super) struct Walk<'c, 'n> {
     pub(super) config: &'c Config,
     pub(super) front: &'n Front,
+    pub(super) looked: &'n Looked,
     pub(super) notes: &'n mut Notes,
     pub(super) rules: Vec<Rule>,
     pub(super) connections: Vec<TcpRule>,
@@ -59,10 +61,16 @@ pub(super) struct Walk<'c, 'n> {
 }
 
 impl<'c, 'n> Walk<'c, 'n> {
-    pub(super) fn new(config: &'c Config, front: &'n Front, notes: &'n mut Notes) -> Self {
+    pub(super) fn new(
+        config: &'c Config,
+        front: &'n Front,
+        looked: &'n Looked,
+        notes: &'n mut Notes,
+    ) -> Self {
         Self {
             config,
             front,
+            looked,
             notes,
             rules: Vec::new(),
             connections: Vec::new(),
@@ -206,6 +214,9 @@ impl<'c, 'n> Walk<'c, 'n> {
         }
         if known(&condition) == Some(true) {
             return self.apply(proxy, rule, rest, state);
+        }
+        if super::sometimes::take(self, rule, &condition, state) {
+            return false;
         }
         if self.splits >= MAX_SPLITS || self.rules.len() > MAX_SPLIT_RULES {
             let question = "too many combinations of conditions come before it: it is left out";

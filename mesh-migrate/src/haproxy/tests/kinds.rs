@@ -416,3 +416,48 @@ fn what_is_said_twice_is_asked_of_each() {
         assert_eq!(denied, is_denied, "{url} {headers:?}");
     }
 }
+
+#[test]
+fn redirects_know_the_host_that_was_put_in_lower_case() {
+    let text = front(
+        " http-request set-header Host %[req.hdr(Host),lower]\n \
+         http-request redirect location https://%[req.hdr(host)]%[path] code 302 if { path /Go }",
+    );
+    let (config, program, ledger) = both(&text);
+    let request = get("WWW.Example:8080/Go");
+    let to = [explain(&config, &request), decide(&program, &request)].map(|answer| {
+        let Outcome::Answered { status: 302, headers, .. } = answer.outcome else { panic!() };
+        headers.into_iter().find(|(name, _)| name == "location").unwrap().1
+    });
+    assert_eq!(to, ["https://www.example:8080/Go", "https://WWW.Example:8080/Go"]);
+    let verdicts: Vec<_> = ledger.entries().iter().map(|e| format!("{:?}", e.verdict)).collect();
+    assert!(verdicts.join("").contains("Host stays as the client writes it"), "{verdicts:?}");
+}
+
+#[test]
+fn clients_stay_by_cookies_of_ours_and_of_the_application() {
+    let second = std::time::Duration::from_secs;
+    for (lines, life, asked) in [
+        ("cookie S insert indirect nocache", Some(second(0)), "clients with a cookie of HAProxy"),
+        ("cookie S insert maxlife 1h", Some(second(3600)), "clients with a cookie of HAProxy"),
+        ("cookie S prefix", None, "names of servers in it reach the application"),
+        ("stick on req.cook(S)", None, ""),
+        (
+            "stick match req.cook(S)\n stick store-response res.cook(S)",
+            None,
+            "who answered is not remembered",
+        ),
+    ] {
+        let text = format!("{} {lines}\n server t 10.0.1.2:80 cookie t\n", front(""));
+        let (_, program, ledger) = both(&text);
+        let expected = Balance::Hash(Key::Cookie("S".into(), life));
+        assert_eq!(program.pools["b"].balance, expected, "{lines}");
+        let questions = ledger.entries().into_iter().filter_map(|entry| match entry.verdict {
+            Verdict::Decision { question, .. } => Some(question),
+            _ => None,
+        });
+        let questions: Vec<_> = questions.collect();
+        assert_eq!(questions.is_empty(), asked.is_empty(), "{lines}: {questions:?}");
+        assert!(questions.iter().all(|question| question.contains(asked)), "{questions:?}");
+    }
+}

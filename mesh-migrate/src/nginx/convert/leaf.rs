@@ -349,13 +349,14 @@ impl<'m, 'c> Work<'m, 'c> {
         let variable = directive.arg(0).trim_start_matches("($").trim_end_matches(')');
         self.used(&variable.to_ascii_lowercase());
         let inner = here.with(directive);
-        let before = at.set.clone();
+        let (before, chosen) = (at.set.clone(), at.chosen.clone());
         let ends = self.rewrites(at, &inner, directive, &when, rules);
         let sets: Vec<String> = directive
             .all("set")
             .map(|set| set.arg(0).trim_start_matches('$').to_ascii_lowercase())
             .collect();
         let after = std::mem::replace(&mut at.set, before);
+        at.chosen = chosen;
         if ends {
             return;
         }

@@ -1,0 +1,109 @@
+//! Headers that change under a condition, where no rule looks at them afterwards: they
+//! change with the rules that follow, and no rule is split for them.
+
+use std::{collections::BTreeSet, sync::LazyLock};
+
+use regex::Regex;
+
+use super::super::{
+    Config,
+    acl::Method,
+    rules::{self, Action},
+    sample::Format,
+};
+use super::{action, state::State, walk::Walk};
+use crate::program::{Change, Condition, Said, Sometimes};
+
+/// Headers that something other than a rule for headers looks at, or writes.
+const OTHERS: [&str; 4] = ["host", "cookie", "authorization", "x-forwarded-for"];
+
+/// Names of headers that some line may look at.
+#[derive(Debug)]
+pub(super) struct Looked {
+    names: BTreeSet<String>,
+    /// Some line looks at headers without naming them.
+    at_all: bool,
+}
+
+impl Looked {
+    /// As far as the words of all lines say.
+    pub(super) fn of(config: &Config) -> Self {
+        static FETCH: LazyLock<Regex> = LazyLock::new(|| {
+            Regex::new(r"(?i)hdrs?[a-z_.]*(?:\(\s*([^,)\s]*))?").expect("a pattern")
+        });
+        let mut looked = Self { names: OTHERS.map(str::to_owned).into(), at_all: false };
+        let sections = config.tree.sections.iter();
+        for statement in sections.flat_map(|section| &section.statements) {
+            for word in &statement.words {
+                for found in FETCH.captures_iter(&word.text) {
+                    match found.get(1).map(|name| name.as_str()).filter(|name| !name.is_empty()) {
+                        Some(name) => {
+                            looked.names.insert(name.to_ascii_lowercase());
+                        }
+                        None => looked.at_all = true,
+                    }
+                }
+            }
+            // `capture request header` and `option forwardfor header`.
+            let mut words = statement.words.iter().skip_while(|word| word.text != "header");
+            looked.names.extend(words.nth(1).map(|word| word.text.to_ascii_lowercase()));
+        }
+        looked
+    }
+
+    fn at(&self, name: &str) -> bool {
+        self.at_all || self.names.contains(name)
+    }
+}
+
+/// Whether the change is one of those.
+pub(super) fn take(
+    walk: &mut Walk<'_, '_>,
+    rule: &rules::Rule,
+    condition: &Condition,
+    state: &mut State,
+) -> bool {
+    let (name, value) = match &rule.action {
+        Action::SetHeader(name, value) => (name, Some(value)),
+        Action::DelHeader(name, Method::Exact) => (name, None),
+        _ => return false,
+    };
+    if walk.looked.at(name) || crate::objects::headers::is_ours(name) {
+        return false;
+    }
+    let change = match value {
+        None => Change::Remove,
+        Some(value) => match said(walk, value, state) {
+            Some(said) => {
+                action::tells_first(walk, &rule.place, &said);
+                Change::Set(said)
+            }
+            None => return false,
+        },
+    };
+    let one = Sometimes { when: condition.clone(), name: name.clone(), change };
+    state.sometimes.push(one);
+    true
+}
+
+fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
+    let constant = state.constant(walk.front, value).ok().map(Said::Text);
+    constant.or_else(|| action::said(walk, value, state))
+}
+
+/// What has changed a header before under a condition counts no more: it is something
+/// else now, or is not there.
+pub(super) fn replaced(state: &mut State, name: &str) {
+    state.sometimes.retain(|one| one.name != name);
+}
+
+/// A value is added after what changes under a condition; whether something does.
+pub(super) fn adds(state: &mut State, name: &str, said: &Said) -> bool {
+    let is_there = state.sometimes.iter().any(|one| one.name == name);
+    if is_there {
+        let change = Change::Add(said.clone());
+        let one = Sometimes { when: Condition::Always, name: name.to_owned(), change };
+        state.sometimes.push(one);
+    }
+    is_there
+}

@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use mesh_api::v1::{self, affinity::By};
 use mesh_core::Locality;
 use support::{
-    DOMAIN, Proxy, any,
+    DOMAIN, Proxy,
     apps::{AnyBody, App, empty, full, http1, http2, read},
     caller::wait,
     endpoint, inbound_config, orders, outbound_config,

@@ -20,13 +20,12 @@ use hyper::body::Incoming;
 use mesh_api::v1;
 use mesh_manifest::{compile, manifest::read as read_manifests};
 use support::{
-    DOMAIN, Proxy, any,
+    DOMAIN, Proxy,
     apps::{App, fetch, full},
     endpoint, inbound_config, outbound_config,
     pki::Authority,
     refusing, service, snapshot,
 };
-use tokio::net::TcpListener;
 
 const FAILING: &str = "isthmus_proxy_probe_failing{service=\"orders.shop\",port=\"http\"}";
 

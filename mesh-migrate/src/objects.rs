@@ -25,6 +25,10 @@ use crate::{
     request::Endpoint,
 };
 
+/// Of a label and its namespace: with a number behind them they are an endpoint's id, which
+/// has 64 at most.
+const MAX_LABEL: usize = 57;
+const MIN_LABEL: usize = 16;
 /// Rules of one listener, at most.
 const MAX_RULES: usize = 1000;
 /// Port of a pool where it is asked for requests, and for connections.
@@ -90,6 +94,7 @@ pub fn objects(program: &Program, wanted: &Wanted<'_>, ledger: &mut Ledger) -> O
         listens: Vec::new(),
         spoken: BTreeMap::new(),
     };
+    making.names.longest = MAX_LABEL.saturating_sub(wanted.namespace.len()).max(MIN_LABEL);
     making.names.all(program);
     let mut used: BTreeMap<&str, Use> = BTreeMap::new();
     for listener in &program.listeners {
@@ -271,11 +276,20 @@ impl Making<'_> {
 }
 
 /// Names of the source as names of services: labels of DNS, each once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Names {
     listeners: BTreeMap<String, String>,
     pools: BTreeMap<String, String>,
     taken: BTreeSet<String>,
+    /// How long a label may be.
+    longest: usize,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let (listeners, pools, taken) = Default::default();
+        Self { listeners, pools, taken, longest: 63 }
+    }
 }
 
 impl Names {
@@ -300,9 +314,11 @@ impl Names {
     }
 
     fn free(&mut self, name: &str) -> String {
-        let wanted = label(name);
-        let numbered =
-            (2..).map(|n| format!("{}-{n}", wanted[..wanted.len().min(56)].trim_end_matches('-')));
+        let mut wanted = label(name);
+        wanted.truncate(self.longest);
+        let wanted = wanted.trim_end_matches('-').to_owned();
+        let cut = wanted.len().min(self.longest.saturating_sub(7));
+        let numbered = (2..).map(|n| format!("{}-{n}", wanted[..cut].trim_end_matches('-')));
         let found =
             std::iter::once(wanted.clone()).chain(numbered).find(|l| !self.taken.contains(l));
         let found = found.expect("there are more numbers than names");

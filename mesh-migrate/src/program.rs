@@ -461,6 +461,8 @@ pub struct Pool {
     pub check: Option<Check>,
     /// When one is left alone for what it answers.
     pub outlier: Option<Outlier>,
+    /// With less than so many per cent well, checks are not believed; 0 is never.
+    pub panic_percent: Option<u32>,
     /// How it is spoken to.
     pub tls: Option<ClientTls>,
     /// HTTP/2 in plaintext or TLS.

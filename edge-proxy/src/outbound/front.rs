@@ -78,8 +78,11 @@ impl Toward {
     /// Whether bytes may be asked for with CONNECT.
     fn may_connect(&self) -> Result<(), Refusal> {
         match self {
-            Self::Named | Self::Service(..) | Self::Decrypted(..) => Ok(()),
-            Self::Own(_) => Err(Refusal::new(Reason::Unsupported, "CONNECT to an application")),
+            Self::Named => Ok(()),
+            // Whoever asks is no client of a proxy, and this is none for them.
+            Self::Service(..) | Self::Decrypted(..) | Self::Own(_) => {
+                Err(Refusal::new(Reason::Unsupported, "CONNECT is for the HTTP proxy listener"))
+            }
         }
     }
 

@@ -35,6 +35,18 @@ use tokio::{
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Headers of requests that applications repeat in their answers.
+const SEEN: [&str; 9] = [
+    "x-real-ip",
+    "x-url",
+    "x-user",
+    "x-gone",
+    "x-added",
+    "x-forwarded-for",
+    "x_user",
+    "x-device",
+    "x-trail",
+];
 
 /// Services `edge.shop`, `a.shop`, `b.shop` and `c.shop`, and a listener for
 /// `edge.shop`. The applications answer with their names, and with what they
@@ -148,7 +160,7 @@ fn answer(
     let mut response = Response::new(full(name));
     let headers = response.headers_mut();
     headers.insert("x-asked", asked.parse().unwrap());
-    for name in ["x-real-ip", "x-url", "x-user", "x-gone", "x-added", "x-forwarded-for", "x_user"] {
+    for name in SEEN {
         headers.insert(name, format!("<{}>", field(name)).parse().unwrap());
     }
     headers.insert("server", "secret".parse().unwrap());

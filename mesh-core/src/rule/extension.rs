@@ -319,7 +319,7 @@ mod tests {
             |name: &str, text: &str| (name.parse().unwrap(), Template::new(text).unwrap());
         let templates = HeaderTemplates {
             set: vec![template("x-real-ip", "%{client_ip}"), template("x-gone", "%{header:none}")],
-            add: vec![template("x-via", "%{host}%{path}"), template("x-none", "%{query}")],
+            add: vec![template("x-via", " %{host}%{path} "), template("x-none", "%{query}")],
             remove: vec!["x-removed".parse().unwrap()],
         };
         let mut head = get("/a");

@@ -52,7 +52,8 @@ pub(super) fn changes(
 ) -> Result<HeaderChanges, WireError> {
     let Some(message) = message else { return Ok(HeaderChanges::default()) };
     at_most(field, &message.remove, MAX_CHANGES)?;
-    let literal = |value: &str| parse::<HeaderValue>(field, value);
+    // Blanks around it are no part of a value (RFC 9110 section 5.5).
+    let literal = |value: &str| parse::<HeaderValue>(field, value.trim_matches([' ', '\t']));
     let removed = message.remove.iter().map(|name| changed_name(field, name));
     Ok(HeaderChanges {
         set: changed_fields(field, &message.set, literal)?,

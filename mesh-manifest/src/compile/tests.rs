@@ -328,12 +328,19 @@ fn how_requests_are_spread_is_read_and_checked() {
         ("{ locality: near }", "near"),
         ("{ slowstart: 1s }", "slowStart"),
         ("{ overprovisioningPercent: 50 }", "spec.balance.overprovisioningPercent: "),
-        ("{ affinity: {} }", "is by one of cookie, header, source: true"),
-        ("{ affinity: { cookie: a, source: true } }", "is by one of cookie, header, source: true"),
-        ("{ affinity: { path: {}, query: a } }", "is by one of cookie, header, source: true"),
+        ("{ affinity: {} }", "is by one of cookie, applicationCookie, header, source: true"),
+        (
+            "{ affinity: { cookie: a, source: true } }",
+            "is by one of cookie, applicationCookie, header, source: true",
+        ),
+        (
+            "{ affinity: { path: {}, query: a } }",
+            "is by one of cookie, applicationCookie, header, source: true",
+        ),
         ("{ affinity: { path: { depth: 256 } } }", "depth"),
         ("{ affinity: { header: x-a, cookieTtl: 1s } }", "only with a cookie"),
         ("{ affinity: { cookie: 'a b' } }", "spec.balance.affinity.cookie: "),
+        ("{ affinity: { applicationCookie: 'a b' } }", "spec.balance.affinity.applicationCookie: "),
         (
             "{ outlier: { successRate: { minHosts: 1 } } }",
             "spec.balance.outlier.successRate.minHosts: ",

@@ -18,6 +18,7 @@ fn member(endpoint: &str, weight: u32, priority: u32) -> Member {
 
 fn pool(members: Vec<Member>, balance: Balance) -> Pool {
     Pool {
+        panic_percent: None,
         place: place(),
         members,
         balance,

@@ -25,7 +25,7 @@ use crate::{
     ledger::{Ledger, Verdict},
     program::{
         Accepts, Clients, Condition, Forwarded, Listener, PathForm, Paths, Program, Reply, Rule,
-        ServerTls,
+        ServerTls, Text,
     },
     source::Place,
 };
@@ -182,6 +182,7 @@ impl<'c> Converter<'c> {
         let access = self.access(within);
         let by_route = Self::is_admitted_by_route(within, &access);
         let mut rules: Vec<Rule> = self.unadmitted(chain, &admitted).into_iter().collect();
+        rules.extend(upgrades(within));
         rules.extend(self.escapes(within));
         for filter in within.hcm.messages("http_filters") {
             let is = |known: &Tree| std::ptr::eq(known, filter);
@@ -380,6 +381,23 @@ fn all(mut conditions: Vec<Condition>) -> Condition {
         1 => conditions.remove(0),
         _ => Condition::All(conditions),
     }
+}
+
+/// Another protocol, where none is switched on (`upgrade_configs`).
+fn upgrades(within: &Within<'_>) -> Option<Rule> {
+    if parts::knows_upgrades(within.hcm, within.routes) {
+        return None;
+    }
+    let asks = |name: &str, pattern: &str| {
+        Condition::Header(name.into(), Text::Pattern(pattern.to_owned()))
+    };
+    let when = all(vec![
+        asks("connection", "(?i)(?:.*[ \\t,])?upgrade(?:[ \\t,].*)?"),
+        asks("upgrade", ".+"),
+        Condition::Not(Box::new(asks("upgrade", "(?i)h2c"))),
+    ]);
+    let reply = Reply { status: 403, ..Reply::default() };
+    Some(rule(&within.hcm.place, when, crate::program::Then::Reply(reply)))
 }
 
 fn rule(place: &Place, when: Condition, then: crate::program::Then) -> Rule {

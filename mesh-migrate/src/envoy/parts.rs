@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::tree::{Tree, What};
-use crate::request::Endpoint;
+use crate::request::{Endpoint, Http};
 
 const HCM: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -191,4 +191,22 @@ pub(super) fn health_check(filter: &Tree) -> Option<&Tree> {
         config.is("pass_through_mode") || config.entry("cluster_min_healthy_percentages").is_some();
     let is_on = !filter.is("disabled") && !asks && config.messages("headers").next().is_some();
     is_on.then_some(config)
+}
+
+/// Whether some protocol of `Upgrade` is switched on, for all or for a route.
+pub(super) fn knows_upgrades(hcm: &Tree, routes: &Tree) -> bool {
+    let of_route = |route: &Tree| {
+        route.msg("route").is_some_and(|action| !action.list("upgrade_configs").is_empty())
+    };
+    let mut hosts = routes.messages("virtual_hosts");
+    !hcm.list("upgrade_configs").is_empty()
+        || hosts.any(|host| host.messages("routes").any(of_route))
+}
+
+/// Whether a request asks for another protocol than HTTP/2.
+pub(super) fn is_upgrade(http: &Http) -> bool {
+    let lists = http.header("connection").is_some_and(|value| {
+        value.split(',').any(|one| one.trim().eq_ignore_ascii_case("upgrade"))
+    });
+    lists && http.header("upgrade").is_some_and(|to| !to.eq_ignore_ascii_case("h2c"))
 }

@@ -45,6 +45,17 @@ pub struct Router {
     pub client: Policy,
 }
 
+/// Headers in which Linkerd is told of a request's context.
+pub(super) const CONTEXT: [&str; 6] =
+    ["dtab-local", "l5d-ctx-deadline", "l5d-ctx-dtab", "l5d-ctx-trace", "l5d-dtab", "l5d-sample"];
+
+impl Router {
+    /// Whether what clients say of the context counts nothing (`clearContext`).
+    pub(super) fn clears_context(&self) -> bool {
+        !self.servers.is_empty() && self.servers.iter().all(|server| server.clears_context)
+    }
+}
+
 /// What a router speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Protocol {

@@ -295,7 +295,7 @@ fn local(router: &Router, request: &Request) -> Result<(Dtab, Vec<String>), Stri
     let mut dtab = Dtab::default();
     let mut said = Vec::new();
     let Kind::Http(http) = &request.kind else { return Ok((dtab, said)) };
-    if !router.servers.is_empty() && router.servers.iter().all(|server| server.clears_context) {
+    if router.clears_context() {
         return Ok((dtab, said));
     }
     for header in ["dtab-local", "l5d-ctx-dtab", "l5d-dtab"] {
@@ -439,6 +439,9 @@ impl Delegation {
             if !bound.residual.is_empty() {
                 set("l5d-dst-residual", Some(bound.residual.to_string()));
             }
+        }
+        if router.clears_context() {
+            super::config::CONTEXT.iter().for_each(|name| set(name, None));
         }
         if router.protocol == Protocol::Http {
             set("via", Some("1.1 linkerd".into()));

@@ -104,7 +104,11 @@ impl Making<'_> {
                 }),
             }
         });
-        let balance = object([("affinity", affinity), ("outlier", outlier)]);
+        let balance = object([
+            ("affinity", affinity),
+            ("outlier", outlier),
+            ("panicPercent", pool.panic_percent.map(Into::into)),
+        ]);
         let limits = pool.limits;
         let limit = |limit: u32| (limit != 0).then(|| limit.into());
         let breaker = object([

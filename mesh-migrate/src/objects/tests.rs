@@ -16,6 +16,7 @@ fn place() -> Place {
 
 fn pool(address: &str) -> Pool {
     Pool {
+        panic_percent: None,
         place: place(),
         members: vec![Member {
             place: place(),

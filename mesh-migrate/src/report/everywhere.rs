@@ -1,23 +1,37 @@
 //! What is different for requests of any configuration, and stands in none of its lines.
 
 /// Of a format, as `--from` has it.
-pub(super) fn of(format: &str) -> &'static [&'static str] {
-    match format {
+pub(super) fn of(format: &str) -> Vec<&'static str> {
+    let own = match format {
         "nginx" => NGINX,
         "haproxy" => HAPROXY,
         "envoy" => ENVOY,
         "linkerd1" => LINKERD1,
-        _ => &[],
-    }
+        _ => return Vec::new(),
+    };
+    own.iter().chain(ALL).copied().collect()
 }
+
+const ALL: &[&str] = &[
+    "a connection that is refused is tried at another endpoint, whatever is said of repetitions, and where there is none the answer is 502; one that comes too late is 504, and where no endpoint is left it is 503",
+    "an idempotent request that meets a kept connection just as the application closes it is sent again",
+    "an answer of the proxy itself says in its body and in isthmus-error what has failed, endpoints and their addresses included, and has none of the headers that are added to answers of applications",
+    "a request with a limit of time tells the application of it in x-isthmus-timeout, and what a client says there is obeyed",
+    "CONNECT is answered 501; TRACE and OPTIONS * go on",
+    "two lines of Host, an empty one or none in HTTP/1.1, a target of another host than Host, folded headers and lines without CR are answered 400; heads of up to 64 KiB with up to a hundred headers are taken, and bodies of any length",
+    "headers that Connection names, Keep-Alive, Proxy-Authorization and Expect are for one connection and do not go on, TE: trailers does; an answer has the standard phrase of its status",
+];
 
 const NGINX: &[&str] = &[
     "a request with Upgrade goes on as one where no proxy_set_header says so, too; nginx leaves it out",
     "headers whose names have other characters than letters, digits, - and _ go on; nginx leaves them out (ignore_invalid_headers)",
-    "targets with a # or with bytes that are not ASCII, targets of another host than Host, and a Host with @ are answered 400; nginx takes them",
-    "OPTIONS * and methods in lower case go on; nginx answers 400",
-    "texts of return are text/plain with charset=utf-8 where no default_type is written, whatever types say of their paths",
+    "targets with a # or with bytes that are not ASCII, and a Host with @ are answered 400; nginx takes them",
+    "methods in lower case go on; nginx answers 400",
+    "texts of return are text/plain with charset=utf-8 where no default_type is written, whatever types say of their paths; a redirect or a status without text has none of nginx's pages",
     "a redirect to a path alone names the host as the client writes it, in capitals or with a last dot",
+    "Location and Refresh of applications go on as they are, also where nginx rewrites them by default (proxy_redirect), and X-Accel headers of applications go on to clients",
+    "a body over client_max_body_size (1m where it is not written) goes on, and an application that says nothing for proxy_read_timeout (60s) is waited for",
+    "applications are spoken to in HTTP/1.1 over kept connections, and a chunked body stays chunked",
 ];
 
 const HAPROXY: &[&str] = &[
@@ -26,19 +40,26 @@ const HAPROXY: &[&str] = &[
     "a header that is set to nothing is not sent; HAProxy sends it empty",
     "clients of IPv4 at a listener of IPv6 are told as 10.0.0.1, not as ::ffff:10.0.0.1",
     "a Host whose port is no number is answered 400",
-    "a request without Host (HTTP/1.0) has one when it goes on",
-    "answers of the proxy itself have none of HAProxy's pages, and no cache-control",
+    "a request without Host (HTTP/1.0) has one when it goes on, and a target with a host is a path alone then",
+    "refusals that no line of the configuration words have none of HAProxy's pages, and no cache-control",
     "a cookie that keeps clients at a server has SameSite=Lax, and goes on to the application",
+    "checks begin with the first request for a backend, and until they have failed its servers take part",
 ];
 
 const ENVOY: &[&str] = &[
     "requests are spread by load and latency, in turn only as far as endpoints are alike",
-    "an endpoint that fails five times in a row (no answer, or 500 to 599) is left alone for a while where no outlier_detection is written",
+    "an endpoint that fails five times in a row (no answer, or 500 to 599) is left alone for a while where no outlier_detection is written, and its level of priority is left when no endpoint is well, health_checks or not",
     "values that layered_runtime has for a fraction or a flag are not read: what stands at it counts",
+    "headers x-envoy-* of clients go on; Envoy obeys, replaces or removes them",
+    "a Host whose port is no number is answered 400, a method that is none 501, a version that is none 505",
+    "a cookie that a hash policy makes has SameSite=Lax and a path",
+    "a direct answer is text/plain with charset=utf-8 where nothing else is said",
 ];
 
 const LINKERD1: &[&str] = &[
     "a Host whose port is no number is answered 400",
     "hosts with dots and a port, of which the table knows the port alone (hostportPfx, porthostPfx), are answered 502",
     "a host in capitals is answered 502 where the names of two namers may take it",
+    "a request that comes too late is answered 504; Linkerd answers 503",
+    "bodies of up to 64 KiB are kept to be repeated, chunked or not; l5d-retryable of an application counts nothing",
 ];

@@ -53,7 +53,7 @@ pub(super) fn page(report: &Report) -> String {
     page += "</div>\n";
     if !report.everywhere.is_empty() {
         page += "<h2>For all requests, whatever the lines say</h2>\n<ul>\n";
-        for line in report.everywhere {
+        for line in &report.everywhere {
             let _ = writeln!(page, "<li>{}", escaped(line));
         }
         page += "</ul>\n";

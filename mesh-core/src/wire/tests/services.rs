@@ -133,6 +133,7 @@ fn a_service_there_and_back() {
                 any_method: true,
                 backoff_ms: 10,
                 max_backoff_ms: 20,
+                answers_only: true,
             }),
             fault: Some(v1::Fault {
                 delay_ms: 5,

@@ -17,6 +17,7 @@ impl Converter<'_> {
     pub(super) fn pool(&mut self, cluster: &Tree) -> Pool {
         let name = cluster.text("name").unwrap_or_default();
         Pool {
+            panic_percent: panic_percent(cluster),
             place: cluster.place.clone(),
             members: self.members(cluster),
             balance: self.balance(cluster, name),
@@ -289,4 +290,15 @@ impl Converter<'_> {
         }
         h2.is_some()
     }
+}
+
+/// `healthy_panic_threshold`, in whole per cent; ours is the same where it is not said.
+fn panic_percent(cluster: &Tree) -> Option<u32> {
+    let own = cluster.msg("common_lb_config")?.msg("healthy_panic_threshold")?;
+    let value = match own.at("value") {
+        Some(What::Real(value)) => value.clamp(0.0, 100.0),
+        _ => 0.0,
+    };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
+    Some(value.round() as u32)
 }

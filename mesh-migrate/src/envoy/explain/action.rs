@@ -39,6 +39,12 @@ impl<'c> Asked<'c> {
             why.at(&hcm.place, "a target that begins with no /: not read here");
             return answered(404);
         }
+        if parts::is_upgrade(http)
+            && self.config.routes(hcm).is_some_and(|routes| !parts::knows_upgrades(hcm, routes))
+        {
+            why.at(&hcm.place, "another protocol, of which upgrade_configs says nothing");
+            return answered(403);
+        }
         let target = match target(hcm, &http.target, why) {
             Ok(target) => target,
             Err(outcome) => return outcome,

@@ -260,7 +260,8 @@ fn one_of_several_clusters_has_headers_of_its_own() {
     let crate::program::Accepts::Http { rules, .. } = &program.listeners[0].accepts else {
         panic!("{program:?}")
     };
-    let crate::program::Then::Forward(forward) = &rules[0].then else { panic!("{rules:?}") };
+    let [_upgrades, rule] = rules.as_slice() else { panic!("{rules:?}") };
+    let crate::program::Then::Forward(forward) = &rule.then else { panic!("{rules:?}") };
     let [own] = forward.own.as_slice() else { panic!("{forward:?}") };
     assert_eq!((own.at, own.set.as_slice()), (0, [("x-lane".into(), "a".into())].as_slice()));
     assert_eq!(own.remove_answer, ["x-b"]);
@@ -309,4 +310,26 @@ fn redirects_lead_to_http_and_https_and_leave_out_ports_that_those_mean() {
     let (to, told) = redirected("scheme_redirect: ftp");
     assert_eq!(to[1], "501 ");
     assert!(told.contains("not to ftp"), "{told}");
+}
+
+#[test]
+fn another_protocol_has_to_be_switched_on() {
+    let routes = "              - {match: {prefix: /}, route: {cluster: a}}";
+    let config = http("", routes);
+    let web_socket = [("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")];
+    let asked = ask("GET", "/x", &web_socket, "10.1.2.3");
+    assert_eq!(both(&config, &asked), ["403"; 2]);
+    let of_http2 = [("connection", "Upgrade"), ("upgrade", "h2c")];
+    for others in [&of_http2[..], &web_socket[1..], &[("connection", "upgrades, close")]] {
+        let there = "10.0.0.1:80 /x";
+        assert_eq!(both(&config, &ask("GET", "/x", others, "10.1.2.3")), [there; 2], "{others:?}");
+    }
+    let on = config.replace(
+        "          use_remote_address: true",
+        "          upgrade_configs: [{upgrade_type: websocket}]",
+    );
+    assert_eq!(both(&on, &asked), ["10.0.0.1:80 /x"; 2]);
+    let of_a_route = config
+        .replace("{cluster: a}}", "{cluster: a, upgrade_configs: [{upgrade_type: websocket}]}}");
+    assert_eq!(both(&of_a_route, &asked), ["10.0.0.1:80 /x"; 2]);
 }

@@ -61,6 +61,8 @@ pub(super) fn pool_at(
         });
     }
     Pool {
+        // Who fails his checks takes nothing, however many they are.
+        panic_percent: servers.iter().any(|server| server.has("check")).then_some(0),
         place: proxy.place.clone(),
         members,
         balance: balance(proxy, notes),

@@ -92,6 +92,7 @@ pub(super) fn unique(name: &str, is_taken: impl Fn(&str) -> bool) -> String {
 
 fn empty(place: &Place) -> Pool {
     Pool {
+        panic_percent: None,
         place: place.clone(),
         members: Vec::new(),
         balance: Balance::LeastLoaded,
@@ -110,6 +111,7 @@ fn pool(source: &Source<'_>) -> Pool {
     let known = source.bound.endpoints.as_deref().unwrap_or_default();
     let number = |keys: &[&str]| policy.number(keys).unwrap_or_default().max(0.0) as u32;
     Pool {
+        panic_percent: None,
         members: members(source.place, known),
         balance: match policy.text(&["loadBalancer", "kind"]) {
             Some("roundRobin") => Balance::RoundRobin,

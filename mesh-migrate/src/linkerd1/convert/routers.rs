@@ -85,9 +85,13 @@ pub(super) fn http(
     let universe =
         Universe::of(asked.config, router, &run.engine.entries, asked.world, asked.names);
     let mut rules = Vec::new();
-    let mut context =
-        Context { is_http2: false, is_mesh: pair.is_some(), place: &router.node.place, pools };
-    context.is_http2 = router.protocol == super::Protocol::H2;
+    let mut context = Context {
+        place: &router.node.place,
+        is_http2: router.protocol == super::Protocol::H2,
+        is_mesh: pair.is_some(),
+        clears_context: router.clears_context(),
+        pools,
+    };
     for (number, identifier) in (1..).zip(&router.identifiers) {
         // Names of the first must not leave none to the others.
         run.limit = MAX_WORK / router.identifiers.len() * number;

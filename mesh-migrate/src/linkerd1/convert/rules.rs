@@ -2,6 +2,7 @@
 
 use super::{
     super::{
+        config::CONTEXT,
         explain::{Client, Target},
         name::raw,
         namers::Origin,
@@ -65,13 +66,14 @@ impl Resolved {
 
 /// Router, and where its endpoints are known from.
 pub(super) struct Context<'a> {
-    /// The router.
+    /// Of the router.
+    pub place: &'a Place,
+    /// It speaks HTTP/2.
     pub is_http2: bool,
     /// The hop was one between Linkerds.
     pub is_mesh: bool,
-    /// Of the router.
-    pub place: &'a Place,
-    /// Headers that clients send to Linkerd alone.
+    /// What clients say of their context goes no further.
+    pub clears_context: bool,
     pub pools: &'a mut Pools,
 }
 
@@ -125,6 +127,10 @@ fn forward(context: &mut Context<'_>, one: &Candidate, to: &Resolved) -> Forward
         path: one.path.clone(),
         request_timeout: to.service.number(&["totalTimeoutMs"]).map(millis),
         attempt_timeout: attempt_timeout(&to.targets),
+        remove: match context.clears_context {
+            true => CONTEXT.map(str::to_owned).to_vec(),
+            false => Vec::new(),
+        },
         ..Forward::default()
     }
 }

@@ -124,7 +124,12 @@ const SERVER: Keys = &[
         Drop("requests above it were refused at once; a listener has no such limit"),
     ),
     ("announce", NO_ANNOUNCER),
-    ("clearContext", Near("headers `l5d-*` mean nothing to us, and none are sent")),
+    (
+        "clearContext",
+        Near(
+            "what clients say in l5d-ctx-*, l5d-dtab, dtab-local and l5d-sample does not go on; l5d-err of applications does",
+        ),
+    ),
     (
         "timeoutMs",
         Drop("requests through this server alone are not ended; `service.totalTimeoutMs` holds"),

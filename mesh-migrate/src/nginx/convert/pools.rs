@@ -333,6 +333,7 @@ impl<'m, 'c> Work<'m, 'c> {
             number += 1;
         }
         let pool = Pool {
+            panic_percent: None,
             place: place.clone(),
             members,
             balance,

@@ -123,7 +123,9 @@ impl Plan {
             }
         }
         let rules = files.iter().find(|(name, _)| *name == "rules.yaml");
-        let length = rules.map_or(0, |(_, text)| text.len());
+        let rules = rules.map_or("", |(_, text)| text.as_str());
+        let length = rules.len();
+        let wrong = mesh_manifest::manifest::read(rules, "rules.yaml").err().filter(|_| length > 0);
         let exact = report.is_exact();
         let summary = report.summary.text();
         output::print(
@@ -133,6 +135,12 @@ impl Plan {
         if length > MAX_RULES {
             let problem = format!(
                 "rules.yaml has {length} bytes, of at most {MAX_RULES} that an agent takes: import the configuration in parts, with some of its listeners each"
+            );
+            return Err(Failure::new(problem).exit(Exit::Failed));
+        }
+        if let Some(wrong) = wrong.filter(|_| length <= MAX_RULES) {
+            let problem = format!(
+                "{wrong}: no proxy takes that, and it is a defect of this program that it was written. Change it by hand, and please report it"
             );
             return Err(Failure::new(problem).exit(Exit::Failed));
         }

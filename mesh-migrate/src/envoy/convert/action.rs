@@ -157,7 +157,7 @@ impl<'c> Converter<'c> {
         if let [one] = taken.as_slice() {
             levels.insert(0, one);
         }
-        let request = headers::fold(&levels, "request", &mut self.notes);
+        let (request, sometimes) = headers::fold_request(&levels, &mut self.notes);
         let answer = headers::fold(&levels, "response", &mut self.notes);
         let tell = self.clients(route, &request, within.hcm);
         let own = match taken.as_slice() {
@@ -189,7 +189,7 @@ impl<'c> Converter<'c> {
             strip_query: false,
             tell,
             tell_more: Vec::new(),
-            sometimes: Vec::new(),
+            sometimes,
             set: request.set,
             add: request.add,
             remove: request.remove,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     envoy::{notes::Notes, tree::Tree},
-    program::Said,
+    program::{Condition, Said, Sometimes, Text},
 };
 
 /// What becomes of headers; names in lower case.
@@ -55,6 +55,11 @@ struct Change<'t> {
 
 /// Levels in the order in which Envoy applies them; `of` is `request` or `response`.
 pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
+    fold_with(levels, of, &[], notes)
+}
+
+/// The same without changes that hang on what the client has sent.
+fn fold_with(levels: &[&Tree], of: &str, but: &[&Tree], notes: &mut Notes) -> Changes {
     let mut lines: BTreeMap<String, Line> = BTreeMap::new();
     let mut tell: BTreeMap<String, Said> = BTreeMap::new();
     for level in levels {
@@ -64,6 +69,7 @@ pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
             tell.remove(&name.to_ascii_lowercase());
         }
         let options = level.messages(&format!("{of}_headers_to_add"));
+        let options = options.filter(|one| !but.iter().any(|other| std::ptr::eq(*one, *other)));
         let changes: Vec<Change<'_>> = options
             .filter_map(|option| match told(option).filter(|_| of == "request") {
                 None => change(option, &lines, notes),
@@ -122,6 +128,41 @@ pub(super) fn fold(levels: &[&Tree], of: &str, notes: &mut Notes) -> Changes {
         }
     }
     changes
+}
+
+/// Of requests, and what hangs on whether the client has sent a header that nothing else
+/// changes.
+pub(super) fn fold_request(levels: &[&Tree], notes: &mut Notes) -> (Changes, Vec<Sometimes>) {
+    let options = || levels.iter().flat_map(|level| level.messages("request_headers_to_add"));
+    let removed = || levels.iter().flat_map(|level| level.texts("request_headers_to_remove"));
+    let name = |option: &Tree| {
+        Some(option.msg("header")?.text("key")?.to_ascii_lowercase())
+            .filter(|name| !name.is_empty() && !name.starts_with("x-forwarded-"))
+    };
+    let mut sometimes = Vec::new();
+    let mut taken = Vec::new();
+    for option in options() {
+        let Some(own) = name(option) else { continue };
+        let is_other = |other: &&Tree| name(other).as_ref() == Some(&own);
+        if options().filter(is_other).count() > 1
+            || removed().any(|other| other.eq_ignore_ascii_case(&own))
+        {
+            continue;
+        }
+        let there = Condition::Header(own.clone(), Text::Present);
+        let when = match option.text("append_action") {
+            Some("ADD_IF_ABSENT") => Condition::Not(Box::new(there)),
+            Some("OVERWRITE_IF_EXISTS") => there,
+            _ => continue,
+        };
+        let value = option.msg("header").and_then(|header| header.some_text("value"));
+        if let Some(value) = value.and_then(plain) {
+            taken.push(option);
+            let change = crate::program::Change::Set(Said::Text(value));
+            sometimes.push(Sometimes { when, name: own, change });
+        }
+    }
+    (fold_with(levels, "request", &taken, notes), sometimes)
 }
 
 /// A header that becomes what the request says, and nothing beside it.

@@ -333,3 +333,38 @@ fn another_protocol_has_to_be_switched_on() {
         .replace("{cluster: a}}", "{cluster: a, upgrade_configs: [{upgrade_type: websocket}]}}");
     assert_eq!(both(&of_a_route, &asked), ["10.0.0.1:80 /x"; 2]);
 }
+
+#[test]
+fn headers_change_where_the_client_has_sent_them_or_not() {
+    let routes = "              - match: {prefix: /}
+                route: {cluster: a}
+                request_headers_to_add:
+                - {header: {key: X-Tenant, value: none}, append_action: ADD_IF_ABSENT}
+                - {header: {key: x-debug, value: 'off'}, append_action: OVERWRITE_IF_EXISTS}
+                - {header: {key: x-twice, value: a}, append_action: ADD_IF_ABSENT}
+                - {header: {key: x-twice, value: b}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}";
+    let config = Config::read(&Source::of("e", &http("", routes))).unwrap();
+    let (program, ledger) = convert(&config);
+    let headers = |request: &Request| {
+        [explain(&config, request), decide(&program, request)].map(|answer| {
+            let Outcome::Forwarded(to) = answer.outcome else { panic!() };
+            let own = |name| to.headers.iter().find(|(known, _)| known == name)?.1.clone();
+            ["x-tenant", "x-debug", "x-twice"].map(|name| own(name).unwrap_or_default())
+        })
+    };
+    let sent = [("x-tenant", "mine"), ("X-Debug", "on")];
+    for (sent, wanted) in [(&sent[..0], ["none", ""]), (&sent, ["mine", "off"])] {
+        let [theirs, ours] = headers(&ask("GET", "/", sent, "10.1.2.3"));
+        for got in [theirs, ours] {
+            // What stays as it was sent is not told.
+            let changed = got[..2].iter().zip(wanted).filter(|(got, _)| !got.is_empty());
+            changed.for_each(|(got, wanted)| assert_eq!(got, wanted));
+            assert!(got[..2].iter().any(|got| !got.is_empty()));
+        }
+    }
+    let told = ledger.entries().into_iter().filter(|entry| match &entry.verdict {
+        Verdict::Dropped { meaning } => meaning.contains("depends on whether"),
+        _ => false,
+    });
+    assert_eq!(told.count(), 1, "of the one that something else changes, too");
+}

@@ -21,6 +21,7 @@ use crate::{
 
 mod access;
 mod again;
+mod answers;
 mod headers;
 mod hosts;
 mod leads;

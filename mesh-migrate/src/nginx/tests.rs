@@ -11,6 +11,8 @@ use crate::{
     source::Source,
 };
 
+mod headers;
+
 const NOTHING: Reader<'static> = &|_| Err("there are no other files".into());
 
 pub(super) fn config(text: &str) -> Config {

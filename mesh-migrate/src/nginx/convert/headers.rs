@@ -3,15 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::leads::named;
-use super::{At, Directive, Forwarded, Template, Work, leaf::Here, pass::ENCODED};
+use super::{
+    At, Directive, Forwarded, Template, Work, answers::unsayable, leaf::Here, pass::ENCODED,
+};
 use crate::{
     nginx::{explain::Url, model, pattern::Pattern, template::Part},
-    program::{Forward, Rule, Said, SaidChange, Then},
+    objects::headers::{is_ours, why_ours},
+    program::{Forward, Said, SaidChange},
 };
-
-/// Statuses of answers that have the headers of `add_header` without `always`.
-const ADDED: [u16; 10] = [200, 201, 204, 206, 301, 302, 303, 304, 307, 308];
-const VARIABLE_ANSWER: &str = "its value has variables: answers do not have the header";
 
 /// What a header of a request becomes.
 enum Becomes {
@@ -68,6 +67,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 | "content-length" => {
                     self.hop(directive, &name, &value);
                 }
+                name if is_ours(name) => self.approximated(directive, why_ours(name)),
                 _ => {
                     let is_kept =
                         self.header(at, directive, &name, (&value, here.of_groups()), url, forward);
@@ -88,7 +88,7 @@ impl<'m, 'c> Work<'m, 'c> {
             forward.host = Some(url.host().to_owned());
         }
         at.forwarded.push(xff);
-        self.answer_headers(here, forward);
+        self.answer_headers(at, here, forward);
     }
 
     /// Whether the client's own stays.
@@ -102,6 +102,19 @@ impl<'m, 'c> Work<'m, 'c> {
         forward: &mut Forward,
     ) -> bool {
         let becomes = becomes(at, name, value, url, groups);
+        let wrong = match &becomes {
+            Becomes::Set(text) => unsayable(name, text),
+            Becomes::Told(said) => texts(said).find_map(|text| unsayable(name, text)),
+            Becomes::Removed | Becomes::Kept | Becomes::Unsaid(_) => unsayable(name, ""),
+        };
+        if let Some(wrong) = wrong {
+            // One that the client sends must not pass for nginx' word.
+            if unsayable(name, "").is_none() {
+                forward.remove.push(name.to_owned());
+            }
+            self.dropped(directive, format!("applications do not get it: {wrong}"));
+            return false;
+        }
         let is_told = forward.tell.iter().any(|(known, _)| known == name);
         let is_set = forward.set.iter().any(|(known, _)| known == name);
         if is_told && matches!(becomes, Becomes::Told(_) | Becomes::Set(_))
@@ -175,28 +188,6 @@ impl<'m, 'c> Work<'m, 'c> {
         };
         self.approximated(directive, how);
     }
-
-    fn answer_headers(&mut self, here: &Here<'m, 'c>, forward: &mut Forward) {
-        for directive in model::array(&here.chain, "proxy_hide_header") {
-            self.exact(directive);
-            forward.remove_answer.push(directive.arg(0).to_ascii_lowercase());
-        }
-        for directive in model::array(&here.chain, "add_header") {
-            let value = Template::of(directive.arg(1)).ok().and_then(|value| value.constant());
-            match value {
-                Some(value) if !value.is_empty() => {
-                    if directive.arg(2) == "always" {
-                        self.exact(directive);
-                    } else {
-                        self.approximated(directive, "nginx adds it to answers of 200, 201, 204, 206, 301 to 304, 307 and 308 only; with us to all");
-                    }
-                    forward.add_answer.push((directive.arg(0).to_ascii_lowercase(), value));
-                }
-                Some(_) => self.exact(directive),
-                None => self.dropped(directive, VARIABLE_ANSWER),
-            }
-        }
-    }
 }
 
 impl<'m, 'c> Work<'m, 'c> {
@@ -207,44 +198,18 @@ impl<'m, 'c> Work<'m, 'c> {
             false => self.exact(directive),
         }
     }
+}
 
-    /// What `add_header` says of answers that nginx gives itself.
-    pub(super) fn own_answers(
-        &mut self,
-        at: &At<'m, 'c>,
-        chain: &[&'c Directive],
-        rules: &mut [Rule],
-    ) {
-        let said =
-            |text: &str| Template::of(text).ok().and_then(|text| said(at, &text, None, None));
-        for rule in rules {
-            let Then::Reply(reply) = &mut rule.then else { continue };
-            let is_added = ADDED.contains(&reply.status);
-            for directive in model::array(chain, "add_header") {
-                let value = Template::of(directive.arg(1)).ok().and_then(|value| value.constant());
-                match value {
-                    Some(value) if is_added || directive.arg(2) == "always" => {
-                        self.exact(directive);
-                        if !value.is_empty() {
-                            reply.headers.push((directive.arg(0).to_ascii_lowercase(), value));
-                        }
-                    }
-                    Some(_) => self.exact(directive),
-                    None => match said(directive.arg(1)) {
-                        // A redirect of ours has no such headers.
-                        Some(said) if reply.location.is_none() => {
-                            self.tells(directive, &said);
-                            if is_added || directive.arg(2) == "always" {
-                                let name = directive.arg(0).to_ascii_lowercase();
-                                reply.told.push((name, said));
-                            }
-                        }
-                        _ => self.dropped(directive, VARIABLE_ANSWER),
-                    },
-                }
-            }
-        }
-    }
+/// What is text in it.
+pub(super) fn texts(said: &Said) -> impl Iterator<Item = &str> {
+    let parts = match said {
+        Said::Joined(parts) => parts.as_slice(),
+        said => std::slice::from_ref(said),
+    };
+    parts.iter().filter_map(|part| match part {
+        Said::Text(text) => Some(text.as_str()),
+        _ => None,
+    })
 }
 
 fn becomes(

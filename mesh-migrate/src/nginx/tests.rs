@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod headers;
+mod redirects;
 
 const NOTHING: Reader<'static> = &|_| Err("there are no other files".into());
 

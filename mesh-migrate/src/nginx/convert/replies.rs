@@ -14,7 +14,7 @@ use crate::{
         pattern::Pattern,
         template::Part,
     },
-    program::{Location, PathChange, Said},
+    program::{Location, PathChange, Said, SaidChange},
 };
 
 /// What a value must be.
@@ -185,6 +185,20 @@ impl<'m, 'c> Work<'m, 'c> {
         reply
     }
 
+    /// Bytes that no header of ours has, encoded as clients encode them.
+    fn written_location(&mut self, directive: &Directive, to: &str) -> String {
+        let is_plain = |byte: u8| (b' '..0x7f).contains(&byte);
+        if to.bytes().all(is_plain) {
+            return to.to_owned();
+        }
+        self.approximated(directive, "bytes that are not ASCII are encoded in Location");
+        let one = |byte: u8| match is_plain(byte) {
+            true => char::from(byte).to_string(),
+            false => format!("%{byte:02X}"),
+        };
+        to.bytes().map(one).collect()
+    }
+
     /// `adds` the query of the request where nothing else says so.
     pub(super) fn redirects(
         &mut self,
@@ -195,17 +209,18 @@ impl<'m, 'c> Work<'m, 'c> {
         when: Condition,
         rules: &mut Vec<Rule>,
     ) {
+        let to = &self.written_location(directive, to);
         let template = Template::of(to).map(|to| self.expanded(at, &to));
         let has_query = adds && to.contains('?');
-        let told = template.as_ref().ok().filter(|_| !adds);
-        let told = told.and_then(|to| leads(at, to, own));
+        let told = template.as_ref().ok();
+        let told = told.and_then(|to| with_query(leads(at, to, own)?, to, adds));
         let said = template.ok().filter(|_| !has_query).and_then(|to| {
             if let (Some(to), false) = (to.constant().filter(|to| !to.starts_with('/')), adds) {
                 let headers = vec![("location".to_owned(), to)];
                 return Some((Reply { status, headers, ..Reply::default() }, None));
             }
             let (mut location, how) = location(at, &to, groups)?;
-            if how.is_some() && told.is_some() {
+            if (how.is_some() || may_be_empty(&location)) && told.is_some() {
                 return None;
             }
             location.strip_query &= !adds;
@@ -341,9 +356,10 @@ impl<'m, 'c> Work<'m, 'c> {
             return Some(Condition::Said(said?, text));
         }
         match (name, test) {
+            // In lower case, whatever the client sends.
+            ("host", Test::Matches(_)) => said(at, subject, text),
             ("host", _) => {
                 let named = match test {
-                    Test::Matches(pattern) => hosts::host_pattern(pattern).0,
                     Test::Equals("", _) => Condition::Any(Vec::new()),
                     _ => hosts::host(&inner("[^:]+")),
                 };
@@ -381,6 +397,26 @@ fn method(test: &Test<'_>) -> Option<Condition> {
         }
         Test::Below(_) | Test::Tail(_) => return None,
     }))
+}
+
+/// With the query of the request, where it has one, after what `to` has of its own.
+fn with_query(said: Said, to: &Template, adds: bool) -> Option<Said> {
+    if !adds {
+        return Some(said);
+    }
+    let has_own = to.0.iter().any(|part| matches!(part, Part::Text(text) if text.contains('?')));
+    let substitution = if has_own { "&$1" } else { "?$1" }.to_owned();
+    let change = SaidChange::Replace { pattern: "(?s)^(.+)$".into(), substitution, all: false };
+    let query = Said::Query.changed(change)?;
+    Some(match said {
+        Said::Joined(parts) => Said::Joined(parts.into_iter().chain([query]).collect()),
+        said => Said::Joined(vec![said, query]),
+    })
+}
+
+/// Whether nothing may be left of the path: rules of ours answer 500 then.
+fn may_be_empty(to: &Location) -> bool {
+    matches!(&to.path, Some(PathChange::Pattern { substitution, .. }) if !substitution.starts_with('/'))
 }
 
 /// Where a URL leads, and what is different then.

@@ -22,6 +22,7 @@ use crate::{
 mod access;
 mod again;
 mod answers;
+mod conditions;
 mod headers;
 mod hosts;
 mod leads;

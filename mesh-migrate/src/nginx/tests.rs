@@ -11,6 +11,7 @@ use crate::{
     source::Source,
 };
 
+mod conditions;
 mod headers;
 mod redirects;
 

@@ -7,7 +7,12 @@ use super::{
     At, Directive, Forwarded, Template, Work, answers::unsayable, leaf::Here, pass::ENCODED,
 };
 use crate::{
-    nginx::{explain::Url, model, pattern::Pattern, template::Part},
+    nginx::{
+        explain::Url,
+        model::{self, Name},
+        pattern::Pattern,
+        template::Part,
+    },
     objects::headers::{is_ours, why_ours},
     program::{Forward, Said, SaidChange},
 };
@@ -298,6 +303,9 @@ fn said_part(
             {
                 return replaced(of.clone(), pattern.replacing(), format!("${{{group}}}"));
             }
+            if let Some(said) = of_server_name(at, name) {
+                return said;
+            }
             let is_plain = |name: &&str| !name.is_empty();
             if let Some(name) = name.strip_prefix("arg_").filter(is_plain) {
                 return argument(name);
@@ -308,6 +316,37 @@ fn said_part(
             }
         }
     })
+}
+
+/// A named group of a pattern among the names of the server: it is empty where another of
+/// them, or none, has brought the request here. Nothing for other variables.
+fn of_server_name(at: &At<'_, '_>, name: &str) -> Option<Option<Said>> {
+    let names = || at.server.names.iter().map(|(name, _)| name);
+    let mut patterns = names().filter_map(|name| match name {
+        Name::Regex(Ok(pattern)) => Some(pattern),
+        _ => None,
+    });
+    let group_of =
+        |pattern: &&Pattern| name.parse::<u8>().is_err() && group(pattern, name).is_some();
+    let pattern = patterns.clone().find(group_of)?;
+    let is_only = patterns.next().is_some() && patterns.next().is_none();
+    let is_taken_before = |name: &Name| match name {
+        Name::Exact(text) => pattern.is_match(text.as_bytes()),
+        Name::Regex(_) => false,
+        Name::Both(_) | Name::Below(_) | Name::Tail(_) => true,
+    };
+    if !is_only || names().any(is_taken_before) {
+        return Some(None);
+    }
+    let group = group(pattern, name)?;
+    let last_dot =
+        SaidChange::Replace { pattern: r"\.$".into(), substitution: String::new(), all: false };
+    let change = SaidChange::Replace {
+        pattern: format!("(?:{})|^(?s:.*)$", pattern.replacing()),
+        substitution: format!("${{{group}}}"),
+        all: false,
+    };
+    Some(Said::Hostname.changed(last_dot).and_then(|host| host.changed(change)))
 }
 
 /// `$http_…`: lists of addresses and cookies are all of theirs, others the first.

@@ -84,7 +84,7 @@ impl<'c> Here<'_, 'c> {
         Self { groups, ..self.clone() }
     }
 
-    fn with(&self, block: &'c Directive) -> Self {
+    pub(super) fn with(&self, block: &'c Directive) -> Self {
         let mut inner = self.clone();
         inner.chain.push(block);
         inner.blocks.push(block);
@@ -290,7 +290,7 @@ impl<'m, 'c> Work<'m, 'c> {
         false
     }
 
-    fn set(&mut self, at: &mut At<'m, 'c>, directive: &Directive) {
+    pub(super) fn set(&mut self, at: &mut At<'m, 'c>, directive: &Directive) {
         let name = directive.arg(0).trim_start_matches('$').to_ascii_lowercase();
         let value = Template::of(directive.arg(1)).map(|value| self.expanded(at, &value));
         let has_groups =
@@ -315,84 +315,7 @@ impl<'m, 'c> Work<'m, 'c> {
         }
     }
 
-    fn condition(
-        &mut self,
-        at: &mut At<'m, 'c>,
-        here: &Here<'m, 'c>,
-        directive: &'c Directive,
-        (when, is_last): (&Condition, bool),
-        rules: &mut Vec<Rule>,
-    ) {
-        let holds = match self.holds(at, directive) {
-            Ok(holds) => holds,
-            Err(wrong) => {
-                let refuses = |d: &&Directive| d.arg(0).parse::<u16>().is_ok_and(|s| s >= 400);
-                if let Some(refusing) = directive.all("return").find(refuses) {
-                    let question = format!(
-                        "{wrong}: until decided all requests that it may be about are answered {}. Which ones are meant?",
-                        refusing.arg(0)
-                    );
-                    self.decision(directive, question, &["a route of ours", "none"]);
-                    let status = refusing.arg(0).parse().unwrap_or(501);
-                    rules.push(refusal(directive, when.clone(), status));
-                    return self.inside_of(directive, "the condition around it is not converted");
-                }
-                let question = format!(
-                    "{wrong}: requests are taken as if it never held. Which ones are meant?"
-                );
-                self.decision(directive, question, &["a route of ours", "none"]);
-                return self.inside_of(directive, "the condition around it is not converted");
-            }
-        };
-        let when = all([when.clone(), holds]);
-        self.exact(directive);
-        let variable = directive.arg(0).trim_start_matches("($").trim_end_matches(')');
-        self.used(&variable.to_ascii_lowercase());
-        let inner = here.with(directive);
-        let (before, chosen) = (at.set.clone(), at.chosen.clone());
-        let ends = self.rewrites(at, &inner, directive, &when, rules);
-        let sets: Vec<String> = directive
-            .all("set")
-            .map(|set| set.arg(0).trim_start_matches('$').to_ascii_lowercase())
-            .collect();
-        let after = std::mem::replace(&mut at.set, before);
-        at.chosen = chosen;
-        if ends {
-            return;
-        }
-        let only_sets = directive.inside().iter().all(|inner| inner.name == "set");
-        let goes_on = here.location.is_none() || !is_last;
-        if goes_on && only_sets && sets.iter().all(|name| after.contains_key(name)) {
-            for name in &sets {
-                self.choose(at, name, &when, &after[name]);
-            }
-            return;
-        }
-        if here.location.is_none() || !is_last {
-            let does_nothing = directive
-                .inside()
-                .iter()
-                .all(|inner| ["set", "rewrite"].contains(&inner.name.as_str()));
-            if !does_nothing || !sets.is_empty() {
-                let question = "nginx goes on after this with what was set here, which cannot be said: until decided such requests are answered 501";
-                self.decision(
-                    directive,
-                    question,
-                    &["a route of its own for them", "they are like all others"],
-                );
-                rules.push(refusal(directive, when, 501));
-            }
-        } else if !sets.is_empty() || directive.inside().iter().any(|inner| inner.name != "rewrite")
-        {
-            let (set, chosen) = (at.set.clone(), at.chosen.clone());
-            let mut at_inner = At { set, chosen, forwarded: Vec::new(), ..*at };
-            directive.all("set").for_each(|set| self.set(&mut at_inner, set));
-            self.handled(&mut at_inner, &inner.after(directive), &when, None, rules);
-            at.forwarded.append(&mut at_inner.forwarded);
-        }
-    }
-
-    fn inside_of(&mut self, directive: &Directive, meaning: &str) {
+    pub(super) fn inside_of(&mut self, directive: &Directive, meaning: &str) {
         for inner in directive.inside() {
             self.dropped(inner, meaning);
             self.inside_of(inner, meaning);

@@ -1,0 +1,53 @@
+//! Conditions on what no rule sees, or sees otherwise.
+
+use super::{config, convert, decide, get, told};
+use crate::{ledger::Verdict, request::Outcome};
+
+/// The switch of a maintenance page is not thrown; what a file refuses else is refused.
+#[test]
+fn files_are_not_asked_for() {
+    let text = "http { server { listen 10.20.0.4:80;\n\
+        if (-f /var/www/maintenance.on) { return 503; }\n\
+        if (!-e /var/www/up) { return 502; }\n\
+        location / { return 206; }\n\
+        location /gate { if (!-f /etc/open) { return 403; } return 206; }\n} }";
+    let (program, ledger) = convert(&config(text)).unwrap();
+    for (path, expected) in [("/", 206), ("/gate", 403)] {
+        let answer = decide(&program, &get("10.20.0.4:80", "a", path));
+        let Outcome::Answered { status, .. } = answer.outcome else { panic!("{answer:?}") };
+        assert_eq!(status, expected, "{path}");
+    }
+    let decided: Vec<u32> = ledger
+        .entries()
+        .into_iter()
+        .filter(|entry| matches!(entry.verdict, Verdict::Decision { .. }))
+        .map(|entry| entry.place.line)
+        .collect();
+    assert_eq!(decided, [2, 3, 5]);
+}
+
+#[test]
+fn groups_of_server_names() {
+    let text = r#"
+        upstream u { server 10.20.1.1:80; }
+        server {
+            listen 10.20.0.4:80;
+            server_name www.y.org ~^(?<tenant>[a-z0-9-]+)\.x\.org$;
+            if ($tenant = suspended) { return 402; }
+            location / { proxy_set_header X-To $tenant; proxy_pass http://u; }
+            location /to { return 301 https://$tenant.y.org$request_uri; }
+            location /map { if ($tenant ~ ^a) { return 406; } return 206; }
+        }"#;
+    for (host, target, expected) in [
+        ("acme.x.org", "/", "/ acme"),
+        ("ACME.x.org:8080", "/", "/ acme"),
+        ("suspended.x.org", "/", "402 "),
+        ("www.y.org", "/", "/ "),
+        ("other", "/", "/ "),
+        ("acme.x.org.", "/to?a", "301 https://acme.y.org/to?a"),
+        ("acme.x.org", "/map", "406 "),
+        ("bcme.x.org", "/map", "206 "),
+    ] {
+        assert_eq!(told(text, host, target), [expected; 2], "{host} {target}");
+    }
+}

@@ -43,6 +43,47 @@ pub(super) fn plain(pcre: &str, ignores_case: bool) -> Option<String> {
     Some(format!("{before}{open}{}{close}$", root.others(may_be_empty)?))
 }
 
+/// A pattern that takes all that this one takes, and perhaps more: nothing is looked ahead
+/// for, or behind, and all repetitions may be taken back.
+pub(super) fn loose(pcre: &str) -> String {
+    let mut out = String::new();
+    let mut rest = pcre;
+    while let Some(c) = rest.chars().next() {
+        let begins = |begin: &&str| rest.starts_with(*begin);
+        let looks = ["(?!", "(?=", "(?<!", "(?<="].into_iter().find(begins);
+        if let Some((_, after)) = looks.and_then(|looks| group(&rest[looks.len()..])) {
+            // What repeats it must not repeat what stands before it.
+            (out, rest) = (out + "(?:)", after);
+            continue;
+        }
+        let taken = match c {
+            '\\' => rest.chars().take(2).map(char::len_utf8).sum(),
+            '[' => class(rest),
+            _ if rest.starts_with("(?>") => {
+                (out, rest) = (out + "(?:", &rest[3..]);
+                continue;
+            }
+            c => c.len_utf8(),
+        };
+        out += &rest[..taken];
+        rest = &rest[taken..];
+    }
+    out
+}
+
+/// How long a class of characters is, up to its bracket.
+fn class(text: &str) -> usize {
+    let inner = text[1..].strip_prefix('^').unwrap_or(&text[1..]);
+    let mut is_escaped = false;
+    let ends = |(at, c): (usize, char)| {
+        let ends = c == ']' && !is_escaped && at > 0;
+        is_escaped = c == '\\' && !is_escaped;
+        ends.then_some(at + 1)
+    };
+    let end = inner.char_indices().find_map(ends);
+    text.len() - inner.len() + end.unwrap_or(inner.len())
+}
+
 /// What is in a group, and what comes after it.
 fn group(text: &str) -> Option<(&str, &str)> {
     let (mut depth, mut is_escaped) = (0_u32, false);
@@ -156,6 +197,14 @@ mod tests {
         let pattern = Pattern::of("^/(?!api)(.*)$", false).unwrap();
         assert_eq!(&pattern.captures(b"/web/x").unwrap()[1], b"web/x");
         assert!(!Pattern::of(r"/\.(?!Well)", true).unwrap().is_match(b"/.WELL"));
+        for (pcre, loose) in [
+            (r"^/(?!a|(b)).*\.html$", r"^/(?:).*\.html$"),
+            (r"a(?<!b)c(?=d\))[(?!]e", "a(?:)c(?:)[(?!]e"),
+            (r"\(?!x", r"\(?!x"),
+            (r"[^](?!]a(?<n>b)(?>c)(?!", r"[^](?!]a(?<n>b)(?:c)(?!"),
+        ] {
+            assert_eq!(super::loose(pcre), loose);
+        }
         for unread in [r"(?!a)b", r"a(?!b.c)", r"a(?<!b)", r"a(?!b)c(?!d)"] {
             assert!(Pattern::of(unread, false).is_err(), "{unread}");
         }

@@ -33,6 +33,12 @@ impl Pattern {
         Ok(Self { text, ignores_case, regex })
     }
 
+    /// Whether a pattern that cannot be read surely does not match.
+    pub(super) fn cannot_match(pcre: &str, ignores_case: bool, value: &[u8]) -> bool {
+        let loose = Self::of(&super::ahead::loose(pcre), ignores_case);
+        loose.is_ok_and(|loose| !loose.is_match(value))
+    }
+
     /// Groups of the first match. `$` matches before a last line feed, too.
     pub(super) fn captures<'h>(&self, value: &'h [u8]) -> Option<Captures<'h>> {
         let found = self.regex.captures(value);

@@ -2,7 +2,10 @@
 
 use super::{Problem, Run, bad, redirect};
 use crate::{
-    nginx::model::{Kind, Location, redirecting},
+    nginx::{
+        model::{Kind, Location, redirecting},
+        pattern::Pattern,
+    },
     request::Outcome,
 };
 
@@ -90,8 +93,11 @@ impl<'m, 'c> Run<'m, 'c> {
         }
         for location in level {
             let Kind::Regex(pattern) = &location.kind else { continue };
-            let pattern =
-                pattern.as_ref().map_err(|wrong| bad(&location.directive.place, wrong.as_str()))?;
+            let pattern = match pattern {
+                Ok(pattern) => pattern,
+                Err(_) if is_elsewhere(location, &uri) => continue,
+                Err(wrong) => return Err(bad(&location.directive.place, wrong.as_str())),
+            };
             let Some(found) = pattern.captures(&uri) else { continue };
             self.captured(pattern, &found);
             return Ok(match self.search(&location.locations)? {
@@ -102,4 +108,10 @@ impl<'m, 'c> Run<'m, 'c> {
         }
         Ok(best)
     }
+}
+
+/// Whether a pattern that cannot be read surely does not take the URI.
+fn is_elsewhere(location: &Location<'_>, uri: &[u8]) -> bool {
+    let ignores_case = location.directive.arg(0).starts_with("~*");
+    Pattern::cannot_match(&location.text, ignores_case, uri)
 }

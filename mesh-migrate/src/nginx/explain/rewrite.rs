@@ -111,9 +111,16 @@ impl<'c> Run<'_, 'c> {
 
     fn replace(&mut self, directive: &Directive) -> Result<Flow, Problem> {
         let wrong = |wrong: String| bad(&directive.place, wrong);
-        let pattern = Pattern::of(directive.arg(0), false).map_err(wrong)?;
         let (to, flag) = (directive.arg(1), directive.arg(2));
         let uri = self.uri.clone();
+        let pattern = match Pattern::of(directive.arg(0), false) {
+            Ok(pattern) => pattern,
+            Err(_) if Pattern::cannot_match(directive.arg(0), false, &uri) => {
+                self.captures.clear();
+                return Ok(Flow::Next);
+            }
+            Err(unread) => return Err(wrong(unread)),
+        };
         let Some(found) = pattern.captures(&uri) else {
             // A pattern that does not match leaves no groups, of an earlier one either.
             self.captures.clear();
@@ -251,7 +258,15 @@ impl<'c> Run<'_, 'c> {
                 Ok((value == other) == (*operator == "="))
             }
             [operator @ ("~" | "~*" | "!~" | "!~*"), pattern] => {
-                let pattern = Pattern::of(pattern, operator.ends_with('*'))?;
+                let ignores_case = operator.ends_with('*');
+                let pattern = match Pattern::of(pattern, ignores_case) {
+                    Ok(pattern) => pattern,
+                    Err(_) if Pattern::cannot_match(pattern, ignores_case, &value) => {
+                        self.captures.clear();
+                        return Ok(operator.starts_with('!'));
+                    }
+                    Err(unread) => return Err(unread),
+                };
                 let found = pattern.captures(&value);
                 match &found {
                     Some(found) => self.captured(&pattern, found),

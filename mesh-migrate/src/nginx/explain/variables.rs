@@ -245,15 +245,29 @@ pub(in crate::nginx) fn chosen<'m>(
     if let Some((_, at)) = best {
         return Ok(Some((at, None)));
     }
-    for (at, (key, ..)) in map.entries.iter().enumerate() {
+    for (at, (key, _, directive)) in map.entries.iter().enumerate() {
         if let Key::Regex(pattern) = key {
-            let pattern = pattern.as_ref().map_err(Clone::clone)?;
+            let pattern = match pattern {
+                Ok(pattern) => pattern,
+                Err(_) if is_elsewhere(directive, value) => continue,
+                Err(unread) => return Err(unread.clone()),
+            };
             if pattern.is_match(value) {
                 return Ok(Some((at, Some(pattern))));
             }
         }
     }
     Ok(None)
+}
+
+/// Whether a pattern that cannot be read surely does not take the value.
+fn is_elsewhere(entry: &Directive, value: &[u8]) -> bool {
+    let pattern = entry.name.trim_start_matches('~');
+    let (pattern, ignores_case) = match pattern.strip_prefix('*') {
+        Some(pattern) => (pattern, true),
+        None => (pattern, false),
+    };
+    Pattern::cannot_match(pattern, ignores_case, value)
 }
 
 /// `$arg_name`: names in any case, the first one.

@@ -1,6 +1,6 @@
 //! Conditions on what no rule sees, or sees otherwise.
 
-use super::{config, convert, decide, get, told};
+use super::{config, convert, decide, explain, get, told};
 use crate::{ledger::Verdict, request::Outcome};
 
 /// The switch of a maintenance page is not thrown; what a file refuses else is refused.
@@ -49,5 +49,34 @@ fn groups_of_server_names() {
         ("bcme.x.org", "/map", "206 "),
     ] {
         assert_eq!(told(text, host, target), [expected; 2], "{host} {target}");
+    }
+}
+
+/// What cannot be known of one path is no reason to know nothing of others.
+#[test]
+fn only_who_comes_by_is_told_that_it_cannot_be_known() {
+    let text = r#"
+        geo $ranged { ranges; 10.0.0.0-10.0.0.9 1; default 0; }
+        map $uri $unread { default 0; "~^/m(?!x)/.$" 1; }
+        server {
+            listen 10.20.0.4:80;
+            valid_referers none blocked *.x.org;
+            rewrite ^/(?!old)b/(.*)\.gif$ /x last;
+            if ($uri ~ "^/c(?!d)/e") { return 410; }
+            location / { return 206; }
+            location ~* ^/(?!api|static).*\.HTML$ { return 207; }
+            location /geo { if ($ranged) { return 403; } return 206; }
+            location /referer { if ($invalid_referer) { return 403; } return 206; }
+            location /file { if (-f /x) { return 503; } return 206; }
+            location /m { if ($unread) { return 403; } return 206; }
+        }"#;
+    let config = config(&format!("http {{ {text} }}"));
+    let known = |path: &str| explain(&config, &get("10.20.0.4:80", "a", path));
+    for path in ["/", "/login", "/api/x.htm", "/m", "/c/x", "/b/x.png"] {
+        let answer = known(path).unwrap();
+        assert!(matches!(answer.outcome, Outcome::Answered { status: 206, .. }), "{path}");
+    }
+    for path in ["/a/x.html", "/geo", "/referer", "/file", "/m/x", "/c/e", "/b/x.gif"] {
+        assert!(known(path).is_err(), "{path}");
     }
 }

@@ -36,6 +36,8 @@ mod stream;
 mod tls;
 mod values;
 
+use leads::Redirects;
+
 /// Rules of all listeners; a configuration that needs more says many times the same.
 const MAX_RULES: usize = 100_000;
 
@@ -101,6 +103,7 @@ struct At<'m, 'c> {
     chosen: BTreeMap<String, Vec<(Condition, Template)>>,
     /// What `X-Forwarded-For` becomes in each of its rules that forward.
     forwarded: Vec<Forwarded>,
+    redirects: Redirects,
 }
 
 impl<'m, 'c> Work<'m, 'c> {
@@ -164,7 +167,9 @@ impl<'m, 'c> Work<'m, 'c> {
         for (server, _) in here {
             let set = BTreeMap::new();
             let (chosen, of_rules) = (BTreeMap::new(), Vec::new());
-            let mut at = At { address, is_tls, server, set, chosen, forwarded: of_rules };
+            let redirects = Redirects::of(&server.chain);
+            let mut at =
+                At { address, is_tls, server, set, chosen, forwarded: of_rules, redirects };
             let rules = self.server(&mut at);
             forwarded.append(&mut at.forwarded);
             of_servers.push(match tls.as_ref().and_then(|tls| self.unproved(server, tls)) {

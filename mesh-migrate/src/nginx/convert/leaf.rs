@@ -99,6 +99,7 @@ impl<'m, 'c> Work<'m, 'c> {
         let directive = server.directive;
         self.exact(directive);
         let mut rules = Vec::new();
+        self.redirecting(at, &server.chain);
         let here = Here {
             chain: server.chain.clone(),
             blocks: vec![directive],
@@ -186,11 +187,11 @@ impl<'m, 'c> Work<'m, 'c> {
             return;
         }
         self.limits(location, when, rules);
-        let before = at.set.clone();
+        let before = (at.set.clone(), self.redirecting(at, &here.chain));
         if !self.rewrites(at, &here, directive, when, rules) {
             self.handled(at, &here.after(directive), when, None, rules);
         }
-        at.set = before;
+        (at.set, at.redirects) = before;
     }
 
     /// `limit_except`: other methods come by no directive around it.

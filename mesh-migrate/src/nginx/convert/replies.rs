@@ -37,16 +37,13 @@ impl Test<'_> {
     }
 }
 
-/// A redirect to another path of the same host: nginx makes it absolute.
+/// A redirect to another path of the same host: nginx makes it absolute, unless it is told
+/// otherwise.
 pub(super) fn redirect_to(at: &At<'_, '_>, status: u16, path: PathChange) -> Reply {
-    let (scheme, usual) = if at.is_tls { ("https", 443) } else { ("http", 80) };
-    let location = Location {
-        scheme: Some(scheme.into()),
-        host: None,
-        port: Some(at.address.port()).filter(|port| *port != usual),
-        path: Some(path),
-        strip_query: false,
-    };
+    let mut location = Location { path: Some(path), ..Location::default() };
+    if let Some((scheme, host, port)) = at.before_path() {
+        (location.scheme, location.host, location.port) = (Some(scheme.into()), host, port);
+    }
     Reply { status, location: Some(location), ..Reply::default() }
 }
 

@@ -1,6 +1,6 @@
 //! Where redirects lead, and hosts as patterns see them.
 
-use super::{config, convert, told};
+use super::{config, convert, get, told, told_of};
 use crate::program::{Accepts, PathChange, Then};
 
 #[test]
@@ -66,5 +66,42 @@ fn patterns_see_hosts_in_lower_case() {
     }
     for path in ["/1", "/2", "/3"] {
         assert_eq!(told(text, "xx.org", path), ["421 "; 2], "{path}");
+    }
+}
+
+#[test]
+fn redirects_to_paths_are_told_as_it_is_written() {
+    let text = |settings: &str| {
+        format!(
+            "server {{
+            listen 10.20.0.4:8080;
+            server_name www.x.org;
+            {settings}
+            location /a {{ return 301 /b; }}
+            location /s/ {{ proxy_pass http://10.20.1.1; }}
+            location ~ ^/g/(.*) {{ return 302 /h/$1?x=$arg_x; }}
+            location /in {{ absolute_redirect on; return 301 /b$request_uri; }}
+            rewrite ^/r/(.*)$ /q/$1 permanent;
+        }}"
+        )
+    };
+    let (port, host) = ("http://a.example:8080", "http://a.example");
+    for (settings, before, inner) in [
+        ("", port, port),
+        ("absolute_redirect off;", "", port),
+        ("port_in_redirect off;", host, host),
+        ("server_name_in_redirect on;", "http://www.x.org:8080", "http://www.x.org:8080"),
+    ] {
+        let text = text(settings);
+        for (target, expected) in [
+            ("/a?x", format!("301 {before}/b")),
+            ("/s?x", format!("301 {before}/s/?x")),
+            ("/g/c?x=1", format!("302 {before}/h/c?x=1")),
+            ("/in?x", format!("301 {inner}/b/in?x")),
+            ("/r/a?x", format!("301 {before}/q/a?x")),
+        ] {
+            let request = get("10.20.0.4:8080", "a.example", target);
+            assert_eq!(told_of(&text, &request), [&*expected; 2], "{settings} {target}");
+        }
     }
 }

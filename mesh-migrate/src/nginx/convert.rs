@@ -20,12 +20,14 @@ use crate::{
 };
 
 mod access;
+mod addresses;
 mod again;
 mod answers;
 mod conditions;
 mod headers;
 mod hosts;
 mod leads;
+
 mod leaf;
 mod locations;
 mod meanings;
@@ -130,26 +132,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     fn http(&mut self) -> Result<(), Problem> {
-        let model = self.model;
-        let mut addresses: BTreeMap<SocketAddr, Vec<Heard<'m, 'c>>> = BTreeMap::new();
-        for server in &model.http.servers {
-            for listen in &server.listens {
-                match (&listen.addresses, listen.directive) {
-                    (Ok(all), _) => {
-                        for address in all {
-                            addresses.entry(*address).or_default().push((server, listen));
-                        }
-                    }
-                    (Err(what), Some(directive)) => self.decision(
-                        directive,
-                        format!("{what} is no address: nothing listens there with us. Which address do clients use then?"),
-                        &["an address and a port", "none: nobody uses it"],
-                    ),
-                    (Err(_), None) => {}
-                }
-            }
-        }
-        for (address, here) in addresses {
+        for (address, here) in self.addresses() {
             self.listener(address, &here)?;
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::{
 
 mod conditions;
 mod headers;
+mod listeners;
 mod redirects;
 
 const NOTHING: Reader<'static> = &|_| Err("there are no other files".into());

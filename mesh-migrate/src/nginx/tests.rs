@@ -15,6 +15,7 @@ mod conditions;
 mod headers;
 mod listeners;
 mod redirects;
+mod words;
 
 const NOTHING: Reader<'static> = &|_| Err("there are no other files".into());
 

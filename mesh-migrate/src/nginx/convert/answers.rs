@@ -14,6 +14,8 @@ use crate::{
 /// Statuses of answers that have the headers of `add_header` without `always`.
 const ADDED: [u16; 10] = [200, 201, 204, 206, 301, 302, 303, 304, 307, 308];
 const VARIABLE_ANSWER: &str = "its value has variables: answers do not have the header";
+const NO_EXPIRES: &str = "Cache-Control alone says how long an answer may be kept, without Expires";
+const EXPIRES_UNSAID: &str = "how long answers may be kept the application says: Expires and Cache-Control are not written here";
 /// Headers that nginx has once: `add_header` replaces or removes what an application says.
 const REPLACED: [&str; 2] = ["last-modified", "etag"];
 
@@ -29,6 +31,17 @@ pub(super) fn unsayable(name: &str, value: &str) -> Option<String> {
         Some("its value has a line feed or bytes that are not ASCII".to_owned())
     } else {
         None
+    }
+}
+
+/// What `expires` says in `Cache-Control`; nothing where it says nothing, or what cannot
+/// be said.
+fn expires(directive: &Directive) -> Option<String> {
+    match directive.arg(0) {
+        "max" => Some("max-age=315360000".to_owned()),
+        "epoch" => Some("no-cache".to_owned()),
+        said if said.starts_with('-') => Some("no-cache".to_owned()),
+        said => Some(format!("max-age={}", model::seconds(said)?.as_secs())),
     }
 }
 
@@ -63,12 +76,27 @@ impl<'m, 'c> Work<'m, 'c> {
                 None => {}
             }
         }
+        self.expires_of_application(here, forward);
         // What nginx adds comes after what it hides; with us what is removed comes last.
         let is_hidden = |name: &str| forward.remove_answer.iter().any(|hidden| hidden == name);
         let hidden = forward.add_answer.extract_if(.., |(name, _)| is_hidden(name));
         forward.set_answer.extend(hidden);
         let set = &forward.set_answer;
         forward.remove_answer.retain(|hidden| !set.iter().any(|(name, _)| name == hidden));
+    }
+
+    /// `expires`; how long errors may be kept is not for it to say.
+    fn expires_of_application(&mut self, here: &Here<'m, 'c>, forward: &mut Forward) {
+        let Some(directive) = model::inherited(&here.chain, "expires") else { return };
+        match expires(directive) {
+            None if directive.arg(0) == "off" => self.exact(directive),
+            Some(kept) if kept == "no-cache" => {
+                self.approximated(directive, NO_EXPIRES);
+                forward.set_answer.push(("cache-control".to_owned(), kept));
+                forward.remove_answer.push("expires".to_owned());
+            }
+            _ => self.dropped(directive, EXPIRES_UNSAID),
+        }
     }
 
     fn adds(&mut self, directive: &Directive, name: String, value: String, forward: &mut Forward) {
@@ -129,8 +157,21 @@ impl<'m, 'c> Work<'m, 'c> {
     ) {
         for rule in rules {
             let Then::Reply(reply) = &mut rule.then else { continue };
+            let is_added = ADDED.contains(&reply.status);
+            if let Some(directive) = model::inherited(chain, "expires") {
+                match expires(directive).filter(|_| is_added) {
+                    Some(kept) => {
+                        self.approximated(directive, NO_EXPIRES);
+                        reply.headers.push(("cache-control".to_owned(), kept));
+                    }
+                    None if is_added && directive.arg(0) != "off" => {
+                        self.dropped(directive, EXPIRES_UNSAID);
+                    }
+                    None => self.exact(directive),
+                }
+            }
             for directive in model::array(chain, "add_header") {
-                let is_added = ADDED.contains(&reply.status) || directive.arg(2) == "always";
+                let is_added = is_added || directive.arg(2) == "always";
                 let Some((name, added)) = self.added(at, directive) else { continue };
                 match added {
                     Added::Text(value) => {

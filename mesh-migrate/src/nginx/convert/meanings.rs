@@ -35,12 +35,17 @@ const DROPPED: &[(&str, &str)] = &[
         "requests are told of by our own access log and traces",
     ),
     (
-        "types default_type charset charset_types etag if_modified_since expires root \
+        "types default_type etag if_modified_since root \
          alias index autoindex autoindex_exact_size autoindex_localtime try_files \
          disable_symlinks random_index dav_methods dav_access create_full_put_path flv \
          mp4 image_filter ssi",
         "about files: none are served",
     ),
+    (
+        "charset charset_types override_charset source_charset charset_map",
+        "Content-Type of answers stays as the application writes it; texts of our own are of utf-8",
+    ),
+    ("expires", "no answer that is passed on or given here comes by it"),
     (
         "gzip gzip_types gzip_vary gzip_proxied gzip_comp_level gzip_min_length \
          gzip_buffers gzip_http_version gzip_disable gzip_static gunzip brotli \
@@ -100,14 +105,17 @@ const DROPPED: &[(&str, &str)] = &[
     ("proxy_bind", "connections to applications come from the host's own address"),
     (
         "server_tokens more_set_headers more_clear_headers \
-         absolute_redirect \
-         port_in_redirect server_name_in_redirect chunked_transfer_encoding \
+         chunked_transfer_encoding \
          msie_padding msie_refresh max_ranges satisfy_any uninitialized_variable_warn",
         "how nginx reads requests and words its own answers: ours does it in its way",
     ),
     (
         "ssl_certificate ssl_certificate_key",
         "no listener of this server speaks TLS, or nothing leads here",
+    ),
+    (
+        "absolute_redirect port_in_redirect server_name_in_redirect",
+        "no redirect that is given here comes by it",
     ),
     ("mail imap smtp", "mail is not proxied"),
     (
@@ -176,7 +184,10 @@ impl<'c> Work<'_, 'c> {
         let context = if FRAMES.contains(&block.name.as_str()) && parent != "upstream" {
             ""
         } else {
-            block.name.as_str()
+            match block.name.as_str() {
+                "location" if block.all("internal").next().is_some() => "internal",
+                name => name,
+            }
         };
         for inner in block.inside() {
             let key = (inner.place.clone(), inner.head_last);
@@ -195,6 +206,9 @@ impl<'c> Work<'_, 'c> {
     }
 }
 
+/// Where nothing leads that is converted.
+const INTERNAL: &str = "X-Accel-Redirect of an application may lead here with nginx: our proxy does not follow it, and clients get what the application answers itself";
+
 fn dropped(meaning: impl Into<String>) -> Verdict {
     Verdict::Dropped { meaning: meaning.into() }
 }
@@ -212,6 +226,7 @@ fn verdict(directive: &Directive, context: &str) -> Verdict {
         }
         ("map", _) => dropped("nothing that is converted uses this map"),
         ("geo" | "split_clients", _) => dropped("of a block that is not converted"),
+        ("internal", "proxy_pass" | "proxy_set_header" | "alias" | "root") => dropped(INTERNAL),
         ("location" | "if" | "limit_except", "proxy_pass") => {
             dropped("nothing leads here: what comes before it answers every request")
         }
@@ -239,7 +254,7 @@ fn of_name(directive: &Directive, name: &str) -> Verdict {
         | "break" | "ssl" | "http2" => return Verdict::Exact,
         "proxy_redirect" if is("off") => return Verdict::Exact,
         "proxy_redirect" => {
-            return dropped("Location of answers stays as the application writes it");
+            return dropped("Location and Refresh of answers stay as the application writes them");
         }
         "proxy_http_version" => {
             let how = "HTTP/1.1 with kept connections, or HTTP/2, is spoken to applications";

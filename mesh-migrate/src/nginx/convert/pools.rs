@@ -17,11 +17,15 @@ use crate::{
 /// `proxy_connect_timeout` and `proxy_read_timeout` where nothing is written.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What is different where a status of `proxy_next_upstream` would lead to a backup.
+const ANSWERED: &str = "it takes requests while none of the other servers is well: one that another has answered with a status of proxy_next_upstream is not repeated here";
+
 /// How a pool is spoken to.
 pub(super) struct Manner {
     pub(super) connect: Duration,
     pub(super) idle: Duration,
     pub(super) tls: Option<ClientTls>,
+    pub(super) is_http: bool,
 }
 
 impl<'m, 'c> Work<'m, 'c> {
@@ -44,6 +48,13 @@ impl<'m, 'c> Work<'m, 'c> {
         let peers =
             upstream.map_or(1, |upstream| upstream.peers.iter().filter(|p| !p.is_down).count());
         forward.retry = self.retry(here, u32::try_from(peers).unwrap_or(u32::MAX));
+        let is_of_answers = |retry: &Retry| !retry.statuses.is_empty();
+        if forward.retry.as_ref().is_some_and(is_of_answers) {
+            let backups = upstream.into_iter().flat_map(|upstream| &upstream.peers);
+            for backup in backups.filter(|peer| peer.is_backup && !peer.is_down) {
+                self.approximated(backup.directive, ANSWERED);
+            }
+        }
         self.headers(at, here, url, forward);
         Ok(())
     }
@@ -66,7 +77,7 @@ impl<'m, 'c> Work<'m, 'c> {
             self.approximated(send, "proxy_read_timeout holds for both ways");
         }
         let tls = url.is_tls.then(|| self.client_tls(here, url));
-        Manner { connect, idle, tls }
+        Manner { connect, idle, tls, is_http: true }
     }
 
     /// A time that our proxy has no key for.
@@ -217,7 +228,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 max_requests: peer.max_conns,
             });
         }
-        let outlier = self.outlier(upstream);
+        let outlier = self.outlier(upstream, manner);
         let directive = upstream.directive;
         self.insert(directive.arg(0), &directive.place, members, balance, outlier, manner)
     }
@@ -276,7 +287,7 @@ impl<'m, 'c> Work<'m, 'c> {
     }
 
     /// `max_fails` and `fail_timeout`; a group of one is never left alone.
-    fn outlier(&mut self, upstream: &Upstream<'c>) -> Option<Outlier> {
+    fn outlier(&mut self, upstream: &Upstream<'c>, manner: &Manner) -> Option<Outlier> {
         if upstream.peers.len() < 2 {
             return None;
         }
@@ -286,15 +297,17 @@ impl<'m, 'c> Work<'m, 'c> {
         else {
             return Some(Outlier { failures: 0, ejection: Duration::from_secs(10) });
         };
-        self.approximated(
-            upstream.directive,
-            "answers of 500 to 599 are failures of a server, too, whatever proxy_next_upstream says",
-        );
+        if manner.is_http {
+            self.approximated(
+                upstream.directive,
+                "answers of 500 to 599 are failures of a server, too, whatever proxy_next_upstream says",
+            );
+        }
         for peer in &upstream.peers {
             if (peer.max_fails, peer.fail_timeout) != (first.max_fails, first.fail_timeout) {
                 let how = format!(
-                    "{} failures for {:?} hold for all servers of the upstream",
-                    first.max_fails, first.fail_timeout
+                    "one max_fails and fail_timeout is of all servers of an upstream with us: each is left alone for {:?} after {} failures in a row",
+                    first.fail_timeout, first.max_fails
                 );
                 self.approximated(peer.directive, how);
             } else if peer.directive.args.iter().any(|arg| arg.contains("fail")) {

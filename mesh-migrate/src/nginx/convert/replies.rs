@@ -2,6 +2,7 @@
 
 use super::{
     At, Condition, Directive, Reply, Rule, Template, Text, Then, Work, all,
+    answers::unsayable,
     headers::{argument, cookie, header, said as said_of},
     hosts,
     leads::{UNNAMED, is_bare, leads},
@@ -174,11 +175,21 @@ impl<'m, 'c> Work<'m, 'c> {
             _ => self.exact(directive),
         }
         let has_text = !reply.body.is_empty() || reply.text.is_some();
-        let said = model::inherited(&here.chain, "default_type").filter(|_| has_text);
-        if let Some(said) = said.filter(|said| !said.arg(0).contains('$')) {
-            self.exact(said);
-            reply.headers.push(("content-type".to_owned(), said.arg(0).to_owned()));
-        }
+        // An answer without a text has a type, too, where it could have one.
+        let has_type = has_text || (200..300).contains(&status) && status != 204;
+        let said = model::inherited(&here.chain, "default_type").filter(|_| has_type);
+        let is_plain = |said: &&Directive| {
+            !said.arg(0).contains('$') && unsayable("content-type", said.arg(0)).is_none()
+        };
+        let kind = match said.filter(is_plain) {
+            Some(said) => {
+                self.exact(said);
+                Some(said.arg(0))
+            }
+            None => (has_type && !has_text).then_some("text/plain"),
+        };
+        let kind = kind.map(|kind| ("content-type".to_owned(), kind.to_owned()));
+        reply.headers.extend(kind);
         reply
     }
 

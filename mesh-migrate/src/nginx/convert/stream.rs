@@ -254,9 +254,28 @@ impl<'m, 'c> Work<'m, 'c> {
         rules.push(TcpRule { place, server_names, clients, pools });
     }
 
+    /// Whether another server is tried where one cannot be connected to.
+    fn next_server(&mut self, server: &Server<'c>) {
+        if let Some(next) = inherited(&server.chain, "proxy_next_upstream") {
+            match is_on(&server.chain, "proxy_next_upstream", true) {
+                true => self.exact(next),
+                false => self.approximated(next, "a server that cannot be connected to is not the last: another is tried with us, whatever is written here"),
+            }
+        }
+        for name in ["proxy_next_upstream_tries", "proxy_next_upstream_timeout"] {
+            if let Some(bound) = inherited(&server.chain, name) {
+                self.approximated(bound, "how many servers a connection tries is our own number");
+            }
+        }
+    }
+
     fn tcp_manner(&mut self, server: &Server<'c>) -> Manner {
-        let mut manner =
-            Manner { connect: Duration::from_secs(60), idle: Duration::from_secs(600), tls: None };
+        let mut manner = Manner {
+            connect: Duration::from_secs(60),
+            idle: Duration::from_secs(600),
+            tls: None,
+            is_http: false,
+        };
         for (name, time) in
             [("proxy_connect_timeout", &mut manner.connect), ("proxy_timeout", &mut manner.idle)]
         {
@@ -267,6 +286,7 @@ impl<'m, 'c> Work<'m, 'c> {
                 self.not_bounded(directive);
             }
         }
+        self.next_server(server);
         if is_on(&server.chain, "proxy_ssl", false) {
             for name in [
                 "proxy_ssl",

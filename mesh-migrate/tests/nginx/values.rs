@@ -92,6 +92,33 @@ impl Writer<'_> {
         self.close();
     }
 
+    fn set_if(&mut self, condition: &[&str], variable: &str, value: &str) {
+        self.open(&[&["if"], condition].concat());
+        self.line(&["set", variable, value]);
+        self.close();
+    }
+
+    /// Refused by one condition, and let in again by another.
+    pub(super) fn switch(&mut self) {
+        self.line(&["set", "$b", "0"]);
+        self.set_if(&["($http_x_a", "~", "^(b|c)$)"], "$b", "1");
+        self.set_if(&["($request_method", "=", "POST)"], "$b", "0");
+        if self.choose.once_in(2) {
+            self.set_if(&["($arg_x)"], "$b", "1");
+        }
+        let test: &[&str] = if self.choose.once_in(2) { &["($b", "=", "1)"] } else { &["($b)"] };
+        self.open(&[&["if"], test].concat());
+        self.line(&["return", "403"]);
+        self.close();
+    }
+
+    /// An upstream by two conditions, of which both may hold.
+    pub(super) fn pool(&mut self) {
+        self.line(&["set", "$pool", "u0"]);
+        self.set_if(&["($http_x_a)"], "$pool", "u1");
+        self.set_if(&["($request_method", "!=", "GET)"], "$pool", "u2");
+    }
+
     pub(super) fn stream(&mut self) {
         self.open(&["stream"]);
         self.open(&["map", "$ssl_preread_server_name", "$s"]);

@@ -210,6 +210,8 @@ impl Writer<'_> {
                 self.close();
             }
             8 => self.line(&["rewrite", "^/old/", "/a/b?r=1", "break"]),
+            9 => self.switch(),
+            10 => self.pool(),
             _ => {}
         }
     }
@@ -285,6 +287,8 @@ impl Writer<'_> {
                 self.line(&["set", "$w", "u2"]);
                 self.close();
             }
+            9 => self.switch(),
+            10 => self.pool(),
             _ => {}
         }
         self.handler(is_pattern);
@@ -397,6 +401,7 @@ impl Writer<'_> {
             20 => self.line(&["proxy_pass", "http://$host/"]),
             24 => self.line(&["proxy_pass", "http://$g"]),
             25 => self.line(&["proxy_pass", "http://$sp"]),
+            27 if self.out.contains("$pool") => self.line(&["proxy_pass", "http://$pool"]),
             26 if self.out.contains("(?<rest>") => self.line(&["proxy_pass", "http://u0/n/$rest"]),
             21 if !self.runs => self.odd(),
             22 => self.line(&["proxy_pass", "http://u2$request_uri"]),

@@ -314,11 +314,11 @@ impl<'m, 'c> Work<'m, 'c> {
         let chain = location.chain.clone();
         let (blocks, location) = (vec![directive], Some(location));
         let here = Here { chain, blocks, location, groups, asked: None };
-        let before = (at.set.clone(), self.redirecting(at, &here.chain));
+        let before = (at.set.clone(), at.chosen.clone(), self.redirecting(at, &here.chain));
         if !self.rewrites(at, &here, directive, when, rules) {
             self.handled(at, &here.after(directive), when, Some(path), rules);
         }
-        (at.set, at.redirects) = before;
+        (at.set, at.chosen, at.redirects) = before;
         true
     }
 
@@ -341,11 +341,11 @@ impl<'m, 'c> Work<'m, 'c> {
         let chain = location.chain.clone();
         let (blocks, location) = (vec![directive], Some(location));
         let here = Here { chain, blocks, location, groups: None, asked: None };
-        let before = (at.set.clone(), self.redirecting(at, &here.chain));
+        let before = (at.set.clone(), at.chosen.clone(), self.redirecting(at, &here.chain));
         if !self.rewrites(at, &here, directive, when, rules) {
             self.handled(at, &here.after(directive), when, path.clone(), rules);
         }
-        (at.set, at.redirects) = before;
+        (at.set, at.chosen, at.redirects) = before;
         self.turns -= 1;
         true
     }

@@ -187,11 +187,11 @@ impl<'m, 'c> Work<'m, 'c> {
             return;
         }
         self.limits(location, when, rules);
-        let before = (at.set.clone(), self.redirecting(at, &here.chain));
+        let before = (at.set.clone(), at.chosen.clone(), self.redirecting(at, &here.chain));
         if !self.rewrites(at, &here, directive, when, rules) {
             self.handled(at, &here.after(directive), when, None, rules);
         }
-        (at.set, at.redirects) = before;
+        (at.set, at.chosen, at.redirects) = before;
     }
 
     /// `limit_except`: other methods come by no directive around it.

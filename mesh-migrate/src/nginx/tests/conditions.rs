@@ -80,3 +80,24 @@ fn only_who_comes_by_is_told_that_it_cannot_be_known() {
         assert!(known(path).is_err(), "{path}");
     }
 }
+
+/// What a location sets under conditions is nothing to the others.
+#[test]
+fn variables_that_another_location_sets() {
+    let text = r#"
+        upstream a { server 10.20.1.1:80; }
+        upstream b { server 10.20.1.2:80; }
+        server {
+            listen 10.20.0.4:80;
+            location /a { set $v a; if ($arg_v) { set $v b; } proxy_pass http://$v; }
+            location / { proxy_pass http://$v; }
+        }"#;
+    for target in ["/a", "/a?v=1"] {
+        let expected = format!("{target} ");
+        assert_eq!(told(text, "a", target), [&*expected; 2], "{target}");
+    }
+    // nginx answers 500: there it is empty.
+    for target in ["/", "/?v=1"] {
+        assert_eq!(told(text, "a", target), ["500 ", "501 "], "{target}");
+    }
+}

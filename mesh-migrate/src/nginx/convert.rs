@@ -33,6 +33,7 @@ mod locations;
 mod meanings;
 mod pass;
 mod pools;
+mod redirects;
 mod replies;
 mod stream;
 mod tls;

@@ -4,8 +4,8 @@ use super::{
     At, Condition, Directive, Reply, Rule, Text, Then, Work, all, any,
     leaf::{Here, with_query},
     locations::{Leaf, slashed},
+    redirects::redirect_to,
     refusal,
-    replies::redirect_to,
 };
 use crate::{
     nginx::{
@@ -19,6 +19,10 @@ use crate::{
 
 /// Locations that lead to locations.
 const MAX_TURNS: u32 = 8;
+
+/// Statuses of errors that nginx finds itself.
+const FOUND: [u16; 17] =
+    [400, 401, 403, 404, 405, 408, 411, 412, 413, 414, 415, 416, 421, 500, 502, 503, 504];
 
 /// A path that was put in place of that of the client.
 pub(super) struct Moved {
@@ -376,9 +380,12 @@ impl<'m, 'c> Work<'m, 'c> {
         let is_said = self.named(at, name, (when, &None), rules);
         self.in_page = false;
         if is_said {
-            match page.args.len() {
-                3 => self.exact(page),
-                _ => self
+            // Errors that nginx finds itself are answered before any page of ours.
+            let is_found = |arg: &str| arg.parse().is_ok_and(|status| FOUND.contains(&status));
+            match page.args.iter().any(|arg| is_found(arg)) {
+                true => self.dropped(page, "only what is returned leads on, and no error of another kind: those stay as they are"),
+                false if page.args.len() == 3 => self.exact(page),
+                false => self
                     .approximated(page, "only what is returned here leads on, and no other error"),
             }
             self.exact(returns);

@@ -75,18 +75,17 @@ impl<'m, 'c> Work<'m, 'c> {
         let around = "the condition around it is not converted";
         let status = |d: &Directive| d.arg(0).parse::<u16>().ok().filter(|status| *status >= 400);
         let refused = directive.all("return").find_map(status);
-        if let Some(switch) = file_of(directive) {
-            if refused.is_none_or(|status| status >= 500) {
-                let question = format!(
-                    "{switch} is asked of the disk, which rules of ours do not: requests are taken as if this never held. Who switches it with us?"
-                );
-                self.decision(
-                    directive,
-                    question,
-                    &["a rule of ours while it is needed", "the application does it", "nobody"],
-                );
-                return self.inside_of(directive, around);
-            }
+        let is_switch = refused.is_none_or(|status| status >= 500);
+        if let Some(file) = file_of(directive).filter(|_| is_switch) {
+            let question = format!(
+                "{file} is asked of the disk, which rules of ours do not: requests are taken as if this never held. Who switches it with us?"
+            );
+            self.decision(
+                directive,
+                question,
+                &["a rule of ours while it is needed", "the application does it", "nobody"],
+            );
+            return self.inside_of(directive, around);
         }
         let Some(status) = refused else {
             let question =

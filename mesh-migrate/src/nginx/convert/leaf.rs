@@ -5,8 +5,8 @@ use std::rc::Rc;
 use super::{
     At, Condition, Directive, Reply, Rule, Server, Template, Then, Work, all,
     locations::{Leaf, slashed},
+    redirects::redirect_to,
     refusal,
-    replies::redirect_to,
 };
 use crate::{
     nginx::{

@@ -123,3 +123,36 @@ fn preflights_are_answered() {
     let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!((status, names), (204, vec!["access-control-allow-origin", "content-type"]));
 }
+
+/// `add_header` is of answers of nginx' own, too, where their status is one of its list.
+#[test]
+fn headers_of_own_answers() {
+    let text = "events {}\nhttp {\nadd_header X-A 1;\nserver {\nlisten 10.0.0.1:80;\n\
+        location /ok { add_header X-B 2; return 200 ok; }\n\
+        location /gone { return 410; }\n\
+        location /json { default_type application/json; return 200 [1]; }\n\
+        location /always { add_header X-C 3 always; return 410; }\n\
+        location /d/ { add_header X-D 4; proxy_pass http://10.0.0.2:80; }\n\
+        location /r { rewrite ^ /ok permanent; }\n}\n}\n";
+    let (program, _) = convert(&config(text)).unwrap();
+    for (path, status, headers) in [
+        ("/ok", 200, vec![("x-b", "2")]),
+        ("/gone", 410, vec![]),
+        ("/json", 200, vec![("content-type", "application/json"), ("x-a", "1")]),
+        ("/always", 410, vec![("x-c", "3")]),
+        // Answered before the location is entered.
+        ("/d", 301, vec![("x-a", "1")]),
+        ("/r", 301, vec![("x-a", "1")]),
+    ] {
+        let answer = decide(&program, &get("10.0.0.1:80", "a.example", path));
+        let Outcome::Answered { status: got, headers: said, .. } = answer.outcome else {
+            panic!("{path}");
+        };
+        let said: Vec<(&str, &str)> = said
+            .iter()
+            .filter(|(name, _)| name != "location")
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        assert_eq!((got, said), (status, headers), "{path}");
+    }
+}

@@ -24,10 +24,12 @@ fn of_line(ledger: &Ledger, line: u32) -> String {
 
 fn replies(program: &Program) -> Vec<&Reply> {
     let Accepts::Http { rules, .. } = &program.listeners[0].accepts else { panic!() };
-    let reply = |then| match then {
-        &Then::Reply(ref reply) => Some(reply),
-        Then::Forward(_) => None,
-    };
+    fn reply(then: &Then) -> Option<&Reply> {
+        match then {
+            Then::Reply(reply) => Some(reply),
+            Then::Forward(_) => None,
+        }
+    }
     rules.iter().filter_map(|rule| reply(&rule.then)).collect()
 }
 

@@ -35,8 +35,12 @@ impl Pattern {
 
     /// Whether a pattern that cannot be read surely does not match.
     pub(super) fn cannot_match(pcre: &str, ignores_case: bool, value: &[u8]) -> bool {
-        let loose = Self::of(&super::ahead::loose(pcre), ignores_case);
-        loose.is_ok_and(|loose| !loose.is_match(value))
+        Self::loose(pcre, ignores_case).is_some_and(|loose| !loose.is_match(value))
+    }
+
+    /// One that takes all that a pattern takes that cannot be read, and perhaps more.
+    pub(super) fn loose(pcre: &str, ignores_case: bool) -> Option<Self> {
+        Self::of(&super::ahead::loose(pcre), ignores_case).ok()
     }
 
     /// Groups of the first match. `$` matches before a last line feed, too.

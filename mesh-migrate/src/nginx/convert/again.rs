@@ -263,6 +263,10 @@ impl<'m, 'c> Work<'m, 'c> {
                 rules.push(Rule { place: by.place.clone(), when, then: Then::Reply(reply) });
                 true
             }
+            Leaf::Refused(location) => {
+                rules.push(refusal(location.directive, when, 501));
+                true
+            }
             Leaf::Location(location) => self.moved_to(at, location, &when, moved, rules),
         });
         self.turns -= 1;

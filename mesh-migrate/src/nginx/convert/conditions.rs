@@ -1,6 +1,9 @@
 //! `if`: what is done where a condition holds, and where none of ours can say it.
 
-use super::{At, Condition, Directive, Rule, Work, all, leaf::Here, refusal};
+use super::{
+    At, Condition, Directive, Rule, Template, Work, all, leaf::Here, refusal, replies::Test,
+};
+use crate::nginx::{pattern::Pattern, template::Part};
 
 impl<'m, 'c> Work<'m, 'c> {
     pub(super) fn condition(
@@ -13,7 +16,11 @@ impl<'m, 'c> Work<'m, 'c> {
     ) {
         let holds = match self.holds(at, directive) {
             Ok(holds) => holds,
-            Err(wrong) => return self.unsaid(directive, &wrong, when, rules),
+            Err(wrong) => {
+                let meant = self.meant(at, directive);
+                let when = all([when.clone(), meant]);
+                return self.unsaid(directive, &wrong, &when, rules);
+            }
         };
         let when = all([when.clone(), holds]);
         self.exact(directive);
@@ -61,6 +68,22 @@ impl<'m, 'c> Work<'m, 'c> {
             self.handled(&mut at_inner, &inner.after(directive), &when, None, rules);
             at.forwarded.append(&mut at_inner.forwarded);
         }
+    }
+
+    /// Who may be meant by a condition on a pattern that cannot be read.
+    fn meant(&self, at: &At<'m, 'c>, directive: &Directive) -> Condition {
+        let said = directive.args.join(" ");
+        let inner = said.strip_prefix('(').and_then(|said| said.strip_suffix(')'));
+        let mut words = inner.unwrap_or_default().trim().splitn(3, ' ');
+        let meant = (|| {
+            let variable = words.next()?.strip_prefix('$')?.to_ascii_lowercase();
+            let operator = words.next().filter(|operator| ["~", "~*"].contains(operator))?;
+            let loose = Pattern::loose(words.next()?.trim(), operator == "~*")?;
+            let subject = self.expanded(at, &Template(vec![Part::Variable(variable)]));
+            let is_chosen = subject.variable().is_some_and(|name| self.choices(at, name).is_some());
+            self.test(at, &subject, &Test::Matches(&loose)).filter(|_| !is_chosen)
+        })();
+        meant.unwrap_or(Condition::Always)
     }
 
     /// A condition that cannot be said: what it refuses is refused to all, unless a file on

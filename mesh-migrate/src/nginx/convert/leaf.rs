@@ -34,7 +34,7 @@ const OTHERS: [&str; 11] = [
     "content_by_lua_block",
 ];
 /// Who may: letting everybody through instead would be wrong.
-const GATES: [&str; 9] = [
+pub(super) const GATES: [&str; 9] = [
     "auth_request",
     "auth_basic",
     "auth_jwt",
@@ -112,6 +112,7 @@ impl<'m, 'c> Work<'m, 'c> {
         for (when, leaf) in self.level(&server.locations, true).all() {
             match leaf {
                 Leaf::Location(location) => self.location(at, location, &when, &mut inner),
+                Leaf::Refused(location) => inner.push(refusal(location.directive, when, 501)),
                 Leaf::Redirect(location) => {
                     let reply = match model::inherited(&location.chain, "internal") {
                         Some(_) => Reply { status: 404, ..Reply::default() },

@@ -3,8 +3,11 @@
 
 use std::{collections::BTreeSet, ops::Bound};
 
-use super::{Condition, Text, Work, all, any, path_begins};
-use crate::nginx::model::{Kind, Location, redirecting};
+use super::{Condition, Directive, Text, Work, all, any, leaf::GATES, path_begins};
+use crate::nginx::{
+    model::{Kind, Location, redirecting},
+    pattern::Pattern,
+};
 use crate::program::PathChange;
 
 /// What stands behind a condition.
@@ -13,6 +16,8 @@ pub(super) enum Leaf<'m, 'c> {
     Location(&'m Location<'c>),
     /// To the location whose last slash the path lacks.
     Redirect(&'m Location<'c>),
+    /// Of paths that the location, whose pattern cannot be read, may keep from clients.
+    Refused(&'m Location<'c>),
 }
 
 /// Conditions of one level.
@@ -84,7 +89,10 @@ impl<'c> Work<'_, 'c> {
         for location in level {
             let Kind::Regex(pattern) = &location.kind else { continue };
             let Ok(pattern) = pattern else {
-                self.unread(location);
+                if let Some(takes) = self.unread(location) {
+                    let when = all([not_final.clone(), Condition::Path(takes)]);
+                    patterns.push((when, Leaf::Refused(location)));
+                }
                 continue;
             };
             let when = all([not_final.clone(), Condition::Path(Text::Pattern(pattern.whole()))]);
@@ -104,14 +112,33 @@ impl<'c> Work<'_, 'c> {
         out
     }
 
-    fn unread(&mut self, location: &Location<'_>) {
-        if let Kind::Regex(Err(wrong)) = &location.kind {
-            let question = format!(
+    /// What is refused of paths that a pattern takes that cannot be read.
+    fn unread(&mut self, location: &Location<'_>) -> Option<Text> {
+        let Kind::Regex(Err(wrong)) = &location.kind else { return None };
+        let ignores_case = location.directive.arg(0).starts_with("~*");
+        let loose = Pattern::loose(&location.text, ignores_case);
+        let refused = loose.filter(|_| keeps_out(location));
+        let question = match refused {
+            Some(_) => format!(
+                "{wrong}: until decided paths that it may take are answered 501, so that nobody comes in who should not. What does it mean?"
+            ),
+            None => format!(
                 "{wrong}: what it takes goes to the locations that come after it. What does it mean?"
-            );
-            self.decision(location.directive, question, &["another pattern", "prefixes"]);
-        }
+            ),
+        };
+        self.decision(location.directive, question, &["another pattern", "prefixes"]);
+        refused.map(|loose| Text::Pattern(loose.whole()))
     }
+}
+
+/// Whether some are kept out of a location.
+fn keeps_out(location: &Location<'_>) -> bool {
+    let keeps = |d: &Directive| match d.name.as_str() {
+        "return" => d.arg(0).parse::<u16>().is_ok_and(|status| status >= 400),
+        "deny" | "internal" | "limit_except" => true,
+        name => GATES.contains(&name) && d.arg(0) != "off",
+    };
+    location.directive.inside().iter().any(keeps)
 }
 
 /// Its path, where a path without its last slash is led to.

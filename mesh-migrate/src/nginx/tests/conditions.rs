@@ -101,3 +101,29 @@ fn variables_that_another_location_sets() {
         assert_eq!(told(text, "a", target), ["500 ", "501 "], "{target}");
     }
 }
+
+/// Of paths that a pattern may take, and no others, where it decides who may.
+#[test]
+fn patterns_that_cannot_be_read_refuse_whom_they_may_mean() {
+    let text = r#"
+        server {
+            listen 10.20.0.4:80;
+            if ($uri ~ "^/c(?!d)/e") { return 403; }
+            location ~ ^/(?!open)[a-z]+/secret$ { deny all; }
+            location ~* ^/(?!api)[a-z]+\.HTML$ { return 207; }
+            location / { return 206; }
+        }"#;
+    let (program, _) = convert(&config(&format!("http {{ {text} }}"))).unwrap();
+    for (path, expected) in [
+        ("/", 206),
+        ("/c/e", 403),
+        ("/c/f", 206),
+        ("/a/secret", 501),
+        ("/a/secrets", 206),
+        ("/a.html", 206),
+    ] {
+        let answer = decide(&program, &get("10.20.0.4:80", "a", path));
+        let Outcome::Answered { status, .. } = answer.outcome else { panic!("{answer:?}") };
+        assert_eq!(status, expected, "{path}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::{
     acl::Method,
+    explain::trimmed,
     matching::{self, Value},
     rules::{Action, Part},
     sample,
@@ -14,14 +15,14 @@ impl Seen {
         let seen = self;
         match action {
             Action::SetHeader(name, value) => {
-                let value = seen.format(value);
+                let value = trimmed(seen.format(value));
                 seen.headers.retain(|(known, _)| known != name);
                 seen.touch(name);
                 seen.headers.push((name.clone(), value.clone()));
                 Some(format!("{name} is {value:?}"))
             }
             Action::AddHeader(name, value) => {
-                let value = seen.format(value);
+                let value = trimmed(seen.format(value));
                 seen.touch(name);
                 seen.headers.push((name.clone(), value.clone()));
                 Some(format!("{name} is {value:?}, too"))

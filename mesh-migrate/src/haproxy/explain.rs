@@ -211,7 +211,7 @@ impl<'c> Run<'c> {
             headers.extend(reply.content_type.clone().map(|kind| ("content-type".into(), kind)));
         }
         for (name, format) in &reply.headers {
-            headers.push((name.clone(), self.seen.format(format)));
+            headers.push((name.clone(), trimmed(self.seen.format(format))));
         }
         Outcome::Answered { status: reply.status, headers, body: body.filter(|b| !b.is_empty()) }
     }
@@ -329,6 +329,11 @@ impl<'c> Run<'c> {
             self.seen.headers.push((name, client));
         }
     }
+}
+
+/// Blanks around a value are none of it.
+pub(super) fn trimmed(value: String) -> String {
+    value.trim_matches([' ', '\t']).to_owned()
 }
 
 /// Whether what listens at any address of a port takes what comes to this one.

@@ -250,8 +250,11 @@ pub(super) fn server(statement: &Statement, defaults: &[Statement]) -> Result<Se
     settings(statement.from(at + 1), &mut all)?;
     let written = statement.at(at);
     let (address, port) = split(written);
+    let is_named = address.starts_with('/') || address.contains('@');
     let port = match port {
         None => Err(0),
+        // As if there were none.
+        Some("0") if !is_named => Err(0),
         Some(port) if port.starts_with(['+', '-']) => {
             Err(port.parse().map_err(|_| statement.expected(at, "an address with a port"))?)
         }

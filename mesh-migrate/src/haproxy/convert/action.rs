@@ -1,7 +1,6 @@
 //! What rules change of a request.
 
 use crate::{
-    objects::headers::{is_ours, why_ours},
     program::{Forward, PathChange, Said, SaidChange},
     source::Place,
 };
@@ -14,7 +13,7 @@ use super::super::{
 };
 use super::{
     logic::known,
-    sometimes,
+    names, sometimes,
     state::{Header, State, Symbol},
     walk::Walk,
 };
@@ -26,9 +25,10 @@ pub(super) fn apply(walk: &mut Walk<'_, '_>, rule: &rules::Rule, state: &mut Sta
         Action::SetHeader(name, _)
         | Action::AddHeader(name, _)
         | Action::DelHeader(name, Method::Exact)
-            if name != "host" && is_ours(name) =>
+            if name != "host"
+                && let Some(why) = names::why_not(name) =>
         {
-            walk.notes.approximated(place, why_ours(name));
+            walk.notes.approximated(place, why);
         }
         Action::SetHeader(name, value) => set_header(walk, place, (name, value), state),
         Action::AddHeader(name, value) => add(walk, place, name, value, state),
@@ -100,8 +100,8 @@ fn set_header(
     (name, value): (&String, &Format),
     state: &mut State,
 ) {
-    let constant = state.constant(walk.front, value);
-    let said = said(walk, value, state).filter(|_| constant.is_err());
+    let constant = state.constant(walk.front, value).and_then(|value| names::value(name, value));
+    let said = told(walk, value, state).filter(|_| constant.is_err());
     let is_host = |said: &Said| match said {
         Said::Header(name) => name == "host",
         said => *said == Said::Host,
@@ -148,6 +148,11 @@ fn set_var(walk: &Walk<'_, '_>, state: &mut State, name: &str, symbol: Result<Sy
         (symbol, _) => symbol,
     };
     state.variables.insert(name.to_owned(), symbol);
+}
+
+/// The same as the value of a header.
+pub(super) fn told(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
+    said(walk, value, state).filter(names::is_value)
 }
 
 /// What of the request a value is, as it was sent.
@@ -218,8 +223,8 @@ pub(super) fn tells_first(walk: &mut Walk<'_, '_>, place: &Place, said: &Said) {
 }
 
 fn add(walk: &mut Walk<'_, '_>, place: &Place, name: &str, value: &Format, state: &mut State) {
-    let constant = state.constant(walk.front, value);
-    let said = said(walk, value, state).filter(|_| name != "host");
+    let constant = state.constant(walk.front, value).and_then(|value| names::value(name, value));
+    let said = told(walk, value, state).filter(|_| name != "host");
     let value = constant.as_ref().ok().map(|value| Said::Text(value.clone())).or(said.clone());
     if value.is_some_and(|value| sometimes::adds(state, name, &value)) {
         if let (Err(_), Some(said)) = (constant, said) {
@@ -310,9 +315,9 @@ pub(super) fn answers(
             Action::SetHeader(name, _)
             | Action::AddHeader(name, _)
             | Action::DelHeader(name, Method::Exact)
-                if is_ours(name) =>
+                if let Some(why) = names::why_not(name) =>
             {
-                walk.notes.approximated(&rule.place, why_ours(name));
+                walk.notes.approximated(&rule.place, why);
                 continue;
             }
             Action::SetHeader(name, value) => {
@@ -332,7 +337,10 @@ pub(super) fn answers(
                 continue;
             }
         };
-        match value.map(|(value, sets)| (state.constant(walk.front, value), sets)) {
+        let constant = |of: &Format| {
+            state.constant(walk.front, of).and_then(|value| names::value(name, value))
+        };
+        match value.map(|(value, sets)| (constant(value), sets)) {
             None => forward.remove_answer.push(name.clone()),
             Some((Ok(value), true)) => {
                 forward.remove_answer.retain(|known| known != name);

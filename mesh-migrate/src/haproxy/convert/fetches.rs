@@ -5,12 +5,13 @@ use crate::program::{Condition, Text};
 use super::{
     super::acl::{self, Method},
     logic::all,
-    text::{Leaf, Unsaid, pattern, text},
+    text::{Leaf, Unsaid, pattern, text, written},
 };
 
 /// A value between commas.
 pub(super) fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
-    let of = |pattern| Ok(Condition::Header(name.to_owned(), Text::Pattern(pattern)));
+    let of =
+        |pattern: String| Ok(Condition::Header(name.to_owned(), Text::Pattern(written(&pattern))));
     let cased = |p: String| if leaf.ignores_case { format!("(?i:{p})") } else { p };
     let p = cased(regex::escape(&leaf.pattern));
     let (before, after) = (r"(?s:(?:.*,)?)[ \t]*", r"[ \t]*(?s:(?:,.*)?)");
@@ -110,7 +111,7 @@ pub(super) fn cookie(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
     let value = if leaf.ignores_case { format!("(?i:{value})") } else { value };
     let name = regex::escape(name);
     let pattern = format!(r"(?s:(?:.*;)?)[ \t]*{name}={value}[ \t]*(?s:(?:;.*)?)");
-    Ok(Condition::Header("cookie".to_owned(), Text::Pattern(pattern)))
+    Ok(Condition::Header("cookie".to_owned(), Text::Pattern(written(&pattern))))
 }
 
 /// Numbers of these ranges; what is none is 0.

@@ -4,10 +4,12 @@
 //! meet the condition, so that the first rule that holds is the right one.
 
 mod action;
+mod asked;
 mod fetches;
 mod forward;
 mod lines;
 mod logic;
+mod names;
 mod notes;
 mod numbers;
 mod pools;

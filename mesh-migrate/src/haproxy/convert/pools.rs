@@ -15,7 +15,7 @@ use super::super::{
     server::Server,
     tree::Statement,
 };
-use super::notes::Notes;
+use super::{names, notes::Notes};
 
 pub(super) fn pool(config: &Config, proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Pool {
     pool_at(config, proxy, servers, None, notes)
@@ -132,7 +132,7 @@ fn timeout(proxy: &Proxy, name: &str) -> Option<Duration> {
 }
 
 fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
-    if let Some(cookie) = proxy.setting("cookie") {
+    if let Some(cookie) = proxy.setting("cookie").filter(|cookie| names::is_token(cookie.at(1))) {
         let life = words_of(cookie, "maxlife").and_then(time);
         let life = if cookie.from(2).iter().any(|word| word.text == "insert") {
             Some(life.unwrap_or(Duration::ZERO))
@@ -156,6 +156,9 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
         return Balance::RoundRobin;
     }
     if let Some(name) = kind.strip_prefix("hdr(").and_then(|name| name.strip_suffix(')')) {
+        if !names::is_token(name) {
+            return Balance::RoundRobin;
+        }
         return Balance::Hash(Key::Header(name.to_owned()));
     }
     match kind {
@@ -201,8 +204,8 @@ pub(super) fn key_of(text: &str) -> Option<Key> {
     match canonical(&fetch.name) {
         "src" => Some(Key::Source),
         "path" => Some(Key::Path(0)),
-        "req.hdr" | "req.fhdr" => Some(Key::Header(first)),
-        "req.cook" => Some(Key::Cookie(first, None)),
+        "req.hdr" | "req.fhdr" if names::is_token(&first) => Some(Key::Header(first)),
+        "req.cook" if names::is_token(&first) => Some(Key::Cookie(first, None)),
         "url_param" => Some(Key::Query(first)),
         _ => None,
     }

@@ -11,6 +11,7 @@ use super::super::{
     sample::{Expression, Format, Part},
 };
 use super::{
+    names,
     state::{Header, State},
     unavailable,
     walk::Walk,
@@ -71,7 +72,9 @@ fn answer(walk: &mut Walk<'_, '_>, place: &Place, of: &rules::Reply, state: &Sta
         }
     }
     if let Some(body) = &of.body {
-        reply.headers.extend(of.content_type.clone().map(|kind| ("content-type".into(), kind)));
+        if let Some(kind) = &of.content_type {
+            constant(walk, place, ("content-type", kind), &mut reply);
+        }
         match state.constant(walk.front, body) {
             Ok(text) => reply.body = text,
             Err(why) => {
@@ -81,16 +84,43 @@ fn answer(walk: &mut Walk<'_, '_>, place: &Place, of: &rules::Reply, state: &Sta
         }
     }
     for (name, value) in &of.headers {
-        match state.constant(walk.front, value) {
-            Ok(value) => reply.headers.push((name.clone(), value)),
-            Err(why) => {
-                let said = super::action::said(walk, value, state);
-                left_out(walk, place, name, &why, said.is_none());
-                reply.told.extend(said.map(|said| (name.clone(), said)));
-            }
-        }
+        header(walk, place, (name, value), state, &mut reply);
     }
     reply
+}
+
+/// `hdr`.
+fn header(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    (name, value): (&String, &Format),
+    state: &State,
+    reply: &mut Reply,
+) {
+    if let Some(why) = names::why_not(name) {
+        return walk.notes.approximated(place, why);
+    }
+    match state.constant(walk.front, value) {
+        Ok(value) => constant(walk, place, (name, &value), reply),
+        Err(why) => {
+            let said = super::action::told(walk, value, state);
+            left_out(walk, place, name, &why, said.is_none());
+            reply.told.extend(said.map(|said| (name.clone(), said)));
+        }
+    }
+}
+
+/// The same for all requests.
+fn constant(
+    walk: &mut Walk<'_, '_>,
+    place: &Place,
+    (name, value): (&str, &str),
+    reply: &mut Reply,
+) {
+    match names::value(name, value.to_owned()) {
+        Err(why) => left_out(walk, place, "it", &why, true),
+        Ok(value) => reply.headers.push((name.to_owned(), value)),
+    }
 }
 
 fn left_out(walk: &mut Walk<'_, '_>, place: &Place, what: &str, why: &str, is_so: bool) {
@@ -107,15 +137,17 @@ fn redirected(
     state: &State,
 ) -> Result<Reply, String> {
     let mut reply = Reply { status: redirect.code, ..Reply::default() };
-    reply.headers.extend(redirect.cookie.clone().map(|cookie| ("set-cookie".to_owned(), cookie)));
-    let constant = state.constant(walk.front, &redirect.to);
+    if let Some(cookie) = &redirect.cookie {
+        constant(walk, place, ("set-cookie", cookie), &mut reply);
+    }
+    let to = state.constant(walk.front, &redirect.to);
     let location = match redirect.kind {
-        RedirectKind::Location => match constant {
+        RedirectKind::Location => match to {
             Ok(text) => {
-                reply.headers.push(("location".to_owned(), text));
+                constant(walk, place, ("location", &text), &mut reply);
                 return Ok(reply);
             }
-            Err(_) => match super::action::said(walk, &redirect.to, state) {
+            Err(_) => match super::action::told(walk, &redirect.to, state) {
                 Some(said) => {
                     reply.told.push(("location".to_owned(), said));
                     return Ok(reply);
@@ -124,21 +156,21 @@ fn redirected(
             },
         },
         RedirectKind::Scheme
-            if let Some(target) = target(redirect, state).filter(|_| constant.is_ok()) =>
+            if let Some(target) = target(redirect, state).filter(|_| to.is_ok()) =>
         {
-            let scheme = Said::Text(format!("{}://", constant?));
+            let scheme = Said::Text(format!("{}://", to?));
             let to = Said::Joined(vec![scheme, Said::Host, target]);
             reply.told.push(("location".to_owned(), to));
             return Ok(reply);
         }
         RedirectKind::Prefix => {
-            let mut location = authority(&constant?)?;
+            let mut location = authority(&to?)?;
             rest(&mut location, redirect, state)?;
             location
         }
         RedirectKind::Scheme => {
             let host = host(walk, place, state)?;
-            let mut location = Location { scheme: Some(constant?), ..host };
+            let mut location = Location { scheme: Some(to?), ..host };
             rest(&mut location, redirect, state)?;
             location
         }

@@ -11,7 +11,7 @@ use super::super::{
     rules::{self, Action},
     sample::Format,
 };
-use super::{action, state::State, walk::Walk};
+use super::{action, names, state::State, walk::Walk};
 use crate::program::{Change, Condition, Said, Sometimes};
 
 /// Headers that something other than a rule for headers looks at, or writes.
@@ -68,7 +68,7 @@ pub(super) fn take(
         Action::DelHeader(name, Method::Exact) => (name, None),
         _ => return false,
     };
-    if walk.looked.at(name) || crate::objects::headers::is_ours(name) {
+    if walk.looked.at(name) || names::why_not(name).is_some() {
         return false;
     }
     let change = match value {
@@ -88,7 +88,7 @@ pub(super) fn take(
 
 fn said(walk: &Walk<'_, '_>, value: &Format, state: &State) -> Option<Said> {
     let constant = state.constant(walk.front, value).ok().map(Said::Text);
-    constant.or_else(|| action::said(walk, value, state))
+    constant.filter(names::is_value).or_else(|| action::told(walk, value, state))
 }
 
 /// What has changed a header before under a condition counts no more: it is something

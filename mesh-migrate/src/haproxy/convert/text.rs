@@ -266,10 +266,20 @@ pub(super) fn pattern(leaf: &Leaf) -> Result<String, Unsaid> {
         }
     };
     let cased = if leaf.ignores_case { format!("(?i:{whole})") } else { whole };
+    let cased = written(&cased);
     match matching::regex(&cased, false) {
         Some(_) => Ok(cased),
         None => Err(format!("the regular expression {:?} has no counterpart", leaf.pattern)),
     }
+}
+
+/// Tabs and the like by their numbers: no rule of ours has them as they are.
+pub(super) fn written(pattern: &str) -> String {
+    let one = |c: char| match c.is_control() {
+        true => format!("\\x{{{:x}}}", u32::from(c)),
+        false => c.to_string(),
+    };
+    pattern.chars().map(one).collect()
 }
 
 /// What an unanchored expression is of the whole text.
@@ -288,9 +298,11 @@ fn anywhere(pattern: &str) -> String {
 }
 
 pub(super) fn text(leaf: &Leaf) -> Result<Text, Unsaid> {
+    let is_plain =
+        !leaf.pattern.chars().any(char::is_control) && leaf.pattern.trim() == leaf.pattern;
     Ok(match leaf.method {
-        Method::Exact if !leaf.ignores_case => Text::Exact(leaf.pattern.clone()),
-        Method::Beginning if !leaf.ignores_case => Text::Prefix(leaf.pattern.clone()),
+        Method::Exact if !leaf.ignores_case && is_plain => Text::Exact(leaf.pattern.clone()),
+        Method::Beginning if !leaf.ignores_case && is_plain => Text::Prefix(leaf.pattern.clone()),
         Method::Found => Text::Present,
         _ => Text::Pattern(pattern(leaf)?),
     })

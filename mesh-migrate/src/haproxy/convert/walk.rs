@@ -296,8 +296,10 @@ impl<'c, 'n> Walk<'c, 'n> {
         };
         let reply = Reply { status: 404, ..Reply::default() };
         let when = match state.path {
-            None => super::logic::given(Condition::Path(path), &state.facts),
-            Some(_) => super::logic::NEVER,
+            None if uri.starts_with('/') => {
+                super::logic::given(Condition::Path(path), &state.facts)
+            }
+            _ => super::logic::NEVER,
         };
         let methods = ["GET", "HEAD", "POST"].map(str::to_owned).to_vec();
         let when = all([when, super::logic::given(Condition::Method(methods), &state.facts)]);

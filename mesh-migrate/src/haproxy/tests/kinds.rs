@@ -25,13 +25,13 @@ backend c
   server s 10.0.1.3:443
 ";
 
-fn both(text: &str) -> (Config, Program, Ledger) {
+pub(super) fn both(text: &str) -> (Config, Program, Ledger) {
     let config = from(&[("h.cfg", text)]).unwrap();
     let (program, ledger) = convert(&config);
     (config, program, ledger)
 }
 
-fn endpoint(outcome: &Outcome) -> Option<String> {
+pub(super) fn endpoint(outcome: &Outcome) -> Option<String> {
     match outcome {
         Outcome::Forwarded(to) => to.endpoints.first().map(|(endpoint, _)| match endpoint {
             Endpoint::Address(address) => address.to_string(),
@@ -62,7 +62,7 @@ fn connections_go_by_server_name() {
     assert!(ledger.entries().iter().all(|e| !matches!(e.verdict, Verdict::Decision { .. })));
 }
 
-fn get(url: &str) -> Request {
+pub(super) fn get(url: &str) -> Request {
     let (host, path) = url.split_at(url.find('/').unwrap());
     Request {
         listener: None,
@@ -78,7 +78,7 @@ fn get(url: &str) -> Request {
 }
 
 /// A frontend with these lines, and a backend that takes the rest.
-fn front(lines: &str) -> String {
+pub(super) fn front(lines: &str) -> String {
     format!(
         "defaults\n mode http\nfrontend f\n bind 10.0.0.1:80\n{lines}\n default_backend b\n\
          backend b\n server s 10.0.1.1:80\n"

@@ -1,4 +1,5 @@
 mod agreement;
+mod edges;
 mod generator;
 mod kinds;
 mod limits;

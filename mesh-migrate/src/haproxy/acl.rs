@@ -164,7 +164,8 @@ pub(super) fn test(words: &[Word], files: &Files<'_>) -> Result<Test, Problem> {
     let mut method = None;
     if let Some((base, by_name)) = suffixed(&expression.fetch.name) {
         expression.fetch.name = base.to_owned();
-        method = Some(by_name);
+        // What a converter makes of it is compared as is usual for that.
+        method = Some(by_name).filter(|_| expression.converters.is_empty());
     }
     expression.fetch.name = canonical(&expression.fetch.name).to_owned();
     let mut test = Test {

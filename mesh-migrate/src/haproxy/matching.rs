@@ -40,9 +40,20 @@ impl Value {
             Self::Bool(value) => Some(i64::from(*value)),
             Self::Int(value) => Some(*value),
             Self::Ip(_) => None,
-            Self::Text(text) => text.trim().parse().ok(),
+            Self::Text(text) => number(text),
         }
     }
+}
+
+/// The number at the beginning of a text, 0 where there is none; nothing of nothing.
+pub(super) fn number(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let magnitude = digits[..end].bytes().fold(0i64, |so_far, digit| {
+        so_far.saturating_mul(10).saturating_add(i64::from(digit - b'0'))
+    });
+    (!text.is_empty()).then_some(if text.starts_with('-') { -magnitude } else { magnitude })
 }
 
 /// A regular expression as PCRE reads it, as far as `regex` can.

@@ -281,9 +281,9 @@ impl Seen {
                 typed(chosen(lines, call.argument(1), is_acl), name)
             }
             "req.cook" => {
-                let mut values = self.cookies(first);
-                values.truncate(if is_acl { values.len() } else { 1 });
-                typed(values, name)
+                let values = self.cookies(first);
+                let skipped = if is_acl { 0 } else { values.len().saturating_sub(1) };
+                typed(values.into_iter().skip(skipped).collect(), name)
             }
             "req.cook_cnt" => vec![Value::Int(self.cookies(first).len() as i64)],
             "url_param" => {
@@ -311,7 +311,7 @@ impl Seen {
     }
 
     pub(super) fn cookies(&self, name: &str) -> Vec<String> {
-        let pairs = self.lines("cookie").flat_map(|line| line.split(';'));
+        let pairs = self.lines("cookie").flat_map(|line| outside_quotes(line, &[';', ',']));
         let pairs = pairs.filter_map(|pair| pair.split_once('='));
         pairs
             .filter(|(known, _)| known.trim() == name)
@@ -361,7 +361,11 @@ fn chosen(values: Vec<String>, n: &str, is_acl: bool) -> Vec<String> {
 fn typed(values: Vec<String>, name: &str) -> Vec<Value> {
     let typed = values.into_iter().filter_map(|value| match name {
         "req.hdr_ip" => value.parse().ok().map(Value::Ip),
-        "req.hdr_val" => Some(Value::Int(value.parse().unwrap_or(0))),
+        "req.hdr_val" => Some(Value::Int(if value.starts_with('+') {
+            0
+        } else {
+            matching::number(&value).unwrap_or(0)
+        })),
         _ => Some(Value::Text(value)),
     });
     typed.collect()
@@ -369,10 +373,17 @@ fn typed(values: Vec<String>, name: &str) -> Vec<Value> {
 
 /// Values of a header, quoted strings whole.
 fn between_commas(line: &str) -> impl Iterator<Item = &str> {
-    let mut quoted = false;
-    let parts = line.split(move |c| {
-        quoted ^= c == '"';
-        c == ',' && !quoted
-    });
-    parts.map(|part| part.trim_matches([' ', '\t']))
+    outside_quotes(line, &[',']).map(|part| part.trim_matches([' ', '\t']))
+}
+
+/// Parts between delimiters; what is quoted has none, and a backslash in it takes what
+/// follows with it.
+fn outside_quotes<'l>(line: &'l str, delimiters: &'static [char]) -> impl Iterator<Item = &'l str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    line.split(move |c| {
+        let ends = !is_quoted && delimiters.contains(&c);
+        is_quoted ^= c == '"' && !is_escaped;
+        is_escaped = is_quoted && c == '\\' && !is_escaped;
+        ends
+    })
 }

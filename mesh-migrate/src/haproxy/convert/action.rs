@@ -72,12 +72,14 @@ pub(super) fn apply(walk: &mut Walk<'_, '_>, rule: &rules::Rule, state: &mut Sta
             set_path(walk, place, state, change);
         }
         Action::SetVar(name, expression) => {
-            let symbol = state.symbol(walk.front, expression);
+            let symbol = state.symbol(walk.front, expression).map(super::said::single);
             set_var(walk, state, name, symbol);
         }
         Action::SetVarFormat(name, format) => {
             let symbol = match format.parts.as_slice() {
-                [Part::Sample(expression)] => state.symbol(walk.front, expression),
+                [Part::Sample(expression)] => {
+                    state.symbol(walk.front, expression).map(super::said::single)
+                }
                 _ => state
                     .constant(walk.front, format)
                     .map(|text| Symbol::Known(Some(super::super::matching::Value::Text(text)))),

@@ -7,7 +7,7 @@ use super::super::{
     sample::Call,
 };
 use super::{
-    fetches::{base, base_pattern, cookie, header, numbers},
+    fetches::{base, base_pattern, cookie, header, numbers, numbers_of},
     logic::{NEVER, all, constant, not},
     names,
     state::{Front, SERVER_NAME},
@@ -36,6 +36,13 @@ pub(super) fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Cond
             Method::Exact => Ok(Condition::Method(vec![leaf.pattern.clone()])),
             _ => unsaid(),
         },
+        "req.fhdr" if leaf.method == Method::Int => {
+            let pattern = format!("{}(?:[^0-9](?s:.*))?", numbers(leaf)?);
+            Ok(Condition::Header(first, Text::Pattern(pattern)))
+        }
+        "req.hdr" if leaf.method == Method::Int && call.argument(1).is_empty() => {
+            numbers_of(first, leaf, false)
+        }
         "req.hdr" | "req.fhdr" if first == "host" || name == "req.fhdr" => {
             Ok(Condition::Header(first, text(leaf)?))
         }
@@ -44,11 +51,8 @@ pub(super) fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Cond
         "req.hdr_cnt" | "req.fhdr_cnt" if leaf.method == Method::Int => {
             counted(first, leaf).map_or_else(unsaid, Ok)
         }
-        // One of a list; what stands behind a number is not read.
         "req.hdr_val" if leaf.method == Method::Int && call.argument(1).is_empty() => {
-            let number = numbers(leaf)?;
-            let pattern = format!("(?s)(?:.*,)?[ \\t]*(?:{number})(?:[^0-9,][^,]*)?(?:,.*)?");
-            Ok(Condition::Said(Said::Headers(first), Text::Pattern(pattern)))
+            numbers_of(first, leaf, true)
         }
         "req.body_size" if leaf.method == Method::Int => {
             Ok(Condition::Header("content-length".to_owned(), Text::Pattern(numbers(leaf)?)))

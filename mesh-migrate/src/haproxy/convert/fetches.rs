@@ -1,10 +1,10 @@
 //! What a header, a cookie or host and path must be, as patterns over what is sent.
 
-use crate::program::{Condition, Text};
+use crate::program::{Condition, Said, Text};
 
 use super::{
     super::acl::{self, Method},
-    logic::all,
+    logic::{NEVER, all},
     text::{Leaf, Unsaid, pattern, text, written},
 };
 
@@ -28,8 +28,12 @@ pub(super) fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
             of(format!("{before}(?:{}){after}", within_commas(&pattern(leaf)?)))
         }
         Method::Regex if is_plain(&leaf.pattern) => of(pattern(leaf)?),
-        Method::Regex => match part(&leaf.pattern) {
-            Some(part) => of(cased(part)),
+        Method::Regex => match part(&leaf.pattern, ",") {
+            Some((begins, part, ends)) => {
+                let before = if begins { before } else { "(?s:.*)" };
+                let after = if ends { after } else { "(?s:.*)" };
+                of(cased(format!("{before}(?:{part}){after}")))
+            }
             // Commas are in no cookie (RFC 6265 section 4.1.1).
             None if name == "cookie" => of(pattern(leaf)?),
             None => Err(format!("a regular expression of {name}, which is compared part by part")),
@@ -51,13 +55,15 @@ fn is_plain(pattern: &str) -> bool {
     !pattern.contains(['^', '$', '.', '[', ',', '\\'])
 }
 
-/// An expression over one part between commas, as one over the line: nothing in it may
-/// go beyond a comma. `None` where it is not known that nothing does.
-fn part(pattern: &str) -> Option<String> {
-    let has_other =
-        |text: &str| ["\\W", "\\D", "\\S", "(?", "[^]", ","].iter().any(|one| text.contains(one));
+/// An expression over one part between delimiters, as one over a line: nothing in it may
+/// go beyond one, and whether it has the beginning and the end of the part. `None` where
+/// it is not known that nothing does.
+fn part(pattern: &str, delimiters: &str) -> Option<(bool, String, bool)> {
+    let others = ["\\W", "\\D", "\\S", "(?", "[^]"];
+    let has_other = others.iter().any(|one| pattern.contains(one))
+        || pattern.contains(|c| delimiters.contains(c));
     let is_anchored = pattern.starts_with('^') || pattern.ends_with('$');
-    if has_other(pattern) || is_anchored && pattern.contains('|') {
+    if has_other || is_anchored && has_alternatives(pattern) {
         return None;
     }
     let begins = pattern.strip_prefix('^');
@@ -77,14 +83,15 @@ fn part(pattern: &str) -> Option<String> {
                 in_class = true;
                 out.push(char);
                 if chars.next_if_eq(&'^').is_some() {
-                    out.push_str("^,");
+                    out.push('^');
+                    out.push_str(delimiters);
                 }
                 continue;
             }
             ']' => in_class = false,
-            // Only as a class it may stand for a comma.
+            // Only as a class it may stand for a delimiter.
             '.' if !in_class => {
-                out.push_str("[^,]");
+                out.push_str(&format!("[^{delimiters}]"));
                 continue;
             }
             '^' | '$' if !in_class => return None,
@@ -92,9 +99,23 @@ fn part(pattern: &str) -> Option<String> {
         }
         out.push(char);
     }
-    let before = if begins.is_some() { "(?s:(?:.*,)?)[ \\t]*" } else { "(?s:.*)" };
-    let after = if ends.is_some() { "[ \\t]*(?s:(?:,.*)?)" } else { "(?s:.*)" };
-    Some(format!("{before}(?:{out}){after}"))
+    Some((begins.is_some(), out, ends.is_some()))
+}
+
+/// Whether an expression has alternatives outside groups; a `|` of a class counts, too.
+fn has_alternatives(pattern: &str) -> bool {
+    let mut depth = 0;
+    let mut chars = pattern.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '\\' => drop(chars.next()),
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            '|' if depth <= 0 => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// One pair of the header.
@@ -106,11 +127,19 @@ pub(super) fn cookie(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
         Method::Beginning => format!("{p}[^;]*"),
         Method::End => format!("[^;]*{p}"),
         Method::Part => format!("[^;]*{p}[^;]*"),
+        Method::Regex => match part(&leaf.pattern, ";,") {
+            Some((begins, part, ends)) => {
+                let other = |is_anchored| if is_anchored { "" } else { "[^;,]*" };
+                format!("{}(?:{part}){}", other(begins), other(ends))
+            }
+            None => return Err("this regular expression of a cookie has no counterpart".into()),
+        },
         _ => return Err("this comparison of a cookie has no counterpart".to_owned()),
     };
     let value = if leaf.ignores_case { format!("(?i:{value})") } else { value };
     let name = regex::escape(name);
-    let pattern = format!(r"(?s:(?:.*;)?)[ \t]*{name}={value}[ \t]*(?s:(?:;.*)?)");
+    let pattern =
+        format!(r"(?s:(?:.*[;,])?)[ \t]*{name}[ \t]*=[ \t]*(?:{value})[ \t]*(?s:(?:[;,].*)?)");
     Ok(Condition::Header("cookie".to_owned(), Text::Pattern(written(&pattern))))
 }
 
@@ -123,10 +152,49 @@ pub(super) fn numbers(leaf: &Leaf) -> Result<String, Unsaid> {
             return Err("a number that may be 0".to_owned());
         }
         if high > 0 {
-            patterns.push(super::numbers::within(low.max(1).unsigned_abs(), high.unsigned_abs()));
+            let digits = super::numbers::within(low.max(1).unsigned_abs(), high.unsigned_abs());
+            patterns.push(format!("{digits}{}", longer(high)));
         }
     }
     Ok(format!("0*(?:{})", patterns.join("|")))
+}
+
+/// Numbers of more digits than are counted, where there is no highest.
+fn longer(high: i64) -> &'static str {
+    if high == i64::MAX { "|[1-9][0-9]{18,}" } else { "" }
+}
+
+/// One value of a header is a number of these ranges. What stands behind a number is not
+/// read, and what begins with none is 0; nothing at all is 0 where it is said so.
+pub(super) fn numbers_of(
+    name: String,
+    leaf: &Leaf,
+    nothing_is_0: bool,
+) -> Result<Condition, Unsaid> {
+    let mut patterns = Vec::new();
+    for (low, high) in acl::ranges(leaf.pattern.split(' ')) {
+        if high > 0 {
+            let digits = super::numbers::within(low.max(1).unsigned_abs(), high.unsigned_abs());
+            let sign = if nothing_is_0 { "" } else { "[+]?" };
+            patterns.push(format!("{sign}0*(?:{digits}{})(?:[^0-9,][^,]*)?", longer(high)));
+        }
+        match (low, high) {
+            (1.., _) => continue,
+            (i64::MIN, 0..) => patterns.push("-[^,]*".to_owned()),
+            (0, 0..) => {}
+            _ => return Err("a number below 0".to_owned()),
+        }
+        let sign = if nothing_is_0 { "" } else { "+" };
+        patterns.push(format!("0+(?:[^0-9,][^,]*)?|[^0-9,\\s{sign}-][^,]*"));
+        patterns.extend(nothing_is_0.then(String::new));
+    }
+    if patterns.is_empty() {
+        return Ok(NEVER);
+    }
+    let pattern = format!("(?s)(?:.*,)?[ \\t]*(?:{})[ \\t]*(?:,.*)?", patterns.join("|"));
+    let present = Condition::Header(name.clone(), Text::Present);
+    let values = Condition::Said(Said::Headers(name), Text::Pattern(pattern));
+    Ok(all([present, values]))
 }
 
 /// An expression over host and path is one of each, where a slash parts them.

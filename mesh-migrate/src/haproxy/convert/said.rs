@@ -23,26 +23,81 @@ pub(super) fn fetched(call: &Call) -> Option<Said> {
         "query" => Said::Query,
         "base" => Said::Joined(vec![Said::Host, Said::Path]),
         "baseq" => Said::Joined(vec![Said::Host, Said::Target]),
-        "req.cook" if is_name(call.argument(0)) => Said::Cookie(call.argument(0).to_owned()),
+        "req.cook" if is_name(call.argument(0)) => return last_cookie(call.argument(0)),
         "url_param" if is_name(call.argument(0)) && call.argument(1).is_empty() => {
             Said::Parameter(call.argument(0).to_owned())
         }
         _ if is_header && first == "host" => Said::Host,
-        _ if is_header && call.argument(1).is_empty() && is_name(&first) => Said::Header(first),
+        "req.hdr" if is_name(&first) => return value(first, call.argument(1)),
+        "req.fhdr" if is_name(&first) && matches!(call.argument(1), "" | "1") => {
+            Said::Header(first)
+        }
         _ => return None,
     })
+}
+
+/// Whether a fetch has several samples where it is compared, and one where it is told.
+fn has_several(call: &Call) -> bool {
+    let is_host = call.argument(0).eq_ignore_ascii_case("host");
+    match call.name.as_str() {
+        "req.hdr" | "req.fhdr" => !is_host && call.argument(1).is_empty(),
+        name => name == "req.cook",
+    }
+}
+
+/// The one sample that a variable has, or the name of a backend.
+pub(super) fn single(symbol: Symbol) -> Symbol {
+    match symbol {
+        Symbol::Of(call, converters) if has_several(&call) => match fetched(&call) {
+            Some(said) => Symbol::Said(said, converters),
+            None => Symbol::Of(call, converters),
+        },
+        other => other,
+    }
+}
+
+/// Commas in what is quoted are none between values.
+const VALUE: &str = r#"(?:[^",]|"(?:[^"\\]|\\.)*(?:"|$))*"#;
+
+/// A value of a header between commas, of all lines: the n-th, the last where no number
+/// is said.
+fn value(name: String, n: &str) -> Option<Said> {
+    // Cookies are joined otherwise.
+    let lines = if name == "cookie" { Said::Header(name) } else { Said::Headers(name) };
+    let (pattern, substitution) = match n {
+        "" | "0" | "-1" => (format!(r"(?s)^(?:{VALUE},)*[ \t]*"), ""),
+        n => {
+            let before = n.parse().ok().filter(|n| (1..=MAX_COUNT).contains(n))? - 1;
+            let lazy = format!("{VALUE}?");
+            let pattern =
+                format!(r"(?s)^(?:(?:{VALUE},){{{before}}}[ \t]*({lazy})[ \t]*(?:,.*)?|.*)$");
+            (pattern, "$1")
+        }
+    };
+    let substitution = substitution.to_owned();
+    lines.changed(SaidChange::Replace { pattern, substitution, all: false })
+}
+
+/// The last cookie of this name.
+fn last_cookie(name: &str) -> Option<Said> {
+    let name = regex::escape(name);
+    let value = r#""(?:[^"\\]|\\.)*"|[^;,]*?"#;
+    let pattern =
+        format!(r"(?s)^(?:(?:.*[;,])?[ \t]*{name}[ \t]*=[ \t]*({value})[ \t]*(?:[;,].*)?|.*)$");
+    let cookies = Said::Headers("cookie".to_owned());
+    cookies.changed(SaidChange::Replace { pattern, substitution: "$1".to_owned(), all: false })
 }
 
 /// The same where it is compared: it must be there, or nothing empty may be like it, and
 /// have one value.
 pub(super) fn compared(front: &Front, call: &Call, leaf: &Leaf) -> Option<Said> {
-    if front.is_tcp {
+    if front.is_tcp || has_several(call) {
         return None;
     }
     let said = fetched(call)?;
     match said {
-        Said::Client | Said::Header(_) => None,
-        Said::Cookie(_) | Said::Parameter(_) => {
+        Said::Client => None,
+        Said::Header(_) | Said::Changed(..) | Said::Parameter(_) => {
             let is_empty = matching::compare(leaf.method, "", &leaf.pattern, leaf.ignores_case);
             (leaf.method != Method::Found && !is_empty).then_some(said)
         }
@@ -83,6 +138,9 @@ pub(super) fn one(state: &State, said: Said, call: &Call) -> Option<Said> {
         all: false,
     };
     let first = call.argument(0);
+    if (call.name.as_str(), first, &said) == ("regsub", "^", &Said::Query) {
+        return before_query(&substitution(call.argument(1)));
+    }
     let class = |delimiters: &str| -> String {
         delimiters.chars().map(|c| regex::escape(&c.to_string())).collect()
     };
@@ -136,6 +194,17 @@ pub(super) fn one(state: &State, said: Said, call: &Call) -> Option<Said> {
         _ => return None,
     };
     said.changed(change)
+}
+
+/// A text before the query, where there is one.
+fn before_query(text: &str) -> Option<Said> {
+    let replace = |pattern: &str, with: &str| SaidChange::Replace {
+        pattern: pattern.to_owned(),
+        substitution: with.to_owned(),
+        all: false,
+    };
+    let nothing = Said::Target.changed(replace("(?s)^[^?]*$", ""))?;
+    nothing.changed(replace("(?s)^[^?]*[?]", text))
 }
 
 /// An expression of which the first group is that part; nothing where there is none.

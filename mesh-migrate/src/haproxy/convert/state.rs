@@ -177,7 +177,7 @@ impl State {
                 pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
             }
             Symbol::Said(of, converters) => {
-                let is = |_: &Leaf| Err("the path has been rewritten before".to_owned());
+                let is = |_: &Leaf| Err("this comparison has no counterpart".to_owned());
                 let said =
                     |converters: &[Call]| super::said::converted(self, of.clone(), converters);
                 pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
@@ -199,7 +199,7 @@ impl State {
         expression: &Expression,
         text: &str,
     ) -> Result<Condition, Unsaid> {
-        let symbol = self.symbol(front, expression)?;
+        let symbol = super::said::single(self.symbol(front, expression)?);
         let pattern = text.to_owned();
         let leaf = Leaf { method: Method::Exact, ignores_case: false, pattern };
         let condition = self.compared(front, &symbol, leaf)?;

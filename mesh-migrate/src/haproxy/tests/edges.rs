@@ -34,7 +34,6 @@ fn statuses(text: &str, url: &str, headers: &[(&str, &str)]) -> [u16; 2] {
 }
 
 /// The value of a header that both send.
-#[expect(dead_code)]
 fn sent(text: &str, url: &str, headers: &[(&str, &str)], name: &str) -> [Option<String>; 2] {
     let (config, program, _) = both(text);
     let request = with(url, headers);
@@ -128,5 +127,148 @@ fn port_0_is_that_of_the_client() {
     let request = get("h/");
     for answer in [explain(&config, &request), decide(&program, &request)] {
         assert_eq!(endpoint(&answer.outcome).as_deref(), Some("10.0.1.1:80"));
+    }
+}
+
+#[test]
+fn converters_put_a_keywords_own_comparison_off() {
+    for (test, url, expected) in [
+        ("path_beg,lower /api", "h/API", 403),
+        ("path_beg,lower /api", "h/api/x", 200),
+        ("path_beg,lower -m beg /api", "h/API/x", 403),
+        ("path_end,lower .php", "h/x.php", 200),
+        ("url_beg,lower /api", "h/api/x", 200),
+        ("hdr_end(host),lower .end", ".END/", 403),
+        ("hdr_end(host),lower .end", "x.end/", 200),
+        ("hdr_dom(host),lower end", "x.end/", 200),
+        ("hdr_reg(host),lower ^reg", "reg/", 200),
+    ] {
+        let text = front(&format!(" http-request deny if {{ {test} }}"));
+        assert_eq!(statuses(&text, url, &[]), [expected, expected], "{test} {url}");
+    }
+}
+
+#[test]
+fn the_last_value_of_a_header_is_told() {
+    let cases: [&[(&str, &str)]; 11] = [
+        &[("x-q", "a, b , c")],
+        &[("x-q", "a,b"), ("X-Q", "c, d")],
+        &[("x-q", "a, \"b, c\"")],
+        &[("x-q", "\"a\\\",b\",c")],
+        &[("x-q", "\"b, c")],
+        &[("x-q", "a\\\"b,c\"")],
+        &[("x-q", "a,,")],
+        &[("x-q", ",a")],
+        &[("x-q", "one")],
+        &[],
+        &[("x-q", "a\t,\tb")],
+    ];
+    let last =
+        ["c", "d", "\"b, c\"", "c", "\"b, c", "a\\\"b,c\"", "", "a", "one", "", "b"].map(Some);
+    let first =
+        ["a", "a", "a", "\"a\\\",b\"", "\"b, c", "a\\\"b,c\"", "a", "", "one", "", "a"].map(Some);
+    let second = ["b", "b", "\"b, c\"", "c", "", "", "", "a", "", "", "b"].map(Some);
+    for (value, expected) in [
+        ("req.hdr(x-q)", last),
+        ("req.hdr(X-Q,-1)", last),
+        ("hdr(x-q,1)", first),
+        ("hdr(x-q,2)", second),
+    ] {
+        let text = front(&format!(" http-request set-header X-Real-IP %[{value}]"));
+        let (_, _, ledger) = both(&text);
+        assert_eq!(said(&ledger, LINE), "", "{value}");
+        for (headers, expected) in cases.iter().zip(expected) {
+            // What is set to nothing is not sent by ours.
+            let got = sent(&text, "h/", headers, "x-real-ip");
+            let got = got.map(|value| value.unwrap_or_default());
+            let expected = expected.unwrap_or_default();
+            assert_eq!(got, [expected, expected], "{value} {headers:?}");
+        }
+    }
+    let text = front(" http-request set-header X-Ip %[req.hdr(x-q),field(1,:)]");
+    let got = sent(&text, "h/", &[("x-q", "1:2, 3:4")], "x-ip");
+    assert_eq!(got.map(Option::unwrap_or_default), ["3", "3"]);
+}
+
+#[test]
+fn variables_have_the_last_value() {
+    let text = front(
+        " http-request set-var(txn.r) req.hdr(x-role)\n http-request set-var(txn.c) req.cook(c)\n \
+         http-request deny deny_status 410 if { var(txn.c) -m str x }\n \
+         http-request deny unless { var(txn.r) -m str admin }",
+    );
+    for (headers, expected) in [
+        (&[("x-role", "admin, user")][..], 403),
+        (&[("x-role", "user, admin")], 200),
+        (&[("x-role", "user"), ("x-role", "admin")], 200),
+        (&[], 403),
+        (&[("cookie", "c=x; c=y")], 403),
+        (&[("cookie", "c=y; c=x")], 410),
+    ] {
+        assert_eq!(statuses(&text, "h/", headers), [expected, expected], "{headers:?}");
+    }
+}
+
+#[test]
+fn values_of_headers_are_numbers() {
+    let values = ["6", "5", "4", "2", "0", "abc", "12abc", "6, 1", "1, 6", " 7", "-7", "", "07"];
+    let more = ["99999999999999999999", "4x", "2 ", "1e3", "6.5", "3, x", "-1, 9"];
+    for fetch in ["hdr(x-n) -m int", "req.hdr_val(x-n)"] {
+        for test in ["gt 5", "lt 3", "4", "ge 0", "le 4", "0:3", "2:5 9"] {
+            let text = front(&format!(" http-request deny if {{ {fetch} {test} }}"));
+            let (_, _, ledger) = both(&text);
+            assert_eq!(said(&ledger, LINE), "");
+            for value in values.iter().chain(&more) {
+                let [a, b] = statuses(&text, "h/", &[("x-n", value)]);
+                assert_eq!(a, b, "{fetch} {test}: {value:?}");
+            }
+            let [a, b] = statuses(&text, "h/", &[]);
+            assert_eq!((a, b), (200, 200), "{fetch} {test}");
+        }
+    }
+    let text =
+        front(" http-request deny deny_status 413 if { hdr(content-length) -m int gt 5000 }");
+    assert_eq!(statuses(&text, "h/", &[("content-length", "5001")]), [413, 413]);
+    assert_eq!(statuses(&text, "h/", &[("content-length", "5000")]), [200, 200]);
+    assert_eq!(statuses(&text, "h/", &[]), [200, 200]);
+}
+
+#[test]
+fn cookies_that_come_twice() {
+    let text = front(
+        " http-request deny if { cook(n) -m reg ^(b|c)$ }\n \
+         http-request deny deny_status 410 if { cook(n) -m reg x.z }\n \
+         http-request set-header X-C <%[req.cook(n)]>",
+    );
+    for (cookie, expected, value) in [
+        ("n=a; n=b", 403, ""),
+        ("n=b; n=a", 403, ""),
+        ("n=a; n=xyz; n=c2", 410, ""),
+        ("n=a; n=d", 200, "<d>"),
+        ("n = d ; m=c", 200, "<d>"),
+        ("n=bb", 200, "<bb>"),
+        ("m=b; n=x; m=z", 200, "<x>"),
+        ("n=\"q;r\"; m=1", 200, "<\"q;r\">"),
+    ] {
+        let headers = [("cookie", cookie)];
+        assert_eq!(statuses(&text, "h/", &headers), [expected, expected], "{cookie}");
+        if expected == 200 {
+            let got = sent(&text, "h/", &headers, "x-c").map(Option::unwrap_or_default);
+            assert_eq!(got, [value, value], "{cookie}");
+        }
+    }
+}
+
+#[test]
+fn a_question_mark_stands_before_a_query() {
+    let text = front(" http-request redirect location https://x/y%[query,regsub(^,?)]");
+    let (config, program, ledger) = both(&text);
+    assert_eq!(said(&ledger, LINE), "");
+    for (url, expected) in [("h/a", "https://x/y"), ("h/a?b=1", "https://x/y?b=1")] {
+        let request = get(url);
+        for answer in [explain(&config, &request), decide(&program, &request)] {
+            let Outcome::Answered { headers, .. } = answer.outcome else { panic!() };
+            assert_eq!(headers, [("location".to_owned(), expected.to_owned())], "{url}");
+        }
     }
 }

@@ -65,6 +65,8 @@ pub(super) enum Action {
     SetVarFormat(String, Format),
     /// `unset-var`.
     UnsetVar(String),
+    /// `disable-l7-retry`: what `retry-on` says does not count.
+    Unrepeated,
     /// Anything that changes neither the way of a request nor the request.
     Aside(String),
     /// What may.
@@ -248,6 +250,7 @@ impl Reader<'_, '_, '_> {
             }
             "set-var-fmt" => Action::SetVarFormat(variable, self.format()?),
             "unset-var" => Action::UnsetVar(variable),
+            "disable-l7-retry" => Action::Unrepeated,
             _ => {
                 self.skip();
                 match is_aside(name) {
@@ -408,7 +411,6 @@ fn is_aside(name: &str) -> bool {
         "del-map",
         "cache-store",
         "capture",
-        "disable-l7-retry",
         "early-hint",
         "expect-netscaler-cip",
         "expect-proxy",

@@ -87,6 +87,7 @@ pub(super) fn apply(walk: &mut Walk<'_, '_>, rule: &rules::Rule, state: &mut Sta
             set_var(walk, state, name, symbol);
         }
         Action::UnsetVar(name) => drop(state.variables.remove(name)),
+        Action::Unrepeated => state.is_unrepeated = true,
         Action::Other(name) => {
             let question = format!("`{name}` has no counterpart: it is left out");
             walk.notes.decision(place, question, &["leave it so", "write a rule by hand"]);

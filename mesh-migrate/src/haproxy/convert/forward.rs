@@ -75,7 +75,7 @@ impl<'c> Walk<'c, '_> {
         let mut forward = Forward {
             pools,
             path: state.path.clone(),
-            retry: retry(proxy),
+            retry: retry(proxy).filter(|_| !state.is_unrepeated),
             sometimes: state.sometimes.clone(),
             set_answer: state.answer.set.clone(),
             add_answer: state.answer.add.clone(),
@@ -220,6 +220,11 @@ fn both(a: &Whose, b: &Whose) -> Option<Option<Whose>> {
     let outside = [a.1.outside.clone(), b.1.outside.clone()].concat();
     let clients = Clients { within: one(&a.1.within, &b.1.within)?, outside };
     Some(Some((names, clients)))
+}
+
+/// Whether more is repeated than what no server has taken.
+pub(super) fn repeats_answers(proxy: &Proxy) -> bool {
+    retry(proxy).is_some_and(|retry| retry.on_reset || !retry.statuses.is_empty())
 }
 
 /// Repetitions: `retries`, 3 where nothing is said, and `retry-on`.

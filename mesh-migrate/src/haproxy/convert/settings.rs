@@ -145,8 +145,9 @@ fn action(name: &str) -> Verdict {
         | "set-priority-class"
         | "set-priority-offset"
         | "set-bandwidth-limit" => dropped("requests are all alike to ours"),
-        "early-hint" | "wait-for-body" | "wait-for-handshake" | "strict-mode"
-        | "disable-l7-retry" | "cache-store" => dropped("it has no counterpart"),
+        "early-hint" | "wait-for-body" | "wait-for-handshake" | "strict-mode" | "cache-store" => {
+            dropped("it has no counterpart")
+        }
         "add-acl" | "del-acl" | "add-map" | "set-map" | "del-map" => {
             decision("maps and lists do not change while it runs", &["leave it so"])
         }

@@ -10,6 +10,7 @@ use super::super::{
     acl::Method,
     rules::{self, Action},
     sample::Format,
+    tree::Statement,
 };
 use super::{action, names, state::State, walk::Walk};
 use crate::program::{Change, Condition, Said, Sometimes};
@@ -17,12 +18,15 @@ use crate::program::{Change, Condition, Said, Sometimes};
 /// Headers that something other than a rule for headers looks at, or writes.
 const OTHERS: [&str; 4] = ["host", "cookie", "authorization", "x-forwarded-for"];
 
-/// Names of headers that some line may look at.
+/// What some line may look at.
 #[derive(Debug)]
 pub(super) struct Looked {
+    /// Names of headers.
     names: BTreeSet<String>,
     /// Some line looks at headers without naming them.
     at_all: bool,
+    /// Words in which variables may be named.
+    words: String,
 }
 
 impl Looked {
@@ -31,10 +35,15 @@ impl Looked {
         static FETCH: LazyLock<Regex> = LazyLock::new(|| {
             Regex::new(r"(?i)hdrs?[a-z_.]*(?:\(\s*([^,)\s]*))?").expect("a pattern")
         });
-        let mut looked = Self { names: OTHERS.map(str::to_owned).into(), at_all: false };
+        let mut looked =
+            Self { names: OTHERS.map(str::to_owned).into(), at_all: false, words: String::new() };
         let sections = config.tree.sections.iter();
-        for statement in sections.flat_map(|section| &section.statements) {
-            for word in &statement.words {
+        let statements = || sections.clone().flat_map(|section| &section.statements);
+        let mut words = statements().flat_map(|statement| &statement.words);
+        let has_captures = words.any(|word| word.text.contains("capture.re"));
+        for statement in statements().filter(|statement| has_captures || !only_logs(statement)) {
+            // `hdr` alone stands before the name of a header that is written.
+            for word in statement.words.iter().filter(|word| word.text != "hdr") {
                 for found in FETCH.captures_iter(&word.text) {
                     match found.get(1).map(|name| name.as_str()).filter(|name| !name.is_empty()) {
                         Some(name) => {
@@ -42,6 +51,13 @@ impl Looked {
                         }
                         None => looked.at_all = true,
                     }
+                }
+                if !["set-var(", "set-var-fmt(", "unset-var("]
+                    .iter()
+                    .any(|s| word.text.starts_with(s))
+                {
+                    looked.words.push_str(&word.text);
+                    looked.words.push('\n');
                 }
             }
             // `capture request header` and `option forwardfor header`.
@@ -54,6 +70,17 @@ impl Looked {
     fn at(&self, name: &str) -> bool {
         self.at_all || self.names.contains(name)
     }
+
+    fn at_variable(&self, name: &str) -> bool {
+        self.words.contains(name)
+    }
+}
+
+/// Whether a line is about our own log, which has no such things.
+fn only_logs(statement: &Statement) -> bool {
+    let is_capture = statement.at(0).starts_with("http-") && statement.at(1) == "capture";
+    let logs = ["capture", "log-format", "log-format-sd", "error-log-format"];
+    is_capture || logs.contains(&statement.at(0))
 }
 
 /// Whether the change is one of those.
@@ -64,7 +91,12 @@ pub(super) fn take(
     state: &mut State,
 ) -> bool {
     let (name, value) = match &rule.action {
-        Action::SetHeader(name, value) => (name, Some(value)),
+        Action::SetVar(name, _) | Action::SetVarFormat(name, _) | Action::UnsetVar(name)
+            if !walk.looked.at_variable(name) =>
+        {
+            return true;
+        }
+        Action::SetHeader(name, value) | Action::AddHeader(name, value) => (name, Some(value)),
         Action::DelHeader(name, Method::Exact) => (name, None),
         _ => return false,
     };
@@ -76,7 +108,10 @@ pub(super) fn take(
         Some(value) => match said(walk, value, state) {
             Some(said) => {
                 action::tells_first(walk, &rule.place, &said);
-                Change::Set(said)
+                match rule.action {
+                    Action::AddHeader(..) => Change::Add(said),
+                    _ => Change::Set(said),
+                }
             }
             None => return false,
         },

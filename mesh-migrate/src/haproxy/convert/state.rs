@@ -62,6 +62,8 @@ pub(super) struct State {
     pub(super) method: Option<Unsaid>,
     pub(super) query: Option<Unsaid>,
     pub(super) answer: Answers,
+    /// What `retry-on` says does not count.
+    pub(super) is_unrepeated: bool,
 }
 
 /// What becomes of a header.

@@ -196,12 +196,23 @@ impl<'c, 'n> Walk<'c, 'n> {
             Action::Close | Action::Auth(_) => !self.front.is_tcp,
             _ => false,
         };
-        let Read { condition, unsaid } = self.when(proxy, state, rule.when.as_ref(), refuses);
+        let is_repeated = rule.action != Action::Unrepeated;
+        let Read { condition, unsaid } =
+            self.when(proxy, state, rule.when.as_ref(), refuses || !is_repeated);
         let is_last = matches!(rest.first(), Some(Step::EndOfList) | None);
-        if matches!(rule.action, Action::Aside(_)) || (rule.action == Action::Allow && is_last) {
+        let is_nothing = match &rule.action {
+            Action::Aside(_) => true,
+            Action::Allow => is_last,
+            Action::Unrepeated => !self.config.proxies.iter().any(super::forward::repeats_answers),
+            _ => false,
+        };
+        if is_nothing {
             return false;
         }
-        self.unsaid(&rule.place, &unsaid, refuses);
+        match is_repeated {
+            true => self.unsaid(&rule.place, &unsaid, refuses),
+            false => self.unrepeated(&rule.place, &unsaid),
+        }
         if known(&condition) == Some(false) {
             return false;
         }
@@ -219,6 +230,11 @@ impl<'c, 'n> Walk<'c, 'n> {
             return false;
         }
         if self.splits >= MAX_SPLITS || self.rules.len() > MAX_SPLIT_RULES {
+            if !is_repeated {
+                let why = "too many combinations of conditions come before it".to_owned();
+                self.unrepeated(&rule.place, &[why]);
+                return self.apply(proxy, rule, rest, state);
+            }
             let question = "too many combinations of conditions come before it: it is left out";
             self.notes.decision(&rule.place, question, &["write a rule by hand", "leave it so"]);
             return false;
@@ -230,6 +246,14 @@ impl<'c, 'n> Walk<'c, 'n> {
         }
         self.splits -= 1;
         self.goes_on(condition, state)
+    }
+
+    /// Of a line that says what is not to be repeated.
+    fn unrepeated(&mut self, place: &Place, unsaid: &[String]) {
+        for why in unsaid {
+            let how = format!("{why}: nothing that this line may be about is repeated");
+            self.notes.approximated(place, how);
+        }
     }
 
     /// Where requests that meet the condition have been dealt with.

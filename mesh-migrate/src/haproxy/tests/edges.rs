@@ -272,3 +272,65 @@ fn a_question_mark_stands_before_a_query() {
         }
     }
 }
+
+#[test]
+fn what_is_not_to_be_repeated_is_not() {
+    let retries = |lines: &str| {
+        let backend = format!("backend b\n retries 2\n retry-on 503\n{lines}\n");
+        let (_, program, ledger) =
+            both(&front("").replace("backend b\n s", &format!("{backend} s")));
+        let rules = rules(&program).iter().filter_map(|rule| match &rule.then {
+            Then::Forward(forward) => Some((rule.when.clone(), forward.retry.is_some())),
+            Then::Reply(_) => None,
+        });
+        (rules.collect::<Vec<_>>(), said(&ledger, LINE + 5))
+    };
+    let post = Condition::Method(vec!["POST".to_owned()]);
+    for (line, expected, words) in [
+        ("", vec![(Condition::Always, true)], ""),
+        (" http-request disable-l7-retry", vec![(Condition::Always, false)], ""),
+        (
+            " http-request disable-l7-retry if METH_POST",
+            vec![(post, false), (Condition::Always, true)],
+            "",
+        ),
+        (
+            " http-request disable-l7-retry if { lua.x -m found }",
+            vec![(Condition::Always, false)],
+            "nothing that this line may be about is repeated",
+        ),
+    ] {
+        let (rules, told) = retries(line);
+        assert_eq!(rules, expected, "{line}");
+        assert!(told.contains(words) && told.is_empty() == words.is_empty(), "{line}: {told}");
+    }
+}
+
+#[test]
+fn headers_that_nothing_looks_at_split_no_rules() {
+    let mut lines = String::from(" capture request header User-Agent len 64\n");
+    lines += " log-format %[capture.foo]%[var(txn.log0)]%[hdr(x-0)]\n";
+    lines += " http-request return status 200 hdr X-Answer 1 if { path /x }\n";
+    for n in 0..20 {
+        lines += &format!(" http-request set-header X-{n} a if {{ path_beg /{n} }}\n");
+        lines += &format!(" http-request add-header X-{n} b if {{ path_end {n} }}\n");
+        lines += &format!(" http-request set-var(txn.log{n}) str(a) if {{ path_sub {n} }}\n");
+    }
+    lines +=
+        " http-request del-header X-3\n http-request set-header User-Agent a if { path_beg /1 }";
+    let text = front(&lines);
+    let (config, program, ledger) = both(&text);
+    assert_eq!(rules(&program).len(), 2);
+    let told = ledger.entries().into_iter().filter(|entry| {
+        matches!(entry.verdict, Verdict::Decision { .. } | Verdict::Approximated { .. })
+    });
+    assert_eq!(told.count(), 0);
+    for url in ["h/1", "h/13", "h/3", "h/x", "h/7/7", "h/19/5"] {
+        let request = get(url);
+        let headers = [explain(&config, &request), decide(&program, &request)].map(|answer| {
+            let Outcome::Forwarded(to) = answer.outcome else { return Vec::new() };
+            to.headers.into_iter().filter(|(_, value)| value.is_some()).collect::<Vec<_>>()
+        });
+        assert_eq!(headers[0], headers[1], "{url}");
+    }
+}

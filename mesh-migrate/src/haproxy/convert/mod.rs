@@ -5,6 +5,8 @@
 
 mod action;
 mod asked;
+mod checks;
+mod cookies;
 mod fetches;
 mod forward;
 mod lines;

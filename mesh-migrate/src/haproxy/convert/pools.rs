@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
-    program::{Balance, Check, ClientTls, Key, Limits, Member, Outlier, Pool},
+    program::{Balance, ClientTls, Key, Limits, Member, Outlier, Pool},
     request::Endpoint,
 };
 
@@ -15,7 +15,7 @@ use super::super::{
     server::Server,
     tree::Statement,
 };
-use super::{names, notes::Notes};
+use super::{checks, names, notes::Notes};
 
 pub(super) fn pool(config: &Config, proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Pool {
     pool_at(config, proxy, servers, None, notes)
@@ -68,15 +68,19 @@ pub(super) fn pool_at(
         balance: balance(proxy, notes),
         connect_timeout: timeout(proxy, "connect"),
         idle_timeout: timeout(proxy, "server"),
-        check: check(proxy, servers, notes),
+        check: checks::check(proxy, servers, notes),
         outlier: outlier(servers),
         tls: tls(config, servers, notes),
-        is_http2: servers.iter().any(|server| {
-            server.value("proto") == Some("h2")
-                || server.value("alpn").is_some_and(|alpn| alpn.split(',').next() == Some("h2"))
-        }),
+        is_http2: is_http2(servers),
         limits: Limits::default(),
     }
+}
+
+pub(super) fn is_http2(servers: &[Server]) -> bool {
+    let is_first = |alpn: &str| alpn.split(',').next() == Some("h2");
+    servers.iter().any(|server| {
+        server.value("proto") == Some("h2") || server.value("alpn").is_some_and(is_first)
+    })
 }
 
 /// Whether a server has no port of its own: it is that which clients have come to.
@@ -107,7 +111,7 @@ fn port(config: &Config, proxy: &Proxy, server: &Server, notes: &mut Notes) -> u
     ports.first().copied().unwrap_or(0)
 }
 
-fn number(server: &Server, name: &str) -> Option<u32> {
+pub(super) fn number(server: &Server, name: &str) -> Option<u32> {
     server.value(name)?.parse().ok()
 }
 
@@ -127,12 +131,16 @@ pub(super) fn time(text: &str) -> Option<Duration> {
     })
 }
 
-fn timeout(proxy: &Proxy, name: &str) -> Option<Duration> {
+pub(super) fn timeout(proxy: &Proxy, name: &str) -> Option<Duration> {
     time(proxy.setting(&format!("timeout {name}"))?.at(2))
 }
 
 fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
-    if let Some(cookie) = proxy.setting("cookie").filter(|cookie| names::is_token(cookie.at(1))) {
+    let is_cookie = |cookie: &&Statement| names::is_token(cookie.at(1)) && !proxy.is_tcp;
+    if let Some(cookie) = proxy.setting("cookie").filter(is_cookie) {
+        for (place, _) in &proxy.sticks {
+            notes.approximated(place, "clients are assigned by the cookie alone, and not by this");
+        }
         let life = words_of(cookie, "maxlife").and_then(time);
         let life = if cookie.from(2).iter().any(|word| word.text == "insert") {
             Some(life.unwrap_or(Duration::ZERO))
@@ -141,14 +149,8 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
         };
         return Balance::Hash(Key::Cookie(cookie.at(1).to_owned(), life));
     }
-    if let Some((place, text)) = proxy.sticks.first() {
-        match key_of(text) {
-            Some(key) => return Balance::Hash(key),
-            None => {
-                let question = format!("clients do not stick by {text}");
-                notes.decision(place, question, &["leave it so", "stick by another key"]);
-            }
-        }
+    if let Some(key) = stuck(proxy, notes) {
+        return Balance::Hash(key);
     }
     let argument = proxy.balance.get(1).map(String::as_str).unwrap_or_default();
     let kind = proxy.balance.first().map(String::as_str).unwrap_or("roundrobin");
@@ -175,6 +177,23 @@ fn balance(proxy: &Proxy, notes: &mut Notes) -> Balance {
         random if random == "random" || random.starts_with("random(") => Balance::Random,
         _ => Balance::RoundRobin,
     }
+}
+
+/// The key of the first line of `stick`; there are no others with us.
+fn stuck(proxy: &Proxy, notes: &mut Notes) -> Option<Key> {
+    let ((place, text), others) = proxy.sticks.split_first()?;
+    let key = key_of(text);
+    match key {
+        Some(_) => notes.approximated(place, "clients are assigned by hash of the same key"),
+        None => {
+            let question = format!("clients do not stick by {text}");
+            notes.decision(place, question, &["leave it so", "stick by another key"]);
+        }
+    }
+    for (other, _) in others.iter().filter(|(other, _)| other.line != place.line) {
+        notes.approximated(other, format!("clients do not stick by this, but by {text} alone"));
+    }
+    key
 }
 
 /// The header that an endpoint is chosen by.
@@ -209,60 +228,6 @@ pub(super) fn key_of(text: &str) -> Option<Key> {
         "url_param" => Some(Key::Query(first)),
         _ => None,
     }
-}
-
-/// Of the first server that is checked.
-fn check(proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Option<Check> {
-    let server = servers.iter().find(|server| server.has("check"))?;
-    for other in servers {
-        let differs = |name: &&str| server.value(name) != other.value(name);
-        let differs = ["port", "inter", "fall", "rise"].iter().find(|name| differs(name));
-        if !other.has("check") {
-            notes.approximated(&other.place, format!("it is checked, as {} is", server.name));
-        } else if let Some(name) = differs {
-            let how = format!("it is checked with `{name}` of {}", server.name);
-            notes.approximated(&other.place, how);
-        }
-    }
-    let http = proxy.option("httpchk");
-    let mut check = Check {
-        path: http.map(|option| match option.from(2) {
-            [only] => only.text.clone(),
-            [_, path, ..] => path.text.clone(),
-            [] => "/".to_owned(),
-        }),
-        host: None,
-        statuses: Vec::new(),
-        port: number(server, "port").and_then(|port| u16::try_from(port).ok()),
-        interval: server.value("inter").and_then(time).unwrap_or(Duration::from_secs(2)),
-        timeout: timeout(proxy, "check"),
-        fall: number(server, "fall").unwrap_or(3),
-        rise: number(server, "rise").unwrap_or(2),
-    };
-    for statement in proxy.checks.iter().filter(|s| s.at(0) == "http-check" && http.is_some()) {
-        let texts: Vec<&str> = statement.words.iter().map(|word| word.text.as_str()).collect();
-        if statement.at(1) == "expect" {
-            check.statuses = statuses(&texts).unwrap_or_default();
-        }
-        if let Some(at) = texts.iter().position(|text| *text == "uri") {
-            check.path = texts.get(at + 1).map(|path| (*path).to_owned());
-        }
-        let host = texts.windows(3).find(|w| w[0] == "hdr" && w[1].eq_ignore_ascii_case("host"));
-        check.host = host.map(|host| host[2].to_owned()).or(check.host);
-    }
-    Some(check)
-}
-
-/// `expect status 200,204 300-302`.
-pub(super) fn statuses(texts: &[&str]) -> Option<Vec<u16>> {
-    let at = texts.iter().position(|text| *text == "status")?;
-    let mut all = Vec::new();
-    for part in texts.get(at + 1)?.split(',') {
-        let (low, high) = part.split_once('-').unwrap_or((part, part));
-        let (low, high): (u16, u16) = (low.parse().ok()?, high.parse().ok()?);
-        all.extend((low..=high.min(599)).filter(|status| *status >= 100));
-    }
-    Some(all)
 }
 
 fn outlier(servers: &[Server]) -> Option<Outlier> {

@@ -3,7 +3,7 @@
 use crate::ledger::Verdict;
 
 use super::super::{tree::Statement, words::Word};
-use super::pools;
+use super::{checks, cookies, pools};
 
 /// Of `http-after-response`.
 const AFTER: &str = "answers of the proxy itself are not changed by it: they do not get it";
@@ -66,7 +66,6 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
                 &["leave it so: sessions are shared", "a cookie of ours, in its policy"],
             ),
             "stick" if first == "store-request" => dropped("nothing is remembered of clients"),
-            "stick" => approximated("clients are assigned by hash of the same key"),
             "mode" if !matches!(first, "http" | "tcp") => {
                 decision("this mode has no counterpart", &["leave it so"])
             }
@@ -79,6 +78,7 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
         }
         "tcp-request" => action(statement.at(2)),
         "bind" => bind(statement),
+        "dispatch" => Verdict::Exact,
         "server" => parameters(statement, 3),
         "server-template" => parameters(statement, 4),
         "default-server" => parameters(statement, 1),
@@ -89,18 +89,11 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
         }
         "option" => option(statement),
         "http-check" => http_check(statement),
-        "tcp-check" if matches!(first, "connect") => Verdict::Exact,
-        "tcp-check" => approximated("it is only asked whether a connection comes"),
-        "cookie" if !statement.words.iter().any(|word| word.text == "insert") => decision(
-            "an endpoint is chosen by hash of what the application sets: a session that one has \
-             begun may go on at another, and names of servers in it reach the application",
-            &["leave it so: sessions are shared", "a cookie of ours, in its policy"],
-        ),
-        "cookie" => decision(
-            "an endpoint is chosen by hash of the cookie: clients with a cookie of HAProxy may \
-             come to another one",
-            &["take that once", "switch over when sessions are few"],
-        ),
+        "tcp-check" => tcp_check(statement),
+        "cookie" => {
+            let (question, choices) = cookies::of(statement);
+            decision(&question, choices)
+        }
         "hash-type" => approximated("the hash is ours: each key has one endpoint, maybe another"),
         "stick-table" => dropped("nothing is remembered of clients"),
         "stats" => dropped("the page of statistics is not there: use meshctl top"),
@@ -205,8 +198,7 @@ fn option(statement: &Statement) -> Verdict {
             approximated("X-Forwarded-For is appended to every request, of every client")
         }
         "forwardfor" | "allbackups" | "http-server-close" | "httpclose" | "http-keep-alive"
-        | "prefer-last-server" | "tcp-check" => Verdict::Exact,
-        "httpchk" => check_method(statement),
+        | "prefer-last-server" | "tcp-check" | "httpchk" => Verdict::Exact,
         "redispatch" => approximated("every repetition goes to another endpoint"),
         "httplog"
         | "tcplog"
@@ -234,11 +226,21 @@ fn option(statement: &Statement) -> Verdict {
     }
 }
 
-fn check_method(statement: &Statement) -> Verdict {
-    match statement.from(2) {
-        [method, _, ..] if method.text == "GET" => Verdict::Exact,
-        [] | [_] => approximated("checks are made with GET, not OPTIONS"),
-        _ => approximated("checks are made with GET"),
+fn tcp_check(statement: &Statement) -> Verdict {
+    let has = |name: &str| statement.words.iter().any(|word| word.text == name);
+    let choices = ["leave it so", "name the servers that may take it"];
+    match statement.at(1) {
+        "connect" if has("port") => decision(
+            "it is asked whether a connection comes to the port of the traffic, and not to this one",
+            &choices,
+        ),
+        "connect" | "comment" => Verdict::Exact,
+        "expect" => decision(
+            "it is only asked whether a connection comes: a server that says something else, \
+             as a replica does, takes traffic, too",
+            &choices,
+        ),
+        _ => approximated("it is only asked whether a connection comes"),
     }
 }
 
@@ -254,7 +256,7 @@ fn http_check(statement: &Statement) -> Verdict {
                 false => approximated("checks say GET, path and host only"),
             }
         }
-        "expect" if pools::statuses(&texts).is_some() && !texts.contains(&"!") => Verdict::Exact,
+        "expect" if checks::statuses(&texts).is_some() && !texts.contains(&"!") => Verdict::Exact,
         "expect" => approximated("200 to 399 is well"),
         "disable-on-404" | "send-state" => dropped("it has no counterpart"),
         _ => approximated("a check is one request"),
@@ -308,8 +310,11 @@ fn parameters(statement: &Statement, n: usize) -> Verdict {
         return decision(question, &["leave it so", "change the application"]);
     }
     let differences: &[(&str, &str)] = &[
-        ("maxconn", "what is beyond maxconn does not wait as in HAProxy's queue"),
-        ("minconn", "requests at once are maxconn, whatever the load"),
+        (
+            "maxconn",
+            "maxconn is no limit: what is beyond it does not wait, and requests are only spread by it",
+        ),
+        ("minconn", "requests at once are not limited"),
         ("track", "its health is not that of another server"),
         ("agent-check", "agents are not asked"),
         ("slowstart", "a server that comes back gets its part at once"),

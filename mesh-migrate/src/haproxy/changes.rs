@@ -71,7 +71,9 @@ impl Seen {
     }
 
     fn remove(&mut self, name: &str, method: Method) -> String {
-        let gone = |known: &str| matching::compare(method, known, name, true);
+        // Names are in lower case, and an expression is compared with them as it is.
+        let ignores_case = method != Method::Regex;
+        let gone = |known: &str| matching::compare(method, known, name, ignores_case);
         let names: Vec<String> = self.headers.iter().map(|(name, _)| name.clone()).collect();
         self.headers.retain(|(known, _)| !gone(known));
         for known in names.iter().filter(|known| gone(known)) {

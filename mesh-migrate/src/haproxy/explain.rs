@@ -144,6 +144,11 @@ impl<'c> Run<'c> {
         let is_read = matches!(self.seen.asked_method(), "GET" | "HEAD" | "POST");
         let stats = proxy.stats.as_ref().filter(|(_, uri)| is_read && target.starts_with(uri));
         if let Some((place, _)) = stats {
+            if proxy.has_stats_auth && self.seen.lines("authorization").next().is_none() {
+                self.say(place, "asks for a password");
+                let headers = challenge(Some("HAProxy Statistics"));
+                return Next::Ends(Outcome::Answered { status: 401, headers, body: None });
+            }
             self.say(place, "answers with statistics");
             let status = if self.seen.asked_method() == "POST" { 303 } else { 200 };
             return Next::Ends(Outcome::Answered { status, headers: Vec::new(), body: None });

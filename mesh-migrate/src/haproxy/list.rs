@@ -95,7 +95,9 @@ impl<'a> Files<'a> {
 fn entries(source: &Source, is_map: bool) -> Vec<Entry> {
     let mut entries = Vec::new();
     for (number, line) in (1u32..).zip(source.text.lines()) {
-        let line = line.trim_matches([' ', '\t', '\r']);
+        // Blanks at the end are part of a pattern.
+        let line = line.trim_end_matches('\r').trim_start_matches([' ', '\t']);
+        let line = if is_map { line.trim_end_matches([' ', '\t', '\r']) } else { line };
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
@@ -128,7 +130,7 @@ mod tests {
         let map = files.map("m", &place).unwrap();
         let expected = [(3, "a.example".into(), "be a".into()), (4, "b".into(), String::new())];
         assert_eq!(keys(&map), expected);
-        assert_eq!(keys(&files.patterns("m", &place).unwrap())[0].1, "a.example \t be a");
+        assert_eq!(keys(&files.patterns("m", &place).unwrap())[0].1, "a.example \t be a ");
         assert!(files.map("no", &place).unwrap().problem.is_some());
         for n in 0..997 {
             files.map(&format!("f{n}"), &place).unwrap();

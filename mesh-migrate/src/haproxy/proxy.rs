@@ -61,6 +61,8 @@ pub(super) struct Proxy {
     pub(super) monitor_fails: Vec<Condition>,
     /// `stats uri`, where there are statistics.
     pub(super) stats: Option<(Place, String)>,
+    /// `stats auth`: only who says a password sees them.
+    pub(super) has_stats_auth: bool,
     /// `stick on`, `stick match`: the expressions.
     pub(super) sticks: Vec<(Place, String)>,
     /// The last one of each that takes one value: `timeout connect`, `retries`,
@@ -157,6 +159,7 @@ struct Reader<'f, 'o> {
     default_server: Vec<Statement>,
     stats: Option<Place>,
     stats_uri: Option<String>,
+    dispatch: Option<Server>,
 }
 
 impl<'f, 'o> Reader<'f, 'o> {
@@ -185,11 +188,19 @@ impl<'f, 'o> Reader<'f, 'o> {
             monitor: None,
             monitor_fails: Vec::new(),
             stats: None,
+            has_stats_auth: false,
             sticks: Vec::new(),
             settings: BTreeMap::new(),
             checks: Vec::new(),
         };
-        Self { proxy, files, default_server: Vec::new(), stats: None, stats_uri: None }
+        Self {
+            proxy,
+            files,
+            default_server: Vec::new(),
+            stats: None,
+            stats_uri: None,
+            dispatch: None,
+        }
     }
 
     fn statement(&mut self, statement: &Statement) -> Result<(), Problem> {
@@ -232,6 +243,7 @@ impl<'f, 'o> Reader<'f, 'o> {
             "server" | "server-template" if proxy.is_backend => {
                 proxy.servers.push(server(statement, &self.default_server)?);
             }
+            "dispatch" if proxy.is_backend => self.dispatch = Some(dispatch(statement)?),
             "default-server" => self.default_server.push(statement.clone()),
             "balance" => proxy.balance = texts(statement, 1),
             "mode" => match at(1) {
@@ -247,6 +259,7 @@ impl<'f, 'o> Reader<'f, 'o> {
             }
             "stats" => {
                 self.stats = Some(statement.place.clone());
+                proxy.has_stats_auth |= at(1) == "auth";
                 if at(1) == "uri" {
                     self.stats_uri = Some(at(2).to_owned());
                 }
@@ -270,6 +283,9 @@ impl<'f, 'o> Reader<'f, 'o> {
 
     fn finish(mut self) -> Result<Proxy, Problem> {
         let uri = self.stats_uri.unwrap_or_else(|| "/haproxy?stats".to_owned());
+        if self.proxy.servers.is_empty() {
+            self.proxy.servers.extend(self.dispatch.take());
+        }
         self.proxy.stats = self.stats.map(|place| (place, uri));
         let rules = self.proxy.tcp_request.iter().flatten().chain(&self.proxy.http_request);
         let rules = rules.chain(&self.proxy.http_response).chain(&self.proxy.redirects);
@@ -296,6 +312,14 @@ impl<'f, 'o> Reader<'f, 'o> {
         }
         Ok(self.proxy)
     }
+}
+
+/// The address of `dispatch`, as a server.
+fn dispatch(statement: &Statement) -> Result<Server, Problem> {
+    let name = Word { text: "dispatch".to_owned(), place: statement.place.clone() };
+    let mut words = vec![name.clone(), name];
+    words.extend(statement.from(1).first().cloned());
+    server(&Statement { words, ..statement.clone() }, &[])
 }
 
 /// Whether a statement has the request kept as it came: logs do, and formats that look

@@ -108,7 +108,8 @@ pub(super) struct Reply {
 impl Reply {
     /// Whether HAProxy's own page is answered.
     pub(super) fn is_page(&self) -> bool {
-        self.refuses && self.body.is_none() && self.file.is_none() && self.content_type.is_none()
+        let is_bare = self.headers.is_empty() && self.content_type.is_none();
+        self.refuses && is_bare && self.body.is_none() && self.file.is_none()
     }
 }
 

@@ -18,8 +18,15 @@ pub(super) fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
     if leaf.method != Method::Found && leaf.pattern.contains(',') {
         return Err("a pattern with a comma in it".to_owned());
     }
+    // No value has blanks around it.
+    let blank = [' ', '\t'];
+    let begins = leaf.pattern.starts_with(blank);
+    let ends = leaf.pattern.ends_with(blank);
     match leaf.method {
         Method::Found => Ok(Condition::Header(name.to_owned(), Text::Present)),
+        Method::Exact if begins || ends => Ok(NEVER),
+        Method::Beginning if begins => Ok(NEVER),
+        Method::End if ends => Ok(NEVER),
         Method::Exact => of(format!("{before}{p}{after}")),
         Method::Beginning => of(format!("{before}{p}(?s:.*)")),
         Method::End => of(format!("(?s:.*){p}{after}")),

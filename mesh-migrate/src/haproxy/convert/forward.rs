@@ -5,7 +5,10 @@ use crate::{
     source::Place,
 };
 
-use super::super::proxy::{Proxy, Switch};
+use super::super::{
+    proxy::{Proxy, Switch},
+    tree::Statement,
+};
 use super::{
     logic::{all, known},
     pools,
@@ -88,25 +91,14 @@ impl<'c> Walk<'c, '_> {
         }
         super::action::answers(self, proxy, state, &mut forward);
         super::action::headers(state, &mut forward);
-        let appends = [Some(proxy), self.frontend()];
-        if appends.into_iter().flatten().any(super::walk::appends) {
-            let own = ("x-forwarded-for".to_owned(), Said::Client);
-            // What is removed is removed last with us.
-            match forward.remove.contains(&own.0) {
-                true => forward.tell.push(own.clone()),
-                false => forward.tell_more.push(own.clone()),
-            }
-            forward.remove.retain(|name| *name != own.0);
-        }
         let options =
             [proxy.option("forwardfor"), self.frontend().and_then(|f| f.option("forwardfor"))];
-        if let Some(option) = options.into_iter().flatten().next() {
-            let mut words = option.words.iter().skip_while(|word| word.text != "header");
-            let name = words.nth(1).map(|name| name.text.to_ascii_lowercase());
-            if let Some(name) = name.filter(|name| name != "x-forwarded-for") {
-                forward.set.retain(|(known, _)| *known != name);
-                forward.tell.retain(|(known, _)| *known != name);
-                forward.tell.push((name, Said::Client));
+        let mut options = options.into_iter().flatten();
+        if let Some(option) = options.next() {
+            forwarded_for(option, &mut forward);
+            for other in options.filter(|other| header_of(other) != header_of(option)) {
+                let how = format!("the line of {} counts, and not this one", proxy.name);
+                self.notes.approximated(&other.place, how);
             }
         }
         self.emit(place, state, when, Then::Forward(Box::new(forward)));
@@ -138,6 +130,28 @@ impl<'c> Walk<'c, '_> {
                 self.notes.decision(place, question, &["write rules by hand"]);
             }
         }
+    }
+}
+
+/// The header of `option forwardfor`.
+fn header_of(option: &Statement) -> String {
+    let mut words = option.words.iter().skip_while(|word| word.text != "header");
+    words.nth(1).map_or("x-forwarded-for".to_owned(), |name| name.text.to_ascii_lowercase())
+}
+
+fn forwarded_for(option: &Statement, forward: &mut Forward) {
+    let own = (header_of(option), Said::Client);
+    if own.0 == "x-forwarded-for" {
+        // What is removed is removed last with us.
+        match forward.remove.contains(&own.0) {
+            true => forward.tell.push(own.clone()),
+            false => forward.tell_more.push(own.clone()),
+        }
+        forward.remove.retain(|name| *name != own.0);
+    } else {
+        forward.set.retain(|(known, _)| *known != own.0);
+        forward.tell.retain(|(known, _)| *known != own.0);
+        forward.tell.push(own);
     }
 }
 

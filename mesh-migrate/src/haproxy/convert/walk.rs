@@ -420,15 +420,6 @@ impl<'c, 'n> Walk<'c, 'n> {
     }
 }
 
-/// Whether X-Forwarded-For gets the client's address.
-pub(super) fn appends(proxy: &Proxy) -> bool {
-    let option = proxy.option("forwardfor");
-    option.is_some_and(|option| {
-        let mut words = option.words.iter().skip_while(|word| word.text != "header");
-        words.nth(1).is_none_or(|name| name.text.eq_ignore_ascii_case("x-forwarded-for"))
-    })
-}
-
 fn http<'c>(proxy: &'c Proxy, steps: &mut Vec<Step<'c>>) {
     steps.extend(proxy.http_request.iter().map(Step::Rule));
     steps.extend([Step::EndOfList, Step::Statistics]);

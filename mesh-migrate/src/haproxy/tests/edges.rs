@@ -334,3 +334,208 @@ fn headers_that_nothing_looks_at_split_no_rules() {
         assert_eq!(headers[0], headers[1], "{url}");
     }
 }
+
+/// A backend with these lines and servers, in this mode.
+fn backend(mode: &str, lines: &str) -> String {
+    format!(
+        "defaults\n mode {mode}\nfrontend f\n bind 10.0.0.1:80\n default_backend b\nbackend b\n{lines}\n"
+    )
+}
+
+/// The first line of that backend.
+const BACKEND: u32 = 7;
+
+#[test]
+fn checks_are_told_as_they_are_made() {
+    let connection = "decision: ours only asks whether a connection comes, and not over HTTP";
+    for (mode, lines, expected) in [
+        (
+            "tcp",
+            " option httpchk GET /primary\n http-check expect status 200\n server s 10.0.1.1:5432 check port 8008\n",
+            vec![connection, connection, connection],
+        ),
+        ("tcp", " option httpchk\n server s 10.0.1.1:5432 check", vec![connection, connection]),
+        (
+            "http",
+            " option httpchk\n server s 10.0.1.1:50 check proto h2",
+            vec![connection, connection],
+        ),
+        ("tcp", " option httpchk\n server s 10.0.1.1:5432", vec!["", ""]),
+        (
+            "tcp",
+            " server s 10.0.1.1:5432 check port 8008",
+            vec!["decision: its checks go to the port of the traffic, and not to 8008"],
+        ),
+        ("http", " server s 10.0.1.1:80 check port 80", vec![""]),
+        (
+            "tcp",
+            " option tcp-check\n tcp-check connect port 9000\n tcp-check connect\n tcp-check expect string master",
+            vec![
+                "",
+                "decision: it is asked whether a connection comes to the port of the traffic",
+                "",
+                "decision: it is only asked",
+            ],
+        ),
+        (
+            "http",
+            " option httpchk GET /health\n http-check send hdr Host web.example\n server s 10.0.1.1:80 check",
+            vec![
+                "approximated: checks are made by HTTP/1.1 with the service's name as Host; HAProxy's are of HTTP/1.0 without Host",
+                "decision: checks have the service's name as Host with us, and not web.example",
+                "",
+            ],
+        ),
+        (
+            "http",
+            " option httpchk OPTIONS * HTTP/1.1\\r\\nHost:\\ www\n server s 10.0.1.1:80 check maxconn 5",
+            vec![
+                "approximated: checks are made with GET by HTTP/1.1 with the service's name as Host, not with \"Host: www\"; approximated: checks ask for /, and not for *",
+                "approximated: maxconn is no limit",
+            ],
+        ),
+    ] {
+        let (_, program, ledger) = both(&backend(mode, lines));
+        for (line, expected) in (BACKEND..).zip(expected) {
+            let told = said(&ledger, line);
+            assert!(
+                told.contains(expected) && told.is_empty() == expected.is_empty(),
+                "{lines}: {told}"
+            );
+        }
+        let check = program.pools.get("b").and_then(|pool| pool.check.as_ref());
+        let path = check.and_then(|check| check.path.as_deref());
+        let asks = mode == "http" && lines.contains("httpchk") && !lines.contains("h2");
+        assert_eq!(path.is_some(), asks, "{lines}");
+        assert!(path.is_none_or(|path| path.starts_with('/')), "{lines}");
+    }
+}
+
+#[test]
+fn what_cookies_and_sticks_lose_is_told() {
+    let told = |lines: &str| {
+        let text = backend("http", &format!("{lines}\n server s 10.0.1.1:80 cookie s"));
+        let (_, _, ledger) = both(&text);
+        [said(&ledger, BACKEND), said(&ledger, BACKEND + 1)]
+    };
+    let [all, _] = told(
+        " cookie S insert indirect nocache secure domain .x.example maxlife 8h maxidle 1h postonly attr SameSite=None",
+    );
+    for words in [
+        "not Secure",
+        "not of .x.example",
+        "has not SameSite=None",
+        "HttpOnly",
+        "when a browser is closed",
+        "by maxidle",
+        "whatever the method",
+    ] {
+        assert!(all.contains(words), "{words}: {all}");
+    }
+    let [few, _] = told(" cookie S insert indirect nocache httponly");
+    assert!(few.ends_with("may come to another one"), "{few}");
+    let [_, stick] = told(" cookie S prefix\n stick on src");
+    assert_eq!(stick, "approximated: clients are assigned by the cookie alone, and not by this");
+    let [first, second] = told(" stick on src\n stick on req.cook(a)");
+    assert_eq!(first, "approximated: clients are assigned by hash of the same key");
+    assert_eq!(second, "approximated: clients do not stick by this, but by src alone");
+}
+
+#[test]
+fn blanks_at_the_end_of_patterns_count() {
+    let text = front(
+        " http-request deny if { path -f paths }\n http-request deny if { hdr(x-l) -f values }\n \
+         http-request deny deny_status 410 if { hdr(host),map(map) -m str be }",
+    );
+    let file = |name: &str| {
+        let text = match name {
+            "paths" => "/trail \n /lead\n/cr\r\n",
+            "values" => "one \n  two\n\tthree\t\n",
+            _ => "k1 be \nk2\tbe\t\n",
+        };
+        Ok(Source::of(name, text))
+    };
+    let config = read(&[Source::of("h.cfg", &text)], &Outside { file: &file, variable: &|_| None });
+    let config = config.unwrap();
+    let (program, _) = convert(&config);
+    for (url, value, expected) in [
+        ("h/trail", "", 200),
+        ("h/lead", "", 403),
+        ("h/cr", "", 403),
+        ("h/", "one", 200),
+        ("h/", "one ,x", 200),
+        ("h/", "x, two", 403),
+        ("h/", "three", 200),
+        ("k1/", "", 410),
+        ("k2/", "", 410),
+    ] {
+        let request = with(url, &[("x-l", value)]);
+        let got = [explain(&config, &request), decide(&program, &request)];
+        assert_eq!(got.map(|answer| status(&answer.outcome)), [expected; 2], "{url} {value}");
+    }
+}
+
+#[test]
+fn the_line_of_the_backend_says_who_is_told_of_clients() {
+    let text = |front_line: &str, line: &str| {
+        front(front_line).replace(" server s", &format!(" {line}\n server s"))
+    };
+    for (front_line, line, expected) in [
+        (" option forwardfor", "option forwardfor header X-Other", [None, Some("10.0.0.9")]),
+        (" option forwardfor header X-Other", "option forwardfor", [Some("10.0.0.9"), None]),
+        (" option forwardfor", "option forwardfor", [Some("10.0.0.9"), None]),
+        (" option forwardfor header X-Other", "balance source", [None, Some("10.0.0.9")]),
+    ] {
+        let text = text(front_line, line);
+        for (name, expected) in ["x-forwarded-for", "x-other"].into_iter().zip(expected) {
+            let (config, program, _) = both(&text);
+            let request = get("h/");
+            for answer in [explain(&config, &request), decide(&program, &request)] {
+                let Outcome::Forwarded(to) = answer.outcome else { panic!() };
+                let got = to.headers.into_iter().find(|(known, _)| known == name);
+                let got = got.and_then(|(_, value)| value);
+                assert_eq!(got.as_deref(), expected, "{front_line} {line} {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn refusals_with_headers_have_no_page() {
+    let text = front(" http-request deny deny_status 429 hdr Retry-After 10");
+    let (config, program, _) = both(&text);
+    let request = get("h/");
+    for answer in [explain(&config, &request), decide(&program, &request)] {
+        let headers = vec![("retry-after".to_owned(), "10".to_owned())];
+        assert_eq!(answer.outcome, Outcome::Answered { status: 429, headers, body: None });
+    }
+}
+
+#[test]
+fn names_are_in_lower_case_where_a_pattern_removes_them() {
+    let config = |line: &str| from(&[("h.cfg", &front(line))]).unwrap();
+    for (line, is_there) in [
+        (" http-request del-header ^X-(Org|Section)$ -m reg", true),
+        (" http-request del-header ^x-(org|section)$ -m reg", false),
+        (" http-request del-header X-Or -m beg", false),
+    ] {
+        let answer = explain(&config(line), &with("h/", &[("X-Org", "1")]));
+        let Outcome::Forwarded(to) = answer.outcome else { panic!() };
+        let is_removed = to.headers.contains(&("x-org".to_owned(), None));
+        assert_eq!(!is_removed, is_there, "{line}");
+    }
+}
+
+#[test]
+fn dispatch_and_passwords_of_statistics() {
+    let text = front("").replace(" server s 10.0.1.1:80", " dispatch 10.0.1.9:80");
+    let (config, program, ledger) = both(&text);
+    for answer in [explain(&config, &get("h/")), decide(&program, &get("h/"))] {
+        assert_eq!(endpoint(&answer.outcome).as_deref(), Some("10.0.1.9:80"));
+    }
+    assert_eq!(said(&ledger, LINE + 3), "");
+    let config = from(&[("h.cfg", &front(" stats uri /st\n stats auth a:b"))]).unwrap();
+    assert_eq!(status(&explain(&config, &get("h/st")).outcome), 401);
+    let known = with("h/st", &[("authorization", "Basic YTpi")]);
+    assert_eq!(status(&explain(&config, &known).outcome), 200);
+}

@@ -257,13 +257,7 @@ impl<'f, 'o> Reader<'f, 'o> {
             "monitor" if at(1) == "fail" => {
                 proxy.monitor_fails.extend(rules::condition(statement, 2, files)?);
             }
-            "stats" => {
-                self.stats = Some(statement.place.clone());
-                proxy.has_stats_auth |= at(1) == "auth";
-                if at(1) == "uri" {
-                    self.stats_uri = Some(at(2).to_owned());
-                }
-            }
+            "stats" => self.statistics(statement),
             // The others only remember.
             "stick" if matches!(at(1), "on" | "match") => {
                 proxy.sticks.push((statement.place.clone(), at(2).to_owned()));
@@ -279,6 +273,14 @@ impl<'f, 'o> Reader<'f, 'o> {
             }
         }
         Ok(())
+    }
+
+    fn statistics(&mut self, statement: &Statement) {
+        self.stats = Some(statement.place.clone());
+        self.proxy.has_stats_auth |= statement.at(1) == "auth";
+        if statement.at(1) == "uri" {
+            self.stats_uri = Some(statement.at(2).to_owned());
+        }
     }
 
     fn finish(mut self) -> Result<Proxy, Problem> {

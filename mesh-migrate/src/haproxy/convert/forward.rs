@@ -89,7 +89,7 @@ impl<'c> Walk<'c, '_> {
             let how = "the hash is of the header as the client sends it, before rules change it";
             self.notes.approximated(place, how);
         }
-        super::action::answers(self, proxy, state, &mut forward);
+        super::answers::answers(self, proxy, state, &mut forward);
         super::action::headers(state, &mut forward);
         let options =
             [proxy.option("forwardfor"), self.frontend().and_then(|f| f.option("forwardfor"))];

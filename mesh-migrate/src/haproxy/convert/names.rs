@@ -1,5 +1,6 @@
 //! Names and values of headers as rules of ours can write them.
 
+use super::super::{acl::Method, rules::Action};
 use super::text::Unsaid;
 use crate::{
     objects::headers::{is_ours, why_ours},
@@ -13,6 +14,20 @@ pub(super) fn why_not(name: &str) -> Option<String> {
     }
     (!is_token(name))
         .then(|| format!("{name:?} is no name of a header: this has no effect with us"))
+}
+
+/// Why a rule that writes or removes a header does not; `Host` of requests is apart.
+pub(super) fn of_action(action: &Action, is_host_apart: bool) -> Option<String> {
+    match action {
+        Action::SetHeader(name, _)
+        | Action::AddHeader(name, _)
+        | Action::DelHeader(name, Method::Exact)
+            if !is_host_apart || name != "host" =>
+        {
+            why_not(name)
+        }
+        _ => None,
+    }
 }
 
 /// A value as headers of ours have it: blanks around it are none of it (RFC 9110 section

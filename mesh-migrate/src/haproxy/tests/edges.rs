@@ -11,14 +11,14 @@ use crate::{
 };
 
 /// A request with these headers; `*` and the like stand behind a host and a blank.
-fn with(url: &str, headers: &[(&str, &str)]) -> Request {
+pub(super) fn with(url: &str, headers: &[(&str, &str)]) -> Request {
     let mut request = get(url);
     let Kind::Http(http) = &mut request.kind else { unreachable!("it is one of HTTP") };
     http.headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
     request
 }
 
-fn status(outcome: &Outcome) -> u16 {
+pub(super) fn status(outcome: &Outcome) -> u16 {
     match outcome {
         Outcome::Answered { status, .. } => *status,
         Outcome::Forwarded(_) => 200,
@@ -44,7 +44,7 @@ fn sent(text: &str, url: &str, headers: &[(&str, &str)], name: &str) -> [Option<
 }
 
 /// All that is said of a line.
-fn said(ledger: &Ledger, line: u32) -> String {
+pub(super) fn said(ledger: &Ledger, line: u32) -> String {
     let here = ledger.entries().into_iter().filter(|entry| entry.place.line == line);
     let said = here.map(|entry| match entry.verdict {
         Verdict::Exact => String::new(),
@@ -333,112 +333,6 @@ fn headers_that_nothing_looks_at_split_no_rules() {
         });
         assert_eq!(headers[0], headers[1], "{url}");
     }
-}
-
-/// A backend with these lines and servers, in this mode.
-fn backend(mode: &str, lines: &str) -> String {
-    format!(
-        "defaults\n mode {mode}\nfrontend f\n bind 10.0.0.1:80\n default_backend b\nbackend b\n{lines}\n"
-    )
-}
-
-/// The first line of that backend.
-const BACKEND: u32 = 7;
-
-#[test]
-fn checks_are_told_as_they_are_made() {
-    let connection = "decision: ours only asks whether a connection comes, and not over HTTP";
-    for (mode, lines, expected) in [
-        (
-            "tcp",
-            " option httpchk GET /primary\n http-check expect status 200\n server s 10.0.1.1:5432 check port 8008\n",
-            vec![connection, connection, connection],
-        ),
-        ("tcp", " option httpchk\n server s 10.0.1.1:5432 check", vec![connection, connection]),
-        (
-            "http",
-            " option httpchk\n server s 10.0.1.1:50 check proto h2",
-            vec![connection, connection],
-        ),
-        ("tcp", " option httpchk\n server s 10.0.1.1:5432", vec!["", ""]),
-        (
-            "tcp",
-            " server s 10.0.1.1:5432 check port 8008",
-            vec!["decision: its checks go to the port of the traffic, and not to 8008"],
-        ),
-        ("http", " server s 10.0.1.1:80 check port 80", vec![""]),
-        (
-            "tcp",
-            " option tcp-check\n tcp-check connect port 9000\n tcp-check connect\n tcp-check expect string master",
-            vec![
-                "",
-                "decision: it is asked whether a connection comes to the port of the traffic",
-                "",
-                "decision: it is only asked",
-            ],
-        ),
-        (
-            "http",
-            " option httpchk GET /health\n http-check send hdr Host web.example\n server s 10.0.1.1:80 check",
-            vec![
-                "approximated: checks are made by HTTP/1.1 with the service's name as Host; HAProxy's are of HTTP/1.0 without Host",
-                "decision: checks have the service's name as Host with us, and not web.example",
-                "",
-            ],
-        ),
-        (
-            "http",
-            " option httpchk OPTIONS * HTTP/1.1\\r\\nHost:\\ www\n server s 10.0.1.1:80 check maxconn 5",
-            vec![
-                "approximated: checks are made with GET by HTTP/1.1 with the service's name as Host, not with \"Host: www\"; approximated: checks ask for /, and not for *",
-                "approximated: maxconn is no limit",
-            ],
-        ),
-    ] {
-        let (_, program, ledger) = both(&backend(mode, lines));
-        for (line, expected) in (BACKEND..).zip(expected) {
-            let told = said(&ledger, line);
-            assert!(
-                told.contains(expected) && told.is_empty() == expected.is_empty(),
-                "{lines}: {told}"
-            );
-        }
-        let check = program.pools.get("b").and_then(|pool| pool.check.as_ref());
-        let path = check.and_then(|check| check.path.as_deref());
-        let asks = mode == "http" && lines.contains("httpchk") && !lines.contains("h2");
-        assert_eq!(path.is_some(), asks, "{lines}");
-        assert!(path.is_none_or(|path| path.starts_with('/')), "{lines}");
-    }
-}
-
-#[test]
-fn what_cookies_and_sticks_lose_is_told() {
-    let told = |lines: &str| {
-        let text = backend("http", &format!("{lines}\n server s 10.0.1.1:80 cookie s"));
-        let (_, _, ledger) = both(&text);
-        [said(&ledger, BACKEND), said(&ledger, BACKEND + 1)]
-    };
-    let [all, _] = told(
-        " cookie S insert indirect nocache secure domain .x.example maxlife 8h maxidle 1h postonly attr SameSite=None",
-    );
-    for words in [
-        "not Secure",
-        "not of .x.example",
-        "has not SameSite=None",
-        "HttpOnly",
-        "when a browser is closed",
-        "by maxidle",
-        "whatever the method",
-    ] {
-        assert!(all.contains(words), "{words}: {all}");
-    }
-    let [few, _] = told(" cookie S insert indirect nocache httponly");
-    assert!(few.ends_with("may come to another one"), "{few}");
-    let [_, stick] = told(" cookie S prefix\n stick on src");
-    assert_eq!(stick, "approximated: clients are assigned by the cookie alone, and not by this");
-    let [first, second] = told(" stick on src\n stick on req.cook(a)");
-    assert_eq!(first, "approximated: clients are assigned by hash of the same key");
-    assert_eq!(second, "approximated: clients do not stick by this, but by src alone");
 }
 
 #[test]

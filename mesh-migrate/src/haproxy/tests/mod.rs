@@ -3,6 +3,7 @@ mod edges;
 mod generator;
 mod kinds;
 mod limits;
+mod told;
 
 use std::{net::IpAddr, path::Path};
 

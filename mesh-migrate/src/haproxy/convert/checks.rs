@@ -28,7 +28,7 @@ pub(super) fn check(proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Opt
         path: None,
         host: None,
         statuses: Vec::new(),
-        port: number(server, "port").and_then(|port| u16::try_from(port).ok()),
+        port: other_port(server),
         interval: server.value("inter").and_then(time).unwrap_or(Duration::from_secs(2)),
         timeout: timeout(proxy, "check"),
         fall: number(server, "fall").unwrap_or(3),
@@ -43,14 +43,15 @@ pub(super) fn check(proxy: &Proxy, servers: &[Server], notes: &mut Notes) -> Opt
     Some(check)
 }
 
-/// Checks at another port than that of the traffic.
+/// Another port than that of the traffic.
+fn other_port(server: &Server) -> Option<u16> {
+    let port = number(server, "port").and_then(|port| u16::try_from(port).ok());
+    port.filter(|port| server.port != Ok(*port))
+}
+
 fn ports(servers: &[Server], notes: &mut Notes) {
     for server in servers.iter().filter(|server| server.has("check")) {
-        let Some(port) =
-            number(server, "port").filter(|port| Ok(*port) != server.port.map(u32::from))
-        else {
-            continue;
-        };
+        let Some(port) = other_port(server) else { continue };
         let question = format!(
             "its checks go to the port of the traffic, and not to {port}: what answers there must be what is asked for"
         );

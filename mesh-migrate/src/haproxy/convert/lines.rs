@@ -7,7 +7,7 @@ use crate::{
 
 use super::super::{
     Config,
-    acl::{self, Condition, Named, Test},
+    acl::{self, Condition, Method, Named, Test},
     list::List,
     proxy::Proxy,
     rules::Action,
@@ -137,7 +137,21 @@ fn of_test(test: &Test, place: &Place, notes: &mut Notes) {
     if is_name && !test.ignores_case && test.expression.converters.is_empty() {
         notes.approximated(place, "names of TLS are compared without case");
     }
+    let is_uri = matches!(test.expression.fetch.name.as_str(), "url" | "capture.req.uri");
+    if is_uri && test.all_patterns().any(|pattern| is_absolute(test.method, pattern)) {
+        let how = "a target with scheme and host (`GET http://…`) is seen as its path with us";
+        notes.approximated(place, how);
+    }
     test.lists.iter().for_each(|list| of_list(list, place, notes));
+}
+
+/// Whether a pattern is about targets that are no paths.
+fn is_absolute(method: Method, pattern: &str) -> bool {
+    match method {
+        Method::Exact | Method::Beginning => !pattern.starts_with('/') && pattern != "*",
+        Method::Regex | Method::Part => pattern.contains("://"),
+        _ => false,
+    }
 }
 
 fn of_expression(expression: &Expression, place: &Place, notes: &mut Notes) {

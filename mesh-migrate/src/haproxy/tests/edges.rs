@@ -63,7 +63,7 @@ fn rules(program: &Program) -> &[Rule] {
 }
 
 /// The first line of a frontend's own lines.
-const LINE: u32 = 5;
+pub(super) const LINE: u32 = 5;
 
 #[test]
 fn answers_have_no_headers_that_rules_cannot_write() {

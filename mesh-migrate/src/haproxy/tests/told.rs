@@ -1,6 +1,9 @@
 //! What is said of lines of backends.
 
-use super::{edges::said, kinds::both};
+use super::{
+    edges::{LINE, said},
+    kinds::{both, front},
+};
 
 /// A backend with these lines and servers, in this mode.
 fn backend(mode: &str, lines: &str) -> String {
@@ -34,6 +37,7 @@ fn checks_are_told_as_they_are_made() {
             vec!["decision: its checks go to the port of the traffic, and not to 8008"],
         ),
         ("http", " server s 10.0.1.1:80 check port 80", vec![""]),
+        ("tcp", " server s 10.0.1.1:80 check port 80", vec![""]),
         (
             "tcp",
             " option tcp-check\n tcp-check connect port 9000\n tcp-check connect\n tcp-check expect string master",
@@ -106,4 +110,17 @@ fn what_cookies_and_sticks_lose_is_told() {
     let [first, second] = told(" stick on src\n stick on req.cook(a)");
     assert_eq!(first, "approximated: clients are assigned by hash of the same key");
     assert_eq!(second, "approximated: clients do not stick by this, but by src alone");
+}
+
+#[test]
+fn targets_that_are_no_paths_are_told() {
+    for (test, is_told) in [
+        ("url_beg http://", true),
+        ("url -m reg ^[^/:]*://", true),
+        ("url_beg /api", false),
+        ("path_beg http://", false),
+    ] {
+        let (_, _, ledger) = both(&front(&format!(" http-request deny if {{ {test} }}")));
+        assert_eq!(said(&ledger, LINE).contains("seen as its path"), is_told, "{test}");
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
 use super::super::{
     acl::Method,
     rules::{self, Action, Part as UriPart},
-    sample::{self, Call, Expression, Format, Part},
+    sample::{Call, Expression, Format, Part},
 };
 use super::{
     names, sometimes,
@@ -362,7 +362,7 @@ fn regsub(expression: &Expression) -> Result<PathChange, String> {
     }
     let pattern = if flags.contains('i') { format!("(?i){pattern}") } else { pattern.to_owned() };
     compiles(&pattern)?;
-    let substitution = sample::substitution(with);
+    let substitution = super::said::replaced(&pattern, with);
     Ok(PathChange::Pattern { pattern, substitution, all: flags.contains('g') })
 }
 
@@ -416,8 +416,8 @@ fn replacement(
     if with.contains('?') {
         return Err("a query made of the path has no counterpart".to_owned());
     }
+    let substitution = super::said::replaced(pattern, &with).replace("${0}", "$0");
     let pattern = format!("^(?s:.*?)(?:{pattern})(?s:.*)$");
-    let substitution = sample::substitution(&with).replace("${0}", "$0");
     if with.contains(r"\0") {
         return Err("the whole match in a replacement has no counterpart".to_owned());
     }

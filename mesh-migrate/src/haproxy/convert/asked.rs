@@ -9,7 +9,7 @@ use super::super::{
 use super::{
     fetches::{base, base_pattern, cookie, header, numbers, numbers_of},
     logic::{NEVER, all, constant, not},
-    names,
+    names, said,
     state::{Front, SERVER_NAME},
     text::{Leaf, Unsaid, text},
 };
@@ -148,6 +148,9 @@ fn of_parameter(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
     // What else may take several of them is compared with the first.
     let is_open = matches!(text, Text::Pattern(_)) && inner.contains(['.', '\\'])
         || inner.matches("[^").count() != inner.matches("[^&;]").count();
+    if is_open && !said::is_name(name) {
+        return Err(format!("the parameter {name:?} compared so has no counterpart"));
+    }
     Ok(match is_open {
         true => Condition::Query(name.to_owned(), text),
         false => parameter(name, &inner),

@@ -98,8 +98,10 @@ fn over_http(proxy: &Proxy, option: &Statement, check: &mut Check, notes: &mut N
             check.host = Some(host.to_owned());
         }
     }
-    if !path.starts_with('/') {
-        let how = format!("checks ask for /, and not for {path}");
+    // As it must be in a request (RFC 9112 section 3.2.1).
+    let is_sent = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if !path.starts_with('/') || !is_sent {
+        let how = format!("checks ask for /, and not for {path:?}");
         notes.approximated(place, how);
         path = "/";
     }

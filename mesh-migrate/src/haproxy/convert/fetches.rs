@@ -49,7 +49,7 @@ pub(super) fn header(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
             let part = pattern(leaf)?.replace("(?s:.{", "(?:[^,]{");
             of(format!("{before}(?:{part}){after}"))
         }
-        _ => Err(format!("a regular expression of {name}, which is compared part by part")),
+        _ => Err(format!("this comparison of {name} has no counterpart")),
     }
 }
 
@@ -141,6 +141,7 @@ pub(super) fn cookie(name: &str, leaf: &Leaf) -> Result<Condition, Unsaid> {
             }
             None => return Err("this regular expression of a cookie has no counterpart".into()),
         },
+        Method::Length => pattern(leaf)?.replace("(?s:.{", "(?:[^;,]{"),
         _ => return Err("this comparison of a cookie has no counterpart".to_owned()),
     };
     let value = if leaf.ignores_case { format!("(?i:{value})") } else { value };

@@ -45,8 +45,11 @@ pub(super) fn of(
             let question = "passwords are not asked for: all that it may be about is refused (401)";
             let choices = ["authorize by mTLS identity", "ask for passwords in the application"];
             walk.notes.decision(place, question, &choices);
-            let headers = super::super::explain::challenge(realm.as_deref());
-            Reply { status: 401, headers, ..Reply::default() }
+            let mut reply = Reply { status: 401, ..Reply::default() };
+            for (name, value) in super::super::explain::challenge(realm.as_deref()) {
+                constant(walk, place, (&name, &value), &mut reply);
+            }
+            reply
         }
         Action::Service(name) => {
             let meaning = format!("{name} is not there: 404 is answered");

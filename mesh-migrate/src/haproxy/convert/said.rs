@@ -168,7 +168,7 @@ pub(super) fn one(state: &State, said: Said, call: &Call) -> Option<Said> {
             matching::regex(first, flags.contains('i'))?;
             let pattern =
                 if flags.contains('i') { format!("(?i){first}") } else { first.to_owned() };
-            let (substitution, all) = (substitution(call.argument(1)), flags.contains('g'));
+            let (substitution, all) = (replaced(first, call.argument(1)), flags.contains('g'));
             SaidChange::Replace { pattern, substitution, all }
         }
         "concat" => {
@@ -194,6 +194,26 @@ pub(super) fn one(state: &State, said: Said, call: &Call) -> Option<Said> {
         _ => return None,
     };
     said.changed(change)
+}
+
+/// What takes the place of a match, without groups that the expression does not have.
+pub(super) fn replaced(pattern: &str, with: &str) -> String {
+    let groups = matching::regex(pattern, false).map_or(10, |pattern| pattern.captures_len());
+    let mut known = String::new();
+    let mut chars = with.chars();
+    while let Some(char) = chars.next() {
+        if char != '\\' {
+            known.push(char);
+            continue;
+        }
+        let next = chars.next();
+        let group = next.and_then(|digit| digit.to_digit(10));
+        if group.is_none_or(|group| (group as usize) < groups) {
+            known.push(char);
+            known.extend(next);
+        }
+    }
+    substitution(&known)
 }
 
 /// A text before the query, where there is one.
@@ -225,7 +245,7 @@ fn part(is_word: bool, n: i64, class: &str) -> Option<String> {
 }
 
 /// Whether it can be named in a template.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     !name.is_empty() && name.bytes().all(is_good)
 }

@@ -32,8 +32,12 @@ pub(super) struct Looked {
 impl Looked {
     /// As far as the words of all lines say.
     pub(super) fn of(config: &Config) -> Self {
-        static FETCH: LazyLock<Regex> = LazyLock::new(|| {
-            Regex::new(r"(?i)hdrs?[a-z_.]*(?:\(\s*([^,)\s]*))?").expect("a pattern")
+        static FETCH: LazyLock<Regex> =
+            LazyLock::new(|| Regex::new(r"(?i)hdrs?[a-z_.]*\(\s*([^,)\s]+)").expect("a pattern"));
+        static UNNAMED: LazyLock<Regex> = LazyLock::new(|| {
+            let name = r"[sf]?hdr(?:s|s_bin|_names|_cnt|_ip|_val)?(?:\(\s*\))?";
+            let pattern = format!(r"(?i)(?:^|[\[,(.\s]){name}(?:$|[\],)\s])");
+            Regex::new(&pattern).expect("a pattern")
         });
         let mut looked =
             Self { names: OTHERS.map(str::to_owned).into(), at_all: false, words: String::new() };
@@ -44,14 +48,9 @@ impl Looked {
         for statement in statements().filter(|statement| has_captures || !only_logs(statement)) {
             // `hdr` alone stands before the name of a header that is written.
             for word in statement.words.iter().filter(|word| word.text != "hdr") {
-                for found in FETCH.captures_iter(&word.text) {
-                    match found.get(1).map(|name| name.as_str()).filter(|name| !name.is_empty()) {
-                        Some(name) => {
-                            looked.names.insert(name.to_ascii_lowercase());
-                        }
-                        None => looked.at_all = true,
-                    }
-                }
+                let named = FETCH.captures_iter(&word.text).filter_map(|found| found.get(1));
+                looked.names.extend(named.map(|name| name.as_str().to_ascii_lowercase()));
+                looked.at_all |= UNNAMED.is_match(&word.text);
                 if !["set-var(", "set-var-fmt(", "unset-var("]
                     .iter()
                     .any(|s| word.text.starts_with(s))

@@ -238,6 +238,7 @@ fn cookies_that_come_twice() {
     let text = front(
         " http-request deny if { cook(n) -m reg ^(b|c)$ }\n \
          http-request deny deny_status 410 if { cook(n) -m reg x.z }\n \
+         http-request deny deny_status 411 if { cook_len(n) gt 6 }\n \
          http-request set-header X-C <%[req.cook(n)]>",
     );
     for (cookie, expected, value) in [
@@ -247,6 +248,7 @@ fn cookies_that_come_twice() {
         ("n=a; n=d", 200, "<d>"),
         ("n = d ; m=c", 200, "<d>"),
         ("n=bb", 200, "<bb>"),
+        ("n=1; n=1234567; n=1", 411, ""),
         ("m=b; n=x; m=z", 200, "<x>"),
         ("n=\"q;r\"; m=1", 200, "<\"q;r\">"),
     ] {
@@ -309,6 +311,7 @@ fn what_is_not_to_be_repeated_is_not() {
 #[test]
 fn headers_that_nothing_looks_at_split_no_rules() {
     let mut lines = String::from(" capture request header User-Agent len 64\n");
+    lines += " http-request deny if { path /hdr/my_hdr }\n";
     lines += " log-format %[capture.foo]%[var(txn.log0)]%[hdr(x-0)]\n";
     lines += " http-request return status 200 hdr X-Answer 1 if { path /x }\n";
     for n in 0..20 {
@@ -320,7 +323,8 @@ fn headers_that_nothing_looks_at_split_no_rules() {
         " http-request del-header X-3\n http-request set-header User-Agent a if { path_beg /1 }";
     let text = front(&lines);
     let (config, program, ledger) = both(&text);
-    assert_eq!(rules(&program).len(), 2);
+    // Two answers, and what goes on.
+    assert_eq!(rules(&program).len(), 3);
     let told = ledger.entries().into_iter().filter(|entry| {
         matches!(entry.verdict, Verdict::Decision { .. } | Verdict::Approximated { .. })
     });
@@ -417,6 +421,33 @@ fn names_are_in_lower_case_where_a_pattern_removes_them() {
         let Outcome::Forwarded(to) = answer.outcome else { panic!() };
         let is_removed = to.headers.contains(&("x-org".to_owned(), None));
         assert_eq!(!is_removed, is_there, "{line}");
+    }
+}
+
+#[test]
+fn groups_that_are_not_there_are_nothing() {
+    for (line, name, expected) in [
+        (r#" http-request set-header X-A '%[path,regsub("^/(a)","\2x\1")]'"#, "x-a", "xab"),
+        (r#" http-request set-header X-A '%[path,regsub("^/a","\1x")]'"#, "x-a", "xb"),
+    ] {
+        let got = sent(&front(line), "h/ab", &[], name);
+        assert_eq!(got.map(Option::unwrap_or_default), [expected, expected], "{line}");
+    }
+    for line in [
+        r" http-request replace-path /a(.*) /\\1\\2",
+        r#" http-request set-path '%[path,regsub("^/a","/\1")]'"#,
+    ] {
+        let (config, program, _) = both(&front(line));
+        for answer in [explain(&config, &get("h/ab")), decide(&program, &get("h/ab"))] {
+            let Outcome::Forwarded(to) = answer.outcome else { panic!() };
+            assert_eq!(to.target.as_deref(), Some("/b"), "{line}");
+        }
+        let Then::Forward(forward) = &rules(&program)[0].then else { panic!() };
+        let path = format!("{:?}", forward.path);
+        assert!(
+            !path.contains("{2}") && (line.contains("(.*)") || !path.contains("{1}")),
+            "{path}"
+        );
     }
 }
 

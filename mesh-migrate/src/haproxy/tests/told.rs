@@ -61,7 +61,7 @@ fn checks_are_told_as_they_are_made() {
             "http",
             " option httpchk OPTIONS * HTTP/1.1\\r\\nHost:\\ www\n server s 10.0.1.1:80 check maxconn 5",
             vec![
-                "approximated: checks are made with GET by HTTP/1.1 with the service's name as Host, not with \"Host: www\"; approximated: checks ask for /, and not for *",
+                "approximated: checks are made with GET by HTTP/1.1 with the service's name as Host, not with \"Host: www\"; approximated: checks ask for /, and not for \"*\"",
                 "approximated: maxconn is no limit",
             ],
         ),

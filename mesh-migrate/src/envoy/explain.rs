@@ -8,7 +8,7 @@ mod filters;
 mod hosts;
 mod matching;
 mod mutation;
-mod redirect;
+pub(super) mod redirect;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -141,7 +141,7 @@ impl Making<'_> {
             self.ledger.approximated(&pool.place, how);
         }
         if check.host.is_some() {
-            let how = "its checks have a Host of their own; ours that of the endpoint";
+            let how = "its checks have a Host of their own; ours the name of the service";
             self.ledger.approximated(&pool.place, how);
         }
         let is_long = check.statuses.len() > MAX_STATUSES;

@@ -40,10 +40,11 @@ const HAPROXY: &[&str] = &[
     "a header that is set to nothing is not sent; HAProxy sends it empty",
     "clients of IPv4 at a listener of IPv6 are told as 10.0.0.1, not as ::ffff:10.0.0.1",
     "a Host whose port is no number is answered 400",
-    "a request without Host (HTTP/1.0) has one when it goes on, and a target with a host is a path alone then",
-    "refusals that no line of the configuration words have none of HAProxy's pages, and no cache-control",
-    "a cookie that keeps clients at a server has SameSite=Lax, and goes on to the application",
-    "checks begin with the first request for a backend, and until they have failed its servers take part",
+    "a request without Host (HTTP/1.0) has one when it goes on, and a target with scheme and host (GET http://…) is a path alone then, for rules and for the application",
+    "answers of failures (502, 503, 504) have none of HAProxy's pages, and no cache-control",
+    "a cookie that keeps clients at a server has SameSite=Lax and HttpOnly, and goes on to the application",
+    "health checks are made by HTTP/1.1 with the service's name as Host; they begin with the first request for a backend, and until they have failed its servers take part",
+    "requests at once to a server are not limited: its maxconn is only its part when requests are spread",
 ];
 
 const ENVOY: &[&str] = &[

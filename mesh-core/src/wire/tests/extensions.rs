@@ -93,24 +93,38 @@ fn extensions_that_mean_nothing() {
         ("rewrite.substitution", rewrite(|r| r.substitution = "x".repeat(MAX_MATCH_TEXT + 1))),
         ("request_headers", extended(&|e| e.request_headers = set("x-a", "%{nobody}"))),
         ("request_headers", extended(&|e| e.request_headers = set("host", "a"))),
-        (
-            "conditional_headers",
-            extended(&|e| {
-                e.conditional_headers = vec![Default::default(); MAX_CONDITIONAL + 1];
-            }),
-        ),
-        (
-            "conditional_headers.sources",
-            extended(&|e| e.conditional_headers[0].sources[0] = "here".into()),
-        ),
-        (
-            "conditional_headers.request_headers",
-            extended(&|e| e.conditional_headers[0].request_headers = set("x-a", "%{nobody}")),
-        ),
         ("response_headers", extended(&|e| e.response_headers = set("isthmus-error", "a"))),
     ];
     for (field, result) in cases {
         assert_eq!(result.expect_err(field).field, field);
     }
     assert!(reply(&|r| r.body = "x".repeat(MAX_REPLY)).is_ok());
+}
+
+/// What conditional changes of headers may not say.
+#[test]
+fn conditional_headers_that_mean_nothing() {
+    let extended = |change: &dyn Fn(&mut v1::RouteExtension)| {
+        let mut one = extension();
+        change(&mut one);
+        routed(&move |route| route.extension = Some(one.clone()))
+    };
+    let many = |n| extended(&move |e| e.conditional_headers = vec![Default::default(); n]);
+    assert!(many(MAX_CONDITIONAL).is_ok());
+    let value = v1::Header { name: "x-a".into(), value: "%{nobody}".into() };
+    let set = v1::HeaderChanges { set: vec![value], ..Default::default() };
+    let cases = [
+        ("conditional_headers", many(MAX_CONDITIONAL + 1)),
+        (
+            "conditional_headers.sources",
+            extended(&|e| e.conditional_headers[0].sources[0] = "here".into()),
+        ),
+        (
+            "conditional_headers.request_headers",
+            extended(&|e| e.conditional_headers[0].request_headers = Some(set.clone())),
+        ),
+    ];
+    for (field, result) in cases {
+        assert_eq!(result.expect_err(field).field, field);
+    }
 }

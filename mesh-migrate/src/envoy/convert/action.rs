@@ -390,13 +390,7 @@ impl<'c> Converter<'c> {
     }
 
     fn redirect(&mut self, redirect: &Tree, matcher: &Tree, within: &Within<'_>) -> Reply {
-        let status = match redirect.text("response_code") {
-            Some("FOUND") => 302,
-            Some("SEE_OTHER") => 303,
-            Some("TEMPORARY_REDIRECT") => 307,
-            Some("PERMANENT_REDIRECT") => 308,
-            _ => 301,
-        };
+        let status = crate::envoy::explain::redirect::status(redirect);
         let own = if within.is_tls { "https" } else { "http" };
         let scheme = redirect.some_text("scheme_redirect").map(str::to_ascii_lowercase);
         if let Some(other) = scheme.as_ref().filter(|s| !["http", "https"].contains(&s.as_str()))

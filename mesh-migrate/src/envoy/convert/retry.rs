@@ -53,11 +53,9 @@ pub(super) fn retry(policy: &Tree, notes: &mut Notes) -> Option<Retry> {
     retry.statuses.dedup();
     retry.grpc_statuses.sort_unstable();
     retry.grpc_statuses.dedup();
-    if let Some(field) = policy.entry("retry_on") {
-        if !unknown.is_empty() {
-            let meaning = format!("nothing is repeated for {}", unknown.join(", "));
-            notes.dropped(&field.place, meaning);
-        }
+    if let Some(field) = policy.entry("retry_on").filter(|_| !unknown.is_empty()) {
+        let meaning = format!("nothing is repeated for {}", unknown.join(", "));
+        notes.dropped(&field.place, meaning);
     }
     (retry.attempts > 0 && !on.trim().is_empty()).then_some(retry)
 }

@@ -13,20 +13,26 @@ use crate::{
     request::{Forwarded, Http, Outcome},
 };
 
+/// Requests that its codec does not take.
+fn unread(hcm: &Tree, http: &Http, why: &mut Why) -> Option<u16> {
+    let http1 = hcm.msg("http_protocol_options");
+    if http.is_http10 && !http1.is_some_and(|http1| http1.is("accept_http_10")) {
+        why.at(&hcm.place, "HTTP/1.0 is not accepted (accept_http_10)");
+        return Some(426);
+    }
+    let custom = http1.is_some_and(|http1| http1.is("allow_custom_methods"));
+    if !custom && !METHODS.contains(&http.method.as_str()) {
+        let what = format!("{} is no method of HTTP (allow_custom_methods)", http.method);
+        why.at(&hcm.place, what);
+        return Some(400);
+    }
+    None
+}
+
 impl<'c> Asked<'c> {
     pub(super) fn http(&self, hcm: &'c Tree, http: &Http, is_tls: bool, why: &mut Why) -> Outcome {
-        let http1 = hcm.msg("http_protocol_options");
-        if http.is_http10 && !http1.is_some_and(|http1| http1.is("accept_http_10")) {
-            why.at(&hcm.place, "HTTP/1.0 is not accepted (accept_http_10)");
-            return answered(426);
-        }
-        let custom = http1.is_some_and(|http1| http1.is("allow_custom_methods"));
-        if !custom && !METHODS.contains(&http.method.as_str()) {
-            why.at(
-                &hcm.place,
-                format!("{} is no method of HTTP (allow_custom_methods)", http.method),
-            );
-            return answered(400);
+        if let Some(status) = unread(hcm, http, why) {
+            return answered(status);
         }
         let sent_host = http.host.as_deref();
         let absolute = crate::paths::absolute(http);

@@ -70,7 +70,7 @@ pub(super) fn without_internal(
             || routes.texts("internal_only_headers").any(|own| own.eq_ignore_ascii_case(&name))
     };
     let goes_on =
-        |header: &&(String, String)| !is_internal(&header.0) && !(drops && has_underscore(header));
+        |header: &&(String, String)| !(is_internal(&header.0) || drops && has_underscore(header));
     let headers = http.headers.iter().filter(goes_on).cloned().collect();
     Ok(Http { headers, ..http.clone() })
 }

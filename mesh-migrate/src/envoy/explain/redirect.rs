@@ -4,7 +4,7 @@ use super::{matching::Seen, parts};
 use crate::envoy::{re2, tree::Tree};
 
 /// 301 where none is said.
-pub(super) fn status(redirect: &Tree) -> u16 {
+pub(in crate::envoy) fn status(redirect: &Tree) -> u16 {
     match redirect.text("response_code") {
         Some("FOUND") => 302,
         Some("SEE_OTHER") => 303,

@@ -60,12 +60,7 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
     match statement.at(0) {
         "acl" | "use_backend" | "default_backend" | "use-server" | "redirect" | "mode"
         | "disabled" | "enabled" | "monitor-uri" | "monitor" | "stick" => match statement.at(0) {
-            "stick" if first == "store-response" => decision(
-                "who answered is not remembered: a client may come to another endpoint once, \
-                     with a session that is known to the first one only",
-                &["leave it so: sessions are shared", "a cookie of ours, in its policy"],
-            ),
-            "stick" if first == "store-request" => dropped("nothing is remembered of clients"),
+            "stick" => stick(first),
             "mode" if !matches!(first, "http" | "tcp") => {
                 decision("this mode has no counterpart", &["leave it so"])
             }
@@ -121,6 +116,19 @@ pub(super) fn of_proxy(statement: &Statement) -> Verdict {
             &format!("`{name}` is not known here: it is left out"),
             &["leave it so", "write it by hand"],
         ),
+    }
+}
+
+fn stick(kind: &str) -> Verdict {
+    match kind {
+        "store-response" => decision(
+            "who answered is not remembered: a client may come to another endpoint once, with a \
+             session that is known to the first one only",
+            &["leave it so: sessions are shared", "a cookie of ours, in its policy"],
+        ),
+        "store-request" => dropped("nothing is remembered of clients"),
+        // Whose key the hash has is told by the pool.
+        _ => Verdict::Exact,
     }
 }
 

@@ -57,6 +57,16 @@ struct Run<'a> {
     limit: usize,
 }
 
+fn context<'a>(router: &'a Router, is_mesh: bool, pools: &'a mut Pools) -> Context<'a> {
+    Context {
+        place: &router.node.place,
+        is_http2: router.protocol == super::Protocol::H2,
+        is_mesh,
+        clears_context: router.clears_context(),
+        pools,
+    }
+}
+
 /// A router of HTTP.
 pub(super) fn http(
     asked: &Asked<'_>,
@@ -85,13 +95,7 @@ pub(super) fn http(
     let universe =
         Universe::of(asked.config, router, &run.engine.entries, asked.world, asked.names);
     let mut rules = Vec::new();
-    let mut context = Context {
-        place: &router.node.place,
-        is_http2: router.protocol == super::Protocol::H2,
-        is_mesh: pair.is_some(),
-        clears_context: router.clears_context(),
-        pools,
-    };
+    let mut context = context(router, pair.is_some(), pools);
     for (number, identifier) in (1..).zip(&router.identifiers) {
         // Names of the first must not leave none to the others.
         run.limit = MAX_WORK / router.identifiers.len() * number;

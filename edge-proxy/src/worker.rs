@@ -259,16 +259,18 @@ impl Worker {
         Ok(Some(listener))
     }
 
-    /// Workers share an address, and so do all addresses of IPv4 and all of both
-    /// kinds (`0.0.0.0` and `::`), of which the first is closer to IPv4.
+    /// Workers share an address, and all addresses (`0.0.0.0`, `::`) a port with
+    /// single ones: a connection comes to the listener that is closest to where
+    /// it goes.
     fn is_shared(&self, addr: SocketAddr) -> bool {
         let config = &self.shared.config;
-        let is_twin = |other: &ServiceListener| {
-            other.listen.ip().is_unspecified()
-                && other.listen.is_ipv4() != addr.is_ipv4()
-                && other.listen.port() == addr.port()
+        let is_beside = |other: &ServiceListener| {
+            let both = [other.listen.ip(), addr.ip()];
+            other.listen.port() == addr.port()
+                && both[0] != both[1]
+                && both.iter().any(|ip| ip.is_unspecified())
         };
-        config.workers > 1 || addr.ip().is_unspecified() && config.listeners.iter().any(is_twin)
+        config.workers > 1 || config.listeners.iter().any(is_beside)
     }
 
     /// The kernel redirects captured IPv6 to `::1`: whoever listens for captured

@@ -164,7 +164,10 @@ async fn a_cookie_is_made_and_leads_back() {
 
 #[tokio::test]
 async fn a_cookie_of_the_application_is_followed_and_none_made() {
-    let four = Four::start(by(By::ApplicationCookie("JSESSIONID".into()))).await;
+    let mut policy = by(By::Header("cookie".into()));
+    let affinity = policy.affinity.as_mut().expect("that of above");
+    affinity.application_cookie = "JSESSIONID".into();
+    let four = Four::start(policy).await;
     let mut met = BTreeSet::new();
     for session in 0..20 {
         let sent = format!("theme=dark; JSESSIONID=node-{session}");

@@ -245,12 +245,14 @@ async fn who_comes_from_elsewhere_must_be_allowed() {
     }
 }
 
-/// As nginx has it (`listen 80; listen [::]:80;`), with one worker, too.
+/// As nginx has it (`listen 80; listen [::]:80;`, `listen 80; listen
+/// 127.0.0.1:80;`), with one worker, too.
 #[tokio::test]
-async fn all_addresses_of_both_kinds_are_listened_at() {
+async fn all_addresses_and_single_ones_are_listened_at() {
     let app = App::start(echo).await;
-    for workers in [1, 2] {
-        let any = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap();
+    for (workers, other) in [(1, "::"), (2, "::"), (1, "127.0.0.1"), (2, "127.0.0.1")] {
+        let other: IpAddr = other.parse().unwrap();
+        let any = std::net::TcpListener::bind((other, 0)).unwrap().local_addr().unwrap();
         let pair = Pair::one_hop_with(Targets::all(app.addr), |config| {
             config.workers = workers;
             config.listeners.truncate(2);
@@ -260,7 +262,7 @@ async fn all_addresses_of_both_kinds_are_listened_at() {
         })
         .await;
         assert_eq!(pair.source.bound.listeners.len(), 2);
-        for ip in ["127.0.0.1", "::1"] {
+        for ip in ["127.0.0.1", if other.is_ipv6() { "::1" } else { "127.0.0.2" }] {
             let (head, _) =
                 fetch((ip.parse::<IpAddr>().unwrap(), any.port()).into(), "http://orders.shop/x")
                     .await;

@@ -154,7 +154,7 @@ impl Affinity {
     fn wire(&self) -> Result<v1::Affinity, String> {
         let keys = [
             self.cookie.clone().map(By::Cookie),
-            self.application_cookie.clone().map(By::ApplicationCookie),
+            self.application_cookie.as_ref().map(|_| By::Header("cookie".into())),
             self.header.clone().map(By::Header),
             self.source.then_some(By::Source(true)),
             self.path.map(|path| By::PathDepth(path.depth.into())),
@@ -166,6 +166,9 @@ impl Affinity {
                 "is by one of cookie, applicationCookie, header, source: true, path and query";
             return Err(format!("balance.affinity: {one}"));
         };
+        if self.application_cookie.as_deref() == Some("") {
+            return Err("balance.affinity.applicationCookie: is empty".into());
+        }
         if self.cookie_ttl.is_some() && self.cookie.is_none() {
             return Err("balance.affinity: has a cookieTtl only with a cookie".into());
         }
@@ -174,6 +177,7 @@ impl Affinity {
             // No cookie lives shorter than a second.
             cookie_ttl_s: self.cookie_ttl.map_or(0, |ttl| ttl.get().as_secs().max(1)),
             max_load_percent: self.max_load_percent.unwrap_or_default(),
+            application_cookie: self.application_cookie.clone().unwrap_or_default(),
         })
     }
 }

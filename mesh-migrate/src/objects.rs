@@ -9,6 +9,7 @@ mod clause;
 mod connections;
 pub(crate) mod headers;
 mod pool;
+mod redirect;
 mod route;
 mod tls;
 

@@ -54,7 +54,7 @@ pub struct Extension {
     pub request_headers: HeaderTemplates,
     /// In order after those, of requests that the conditions hold for.
     pub conditional_headers: Vec<(Conditions, HeaderTemplates)>,
-    /// The same for answers of applications.
+    /// Of answers of applications, after the header changes of the rule.
     pub response_headers: HeaderChanges,
 }
 

@@ -80,15 +80,14 @@ impl TryFrom<&v1::Affinity> for Affinity {
     fn try_from(message: &v1::Affinity) -> Result<Self, WireError> {
         const FIELD: &str = "balance.affinity";
         let by = match &message.by {
+            _ if !message.application_cookie.is_empty() => {
+                const COOKIE: &str = "balance.affinity.application_cookie";
+                AffinityKey::ApplicationCookie(text(COOKIE, &message.application_cookie, MAX_TEXT)?)
+            }
             Some(By::Cookie(name)) => AffinityKey::Cookie {
                 name: text("balance.affinity.cookie", name, MAX_TEXT)?,
                 ttl: (message.cookie_ttl_s > 0).then(|| Duration::from_secs(message.cookie_ttl_s)),
             },
-            Some(By::ApplicationCookie(name)) => AffinityKey::ApplicationCookie(text(
-                "balance.affinity.application_cookie",
-                name,
-                MAX_TEXT,
-            )?),
             Some(By::Header(name)) => AffinityKey::Header(parse("balance.affinity.header", name)?),
             Some(By::Source(true)) => AffinityKey::Source,
             Some(By::PathDepth(depth)) => {
@@ -100,8 +99,7 @@ impl TryFrom<&v1::Affinity> for Affinity {
                 AffinityKey::Query(text("balance.affinity.query", name, MAX_TEXT)?)
             }
             Some(By::Source(false) | By::Query(_)) | None => {
-                let problem =
-                    "needs one of cookie, application_cookie, header, source, path and query";
+                let problem = "needs one of cookie, header, source, path and query";
                 return Err(wrong(FIELD, problem));
             }
         };
@@ -162,7 +160,7 @@ impl From<&Affinity> for v1::Affinity {
     fn from(affinity: &Affinity) -> Self {
         let (by, ttl) = match &affinity.by {
             AffinityKey::Cookie { name, ttl } => (By::Cookie(name.to_string()), *ttl),
-            AffinityKey::ApplicationCookie(name) => (By::ApplicationCookie(name.to_string()), None),
+            AffinityKey::ApplicationCookie(_) => (By::Header("cookie".into()), None),
             AffinityKey::Header(name) => (By::Header(name.to_string()), None),
             AffinityKey::Source => (By::Source(true), None),
             AffinityKey::Path(depth) => {
@@ -174,6 +172,10 @@ impl From<&Affinity> for v1::Affinity {
             by: Some(by),
             cookie_ttl_s: ttl.map_or(0, |ttl| ttl.as_secs()),
             max_load_percent: affinity.max_load.map_or(0, |percent| percent.0),
+            application_cookie: match &affinity.by {
+                AffinityKey::ApplicationCookie(name) => name.to_string(),
+                _ => String::new(),
+            },
         }
     }
 }
@@ -251,7 +253,12 @@ mod tests {
         bad(by(By::PathDepth(256)), "balance.affinity.path_depth");
         bad(by(By::Header("a b".into())), "balance.affinity.header");
         bad(by(By::Cookie("a b".into())), "balance.affinity.cookie");
-        bad(by(By::ApplicationCookie(String::new())), "balance.affinity.application_cookie");
+        let theirs = |name: &str| v1::Affinity {
+            application_cookie: name.into(),
+            ..by(By::Header("cookie".into()))
+        };
+        assert_eq!(with(theirs("sid")), key(AffinityKey::ApplicationCookie("sid".into())));
+        bad(theirs("a b"), "balance.affinity.application_cookie");
         bad(by(By::Cookie("x".repeat(10_000))), "balance.affinity.cookie");
         bad(v1::Affinity { max_load_percent: 100, ..by(By::Source(true)) }, "max_load_percent");
     }

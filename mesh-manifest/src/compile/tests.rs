@@ -340,6 +340,7 @@ fn how_requests_are_spread_is_read_and_checked() {
         ("{ affinity: { path: { depth: 256 } } }", "depth"),
         ("{ affinity: { header: x-a, cookieTtl: 1s } }", "only with a cookie"),
         ("{ affinity: { cookie: 'a b' } }", "spec.balance.affinity.cookie: "),
+        ("{ affinity: { applicationCookie: '' } }", "applicationCookie: is empty"),
         ("{ affinity: { applicationCookie: 'a b' } }", "spec.balance.affinity.applicationCookie: "),
         (
             "{ outlier: { successRate: { minHosts: 1 } } }",

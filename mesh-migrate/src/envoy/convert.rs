@@ -25,7 +25,7 @@ use crate::{
     ledger::{Ledger, Verdict},
     program::{
         Accepts, Clients, Condition, Forwarded, Listener, PathForm, Paths, Program, Reply, Rule,
-        ServerTls, Text,
+        Said, ServerTls, Text,
     },
     source::Place,
 };
@@ -391,8 +391,10 @@ fn upgrades(within: &Within<'_>) -> Option<Rule> {
     let asks = |name: &str, pattern: &str| {
         Condition::Header(name.into(), Text::Pattern(pattern.to_owned()))
     };
+    // In whichever of its lines.
+    let lists = Text::Pattern("(?i)(?:.*[ \\t,])?upgrade(?:[ \\t,].*)?".to_owned());
     let when = all(vec![
-        asks("connection", "(?i)(?:.*[ \\t,])?upgrade(?:[ \\t,].*)?"),
+        Condition::Said(Said::Headers("connection".into()), lists),
         asks("upgrade", ".+"),
         Condition::Not(Box::new(asks("upgrade", "(?i)h2c"))),
     ]);

@@ -210,3 +210,8 @@ pub(super) fn is_upgrade(http: &Http) -> bool {
     });
     lists && http.header("upgrade").is_some_and(|to| !to.eq_ignore_ascii_case("h2c"))
 }
+
+/// Whether X-Forwarded-Proto is what the connection is, whatever is sent.
+pub(super) fn sets_proto(hcm: &Tree) -> bool {
+    hcm.is("use_remote_address") && hcm.count("xff_num_trusted_hops").unwrap_or(0) == 0
+}

@@ -13,7 +13,7 @@ use crate::{
 /// Changes of one kind in one rule, at most.
 const MAX_CHANGES: usize = 64;
 /// Conditional changes of one rule, at most.
-const MAX_CONDITIONAL: usize = 64;
+pub(crate) const MAX_CONDITIONAL: usize = 64;
 /// Bytes of one value, at most.
 const MAX_VALUE: usize = 4096;
 
@@ -23,6 +23,11 @@ pub(crate) fn is_ours(name: &str) -> bool {
     let framing =
         ["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer"];
     framing.contains(&name) || name.starts_with("isthmus-") || name.starts_with("x-isthmus-")
+}
+
+/// How many conditional changes one under this condition is.
+pub(crate) fn alternatives(condition: &crate::program::Condition) -> usize {
+    clause::clauses(condition).map_or(usize::MAX, |clauses| clauses.len())
 }
 
 /// What is said of a line that changes such a header.
@@ -103,7 +108,7 @@ impl Making<'_> {
             // Changes of other headers under the same condition are one.
             let mut names = BTreeSet::new();
             let alike = |one: &&Sometimes| one.when == first.when && names.insert(one.name.clone());
-            let together = rest.iter().take_while(alike).count();
+            let together = rest.iter().take(MAX_CHANGES).take_while(alike).count();
             let (now, later) = rest.split_at(together);
             rest = later;
             match clause::clauses(&first.when) {

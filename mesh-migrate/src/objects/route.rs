@@ -3,11 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    MAX_RULES, Making, REQUESTS, clause, duration,
-    headers::{fields, modifier},
-    object, some_list,
-};
+use super::{MAX_RULES, Making, REQUESTS, clause, duration, headers::modifier, object, some_list};
 use crate::{
     program::{
         Condition, Forward, Location, PathChange, Reply, Retry, Rule, Said, SaidChange, Then,
@@ -303,7 +299,7 @@ impl Making<'_> {
                 self.ledger.decision(place, question, &["another name"]);
                 policy.insert("reply".into(), json!({ "status": 501 }));
             }
-            Some(location) => redirected(reply, location, route, policy),
+            Some(location) => self.redirected(place, reply, location, (route, policy)),
             None => {
                 let has_templates = !reply.told.is_empty() || reply.text.is_some();
                 let literal = |text: &str| match has_templates {
@@ -360,7 +356,7 @@ pub(super) fn template(said: &Said) -> String {
 }
 
 /// As our policy has it: a pattern and what takes its place.
-fn rewrite(change: &PathChange) -> Value {
+pub(super) fn rewrite(change: &PathChange) -> Value {
     match change {
         PathChange::Whole(path) => {
             json!({ "pattern": "(?s)^.*$", "substitution": path.replace('$', "$$") })
@@ -393,7 +389,7 @@ fn may_end_without_slash(change: &PathChange) -> bool {
 }
 
 /// The path if a filter of Gateway API can put it there as it is.
-fn full(change: &PathChange) -> Option<Value> {
+pub(super) fn full(change: &PathChange) -> Option<Value> {
     let PathChange::Whole(path) = change else { return None };
     (path.starts_with('/') && !path.contains('?'))
         .then(|| json!({ "type": "ReplaceFullPath", "replaceFullPath": path }))
@@ -403,33 +399,4 @@ fn full(change: &PathChange) -> Option<Value> {
 fn is_name(host: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     !host.is_empty() && host.bytes().all(is_good)
-}
-
-fn redirected(
-    reply: &Reply,
-    location: &Location,
-    route: &mut Map<String, Value>,
-    policy: &mut Map<String, Value>,
-) {
-    let whole = location.path.as_ref().and_then(full);
-    if let (Some(change), None) = (&location.path, &whole) {
-        policy.insert("rewrite".into(), rewrite(change));
-    }
-    let redirect = object([
-        ("scheme", location.scheme.as_deref().map(Into::into)),
-        ("hostname", location.host.as_deref().map(Into::into)),
-        ("port", location.port.map(Into::into)),
-        ("path", whole),
-        ("statusCode", Some(reply.status.into())),
-    ]);
-    let mut filters = vec![json!({ "type": "RequestRedirect", "requestRedirect": redirect })];
-    if !reply.headers.is_empty() {
-        let modifier = json!({ "add": fields(&reply.headers) });
-        filters
-            .push(json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": modifier }));
-    }
-    route.insert("filters".into(), filters.into());
-    if location.strip_query {
-        policy.insert("stripQuery".into(), true.into());
-    }
 }

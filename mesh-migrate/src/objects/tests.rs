@@ -4,8 +4,9 @@ use super::*;
 use crate::{
     ledger::Verdict,
     program::{
-        Balance, ClientName, ClientTls, Clients, Condition, Forward, Location, Member, NamePart,
-        PathChange, Pool, Reply, Rule, ServerCertificate, ServerTls, TcpRule, Text, TlsVersion,
+        Balance, Change, ClientName, ClientTls, Clients, Condition, Forward, Location, Member,
+        NamePart, PathChange, Pool, Reply, Rule, Said, ServerCertificate, ServerTls, Sometimes,
+        TcpRule, Text, TlsVersion,
     },
     source::Place,
 };
@@ -450,7 +451,7 @@ fn what_no_filter_can_say_is_a_pattern_or_a_question() {
         let policy = objects.rules[1]["spec"]["rules"][0].clone();
         (objects.rules[0]["spec"]["rules"][0]["filters"].clone(), policy, entries)
     };
-    let (filters, policy, _) = moved(None, "/new?x=1");
+    let (filters, policy, _) = moved(Some("a.example"), "/new?x=1");
     assert!(filters[0]["requestRedirect"]["path"].is_null());
     assert_eq!(policy["rewrite"]["substitution"], "/new?x=1");
     let (filters, policy, _) = moved(Some("a.example"), "/new");
@@ -485,4 +486,55 @@ fn lines_of_one_header_and_hosts_with_ports() {
     assert!(entries.contains("does not begin with /"));
     let (filters, entries) = sent("$x");
     assert!(filters[1].is_null() && entries.contains("is no name of a host"));
+}
+
+#[test]
+fn a_redirect_to_a_path_alone_is_told_so() {
+    let redirect = |path, strip_query| {
+        let location = Location { path, strip_query, ..Location::default() };
+        let reply = Reply { status: 301, location: Some(location), ..Reply::default() };
+        let rule = Rule { place: place(), when: Condition::Always, then: Then::Reply(reply) };
+        let (objects, said) = made(vec![rule]);
+        let to = objects.rules[1]["spec"]["rules"][0]["reply"]["headers"][0]["value"].clone();
+        (to, said.len())
+    };
+    let whole = |to: &str| Some(PathChange::Whole(to.into()));
+    assert_eq!(redirect(whole("/b%"), true), (json!("/b%%"), 0));
+    assert_eq!(redirect(whole("/b$/"), false), (json!("%{target|s~^[^?]*~/b$$/~}"), 0));
+    let prefix = PathChange::Prefix { from: "/a.".into(), to: "/c".into() };
+    assert_eq!(redirect(Some(prefix), false), (json!(r"%{target|s~^/a\.~/c~}"), 0));
+    let pattern = |all| {
+        let (pattern, substitution) = ("^/(a)".into(), "/$1".into());
+        Some(PathChange::Pattern { pattern, substitution, all })
+    };
+    assert_eq!(redirect(pattern(true), true), (json!("%{path|s~^/(a)~/$1~g}"), 0));
+    let (to, told) = redirect(pattern(false), false);
+    assert_eq!((to, told), (json!(null), 1), "with scheme and host, and told");
+}
+
+#[test]
+fn headers_change_where_any_of_the_alternatives_holds() {
+    let inside = Condition::Source(vec!["10.0.0.0/8".into()]);
+    let path = Condition::Path(Text::Prefix("/a".into()));
+    let when = Condition::Any(vec![inside, path]);
+    let set = |name: &str, to: &str| Sometimes {
+        when: when.clone(),
+        name: name.into(),
+        change: Change::Set(Said::Text(to.into())),
+    };
+    let mut rule = rule(Condition::Always, "be.a");
+    let Then::Forward(forward) = &mut rule.then else { unreachable!("it is one") };
+    forward.sometimes = vec![set("x-a", "1"), set("x-b", "2"), set("connection", "close")];
+    let (objects, said) = made(vec![rule]);
+    let headers =
+        json!({ "set": [{ "name": "x-a", "value": "1" }, { "name": "x-b", "value": "2" }] });
+    let path = json!({ "path": { "type": "RegularExpression", "value": "/a(?s:.*)" } });
+    assert_eq!(
+        objects.rules[1]["spec"]["rules"][0]["conditionalHeaders"],
+        json!([
+            { "requestHeaders": headers, "sources": ["10.0.0.0/8"] },
+            { "requestHeaders": headers, "also": [path] },
+        ])
+    );
+    assert_eq!(said.len(), 1, "connection is ours: {said:?}");
 }

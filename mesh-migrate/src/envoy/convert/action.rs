@@ -3,7 +3,10 @@
 use super::{Converter, Within, all, condition, headers, retry, rule};
 use crate::{
     envoy::{parts, re2, template, tree::Tree},
-    program::{Condition, Forward, Key, Location, PathChange, Reply, Rule, Said, Text, Then},
+    program::{
+        Change, Condition, Forward, Key, Location, PathChange, Reply, Rule, Said, Sometimes, Text,
+        Then,
+    },
 };
 
 /// Clusters that `cluster_header` is written out for.
@@ -157,7 +160,8 @@ impl<'c> Converter<'c> {
         if let [one] = taken.as_slice() {
             levels.insert(0, one);
         }
-        let (request, sometimes) = headers::fold_request(&levels, &mut self.notes);
+        let (request, mut sometimes) = headers::fold_request(&levels, &mut self.notes);
+        sometimes.extend(of_trusted(&request, within.hcm));
         let answer = headers::fold(&levels, "response", &mut self.notes);
         let tell = self.clients(route, &request, within.hcm);
         let own = match taken.as_slice() {
@@ -215,7 +219,8 @@ impl<'c> Converter<'c> {
         }
         let address =
             (!hcm.is("skip_xff_append")).then_some(("x-forwarded-for", Said::ForwardedFor));
-        for (name, said) in address.into_iter().chain([("x-forwarded-proto", Said::Scheme)]) {
+        let proto = parts::sets_proto(hcm).then_some(("x-forwarded-proto", Said::Scheme));
+        for (name, said) in address.into_iter().chain(proto) {
             if !request.names().any(|own| own == name) {
                 tell.push((name.to_owned(), said));
             } else if name == "x-forwarded-for" {
@@ -461,6 +466,18 @@ impl<'c> Converter<'c> {
         }
         Reply { status, location: Some(location), ..Reply::default() }
     }
+}
+
+/// Whom Envoy trusts has said how the client came; who has not comes as it is seen.
+fn of_trusted(request: &headers::Changes, hcm: &Tree) -> Option<Sometimes> {
+    const PROTO: &str = "x-forwarded-proto";
+    let asks = hcm.is("use_remote_address") && !parts::sets_proto(hcm);
+    let is_free = !request.names().any(|name| name == PROTO);
+    (asks && is_free).then(|| Sometimes {
+        when: Condition::Not(Box::new(Condition::Header(PROTO.into(), Text::Present))),
+        name: PROTO.into(),
+        change: Change::Set(Said::Scheme),
+    })
 }
 
 fn missing(action: &Tree) -> u16 {

@@ -159,7 +159,7 @@ pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condi
     }
     let scheme = if within.is_tls { "https" } else { "http" };
     let missing = match name.as_str() {
-        "x-forwarded-proto" if within.hcm.is("use_remote_address") => {
+        "x-forwarded-proto" if parts::sets_proto(within.hcm) => {
             let never = Condition::Any(Vec::new());
             return Ok(if holds(&text, scheme) == is_inverted { never } else { Condition::Always });
         }
@@ -181,7 +181,7 @@ fn scheme(text: &Text, within: &Within<'_>) -> Condition {
     let (http, https) = (holds(text, "http"), holds(text, "https"));
     let here = if within.is_tls { https } else { http };
     let never = Condition::Any(Vec::new());
-    if within.hcm.is("use_remote_address") || http == https {
+    if parts::sets_proto(within.hcm) || http == https {
         return if here { Condition::Always } else { never };
     }
     let proto = |text: Text| Condition::Header("x-forwarded-proto".into(), text);

@@ -51,7 +51,7 @@ impl<'c> Converter<'c> {
         let proto = |value: &str| {
             Condition::Header("x-forwarded-proto".into(), Text::Pattern(format!("(?i){value}")))
         };
-        let plain = match (within.is_tls, within.hcm.is("use_remote_address")) {
+        let plain = match (within.is_tls, parts::sets_proto(within.hcm)) {
             (true, true) => return None,
             (false, true) => Condition::Always,
             (false, false) => Condition::Not(Box::new(proto("https"))),

@@ -63,10 +63,10 @@ impl<'c> Asked<'c> {
                 why.at(&filter.place, format!("{name} is asked before; this answer is without it"));
             }
         }
-        let sent = http.header("x-forwarded-proto").filter(|_| !hcm.is("use_remote_address"));
+        let sent = http.header("x-forwarded-proto").filter(|_| !parts::sets_proto(hcm));
         let is_https = sent.map_or(is_tls, |proto| proto.eq_ignore_ascii_case("https"));
         let scheme = if is_https { "https" } else { "http" };
-        let sets_proto = hcm.is("use_remote_address");
+        let sets_proto = parts::sets_proto(hcm);
         let Some(routes) = self.config.routes(hcm) else { return answered(404) };
         let http = match without_internal(hcm, http, routes, why) {
             Ok(http) => http,
@@ -174,7 +174,8 @@ impl<'c> Asked<'c> {
         if hcm.is("use_remote_address") && !hcm.is("skip_xff_append") {
             headers.forwarded_for();
         }
-        if seen.sets_proto {
+        let is_free = seen.http.header("x-forwarded-proto").is_none();
+        if seen.sets_proto || is_free && hcm.is("use_remote_address") {
             headers.set("x-forwarded-proto", seen.scheme.to_owned());
         }
         let mut order: Vec<&Tree> = levels.into_iter().rev().collect();

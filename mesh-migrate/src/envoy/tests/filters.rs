@@ -368,3 +368,24 @@ fn headers_change_where_the_client_has_sent_them_or_not() {
     });
     assert_eq!(told.count(), 1, "of the one that something else changes, too");
 }
+
+#[test]
+fn whom_envoy_trusts_says_how_the_client_came() {
+    let routes = "              - {match: {prefix: /}, route: {cluster: a}}";
+    let config = http("", routes).replace(
+        "          use_remote_address: true",
+        "          use_remote_address: true\n          xff_num_trusted_hops: 1",
+    );
+    let config = Config::read(&Source::of("e", &config)).unwrap();
+    let (program, _) = convert(&config);
+    for (sent, expected) in [(&[("x-forwarded-proto", "https")][..], None), (&[], Some("http"))] {
+        let request = ask("GET", "/", sent, "10.1.2.3");
+        for answer in [explain(&config, &request), decide(&program, &request)] {
+            let Outcome::Forwarded(to) = answer.outcome else { panic!() };
+            let told = to.headers.into_iter().find(|(name, _)| name == "x-forwarded-proto");
+            // What goes on as it was sent need not be told.
+            let told = told.and_then(|(_, value)| value).filter(|value| value != "https");
+            assert_eq!(told.as_deref(), expected);
+        }
+    }
+}

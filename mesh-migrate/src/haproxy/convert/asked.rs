@@ -14,6 +14,10 @@ use super::{
     text::{Leaf, Unsaid, text},
 };
 
+/// Fetches of one header, which is named.
+const OF_HEADER: [&str; 6] =
+    ["req.hdr", "req.fhdr", "req.hdr_val", "req.hdr_ip", "req.hdr_cnt", "req.fhdr_cnt"];
+
 /// A condition of the request for a pattern of a fetch.
 pub(super) fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Condition, Unsaid> {
     let name = call.name.as_str();
@@ -23,7 +27,8 @@ pub(super) fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Cond
         return Err(format!("`{name}` has no counterpart for connections"));
     }
     match name {
-        _ if is_header(name) && !names::is_token(&first) => no_header(name, leaf),
+        _ if OF_HEADER.contains(&name) && first.is_empty() => unsaid(),
+        _ if OF_HEADER.contains(&name) && !names::is_token(&first) => no_header(name, leaf),
         "path" => match leaf.method {
             Method::Found => Ok(Condition::Always),
             Method::Beginning if leaf.pattern.is_empty() => Ok(Condition::Always),
@@ -83,10 +88,6 @@ pub(super) fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Cond
         },
         _ => unsaid(),
     }
-}
-
-fn is_header(name: &str) -> bool {
-    name.starts_with("req.hdr") || name.starts_with("req.fhdr")
 }
 
 /// No header has such a name: it is not there, or there are none.

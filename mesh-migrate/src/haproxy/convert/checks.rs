@@ -83,7 +83,9 @@ fn over_http(proxy: &Proxy, option: &Statement, check: &mut Check, notes: &mut N
     for statement in proxy.checks.iter().filter(|statement| statement.at(0) == "http-check") {
         let texts: Vec<&str> = statement.words.iter().map(|word| word.text.as_str()).collect();
         if statement.at(1) == "expect" {
-            check.statuses = statuses(&texts).unwrap_or_default();
+            // What is not to be is told at the line.
+            let is_negated = texts.contains(&"!");
+            check.statuses = statuses(&texts).filter(|_| !is_negated).unwrap_or_default();
         }
         if let Some(at) = texts.iter().position(|text| matches!(*text, "uri" | "uri-lf")) {
             (place, path) = (&statement.place, texts.get(at + 1).copied().unwrap_or("/"));

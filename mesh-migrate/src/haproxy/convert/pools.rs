@@ -61,7 +61,7 @@ pub(super) fn pool_at(
         });
     }
     Pool {
-        // Who fails his checks takes nothing, however many they are.
+        // Who fails his checks takes nothing, as long as one does not.
         panic_percent: servers.iter().any(|server| server.has("check")).then_some(0),
         place: proxy.place.clone(),
         members,

@@ -178,9 +178,6 @@ fn redirected(
             location
         }
     };
-    if location.scheme.is_none() && location.host.is_none() && location.port.is_none() {
-        walk.notes.approximated(place, "where it leads is written with scheme and host");
-    }
     reply.location = Some(location);
     Ok(reply)
 }

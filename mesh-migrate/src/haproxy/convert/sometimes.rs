@@ -13,7 +13,10 @@ use super::super::{
     tree::Statement,
 };
 use super::{action, names, state::State, walk::Walk};
-use crate::program::{Change, Condition, Said, Sometimes};
+use crate::{
+    objects::headers::{MAX_CONDITIONAL, alternatives},
+    program::{Change, Condition, Said, Sometimes},
+};
 
 /// Headers that something other than a rule for headers looks at, or writes.
 const OTHERS: [&str; 4] = ["host", "cookie", "authorization", "x-forwarded-for"];
@@ -49,7 +52,12 @@ impl Looked {
             // `hdr` alone stands before the name of a header that is written.
             for word in statement.words.iter().filter(|word| word.text != "hdr") {
                 let named = FETCH.captures_iter(&word.text).filter_map(|found| found.get(1));
-                looked.names.extend(named.map(|name| name.as_str().to_ascii_lowercase()));
+                for name in named {
+                    // Arguments may stand in quotes.
+                    let name = name.as_str().trim_matches(['\'', '"', '\\']);
+                    looked.at_all |= !names::is_token(name);
+                    looked.names.insert(name.to_ascii_lowercase());
+                }
                 looked.at_all |= UNNAMED.is_match(&word.text);
                 if !["set-var(", "set-var-fmt(", "unset-var("]
                     .iter()
@@ -82,6 +90,14 @@ fn only_logs(statement: &Statement) -> bool {
     is_capture || logs.contains(&statement.at(0))
 }
 
+/// Whether a rule of ours has no room for it, or would do it more than once.
+fn is_too_much(rule: &rules::Rule, condition: &Condition, state: &State) -> bool {
+    let own = alternatives(condition);
+    let others: usize = state.sometimes.iter().map(|one| alternatives(&one.when)).sum();
+    others.saturating_add(own) > MAX_CONDITIONAL
+        || own > 1 && matches!(rule.action, Action::AddHeader(..))
+}
+
 /// Whether the change is one of those.
 pub(super) fn take(
     walk: &mut Walk<'_, '_>,
@@ -99,7 +115,8 @@ pub(super) fn take(
         Action::DelHeader(name, Method::Exact) => (name, None),
         _ => return false,
     };
-    if walk.looked.at(name) || names::why_not(name).is_some() {
+    if walk.looked.at(name) || names::why_not(name).is_some() || is_too_much(rule, condition, state)
+    {
         return false;
     }
     let change = match value {

@@ -300,7 +300,8 @@ impl State {
             "query" | "url_param" | "pathq" | "url" if self.query.is_some() => {
                 Err(format!("`{name}` after the query has been rewritten"))
             }
-            "req.hdr" | "req.fhdr" | "req.hdr_cnt" | "req.fhdr_cnt" | "req.cook" => {
+            "req.hdr" | "req.fhdr" | "req.hdr_cnt" | "req.fhdr_cnt" | "req.hdr_val"
+            | "req.hdr_ip" | "req.cook" | "req.cook_cnt" | "req.cook_val" => {
                 self.header(name, first).unwrap_or_else(of)
             }
             _ => of(),
@@ -322,7 +323,7 @@ impl State {
 
     /// A header that rules have changed.
     fn header(&self, name: &str, first: &str) -> Option<Result<Symbol, Unsaid>> {
-        let header = if name == "req.cook" { "cookie" } else { first };
+        let header = if name.starts_with("req.cook") { "cookie" } else { first };
         Some(match self.headers.get(&header.to_ascii_lowercase())? {
             Header { is_replaced: true, said: Some(said), more, .. }
                 if more.is_empty() && matches!(name, "req.hdr" | "req.fhdr") =>
@@ -338,7 +339,14 @@ impl State {
         let count = i64::try_from(header.values.len()).unwrap_or(i64::MAX);
         match (name, header.values.as_slice()) {
             ("req.hdr_cnt" | "req.fhdr_cnt", _) => Ok(Symbol::Known(Some(Value::Int(count)))),
-            ("req.cook", _) => Err("cookies after they have been changed".to_owned()),
+            ("req.hdr_val", [only]) => match only.parse() {
+                Ok(number) => Ok(Symbol::Known(Some(Value::Int(number)))),
+                Err(_) => Err(format!("{only:?} as a number")),
+            },
+            ("req.hdr_ip", [_, ..]) => Err("an address that has been set".to_owned()),
+            (name, _) if name.starts_with("req.cook") => {
+                Err("cookies after they have been changed".to_owned())
+            }
             (_, []) => Ok(Symbol::Known(None)),
             (_, [only]) if !only.contains(',') => {
                 Ok(Symbol::Known(Some(Value::Text(only.clone()))))

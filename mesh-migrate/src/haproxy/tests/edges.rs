@@ -464,3 +464,83 @@ fn dispatch_and_passwords_of_statistics() {
     let known = with("h/st", &[("authorization", "Basic YTpi")]);
     assert_eq!(status(&explain(&config, &known).outcome), 200);
 }
+
+#[test]
+fn what_asks_for_no_single_header_keeps_everybody_out() {
+    for condition in
+        ["req.hdrs -m reg (?i)jndi:", "req.fhdr_cnt gt 100", "req.hdr_names -m sub x-evil"]
+    {
+        let text = front(&format!(" http-request deny if {{ {condition} }}"));
+        let (_, program, ledger) = both(&text);
+        let answer = decide(&program, &get("h/"));
+        assert_eq!(status(&answer.outcome), 403, "{condition}");
+        assert!(said(&ledger, 5).contains("decision: "), "{condition}: {}", said(&ledger, 5));
+    }
+}
+
+#[test]
+fn a_header_that_is_looked_at_in_quotes_is_looked_at() {
+    let text = front(
+        " http-request del-header X-Role unless { src 10.0.0.0/8 }\n \
+         http-request deny if { req.hdr('X-Role') -m str admin }",
+    );
+    let admin =
+        |source: [u8; 4]| Request { source: source.into(), ..with("h/", &[("x-role", "admin")]) };
+    let (config, program, _) = both(&text);
+    for (source, expected) in [([10, 0, 0, 9], 403), ([192, 0, 2, 1], 200)] {
+        let request = admin(source);
+        let both = [explain(&config, &request), decide(&program, &request)];
+        assert_eq!(both.map(|answer| status(&answer.outcome)), [expected; 2], "{source:?}");
+    }
+}
+
+#[test]
+fn numbers_of_headers_are_those_that_rules_have_left() {
+    let text = front(
+        " http-request del-header X-Level\n \
+         http-request deny unless { req.hdr_val(X-Level) gt 5 }",
+    );
+    assert_eq!(statuses(&text, "h/", &[("x-level", "9")]), [403; 2]);
+    let set = text.replace("del-header X-Level", "set-header X-Level 7");
+    assert_eq!(statuses(&set, "h/", &[("x-level", "1")]), [200; 2]);
+}
+
+#[test]
+fn a_header_is_added_once_whichever_condition_holds() {
+    let text = front(
+        " acl inside src 10.0.0.0/8\n acl inside hdr(x-int) -m found\n \
+         http-request add-header X-Tag v if inside",
+    );
+    let value = || Some("v".to_owned());
+    assert_eq!(sent(&text, "h/", &[("x-int", "1")], "x-tag"), [value(), value()]);
+    let (_, program, _) = both(&text);
+    let of = |rule: &Rule| match &rule.then {
+        Then::Forward(forward) => forward.sometimes.len(),
+        Then::Reply(_) => 0,
+    };
+    assert!(rules(&program).iter().all(|rule| of(rule) == 0), "it would be added for each");
+}
+
+#[test]
+fn more_conditions_than_a_rule_has_room_for_split_it() {
+    let paths: String = (0..100).map(|n| format!(" /p{n}/")).collect();
+    let text = front(&format!(" http-request del-header X-Internal if {{ path_beg{paths} }}"));
+    for (path, expected) in [("h/p99/x", None), ("h/q", Some("1".to_owned()))] {
+        let [theirs, ours] = sent_or_kept(&text, path, "x-internal");
+        assert_eq!(theirs, expected, "{path}");
+        assert_eq!(ours, expected, "{path}");
+    }
+}
+
+/// What of a header goes on that is sent with `1`.
+fn sent_or_kept(text: &str, url: &str, name: &str) -> [Option<String>; 2] {
+    let (config, program, _) = both(text);
+    let request = with(url, &[(name, "1")]);
+    [explain(&config, &request), decide(&program, &request)].map(|answer| match answer.outcome {
+        Outcome::Forwarded(to) => match to.headers.into_iter().find(|(known, _)| known == name) {
+            Some((_, value)) => value,
+            None => Some("1".to_owned()),
+        },
+        other => panic!("{other:?}"),
+    })
+}

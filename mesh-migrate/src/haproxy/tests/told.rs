@@ -124,3 +124,13 @@ fn targets_that_are_no_paths_are_told() {
         assert_eq!(said(&ledger, LINE).contains("seen as its path"), is_told, "{test}");
     }
 }
+
+#[test]
+fn a_check_that_must_not_answer_so_is_not_one_that_must() {
+    let lines =
+        " option httpchk GET /h\n http-check expect ! status 500\n server s 10.0.1.1:80 check";
+    let text = backend("http", lines);
+    let (_, program, _) = both(&text);
+    let check = program.pools.values().find_map(|pool| pool.check.as_ref()).unwrap();
+    assert_eq!(check.statuses, Vec::<u16>::new());
+}

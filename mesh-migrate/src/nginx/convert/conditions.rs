@@ -131,5 +131,6 @@ fn file_of(directive: &Directive) -> Option<String> {
     let inner = said.strip_prefix('(')?.strip_suffix(')')?.trim();
     let test = inner.strip_prefix('!').unwrap_or(inner).trim_start();
     let is_test = ["-f", "-d", "-e", "-x"].iter().any(|flag| test.starts_with(flag));
-    is_test.then(|| inner.to_owned())
+    // What hangs on the request is no switch.
+    (is_test && !test.contains('$')).then(|| inner.to_owned())
 }

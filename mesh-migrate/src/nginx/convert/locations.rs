@@ -117,7 +117,9 @@ impl<'c> Work<'_, 'c> {
         let Kind::Regex(Err(wrong)) = &location.kind else { return None };
         let ignores_case = location.directive.arg(0).starts_with("~*");
         let loose = Pattern::loose(&location.text, ignores_case);
-        let refused = loose.filter(|_| keeps_out(location));
+        let loose = loose.map(|loose| loose.whole());
+        let whatever = || format!("{}(?s:.*)", regex::escape(beginning(&location.text)));
+        let refused = keeps_out(location).then(|| loose.unwrap_or_else(whatever));
         let question = match refused {
             Some(_) => format!(
                 "{wrong}: until decided paths that it may take are answered 501, so that nobody comes in who should not. What does it mean?"
@@ -127,8 +129,18 @@ impl<'c> Work<'_, 'c> {
             ),
         };
         self.decision(location.directive, question, &["another pattern", "prefixes"]);
-        refused.map(|loose| Text::Pattern(loose.whole()))
+        refused.map(Text::Pattern)
     }
+}
+
+/// What every path begins with that a pattern takes, as far as it is plain text.
+fn beginning(pattern: &str) -> &str {
+    let Some(text) = pattern.strip_prefix('^') else { return "" };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_');
+    let end = text.find(|c| !plain(c)).unwrap_or(text.len());
+    // What may be repeated no times is no part of it.
+    let is_sure = !text[end..].starts_with(['?', '*', '{']) && !pattern.contains('|');
+    if is_sure { &text[..end] } else { "" }
 }
 
 /// Whether some are kept out of a location.
@@ -138,7 +150,10 @@ fn keeps_out(location: &Location<'_>) -> bool {
         "deny" | "internal" | "limit_except" => true,
         name => GATES.contains(&name) && d.arg(0) != "off",
     };
-    location.directive.inside().iter().any(keeps)
+    fn any(block: &Directive, keeps: &dyn Fn(&Directive) -> bool) -> bool {
+        block.inside().iter().any(|inner| keeps(inner) || any(inner, keeps))
+    }
+    any(location.directive, &keeps)
 }
 
 /// Its path, where a path without its last slash is led to.

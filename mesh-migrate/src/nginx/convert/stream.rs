@@ -2,12 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use super::{
-    Directive, ServerTls, Work,
-    addresses::{at_all, is_within},
-    listens, name,
-    pools::Manner,
-};
+use super::{Directive, ServerTls, Work, listens, name, pools::Manner};
 use crate::{
     nginx::{
         model::{self, Key, Map, Server, inherited, is_on, seconds},
@@ -21,11 +16,6 @@ impl<'m, 'c> Work<'m, 'c> {
     pub(super) fn stream(&mut self) {
         let model = self.model;
         let mut known: BTreeSet<SocketAddr> = BTreeSet::new();
-        let tcp = |server: &Server<'c>| -> BTreeSet<SocketAddr> {
-            let listens = server.listens.iter().filter(|listen| !listen.is_udp);
-            listens.filter_map(|listen| listen.addresses.clone().ok()).flatten().collect()
-        };
-        let every: BTreeSet<SocketAddr> = model.stream.servers.iter().flat_map(tcp).collect();
         for server in &model.stream.servers {
             self.exact(server.directive);
             for listen in &server.listens {
@@ -46,12 +36,7 @@ impl<'m, 'c> Work<'m, 'c> {
                     continue;
                 }
                 for address in addresses.into_iter().filter(|address| known.insert(*address)) {
-                    match is_within(address, &every) {
-                        // One server is one, wherever its clients come in.
-                        true if tcp(server).contains(&at_all(address)) => {}
-                        true => self.beside(directive, address),
-                        false => self.tcp(server, address, directive),
-                    }
+                    self.tcp(server, address, directive);
                 }
             }
         }

@@ -127,3 +127,35 @@ fn patterns_that_cannot_be_read_refuse_whom_they_may_mean() {
         assert_eq!(status, expected, "{path}");
     }
 }
+
+#[test]
+fn nobody_comes_in_by_a_pattern_that_cannot_be_read_at_all() {
+    let text = r"
+        server {
+            listen 10.20.0.4:80;
+            location ~ ^/in/(.)\1/x { if ($remote_addr != 10.0.0.1) { return 403; } return 206; }
+            location ~ ^/open/(.)\1/x { return 207; }
+            location / { return 208; }
+        }";
+    let (program, _) = convert(&config(&format!("http {{ {text} }}"))).unwrap();
+    let status = |target| match decide(&program, &get("10.20.0.4:80", "a", target)).outcome {
+        Outcome::Answered { status, .. } => status,
+        other => panic!("{other:?}"),
+    };
+    for (target, expected) in [("/in/aa/x", 501), ("/in/b", 501), ("/open/aa/x", 208), ("/c", 208)]
+    {
+        assert_eq!(status(target), expected, "{target}");
+    }
+}
+
+#[test]
+fn a_file_that_hangs_on_the_request_is_no_switch() {
+    let text = "server {
+            listen 10.20.0.4:80;
+            if (-f /etc/blocked/$remote_addr) { return 503; }
+            return 206;
+        }";
+    let (program, _) = convert(&config(&format!("http {{ {text} }}"))).unwrap();
+    let answer = decide(&program, &get("10.20.0.4:80", "a", "/")).outcome;
+    assert!(matches!(answer, Outcome::Answered { status: 503, .. }), "{answer:?}");
+}

@@ -36,10 +36,10 @@ impl Looked {
     /// As far as the words of all lines say.
     pub(super) fn of(config: &Config) -> Self {
         static FETCH: LazyLock<Regex> =
-            LazyLock::new(|| Regex::new(r"(?i)hdrs?[a-z_.]*\(\s*([^,)\s]+)").expect("a pattern"));
+            LazyLock::new(|| Regex::new(r"hdrs?[a-z_.]*\([ \t]*([^,) \t]+)").expect("a pattern"));
         static UNNAMED: LazyLock<Regex> = LazyLock::new(|| {
-            let name = r"[sf]?hdr(?:s|s_bin|_names|_cnt|_ip|_val)?(?:\(\s*\))?";
-            let pattern = format!(r"(?i)(?:^|[\[,(.\s]){name}(?:$|[\],)\s])");
+            let name = r"[sf]?hdr(?:s|s_bin|_names|_cnt|_ip|_val)?(?:\([ \t]*\))?";
+            let pattern = format!(r"(?:^|[\[,(. \t]){name}(?:$|[\],) \t])");
             Regex::new(&pattern).expect("a pattern")
         });
         let mut looked =
@@ -51,14 +51,15 @@ impl Looked {
         for statement in statements().filter(|statement| has_captures || !only_logs(statement)) {
             // `hdr` alone stands before the name of a header that is written.
             for word in statement.words.iter().filter(|word| word.text != "hdr") {
-                let named = FETCH.captures_iter(&word.text).filter_map(|found| found.get(1));
+                let text = word.text.to_ascii_lowercase();
+                let named = FETCH.captures_iter(&text).filter_map(|found| found.get(1));
                 for name in named {
                     // Arguments may stand in quotes.
                     let name = name.as_str().trim_matches(['\'', '"', '\\']);
                     looked.at_all |= !names::is_token(name);
-                    looked.names.insert(name.to_ascii_lowercase());
+                    looked.names.insert(name.to_owned());
                 }
-                looked.at_all |= UNNAMED.is_match(&word.text);
+                looked.at_all |= UNNAMED.is_match(&text);
                 if !["set-var(", "set-var-fmt(", "unset-var("]
                     .iter()
                     .any(|s| word.text.starts_with(s))

@@ -82,6 +82,11 @@ fn names_are_labels_and_each_is_there_once() {
     let mut names = Names::default();
     let all: Vec<_> = ["a.b", "a-b", "a_b"].map(|name| names.free(name)).into();
     assert_eq!(all, ["a-b", "a-b-2", "a-b-3"]);
+    // With a namespace and a number behind it, it is an endpoint's id of 64 at most.
+    let long = "b".repeat(80);
+    names.longest = MAX_LABEL - "legacy".len();
+    let all = [&long, &long].map(|name| names.free(name));
+    assert!(all[0] != all[1] && all.iter().all(|one| one.len() <= 51), "{all:?}");
     let (objects, _) = made(vec![rule(Condition::Always, "be.a")]);
     assert_eq!(objects.site["services"][1]["name"], "be-a-2.legacy");
 }

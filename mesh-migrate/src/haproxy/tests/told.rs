@@ -133,4 +133,8 @@ fn a_check_that_must_not_answer_so_is_not_one_that_must() {
     let (_, program, _) = both(&text);
     let check = program.pools.values().find_map(|pool| pool.check.as_ref()).unwrap();
     assert_eq!(check.statuses, Vec::<u16>::new());
+    // However few are well; without checks there is nothing to believe.
+    assert!(program.pools.values().all(|pool| pool.panic_percent == Some(0)));
+    let (_, program, _) = both(&text.replace(" check", ""));
+    assert!(program.pools.values().all(|pool| pool.panic_percent.is_none()));
 }

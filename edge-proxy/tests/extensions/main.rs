@@ -405,6 +405,25 @@ async fn headers_are_made_of_the_request() {
 }
 
 #[tokio::test]
+async fn a_listener_of_a_service_is_no_proxy() {
+    let world = World::start(
+        "",
+        &rules(
+            "
+        - { name: all, backendRefs: [{ name: a }] }",
+            "      rules: []",
+        ),
+    )
+    .await;
+    let connect = "CONNECT a.shop:80 HTTP/1.1\r\nHost: a.shop:80\r\nConnection: close\r\n\r\n";
+    let head = world.raw([127, 0, 0, 9], connect).await;
+    assert!(
+        head.starts_with("HTTP/1.1 501 ") && head.contains("isthmus-error: unsupported"),
+        "{head}"
+    );
+}
+
+#[tokio::test]
 async fn headers_change_where_conditions_hold() {
     let routes = "
         - { name: all, backendRefs: [{ name: a }] }";

@@ -138,7 +138,7 @@ impl Plan {
             );
             return Err(Failure::new(problem).exit(Exit::Failed));
         }
-        if let Some(wrong) = wrong.filter(|_| length <= MAX_RULES) {
+        if let Some(wrong) = wrong {
             let problem = format!(
                 "{wrong}: no proxy takes that, and it is a defect of this program that it was written. Change it by hand, and please report it"
             );

@@ -260,3 +260,23 @@ routers:
         assert_eq!(matches!(ours.outcome, Outcome::Forwarded(_)), is_there, "{id}");
     }
 }
+
+#[test]
+fn what_clients_say_of_the_context_does_not_go_on_where_it_is_cleared() {
+    let yaml = "routers:\n- protocol: http\n  servers: [{port: 4140, clearContext: true}]\n  dtab: /svc => /$/inet/10.0.0.1/80\n";
+    let removed = |yaml: &str| {
+        let (_, program, _) = converted(yaml, &World::default());
+        let Accepts::Http { rules, .. } = &program.listeners[0].accepts else { panic!() };
+        let forwards = rules.iter().filter_map(|rule| match &rule.then {
+            crate::program::Then::Forward(forward) => Some(forward.remove.clone()),
+            crate::program::Then::Reply(_) => None,
+        });
+        forwards.collect::<Vec<_>>()
+    };
+    let all = removed(yaml);
+    assert!(!all.is_empty());
+    for own in all {
+        assert!(own.contains(&"l5d-dtab".to_owned()) && own.contains(&"l5d-ctx-dtab".to_owned()));
+    }
+    assert!(removed(&yaml.replace(", clearContext: true", "")).iter().all(Vec::is_empty));
+}

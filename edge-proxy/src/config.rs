@@ -14,7 +14,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use flags::Flags;
 pub use forwarded::Forwarded;
-pub use manner::Manner;
+pub use manner::{Errors, Manner};
 use mesh_core::{Cidr, GatewayId, Locality, PortName, ServiceName, TrustDomain};
 use mesh_runtime::config::Setting;
 pub use sni::SniListener;

@@ -36,6 +36,11 @@ impl Refusal {
         Self { status, grpc_status: Some(grpc_status), ..self }
     }
 
+    /// The same for strangers: what has failed is none of their business.
+    pub fn brief(&self) -> Self {
+        Self { text: self.status.canonical_reason().unwrap_or_default().to_owned(), ..self.clone() }
+    }
+
     /// What a client of gRPC sees.
     pub fn grpc_status(&self) -> u32 {
         self.grpc_status.unwrap_or_else(|| grpc_status(self.reason))

@@ -176,6 +176,20 @@ async fn when_all_answer_badly_none_is_preferred() {
     world.health.iter().for_each(|health| health.store(500, Ordering::Relaxed));
     world.until_failing(2).await;
     world.until_spread(|first, second| first > 0 && second > 0).await;
+    // Unless reports are always believed.
+    world.tell(&policy(HTTP).replace("slowStart: 0s", "slowStart: 0s, panicPercent: 0"));
+    world.until_failing(2).await;
+    let refused = async || fetch(world.source.http(), "http://orders.shop/").await.0;
+    while refused().await.status != 503 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(refused().await.headers["isthmus-error"], "no_endpoint");
+    world.health[1].store(200, Ordering::Relaxed);
+    world.until_failing(1).await;
+    while refused().await.status != 200 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(world.spread().await, [0, 40]);
 }
 
 #[tokio::test]

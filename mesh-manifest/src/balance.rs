@@ -17,8 +17,8 @@ pub struct Balance {
     /// A tier keeps everything while its healthy capacity times this is all of
     /// its capacity; 100 to 1000, 140 where absent.
     pub overprovisioning_percent: Option<u32>,
-    /// With less than this healthy, reports of health are not believed; 0 is
-    /// never, 50 where absent.
+    /// With less than this healthy, reports of health are not believed; 50
+    /// where absent. 0 is never: where nobody is healthy the answer is 503.
     pub panic_percent: Option<u32>,
     /// Time until a new endpoint has its full share; `10s` where absent.
     pub slow_start: Option<ManifestDuration>,

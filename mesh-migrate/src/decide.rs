@@ -46,7 +46,7 @@ pub fn decide(program: &Program, request: &Request) -> Answer {
     };
     let outcome = match (&listener.accepts, absolute.as_ref().unwrap_or(&request.kind)) {
         (
-            Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores },
+            Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores, .. },
             Kind::Http(http),
         ) => match paths::seen(*paths, &http.target) {
             Some(seen) => {

@@ -235,7 +235,12 @@ impl Making<'_> {
         }));
         for address in &listener.addresses {
             let mut listen = tls::listen(*address, &service, port, tls.as_ref());
-            if let Accepts::Http { forwarded, paths, drops_underscores, .. } = &listener.accepts {
+            if let Accepts::Http { forwarded, paths, drops_underscores, brief_errors, .. } =
+                &listener.accepts
+            {
+                if *brief_errors {
+                    listen["errors"] = "brief".into();
+                }
                 if *drops_underscores {
                     listen["headers_with_underscores"] = "drop".into();
                 }

@@ -49,6 +49,8 @@ pub enum Accepts {
         paths: Paths,
         /// Nobody sees headers with `_` in their names.
         drops_underscores: bool,
+        /// Clients are strangers, who hear of no endpoint that failed.
+        brief_errors: bool,
     },
     /// Connections.
     Tcp {

@@ -14,7 +14,7 @@ use super::{
     AccessLogTarget, Attest, Config, Flags, GatewayDoors, IdentitySource, Manner, Role,
     ServiceListener, SnapshotSource,
     flags::PortAddr,
-    manner::Paths,
+    manner::{Errors, Paths},
     sni, transition,
     written::{
         AttestFile, ConfigFile, GatewayFile, IdentityFile, IdentityFilesFile, Listen, ListenerFile,
@@ -257,6 +257,7 @@ fn listeners(
             paths: one.paths.unwrap_or_default(),
             forwarded: one.forwarded,
             headers_with_underscores: one.headers_with_underscores,
+            errors: one.errors,
         };
         let ListenerFile { listen, service, port, tls, .. } = one;
         ServiceListener { listen, service, port, tls, manner }
@@ -325,6 +326,7 @@ fn check_plaintext(config: &Config, name: &str) -> Result<(), ConfigError> {
             ServiceListener { manner: Manner { paths, .. }, .. } if *paths != Paths::default() => {
                 "paths"
             }
+            ServiceListener { manner: Manner { errors: Errors::Brief, .. }, .. } => "errors",
             ServiceListener { manner, .. } if *manner != Manner::default() => {
                 "headers_with_underscores"
             }

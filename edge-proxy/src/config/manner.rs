@@ -22,6 +22,20 @@ pub struct Manner {
     pub forwarded: Option<Forwarded>,
     /// Headers that some applications take for others.
     pub headers_with_underscores: Underscores,
+    /// What clients hear of failures.
+    pub errors: Errors,
+}
+
+/// What answers of this proxy itself say to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Errors {
+    /// What has failed, with names and addresses.
+    #[default]
+    Full,
+    /// The status and the code of the reason; for clients that are strangers. The
+    /// rest is in the log.
+    Brief,
 }
 
 /// What becomes of headers with `_` in their names, which applications may take

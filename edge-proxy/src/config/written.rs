@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{
     DtabOverride, Forwarded, ListenerTls, SniListener,
-    manner::{Paths, Underscores},
+    manner::{Errors, Paths, Underscores},
     tracing::TracingFile,
 };
 use crate::access_log::AccessLogFormat;
@@ -308,13 +308,16 @@ pub(super) struct ListenerFile {
     /// take for those with `-`. Only in `listeners`.
     #[serde(default)]
     pub(super) headers_with_underscores: Underscores,
+    /// What answers of this proxy itself say to clients. Only in `listeners`.
+    #[serde(default)]
+    pub(super) errors: Errors,
 }
 
 impl ListenerFile {
     pub(super) fn plain(listen: SocketAddr, service: ServiceName, port: PortName) -> Self {
-        let headers_with_underscores = Underscores::default();
         let (tls, paths, forwarded) = (None, None, None);
-        Self { listen, service, port, tls, paths, forwarded, headers_with_underscores }
+        let (headers_with_underscores, errors) = (Underscores::default(), Errors::default());
+        Self { listen, service, port, tls, paths, forwarded, headers_with_underscores, errors }
     }
 }
 

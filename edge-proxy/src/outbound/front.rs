@@ -10,6 +10,8 @@ pub mod http2;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::Response;
 use mesh_core::{
     Reason,
     carriage::Carriage,
@@ -26,8 +28,14 @@ use super::{
     target, tls,
 };
 use crate::{
-    config::Manner, inbound::door, metrics::Direction, prefixed::Prefixed, record::Record,
-    refusal::Refusal, scratch::Scratch, worker::Worker,
+    config::{Errors, Manner},
+    inbound::door,
+    metrics::Direction,
+    prefixed::Prefixed,
+    record::Record,
+    refusal::Refusal,
+    scratch::Scratch,
+    worker::Worker,
 };
 
 /// How long a client may take for a request head, waiting between two
@@ -68,6 +76,21 @@ impl Toward {
         }
     }
 
+    fn manner(&self) -> Manner {
+        match self {
+            Self::Service(_, manner) | Self::Decrypted(_, manner) => *manner,
+            Self::Named | Self::Own(_) => Manner::default(),
+        }
+    }
+
+    /// What its clients are told of a refusal.
+    fn told(&self, refusal: &Refusal, grpc: bool) -> Response<Bytes> {
+        match self.manner().errors {
+            Errors::Full => refusal.response(grpc),
+            Errors::Brief => refusal.brief().response(grpc),
+        }
+    }
+
     fn direction(&self) -> Direction {
         match self {
             Self::Named | Self::Service(..) | Self::Decrypted(..) => Direction::Outbound,
@@ -96,11 +119,7 @@ impl Toward {
         client: Client<'_>,
         record: &mut Record,
     ) -> Result<Outcome, Refusal> {
-        let manner = match self {
-            Self::Service(_, manner) | Self::Decrypted(_, manner) => *manner,
-            Self::Named | Self::Own(_) => Manner::default(),
-        };
-        let client = Client { forwarded: manner.forwarded, ..client };
+        let client = Client { forwarded: self.manner().forwarded, ..client };
         match self {
             Self::Named | Self::Service(..) => {
                 request::carry(worker, destination, scratch, body, client, record).await

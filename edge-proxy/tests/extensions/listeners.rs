@@ -2,7 +2,7 @@
 
 use edge_proxy::config::{
     Forwarded, Manner, ServiceListener,
-    manner::{PathForm, Paths, Underscores},
+    manner::{Errors, PathForm, Paths, Underscores},
 };
 
 use super::{HERE, World, rules, support::listener};
@@ -88,4 +88,20 @@ async fn a_listener_tells_of_clients_in_its_own_way() {
     let head = world.raw([127, 0, 0, 9], request).await;
     assert!(head.contains("x-forwarded-for: <127.0.0.9>"), "{head}");
     assert!(head.contains("x_user: <>") && head.contains("x-user: <2>"), "{head}");
+}
+
+#[tokio::test]
+async fn strangers_hear_of_no_address() {
+    let routes = "
+        - name: all
+          backendRefs: [{ name: a }]";
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    for (errors, is_told) in [(Errors::Full, true), (Errors::Brief, false)] {
+        let manner = Manner { errors, ..Manner::default() };
+        let mut world = world(manner, routes, "      rules: []").await;
+        world.apps[0].take().unwrap().kill().await;
+        let answer = world.raw([127, 0, 0, 9], request).await;
+        assert!(answer.contains("isthmus-error: app_unreachable"), "{answer}");
+        assert_eq!(answer.contains(&world.addrs[0].to_string()), is_told, "{answer}");
+    }
 }

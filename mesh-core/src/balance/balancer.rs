@@ -79,6 +79,8 @@ pub struct Balancer {
     pub(super) ejected: Ejected,
     /// Whether anybody who is well stands by.
     pub(super) has_reserve: bool,
+    /// Nobody who is unwell is chosen, even if nobody else is left.
+    pub(super) is_strict: bool,
     dice: Dice,
     seed: u64,
 }
@@ -131,6 +133,7 @@ impl Balancer {
             paths_version: 0,
             ejected: Ejected::default(),
             has_reserve: false,
+            is_strict: false,
             dice: Dice::new(mix(seed)),
             seed,
         }
@@ -299,7 +302,8 @@ impl Balancer {
     /// the one that the key belongs to.
     ///
     /// A second attempt (one with `tried`) takes nothing unhealthy while
-    /// anything healthy is left, panic or not. `None`: there is nothing left.
+    /// anything healthy is left, panic or not. `None`: there is nothing left, or
+    /// with a panic threshold of 0 nothing healthy.
     pub fn choose(&mut self, tried: &[Slot], key: Option<u64>, now: Duration) -> Option<Slot> {
         if tried.is_empty() {
             return self.draw(tried, key, now).map(Slot);
@@ -366,7 +370,8 @@ impl Balancer {
         for slot in &self.order {
             let member = &self.members[*slot as usize];
             let class = member.class.unwrap_or(Class::Never);
-            if class == Class::Never || tried.contains(&Slot(*slot)) {
+            let worst = if self.is_strict { Class::Usable } else { Class::Absent };
+            if class > worst || tried.contains(&Slot(*slot)) {
                 continue;
             }
             let rank = (class, if class == Class::Usable { member.tier } else { 0 });

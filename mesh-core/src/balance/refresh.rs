@@ -133,6 +133,7 @@ impl Balancer {
             Class::Absent | Class::Never => even(census.all),
         };
         self.fill(widest);
+        self.is_strict = widest == Class::Usable && self.policy.panic_threshold.0 == 0;
         self.stale = false;
         self.refreshed = Some(now);
         self.paths_version = paths.version();
@@ -265,10 +266,13 @@ impl Balancer {
         let panics = few && !self.has_reserve;
         // When all fail, those that are left alone for it are no worse.
         let all_fail = self.ejected.now > 0 && !census.any_well;
+        let believes_all = self.policy.panic_threshold.0 == 0;
         match () {
             () if present <= 0.0 && sum(&census.draining) > 0.0 => Class::Draining,
             () if present <= 0.0 => Class::Absent,
-            () if usable <= 0.0 || panics || all_fail => Class::Suspect,
+            () if all_fail => Class::Suspect,
+            () if believes_all => Class::Usable,
+            () if usable <= 0.0 || panics => Class::Suspect,
             () => Class::Usable,
         }
     }

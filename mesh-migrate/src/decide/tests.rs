@@ -56,6 +56,7 @@ fn program(when: Condition, forward: Forward) -> Program {
                 forwarded: Forwarded::Append,
                 paths: Paths::default(),
                 drops_underscores: false,
+                brief_errors: true,
             },
             tls: None,
         }],

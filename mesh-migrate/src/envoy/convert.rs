@@ -147,6 +147,7 @@ impl<'c> Converter<'c> {
             forwarded: Forwarded::Keep,
             paths: paths(hcm),
             drops_underscores: drops_underscores(hcm),
+            brief_errors: true,
         };
         if let Some((rules, tls)) = self.by_names(listener, chains, port) {
             return Some((accepts(rules), Some(tls)));

@@ -182,7 +182,14 @@ impl<'m, 'c> Work<'m, 'c> {
             place: listen.place.clone(),
             name: name("http", address),
             addresses: vec![address],
-            accepts: Accepts::Http { rules, otherwise, forwarded, paths, drops_underscores },
+            accepts: Accepts::Http {
+                rules,
+                otherwise,
+                forwarded,
+                paths,
+                drops_underscores,
+                brief_errors: true,
+            },
             tls,
         });
         Ok(())

@@ -45,6 +45,7 @@ fn program(rules: Vec<Rule>) -> Program {
         forwarded: Forwarded::Append,
         paths: Paths::default(),
         drops_underscores: false,
+        brief_errors: true,
     };
     let listener = Listener {
         place: place(),

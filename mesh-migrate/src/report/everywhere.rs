@@ -2,25 +2,28 @@
 
 /// Of a format, as `--from` has it.
 pub(super) fn of(format: &str) -> Vec<&'static str> {
-    let own = match format {
-        "nginx" => NGINX,
-        "haproxy" => HAPROXY,
-        "envoy" => ENVOY,
-        "linkerd1" => LINKERD1,
+    let (own, errors) = match format {
+        "nginx" => (NGINX, BRIEF),
+        "haproxy" => (HAPROXY, BRIEF),
+        "envoy" => (ENVOY, BRIEF),
+        "linkerd1" => (LINKERD1, FULL),
         _ => return Vec::new(),
     };
-    own.iter().chain(ALL).copied().collect()
+    own.iter().chain([&errors]).chain(ALL).copied().collect()
 }
 
 const ALL: &[&str] = &[
     "a connection that is refused is tried at another endpoint, whatever is said of repetitions, and where there is none the answer is 502; one that comes too late is 504, and where no endpoint is left it is 503",
     "an idempotent request that meets a kept connection just as the application closes it is sent again",
-    "an answer of the proxy itself says in its body and in isthmus-error what has failed, endpoints and their addresses included, and has none of the headers that are added to answers of applications",
     "a request with a limit of time tells the application of it in x-isthmus-timeout, and what a client says there is obeyed",
     "CONNECT is answered 501; TRACE and OPTIONS * go on",
     "two lines of Host, an empty one or none in HTTP/1.1, a target of another host than Host, folded headers and lines without CR are answered 400; heads of up to 64 KiB with somewhat more than a hundred headers are taken, and bodies of any length",
     "headers that Connection names, Keep-Alive, Proxy-Authorization and Expect are for one connection and do not go on, TE: trailers does; an answer has the standard phrase of its status",
 ];
+
+/// What clients hear of failures, where they are strangers and where they are not.
+const BRIEF: &str = "an answer of the proxy itself has the phrase of its status as its text and a code of the reason in isthmus-error and l5d-proxy-error (what has failed is in the log), and none of the headers that are added to answers of applications";
+const FULL: &str = "an answer of the proxy itself says in its body and in isthmus-error what has failed, endpoints and their addresses included, and has none of the headers that are added to answers of applications";
 
 const NGINX: &[&str] = &[
     "a request with Upgrade goes on as one where no proxy_set_header says so, too; nginx leaves it out",
@@ -43,13 +46,13 @@ const HAPROXY: &[&str] = &[
     "a request without Host (HTTP/1.0) has one when it goes on, and a target with scheme and host (GET http://…) is a path alone then, for rules and for the application",
     "answers of failures (502, 503, 504) have none of HAProxy's pages, and no cache-control",
     "a cookie that keeps clients at a server has SameSite=Lax and HttpOnly, and goes on to the application",
-    "health checks are made by HTTP/1.1 with the service's name as Host; they begin with the first request for a backend, until they have failed its servers take part, and where all fail all do; HAProxy answers 503",
+    "health checks are made by HTTP/1.1 with the service's name as Host; they begin with the first request for a backend, and until they have failed its servers take part",
     "requests at once to a server are not limited: its maxconn is only its part when requests are spread",
 ];
 
 const ENVOY: &[&str] = &[
     "requests are spread by load and latency, in turn only as far as endpoints are alike",
-    "an endpoint that fails five times in a row (no answer, or 500 to 599) is left alone for a while where no outlier_detection is written, and its level of priority is left when no endpoint is well, health_checks or not; where all are unwell all take part",
+    "an endpoint that fails five times in a row (no answer, or 500 to 599) is left alone for a while where no outlier_detection is written, and its level of priority is left when no endpoint is well, health_checks or not; where all are unwell all take part, unless healthy_panic_threshold is 0",
     "values that layered_runtime has for a fraction or a flag are not read: what stands at it counts",
     "headers x-envoy-* of clients go on; Envoy obeys, replaces or removes them",
     "a Host whose port is no number is answered 400, a method that is none 501, a version that is none 505",

@@ -288,18 +288,18 @@ fn refuse_bad(
         return After::Abort;
     }
     let refusal = Refusal::new(Reason::BadRequest, bad.to_string());
-    refuse(conn, &refusal.with_status(bad.status(), 13), false, &mut record);
+    refuse(toward, conn, &refusal.with_status(bad.status(), 13), false, &mut record);
     After::Close
 }
 
 /// Sends a refusal; more requests may follow.
-fn refuse(conn: &Conn, refusal: &Refusal, grpc: bool, record: &mut Record) {
+fn refuse(toward: &Toward, conn: &Conn, refusal: &Refusal, grpc: bool, record: &mut Record) {
     log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
     record.refused(refusal, grpc);
     if refusal.reason == Reason::Draining {
         conn.lock().server.close_after();
     }
-    whole(conn, refusal.response(grpc), record);
+    whole(conn, toward.told(refusal, grpc), record);
 }
 
 /// Sends an answer of ours; the client may still read what was before.
@@ -343,7 +343,7 @@ impl Exchange<'_> {
         let destination = match self.toward.destination(self.worker, &mut scratch.head) {
             Ok(destination) => destination,
             Err(refusal) => {
-                refuse(self.conn, &refusal, grpc, &mut record);
+                refuse(self.toward, self.conn, &refusal, grpc, &mut record);
                 return After::Next;
             }
         };
@@ -351,13 +351,13 @@ impl Exchange<'_> {
             return match self.toward.may_connect() {
                 Ok(()) => self.connect(destination, record).await,
                 Err(refusal) => {
-                    refuse(self.conn, &refusal, grpc, &mut record);
+                    refuse(self.toward, self.conn, &refusal, grpc, &mut record);
                     After::Next
                 }
             };
         }
         if let Err(refusal) = may_begin(self.worker, &destination, turn, &mut record) {
-            refuse(self.conn, &refusal, grpc, &mut record);
+            refuse(self.toward, self.conn, &refusal, grpc, &mut record);
             return After::Next;
         }
         let upgrade = request.upgrade && hop::offers_tunnel(&scratch.head.fields);
@@ -385,7 +385,7 @@ impl Exchange<'_> {
                 After::Next
             }
             Err(refusal) => {
-                refuse(self.conn, &refusal, grpc, &mut record);
+                refuse(self.toward, self.conn, &refusal, grpc, &mut record);
                 After::Next
             }
         }
@@ -405,7 +405,7 @@ impl Exchange<'_> {
                 After::Bytes(Box::new((opened, record)))
             }
             Err(refusal) => {
-                refuse(self.conn, &refusal, false, &mut record);
+                refuse(self.toward, self.conn, &refusal, false, &mut record);
                 After::Next
             }
         }

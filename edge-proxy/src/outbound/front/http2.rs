@@ -189,27 +189,32 @@ async fn try_answer(
     scratch: &mut Scratch,
     mut record: Record,
 ) -> Response<OutBody> {
-    let Caller { toward, address: client, unsent, .. } = caller;
+    let Caller { toward, unsent, .. } = caller;
     let upgrade = (*request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     if let Err(error) = scratch.head.read_parts(&parts) {
-        return refused(&Refusal::new(Reason::BadRequest, error.to_string()), false, record);
+        return refused(
+            toward,
+            &Refusal::new(Reason::BadRequest, error.to_string()),
+            false,
+            record,
+        );
     }
     drop(parts);
     record.asks(&mut scratch.head);
     let grpc = scratch.head.is_grpc();
     let destination = match toward.destination(worker, &mut scratch.head) {
         Ok(destination) => destination,
-        Err(refusal) => return refused(&refusal, grpc, record),
+        Err(refusal) => return refused(toward, &refusal, grpc, record),
     };
     if let Some(upgrade) = upgrade {
         if let Err(refusal) = toward.may_connect() {
-            return refused(&refusal, grpc, record);
+            return refused(toward, &refusal, grpc, record);
         }
-        return connect(worker, destination, *client, upgrade, record).await;
+        return connect(worker, caller, destination, upgrade, record).await;
     }
     if let Err(refusal) = may_begin(worker, &destination, turn, &mut record) {
-        return refused(&refusal, grpc, record);
+        return refused(toward, &refusal, grpc, record);
     }
     let speaks = Client { http2: true, upgrade: false, early: Early::Nobody, forwarded: None };
     let body = ClientBody::Http2(body);
@@ -222,7 +227,7 @@ async fn try_answer(
             record.answered(response.status());
             response.map(|text| OutBody::whole(text, record))
         }
-        Err(refusal) => refused(&refusal, grpc, record),
+        Err(refusal) => refused(toward, &refusal, grpc, record),
     }
 }
 
@@ -242,19 +247,24 @@ fn forward(
 }
 
 /// The response that tells a client of a refusal.
-fn refused(refusal: &Refusal, grpc: bool, mut record: Record) -> Response<OutBody> {
+fn refused(
+    toward: &Toward,
+    refusal: &Refusal,
+    grpc: bool,
+    mut record: Record,
+) -> Response<OutBody> {
     record.refused(refusal, grpc);
     record.entry.status = refusal.status.as_u16();
     log::debug!(reason = refusal.reason.code(); "{}", refusal.text);
-    refusal.response(grpc).map(|text| OutBody::whole(text, record))
+    toward.told(refusal, grpc).map(|text| OutBody::whole(text, record))
 }
 
 /// CONNECT: a byte stream to the named port. For a port that speaks HTTP the
 /// requests inside are carried one by one.
 async fn connect(
     worker: &Arc<Worker>,
+    caller: &Caller,
     destination: Destination,
-    client: IpAddr,
     upgrade: hyper::upgrade::OnUpgrade,
     mut record: Record,
 ) -> Response<OutBody> {
@@ -263,12 +273,12 @@ async fn connect(
             record.entry.protocol = "tcp";
             match opaque::open(worker, &destination, &mut record).await {
                 Ok(opened) => Some(opened),
-                Err(refusal) => return refused(&refusal, false, record),
+                Err(refusal) => return refused(&caller.toward, &refusal, false, record),
             }
         }
         _ => None,
     };
-    let worker = worker.clone();
+    let (worker, client) = (worker.clone(), caller.address);
     worker.shared.drain.clone().spawn(async move {
         let stream = match upgrade.await {
             Ok(upgraded) => as_stream(upgraded),

@@ -345,6 +345,10 @@ fn spilling_panic_and_what_is_left() {
     world.policy.panic_threshold = never;
     world.report(Health::Unhealthy, |e| e.id.as_str() != "w8");
     assert_eq!(world.chosen(&[]), ["w8"]);
+    assert!(world.chosen(&["w8"]).is_empty(), "nor a second time");
+    world.report(Health::Unhealthy, |_| true);
+    assert!(world.chosen(&[]).is_empty(), "and nobody, where nobody is well");
+    world.policy.panic_threshold = Percent(1);
     world.report(Health::Unhealthy, |_| true);
     assert_eq!(world.chosen(&[]).len(), 3 + 8, "nobody is well: all alike");
 }

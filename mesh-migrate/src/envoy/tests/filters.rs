@@ -287,6 +287,23 @@ fn headers_with_underscores_are_nobodys_where_envoy_drops_them() {
 }
 
 #[test]
+fn how_many_must_be_well_is_as_it_is_said() {
+    let routes = "              - {match: {prefix: /}, route: {cluster: a}}";
+    for (said, wanted) in [
+        ("", None),
+        ("healthy_panic_threshold: {}", Some(0)),
+        ("healthy_panic_threshold: {value: 33.4}", Some(33)),
+    ] {
+        let with = format!("{{name: a, common_lb_config: {{{said}}}, ");
+        let text = http("", routes).replacen("{name: a, ", &with, 1);
+        let config = Config::read(&Source::of("e", &text)).unwrap_or_else(|e| panic!("{e}"));
+        let (program, _) = convert(&config);
+        let found: Vec<_> = program.pools.values().map(|pool| pool.panic_percent).collect();
+        assert_eq!(found, [wanted, None], "{said}");
+    }
+}
+
+#[test]
 fn redirects_lead_to_http_and_https_and_leave_out_ports_that_those_mean() {
     let redirected = |fields: &str| {
         let routes = format!("              - {{match: {{prefix: /}}, redirect: {{{fields}}}}}");

@@ -72,6 +72,7 @@ pub fn convert(config: &Config) -> (Program, Ledger) {
                     forwarded,
                     paths: Paths::default(),
                     drops_underscores: false,
+                    brief_errors: true,
                 },
             };
             program.listeners.push(Listener {

@@ -139,6 +139,7 @@ pub(super) fn http(
         forwarded: Forwarded::Keep,
         paths: Paths::default(),
         drops_underscores: false,
+        brief_errors: false,
     });
 }
 

@@ -127,15 +127,27 @@ impl Status {
             return output::print(format, &Shown::of(moves));
         }
         let mut shown = Shown::of(Vec::new());
+        let mut unknown = Vec::new();
         for host in &hosts {
             match moves::look(host, run).await {
                 Ok(Some(status)) => shown.add(status),
                 Ok(None) => shown.add_planned(host),
-                Err(failure) => shown.add_unknown(host, &failure.problem),
+                Err(failure) => {
+                    shown.add_unknown(host, &failure.problem);
+                    unknown.push(host.name.as_str());
+                }
             }
         }
         shown.paused = self.plans.paused().unwrap_or_default();
-        output::print(format, &shown)
+        output::print(format, &shown)?;
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let (names, all) = (unknown.join(", "), hosts.len());
+        let problem = format!("{names}: cannot be asked ({} of {all} hosts)", unknown.len());
+        Err(Failure::new(problem)
+            .exit(Exit::Unreachable)
+            .remedy("see above why; whoever served there serves still"))
     }
 }
 

@@ -174,14 +174,31 @@ impl Extension {
     ///
     /// What comes out is none.
     pub fn retarget(&self, target: &mut String, decoded: &[u8]) -> Result<bool, BadRewrite> {
+        self.strip(target);
+        match &self.rewrite {
+            Some(rewrite) => rewrite.apply(target, decoded),
+            None => Ok(self.strip_query),
+        }
+    }
+
+    /// The same of where a client is sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`retarget`](Self::retarget).
+    pub fn relocate(&self, target: &mut String, decoded: &[u8]) -> Result<bool, BadRewrite> {
+        self.strip(target);
+        match &self.rewrite {
+            Some(rewrite) => rewrite.relocate(target, decoded),
+            None => Ok(self.strip_query),
+        }
+    }
+
+    fn strip(&self, target: &mut String) {
         if self.strip_query
             && let Some(at) = target.find('?')
         {
             target.truncate(at);
-        }
-        match &self.rewrite {
-            Some(rewrite) => rewrite.apply(target, decoded),
-            None => Ok(self.strip_query),
         }
     }
 }

@@ -76,7 +76,7 @@ impl Redirect {
             None => (head.target.clone(), &*head.decoded),
         };
         let changed = match more {
-            Some(more) => more.retarget(&mut target, decoded)?,
+            Some(more) => more.relocate(&mut target, decoded)?,
             None => false,
         };
         if !changed && self.path.is_none() && !head.sent.is_empty() {

@@ -96,6 +96,28 @@ impl PathPattern {
     ///
     /// What comes out is no target, or too long.
     pub fn apply(&self, target: &mut String, decoded: &[u8]) -> Result<bool, BadRewrite> {
+        self.change(target, decoded, is_target)
+    }
+
+    /// The same for a `Location`, which may have a fragment (RFC 9110 section 10.2.2).
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply).
+    pub fn relocate(&self, target: &mut String, decoded: &[u8]) -> Result<bool, BadRewrite> {
+        self.change(target, decoded, |changed| {
+            let at = changed.iter().position(|&byte| byte == b'#').unwrap_or(changed.len());
+            let (target, fragment) = changed.split_at(at);
+            is_target(target) && fragment.iter().all(u8::is_ascii_graphic)
+        })
+    }
+
+    fn change(
+        &self,
+        target: &mut String,
+        decoded: &[u8],
+        is_good: impl Fn(&[u8]) -> bool,
+    ) -> Result<bool, BadRewrite> {
         let at = target.find('?').unwrap_or(target.len());
         let (path, query) = target.split_at(at);
         if !path.starts_with('/') {
@@ -112,7 +134,7 @@ impl PathPattern {
         if changed.len() > MAX_TARGET.max(target.len()) {
             return Err(BadRewrite::TooLong);
         }
-        if !changed.starts_with(b"/") || !is_target(&changed) {
+        if !changed.starts_with(b"/") || !is_good(&changed) {
             return Err(BadRewrite::Target);
         }
         *target = String::from_utf8(changed).map_err(|_| BadRewrite::Target)?;
@@ -238,6 +260,18 @@ mod tests {
             let found = changed(pattern, substitution, all, target);
             assert_eq!(found, wanted, "{pattern} {substitution} {target}");
         }
+    }
+
+    #[test]
+    fn a_location_may_have_a_fragment() {
+        let pattern = PathPattern::new("^/old/", "/ui/#/", false).unwrap();
+        let mut location = "/old/a?b".to_owned();
+        assert_eq!(pattern.relocate(&mut location, &[]), Ok(true));
+        assert_eq!(location, "/ui/#/a?b");
+        let mut target = "/old/a".to_owned();
+        assert_eq!(pattern.apply(&mut target, &[]), Err(BadRewrite::Target));
+        let odd = PathPattern::new("^/old/", "/ui/#/\u{e9}", false).unwrap();
+        assert_eq!(odd.relocate(&mut target, &[]), Err(BadRewrite::Target));
     }
 
     #[test]

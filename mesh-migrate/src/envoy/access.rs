@@ -2,12 +2,69 @@
 
 use super::tree::{Entry, Tree, What};
 
-/// Filters of HTTP that admit requests by rules, and their configurations.
-pub(super) fn filters(hcm: &Tree) -> impl Iterator<Item = (&Tree, &Tree)> {
-    hcm.messages("http_filters").filter(|filter| !filter.is("disabled")).filter_map(|filter| {
-        let config = filter.msg("typed_config")?;
-        (config.message == "envoy.extensions.filters.http.rbac.v3.RBAC").then_some((filter, config))
-    })
+/// How a filter of HTTP asks who may.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Asks<'t> {
+    /// By rules of this configuration.
+    Rules(&'t Tree),
+    /// In a way that is not read.
+    Unread,
+}
+
+/// Filters of HTTP that ask who may in ways that are not read.
+const UNREAD: [&str; 5] = ["ExtAuthz", "JwtAuthentication", "BasicAuth", "OAuth2", "ApiKeyAuth"];
+
+/// Whether a filter of HTTP asks who may.
+pub(super) fn asks(filter: &Tree) -> Option<Asks<'_>> {
+    let config = filter.msg("typed_config")?;
+    if config.message == "envoy.extensions.filters.http.rbac.v3.RBAC" {
+        return Some(Asks::Rules(config));
+    }
+    // By a tree of matchers it may be asked, or not.
+    let within = config.msg("extension_config").and_then(|one| one.msg("typed_config"));
+    let within = within.filter(|_| config.short() == "ExtensionWithMatcher").map(Tree::short);
+    let is_unread = UNREAD.contains(&config.short())
+        || within.is_some_and(|within| within == "RBAC" || UNREAD.contains(&within));
+    is_unread.then_some(Asks::Unread)
+}
+
+/// What a route says to a filter of HTTP.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum OfRoute<'t> {
+    Off,
+    /// It is on as it is configured.
+    On,
+    /// It is on, with this instead.
+    Own(&'t Tree),
+}
+
+/// Whether a filter of HTTP is asked where a route says this.
+pub(super) fn is_on(filter: &Tree, entry: Option<&Entry>) -> bool {
+    match entry.map(said) {
+        None => !filter.is("disabled"),
+        Some(OfRoute::Off) => false,
+        Some(OfRoute::On | OfRoute::Own(_)) => true,
+    }
+}
+
+/// Whether it is asked for any route.
+pub(super) fn is_ever_on(filter: &Tree, routes: &Tree) -> bool {
+    let switches_on = |level| at_level(level, filter).is_some_and(|one| is_on(filter, Some(one)));
+    !filter.is("disabled") || levels(routes).any(switches_on)
+}
+
+/// All that can say something to a filter: route configuration, virtual hosts, routes,
+/// and clusters of routes with several.
+pub(super) fn levels(routes: &Tree) -> impl Iterator<Item = &Tree> {
+    let hosts = || routes.messages("virtual_hosts");
+    let of_hosts = || hosts().flat_map(|host| host.messages("routes"));
+    std::iter::once(routes).chain(hosts()).chain(of_hosts()).chain(of_hosts().flat_map(clusters))
+}
+
+/// Clusters of a route with several.
+pub(super) fn clusters(route: &Tree) -> impl Iterator<Item = &Tree> {
+    let all = route.msg("route").and_then(|action| action.msg("weighted_clusters"));
+    all.into_iter().flat_map(|all| all.messages("clusters"))
 }
 
 /// What routes say to a filter: of route, virtual host and route configuration, in
@@ -25,19 +82,17 @@ pub(super) fn at_level<'t>(level: &'t Tree, filter: &Tree) -> Option<&'t Entry> 
     }
 }
 
-/// The message of such an entry; `None` switches the filter off.
-pub(super) fn config(entry: &Entry) -> Option<&Tree> {
-    let What::Message(tree) = &entry.value.what else { return None };
-    match tree.short() {
-        "FilterConfig" if tree.is("disabled") => None,
-        "FilterConfig" => tree.msg("config"),
-        _ => Some(tree),
+/// What such an entry says.
+pub(super) fn said(entry: &Entry) -> OfRoute<'_> {
+    let What::Message(tree) = &entry.value.what else { return OfRoute::On };
+    if tree.message != "envoy.config.route.v3.FilterConfig" {
+        return OfRoute::Own(tree);
     }
-}
-
-/// The configuration that holds where a route has one of its own.
-pub(super) fn own(entry: &Entry) -> Option<&Tree> {
-    config(entry)?.msg("rbac")
+    match tree.msg("config").filter(|config| !config.fields.is_empty()) {
+        _ if tree.is("disabled") => OfRoute::Off,
+        Some(config) => OfRoute::Own(config),
+        None => OfRoute::On,
+    }
 }
 
 /// Permissions and principals of a policy are alternatives; a request needs one of both.

@@ -161,7 +161,9 @@ impl<'c> Converter<'c> {
             ];
             self.notes.ask(other, question, &choices);
         }
-        if let Some(criteria) = chain.msg("filter_chain_match").filter(|one| !one.fields.is_empty())
+        let criteria = chain.msg("filter_chain_match").filter(|one| !one.fields.is_empty());
+        if let Some(criteria) =
+            criteria.filter(|_| connections::asks_for_clients(listener).is_none())
         {
             let question = "This filter chain takes some connections of this listener only; here it takes all of them.";
             self.notes.ask(
@@ -180,20 +182,20 @@ impl<'c> Converter<'c> {
     /// Rules of a chain, those of its filters first.
     fn of_chain(&mut self, listener: &Tree, chain: &'c Tree, within: &Within<'c>) -> Vec<Rule> {
         let admitted = self.other_filters(chain);
+        let others = self.other_clients(listener, chain);
         let access = self.access(within);
         let by_route = Self::is_admitted_by_route(within, &access);
         let mut rules: Vec<Rule> = self.unadmitted(chain, &admitted).into_iter().collect();
-        rules.extend(upgrades(within));
+        rules.extend(others);
+        if !parts::have_upgrades(within.routes) {
+            rules.push(upgrades(within, None));
+        }
         rules.extend(self.escapes(within));
         for filter in within.hcm.messages("http_filters") {
             let is = |known: &Tree| std::ptr::eq(known, filter);
             rules.extend(health_checks(within).find(|(known, _)| is(known)).map(|(_, rule)| rule));
             let own = access.iter().find(|one| is(one.filter) && !by_route);
             rules.extend(own.and_then(access::for_all));
-            let asks = filter.msg("typed_config").map_or("", Tree::short);
-            if access::UNREAD.contains(&asks) && !filter.is("disabled") {
-                rules.push(access::unread(filter));
-            }
         }
         self.access = if by_route { access } else { Vec::new() };
         rules.extend(self.rules(within));
@@ -252,7 +254,11 @@ impl<'c> Converter<'c> {
                 "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => "GrpcStats",
                 _ => typed.map_or("", Tree::short),
             };
-            if config == "Router" || filter.is("disabled") {
+            if let Some(field) = filter.entry("disabled") {
+                self.notes.once(&field.place, Verdict::Exact);
+            }
+            let is_on = crate::envoy::access::is_ever_on(filter, within.routes);
+            if config == "Router" || !is_on {
                 continue;
             }
             let name = filter.text("name").unwrap_or_default();
@@ -265,8 +271,10 @@ impl<'c> Converter<'c> {
                 filter.fields.iter().for_each(|field| self.notes.approximated(&field.place, how));
                 continue;
             }
-            for field in &filter.fields {
-                match verdict(config) {
+            let asks = crate::envoy::access::asks(filter);
+            for field in filter.fields.iter().filter(|field| field.name != "disabled") {
+                let said = asks.map_or_else(|| verdict(config), |_| Err(WHO));
+                match said {
                     Ok(meaning) => self.notes.dropped(&field.place, format!("{name}: {meaning}")),
                     Err(question) => {
                         let question = format!("{name}: {question}");
@@ -349,6 +357,9 @@ fn health_checks<'h>(within: &'h Within<'h>) -> impl Iterator<Item = (&'h Tree, 
     })
 }
 
+/// What to ask about a filter that asks who may.
+const WHO: &str = "who may do what is asked there, and nobody asks here. Until it is said, requests are answered 501, so that nobody comes in who should not.";
+
 /// What it means that a filter of HTTP is not there, or what to ask about it.
 fn verdict(config: &str) -> Result<&'static str, &'static str> {
     match config {
@@ -360,9 +371,6 @@ fn verdict(config: &str) -> Result<&'static str, &'static str> {
         }
         "HealthCheck" => Err(
             "Envoy answers health checks of clients itself, and they are sent on here. Does a load balancer ask?",
-        ),
-        asks if access::UNREAD.contains(&asks) => Err(
-            "who may do what is asked there, and nobody asks here. Until it is said, requests are answered 501, so that nobody comes in who should not.",
         ),
         "RateLimit" | "LocalRateLimit" => {
             Err("requests are limited there, and nobody limits them here.")
@@ -384,23 +392,23 @@ fn all(mut conditions: Vec<Condition>) -> Condition {
     }
 }
 
-/// Another protocol, where none is switched on (`upgrade_configs`).
-fn upgrades(within: &Within<'_>) -> Option<Rule> {
-    if parts::knows_upgrades(within.hcm, within.routes) {
-        return None;
-    }
+/// Another protocol than those that are switched on, for all or for a route.
+fn upgrades(within: &Within<'_>, route: Option<&Tree>) -> Rule {
     let asks = |name: &str, pattern: &str| {
         Condition::Header(name.into(), Text::Pattern(pattern.to_owned()))
     };
     // In whichever of its lines.
     let lists = Text::Pattern("(?i)(?:.*[ \\t,])?upgrade(?:[ \\t,].*)?".to_owned());
+    let mut taken = vec!["h2c".to_owned()];
+    taken.extend(parts::upgrades(within.hcm, route).iter().map(|one| regex::escape(one)));
     let when = all(vec![
         Condition::Said(Said::Headers("connection".into()), lists),
         asks("upgrade", ".+"),
-        Condition::Not(Box::new(asks("upgrade", "(?i)h2c"))),
+        Condition::Not(Box::new(asks("upgrade", &format!("(?i)(?:{})", taken.join("|"))))),
     ]);
     let reply = Reply { status: 403, ..Reply::default() };
-    Some(rule(&within.hcm.place, when, crate::program::Then::Reply(reply)))
+    let place = route.map_or(&within.hcm.place, |route| &route.place);
+    rule(place, when, crate::program::Then::Reply(reply))
 }
 
 fn rule(place: &Place, when: Condition, then: crate::program::Then) -> Rule {

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::tree::{Tree, What};
+use super::{
+    access,
+    tree::{Tree, What},
+};
 use crate::request::{Endpoint, Http};
 
 const HCM: &str =
@@ -193,14 +196,46 @@ pub(super) fn health_check(filter: &Tree) -> Option<&Tree> {
     is_on.then_some(config)
 }
 
-/// Whether some protocol of `Upgrade` is switched on, for all or for a route.
-pub(super) fn knows_upgrades(hcm: &Tree, routes: &Tree) -> bool {
+/// The policy for origins that holds for a route: of the filter's own settings, or where
+/// nobody has some, of the older fields.
+pub(super) fn cors<'t>(levels: [&'t Tree; 3], filter: &Tree) -> Option<&'t Tree> {
+    let entry = access::of_route(levels, filter);
+    if !access::is_on(filter, entry) {
+        return None;
+    }
+    if let Some(entry) = entry {
+        return match access::said(entry) {
+            access::OfRoute::Own(policy) => Some(policy),
+            _ => None,
+        };
+    }
+    let [_, host, route] = levels;
+    route.msg("route").and_then(|action| action.msg("cors")).or_else(|| host.msg("cors"))
+}
+
+/// Protocols of `Upgrade` that are switched on, in lower case; of a route as it says.
+pub(super) fn upgrades(hcm: &Tree, route: Option<&Tree>) -> Vec<String> {
+    let action = route.and_then(|route| route.msg("route"));
+    let mut on = Vec::new();
+    for of in [Some(hcm), action].into_iter().flatten() {
+        for one in of.messages("upgrade_configs") {
+            let kind = one.text("upgrade_type").unwrap_or_default().to_ascii_lowercase();
+            on.retain(|known| *known != kind);
+            if one.bool("enabled").unwrap_or(true) {
+                on.push(kind);
+            }
+        }
+    }
+    on
+}
+
+/// Whether routes say something about them.
+pub(super) fn have_upgrades(routes: &Tree) -> bool {
     let of_route = |route: &Tree| {
         route.msg("route").is_some_and(|action| !action.list("upgrade_configs").is_empty())
     };
     let mut hosts = routes.messages("virtual_hosts");
-    !hcm.list("upgrade_configs").is_empty()
-        || hosts.any(|host| host.messages("routes").any(of_route))
+    hosts.any(|host| host.messages("routes").any(of_route))
 }
 
 /// Whether a request asks for another protocol than HTTP/2.

@@ -14,8 +14,9 @@ pub(super) fn of(format: &str) -> Vec<&'static str> {
 
 const ALL: &[&str] = &[
     "a connection that is refused is tried at another endpoint, whatever is said of repetitions, and where there is none the answer is 502; one that comes too late is 504, and where no endpoint is left it is 503",
-    "an idempotent request that meets a kept connection just as the application closes it is sent again",
-    "a request with a limit of time tells the application of it in x-isthmus-timeout, and what a client says there is obeyed",
+    "an idempotent request on a kept connection that the application closes without an answer is sent again, however far the application had come",
+    "a connection of TCP that cannot be carried on is reset",
+    "a request with a limit of time tells the application of it in x-isthmus-timeout, and in grpc-timeout where a client has set that; what a client says there is obeyed",
     "CONNECT is answered 501; TRACE and OPTIONS * go on",
     "two lines of Host, an empty one or none in HTTP/1.1, a target of another host than Host, folded headers and lines without CR are answered 400; heads of up to 64 KiB with somewhat more than a hundred headers are taken, and bodies of any length",
     "headers that Connection names, Keep-Alive, Proxy-Authorization and Expect are for one connection and do not go on, TE: trailers does; an answer has the standard phrase of its status",
@@ -57,10 +58,14 @@ const ENVOY: &[&str] = &[
     "headers x-envoy-* of clients go on; Envoy obeys, replaces or removes them",
     "a Host whose port is no number is answered 400, a method that is none 501, a version that is none 505",
     "a cookie that a hash policy makes has SameSite=Lax and a path",
+    "an application that takes a request and closes without an answer is answered 502, as is one that nobody connects to; Envoy answers 503",
+    "a direct answer of 201 or 300 to 399 has no Location where none is written, and a body without a length has none either",
+    "lines of a header that comes several times stay as they are",
     "a direct answer is text/plain with charset=utf-8 where nothing else is said",
 ];
 
 const LINKERD1: &[&str] = &[
+    "requests are spread by load and latency, in turn only as far as endpoints are alike, whatever loadBalancer says",
     "a Host whose port is no number is answered 400",
     "hosts with dots and a port, of which the table knows the port alone (hostportPfx, porthostPfx), are answered 502",
     "a host in capitals is answered 502 where the names of two namers may take it",

@@ -3,7 +3,7 @@
 use super::{Converter, Within, all, condition, rule};
 use crate::{
     envoy::{
-        access::{self, Whose},
+        access::{self, Asks, OfRoute, Whose},
         tree::{Entry, Tree},
     },
     ledger::Verdict,
@@ -19,17 +19,23 @@ pub(super) struct Access<'c> {
     is_unsaid: bool,
 }
 
-/// Filters of HTTP that ask who may in ways that are not read.
-pub(super) const UNREAD: [&str; 5] =
-    ["ExtAuthz", "JwtAuthentication", "BasicAuth", "OAuth2", "ApiKeyAuth"];
-
 pub(super) const NEVER: Condition = Condition::Any(Vec::new());
 
 impl<'c> Converter<'c> {
-    /// Filters of a connection manager whose rules can be said; others are noted.
+    /// Filters of a connection manager that ask who may; what cannot be said is noted.
     pub(super) fn access(&mut self, within: &Within<'c>) -> Vec<Access<'c>> {
         let mut known = Vec::new();
-        for (filter, config) in access::filters(within.hcm) {
+        for filter in within.hcm.messages("http_filters") {
+            let asks = access::asks(filter).filter(|_| access::is_ever_on(filter, within.routes));
+            let config = match asks {
+                None => continue,
+                Some(Asks::Rules(config)) => config,
+                Some(Asks::Unread) => {
+                    let refused = Condition::Always;
+                    known.push(Access { filter, refused, is_unsaid: true });
+                    continue;
+                }
+            };
             match refused(config, within) {
                 Ok(refused) => known.push(Access { filter, refused, is_unsaid: false }),
                 Err(cannot) => {
@@ -61,17 +67,13 @@ impl<'c> Converter<'c> {
 
     /// Whether some route has rules of its own for one of the filters.
     pub(super) fn is_admitted_by_route(within: &Within<'c>, filters: &[Access<'_>]) -> bool {
-        let hosts = || within.routes.messages("virtual_hosts");
-        let levels = std::iter::once(within.routes)
-            .chain(hosts())
-            .chain(hosts().flat_map(|host| host.messages("routes")));
         // What browsers ask first may be answered to those who are refused.
         let cors = Self::cors_filter(within).filter(|_| !filters.is_empty());
         let says = |level: &Tree| {
             let mut all = filters.iter().map(|one| one.filter).chain(cors);
             all.any(|filter| access::at_level(level, filter).is_some())
         };
-        levels.into_iter().any(says)
+        access::levels(within.routes).any(says)
     }
 
     /// Rules that refuse, before the one of a route.
@@ -83,47 +85,69 @@ impl<'c> Converter<'c> {
     ) -> Vec<Rule> {
         let mut rules = Vec::new();
         for mut one in self.access.clone() {
-            let refused = match access::of_route(levels, one.filter) {
-                None => one.refused.clone(),
-                Some(entry) => {
-                    let own = access::own(entry).map(|config| refused(config, within));
-                    self.said_by_route(
-                        levels,
-                        one.filter,
-                        own.as_ref().and_then(|o| o.as_ref().err()),
-                    );
-                    match own.unwrap_or(Ok(NEVER)) {
-                        Ok(refused) => {
-                            one.is_unsaid = false;
-                            refused
-                        }
-                        Err(_) => one.refused.clone(),
-                    }
+            let entry = access::of_route(levels, one.filter);
+            let refused = match entry.map(access::said) {
+                _ if self.is_said_by_cluster(levels[2], one.filter) => {
+                    one.is_unsaid = true;
+                    Condition::Always
                 }
+                _ if !access::is_on(one.filter, entry) => NEVER,
+                Some(OfRoute::Own(own)) => match access::asks(one.filter) {
+                    Some(Asks::Rules(_)) => self.own_rules(&mut one, own, within),
+                    _ if own.is("disabled") => NEVER,
+                    _ => one.refused.clone(),
+                },
+                _ => one.refused.clone(),
             };
+            if entry.is_some() {
+                self.said_by_route(levels, one.filter);
+            }
             rules.extend(refusal(&one, all(vec![when.clone(), refused])));
         }
         rules
     }
 
-    fn said_by_route(
-        &mut self,
-        levels: [&Tree; 3],
-        filter: &Tree,
-        cannot: Option<&condition::Cannot<'_>>,
-    ) {
+    /// What a filter with rules refuses where a route has some of its own.
+    fn own_rules(&mut self, one: &mut Access<'c>, own: &'c Tree, within: &Within<'c>) -> Condition {
+        match own.msg("rbac").map_or(Ok(NEVER), |config| refused(config, within)) {
+            Ok(refused) => {
+                one.is_unsaid = false;
+                refused
+            }
+            Err(cannot) => {
+                let question = format!(
+                    "{}. Until it is said, requests are answered 501, so that nobody comes in who should not.",
+                    cannot.why
+                );
+                let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
+                self.notes.decision(&cannot.field.place, question, &choices);
+                one.is_unsaid = true;
+                Condition::Always
+            }
+        }
+    }
+
+    /// Whether a cluster of a route with several has something of its own to say to a
+    /// filter, which is noted.
+    fn is_said_by_cluster(&mut self, route: &Tree, filter: &Tree) -> bool {
+        let mut is = false;
+        for cluster in access::clusters(route) {
+            let field =
+                access::at_level(cluster, filter).and(cluster.entry("typed_per_filter_config"));
+            let Some(field) = field else { continue };
+            is = true;
+            let question = "Who may depends on the cluster that chance chooses, and a rule of ours does not know it. Until it is said, requests of this route are answered 501, so that nobody comes in who should not.";
+            let choices = ["the same for all clusters of the route", "keep Envoy before us"];
+            self.notes.once(&field.place, super::notes::decision(question.into(), &choices));
+        }
+        is
+    }
+
+    fn said_by_route(&mut self, levels: [&Tree; 3], filter: &Tree) {
         let level = levels.into_iter().rev().find(|l| access::at_level(l, filter).is_some());
         let field = level.and_then(|level| level.entry("typed_per_filter_config"));
         if let Some(field) = field {
             self.notes.once(&field.place, Verdict::Exact);
-        }
-        if let Some(cannot) = cannot {
-            let question = format!(
-                "{}. Until it is said, the rules of the filter hold here, too.",
-                cannot.why
-            );
-            let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
-            self.notes.decision(&cannot.field.place, question, &choices);
         }
     }
 }
@@ -131,11 +155,6 @@ impl<'c> Converter<'c> {
 /// Rules for all requests alike, where no route says anything.
 pub(super) fn for_all(access: &Access<'_>) -> Option<Rule> {
     refusal(access, access.refused.clone())
-}
-
-/// For a filter of [`UNREAD`].
-pub(super) fn unread(filter: &Tree) -> Rule {
-    unsaid(filter, Condition::Always)
 }
 
 fn unsaid(filter: &Tree, when: Condition) -> Rule {

@@ -2,7 +2,10 @@
 
 use super::{Converter, Within, all, condition, headers, retry, rule};
 use crate::{
-    envoy::{parts, re2, template, tree::Tree},
+    envoy::{
+        parts, re2, template,
+        tree::{Entry, Tree},
+    },
     program::{
         Change, Condition, Forward, Key, Location, PathChange, Reply, Rule, Said, Sometimes, Text,
         Then,
@@ -54,6 +57,10 @@ impl<'c> Converter<'c> {
         let takes_all = own == Condition::Always;
         let when = all(vec![when.clone(), own]);
         let levels = [within.routes, host, route];
+        if parts::have_upgrades(within.routes) {
+            let Rule { when: asks, then, place } = super::upgrades(within, Some(route));
+            rules.push(Rule { when: all(vec![when.clone(), asks]), then, place });
+        }
         let cors = self.cors(levels, within);
         let preflights = cors.as_ref().map(|cors| cors.preflights(&when)).unwrap_or_default();
         let refusals = self.refusals(levels, &when, within);
@@ -290,6 +297,7 @@ impl<'c> Converter<'c> {
     }
 
     fn path(&mut self, action: &Tree, matcher: Option<&Tree>) -> Option<PathChange> {
+        self.queries(action);
         if let Some(to) = action.some_text("prefix_rewrite") {
             return Some(replaced(matcher, to));
         }
@@ -322,6 +330,32 @@ impl<'c> Converter<'c> {
             }
         }
         None
+    }
+
+    /// What is different for paths that are rewritten to one with a query, or to none.
+    fn queries(&mut self, of: &Tree) {
+        let rewrite = of.msg("regex_rewrite");
+        let substitution =
+            rewrite.and_then(|one| Some((one.entry("substitution")?, one.text("substitution")?)));
+        let prefix = of.entry("prefix_rewrite").zip(of.some_text("prefix_rewrite"));
+        let path = of.entry("path_redirect").zip(of.some_text("path_redirect"));
+        let mut say = |field: &Entry, how: &str| {
+            let verdict = crate::ledger::Verdict::Approximated { how: how.into() };
+            self.notes.once(&field.place, verdict);
+        };
+        for (field, to) in prefix.into_iter().chain(substitution) {
+            if to.contains('?') {
+                say(
+                    field,
+                    "the query that is written here takes the place of the request's; Envoy writes that one behind it, with a second ?",
+                );
+            }
+        }
+        for (field, to) in prefix.into_iter().chain(path) {
+            if !to.starts_with('/') {
+                say(field, "what comes out without a / in front is answered 500");
+            }
+        }
     }
 
     /// The most specific list that is there holds alone.
@@ -446,14 +480,17 @@ impl<'c> Converter<'c> {
             }
         }
         if let Some(to) = redirect.some_text("path_redirect") {
+            self.queries(redirect);
             location.path = Some(PathChange::Whole(to.into()));
             if to.contains('?') {
                 // Its own query goes before the request's.
                 location.strip_query = true;
             }
         } else if let Some(to) = redirect.some_text("prefix_rewrite") {
+            self.queries(redirect);
             location.path = Some(replaced(Some(matcher), to));
         } else if let Some(rewrite) = redirect.msg("regex_rewrite") {
+            self.queries(redirect);
             location.path = Some(rewritten(rewrite));
         }
         if let Some(field) = redirect.entry("path_rewrite") {

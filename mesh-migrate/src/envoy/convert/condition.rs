@@ -139,7 +139,7 @@ pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condi
     match name.as_str() {
         ":method" => return Ok(turn(method(text))),
         ":authority" | "host" => {
-            let port = hosts::port(within);
+            let port = hosts::stripped(within);
             let text = if port.is_empty() { text } else { Text::Pattern(pattern(&text) + &port) };
             return Ok(turn(Condition::Header("host".into(), text)));
         }

@@ -136,6 +136,13 @@ impl<'c> Converter<'c> {
         Some(rule(&chain.place, when, Then::Reply(reply)))
     }
 
+    /// Whom the only chain of a listener of HTTP is not for.
+    pub(super) fn other_clients(&mut self, listener: &Tree, chain: &Tree) -> Option<Rule> {
+        let criteria = asks_for_clients(listener)?;
+        let within = sources(criteria).map(block).collect();
+        self.unadmitted(chain, &Clients { within, outside: Vec::new() })
+    }
+
     /// Whether a filter chain asks for more than names of TLS, or addresses if there are no
     /// names, which is noted.
     fn is_more_than_names(&mut self, criteria: &Tree, may_ask_for_clients: bool) -> bool {
@@ -168,6 +175,17 @@ impl<'c> Converter<'c> {
         }
         more
     }
+}
+
+/// What the only chain of a listener asks for, if that is addresses of clients alone.
+pub(super) fn asks_for_clients(listener: &Tree) -> Option<&Tree> {
+    let mut chains = parts::chains(listener);
+    let criteria = chains.next().filter(|_| listener.msg("default_filter_chain").is_none())?;
+    let criteria = criteria.msg("filter_chain_match").filter(|_| chains.next().is_none())?;
+    let is_one = ["source_prefix_ranges", "direct_source_prefix_ranges"];
+    let mut fields = criteria.fields.iter();
+    let only = criteria.fields.len() == 1 && fields.all(|f| is_one.contains(&f.name.as_str()));
+    only.then_some(criteria)
 }
 
 /// Whose connections a chain is for.

@@ -37,19 +37,32 @@ impl<'c> Converter<'c> {
     pub(super) fn cors_filter(within: &Within<'c>) -> Option<&'c Tree> {
         within.hcm.messages("http_filters").find(|filter| {
             let config = filter.msg("typed_config").map_or("", Tree::short);
-            config == "Cors" && !filter.is("disabled")
+            config == "Cors" && access::is_ever_on(filter, within.routes)
         })
     }
 
     /// What holds for a route.
     pub(super) fn cors(&mut self, levels: [&'c Tree; 3], within: &Within<'c>) -> Option<Cors<'c>> {
         let filter = Self::cors_filter(within)?;
-        let entry = access::of_route(levels, filter)?;
         let level = levels.into_iter().rev().find(|l| access::at_level(l, filter).is_some());
-        if let Some(field) = level.and_then(|level| level.entry("typed_per_filter_config")) {
-            self.notes.once(&field.place, Verdict::Exact);
+        let [_, host, route] = levels;
+        let older = || {
+            let of = [route.msg("route"), Some(host)].into_iter().flatten();
+            of.filter_map(|of| of.entry("cors"))
+        };
+        let field = match level {
+            Some(level) => level.entry("typed_per_filter_config"),
+            None => older().next(),
+        };
+        let is_twice =
+            levels.iter().filter(|level| access::at_level(level, filter).is_some()).count() > 1
+                || (level.is_none() && older().count() > 1);
+        if let Some(field) = field {
+            let how = "what it does not say is not looked for at the level above";
+            let near = Verdict::Approximated { how: how.into() };
+            self.notes.once(&field.place, if is_twice { near } else { Verdict::Exact });
         }
-        let policy = access::config(entry)?;
+        let policy = parts::cors(levels, filter)?;
         let part = policy.msg("filter_enabled").and_then(|one| one.msg("default_value"));
         if part.is_some_and(|part| parts::percent(Some(part)) <= 0.0) {
             return None;

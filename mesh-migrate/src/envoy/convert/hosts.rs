@@ -145,10 +145,20 @@ fn overlap(a: &str, b: &str) -> bool {
     }
 }
 
-/// What Envoy leaves out of Host before it compares.
-pub(super) fn port(within: &Within<'_>) -> String {
+/// What Envoy leaves out of Host before it looks for a virtual host.
+fn port(within: &Within<'_>) -> String {
+    let ignores = within.routes.is("ignore_port_in_host_matching");
+    if !within.hcm.is("strip_any_host_port") && ignores {
+        let dot = if within.hcm.is("strip_trailing_host_dot") { r"\.?" } else { "" };
+        return format!("{dot}(:[0-9]+)?");
+    }
+    stripped(within)
+}
+
+/// What Envoy leaves out of Host before anything else.
+pub(super) fn stripped(within: &Within<'_>) -> String {
     let dot = if within.hcm.is("strip_trailing_host_dot") { r"\.?" } else { "" };
-    if is_any(within) {
+    if within.hcm.is("strip_any_host_port") {
         return format!("{dot}(:[0-9]+)?");
     }
     match within.hcm.is("strip_matching_host_port") {

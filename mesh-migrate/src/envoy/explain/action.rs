@@ -45,12 +45,6 @@ impl<'c> Asked<'c> {
             why.at(&hcm.place, "a target that begins with no /: not read here");
             return answered(404);
         }
-        if parts::is_upgrade(http)
-            && self.config.routes(hcm).is_some_and(|routes| !parts::knows_upgrades(hcm, routes))
-        {
-            why.at(&hcm.place, "another protocol, of which upgrade_configs says nothing");
-            return answered(403);
-        }
         let target = match target(hcm, &http.target, why) {
             Ok(target) => target,
             Err(outcome) => return outcome,
@@ -58,7 +52,10 @@ impl<'c> Asked<'c> {
         for filter in hcm.messages("http_filters") {
             let config = filter.msg("typed_config").map_or("", Tree::short);
             let is_known = ["Router", "RBAC", "Cors"].contains(&config);
-            if !is_known && !filter.is("disabled") && parts::health_check(filter).is_none() {
+            let routes = self.config.routes(hcm);
+            let is_on =
+                routes.is_none_or(|routes| crate::envoy::access::is_ever_on(filter, routes));
+            if !is_known && is_on && parts::health_check(filter).is_none() {
                 let name = filter.text("name").unwrap_or_default();
                 why.at(&filter.place, format!("{name} is asked before; this answer is without it"));
             }
@@ -76,6 +73,14 @@ impl<'c> Asked<'c> {
         let makes_id = hcm.bool("generate_request_id") != Some(false);
         let seen =
             Seen { http, makes_id, sent_host, authority: &authority, target, scheme, sets_proto };
+        if parts::is_upgrade(http) {
+            let route = self.levels(routes, &seen).map(|[.., route]| route);
+            let to = http.header("upgrade").unwrap_or_default().to_ascii_lowercase();
+            if !parts::upgrades(hcm, route).contains(&to) {
+                why.at(&hcm.place, "another protocol, which upgrade_configs does not switch on");
+                return answered(403);
+            }
+        }
         if let Some(outcome) = self.before(hcm, routes, &seen, is_tls, why) {
             return outcome;
         }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     envoy::{
-        access::{self, of_route},
+        access::{self, OfRoute, of_route},
         tree::Tree,
     },
     request::Outcome,
@@ -26,7 +26,11 @@ impl<'c> Asked<'c> {
         why: &mut Why,
     ) -> Option<Outcome> {
         let levels = self.levels(routes, seen);
-        for filter in hcm.messages("http_filters").filter(|filter| !filter.is("disabled")) {
+        for filter in hcm.messages("http_filters") {
+            let own = levels.and_then(|levels| of_route(levels, filter));
+            if !access::is_on(filter, own) {
+                continue;
+            }
             let name = filter.text("name").unwrap_or_default();
             if let Some(check) = parts::health_check(filter)
                 && check.messages("headers").all(|matcher| seen.header_holds(matcher))
@@ -34,12 +38,11 @@ impl<'c> Asked<'c> {
                 why.at(&filter.place, "the filter for health checks answers");
                 return Some(answered(200));
             }
-            let own = levels.and_then(|levels| of_route(levels, filter));
             match filter.msg("typed_config").map_or("", Tree::short) {
                 "RBAC" => {
-                    let config = match own {
-                        Some(entry) => access::own(entry),
-                        None => filter.msg("typed_config"),
+                    let config = match own.map(access::said) {
+                        Some(OfRoute::Own(own)) => own.msg("rbac"),
+                        _ => filter.msg("typed_config"),
                     };
                     let asking = Asking { seen: Some(seen), hcm: Some(hcm), is_tls };
                     match config.map_or(Some(false), |config| self.refuses(config, &asking)) {
@@ -62,7 +65,7 @@ impl<'c> Asked<'c> {
                     }
                 }
                 "Cors" => {
-                    let policy = own.and_then(access::config);
+                    let policy = levels.and_then(|levels| parts::cors(levels, filter));
                     if let Some(outcome) = policy.and_then(|policy| preflight(policy, seen)) {
                         why.at(&filter.place, format!("{name} answers what a browser asks first"));
                         return Some(outcome);
@@ -76,7 +79,7 @@ impl<'c> Asked<'c> {
 
     /// Route configuration, virtual host and route of a request, the last two the same
     /// where no route takes it.
-    fn levels(&self, routes: &'c Tree, seen: &Seen<'_>) -> Option<[&'c Tree; 3]> {
+    pub(super) fn levels(&self, routes: &'c Tree, seen: &Seen<'_>) -> Option<[&'c Tree; 3]> {
         let mut quiet = Why::default();
         let host = self.virtual_host(routes, seen.authority, seen.http, &mut quiet)?;
         let route = first(routes, host, seen, &mut quiet).unwrap_or(host);

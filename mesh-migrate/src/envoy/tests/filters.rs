@@ -131,6 +131,99 @@ fn nobody_comes_round_by_a_path_that_is_not_resolved() {
 }
 
 #[test]
+fn routes_switch_filters_on_and_off() {
+    let rbac = format!(
+        "          - {{name: who, disabled: true, typed_config: {{'@type': {RBAC}, rules: {{action: DENY, policies: {{all: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}}}}}\n"
+    );
+    let own = "{'@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute, rbac: {rules: {action: DENY, policies: {b: {permissions: [{any: true}], principals: [{header: {name: x-b, present_match: true}}]}}}}}";
+    let switch = "'@type': type.googleapis.com/envoy.config.route.v3.FilterConfig";
+    let route = |path: &str, says: &str| {
+        format!(
+            "              - {{match: {{prefix: {path}}}, route: {{cluster: a}}, typed_per_filter_config: {{who: {says}}}}}\n"
+        )
+    };
+    let routes = [
+        route("/on", &format!("{{{switch}, config: {{}}}}")),
+        route("/own", own),
+        route("/within", &format!("{{{switch}, config: {own}}}")),
+        route("/off", &format!("{{{switch}, disabled: true}}")),
+        "              - {match: {prefix: /}, route: {cluster: b}}".to_owned(),
+    ];
+    let config = http(&rbac, &routes.concat());
+    let get =
+        |path: &str, header: &str| both(&config, &ask("GET", path, &[(header, "1")], "10.1.2.3"));
+    assert_eq!(get("/on", "x-a"), ["403"; 2]);
+    for path in ["/own", "/within"] {
+        assert_eq!(get(path, "x-b"), ["403"; 2], "{path}");
+        assert_eq!(
+            get(path, "x-a"),
+            [format!("10.0.0.1:80 {path}"), format!("10.0.0.1:80 {path}")]
+        );
+    }
+    assert_eq!(get("/off", "x-a"), ["10.0.0.1:80 /off"; 2]);
+    assert_eq!(get("/", "x-a"), ["10.0.0.2:80 /"; 2]);
+    // Who asks in a way that is not read lets nobody in where it is on.
+    let jwt = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+    let at = rbac.find("typed_config").unwrap();
+    let asks = format!("{}typed_config: {{'@type': {jwt}}}}}\n", &rbac[..at]);
+    for (filter, wanted) in
+        [(asks.clone(), "10.0.0.2:80 /"), (asks.replace("disabled: true, ", ""), "501")]
+    {
+        let config = http(&filter, &routes.concat());
+        let [_, ours] = both(&config, &ask("GET", "/", &[], "10.1.2.3"));
+        assert_eq!(ours, wanted);
+        let [_, ours] = both(&config, &ask("GET", "/on", &[], "10.1.2.3"));
+        assert_eq!(ours, "501");
+        let [_, ours] = both(&config, &ask("GET", "/off", &[], "10.1.2.3"));
+        assert_eq!(ours, "10.0.0.1:80 /off");
+    }
+    // Nor where chance chooses who is asked.
+    let weighted = format!(
+        "              - {{match: {{prefix: /}}, route: {{weighted_clusters: {{clusters: [{{name: a, weight: 1}}, {{name: b, weight: 1, typed_per_filter_config: {{who: {own}}}}}]}}}}}}"
+    );
+    let [_, ours] = both(&http(&rbac, &weighted), &ask("GET", "/", &[], "10.1.2.3"));
+    assert_eq!(ours, "501");
+}
+
+#[test]
+fn protocols_of_upgrade_are_those_of_the_route() {
+    let routes = "              - {match: {prefix: /ws}, route: {cluster: a, upgrade_configs: [{upgrade_type: websocket}]}}
+              - {match: {prefix: /no}, route: {cluster: a, upgrade_configs: [{upgrade_type: tunnel, enabled: false}]}}
+              - {match: {prefix: /}, route: {cluster: b}}";
+    let with = |config: &str, path: &str, to: &str| {
+        let asks = [("connection", "keep-alive, Upgrade"), ("upgrade", to)];
+        both(config, &ask("GET", path, &asks, "10.1.2.3"))
+    };
+    let config = http("", routes);
+    assert_eq!(with(&config, "/ws", "WebSocket"), ["10.0.0.1:80 /ws"; 2]);
+    assert_eq!(with(&config, "/ws", "other"), ["403"; 2]);
+    assert_eq!(with(&config, "/x", "websocket"), ["403"; 2]);
+    let config = config.replace(
+        "          use_remote_address: true",
+        "          use_remote_address: true\n          upgrade_configs: [{upgrade_type: tunnel}]",
+    );
+    assert_eq!(with(&config, "/x", "tunnel"), ["10.0.0.2:80 /x"; 2]);
+    assert_eq!(with(&config, "/no", "tunnel"), ["403"; 2]);
+    let all = config.replace(routes, routes.lines().last().unwrap());
+    assert_eq!(with(&all, "/x", "tunnel"), ["10.0.0.2:80 /x"; 2]);
+    assert_eq!(with(&all, "/x", "websocket"), ["403"; 2]);
+}
+
+#[test]
+fn hosts_have_their_ports_where_only_virtual_hosts_leave_them_out() {
+    let routes = "              - {match: {prefix: /, headers: [{name: ':authority', string_match: {exact: h}}]}, route: {cluster: a}}
+              - {match: {prefix: /}, route: {cluster: b}}";
+    let config = http("", routes)
+        .replace("route_config:", "route_config:\n            ignore_port_in_host_matching: true");
+    let mut request = ask("GET", "/", &[], "10.1.2.3");
+    assert_eq!(both(&config, &request), ["10.0.0.1:80 /"; 2]);
+    if let Kind::Http(http) = &mut request.kind {
+        http.host = Some("h:8080".into());
+    }
+    assert_eq!(both(&config, &request), ["10.0.0.2:80 /"; 2]);
+}
+
+#[test]
 fn who_cannot_be_asked_for_is_told() {
     let filters = format!(
         "          - name: who

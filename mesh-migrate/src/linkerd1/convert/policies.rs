@@ -127,15 +127,15 @@ const EFFORT: (&str, Say) = ("maxEffort", Drop("our balancer has its own"));
 const PROBATION: (&str, Say) = ("enableProbation", Off("an endpoint that is gone is gone at once"));
 
 const BALANCERS: &[Kind] = &[
-    ("p2c", Exact, &[EFFORT, PROBATION]),
+    ("p2c", Near(BALANCED), &[EFFORT, PROBATION]),
     (
         "ewma",
-        Near("by requests in flight, not by latency"),
-        &[EFFORT, PROBATION, ("decayTimeMs", Drop("latency does not count"))],
+        Near("of two by chance the one that is less busy, by requests in flight and latency"),
+        &[EFFORT, PROBATION, ("decayTimeMs", Drop("how fast latency is forgotten is our own"))],
     ),
     (
         "aperture",
-        Near("by requests in flight among all endpoints, not a part of them"),
+        Near("by requests in flight and latency among all endpoints, not a part of them"),
         &[
             EFFORT,
             PROBATION,
@@ -146,10 +146,12 @@ const BALANCERS: &[Kind] = &[
             ("minAperture", NO_APERTURE),
         ],
     ),
-    ("heap", Near("of two by chance, not of all, the one with less in flight"), &[PROBATION]),
-    ("roundRobin", Exact, &[EFFORT, PROBATION]),
+    ("heap", Near("of two by chance, not of all, the one that is less busy"), &[PROBATION]),
+    ("roundRobin", Near(BALANCED), &[EFFORT, PROBATION]),
 ];
 
+const BALANCED: &str =
+    "requests are spread by load and latency, in turn only as far as endpoints are alike";
 const NO_APERTURE: Say = Drop("all endpoints are used");
 
 const ACCRUALS: &[Kind] = &[

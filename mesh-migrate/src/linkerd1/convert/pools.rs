@@ -185,7 +185,8 @@ pub(super) fn millis(ms: f64) -> Duration {
 fn outlier(policy: &Merged) -> Option<Outlier> {
     let of = |keys: &[&str]| policy.number(keys);
     match policy.text(&["failureAccrual", "kind"]) {
-        Some("none" | "io.l5d.none") => None,
+        // Nobody is left alone.
+        Some("none" | "io.l5d.none") => Some(Outlier { failures: 0, ejection: millis(5_000.0) }),
         _ => {
             let failures = of(&["failureAccrual", "failures"]).unwrap_or(5.0).max(1.0) as u32;
             let backoff = of(&["failureAccrual", "backoff", "ms"])

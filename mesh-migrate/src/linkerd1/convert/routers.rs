@@ -124,7 +124,7 @@ pub(super) fn http(
     if universe.is_cut.get() {
         ledger.decision(
             &router.node.place,
-            "there are more names than were tried: which are in use?",
+            "there are more names than were tried, and those that were not get 502 here: which are in use?",
             &["give them: they are in the metrics of the running Linkerd"],
         );
     }

@@ -1,5 +1,6 @@
 //! What has become of the entries of a table.
 
+use super::labels::ANYBODY;
 use crate::ledger::Verdict;
 
 /// What is known of an entry of the table after all names were tried.
@@ -15,6 +16,16 @@ pub(super) struct Use {
 
 /// What an entry has become.
 pub(super) fn verdict(seen: &Use) -> Verdict {
+    // The name that stands for all others is no host and port; some of those may be.
+    if seen.error.as_ref().is_some_and(|wrong| wrong.contains(ANYBODY)) {
+        return Verdict::Decision {
+            question: "hosts and ports that clients name go on from here, and those that are not known get 502 here: which are in use?".into(),
+            choices: vec![
+                "give them and plan again".into(),
+                "an egress route for all of them".into(),
+            ],
+        };
+    }
     if let Some(wrong) = &seen.error {
         return Verdict::Dropped {
             meaning: format!("names that come here were answered 502: {wrong}"),

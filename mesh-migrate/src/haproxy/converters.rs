@@ -9,6 +9,12 @@ use super::{
 };
 
 impl Seen {
+    /// A number, or the variable that has one.
+    fn number(&self, argument: &str) -> Option<i64> {
+        let of_variable = || self.variables.get(argument).and_then(Value::int);
+        argument.parse().ok().or_else(of_variable)
+    }
+
     pub(super) fn convert(&mut self, call: &Call, value: Value) -> Option<Value> {
         if let Some(map) = &call.map {
             return mapped(call, map, &value);
@@ -16,7 +22,7 @@ impl Seen {
         let text = value.to_string();
         let first = call.argument(0);
         let number =
-            |f: fn(i64, i64) -> Option<i64>| f(value.int()?, first.parse().ok()?).map(Value::Int);
+            |f: fn(i64, i64) -> Option<i64>| f(value.int()?, self.number(first)?).map(Value::Int);
         Some(Value::Text(match call.name.as_str() {
             "lower" => text.to_ascii_lowercase(),
             "upper" => text.to_ascii_uppercase(),
@@ -42,11 +48,11 @@ impl Seen {
             "ltrim" => text.trim_start_matches(|c| first.contains(c)).to_owned(),
             "rtrim" => text.trim_end_matches(|c| first.contains(c)).to_owned(),
             "bytes" => {
-                let from: usize = first.parse().ok()?;
-                let rest = text.get(from..)?;
+                let count = |text| self.number(text).and_then(|n| usize::try_from(n).ok());
+                let rest = text.get(count(first)?..)?;
                 match call.argument(1) {
                     "" => rest.to_owned(),
-                    length => rest.get(..length.parse().ok()?).unwrap_or(rest).to_owned(),
+                    length => rest.get(..count(length)?).unwrap_or(rest).to_owned(),
                 }
             }
             "url_dec" => decoded(&text, first.parse().unwrap_or(0) != 0)?,

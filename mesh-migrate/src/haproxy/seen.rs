@@ -332,6 +332,11 @@ fn is_of_http(name: &str) -> bool {
     NAMES.contains(&name) || name.starts_with("req.hdr") || name.starts_with("req.cook")
 }
 
+/// Converters of two numbers, of which the second may be a variable.
+pub(super) fn is_arithmetic(name: &str) -> bool {
+    matches!(name, "add" | "sub" | "mul" | "div" | "mod")
+}
+
 /// What counts traffic: 0 in a proxy that has just begun.
 pub(super) fn is_counter(name: &str) -> bool {
     const NAMES: &[&str] =

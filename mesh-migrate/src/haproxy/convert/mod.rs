@@ -10,6 +10,7 @@ mod checks;
 mod cookies;
 mod fetches;
 mod forward;
+mod joined;
 mod lines;
 mod logic;
 mod names;

@@ -4,6 +4,7 @@ use crate::program::{PathChange, Said, SaidChange};
 
 use super::super::{acl::Method, matching, sample::Call, sample::substitution};
 use super::{
+    joined,
     state::{Front, State, Symbol},
     text::Leaf,
 };
@@ -124,7 +125,15 @@ pub(super) fn path(change: &PathChange) -> Option<Said> {
 }
 
 pub(super) fn converted(state: &State, said: Said, converters: &[Call]) -> Option<Said> {
-    converters.iter().try_fold(said, |said, call| one(state, said, call))
+    match converters.split_last() {
+        Some((call, before)) if joined::joins_nothing(&said, converters) => {
+            // Only the last one can be said behind what may not be there.
+            let is_last = call.name == "concat" && !joined::joins_nothing(&said, before);
+            let said = converted(state, said, before).filter(|_| is_last)?;
+            joined::behind(state, said, call)
+        }
+        _ => converters.iter().try_fold(said, |said, call| one(state, said, call)),
+    }
 }
 
 /// What one converter makes of it.

@@ -10,7 +10,7 @@ use super::super::{
     matching::{self, Value},
     proxy::Proxy,
     sample::{Call, Expression, Format, Part},
-    seen::{self, Seen},
+    seen,
 };
 use super::{
     asked::of_request,
@@ -174,14 +174,13 @@ impl State {
                 let is = |leaf: &Leaf| of_request(front, call, leaf);
                 let said = |converters: &[Call]| {
                     let said = super::said::compared(front, call, &leaf)?;
-                    super::said::converted(self, said, converters)
+                    super::joined::told(self, said, converters)
                 };
                 pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
             }
             Symbol::Said(of, converters) => {
                 let is = |_: &Leaf| Err("this comparison has no counterpart".to_owned());
-                let said =
-                    |converters: &[Call]| super::said::converted(self, of.clone(), converters);
+                let said = |converters: &[Call]| super::joined::told(self, of.clone(), converters);
                 pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
             }
         }
@@ -215,14 +214,7 @@ impl State {
                 return Err("the converter `set-var` has no counterpart".to_owned());
             }
             symbol = match symbol {
-                Symbol::Known(Some(value)) => {
-                    let mut none = Seen::of_nothing();
-                    let value = none.convert(call, value);
-                    if let Some(why) = none.unknown.pop() {
-                        return Err(why);
-                    }
-                    Symbol::Known(value)
-                }
+                Symbol::Known(Some(value)) => self.of_known(front, call, value)?,
                 Symbol::Known(None) => Symbol::Known(None),
                 Symbol::Of(fetch, mut converters) => {
                     converters.push(call.clone());

@@ -77,6 +77,7 @@ fn pulled(leaf: Leaf, converters: &[Call], source: &Fetched<'_>) -> Result<Condi
             regex(Leaf { ignores_case: false, ..leaf }, format!(":(?:{})$", ports.join("|")))
         }
         "length" if leaf.method == Method::Int => Some(Leaf { method: Method::Length, ..leaf }),
+        "add" | "sub" | "mul" if leaf.method == Method::Int => Some(before_sum(leaf, call)?),
         other => return Err(format!("the converter `{other}` has no counterpart")),
     };
     match next {
@@ -166,6 +167,32 @@ fn host_only(leaf: Leaf) -> Result<Option<Leaf>, Unsaid> {
         }
         _ => Err("this comparison after `host_only` has no counterpart".to_owned()),
     }
+}
+
+/// Numbers of which sums, or negatives, are in the ranges.
+fn before_sum(leaf: Leaf, call: &Call) -> Result<Leaf, Unsaid> {
+    let unsaid = || format!("`{}({})` has no counterpart", call.name, call.argument(0));
+    let number: i64 = call.argument(0).parse().map_err(|_| unsaid())?;
+    let before = |bound: i64| match (call.name.as_str(), bound) {
+        ("mul", i64::MIN) => i64::MAX,
+        ("mul", i64::MAX) => i64::MIN,
+        ("mul", bound) => -bound,
+        (_, i64::MIN | i64::MAX) => bound,
+        ("add", bound) => bound.saturating_sub(number),
+        (_, bound) => bound.saturating_add(number),
+    };
+    if call.name == "mul" && number != -1 {
+        return Err(unsaid());
+    }
+    let written = |bound: i64| match bound {
+        i64::MIN | i64::MAX => String::new(),
+        bound => bound.to_string(),
+    };
+    let ranges = acl::ranges(leaf.pattern.split(' ')).into_iter().map(|(low, high)| {
+        let (low, high) = (before(low), before(high));
+        format!("{}:{}", written(low.min(high)), written(low.max(high)))
+    });
+    Ok(Leaf { pattern: ranges.collect::<Vec<_>>().join(" "), ..leaf })
 }
 
 /// Whether the value that a map leads to is as `leaf` says.

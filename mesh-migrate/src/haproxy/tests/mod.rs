@@ -1,6 +1,7 @@
 mod agreement;
 mod edges;
 mod generator;
+mod joined;
 mod kinds;
 mod limits;
 mod told;

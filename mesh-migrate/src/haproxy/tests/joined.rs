@@ -1,0 +1,96 @@
+//! Constants, variables and addresses that are put together.
+
+use super::{
+    edges::{LINE, said, with},
+    kinds::{both, front},
+    *,
+};
+use crate::decide::decide;
+
+/// What both do: a status, or the header that is sent on.
+fn done(text: &str, url: &str, headers: &[(&str, &str)], name: &str) -> [String; 2] {
+    let (config, program, _) = both(text);
+    let request = with(url, headers);
+    [explain(&config, &request), decide(&program, &request)].map(|answer| match answer.outcome {
+        Outcome::Forwarded(to) => {
+            let sent = to.headers.into_iter().find(|(known, _)| known == name);
+            sent.and_then(|(_, value)| value).unwrap_or_default()
+        }
+        Outcome::Answered { status, headers, .. } => {
+            let location = headers.into_iter().find(|(known, _)| known == "location");
+            location.map_or(status.to_string(), |(_, location)| location)
+        }
+        Outcome::Closed => "closed".to_owned(),
+    })
+}
+
+const SEGMENT: &str = " http-request set-var(txn.seg) path,field(2,/)\n";
+
+#[test]
+fn constants_take_variables_behind_them() {
+    let deny = front(&format!(
+        "{SEGMENT} http-request deny if {{ str(x-),concat(,txn.seg) -m str x-internal }}"
+    ));
+    assert_eq!(done(&deny, "a.example/internal", &[], "x-a"), ["403", "403"]);
+    assert_eq!(done(&deny, "a.example/other", &[], "x-a"), ["", ""]);
+    for (rule, expected) in [
+        ("http-request set-header x-a %[str(a-),concat(,txn.seg,-z)]", "a-one-z"),
+        ("http-request set-header x-a %[req.hdr(x-b),concat(-)]", ""),
+        ("http-request set-header x-a %[path,field(2,/),concat(-,txn.seg)]", "one-one"),
+        ("http-request redirect location %[str(/r/),concat(,txn.seg),concat(-,txn.q)]", "/r/one-"),
+        ("http-request set-header x-a %[int(3),add(txn.none)]", ""),
+    ] {
+        let text = front(&format!("{SEGMENT} {rule}"));
+        let both = done(&text, "a.example/one/two", &[], "x-a");
+        assert_eq!(both, [expected, expected], "{rule}");
+    }
+    let constant =
+        " http-request set-var(txn.l) int(4)\n http-request set-header x-a %[int(3),add(txn.l)]";
+    assert_eq!(done(&front(constant), "a.example/", &[], "x-a"), ["7", "7"]);
+    let suffix = front(" http-request set-header x-a %[req.hdr(x-b),concat(-$)]");
+    assert_eq!(done(&suffix, "a.example/", &[("x-b", "c")], "x-a"), ["c-$", "c-$"]);
+}
+
+#[test]
+fn sums_with_variables_are_compared() {
+    let length = " http-request set-var(txn.l) path,length\n";
+    for (test, url) in [
+        ("int(10),sub(txn.l) lt 4", "a.example/123456"),
+        ("int(10),sub(txn.l) lt 4", "a.example/12345"),
+        ("int(2),add(txn.l) 5:6", "a.example/12"),
+        ("int(2),add(txn.l) 5:6", "a.example/1234"),
+        ("path,length,sub(2) gt 3", "a.example/12345"),
+        ("path,length,sub(2) gt 3", "a.example/1234"),
+    ] {
+        let text = front(&format!("{length} http-request deny if {{ {test} }}"));
+        let [explained, decided] = done(&text, url, &[], "x-a");
+        assert_eq!(explained, decided, "{test} {url}");
+    }
+    let text = front(&format!("{length} http-request deny if {{ int(10),sub(txn.l) lt 4 }}"));
+    assert_eq!(done(&text, "a.example/123456", &[], "x-a"), ["403", "403"]);
+    assert_eq!(done(&text, "a.example/12345", &[], "x-a"), ["", ""]);
+    // A number that each request has is not told.
+    let told = front(&format!("{length} http-request set-header x-a %[int(3),add(txn.l)]"));
+    let (_, _, ledger) = both(&told);
+    assert!(said(&ledger, LINE + 1).contains("x-a is removed and not set"));
+}
+
+#[test]
+fn what_is_joined_to_nothing_is_refused() {
+    let text = front(" http-request deny if { req.fhdr(x-b),concat(_c) -m str _c }");
+    let (_, _, ledger) = both(&text);
+    assert!(said(&ledger, LINE).contains("refused"), "{}", said(&ledger, LINE));
+}
+
+#[test]
+fn backends_are_named_by_variables() {
+    let text = "defaults\n mode http\nfrontend f\n bind 10.0.0.1:80\n http-request set-var(txn.s) path,field(2,/)\n use_backend %[str(b_),concat(,txn.s)]\n default_backend b1\nbackend b1\n server s 10.0.1.1:80\nbackend b_two\n server s 10.0.1.2:80\n";
+    let (config, program, ledger) = both(text);
+    for (url, endpoint) in [("a.example/two/x", "10.0.1.2:80"), ("a.example/one", "10.0.1.1:80")] {
+        let request = super::kinds::get(url);
+        for answer in [explain(&config, &request), decide(&program, &request)] {
+            assert_eq!(super::kinds::endpoint(&answer.outcome).as_deref(), Some(endpoint), "{url}");
+        }
+    }
+    assert_eq!(said(&ledger, 6), "");
+}

@@ -7,6 +7,7 @@ use super::super::{
     sample::Call,
 };
 use super::{
+    addresses,
     fetches::{base, base_pattern, cookie, header, numbers, numbers_of},
     logic::{NEVER, all, constant, not},
     names, said,
@@ -64,10 +65,7 @@ pub(super) fn of_request(front: &Front, call: &Call, leaf: &Leaf) -> Result<Cond
         }
         "req.cook" => cookie(call.argument(0), leaf),
         "url_param" if call.argument(1).is_empty() => of_parameter(call.argument(0), leaf),
-        "src" if leaf.method == Method::Ip => match acl::block(&leaf.pattern) {
-            Some((ip, length)) => Ok(Condition::Source(vec![format!("{ip}/{length}")])),
-            None => Err(format!("{:?} is no network", leaf.pattern)),
-        },
+        "src" => addresses::of_client(leaf),
         "url" | "pathq" | "capture.req.uri"
             if leaf.method == Method::Beginning
                 && leaf.pattern.starts_with('/')

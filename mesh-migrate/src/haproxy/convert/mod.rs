@@ -4,6 +4,7 @@
 //! meet the condition, so that the first rule that holds is the right one.
 
 mod action;
+mod addresses;
 mod answers;
 mod asked;
 mod checks;

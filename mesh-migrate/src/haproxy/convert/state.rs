@@ -317,6 +317,12 @@ impl State {
     fn header(&self, name: &str, first: &str) -> Option<Result<Symbol, Unsaid>> {
         let header = if name.starts_with("req.cook") { "cookie" } else { first };
         Some(match self.headers.get(&header.to_ascii_lowercase())? {
+            Header { is_replaced: true, said: Some(Said::Client), more, .. }
+                if more.is_empty() && matches!(name, "req.hdr" | "req.fhdr" | "req.hdr_ip") =>
+            {
+                let call = Call { name: "src".to_owned(), arguments: Vec::new(), map: None };
+                Ok(Symbol::Of(call, Vec::new()))
+            }
             Header { is_replaced: true, said: Some(said), more, .. }
                 if more.is_empty() && matches!(name, "req.hdr" | "req.fhdr") =>
             {

@@ -45,6 +45,13 @@ pub(super) fn pull(
         // What is there may be empty: of what has been converted that is not told apart.
         let is_there = leaf.method == Method::Found && !converters.is_empty();
         match ((source.said)(converters), text(&leaf)) {
+            // It is never empty.
+            (Some(said), _) if said.tells_client() && leaf.method == Method::Found => {
+                Ok(Condition::Always)
+            }
+            (Some(said), _) if said.tells_client() => {
+                Err("a text with the client's address in it is not compared".to_owned())
+            }
             (Some(said), Ok(text)) if !is_there => Ok(Condition::Said(said, text)),
             _ => Err(why),
         }

@@ -94,3 +94,80 @@ fn backends_are_named_by_variables() {
     }
     assert_eq!(said(&ledger, 6), "");
 }
+
+/// What both do with a client of this address: a status, or the header that is sent.
+fn from_client(lines: &str, client: &str, headers: &[(&str, &str)]) -> [String; 2] {
+    let (config, program, _) = both(&front(lines));
+    let mut request = with("a.example/", headers);
+    request.source = client.parse().unwrap();
+    [explain(&config, &request), decide(&program, &request)].map(|answer| match answer.outcome {
+        Outcome::Forwarded(to) => {
+            let sent = to.headers.into_iter().find(|(known, _)| known == "x-real-ip");
+            sent.and_then(|(_, value)| value).unwrap_or_default()
+        }
+        Outcome::Answered { status, .. } => status.to_string(),
+        Outcome::Closed => "closed".to_owned(),
+    })
+}
+
+#[test]
+fn headers_that_are_the_clients_address_are_compared_by_sources() {
+    let set = " http-request set-header x-real-ip %[src]\n";
+    let variable = " http-request set-var(txn.ip) req.hdr(x-real-ip)\n";
+    for (test, is_of) in [
+        ("req.hdr(x-real-ip) -m found", ["10.0.0.1", "192.0.2.1", "::1"].as_slice()),
+        ("req.hdr(x-real-ip) -m str 10.0.0.1", &["10.0.0.1"]),
+        ("req.hdr(x-real-ip) -m beg 10. 192.", &["10.0.0.1", "192.0.2.1"]),
+        ("req.fhdr(x-real-ip) -m reg ^10[.]|^1", &[]),
+        ("req.hdr_ip(x-real-ip) 10.0.0.0/8 ::/0", &["10.0.0.1", "::1"]),
+        ("var(txn.ip) -m str ::1", &["::1"]),
+        ("src -m str 192.0.2.1", &["192.0.2.1"]),
+    ] {
+        let lines = format!("{set}{variable} http-request deny unless {{ {test} }}");
+        for client in ["10.0.0.1", "192.0.2.1", "::1"] {
+            let [explained, decided] = from_client(&lines, client, &[]);
+            let expected = if is_of.contains(&client) { client } else { "403" };
+            assert_eq!(decided, expected, "{test} {client}");
+            assert!(is_of.is_empty() || explained == decided, "{test} {client}: {explained}");
+        }
+    }
+}
+
+#[test]
+fn addresses_are_appended_or_set() {
+    let pair = " http-request set-header x-real-ip \"%[req.hdr(x-real-ip)], %[src]\" if { req.hdr(x-real-ip) -m found }\n \
+                http-request set-header x-real-ip %[src] unless { req.hdr(x-real-ip) -m found }";
+    assert_eq!(from_client(pair, "10.0.0.1", &[]), ["10.0.0.1", "10.0.0.1"]);
+    let before = [("x-real-ip", "192.0.2.1")];
+    assert_eq!(from_client(pair, "10.0.0.1", &before), ["192.0.2.1, 10.0.0.1"; 2]);
+    // What has both in it is no address.
+    let lines = format!("{pair}\n http-request deny if {{ req.hdr(x-real-ip) -m str 10.0.0.1 }}");
+    assert_eq!(from_client(&lines, "10.0.0.1", &before), ["403", "403"]);
+    assert_eq!(from_client(&lines, "10.0.0.2", &[]), ["10.0.0.2", "10.0.0.2"]);
+    let (_, _, ledger) = both(&front(&lines));
+    assert!(said(&ledger, LINE + 2).contains("is not compared"), "{}", said(&ledger, LINE + 2));
+}
+
+#[test]
+fn maps_know_the_clients_address() {
+    let text = "defaults\n mode http\nfrontend f\n bind 10.0.0.1:80\n http-request set-header x-ip %[src]\n \
+                use_backend %[req.hdr(x-ip),map(ips.map,b1)]\n default_backend b2\n\
+                backend b1\n server s 10.0.1.1:80\nbackend b2\n server s 10.0.1.2:80\nbackend b3\n server s 10.0.1.3:80\n";
+    for text in [text.to_owned(), text.replace("req.hdr(x-ip),map(", "src,map_ip(")] {
+        let file = |name: &str| Ok(Source::of(name, "10.0.0.1 b3\n192.0.2.1 b2\n"));
+        let outside = Outside { file: &file, variable: &|_| None };
+        let config = read(&[Source::of("h.cfg", &text)], &outside).unwrap();
+        let (program, ledger) = convert(&config);
+        assert_eq!(said(&ledger, 6), "");
+        for (client, endpoint) in
+            [("10.0.0.1", "10.0.1.3:80"), ("192.0.2.1", "10.0.1.2:80"), ("::1", "10.0.1.1:80")]
+        {
+            let mut request = super::kinds::get("a.example/");
+            request.source = client.parse().unwrap();
+            for answer in [explain(&config, &request), decide(&program, &request)] {
+                let got = super::kinds::endpoint(&answer.outcome);
+                assert_eq!(got.as_deref(), Some(endpoint), "{client}");
+            }
+        }
+    }
+}

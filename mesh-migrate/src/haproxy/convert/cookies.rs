@@ -13,11 +13,13 @@ pub(super) fn of(statement: &Statement) -> (String, &'static [&'static str]) {
     }
     let question = "an endpoint is chosen by hash of the cookie: clients with a cookie of HAProxy may \
              come to another one";
-    let lost = lost(&words);
-    let question = match lost.as_slice() {
-        [] => question.to_owned(),
-        lost => format!("{question}; {}", lost.join("; ")),
-    };
+    let name = statement.at(1);
+    let mut lost = lost(&words);
+    lost.push(format!(
+        "an application that sets {name} itself is heard, too: clients get its cookie beside ours, \
+         and HAProxy sends its own alone"
+    ));
+    let question = format!("{question}; {}", lost.join("; "));
     (question, &["take that once", "switch over when sessions are few"])
 }
 

@@ -243,7 +243,8 @@ impl<'c> Run<'c> {
             return None;
         }
         self.say(place, format!("redirects to {location}"));
-        let mut headers = vec![("location".to_owned(), location)];
+        let mut headers = super::pages::of_redirect(redirect.code);
+        headers.push(("location".to_owned(), location));
         headers.extend(redirect.cookie.clone().map(|cookie| ("set-cookie".to_owned(), cookie)));
         Some(Outcome::Answered { status: redirect.code, headers, body: None })
     }

@@ -19,6 +19,12 @@ pub(super) fn page(config: &Config, status: u16) -> Option<(Vec<(String, String)
     Some((headers, format!("<html><body><h1>{status} {title}</h1>\n{text}\n</body></html>\n")))
 }
 
+/// What comes with a redirect: those that are not for good are not kept.
+pub(super) fn of_redirect(status: u16) -> Vec<(String, String)> {
+    let is_kept = !matches!(status, 302 | 303 | 307);
+    if is_kept { Vec::new() } else { vec![("cache-control".to_owned(), "no-cache".to_owned())] }
+}
+
 const PAGES: &[(u16, &str, &str)] = &[
     (200, "OK", "Service ready."),
     (400, "Bad request", "Your browser sent an invalid request."),

@@ -32,7 +32,11 @@ pub(super) fn of(
         Action::Redirect(redirect) => match redirected(walk, place, redirect, state) {
             Ok(reply) => reply,
             Err(why) => {
-                let question = format!("{why}: 503 is answered and nothing is redirected");
+                let who = match state.when.is_empty() {
+                    true => "what comes here is",
+                    false => "some of what comes here, not all of it, is",
+                };
+                let question = format!("{why}: {who} answered 503 and not redirected");
                 walk.notes.decision(place, question, &["write a redirect by hand"]);
                 unavailable()
             }
@@ -139,7 +143,8 @@ fn redirected(
     redirect: &Redirect,
     state: &State,
 ) -> Result<Reply, String> {
-    let mut reply = Reply { status: redirect.code, ..Reply::default() };
+    let headers = pages::of_redirect(redirect.code);
+    let mut reply = Reply { status: redirect.code, headers, ..Reply::default() };
     if let Some(cookie) = &redirect.cookie {
         constant(walk, place, ("set-cookie", cookie), &mut reply);
     }

@@ -270,7 +270,7 @@ fn a_question_mark_stands_before_a_query() {
         let request = get(url);
         for answer in [explain(&config, &request), decide(&program, &request)] {
             let Outcome::Answered { headers, .. } = answer.outcome else { panic!() };
-            assert_eq!(headers, [("location".to_owned(), expected.to_owned())], "{url}");
+            assert_eq!(headers.last().map(|(_, value)| value.as_str()), Some(expected), "{url}");
         }
     }
 }

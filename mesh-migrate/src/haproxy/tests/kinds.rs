@@ -389,7 +389,8 @@ fn a_redirect_may_have_no_path() {
     let Outcome::Answered { status: 302, headers, .. } = answer.outcome else {
         panic!("{answer:?}")
     };
-    assert_eq!(headers, [("location".to_owned(), "https://a.example".to_owned())]);
+    let location = headers.last().map(|(_, value)| value.as_str());
+    assert_eq!(location, Some("https://a.example"));
 }
 
 /// Who says a thing twice does not get past what is asked of it.

@@ -111,10 +111,10 @@ pub(super) fn path(change: &PathChange) -> Option<Said> {
     let (pattern, substitution, all) = match change {
         PathChange::Whole(_) => return None,
         PathChange::Prefix { from, to } => {
-            (format!("^{}", regex::escape(from)), to.replace('$', "$$"), false)
+            (format!("^{}", without_tildes(&regex::escape(from))), to.replace('$', "$$"), false)
         }
         PathChange::Pattern { pattern, substitution, all } => {
-            (pattern.clone(), substitution.clone(), *all)
+            (without_tildes(pattern), substitution.clone(), *all)
         }
     };
     // What comes after a `?` is no path.
@@ -178,6 +178,7 @@ pub(super) fn one(state: &State, said: Said, call: &Call) -> Option<Said> {
             let pattern =
                 if flags.contains('i') { format!("(?i){first}") } else { first.to_owned() };
             let (substitution, all) = (replaced(first, call.argument(1)), flags.contains('g'));
+            let pattern = without_tildes(&pattern);
             SaidChange::Replace { pattern, substitution, all }
         }
         "concat" => {
@@ -223,6 +224,23 @@ pub(super) fn replaced(pattern: &str, with: &str) -> String {
         }
     }
     substitution(&known)
+}
+
+/// The same expression: templates have tildes around one.
+fn without_tildes(pattern: &str) -> String {
+    let mut out = String::new();
+    let mut chars = pattern.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '~' => out.push_str("\\x7E"),
+            '\\' => {
+                out.push(char);
+                out.extend(chars.next());
+            }
+            char => out.push(char),
+        }
+    }
+    out
 }
 
 /// A text before the query, where there is one.

@@ -16,6 +16,10 @@ use super::{
     walk::Walk,
 };
 
+/// Why a path is not changed once more.
+const REWRITTEN: &str = "a line above may have rewritten the path, and ours rewrites one once: \
+     requests for which it has keep that path, and this line changes the others";
+
 /// A change of all requests of this state.
 pub(super) fn apply(walk: &mut Walk<'_, '_>, rule: &rules::Rule, state: &mut State) {
     let place = &rule.place;
@@ -280,7 +284,10 @@ fn set_path(
     match change {
         Ok(change) => state.path = Some(change),
         Err(why) => {
-            let question = format!("{why}: the path is not changed");
+            let question = match why.as_str() {
+                REWRITTEN => why,
+                why => format!("{why}: the path is not changed"),
+            };
             walk.notes.decision(place, question, &["leave it so", "write a rule by hand"]);
         }
     }
@@ -322,7 +329,7 @@ fn path(
         ([], Some(PathChange::Prefix { from, to })) if to.starts_with('/') => {
             Ok(PathChange::Prefix { from: from.clone(), to: format!("{before}{to}") })
         }
-        (_, Some(_)) => Err("the path has been rewritten before".to_owned()),
+        (_, Some(_)) => Err(REWRITTEN.to_owned()),
         ([], None) => Ok(PathChange::Prefix { from: String::new(), to: before.to_owned() }),
         ([only], None) if only.name == "regsub" && before.is_empty() && part == UriPart::Path => {
             regsub(expression)
@@ -401,7 +408,7 @@ fn replacement(
 ) -> Result<PathChange, String> {
     let with = state.constant(walk.front, with)?;
     if state.path.is_some() {
-        return Err("the path has been rewritten before".to_owned());
+        return Err(REWRITTEN.to_owned());
     }
     let prefix = pattern.strip_suffix('$').unwrap_or(pattern).strip_suffix("(.*)");
     if let (Some(from), Some(to)) = (prefix.and_then(literal), with.strip_suffix(r"\1"))

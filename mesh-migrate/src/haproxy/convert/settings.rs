@@ -205,8 +205,15 @@ fn option(statement: &Statement) -> Verdict {
         "forwardfor" if has("except") || has("if-none") => {
             approximated("X-Forwarded-For is appended to every request, of every client")
         }
-        "forwardfor" | "allbackups" | "http-server-close" | "httpclose" | "http-keep-alive"
-        | "prefer-last-server" | "tcp-check" | "httpchk" => Verdict::Exact,
+        "http-server-close" => approximated(
+            "connections to applications are kept and used again, with no `Connection: close`",
+        ),
+        "httpclose" => approximated(
+            "connections of clients and those to applications are kept and used again, with no \
+             `Connection: close`",
+        ),
+        "forwardfor" | "allbackups" | "http-keep-alive" | "prefer-last-server" | "tcp-check"
+        | "httpchk" => Verdict::Exact,
         "redispatch" => approximated("every repetition goes to another endpoint"),
         "httplog"
         | "tcplog"

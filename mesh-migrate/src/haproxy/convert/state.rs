@@ -254,6 +254,10 @@ impl State {
             "req.ssl_sni" | "req.ssl_hello_type" if !front.is_tcp => Ok(Symbol::Known(None)),
             // Of whoever begins otherwise nothing is known: the line says so.
             "req.ssl_hello_type" => known(Value::Int(1)),
+            "env" => Err(format!(
+                "the environment of HAProxy ({first}) is not known here: write always_true or \
+                 always_false for it"
+            )),
             "req.ver" => known(Value::Text("1.1".to_owned())),
             "fe_name" => known(Value::Text(front.name.clone())),
             "dst_port" => match front.port {

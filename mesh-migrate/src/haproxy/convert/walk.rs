@@ -209,7 +209,11 @@ impl<'c, 'n> Walk<'c, 'n> {
         if is_nothing {
             return false;
         }
+        let is_all = known(&condition) == Some(true) && state.when.is_empty();
         match is_repeated {
+            true if refuses && is_all && !unsaid.is_empty() => {
+                self.refuses_all(&rule.place, &unsaid, rest);
+            }
             true => self.unsaid(&rule.place, &unsaid, refuses),
             false => self.unrepeated(&rule.place, &unsaid),
         }
@@ -246,6 +250,25 @@ impl<'c, 'n> Walk<'c, 'n> {
         }
         self.splits -= 1;
         self.goes_on(condition, state)
+    }
+
+    /// A line of which it is not known whom it refuses: no request comes to those behind it.
+    fn refuses_all(&mut self, place: &Place, unsaid: &[String], rest: &[Step<'c>]) {
+        for why in unsaid {
+            let question =
+                format!("{why}: until it is said, all requests are refused by this line");
+            self.notes.decision(place, question, &["write a rule by hand", "leave out the line"]);
+        }
+        let how = format!("no request comes here while line {} refuses all of them", place.line);
+        for step in rest {
+            match step {
+                Step::Rule(rule) => self.notes.approximated(&rule.place, how.clone()),
+                Step::Switch(switch) | Step::UseServer(switch) => {
+                    self.notes.approximated(&switch.place, how.clone());
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Of a line that says what is not to be repeated.
@@ -302,12 +325,17 @@ impl<'c, 'n> Walk<'c, 'n> {
             let read = state.condition(self.front, proxy, fails, false);
             let question = "how many servers are well is not asked: the monitor is not told";
             self.notes.decision(&fails.place, question, &["leave it so"]);
-            self.answer(place, state, &all([path.clone(), read.condition]), unavailable());
+            let failed = self.of_monitor(503);
+            self.answer(place, state, &all([path.clone(), read.condition]), failed);
         }
-        let (headers, body) = pages::page(self.config, 200).unwrap_or_default();
-        let ready = Reply { status: 200, headers, body, ..Reply::default() };
+        let ready = self.of_monitor(200);
         self.answer(place, state, &path, ready);
         false
+    }
+
+    fn of_monitor(&self, status: u16) -> Reply {
+        let (headers, body) = pages::page(self.config, status).unwrap_or_default();
+        Reply { status, headers, body, ..Reply::default() }
     }
 
     fn statistics(&mut self, proxy: &'c Proxy, state: &State) -> bool {

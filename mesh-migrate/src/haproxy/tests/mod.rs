@@ -4,6 +4,7 @@ mod generator;
 mod joined;
 mod kinds;
 mod limits;
+mod more;
 mod told;
 
 use std::{net::IpAddr, path::Path};

@@ -2,16 +2,19 @@
 //! may not be there.
 
 use super::super::{
+    acl::{self, Method, Test},
     matching::Value,
     sample::Call,
     seen::{Seen, is_arithmetic},
 };
 use super::{
+    fetches,
+    logic::any,
     said,
     state::{Front, State, Symbol},
-    text::Unsaid,
+    text::{Leaf, Unsaid},
 };
-use crate::program::{Said, SaidChange};
+use crate::program::{Condition, Said, SaidChange};
 
 impl State {
     /// What a converter makes of a sample that is known: something else for each request
@@ -136,4 +139,48 @@ fn only(said: Said) -> Said {
 pub(super) fn told(state: &State, said: Said, converters: &[Call]) -> Option<Said> {
     let is_told = !joins_nothing(&said, converters);
     is_told.then(|| said::converted(state, said, converters)).flatten()
+}
+
+/// Whether a header that is this may have several values, of which each is compared.
+pub(super) fn has_values(fetch: &Call, said: &Said) -> bool {
+    let is_header = acl::canonical(&fetch.name) == "req.hdr" && fetch.argument(1).is_empty();
+    is_header && !fetch.argument(0).eq_ignore_ascii_case("host") && may_have_commas(said)
+}
+
+fn may_have_commas(said: &Said) -> bool {
+    match said {
+        Said::Client | Said::Host | Said::Hostname | Said::Scheme | Said::Method => false,
+        Said::Text(text) => text.contains(','),
+        Said::Joined(parts) => parts.iter().any(may_have_commas),
+        Said::Changed(of, _) => may_have_commas(of),
+        _ => true,
+    }
+}
+
+/// When one of the values is like this.
+pub(super) fn of_values(
+    test: &Test,
+    said: &Said,
+    converters: &[Call],
+) -> Result<Condition, Unsaid> {
+    if said.tells_client() {
+        return Err("a text with the client's address in it is not compared".to_owned());
+    }
+    if !converters.is_empty() {
+        return Err("values of a header that has been set are not converted one by one".to_owned());
+    }
+    let is = |pattern: String| {
+        let leaf = Leaf { method: test.method, ignores_case: test.ignores_case, pattern };
+        match fetches::header("", &leaf)? {
+            Condition::Header(_, text) => Ok(Condition::Said(said.clone(), text)),
+            known => Ok(known),
+        }
+    };
+    match test.method {
+        Method::Length => is(test.all_patterns().collect::<Vec<_>>().join(" ")),
+        _ => {
+            let all = test.all_patterns().map(|pattern| is(pattern.to_owned()));
+            all.collect::<Result<Vec<_>, _>>().map(any)
+        }
+    }
 }

@@ -14,6 +14,7 @@ use super::super::{
 };
 use super::{
     asked::of_request,
+    joined,
     logic::{all, any, constant, known, not},
     text::{Fetched, Leaf, Unsaid, pull},
 };
@@ -141,6 +142,12 @@ impl State {
             let holds = value.as_ref().is_some_and(|value| matching::matches(test, value));
             return Ok(constant(holds));
         }
+        if let Symbol::Said(said, converters) = &symbol
+            && joined::has_values(&test.expression.fetch, said)
+            && test.method != Method::Found
+        {
+            return joined::of_values(test, said, converters);
+        }
         let leaf = |pattern: &str| Leaf {
             method: test.method,
             ignores_case: test.ignores_case,
@@ -174,13 +181,13 @@ impl State {
                 let is = |leaf: &Leaf| of_request(front, call, leaf);
                 let said = |converters: &[Call]| {
                     let said = super::said::compared(front, call, &leaf)?;
-                    super::joined::told(self, said, converters)
+                    joined::told(self, said, converters)
                 };
                 pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
             }
             Symbol::Said(of, converters) => {
                 let is = |_: &Leaf| Err("this comparison has no counterpart".to_owned());
-                let said = |converters: &[Call]| super::joined::told(self, of.clone(), converters);
+                let said = |converters: &[Call]| joined::told(self, of.clone(), converters);
                 pull(leaf.clone(), converters, &Fetched { is: &is, said: &said })
             }
         }

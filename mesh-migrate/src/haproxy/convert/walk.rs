@@ -410,7 +410,14 @@ impl<'c, 'n> Walk<'c, 'n> {
                     super::logic::facts(&condition, false, &mut state.facts);
                 }
                 Err(why) => {
-                    let question = format!("{why}: requests for {} are not told", backend.name);
+                    let others = match &proxy.default_backend {
+                        Some((_, name)) => format!("they go to {name}"),
+                        None => "they are answered 503".to_owned(),
+                    };
+                    let question = format!(
+                        "{why}: requests for {} are not told apart: {others}, if to no other",
+                        backend.name
+                    );
                     let choices = ["write a rule by hand", "leave it so"];
                     self.notes.decision(&switch.place, question, &choices);
                 }

@@ -149,6 +149,32 @@ fn addresses_are_appended_or_set() {
 }
 
 #[test]
+fn each_value_of_a_header_that_is_set_is_compared() {
+    let set = " http-request set-header x-a %[req.fhdr(x-b)]\n";
+    for test in ["req.hdr(x-a) -m str evil", "req.hdr(x-a) -m beg evi", "req.hdr(x-a) -m end vil"] {
+        let text = front(&format!("{set} http-request deny if {{ {test} }}"));
+        for (value, expected) in
+            [("good, evil", "403"), ("evil,good", "403"), ("evil", "403"), ("bad evil good", "")]
+        {
+            let got = done(&text, "a.example/", &[("x-b", value)], "x-c");
+            assert_eq!(got, [expected, expected], "{test} {value}");
+        }
+    }
+}
+
+#[test]
+fn who_takes_requests_that_are_not_told_apart_is_said() {
+    for (default, words) in [(" default_backend b1\n", "they go to b1"), ("", "answered 503")] {
+        let text = format!(
+            "defaults\n mode http\nfrontend f\n bind 10.0.0.1:80\n use_backend %[path,crc32]\n{default}\
+             backend b1\n server s 10.0.1.1:80\n"
+        );
+        let (_, _, ledger) = both(&text);
+        assert!(said(&ledger, LINE).contains(words), "{}", said(&ledger, LINE));
+    }
+}
+
+#[test]
 fn maps_know_the_clients_address() {
     let text = "defaults\n mode http\nfrontend f\n bind 10.0.0.1:80\n http-request set-header x-ip %[src]\n \
                 use_backend %[req.hdr(x-ip),map(ips.map,b1)]\n default_backend b2\n\

@@ -261,10 +261,7 @@ impl State {
             "req.ssl_sni" | "req.ssl_hello_type" if !front.is_tcp => Ok(Symbol::Known(None)),
             // Of whoever begins otherwise nothing is known: the line says so.
             "req.ssl_hello_type" => known(Value::Int(1)),
-            "env" => Err(format!(
-                "the environment of HAProxy ({first}) is not known here: write always_true or \
-                 always_false for it"
-            )),
+            "env" => Err(of_environment(first)),
             "req.ver" => known(Value::Text("1.1".to_owned())),
             "fe_name" => known(Value::Text(front.name.clone())),
             "dst_port" => match front.port {
@@ -387,6 +384,13 @@ impl State {
         }
         Ok(out)
     }
+}
+
+fn of_environment(name: &str) -> Unsaid {
+    format!(
+        "the environment of HAProxy ({name}) is not known here: write always_true or always_false \
+         for it"
+    )
 }
 
 /// A condition, and what of it could not be said.

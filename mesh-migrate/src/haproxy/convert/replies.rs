@@ -32,7 +32,7 @@ pub(super) fn of(
         Action::Redirect(redirect) => match redirected(walk, place, redirect, state) {
             Ok(reply) => reply,
             Err(why) => {
-                let who = match state.when.is_empty() {
+                let who = match state.when.is_empty() && state.facts.is_empty() {
                     true => "what comes here is",
                     false => "some of what comes here, not all of it, is",
                 };
@@ -171,6 +171,15 @@ fn redirected(
             reply.told.push(("location".to_owned(), to));
             return Ok(reply);
         }
+        RedirectKind::Prefix
+            if to.is_err()
+                && let Some(target) = kept_target(redirect, state)
+                && let Some(before) = super::action::told(walk, &redirect.to, state) =>
+        {
+            let to = Said::Joined(vec![before, target]);
+            reply.told.push(("location".to_owned(), to));
+            return Ok(reply);
+        }
         RedirectKind::Prefix => {
             let mut location = authority(&to?)?;
             rest(&mut location, redirect, state)?;
@@ -189,10 +198,13 @@ fn redirected(
 
 /// What is behind `Host`, where nothing of both has been changed.
 fn target(redirect: &Redirect, state: &State) -> Option<Said> {
-    let is_changed = state.path.is_some()
-        || state.query.is_some()
-        || state.headers.contains_key("host")
-        || redirect.appends_slash;
+    let target = kept_target(redirect, state)?;
+    (!state.headers.contains_key("host")).then_some(target)
+}
+
+/// Path and query, where they have not been changed.
+fn kept_target(redirect: &Redirect, state: &State) -> Option<Said> {
+    let is_changed = state.path.is_some() || state.query.is_some() || redirect.appends_slash;
     let target = if redirect.drops_query { Said::Path } else { Said::Target };
     (!is_changed).then_some(target)
 }

@@ -256,10 +256,14 @@ impl<'c, 'n> Walk<'c, 'n> {
     fn refuses_all(&mut self, place: &Place, unsaid: &[String], rest: &[Step<'c>]) {
         for why in unsaid {
             let question =
-                format!("{why}: until it is said, all requests are refused by this line");
+                format!("{why}: until it is said, all requests that come to this line are refused");
             self.notes.decision(place, question, &["write a rule by hand", "leave out the line"]);
         }
-        let how = format!("no request comes here while line {} refuses all of them", place.line);
+        let how = format!(
+            "no request that comes to line {0} comes here: until it is said whom line {0} refuses, \
+             it refuses all of them",
+            place.line
+        );
         for step in rest {
             match step {
                 Step::Rule(rule) => self.notes.approximated(&rule.place, how.clone()),

@@ -63,8 +63,8 @@ fn who_refuses_everybody_says_so() {
     assert!(matches!(answer.outcome, Outcome::Answered { status: 403, .. }));
     let told = said(&ledger, LINE + 1);
     assert!(told.contains("environment of HAProxy (V)"), "{told}");
-    assert!(told.contains("all requests are refused by this line"), "{told}");
-    assert!(said(&ledger, LINE + 2).contains("while line 6 refuses all"));
+    assert!(told.contains("all requests that come to this line are refused"), "{told}");
+    assert!(said(&ledger, LINE + 2).contains("whom line 6 refuses"));
     let some = front(" http-request deny if { path /a } { env(V) -m str on }");
     let (_, _, ledger) = both(&some);
     assert!(!said(&ledger, LINE).contains("all requests"), "{}", said(&ledger, LINE));
@@ -90,4 +90,21 @@ fn paths_that_are_not_rewritten_go_as_they_did() {
         assert_eq!(a.target, b.target, "{path}");
     }
     assert_eq!(said(&ledger, 10), "");
+}
+
+#[test]
+fn a_prefix_may_be_what_the_request_says() {
+    let text = front(
+        " http-request set-header Host b.example if { hdr(host) a.example }\n \
+         http-request redirect prefix https://%[req.hdr(host)] if { path_beg /r }",
+    );
+    let (config, program, ledger) = both(&text);
+    for (host, expected) in [("a.example", "https://b.example/r?x"), ("c", "https://c/r?x")] {
+        let request = with(&format!("{host}/r?x"), &[]);
+        for answer in [explain(&config, &request), decide(&program, &request)] {
+            let Outcome::Answered { status: 302, headers, .. } = answer.outcome else { panic!() };
+            assert_eq!(headers.last().map(|(_, to)| to.as_str()), Some(expected), "{host}");
+        }
+    }
+    assert_eq!(said(&ledger, LINE + 1), "");
 }

@@ -460,7 +460,7 @@ fn what_is_repeated_or_odd_is_as_nginx_has_it() {
             location / { proxy_pass http://u; }
         }"#;
     let (token, cookie, role) = ("x-token", "cookie", "x-role");
-    let cases: [(&str, &str, &[(&str, &str)], &str); 16] = [
+    let cases: [(&str, &str, &[(&str, &str)], &str); 17] = [
         ("GET", "/token", &[(token, "bad"), (token, "secret")], "403 "),
         ("GET", "/token", &[(token, "secret"), (token, "bad")], "/token guest"),
         ("GET", "/token", &[], "403 "),
@@ -468,6 +468,7 @@ fn what_is_repeated_or_odd_is_as_nginx_has_it() {
         ("GET", "/cookie", &[(cookie, "a=b,s=v")], "/cookie guest"),
         ("GET", "/cookie", &[(cookie, "a=b"), (cookie, "S=v")], "/cookie guest"),
         ("GET", "/cookie", &[(cookie, "xs=v; s=")], "403 "),
+        ("GET", "/cookie", &[(cookie, "s=v,x=y; a=b")], "403 "),
         ("GET", "/", &[(role, "x"), (role, "admin")], "/ guest"),
         ("TRACK", "/trace", &[], "405 "),
         ("TRACKS", "/trace", &[], "/trace guest"),

@@ -366,11 +366,11 @@ pub(super) fn argument(name: &str) -> Option<Said> {
     Said::Query.changed(SaidChange::Replace { pattern, substitution: "$1".into(), all: false })
 }
 
-/// The first cookie of this name, in any case; commas divide them, too
+/// The first cookie of this name, in any case, up to a semicolon; names stand behind commas, too
 /// (`ngx_http_parse_multi_header_lines`).
 pub(super) fn cookie(name: &str) -> Option<Said> {
     let name = regex::escape(name);
-    let pattern = format!("(?s)^(?:|.*?[;,]) *(?i:{name}) *= *([^;,]*).*$|^.*$");
+    let pattern = format!("(?s)^(?:|.*?[;,]) *(?i:{name}) *= *([^;]*).*$|^.*$");
     let change = SaidChange::Replace { pattern, substitution: "$1".into(), all: false };
     Said::Headers("cookie".into()).changed(change)
 }

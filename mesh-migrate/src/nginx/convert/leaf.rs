@@ -119,19 +119,8 @@ impl<'m, 'c> Work<'m, 'c> {
                         None => redirect_to(at, 301, slashed(location)),
                     };
                     let place = location.directive.place.clone();
-                    let has_own = |l: &Location<'_>| {
-                        l.is_prefix()
-                            && location.text.starts_with(l.text.as_str())
-                            && l.directive.all("add_header").next().is_some()
-                    };
-                    if server.locations.iter().any(has_own) {
-                        let how = "the redirect to this path has headers of add_header as they are around it; with nginx those of a location with a shorter path";
-                        self.approximated(location.directive, how);
-                    }
                     let mut rule = [Rule { place, when, then: Then::Reply(reply) }];
-                    // nginx answers before it takes what is in the location.
-                    let around = location.chain.len().saturating_sub(1);
-                    self.own_answers(at, &location.chain[..around], &mut rule);
+                    self.own_answers(at, &location.chain, &mut rule);
                     inner.extend(rule);
                 }
             }

@@ -143,10 +143,7 @@ impl Run<'_, '_> {
         }
         if let Some(wanted) = name.strip_prefix("cookie_") {
             let cookies = self.http.joined("cookie", "; ").unwrap_or_default();
-            let pairs = cookies.split([';', ',']);
-            let mut pairs = pairs.filter_map(|pair| pair.trim_start().split_once('='));
-            let found = pairs.find(|(known, _)| known.trim_end().eq_ignore_ascii_case(wanted));
-            return Some(found.map_or("", |(_, value)| value.trim_start()).as_bytes().to_vec());
+            return Some(cookie(&cookies, wanted).unwrap_or_default().as_bytes().to_vec());
         }
         let text = match name {
             "host" => self.host.clone().unwrap_or_else(|| self.server.name()),
@@ -268,6 +265,18 @@ fn is_elsewhere(entry: &Directive, value: &[u8]) -> bool {
         None => (pattern, false),
     };
     Pattern::cannot_match(pattern, ignores_case, value)
+}
+
+/// The first of this name (`ngx_http_parse_multi_header_lines`): a name stands behind `;`
+/// or `,`, and a value ends at `;` alone.
+fn cookie<'c>(cookies: &'c str, wanted: &str) -> Option<&'c str> {
+    let mut starts =
+        std::iter::once(0).chain(cookies.match_indices([';', ',']).map(|(at, _)| at + 1));
+    starts.find_map(|at| {
+        let (known, value) = cookies[at..].split_once('=')?;
+        let is_wanted = known.trim_matches(' ').eq_ignore_ascii_case(wanted);
+        is_wanted.then(|| value.split(';').next().unwrap_or_default().trim_start_matches(' '))
+    })
 }
 
 /// `$arg_name`: names in any case, the first one.

@@ -140,8 +140,7 @@ fn headers_of_own_answers() {
         ("/gone", 410, vec![]),
         ("/json", 200, vec![("content-type", "application/json"), ("x-a", "1")]),
         ("/always", 410, vec![("x-c", "3")]),
-        // Answered before the location is entered.
-        ("/d", 301, vec![("x-a", "1")]),
+        ("/d", 301, vec![("x-d", "4")]),
         ("/r", 301, vec![("x-a", "1")]),
     ] {
         let answer = decide(&program, &get("10.0.0.1:80", "a.example", path));

@@ -10,6 +10,7 @@ mod headers;
 mod hosts;
 mod own;
 mod pool;
+mod redirect;
 mod retry;
 mod tls;
 

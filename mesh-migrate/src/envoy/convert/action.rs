@@ -7,8 +7,7 @@ use crate::{
         tree::{Entry, Tree},
     },
     program::{
-        Change, Condition, Forward, Key, Location, PathChange, Reply, Rule, Said, Sometimes, Text,
-        Then,
+        Change, Condition, Forward, Key, PathChange, Reply, Rule, Said, Sometimes, Text, Then,
     },
 };
 
@@ -333,7 +332,7 @@ impl<'c> Converter<'c> {
     }
 
     /// What is different for paths that are rewritten to one with a query, or to none.
-    fn queries(&mut self, of: &Tree) {
+    pub(super) fn queries(&mut self, of: &Tree) {
         let rewrite = of.msg("regex_rewrite");
         let substitution =
             rewrite.and_then(|one| Some((one.entry("substitution")?, one.text("substitution")?)));
@@ -427,82 +426,6 @@ impl<'c> Converter<'c> {
         let body = text.unwrap_or_default().to_owned();
         Reply { status: status.unwrap_or(200), body, ..Reply::default() }
     }
-
-    fn redirect(&mut self, redirect: &Tree, matcher: &Tree, within: &Within<'_>) -> Reply {
-        let status = crate::envoy::explain::redirect::status(redirect);
-        let own = if within.is_tls { "https" } else { "http" };
-        let scheme = redirect.some_text("scheme_redirect").map(str::to_ascii_lowercase);
-        if let Some(other) = scheme.as_ref().filter(|s| !["http", "https"].contains(&s.as_str()))
-            && let Some(field) = redirect.entry("scheme_redirect")
-        {
-            let question = format!(
-                "A redirect of ours leads to http or https, not to {other}. Until it is said, it is answered 501."
-            );
-            let choices = ["another address", "the application redirects"];
-            self.notes.decision(&field.place, question, &choices);
-            return Reply { status: 501, ..Reply::default() };
-        }
-        let scheme = scheme
-            .unwrap_or_else(|| if redirect.is("https_redirect") { "https" } else { own }.into());
-        let own_port = if scheme == "https" { 443 } else { 80 };
-        if let Some(field) = redirect.entry("port_redirect")
-            && redirect.count("port_redirect") == Some(own_port)
-        {
-            let how = format!("Location is without :{own_port}, which it means");
-            self.notes.approximated(&field.place, how);
-        }
-        let mut location = Location {
-            scheme: Some(scheme),
-            port: redirect
-                .count("port_redirect")
-                .and_then(|port| u16::try_from(port).ok())
-                .filter(|port| *port > 0),
-            strip_query: redirect.is("strip_query"),
-            ..Location::default()
-        };
-        match redirect.some_text("host_redirect") {
-            Some(host) => {
-                let bare = parts::without_port(host, None);
-                let port = host[bare.len()..].trim_start_matches(':').parse().ok();
-                location.host = Some(bare.into());
-                if let (Some(field), Some(_), Some(_)) =
-                    (redirect.entry("host_redirect"), port, location.port)
-                {
-                    let how = "its port gives way to port_redirect; Envoy writes both";
-                    self.notes.approximated(&field.place, how);
-                }
-                location.port = location.port.or(port);
-            }
-            None => {
-                let how = "the port of Host is left out of the address that clients are sent to; the scheme is that of the listener, whatever X-Forwarded-Proto says";
-                self.notes
-                    .whole(redirect, crate::ledger::Verdict::Approximated { how: how.into() });
-            }
-        }
-        if let Some(to) = redirect.some_text("path_redirect") {
-            self.queries(redirect);
-            location.path = Some(PathChange::Whole(to.into()));
-            if to.contains('?') {
-                // Its own query goes before the request's.
-                location.strip_query = true;
-            }
-        } else if let Some(to) = redirect.some_text("prefix_rewrite") {
-            self.queries(redirect);
-            location.path = Some(replaced(Some(matcher), to));
-        } else if let Some(rewrite) = redirect.msg("regex_rewrite") {
-            self.queries(redirect);
-            location.path = Some(rewritten(rewrite));
-        }
-        if let Some(field) = redirect.entry("path_rewrite") {
-            let question = "The path is made by a format. Until it is said, it stays.";
-            self.notes.decision(
-                &field.place,
-                question,
-                &["write path_redirect or regex_rewrite", "keep Envoy before us"],
-            );
-        }
-        Reply { status, location: Some(location), ..Reply::default() }
-    }
 }
 
 /// Whom Envoy trusts has said how the client came; who has not comes as it is seen.
@@ -526,7 +449,7 @@ fn missing(action: &Tree) -> u16 {
 }
 
 /// `prefix_rewrite`: the prefix that matched, or the whole path.
-fn replaced(matcher: Option<&Tree>, to: &str) -> PathChange {
+pub(super) fn replaced(matcher: Option<&Tree>, to: &str) -> PathChange {
     let has_case = matcher.is_none_or(|one| one.bool("case_sensitive").unwrap_or(true));
     let prefix = matcher.and_then(|m| m.text("prefix").or_else(|| m.text("path_separated_prefix")));
     match prefix {
@@ -540,7 +463,7 @@ fn replaced(matcher: Option<&Tree>, to: &str) -> PathChange {
     }
 }
 
-fn rewritten(rewrite: &Tree) -> PathChange {
+pub(super) fn rewritten(rewrite: &Tree) -> PathChange {
     PathChange::Pattern {
         pattern: re2::pattern(rewrite.msg("pattern")),
         substitution: re2::substitution(rewrite.text("substitution").unwrap_or_default()),

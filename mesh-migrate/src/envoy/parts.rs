@@ -210,7 +210,9 @@ pub(super) fn cors<'t>(levels: [&'t Tree; 3], filter: &Tree) -> Option<&'t Tree>
         };
     }
     let [_, host, route] = levels;
-    route.msg("route").and_then(|action| action.msg("cors")).or_else(|| host.msg("cors"))
+    // Of routes that lead somewhere.
+    let action = route.msg("route")?;
+    action.msg("cors").or_else(|| host.msg("cors"))
 }
 
 /// Protocols of `Upgrade` that are switched on, in lower case; of a route as it says.

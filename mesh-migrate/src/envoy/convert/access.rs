@@ -266,7 +266,7 @@ fn common<'t>(one: &'t Tree, within: &Within<'_>) -> Result<Condition, condition
         return Ok(Condition::Always);
     }
     if let Some(header) = one.msg("header") {
-        return condition::header(header, within);
+        return Ok(condition::header(header, within));
     }
     if let Some(path) = one.msg("url_path") {
         let text = path.msg("path").map(condition::text);

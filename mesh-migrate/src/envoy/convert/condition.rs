@@ -6,7 +6,7 @@ use crate::{
         parts, re2, template,
         tree::{Entry, Tree},
     },
-    program::{Condition, Text},
+    program::{Condition, Said, Text},
 };
 
 /// A field that no condition can say, and why.
@@ -46,7 +46,7 @@ pub(super) fn condition<'t>(
     }
     let mut conditions = vec![path(matcher)];
     for header in matcher.messages("headers") {
-        conditions.push(self::header(header, within)?);
+        conditions.push(self::header(header, within));
     }
     for parameter in matcher.messages("query_parameters") {
         conditions.push(query(parameter));
@@ -110,58 +110,53 @@ pub(super) fn health_check(check: &Tree, within: &Within<'_>) -> Option<Conditio
         Some(path @ Text::Exact(_)) if matcher.text("name") == Some(":path") => {
             (!matcher.is("invert_match")).then_some(Condition::Path(path))
         }
-        _ => header(matcher, within).ok(),
+        _ => Some(header(matcher, within)),
     };
     check.messages("headers").map(one).collect::<Option<Vec<_>>>().map(all)
 }
 
-pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condition, Cannot<'t>> {
+/// "HeaderMatcher".
+pub(super) fn header(matcher: &Tree, within: &Within<'_>) -> Condition {
     let name = matcher.text("name").unwrap_or_default().to_ascii_lowercase();
     let is_inverted = matcher.is("invert_match");
     let not = |condition: Condition| Condition::Not(Box::new(condition));
     let turn = |condition: Condition| if is_inverted { not(condition) } else { condition };
     let as_empty = matcher.is("treat_missing_header_as_empty");
-    let cannot = |why| {
-        let field = matcher.entry("name").or_else(|| matcher.fields.first());
-        field.map(|field| Cannot { field, why })
-    };
     let is_always_there =
         matches!(name.as_str(), ":method" | ":path" | ":authority" | "host" | ":scheme");
     let Some(text) = wanted(matcher) else {
         let wanted = matcher.bool("present_match").unwrap_or(true);
         if is_always_there || as_empty || name == "x-forwarded-proto" {
             let never = Condition::Any(Vec::new());
-            return Ok(if wanted == is_inverted { never } else { Condition::Always });
+            return if wanted == is_inverted { never } else { Condition::Always };
         }
         let there = Condition::Header(name, Text::Present);
-        return Ok(if wanted == is_inverted { not(there) } else { there });
+        return if wanted == is_inverted { not(there) } else { there };
     };
     match name.as_str() {
-        ":method" => return Ok(turn(method(text))),
+        ":method" => return turn(method(text)),
         ":authority" | "host" => {
             let port = hosts::stripped(within);
             let text = if port.is_empty() { text } else { Text::Pattern(pattern(&text) + &port) };
-            return Ok(turn(Condition::Header("host".into(), text)));
+            return turn(Condition::Header("host".into(), text));
         }
         ":path" => match text {
             Text::Prefix(prefix) if !prefix.contains('?') => {
-                return Ok(turn(Condition::Path(Text::Prefix(prefix))));
+                return turn(Condition::Path(Text::Prefix(prefix)));
             }
-            _ => {
-                if let Some(cannot) = cannot("path and query cannot be asked for as one text") {
-                    return Err(cannot);
-                }
-                return Ok(Condition::Any(Vec::new()));
+            text => {
+                let asked = Text::Pattern(pattern(&text));
+                return turn(Condition::Said(Said::Target, asked));
             }
         },
-        ":scheme" => return Ok(turn(scheme(&text, within))),
+        ":scheme" => return turn(scheme(&text, within)),
         _ => {}
     }
     let scheme = if within.is_tls { "https" } else { "http" };
     let missing = match name.as_str() {
         "x-forwarded-proto" if parts::sets_proto(within.hcm) => {
             let never = Condition::Any(Vec::new());
-            return Ok(if holds(&text, scheme) == is_inverted { never } else { Condition::Always });
+            return if holds(&text, scheme) == is_inverted { never } else { Condition::Always };
         }
         "x-forwarded-proto" => Some(scheme),
         _ => as_empty.then_some(""),
@@ -170,10 +165,10 @@ pub(super) fn header<'t>(matcher: &'t Tree, within: &Within<'_>) -> Result<Condi
     let is = turn(Condition::Header(name, text.clone()));
     // A header that is not there does not match, inverted or not.
     let is = if is_inverted { Condition::All(vec![there.clone(), is]) } else { is };
-    Ok(match missing {
+    match missing {
         Some(value) if holds(&text, value) != is_inverted => Condition::Any(vec![is, not(there)]),
         _ => is,
-    })
+    }
 }
 
 /// That of the connection, or what X-Forwarded-Proto says where Envoy believes it.

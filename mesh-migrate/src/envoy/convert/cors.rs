@@ -95,6 +95,7 @@ impl Cors<'_> {
             for (field, name) in [
                 ("allow_methods", "allow-methods"),
                 ("allow_headers", "allow-headers"),
+                ("expose_headers", "expose-headers"),
                 ("max_age", "max-age"),
             ] {
                 let value = self.policy.some_text(field);

@@ -116,8 +116,10 @@ fn preflight(policy: &Tree, seen: &Seen<'_>) -> Option<Outcome> {
             None => {}
         }
     }
-    if let Some(age) = policy.some_text("max_age") {
-        add("max-age", age);
+    for (field, name) in [("expose_headers", "expose-headers"), ("max_age", "max-age")] {
+        if let Some(value) = policy.some_text(field) {
+            add(name, value);
+        }
     }
     Some(Outcome::Answered { status: 200, headers, body: None })
 }

@@ -224,6 +224,21 @@ fn hosts_have_their_ports_where_only_virtual_hosts_leave_them_out() {
 }
 
 #[test]
+fn path_and_query_are_asked_for_together() {
+    let routes = "              - {match: {prefix: /, headers: [{name: ':path', string_match: {suffix: .map}}]}, direct_response: {status: 403}}
+              - {match: {prefix: /, headers: [{name: ':path', string_match: {contains: 'x=1'}, invert_match: true}]}, route: {cluster: a}}
+              - {match: {prefix: /}, route: {cluster: b}}";
+    for (target, wanted) in [
+        ("/a.map", "403"),
+        ("/a?b=.map", "403"),
+        ("/a.map?b", "10.0.0.1:80 /a.map?b"),
+        ("/a?x=1", "10.0.0.2:80 /a?x=1"),
+    ] {
+        assert_eq!(both(&http("", routes), &ask("GET", target, &[], "10.1.2.3")), [wanted; 2]);
+    }
+}
+
+#[test]
 fn who_cannot_be_asked_for_is_told() {
     let filters = format!(
         "          - name: who

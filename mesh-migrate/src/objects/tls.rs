@@ -13,6 +13,9 @@ use crate::{
 
 /// How a person says the end.
 const FLAG: &str = "for as long as they move: meshctl migrate plan --tls-until DATE";
+/// What ours asks of files and certificates, which legacy proxies do not.
+const FILES: &str = "certificates of both sides must be X.509 v3, and others may not read the \
+                     files of keys (chmod o-rwx), or the listener does not begin";
 
 impl Making<'_> {
     /// `tls` of a listener in `proxy.yaml`.
@@ -48,7 +51,7 @@ impl Making<'_> {
         paths.extend(certificates.iter().flat_map(|one| [&one.certificate, &one.key]));
         paths.extend(tls.client_roots.iter().chain(&tls.crl));
         let how = format!(
-            "clients' TLS ({}) ends here until {until}, and is refused from then on{}",
+            "clients' TLS ({}) ends here until {until}, and is refused from then on{}; {FILES}",
             match tls.versions.as_slice() {
                 [TlsVersion::Tls12] => "1.2",
                 [TlsVersion::Tls13] => "1.3",
@@ -141,8 +144,8 @@ impl Making<'_> {
             return None;
         }
         let belief = match &tls.roots {
-            Some(_) => "",
-            None => "; whatever certificate they show is believed, as before",
+            Some(_) => "; their certificates must be X.509 v3, and have the name in subjectAltName",
+            None => "; whatever certificate of X.509 v3 they show is believed, as before",
         };
         let how = format!(
             "they are spoken to in TLS (1.2 and 1.3) until {until}, and not at all from then \

@@ -54,6 +54,8 @@ const HAPROXY: &[&str] = &[
     "a request without Host (HTTP/1.0) has one when it goes on, and a target with scheme and host (GET http://…) is a path alone then, for rules and for the application",
     "answers of failures (502, 503, 504) and of monitor fail have none of HAProxy's pages, and no cache-control; a connection stays open after an answer of 400",
     "an upgrade to WebSocket without a key goes on",
+    "connections of clients and to applications are kept and used again, whatever option httpclose or http-server-close say",
+    "an application that sets the cookie of cookie … insert itself is heard: clients get both",
     "a cookie that keeps clients at a server has SameSite=Lax and HttpOnly, and goes on to the application",
     "health checks are made by HTTP/1.1 with the service's name as Host; they begin with the first request for a backend, and until they have failed its servers take part",
     "requests at once to a server are not limited: its maxconn is only its part when requests are spread",

@@ -302,10 +302,19 @@ impl Http2 {
                 }
             }
             // It was not sent: GOAWAY has come, and what is open goes on.
-            Err(error) if error.is_canceled() => Ok(false),
+            Err(error) if error.is_canceled() || is_goodbye(&error) => Ok(false),
             Err(error) => Err(io::Error::other(format!("{error:?}"))),
         }
     }
+}
+
+/// Whether GOAWAY came while a request was on its way, which was not processed then
+/// (RFC 9113 section 6.8).
+fn is_goodbye(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+    cause.is_some_and(|cause: &h2::Error| {
+        cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
 
 fn post(body: Body) -> Request<Body> {

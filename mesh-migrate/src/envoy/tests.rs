@@ -6,6 +6,7 @@ mod generate;
 mod inject;
 mod malformed;
 mod recorded;
+mod switches;
 mod writer;
 
 use std::collections::BTreeSet;

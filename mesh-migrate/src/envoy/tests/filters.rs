@@ -12,10 +12,10 @@ const HEAD: &str = "static_resources:
     address: {socket_address: {address: 127.0.0.1, port_value: 8080}}
 ";
 const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
-const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+pub(super) const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
 
 /// What Envoy and ours do: a status, endpoints, or nothing.
-fn both(config: &str, request: &Request) -> [String; 2] {
+pub(super) fn both(config: &str, request: &Request) -> [String; 2] {
     let config = Config::read(&Source::of("e", config)).unwrap_or_else(|e| panic!("{e}"));
     let (program, _) = convert(&config);
     [explain(&config, request), decide(&program, request)].map(|answer| match &answer.outcome {
@@ -32,7 +32,7 @@ fn both(config: &str, request: &Request) -> [String; 2] {
     })
 }
 
-fn ask(method: &str, target: &str, headers: &[(&str, &str)], source: &str) -> Request {
+pub(super) fn ask(method: &str, target: &str, headers: &[(&str, &str)], source: &str) -> Request {
     let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     let http = Http {
         method: method.into(),
@@ -44,7 +44,7 @@ fn ask(method: &str, target: &str, headers: &[(&str, &str)], source: &str) -> Re
     Request { listener: Some("l".into()), source: source.parse().unwrap(), kind: Kind::Http(http) }
 }
 
-fn http(filters: &str, routes: &str) -> String {
+pub(super) fn http(filters: &str, routes: &str) -> String {
     format!(
         "{HEAD}    filter_chains:
     - filters:

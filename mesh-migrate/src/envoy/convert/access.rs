@@ -39,12 +39,7 @@ impl<'c> Converter<'c> {
             match refused(config, within) {
                 Ok(refused) => known.push(Access { filter, refused, is_unsaid: false }),
                 Err(cannot) => {
-                    let question = format!(
-                        "{}. Until it is said, requests are answered 501, so that nobody comes in who should not.",
-                        cannot.why
-                    );
-                    let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
-                    self.notes.decision(&cannot.field.place, question, &choices);
+                    self.nobody_until_said(&cannot);
                     let refused = Condition::Always;
                     known.push(Access { filter, refused, is_unsaid: true });
                 }
@@ -115,16 +110,20 @@ impl<'c> Converter<'c> {
                 refused
             }
             Err(cannot) => {
-                let question = format!(
-                    "{}. Until it is said, requests are answered 501, so that nobody comes in who should not.",
-                    cannot.why
-                );
-                let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
-                self.notes.decision(&cannot.field.place, question, &choices);
+                self.nobody_until_said(&cannot);
                 one.is_unsaid = true;
                 Condition::Always
             }
         }
+    }
+
+    fn nobody_until_said(&mut self, cannot: &condition::Cannot<'_>) {
+        let question = format!(
+            "{}. Until it is said, requests are answered 501, so that nobody comes in who should not.",
+            cannot.why
+        );
+        let choices = ["by a policy of ours", "leave it out", "keep Envoy before us"];
+        self.notes.decision(&cannot.field.place, question, &choices);
     }
 
     /// Whether a cluster of a route with several has something of its own to say to a

@@ -280,3 +280,26 @@ fn what_clients_say_of_the_context_does_not_go_on_where_it_is_cleared() {
     }
     assert!(removed(&yaml.replace(", clearContext: true", "")).iter().all(Vec::is_empty));
 }
+
+#[test]
+fn nobody_is_left_alone_where_that_is_switched_off() {
+    let yaml = "routers:\n- protocol: http\n  servers: [{port: 4140}]\n  dtab: /svc => /$/inet/10.0.0.1/80\n  client: {failureAccrual: {kind: none}}\n";
+    let failures = |yaml: &str| {
+        let (_, program, _) = converted(yaml, &World::default());
+        let of = program.pools.values().map(|pool| pool.outlier.as_ref().map(|one| one.failures));
+        of.collect::<Vec<_>>()
+    };
+    assert_eq!(failures(yaml), [Some(0)]);
+    assert_eq!(
+        failures(&yaml.replace("kind: none", "kind: io.l5d.consecutiveFailures")),
+        [Some(5)]
+    );
+}
+
+#[test]
+fn hosts_and_ports_that_clients_name_are_asked_about() {
+    let yaml = "routers:\n- protocol: http\n  servers: [{port: 4140}]\n  dtab: |\n    /hp => /$/inet ;\n    /svc => /$/io.buoyant.hostportPfx/hp ;\n";
+    let (_, _, ledger) = converted(yaml, &World::default());
+    let asks = |verdict: &Verdict| matches!(verdict, Verdict::Decision { question, .. } if question.contains("hosts and ports that clients name"));
+    assert_eq!(ledger.entries().iter().filter(|entry| asks(&entry.verdict)).count(), 2);
+}
